@@ -1,0 +1,156 @@
+//! The one error type of the crate: every message says what was expected, what came, and what to do next.
+
+use std::path::{Path, PathBuf};
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong, by what the user must look at to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read, write or create something.
+    #[error("could not {action} {}: {source}", path.display())]
+    File {
+        /// What was tried, as an infinitive: `read`, `create`, `rename into place`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// A file was read but its content is not what its format promises.
+    #[error("{}{}: expected {expected}, found {found}{}", path.display(), at_line(*line), then(advice))]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// One-based line, where the format has lines.
+        line: Option<u64>,
+        /// What should have been there.
+        expected: String,
+        /// What was there.
+        found: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+
+    /// A tensor has another shape or element type than the configuration implies.
+    #[error("tensor {tensor}: expected {expected}, found {found}{}", then(advice))]
+    Tensor {
+        /// The tensor's name.
+        tensor: String,
+        /// The shape or type that was expected.
+        expected: String,
+        /// The shape or type that came.
+        found: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+
+    /// A setting, flag or argument has a value that cannot be used.
+    #[error("{setting}: expected {expected}, found {found}{}", then(advice))]
+    Setting {
+        /// The flag or key, as the user writes it.
+        setting: String,
+        /// What is accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+
+    /// A number that must be finite is not.
+    #[error("step {step}: {tensor} holds a value that is not finite{}", then(advice))]
+    NonFinite {
+        /// Optimiser step, counted from 1; 0 before training.
+        step: u64,
+        /// The first tensor in the order of computation that is not finite.
+        tensor: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+
+    /// Something is known but cannot be done by this build or on this machine.
+    #[error("{what} is not supported: {reason}{}", then(advice))]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// Why not.
+        reason: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+}
+
+impl Error {
+    /// An I/O failure on `path` while trying to `action` it.
+    pub fn file(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::File { action, path: path.as_ref().to_owned(), source }
+    }
+
+    /// Malformed content of the file at `path`; `line` counts from 1.
+    pub fn format(
+        path: impl AsRef<Path>,
+        line: Option<u64>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::Format {
+            path: path.as_ref().to_owned(),
+            line,
+            expected: expected.into(),
+            found: found.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// A tensor of an unexpected shape or type.
+    pub fn tensor(
+        tensor: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::Tensor {
+            tensor: tensor.into(),
+            expected: expected.into(),
+            found: found.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// A setting that cannot be used.
+    pub fn setting(
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::Setting {
+            setting: setting.into(),
+            expected: expected.into(),
+            found: found.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Something this build or machine cannot do.
+    pub fn unsupported(
+        what: impl Into<String>,
+        reason: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::Unsupported { what: what.into(), reason: reason.into(), advice: advice.into() }
+    }
+}
+
+fn at_line(line: Option<u64>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
+
+fn then(advice: &str) -> String {
+    if advice.is_empty() { String::new() } else { format!(" ({advice})") }
+}

@@ -1,0 +1,34 @@
+//! Writing files so that a crash or a full disk never leaves half of one: temporary file, sync, rename.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes `path` through `write`, atomically: readers see the old content or the new, never a part.
+///
+/// # Errors
+/// [`Error::File`] if the folder cannot be written, the disk is full or the rename fails; the old file is then
+/// untouched and the temporary one removed.
+pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let temporary = tempfile::Builder::new()
+        .prefix(".promptmix-")
+        .tempfile_in(folder)
+        .map_err(|source| Error::file("create a temporary file in", folder, source))?;
+    let fail = |source| Error::file("write", path, source);
+    let mut buffered = BufWriter::new(temporary.as_file());
+    write(&mut buffered).and_then(|()| buffered.flush()).map_err(fail)?;
+    drop(buffered);
+    temporary.as_file().sync_all().map_err(fail)?;
+    temporary.persist(path).map_err(|error| Error::file("rename into place", path, error.error))?;
+    // The rename itself must survive a power cut; folders that cannot be synced (some network mounts) are let be.
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! Attentional mixtures of soft prompts (ATTEMPT, Asai et al., EMNLP 2022) on a frozen T5.
+//!
+//! The frozen model is read once; what trains is one target prompt and a small attention module that mixes it
+//! with frozen source prompts, per example. Everything is written over one [`backend`] trait.
+//!
+//! # Shape letters
+//!
+//! Used in every doc comment of this crate.
+//!
+//! | letter | meaning | | letter | meaning |
+//! |---|---|---|---|---|
+//! | B | examples in a batch | | D | model width (`d_model`) |
+//! | R | packed encoder rows, sum of (M + n_b) | | H, K | heads, width of a head (`d_kv`); H·K need not be D |
+//! | n_b, t_b | source tokens and target tokens of example b | | F | feed-forward width (`d_ff`) |
+//! | M | prompt length | | V | vocabulary |
+//! | S | source prompts in the mixture | | T | packed decoder rows, sum of t_b |
+//! | Q | rank of the scorer | | L | layers |
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod files;
+
+pub use error::{Error, Result};
