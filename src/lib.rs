@@ -17,6 +17,7 @@
 //! | Q | rank of the scorer | | L | layers |
 #![deny(missing_docs)]
 
+pub mod backend;
 pub mod error;
 pub mod files;
 

@@ -1,0 +1,248 @@
+//! A ragged batch: examples packed end to end with offsets. No padding row exists.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+
+/// The decoder or the encoder: which of a batch's two row packings an op works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// R rows: the M prompt rows of an example, then its n_b source tokens; attention looks both ways.
+    Encoder,
+    /// T rows: the t_b target tokens of an example; attention is causal.
+    Decoder,
+}
+
+/// Which encoder rows an op works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every row.
+    All,
+    /// The M prompt rows of each example, B·M in all: in the first layer nothing else leads to a trained number.
+    Prompt,
+}
+
+/// One example before packing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids of the source text, end-of-sequence included; n_b of them.
+    pub source: Vec<u32>,
+    /// Token ids of the target text, end-of-sequence included; t_b of them.
+    pub target: Vec<u32>,
+    /// The example's index within its run's step (over all ranks and micro-batches): the key of its dropout masks.
+    pub index: u32,
+    /// The run whose scorer, loss and optimizer the example belongs to.
+    pub run: u32,
+    /// Which of the run's target prompts it uses (its task).
+    pub target_prompt: u32,
+}
+
+/// B examples packed end to end.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    prompt_length: usize,
+    source_ids: Vec<u32>,
+    source_offsets: Vec<usize>,
+    labels: Vec<u32>,
+    decoder_ids: Vec<u32>,
+    target_offsets: Vec<usize>,
+    index: Vec<u32>,
+    run: Vec<u32>,
+    target_prompt: Vec<u32>,
+    pooled_padding: Option<(usize, u32)>,
+}
+
+impl Batch {
+    /// Packs `examples`, which must be grouped by run, behind prompts of `prompt_length` rows.
+    ///
+    /// The decoder reads its labels shifted right behind `decoder_start`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for no examples, an example without a source or target token, a token outside the
+    /// vocabulary, or examples whose runs are not in ascending order.
+    pub fn pack(
+        examples: &[Example],
+        prompt_length: usize,
+        decoder_start: u32,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let reject = |expected: &str, found: String| Err(Error::setting("batch", expected, found, ""));
+        if examples.is_empty() {
+            return reject("at least one example", "none".into());
+        }
+        let mut batch = Self {
+            prompt_length,
+            source_ids: Vec::new(),
+            source_offsets: vec![0],
+            labels: Vec::new(),
+            decoder_ids: Vec::new(),
+            target_offsets: vec![0],
+            index: Vec::with_capacity(examples.len()),
+            run: Vec::with_capacity(examples.len()),
+            target_prompt: Vec::with_capacity(examples.len()),
+            pooled_padding: None,
+        };
+        for (position, example) in examples.iter().enumerate() {
+            if example.source.is_empty() || example.target.is_empty() {
+                return reject(
+                    "at least one source and one target token an example",
+                    format!("{} and {} in example {position}", example.source.len(), example.target.len()),
+                );
+            }
+            let tokens = example.source.iter().chain(&example.target).chain([&decoder_start]);
+            if let Some(id) = tokens.copied().find(|&id| id as usize >= vocabulary) {
+                return reject(
+                    &format!("token ids below {vocabulary}"),
+                    format!("{id} in example {position}: the tokenizer does not fit the model"),
+                );
+            }
+            if batch.run.last().is_some_and(|&last| last > example.run) {
+                return reject("examples grouped by run, in ascending order", format!("run {}", example.run));
+            }
+            batch.source_ids.extend_from_slice(&example.source);
+            batch.source_offsets.push(batch.source_ids.len());
+            batch.labels.extend_from_slice(&example.target);
+            batch.decoder_ids.push(decoder_start);
+            batch.decoder_ids.extend_from_slice(&example.target[..example.target.len() - 1]);
+            batch.target_offsets.push(batch.labels.len());
+            batch.index.push(example.index);
+            batch.run.push(example.run);
+            batch.target_prompt.push(example.target_prompt);
+        }
+        Ok(batch)
+    }
+
+    /// Lets the embedding of `padding` join the pool of every example shorter than `width` tokens, as the released code
+    /// does. `padding` must be in the vocabulary.
+    #[must_use]
+    pub fn pooling_padding(mut self, width: usize, padding: u32) -> Self {
+        self.pooled_padding = Some((width, padding));
+        self
+    }
+
+    /// The same encoder rows with other decoder rows: `decoder_ids[b]` are read by example b, and scored against
+    /// `labels[b]`. Used to rank label strings and to decode a token at a time behind one encoding.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there are not B of each, or an example's lengths differ or are zero.
+    pub fn with_decoder(&self, decoder_ids: &[Vec<u32>], labels: &[Vec<u32>]) -> Result<Self> {
+        let fits = decoder_ids.len() == self.examples()
+            && labels.len() == self.examples()
+            && decoder_ids
+                .iter()
+                .zip(labels)
+                .all(|(ids, labels)| ids.len() == labels.len() && !ids.is_empty());
+        if !fits {
+            return Err(Error::setting(
+                "decoder rows",
+                format!(
+                    "as many labels as input ids, at least one, for each of {} examples",
+                    self.examples()
+                ),
+                format!("{} and {} rows", decoder_ids.len(), labels.len()),
+                "",
+            ));
+        }
+        let mut batch = self.clone();
+        batch.labels = labels.concat();
+        batch.decoder_ids = decoder_ids.concat();
+        batch.target_offsets = std::iter::once(0)
+            .chain(labels.iter().scan(0, |end, labels| {
+                *end += labels.len();
+                Some(*end)
+            }))
+            .collect();
+        Ok(batch)
+    }
+
+    /// B.
+    pub fn examples(&self) -> usize {
+        self.run.len()
+    }
+
+    /// M.
+    pub fn prompt_length(&self) -> usize {
+        self.prompt_length
+    }
+
+    /// R for the encoder, T for the decoder.
+    pub fn rows(&self, side: Side) -> usize {
+        match side {
+            Side::Encoder => self.source_ids.len() + self.examples() * self.prompt_length,
+            Side::Decoder => self.labels.len(),
+        }
+    }
+
+    /// Rows of example `b` in the packing of `side`.
+    pub fn range(&self, side: Side, b: usize) -> Range<usize> {
+        match side {
+            Side::Encoder => {
+                self.source_offsets[b] + b * self.prompt_length
+                    ..self.source_offsets[b + 1] + (b + 1) * self.prompt_length
+            }
+            Side::Decoder => self.target_offsets[b]..self.target_offsets[b + 1],
+        }
+    }
+
+    /// Rows of example `b` that `scope` selects, in the packing of `side`; the decoder has no prompt rows.
+    pub fn scoped_range(&self, side: Side, scope: Scope, b: usize) -> Range<usize> {
+        let all = self.range(side, b);
+        match scope {
+            Scope::All => all,
+            Scope::Prompt => all.start..all.start + self.prompt_length,
+        }
+    }
+
+    /// Token ids of example `b`'s source.
+    pub fn source(&self, b: usize) -> &[u32] {
+        &self.source_ids[self.source_offsets[b]..self.source_offsets[b + 1]]
+    }
+
+    /// What the decoder reads, all examples, T ids.
+    pub fn decoder_ids(&self) -> &[u32] {
+        &self.decoder_ids
+    }
+
+    /// What the decoder should say, all examples, T ids.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// The index of example `b` within its run's step.
+    pub fn example_index(&self, b: usize) -> u32 {
+        self.index[b]
+    }
+
+    /// The run of example `b`.
+    pub fn run(&self, b: usize) -> usize {
+        self.run[b] as usize
+    }
+
+    /// The target prompt, within its run, of example `b`.
+    pub fn target_prompt(&self, b: usize) -> usize {
+        self.target_prompt[b] as usize
+    }
+
+    /// The padding token whose embedding joins the pool of example `b`, if one does.
+    pub fn pooled_padding(&self, b: usize) -> Option<u32> {
+        self.pooled_padding.filter(|(width, _)| self.source(b).len() < *width).map(|(_, padding)| padding)
+    }
+
+    /// Stretches of examples of one run, in order.
+    pub fn runs(&self) -> Vec<(usize, Range<usize>)> {
+        let mut stretches: Vec<(usize, Range<usize>)> = Vec::new();
+        for b in 0..self.examples() {
+            match stretches.last_mut() {
+                Some((run, range)) if *run == self.run(b) => range.end = b + 1,
+                _ => stretches.push((self.run(b), b..b + 1)),
+            }
+        }
+        stretches
+    }
+
+    /// Label tokens of `run` in this batch.
+    pub fn label_tokens(&self, run: usize) -> usize {
+        let of_run = self.runs().into_iter().filter(|(of, _)| *of == run);
+        of_run.map(|(_, range)| self.target_offsets[range.end] - self.target_offsets[range.start]).sum()
+    }
+}

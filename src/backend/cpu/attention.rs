@@ -1,0 +1,389 @@
+//! Self attention: tiles of queries through the GEMM crate, one softmax pass a tile row, no H × n × n tensor kept.
+//!
+//! o_i = sum_j softmax_j(q_i · k_j + bias\[j - i\]) v_j. Backward recomputes the probabilities from q, k and the row's
+//! log-sum-exp, and needs no gradient of the bias: it is frozen.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::element::Element;
+use super::matrix::{View, ViewMut};
+use super::rows::{Rows, split_rows};
+use super::vector::{add_scaled, dot, exponentials, maximum, multiply, scale};
+use crate::backend::{Batch, Heads, Mask, Scope, Side};
+
+/// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
+const TILE: usize = 128;
+
+/// One short row of bias a head, for key - query from -reach to +reach; beyond, the end values hold.
+#[derive(Debug)]
+pub struct PositionBias<E> {
+    per_head: Vec<Vec<E>>,
+    reach: usize,
+}
+
+impl<E: Element> PositionBias<E> {
+    pub(super) fn new(per_head: &[Vec<f32>], reach: usize) -> Self {
+        assert!(per_head.iter().all(|row| row.len() == 2 * reach + 1), "bias rows cover -reach..=reach");
+        Self {
+            per_head: per_head.iter().map(|row| row.iter().map(|&b| E::from_f32(b)).collect()).collect(),
+            reach,
+        }
+    }
+
+    /// The bias of every key - query from -(length - 1) to length - 1.
+    fn stretched(&self, head: usize, length: usize) -> Vec<E> {
+        let row = &self.per_head[head];
+        let last = length.saturating_sub(1) as isize;
+        (-last..=last).map(|offset| row[self.slot(offset)]).collect()
+    }
+
+    /// The bias of keys 0..=query for the query at `query`.
+    pub(super) fn before(&self, head: usize, query: usize) -> Vec<E> {
+        let offsets = (0..=query).map(|key| key as isize - query as isize);
+        offsets.map(|offset| self.per_head[head][self.slot(offset)]).collect()
+    }
+
+    fn slot(&self, offset: isize) -> usize {
+        (offset + self.reach as isize).clamp(0, 2 * self.reach as isize) as usize
+    }
+}
+
+/// The bias rows of all heads, long enough for the longest example of a batch.
+struct BiasTable<E> {
+    per_head: Vec<Vec<E>>,
+    longest: usize,
+}
+
+impl<E: Element> BiasTable<E> {
+    fn new(bias: &PositionBias<E>, heads: Heads, longest: usize) -> Self {
+        Self { per_head: (0..heads.count).map(|head| bias.stretched(head, longest)).collect(), longest }
+    }
+
+    /// The bias of `keys` as seen from `query`.
+    #[inline(always)]
+    fn row(&self, head: usize, query: usize, keys: Range<usize>) -> &[E] {
+        let start = self.longest - 1 + keys.start - query;
+        &self.per_head[head][start..start + keys.len()]
+    }
+}
+
+fn longest(batch: &Batch, side: Side) -> usize {
+    (0..batch.examples()).map(|b| batch.range(side, b).len()).max().unwrap_or(0)
+}
+
+/// Cuts `rows` into equal tiles of at most [`TILE`].
+fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = rows.len().div_ceil(TILE).max(1);
+    let size = rows.len().div_ceil(count).max(1);
+    (rows.start..rows.end).step_by(size).map(move |start| start..(start + size).min(rows.end))
+}
+
+/// The columns of one head in packed q | k | v rows.
+struct HeadColumns {
+    q: usize,
+    k: usize,
+    v: usize,
+    stride: usize,
+}
+
+impl HeadColumns {
+    fn new(heads: Heads, head: usize) -> Self {
+        let (total, start) = (heads.total(), head * heads.width);
+        Self { q: start, k: total + start, v: 2 * total + start, stride: 3 * total }
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // an op's operands are its signature
+pub(super) fn self_attention<E: Element>(
+    cpu: &Cpu<E>,
+    batch: &Batch,
+    side: Side,
+    heads: Heads,
+    bias: &PositionBias<E>,
+    mask: Mask<'_>,
+    qkv: &Rows<E>,
+    o: &mut Rows<E>,
+    log_sum_exp: &mut Rows<E>,
+) {
+    let rows = batch.rows(side);
+    qkv.expect_shape(rows, 3 * heads.total(), "qkv");
+    o.expect_shape(rows, heads.total(), "o");
+    log_sum_exp.expect_shape(rows, heads.count, "log_sum_exp");
+    let bias = BiasTable::new(bias, heads, longest(batch, side));
+    let work: Vec<(usize, Range<usize>)> = (0..batch.examples())
+        .flat_map(|b| tiles(0..batch.range(side, b).len()).map(move |queries| (b, queries)))
+        .collect();
+    let lengths = || work.iter().map(|(_, queries)| queries.len());
+    let o_tiles = split_rows(&mut o.data, heads.total(), lengths());
+    let log_sum_exp_tiles = split_rows(&mut log_sum_exp.data, heads.count, lengths());
+    cpu.run(|| {
+        let outputs = o_tiles.into_par_iter().zip(log_sum_exp_tiles).with_max_len(1);
+        outputs.zip(&work).for_each(|((o, log_sum_exp), (b, queries))| {
+            let qkv = qkv.range(batch.range(side, *b));
+            let tile = Tile::of_example(batch, side, *b, mask, &bias, queries.clone());
+            let mut scores = cpu.pool.take(queries.len() * tile.keys.len());
+            let mut multipliers = cpu.pool.take(if mask.is_some() { scores.len() } else { 0 });
+            for head in 0..heads.count {
+                let columns = HeadColumns::new(heads, head);
+                tile.scores(cpu, heads, &columns, head, qkv, &mut scores);
+                let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
+                cpu.arch.dispatch(|| tile.softmax(&mut scores, log_sum_exp));
+                cpu.arch.dispatch(|| tile.drop(head, &mut scores, &mut multipliers));
+                let (m, n) = (queries.len(), tile.keys.len());
+                let v = &qkv[tile.keys.start * columns.stride + columns.v..];
+                let o = ViewMut::new(&mut o[head * heads.width..], m, heads.width, heads.total());
+                let v = View::new(v, n, heads.width, columns.stride);
+                cpu.multiply_alone(o, false, View::new(&scores, m, n, n), v);
+            }
+        });
+    });
+}
+
+#[allow(clippy::too_many_arguments)] // an op's operands are its signature
+pub(super) fn self_attention_backward<E: Element>(
+    cpu: &Cpu<E>,
+    batch: &Batch,
+    side: Side,
+    scope: Scope,
+    heads: Heads,
+    bias: &PositionBias<E>,
+    mask: Mask<'_>,
+    qkv: &Rows<E>,
+    o: &Rows<E>,
+    log_sum_exp: &Rows<E>,
+    d_o: &Rows<E>,
+    d_qkv: &mut Rows<E>,
+) {
+    let lengths = (0..batch.examples()).map(|b| batch.scoped_range(side, scope, b).len());
+    d_qkv.expect_shape(lengths.clone().sum(), 3 * heads.total(), "d_qkv");
+    d_o.expect_shape(batch.rows(side), heads.total(), "d_o");
+    let bias = BiasTable::new(bias, heads, longest(batch, side));
+    let examples = split_rows(&mut d_qkv.data, 3 * heads.total(), lengths);
+    cpu.run(|| {
+        examples.into_par_iter().with_max_len(1).enumerate().for_each(|(b, d_qkv)| {
+            let range = batch.range(side, b);
+            let example = Kept {
+                qkv: qkv.range(range.clone()),
+                o: o.range(range.clone()),
+                log_sum_exp: log_sum_exp.range(range.clone()),
+                d_o: d_o.range(range.clone()),
+            };
+            let n = range.len();
+            let scoped = batch.scoped_range(side, scope, b).len();
+            for head in 0..heads.count {
+                for queries in tiles(0..scoped) {
+                    let first = queries.start == 0;
+                    let tile = Tile::of_example(batch, side, b, mask, &bias, queries);
+                    backward_tile(cpu, heads, head, &tile, &example, scoped, true, first, d_qkv);
+                }
+                // Other queries still send gradient to the keys and values of the scope.
+                for queries in tiles(scoped..n) {
+                    let mut tile = Tile::of_example(batch, side, b, mask, &bias, queries);
+                    tile.keys = 0..scoped;
+                    backward_tile(cpu, heads, head, &tile, &example, scoped, false, false, d_qkv);
+                }
+            }
+        });
+    });
+}
+
+/// One example's part of what forward kept, and the gradient of its output.
+struct Kept<'a, E> {
+    qkv: &'a [E],
+    o: &'a [E],
+    log_sum_exp: &'a [E],
+    d_o: &'a [E],
+}
+
+/// d_k and d_v of keys below `scoped`, and d_q of the tile's queries if `with_queries`; the first tile writes d_k and
+/// d_v, later ones add.
+#[allow(clippy::too_many_arguments)] // the operands of five products
+fn backward_tile<E: Element>(
+    cpu: &Cpu<E>,
+    heads: Heads,
+    head: usize,
+    tile: &Tile<'_, E>,
+    example: &Kept<'_, E>,
+    scoped: usize,
+    with_queries: bool,
+    first: bool,
+    d_qkv: &mut [E],
+) {
+    let columns = HeadColumns::new(heads, head);
+    let (m, n, width, stride) = (tile.queries.len(), tile.keys.len(), heads.width, columns.stride);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let column = head * width;
+    let d_o = &example.d_o[tile.queries.start * heads.total() + column..];
+    let o = &example.o[tile.queries.start * heads.total() + column..];
+    let log_sum_exp = &example.log_sum_exp[tile.queries.start * heads.count..];
+    let at = |row: usize, column: usize| &example.qkv[row * stride + column..];
+
+    let mut p = cpu.pool.take(m * n);
+    let mut ds = cpu.pool.take(m * n);
+    let mut multipliers = cpu.pool.take(if tile.mask.is_some() { m * n } else { 0 });
+    tile.scores(cpu, heads, &columns, head, example.qkv, &mut p);
+    let d_o_view = View::new(d_o, m, width, heads.total());
+    let v = View::new(at(tile.keys.start, columns.v), n, width, stride);
+    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v.transposed());
+    cpu.arch.dispatch(|| {
+        tile.fill_mask(head, &mut multipliers);
+        for row in 0..m {
+            let span = row * n..(row + 1) * n;
+            let start = row * heads.total();
+            let delta = dot(&d_o[start..start + width], &o[start..start + width]);
+            let multipliers = if multipliers.is_empty() { None } else { Some(&multipliers[span.clone()]) };
+            let log_sum_exp = log_sum_exp[row * heads.count + head];
+            tile.softmax_backward(row, log_sum_exp, delta, multipliers, &mut p[span.clone()], &mut ds[span]);
+        }
+    });
+    let ds = View::new(&ds, m, n, n);
+    if with_queries {
+        let d_q = &mut d_qkv[tile.queries.start * stride + columns.q..];
+        let k = View::new(at(tile.keys.start, columns.k), n, width, stride);
+        cpu.multiply_alone(ViewMut::new(d_q, m, width, stride), false, ds, k);
+    }
+    // Key and value gradients of the scope alone.
+    let keys = scoped.min(n);
+    let (ds, p) = (ds.transposed(), View::new(&p, m, n, n).transposed());
+    let q = View::new(at(tile.queries.start, columns.q), m, width, stride);
+    let d_k = ViewMut::new(&mut d_qkv[columns.k..], keys, width, stride);
+    cpu.multiply_alone(d_k, !first, ds.first_rows(keys), q);
+    let d_v = ViewMut::new(&mut d_qkv[columns.v..], keys, width, stride);
+    cpu.multiply_alone(d_v, !first, p.first_rows(keys), d_o_view);
+}
+
+/// Some queries of one example against some of its keys.
+struct Tile<'a, E> {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    causal: bool,
+    bias: &'a BiasTable<E>,
+    mask: Mask<'a>,
+    run: usize,
+    index: u32,
+}
+
+impl<'a, E: Element> Tile<'a, E> {
+    fn of_example(
+        batch: &Batch,
+        side: Side,
+        b: usize,
+        mask: Mask<'a>,
+        bias: &'a BiasTable<E>,
+        queries: Range<usize>,
+    ) -> Self {
+        Self {
+            queries,
+            keys: 0..batch.range(side, b).len(),
+            causal: side == Side::Decoder,
+            bias,
+            mask,
+            run: batch.run(b),
+            index: batch.example_index(b),
+        }
+    }
+
+    /// q k^T + bias, \[queries, keys\].
+    fn scores(
+        &self,
+        cpu: &Cpu<E>,
+        heads: Heads,
+        columns: &HeadColumns,
+        head: usize,
+        qkv: &[E],
+        scores: &mut [E],
+    ) {
+        let (m, n) = (self.queries.len(), self.keys.len());
+        let q = View::new(
+            &qkv[self.queries.start * columns.stride + columns.q..],
+            m,
+            heads.width,
+            columns.stride,
+        );
+        let k =
+            View::new(&qkv[self.keys.start * columns.stride + columns.k..], n, heads.width, columns.stride);
+        cpu.multiply_alone(ViewMut::new(scores, m, n, n), false, q, k.transposed());
+        cpu.arch.dispatch(|| {
+            for (query, row) in self.queries.clone().zip(scores.chunks_exact_mut(n)) {
+                add_scaled(row, E::one(), self.bias.row(head, query, self.keys.clone()));
+            }
+        });
+    }
+
+    /// How many of the tile's keys the query of `row` may see.
+    #[inline(always)]
+    fn visible(&self, row: usize) -> usize {
+        if self.causal { (self.queries.start + row + 1).min(self.keys.len()) } else { self.keys.len() }
+    }
+
+    /// Scores become probabilities; each row's log-sum-exp goes out.
+    #[inline(always)]
+    fn softmax<'b>(&self, scores: &mut [E], log_sum_exp: impl Iterator<Item = &'b mut E>) {
+        let n = self.keys.len();
+        for (row, (scores, log_sum_exp)) in scores.chunks_exact_mut(n).zip(log_sum_exp).enumerate() {
+            let (seen, hidden) = scores.split_at_mut(self.visible(row));
+            let most = maximum(seen);
+            let sum = exponentials(seen, most);
+            scale(seen, E::one() / sum);
+            hidden.fill(E::zero());
+            *log_sum_exp = most + sum.ln();
+        }
+    }
+
+    /// Scores become probabilities times the mask in `p`; `ds` turns from d_p to p·(d_p·mask - delta).
+    #[inline(always)]
+    fn softmax_backward(
+        &self,
+        row: usize,
+        log_sum_exp: E,
+        delta: E,
+        mask: Option<&[E]>,
+        p: &mut [E],
+        ds: &mut [E],
+    ) {
+        let visible = self.visible(row);
+        p[visible..].fill(E::zero());
+        ds[visible..].fill(E::zero());
+        let (p, ds) = (&mut p[..visible], &mut ds[..visible]);
+        for p in p.iter_mut() {
+            *p = (*p - log_sum_exp).exponential();
+        }
+        match mask {
+            None => {
+                for (ds, &p) in ds.iter_mut().zip(&*p) {
+                    *ds = p * (*ds - delta);
+                }
+            }
+            Some(mask) => {
+                for ((ds, p), &multiplier) in ds.iter_mut().zip(p).zip(mask) {
+                    *ds = *p * (*ds * multiplier - delta);
+                    *p = *p * multiplier;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn drop(&self, head: usize, scores: &mut [E], multipliers: &mut [E]) {
+        self.fill_mask(head, multipliers);
+        if !multipliers.is_empty() {
+            multiply(scores, multipliers);
+        }
+    }
+
+    /// The mask of the tile. A mask row starts at key 0, as does every tile.
+    #[inline(always)]
+    fn fill_mask(&self, head: usize, multipliers: &mut [E]) {
+        if let Some((step, site)) = self.mask {
+            let kept = E::from_f64(step.scale());
+            for (query, row) in self.queries.clone().zip(multipliers.chunks_exact_mut(self.keys.len())) {
+                step.row(site.head(head), self.run, self.index, query).fill(kept, E::zero(), row);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! One decoding step's self attention, against the keys and values of the tokens before it.
+
+use super::Cpu;
+use super::attention::PositionBias;
+use super::element::Element;
+use super::rows::Rows;
+use super::vector::{add_scaled, dot, exponentials, maximum, scale};
+use crate::backend::Heads;
+
+/// Keys and values decoded so far, per layer \[B, length, 2·H·K\].
+#[derive(Debug)]
+pub struct Cache<E> {
+    layers: Vec<Vec<E>>,
+    length: usize,
+}
+
+impl<E: Element> Cache<E> {
+    pub(super) fn new(layers: usize, examples: usize, length: usize, heads: Heads) -> Self {
+        let layer = vec![E::zero(); examples * length * 2 * heads.total()];
+        Self { layers: vec![layer; layers], length }
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // an op's operands are its signature
+pub(super) fn self_attention<E: Element>(
+    cpu: &Cpu<E>,
+    layer: usize,
+    position: usize,
+    heads: Heads,
+    bias: &PositionBias<E>,
+    qkv: &Rows<E>,
+    cache: &mut Cache<E>,
+    o: &mut Rows<E>,
+) {
+    let total = heads.total();
+    qkv.expect_shape(qkv.rows, 3 * total, "qkv");
+    o.expect_shape(qkv.rows, total, "o");
+    assert!(position < cache.length, "decoding past the cache's {} tokens", cache.length);
+    let biases: Vec<Vec<E>> = (0..heads.count).map(|head| bias.before(head, position)).collect();
+    let example = cache.length * 2 * total;
+    for (b, kv) in cache.layers[layer].chunks_exact_mut(example).enumerate() {
+        let row = qkv.row(b);
+        kv[position * 2 * total..(position + 1) * 2 * total].copy_from_slice(&row[total..]);
+        let o = o.row_mut(b);
+        cpu.arch.dispatch(|| attend(heads, &biases, &row[..total], &kv[..(position + 1) * 2 * total], o));
+    }
+}
+
+#[inline(always)]
+fn attend<E: Element>(heads: Heads, biases: &[Vec<E>], q: &[E], kv: &[E], o: &mut [E]) {
+    let total = heads.total();
+    o.fill(E::zero());
+    for (head, bias) in biases.iter().enumerate() {
+        let columns = head * heads.width..(head + 1) * heads.width;
+        let mut p: Vec<E> = kv
+            .chunks_exact(2 * total)
+            .zip(bias)
+            .map(|(token, &bias)| dot(&q[columns.clone()], &token[columns.clone()]) + bias)
+            .collect();
+        let most = maximum(&p);
+        let sum = exponentials(&mut p, most);
+        scale(&mut p, E::one() / sum);
+        for (token, &p) in kv.chunks_exact(2 * total).zip(&p) {
+            add_scaled(&mut o[columns.clone()], p, &token[total..][columns.clone()]);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The frozen head and cross entropy, chunk by chunk over the vocabulary: attention with K = V = E.
+//!
+//! log_sum_exp = log sum_v e^(h·E_v), and in the same pass sum_v p_v E_v, from which
+//! d_hidden = weight·(sum_v p_v E_v - E_label). The logits of a chunk live only while it does.
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::matrix::{View, ViewMut};
+use super::pool::Buffer;
+use super::rows::Rows;
+use super::vector::{add_scaled, exponentials, maximum};
+use super::{Cpu, Weight};
+use crate::backend::Loss;
+
+/// Vocabulary rows of a chunk. Fixed, so that sums run in the same order for any thread count.
+const CHUNK: usize = 1024;
+/// Label rows that share one pass over the vocabulary: bounds the chunks' partial sums.
+const ROWS: usize = 256;
+
+/// One chunk's part of each row's softmax.
+struct Partial<E: Element> {
+    most: Vec<E>,
+    sum: Vec<E>,
+    label: Vec<Option<E>>,
+    greedy: Vec<u32>,
+    weighted: Buffer<E>,
+}
+
+pub(super) fn loss<E: Element>(
+    cpu: &Cpu<E>,
+    hidden: &Rows<E>,
+    head: &Weight<E>,
+    labels: &[u32],
+    row_weights: &[f64],
+    mut d_hidden: Option<&mut Rows<E>>,
+) -> Loss {
+    hidden.expect_shape(labels.len(), head.input, "hidden");
+    assert_eq!(row_weights.len(), labels.len(), "one weight a label row");
+    let mut loss = Loss { negative_log_likelihood: Vec::new(), greedy: Vec::new() };
+    for first in (0..labels.len()).step_by(ROWS) {
+        let rows = first..(first + ROWS).min(labels.len());
+        let labels = &labels[rows.clone()];
+        let with_gradient = d_hidden.is_some();
+        let partials: Vec<Partial<E>> = cpu.run(|| {
+            let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
+            chunks
+                .map(|chunk| partial(cpu, hidden.range(rows.clone()), head, labels, chunk, with_gradient))
+                .collect()
+        });
+        for (row, &label) in labels.iter().enumerate() {
+            // Ties go to the lowest id, and so to the first chunk.
+            let largest = (1..partials.len()).fold(0, |best, chunk| {
+                if partials[chunk].most[row] > partials[best].most[row] { chunk } else { best }
+            });
+            let most = partials[largest].most[row];
+            let factors: Vec<E> = partials.iter().map(|chunk| (chunk.most[row] - most).exp()).collect();
+            let sum =
+                partials.iter().zip(&factors).fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
+            let log_sum_exp = most + sum.ln();
+            let of_label = partials.iter().find_map(|chunk| chunk.label[row]).unwrap_or_else(E::nan);
+            loss.negative_log_likelihood.push((log_sum_exp - of_label).widen());
+            loss.greedy.push(partials[largest].greedy[row]);
+            if let Some(d_hidden) = &mut d_hidden {
+                let d_row = d_hidden.row_mut(rows.start + row);
+                let weight = E::from_f64(row_weights[rows.start + row]);
+                cpu.arch.dispatch(|| {
+                    d_row.fill(E::zero());
+                    for (chunk, &factor) in partials.iter().zip(&factors) {
+                        let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
+                        add_scaled(d_row, weight * factor / sum, weighted);
+                    }
+                    add_scaled(d_row, -weight, head.row(label as usize));
+                });
+            }
+        }
+    }
+    loss
+}
+
+fn partial<E: Element>(
+    cpu: &Cpu<E>,
+    hidden: &[E],
+    head: &Weight<E>,
+    labels: &[u32],
+    chunk: usize,
+    with_gradient: bool,
+) -> Partial<E> {
+    let (rows, width) = (labels.len(), head.input);
+    let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(head.out);
+    let n = vocabulary.len();
+    let embedding = View::new(&head.values()[vocabulary.start * width..], n, width, width);
+    let mut logits = cpu.pool.take(rows * n);
+    let hidden = View::new(hidden, rows, width, width);
+    cpu.multiply_alone(ViewMut::new(&mut logits, rows, n, n), false, hidden, embedding.transposed());
+    let mut partial = Partial {
+        most: Vec::with_capacity(rows),
+        sum: Vec::with_capacity(rows),
+        label: Vec::with_capacity(rows),
+        greedy: Vec::with_capacity(rows),
+        weighted: cpu.pool.take(if with_gradient { rows * width } else { 0 }),
+    };
+    cpu.arch.dispatch(|| {
+        for (row, &label) in logits.chunks_exact_mut(n).zip(labels) {
+            let label = (label as usize).checked_sub(vocabulary.start).filter(|&label| label < n);
+            partial.label.push(label.map(|label| row[label]));
+            let most = maximum(row);
+            let position = row.iter().position(|&logit| logit == most).unwrap_or(0);
+            partial.greedy.push((vocabulary.start + position) as u32);
+            partial.most.push(most);
+            partial.sum.push(exponentials(row, most));
+        }
+    });
+    if with_gradient {
+        let destination = ViewMut::new(&mut partial.weighted, rows, width, width);
+        cpu.multiply_alone(destination, false, View::new(&logits, rows, n, n), embedding);
+    }
+    partial
+}
+
+/// All logits, for verification.
+pub(super) fn logits<E: Element>(cpu: &Cpu<E>, hidden: &Rows<E>, head: &Weight<E>) -> Rows<E> {
+    let mut logits = cpu.allocate(hidden.rows, head.out);
+    let blocks = super::rows::Blocks { size: hidden.rows, inner_threads: cpu.threads() };
+    let destination = ViewMut::new(&mut logits.data, hidden.rows, head.out, head.out);
+    let hidden = View::new(hidden.values(), hidden.rows, head.input, head.input);
+    cpu.run(|| cpu.multiply(destination, false, hidden, head.transposed(), blocks));
+    logits
+}

@@ -1,0 +1,550 @@
+//! The mixture of prompts: pool each input, score the prompts' keys, softmax, interpolate; and back.
+//!
+//! x_b = max of the example's embedding rows; h by the scorer; a = softmax(p_j · h / temperature);
+//! Z_b = P_tgt + sum_j a_j P_j. The gradient reaches P_tgt by the value, the residual add, and its key p_tgt.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::matrix::{View, ViewMut};
+use super::optimizer::State;
+use super::rows::{Blocks, Rows, split_rows};
+use super::vector::{add_scaled, dot, exponentials, maximum, maximum_into, scale};
+use super::{Cpu, Weight};
+use crate::backend::{Batch, Mixing, Scope, Scorer, Side, StateLayout};
+
+/// Frozen source prompts and their pooled keys.
+#[derive(Debug)]
+pub struct Sources<E> {
+    /// S.
+    count: usize,
+    /// \[S, M, D\].
+    values: Vec<E>,
+    /// \[S, D\]: the max over each prompt's rows.
+    keys: Vec<E>,
+}
+
+impl<E: Element> Sources<E> {
+    pub(super) fn new(values: &[f32], count: usize, prompt_length: usize, width: usize) -> Self {
+        assert_eq!(values.len(), count * prompt_length * width, "sources [S, M, D]");
+        let values: Vec<E> = values.iter().map(|&value| E::from_f32(value)).collect();
+        let keys =
+            values.chunks_exact(prompt_length * width).flat_map(|prompt| pool_key(prompt, width).0).collect();
+        Self { count, values, keys }
+    }
+}
+
+/// The max over a prompt's rows and, for each column, the lowest row that has it.
+fn pool_key<E: Element>(prompt: &[E], width: usize) -> (Vec<E>, Vec<u32>) {
+    let mut key = prompt[..width].to_vec();
+    let mut rows = vec![0; width];
+    for (row, values) in prompt.chunks_exact(width).enumerate().skip(1) {
+        for ((key, kept), &value) in key.iter_mut().zip(&mut rows).zip(values) {
+            if value > *key {
+                (*key, *kept) = (value, row as u32);
+            }
+        }
+    }
+    (key, rows)
+}
+
+/// What the mixture's backward needs.
+#[derive(Debug)]
+pub struct MixKept<E> {
+    /// a, \[B, S + 1\] or \[B, M, S + 1\]; empty for a plain prompt.
+    pub(super) attention: Vec<E>,
+    /// p_j · h / temperature, shaped as `attention`.
+    scores: Vec<E>,
+    /// x_b, \[B, D\].
+    pooled: Vec<E>,
+    /// W_down x_b, \[B, Q\].
+    down: Vec<E>,
+    /// The LayerNorm's standardised input \[B, D\] and reciprocal deviation \[B\].
+    standardised: Vec<E>,
+    reciprocal_deviation: Vec<E>,
+    /// h, \[B, D\].
+    h: Vec<E>,
+    /// Each target prompt's key \[D\] and the row each column came from, for all runs.
+    target_keys: Vec<(Vec<E>, Vec<u32>)>,
+}
+
+/// The sizes that every step of the mixture shares.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// S.
+    sources: usize,
+    /// Prompts in the mixture: S + 1, or S without the target.
+    prompts: usize,
+    /// M.
+    length: usize,
+    /// D.
+    width: usize,
+    /// Rows of attention an example: 1, or M for the token scorer.
+    attention_rows: usize,
+}
+
+impl Sizes {
+    fn new<E>(mixing: &Mixing, sources: Option<&Sources<E>>, layout: &StateLayout) -> Self {
+        let sources = sources.map_or(0, |sources| sources.count);
+        Self {
+            sources,
+            prompts: sources + usize::from(!mixing.without_target),
+            length: layout.prompt_length,
+            width: layout.width,
+            attention_rows: if mixing.scorer == Some(Scorer::Token) { layout.prompt_length } else { 1 },
+        }
+    }
+
+    fn of_example(self, b: usize) -> Range<usize> {
+        let length = self.attention_rows * self.prompts;
+        b * length..(b + 1) * length
+    }
+
+    fn prompt(self) -> usize {
+        self.length * self.width
+    }
+}
+
+pub(super) fn mix<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    table: &Weight<E>,
+    sources: Option<&Sources<E>>,
+    state: &State<E>,
+    batch: &Batch,
+    x: &mut Rows<E>,
+) -> MixKept<E> {
+    let sizes = Sizes::new(mixing, sources, &state.layout);
+    x.expect_shape(batch.rows(Side::Encoder), sizes.width, "x");
+    assert_eq!(batch.prompt_length(), sizes.length, "prompt length of batch and state");
+    let mut kept = MixKept {
+        attention: Vec::new(),
+        scores: Vec::new(),
+        pooled: Vec::new(),
+        down: Vec::new(),
+        standardised: Vec::new(),
+        reciprocal_deviation: Vec::new(),
+        h: Vec::new(),
+        target_keys: Vec::new(),
+    };
+    let frozen = sources.map_or(&[][..], |sources| &sources.values);
+    if let Some(scorer) = mixing.scorer {
+        if scorer == Scorer::Uniform {
+            let share = E::one() / E::from_f64(sizes.prompts as f64);
+            kept.attention = vec![share; batch.examples() * sizes.prompts];
+        } else {
+            pool_inputs(cpu, table, batch, &mut kept.pooled);
+            query(cpu, mixing, scorer, state, batch, &mut kept);
+            target_keys(mixing, state, &mut kept.target_keys);
+            score(cpu, mixing, sources, state, batch, sizes, &mut kept);
+        }
+    }
+
+    // The frozen part of all examples in one product where an example has one row of weights.
+    let examples = batch.examples();
+    let together = mixing.scorer.is_some() && sizes.attention_rows == 1 && sizes.sources > 0;
+    let mut frozen_part = cpu.pool.take(if together { examples * sizes.prompt() } else { 0 });
+    if together {
+        let a = View::new(&kept.attention, examples, sizes.sources, sizes.prompts);
+        let p = View::new(frozen, sizes.sources, sizes.prompt(), sizes.prompt());
+        let destination = ViewMut::new(&mut frozen_part, examples, sizes.prompt(), sizes.prompt());
+        let blocks = Blocks { size: examples, inner_threads: cpu.threads() };
+        cpu.run(|| cpu.multiply(destination, false, a, p, blocks));
+    }
+    let pieces =
+        split_rows(&mut x.data, sizes.width, (0..examples).map(|b| batch.range(Side::Encoder, b).len()));
+    cpu.run(|| {
+        pieces.into_par_iter().enumerate().for_each(|(b, rows)| {
+            let z = &mut rows[..sizes.prompt()];
+            let target = state.layout.target_prompt(batch.run(b), batch.target_prompt(b));
+            let target = target.map(|range| &state.values[range]);
+            let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
+            cpu.arch.dispatch(|| {
+                if together {
+                    z.copy_from_slice(&frozen_part[b * sizes.prompt()..(b + 1) * sizes.prompt()]);
+                } else {
+                    z.fill(E::zero());
+                }
+                for (m, z) in z.chunks_exact_mut(sizes.width).enumerate() {
+                    let columns = m * sizes.width..(m + 1) * sizes.width;
+                    let weights = match attention.len() {
+                        0 => attention,
+                        _ => {
+                            attention.chunks_exact(sizes.prompts).nth(m % sizes.attention_rows).unwrap_or(&[])
+                        }
+                    };
+                    if !together {
+                        for (prompt, &a) in frozen.chunks_exact(sizes.prompt()).zip(weights) {
+                            add_scaled(z, a, &prompt[columns.clone()]);
+                        }
+                    }
+                    if let Some(target) = target {
+                        let own = weights.get(sizes.sources).copied().unwrap_or(E::zero());
+                        add_scaled(z, E::one() + own, &target[columns]);
+                    }
+                }
+            });
+        });
+    });
+    kept
+}
+
+#[allow(clippy::too_many_arguments)] // an op's operands are its signature
+pub(super) fn mix_backward<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    sources: Option<&Sources<E>>,
+    batch: &Batch,
+    kept: &MixKept<E>,
+    d_x: &Rows<E>,
+    state: &mut State<E>,
+) {
+    let sizes = Sizes::new(mixing, sources, &state.layout);
+    let examples = batch.examples();
+    let d_z = |b: usize| d_x.range(batch.scoped_range(Side::Encoder, Scope::Prompt, b));
+    // By value and by the residual add.
+    for b in 0..examples {
+        if let Some(range) = state.layout.target_prompt(batch.run(b), batch.target_prompt(b)) {
+            let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
+            let d_target = &mut state.gradient[range];
+            cpu.arch.dispatch(|| {
+                let rows = d_target.chunks_exact_mut(sizes.width).zip(d_z(b).chunks_exact(sizes.width));
+                for (m, (d_target, d_z)) in rows.enumerate() {
+                    let own = if attention.is_empty() {
+                        E::zero()
+                    } else {
+                        attention[m % sizes.attention_rows * sizes.prompts + sizes.sources]
+                    };
+                    add_scaled(d_target, E::one() + own, d_z);
+                }
+            });
+        }
+    }
+    if mixing.scorer.is_none_or(|scorer| scorer == Scorer::Uniform) {
+        return;
+    }
+
+    let mut d_scores = attention_gradient(cpu, sources, batch, kept, d_x, state, sizes);
+    let rows = d_scores.chunks_exact_mut(sizes.prompts).zip(kept.attention.chunks_exact(sizes.prompts));
+    for (d_scores, attention) in rows {
+        let mean = dot(d_scores, attention);
+        for (d_score, &a) in d_scores.iter_mut().zip(attention) {
+            *d_score = a * (*d_score - mean);
+        }
+    }
+    for (run, range) in batch.runs() {
+        if let Some(d_log_temperature) = state.d_value("log_temperature", run) {
+            let span = sizes.of_example(range.start).start..sizes.of_example(range.end).start;
+            d_log_temperature[0] = d_log_temperature[0] - dot(&d_scores[span.clone()], &kept.scores[span]);
+        }
+    }
+
+    let d_h = score_backward(cpu, mixing, sources, batch, kept, &d_scores, state, sizes);
+    query_backward(cpu, mixing, batch, kept, d_h, state);
+}
+
+/// x_b: the max over the embedding rows of each example's real tokens.
+fn pool_inputs<E: Element>(cpu: &Cpu<E>, table: &Weight<E>, batch: &Batch, pooled: &mut Vec<E>) {
+    pooled.resize(batch.examples() * table.input, E::zero());
+    cpu.run(|| {
+        pooled.par_chunks_mut(table.input).enumerate().for_each(|(b, pooled)| {
+            cpu.arch.dispatch(|| {
+                pooled.fill(E::neg_infinity());
+                for &id in batch.source(b).iter().chain(&batch.pooled_padding(b)) {
+                    maximum_into(pooled, table.row(id as usize));
+                }
+            });
+        });
+    });
+}
+
+/// h of every example, by the scorer.
+fn query<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    scorer: Scorer,
+    state: &State<E>,
+    batch: &Batch,
+    kept: &mut MixKept<E>,
+) {
+    let (width, rank) = (state.layout.width, state.layout.rank);
+    kept.h = kept.pooled.clone();
+    for (run, range) in batch.runs() {
+        let rows = range.len();
+        let pooled = View::new(&kept.pooled[range.start * width..], rows, width, width);
+        let h = &mut kept.h[range.start * width..range.end * width];
+        if let Some(weight) = state.value("weight", run) {
+            let weight = View::new(weight, width, width, width).transposed();
+            cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, pooled, weight);
+        }
+        if let (Some(w_down), Some(w_up)) = (state.value("w_down", run), state.value("w_up", run)) {
+            let mut down = vec![E::zero(); rows * rank];
+            let w_down = View::new(w_down, rank, width, width).transposed();
+            cpu.multiply_alone(ViewMut::new(&mut down, rows, rank, rank), false, pooled, w_down);
+            let activated: Vec<E> = down.iter().map(|&u| u * sigmoid(u)).collect();
+            let w_up = View::new(w_up, width, rank, rank).transposed();
+            let activated = View::new(&activated, rows, rank, rank);
+            cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, activated, w_up);
+            kept.down.extend(down);
+        }
+        if !scorer.has_layer_norm() {
+            continue;
+        }
+        let (gain, shift) = (state.value("norm_weight", run), state.value("norm_bias", run));
+        let (Some(gain), Some(shift)) = (gain, shift) else { continue };
+        for h in h.chunks_exact_mut(width) {
+            let count = E::from_f64(width as f64);
+            let mean = h.iter().fold(E::zero(), |sum, &v| sum + v) / count;
+            let variance = h.iter().fold(E::zero(), |sum, &v| sum + (v - mean) * (v - mean)) / count;
+            let reciprocal = E::one() / (variance + E::from_f64(mixing.layer_norm_epsilon)).sqrt();
+            kept.reciprocal_deviation.push(reciprocal);
+            for ((h, &gain), &shift) in h.iter_mut().zip(gain).zip(shift) {
+                let standard = (*h - mean) * reciprocal;
+                kept.standardised.push(standard);
+                *h = standard * gain + shift;
+            }
+        }
+    }
+}
+
+fn sigmoid<E: Element>(u: E) -> E {
+    E::one() / (E::one() + (-u).exp())
+}
+
+/// The pooled key of each target prompt, all runs.
+fn target_keys<E: Element>(mixing: &Mixing, state: &State<E>, keys: &mut Vec<(Vec<E>, Vec<u32>)>) {
+    if mixing.without_target {
+        return;
+    }
+    for run in 0..state.updates.len() {
+        let prompts = (0..state.layout.targets).filter_map(|target| state.layout.target_prompt(run, target));
+        keys.extend(prompts.map(|range| pool_key(&state.values[range], state.layout.width)));
+    }
+}
+
+fn temperature<E: Element>(mixing: &Mixing, state: &State<E>, run: usize) -> E {
+    match state.value("log_temperature", run) {
+        Some(logarithm) => logarithm[0].exp(),
+        None => E::from_f64(mixing.temperature),
+    }
+}
+
+/// Scores and their softmax, of every example.
+fn score<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    sources: Option<&Sources<E>>,
+    state: &State<E>,
+    batch: &Batch,
+    sizes: Sizes,
+    kept: &mut MixKept<E>,
+) {
+    let mut scores = vec![E::zero(); sizes.of_example(batch.examples()).start];
+    let (h, target_keys) = (&kept.h, &kept.target_keys);
+    let work: Vec<&mut [E]> = scores.chunks_exact_mut(sizes.of_example(0).len()).collect();
+    cpu.run(|| {
+        work.into_par_iter().enumerate().for_each(|(b, scores)| {
+            let run = batch.run(b);
+            let h = &h[b * sizes.width..(b + 1) * sizes.width];
+            let inverse = E::one() / temperature(mixing, state, run);
+            cpu.arch.dispatch(|| {
+                for (m, scores) in scores.chunks_exact_mut(sizes.prompts).enumerate() {
+                    for (j, score) in scores.iter_mut().enumerate() {
+                        *score = inverse * dot(h, key(sources, state, batch, target_keys, sizes, b, m, j));
+                    }
+                }
+            });
+        });
+    });
+    kept.attention = scores.clone();
+    for row in kept.attention.chunks_exact_mut(sizes.prompts) {
+        let most = maximum(row);
+        let sum = exponentials(row, most);
+        scale(row, E::one() / sum);
+    }
+    kept.scores = scores;
+}
+
+/// What example `b`'s h is scored against for prompt `j`: its pooled key, or for the token scorer its row `m`.
+#[allow(clippy::too_many_arguments)] // looks up in four places
+#[inline(always)]
+fn key<'a, E: Element>(
+    sources: Option<&'a Sources<E>>,
+    state: &'a State<E>,
+    batch: &Batch,
+    target_keys: &'a [(Vec<E>, Vec<u32>)],
+    sizes: Sizes,
+    b: usize,
+    m: usize,
+    j: usize,
+) -> &'a [E] {
+    let (run, target) = (batch.run(b), batch.target_prompt(b));
+    let row = m * sizes.width..(m + 1) * sizes.width;
+    match (sources.filter(|_| j < sizes.sources), sizes.attention_rows) {
+        (Some(sources), 1) => &sources.keys[j * sizes.width..(j + 1) * sizes.width],
+        (Some(sources), _) => &sources.values[j * sizes.prompt()..(j + 1) * sizes.prompt()][row],
+        (None, 1) => &target_keys[run * state.layout.targets + target].0,
+        (None, _) => {
+            let range = state.layout.target_prompt(run, target).unwrap_or(0..0);
+            &state.values[range][row]
+        }
+    }
+}
+
+/// d_a, shaped as the attention: <d_z, P_j>, per example or per row.
+fn attention_gradient<E: Element>(
+    cpu: &Cpu<E>,
+    sources: Option<&Sources<E>>,
+    batch: &Batch,
+    kept: &MixKept<E>,
+    d_x: &Rows<E>,
+    state: &State<E>,
+    sizes: Sizes,
+) -> Vec<E> {
+    let mut d_attention = vec![E::zero(); kept.attention.len()];
+    let frozen = sources.map_or(&[][..], |sources| &sources.values);
+    let work: Vec<&mut [E]> = d_attention.chunks_exact_mut(sizes.of_example(0).len()).collect();
+    // One dot for an example, or one a row.
+    let span = sizes.prompt() / sizes.attention_rows;
+    cpu.run(|| {
+        work.into_par_iter().enumerate().for_each(|(b, d_attention)| {
+            let d_z = d_x.range(batch.scoped_range(Side::Encoder, Scope::Prompt, b));
+            let target = state.layout.target_prompt(batch.run(b), batch.target_prompt(b));
+            let target = target.map(|range| &state.values[range]);
+            let prompts = || frozen.chunks_exact(sizes.prompt()).chain(target);
+            cpu.arch.dispatch(|| {
+                for (m, d_attention) in d_attention.chunks_exact_mut(sizes.prompts).enumerate() {
+                    for (d_a, prompt) in d_attention.iter_mut().zip(prompts()) {
+                        let columns = m * span..(m + 1) * span;
+                        *d_a = dot(&d_z[columns.clone()], &prompt[columns]);
+                    }
+                }
+            });
+        });
+    });
+    d_attention
+}
+
+/// d_h of every example; adds what reaches the target prompts by their keys.
+#[allow(clippy::too_many_arguments)] // the operands of one product, looked up in four places
+fn score_backward<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    sources: Option<&Sources<E>>,
+    batch: &Batch,
+    kept: &MixKept<E>,
+    d_scores: &[E],
+    state: &mut State<E>,
+    sizes: Sizes,
+) -> Vec<E> {
+    let mut d_h = vec![E::zero(); kept.h.len()];
+    for (b, d_h) in d_h.chunks_exact_mut(sizes.width).enumerate() {
+        let run = batch.run(b);
+        let inverse = E::one() / temperature(mixing, state, run);
+        let h = &kept.h[b * sizes.width..(b + 1) * sizes.width];
+        let d_scores = &d_scores[sizes.of_example(b)];
+        for (m, d_scores) in d_scores.chunks_exact(sizes.prompts).enumerate() {
+            for (j, &d_score) in d_scores.iter().enumerate() {
+                let key = key(sources, state, batch, &kept.target_keys, sizes, b, m, j);
+                cpu.arch.dispatch(|| add_scaled(d_h, d_score * inverse, key));
+            }
+            let target = state.layout.target_prompt(run, batch.target_prompt(b));
+            let (Some(range), Some(&d_score)) = (target, d_scores.get(sizes.sources)) else { continue };
+            let d_target = &mut state.gradient[range];
+            if sizes.attention_rows == 1 {
+                let rows = &kept.target_keys[run * state.layout.targets + batch.target_prompt(b)].1;
+                for (column, (&row, &h)) in rows.iter().zip(h).enumerate() {
+                    let d_key = &mut d_target[row as usize * sizes.width + column];
+                    *d_key = *d_key + d_score * inverse * h;
+                }
+            } else {
+                add_scaled(&mut d_target[m * sizes.width..(m + 1) * sizes.width], d_score * inverse, h);
+            }
+        }
+    }
+    d_h
+}
+
+/// Adds the scorer's gradients, from d_h \[B, D\].
+fn query_backward<E: Element>(
+    cpu: &Cpu<E>,
+    mixing: &Mixing,
+    batch: &Batch,
+    kept: &MixKept<E>,
+    mut d_h: Vec<E>,
+    state: &mut State<E>,
+) {
+    let (width, rank) = (state.layout.width, state.layout.rank);
+    for (run, range) in batch.runs() {
+        let rows = range.len();
+        let d_v = &mut d_h[range.start * width..range.end * width];
+        if mixing.scorer.is_some_and(Scorer::has_layer_norm) {
+            layer_norm_backward(run, range.start, kept, d_v, state);
+        }
+        let pooled = View::new(&kept.pooled[range.start * width..], rows, width, width);
+        let d_v = View::new(d_v, rows, width, width);
+        if let Some(d_weight) = state.d_value("weight", run) {
+            cpu.multiply_alone(ViewMut::new(d_weight, width, width, width), true, d_v.transposed(), pooled);
+        }
+        if mixing.scorer.is_some_and(Scorer::is_bottleneck) {
+            let down = &kept.down[range.start * rank..range.end * rank];
+            let activated: Vec<E> = down.iter().map(|&u| u * sigmoid(u)).collect();
+            let activated = View::new(&activated, rows, rank, rank);
+            let mut d_down = vec![E::zero(); rows * rank];
+            if let Some(w_up) = state.value("w_up", run) {
+                let w_up = View::new(w_up, width, rank, rank);
+                cpu.multiply_alone(ViewMut::new(&mut d_down, rows, rank, rank), false, d_v, w_up);
+            }
+            for (d_down, &u) in d_down.iter_mut().zip(down) {
+                let s = sigmoid(u);
+                *d_down = *d_down * (s + u * s * (E::one() - s));
+            }
+            if let Some(d_w_up) = state.d_value("w_up", run) {
+                cpu.multiply_alone(
+                    ViewMut::new(d_w_up, width, rank, rank),
+                    true,
+                    d_v.transposed(),
+                    activated,
+                );
+            }
+            if let Some(d_w_down) = state.d_value("w_down", run) {
+                let d_down = View::new(&d_down, rows, rank, rank).transposed();
+                cpu.multiply_alone(ViewMut::new(d_w_down, rank, width, width), true, d_down, pooled);
+            }
+        }
+    }
+}
+
+/// d_h becomes the gradient of the LayerNorm's input; `first` is the batch's index of the first row.
+fn layer_norm_backward<E: Element>(
+    run: usize,
+    first: usize,
+    kept: &MixKept<E>,
+    d_h: &mut [E],
+    state: &mut State<E>,
+) {
+    let width = state.layout.width;
+    let count = E::from_f64(width as f64);
+    for (row, d_h) in d_h.chunks_exact_mut(width).enumerate() {
+        let row = first + row;
+        let standardised = &kept.standardised[row * width..(row + 1) * width];
+        if let Some(d_gain) = state.d_value("norm_weight", run) {
+            for ((d_gain, &d_h), &standard) in d_gain.iter_mut().zip(&*d_h).zip(standardised) {
+                *d_gain = *d_gain + d_h * standard;
+            }
+        }
+        if let Some(d_shift) = state.d_value("norm_bias", run) {
+            add_scaled(d_shift, E::one(), d_h);
+        }
+        if let Some(gain) = state.value("norm_weight", run) {
+            super::vector::multiply(d_h, gain);
+        }
+        let mean = d_h.iter().fold(E::zero(), |sum, &d| sum + d) / count;
+        let along = dot(d_h, standardised) / count;
+        for (d, &standard) in d_h.iter_mut().zip(standardised) {
+            *d = kept.reciprocal_deviation[row] * (*d - mean - standard * along);
+        }
+    }
+}

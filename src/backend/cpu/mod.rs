@@ -1,0 +1,502 @@
+//! The CPU backend: one file an op, matrix products through the `gemm` crate, everything around them fused.
+//!
+//! A row's numbers do not depend on how rows are shared out among threads, and every reduction runs in a fixed order,
+//! so a step gives the same bytes for any number of threads.
+
+mod attention;
+mod cross_attention;
+mod decode;
+mod element;
+mod linear;
+mod loss;
+mod matrix;
+mod mix;
+mod norm;
+mod optimizer;
+mod pool;
+mod rows;
+mod vector;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use attention::PositionBias;
+pub use cross_attention::CrossKept;
+pub use decode::Cache;
+pub use element::Element;
+pub use linear::FeedForwardKept;
+pub use mix::{MixKept, Sources};
+pub use optimizer::State;
+pub use rows::Rows;
+
+use self::matrix::{View, ViewMut};
+use self::pool::Pool;
+use self::rows::Blocks;
+use super::{
+    Backend, Batch, CrossAttention, FeedForward, Heads, Loss, Mask, Mixing, OptimizerReport, OptimizerStep,
+    Scope, Side, StateLayout,
+};
+use crate::error::{Error, Result};
+
+/// A frozen matrix `[out, in]`, row-major.
+#[derive(Debug)]
+pub struct Weight<E> {
+    values: Vec<E>,
+    out: usize,
+    input: usize,
+}
+
+impl<E: Element> Weight<E> {
+    /// All numbers, row-major.
+    pub fn values(&self) -> &[E] {
+        &self.values
+    }
+
+    fn row(&self, row: usize) -> &[E] {
+        &self.values[row * self.input..(row + 1) * self.input]
+    }
+
+    fn view(&self) -> View<'_, E> {
+        View::new(&self.values, self.out, self.input, self.input)
+    }
+
+    fn transposed(&self) -> View<'_, E> {
+        self.view().transposed()
+    }
+}
+
+/// The CPU as a device, computing in `E`: f32, or f64 to check gradients.
+#[derive(Debug)]
+pub struct Cpu<E: Element = f32> {
+    threads: rayon::ThreadPool,
+    pool: Arc<Pool<E>>,
+    arch: pulp::Arch,
+    operations: AtomicU64,
+}
+
+impl<E: Element> Cpu<E> {
+    /// The CPU with `threads` threads, or one a core for `None`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for 0 threads or if the system refuses to start them.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::build(threads, false)
+    }
+
+    /// Like [`Cpu::new`], but every activation buffer holds NaN until it is written: for tests.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn poisoning(threads: Option<usize>) -> Result<Self> {
+        Self::build(threads, true)
+    }
+
+    fn build(threads: Option<usize>, poison: bool) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = threads.unwrap_or(cores);
+        if count == 0 || count > 1024 {
+            return Err(Error::setting("--threads", "1 to 1024", count.to_string(), ""));
+        }
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(count).build().map_err(|error| {
+            Error::setting(
+                "--threads",
+                "a number of threads the system can start",
+                format!("{count}: {error}"),
+                "",
+            )
+        })?;
+        Ok(Self { threads, pool: Pool::new(poison), arch: pulp::Arch::new(), operations: AtomicU64::new(0) })
+    }
+
+    /// Threads that work on a step.
+    pub fn threads(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
+    /// Gives buffers that no step holds back to the system.
+    pub fn release_memory(&self) {
+        self.pool.clear();
+    }
+
+    /// The rate of a large square product in the backend's format, in operations a second: the best of `repeats`.
+    pub fn product_rate(&self, size: usize, repeats: usize) -> f64 {
+        let a = vec![E::one(); size * size];
+        let b = vec![E::from_f64(0.5); size * size];
+        let mut c = vec![E::zero(); size * size];
+        let blocks = Blocks { size, inner_threads: self.threads() };
+        let mut best = 0.0_f64;
+        for _ in 0..repeats.max(1) {
+            let started = std::time::Instant::now();
+            let (a, b) = (View::new(&a, size, size, size), View::new(&b, size, size, size));
+            self.run(|| self.multiply(ViewMut::new(&mut c, size, size, size), false, a, b, blocks));
+            best = best.max(2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64());
+        }
+        best
+    }
+
+    fn allocate(&self, rows: usize, width: usize) -> Rows<E> {
+        Rows { data: self.pool.take(rows * width), rows, width }
+    }
+
+    /// Runs `work` on this backend's threads.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.threads.install(work)
+    }
+
+    fn multiply(
+        &self,
+        destination: ViewMut<'_, E>,
+        accumulate: bool,
+        lhs: View<'_, E>,
+        rhs: View<'_, E>,
+        blocks: Blocks,
+    ) {
+        let operations = matrix::multiply(destination, accumulate, lhs, rhs, blocks.inner_threads);
+        self.operations.fetch_add(operations, Ordering::Relaxed);
+    }
+
+    /// A product on the calling thread alone.
+    fn multiply_alone(
+        &self,
+        destination: ViewMut<'_, E>,
+        accumulate: bool,
+        lhs: View<'_, E>,
+        rhs: View<'_, E>,
+    ) {
+        self.multiply(destination, accumulate, lhs, rhs, Blocks { size: 0, inner_threads: 1 });
+    }
+}
+
+fn widened<E: Element>(values: &[E]) -> Vec<f64> {
+    values.iter().map(|value| value.widen()).collect()
+}
+
+fn copy_narrowed<E: Element>(destination: &mut [E], values: &[f64]) {
+    assert_eq!(destination.len(), values.len(), "length of a state vector");
+    for (destination, &value) in destination.iter_mut().zip(values) {
+        *destination = E::from_f64(value);
+    }
+}
+
+impl<E: Element> Backend for Cpu<E> {
+    type Weight = Weight<E>;
+    type Rows = Rows<E>;
+    type PositionBias = PositionBias<E>;
+    type Sources = Sources<E>;
+    type State = State<E>;
+    type FeedForwardKept = FeedForwardKept<E>;
+    type CrossKept = CrossKept<E>;
+    type MixKept = MixKept<E>;
+    type Cache = Cache<E>;
+
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight {
+        assert_eq!(values.len(), out * input, "weight [out, in]");
+        Weight { values: E::from_f32_vec(values), out, input }
+    }
+
+    fn rows(&self, rows: usize, width: usize) -> Self::Rows {
+        self.allocate(rows, width)
+    }
+
+    fn read(&self, rows: &Self::Rows) -> Vec<f64> {
+        widened(rows.values())
+    }
+
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Self::PositionBias {
+        PositionBias::new(&per_head, reach)
+    }
+
+    fn sources(&self, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Self::Sources {
+        Sources::new(values, count, prompt_length, width)
+    }
+
+    fn state(&self, layout: &StateLayout, values: &[f64], runs: usize) -> Self::State {
+        State::new(layout, values, runs)
+    }
+
+    fn read_state(&self, state: &Self::State) -> [Vec<f64>; 3] {
+        [&state.values, &state.first_moment, &state.second_moment].map(|values| widened(values))
+    }
+
+    fn write_state(&self, state: &mut Self::State, values: [&[f64]; 3], updates: &[u64]) {
+        copy_narrowed(&mut state.values, values[0]);
+        copy_narrowed(&mut state.first_moment, values[1]);
+        copy_narrowed(&mut state.second_moment, values[2]);
+        state.updates.copy_from_slice(updates);
+    }
+
+    fn updates(&self, state: &Self::State) -> Vec<u64> {
+        state.updates.clone()
+    }
+
+    fn read_gradient(&self, state: &Self::State) -> Vec<f64> {
+        widened(&state.gradient)
+    }
+
+    fn write_gradient(&self, state: &mut Self::State, values: &[f64]) {
+        copy_narrowed(&mut state.gradient, values);
+    }
+
+    fn is_finite(&self, rows: &Self::Rows) -> bool {
+        rows.values().iter().all(|value| value.is_finite())
+    }
+
+    fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    fn mix(
+        &self,
+        mixing: &Mixing,
+        table: &Self::Weight,
+        sources: Option<&Self::Sources>,
+        state: &Self::State,
+        batch: &Batch,
+        x: &mut Self::Rows,
+    ) -> Self::MixKept {
+        mix::mix(self, mixing, table, sources, state, batch, x)
+    }
+
+    fn mix_backward(
+        &self,
+        mixing: &Mixing,
+        sources: Option<&Self::Sources>,
+        batch: &Batch,
+        kept: &Self::MixKept,
+        d_x: &Self::Rows,
+        state: &mut Self::State,
+    ) {
+        mix::mix_backward(self, mixing, sources, batch, kept, d_x, state)
+    }
+
+    fn attention(&self, kept: &Self::MixKept) -> Vec<f64> {
+        widened(&kept.attention)
+    }
+
+    fn embed(
+        &self,
+        table: &Self::Weight,
+        side: Side,
+        batch: &Batch,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &mut Self::Rows,
+        r: &mut Self::Rows,
+    ) {
+        norm::embed(self, table, side, batch, mask, epsilon, x, r)
+    }
+
+    fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Self::Rows) {
+        norm::embed_backward(self, batch, mask, d_x)
+    }
+
+    fn project(&self, x: &Self::Rows, r: &Self::Rows, weight: &Self::Weight, z: &mut Self::Rows) {
+        linear::project(self, x, r, weight, z)
+    }
+
+    fn project_backward(
+        &self,
+        batch: &Batch,
+        scope: Scope,
+        dz: &Self::Rows,
+        weight: &Self::Weight,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        linear::project_backward(self, batch, scope, dz, weight, x, r, d_x)
+    }
+
+    fn add_project(
+        &self,
+        batch: &Batch,
+        side: Side,
+        y: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+    ) {
+        linear::add_project(self, batch, side, y, weight, mask, epsilon, x, x_next, r_next)
+    }
+
+    fn add_project_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        d_x: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        d_y: &mut Self::Rows,
+    ) {
+        linear::add_project_backward(self, batch, side, d_x, weight, mask, d_y)
+    }
+
+    fn feed_forward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::FeedForwardKept> {
+        linear::feed_forward(self, batch, side, feed_forward, x, r, x_next, r_next, keep)
+    }
+
+    fn feed_forward_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        kept: &Self::FeedForwardKept,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        linear::feed_forward_backward(self, batch, side, feed_forward, kept, x, r, d_x)
+    }
+
+    fn self_attention(
+        &self,
+        batch: &Batch,
+        side: Side,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &mut Self::Rows,
+        log_sum_exp: &mut Self::Rows,
+    ) {
+        attention::self_attention(self, batch, side, heads, bias, mask, qkv, o, log_sum_exp)
+    }
+
+    fn self_attention_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        scope: Scope,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &Self::Rows,
+        log_sum_exp: &Self::Rows,
+        d_o: &Self::Rows,
+        d_qkv: &mut Self::Rows,
+    ) {
+        attention::self_attention_backward(
+            self,
+            batch,
+            side,
+            scope,
+            heads,
+            bias,
+            mask,
+            qkv,
+            o,
+            log_sum_exp,
+            d_o,
+            d_qkv,
+        )
+    }
+
+    fn final_norm(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        h: &mut Self::Rows,
+    ) {
+        norm::final_norm(self, batch, side, x, r, gain, scale, mask, h)
+    }
+
+    fn final_norm_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        d_h: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        norm::final_norm_backward(self, batch, side, x, r, gain, scale, mask, d_h, d_x)
+    }
+
+    fn cross_attention(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        o: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::CrossKept> {
+        cross_attention::cross_attention(self, batch, cross, q, h, o, keep)
+    }
+
+    fn cross_attention_backward(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        kept: &Self::CrossKept,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        d_o: &Self::Rows,
+        d_q: &mut Self::Rows,
+        d_h: &mut Self::Rows,
+    ) {
+        cross_attention::cross_attention_backward(self, batch, cross, kept, q, h, d_o, d_q, d_h)
+    }
+
+    fn loss(
+        &self,
+        hidden: &Self::Rows,
+        head: &Self::Weight,
+        labels: &[u32],
+        row_weights: &[f64],
+        d_hidden: Option<&mut Self::Rows>,
+    ) -> Loss {
+        loss::loss(self, hidden, head, labels, row_weights, d_hidden)
+    }
+
+    fn logits(&self, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows {
+        loss::logits(self, hidden, head)
+    }
+
+    fn zero_gradient(&self, state: &mut Self::State) {
+        state.gradient.fill(E::zero());
+    }
+
+    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) -> Vec<OptimizerReport> {
+        optimizer::step(self, state, steps)
+    }
+
+    fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache {
+        Cache::new(layers, examples, length, heads)
+    }
+
+    fn decode_self_attention(
+        &self,
+        layer: usize,
+        position: usize,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        qkv: &Self::Rows,
+        cache: &mut Self::Cache,
+        o: &mut Self::Rows,
+    ) {
+        decode::self_attention(self, layer, position, heads, bias, qkv, cache, o)
+    }
+}

@@ -1,0 +1,136 @@
+//! Activations, and how their rows are shared out among threads.
+
+use std::ops::Range;
+
+use super::element::Element;
+use super::pool::Buffer;
+use crate::backend::{Batch, DropoutStep, Mask, Side, Site};
+
+/// A row-major matrix of activations.
+#[derive(Debug)]
+pub struct Rows<E: Element> {
+    pub(super) data: Buffer<E>,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl<E: Element> Rows<E> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Numbers a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// All numbers, row-major.
+    pub fn values(&self) -> &[E] {
+        &self.data
+    }
+
+    pub(super) fn row(&self, row: usize) -> &[E] {
+        &self.data[row * self.width..(row + 1) * self.width]
+    }
+
+    pub(super) fn row_mut(&mut self, row: usize) -> &mut [E] {
+        let width = self.width;
+        &mut self.data[row * width..(row + 1) * width]
+    }
+
+    pub(super) fn range(&self, rows: Range<usize>) -> &[E] {
+        &self.data[rows.start * self.width..rows.end * self.width]
+    }
+
+    pub(super) fn expect_shape(&self, rows: usize, width: usize, what: &str) {
+        assert_eq!((self.rows, self.width), (rows, width), "shape of {what}");
+    }
+}
+
+/// How a matrix's rows are cut into pieces of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocks {
+    /// Rows of a block.
+    pub size: usize,
+    /// Threads that each block's matrix products use.
+    pub inner_threads: usize,
+}
+
+/// Rows of a block at most: its widest operand stays in the last-level cache, and the weight's packing, paid once a
+/// block, stays a few per cent of its product.
+const LARGEST_BLOCK: usize = 512;
+/// Up to this many rows the weight's packing would dominate a block of its own: one block, all threads inside it.
+const SMALL: usize = 192;
+
+impl Blocks {
+    /// Equal blocks, a multiple of `threads` of them; how rows are cut does not change a row's result.
+    pub(super) fn of(rows: usize, threads: usize) -> Self {
+        if rows <= SMALL || threads == 1 && rows <= LARGEST_BLOCK {
+            return Self { size: rows.max(1), inner_threads: threads };
+        }
+        let blocks = threads * rows.div_ceil(threads * LARGEST_BLOCK);
+        Self { size: rows.div_ceil(blocks), inner_threads: 1 }
+    }
+}
+
+/// Cuts a row-major matrix into consecutive pieces of `lengths` rows.
+pub(super) fn split_rows<E>(
+    mut data: &mut [E],
+    width: usize,
+    lengths: impl IntoIterator<Item = usize>,
+) -> Vec<&mut [E]> {
+    let mut pieces = Vec::new();
+    for length in lengths {
+        let (piece, rest) = data.split_at_mut(length * width);
+        pieces.push(piece);
+        data = rest;
+    }
+    pieces
+}
+
+/// The mask of one site over packed rows: finds a packed row's example and its row within it.
+pub(super) struct RowMask<'a> {
+    batch: &'a Batch,
+    side: Side,
+    step: &'a DropoutStep,
+    site: Site,
+}
+
+impl<'a> RowMask<'a> {
+    pub(super) fn new(batch: &'a Batch, side: Side, mask: Mask<'a>) -> Option<Self> {
+        mask.map(|(step, site)| Self { batch, side, step, site })
+    }
+
+    /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`.
+    #[inline(always)]
+    pub(super) fn fill<E: Element>(&self, first: usize, width: usize, multipliers: &mut [E]) {
+        let kept = E::from_f64(self.step.scale());
+        let mut b = self.example_of(first);
+        for (offset, row) in multipliers.chunks_exact_mut(width).enumerate() {
+            let packed = first + offset;
+            while packed >= self.batch.range(self.side, b).end {
+                b += 1;
+            }
+            let within = packed - self.batch.range(self.side, b).start;
+            self.step.row(self.site, self.batch.run(b), self.batch.example_index(b), within).fill(
+                kept,
+                E::zero(),
+                row,
+            );
+        }
+    }
+
+    fn example_of(&self, packed: usize) -> usize {
+        let (mut low, mut high) = (0, self.batch.examples());
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.batch.range(self.side, middle).start <= packed {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}

@@ -1,0 +1,369 @@
+//! What a device must be able to do: about a dozen fused ops, each with its shapes.
+//!
+//! The model is written once over [`Backend`]. Every linear layer is frozen, so no op has a weight gradient, and a
+//! norm is never an op of its own: its gain is folded into the weights behind it, and what is left, r = 1 / rms, is
+//! one number a row that the next projection applies.
+//!
+//! # Conventions
+//! Matrices are row-major. A weight is stored once, as `[out, in]`, and read both ways. `x` is the residual stream,
+//! `r` its `[rows, 1]` reciprocal root mean squares. Gradients are `d_<name>`. Output arguments may hold anything on
+//! entry unless the op says it adds to them. Shapes are the caller's promise: they are checked where an op is entered
+//! and a mismatch is a bug that panics, not an error of input.
+
+mod batch;
+pub mod cpu;
+mod dropout;
+mod state;
+
+pub use batch::{Batch, Example, Scope, Side};
+pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
+pub use state::{Group, Mixing, OptimizerReport, OptimizerStep, Scorer, Segment, StateLayout};
+
+/// The feed-forward's activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activation {
+    /// max(0, z): one input projection.
+    Relu,
+    /// gelu(z_0) · z_1 with the tanh form of gelu; the two input projections are stacked.
+    GatedGelu,
+    /// silu(z_0) · z_1; the two input projections are stacked.
+    GatedSilu,
+}
+
+impl Activation {
+    /// Input projections stacked in the feed-forward's first weight: 1, or 2 when gated.
+    pub fn projections(self) -> usize {
+        if self == Self::Relu { 1 } else { 2 }
+    }
+}
+
+/// A mask of one site, or none when nothing is dropped.
+pub type Mask<'a> = Option<(&'a DropoutStep, Site)>;
+
+/// How many heads an attention has and how wide each is; H·K need not be D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// H.
+    pub count: usize,
+    /// K.
+    pub width: usize,
+}
+
+impl Heads {
+    /// H·K.
+    pub fn total(self) -> usize {
+        self.count * self.width
+    }
+}
+
+/// The loss of a pass, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// For each row of labels, -log p(label); T values.
+    pub negative_log_likelihood: Vec<f64>,
+    /// For each row, the token of the highest logit (ties go to the lowest id); T values.
+    pub greedy: Vec<u32>,
+}
+
+/// A device that runs the frozen model and its mixture.
+pub trait Backend: Sized {
+    /// A frozen matrix `[out, in]`.
+    type Weight;
+    /// An activation: a matrix of rows, in a number format that the backend chooses by [`Backend::rows`]'s caller.
+    type Rows;
+    /// One short row of bias a head, indexed by key - query.
+    type PositionBias;
+    /// Frozen source prompts `[S, M, D]` with their pooled keys `[S, D]`.
+    type Sources;
+    /// Trained state of one or more runs, its gradient and its moments.
+    type State;
+    /// What a feed-forward's backward needs: one bit an element for ReLU, the pre-activations when gated.
+    type FeedForwardKept;
+    /// What cross attention's backward needs.
+    type CrossKept;
+    /// What the mixture's backward needs.
+    type MixKept;
+    /// Keys and values of the tokens decoded so far.
+    type Cache;
+
+    /// Copies a row-major `[out, in]` matrix to the device.
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight;
+    /// An activation of `rows` × `width`, its content unspecified.
+    fn rows(&self, rows: usize, width: usize) -> Self::Rows;
+    /// Reads an activation back, row-major.
+    fn read(&self, rows: &Self::Rows) -> Vec<f64>;
+    /// One row of bias a head, `[H, rows[h].len()]`, for key - query from -`reach` on; beyond its ends the end value holds.
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Self::PositionBias;
+    /// Copies `[S, M, D]` source prompts to the device and pools their keys.
+    fn sources(&self, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Self::Sources;
+    /// Copies `runs` stacked states of `layout` to the device; gradient and moments start at zero.
+    fn state(&self, layout: &StateLayout, values: &[f64], runs: usize) -> Self::State;
+    /// Reads parameters, first and second moments back: three flat vectors of all runs.
+    fn read_state(&self, state: &Self::State) -> [Vec<f64>; 3];
+    /// Overwrites parameters, first and second moments, and the number of updates each run has had.
+    fn write_state(&self, state: &mut Self::State, values: [&[f64]; 3], updates: &[u64]);
+    /// Updates that each run has had.
+    fn updates(&self, state: &Self::State) -> Vec<u64>;
+    /// Reads the gradient back, flat, all runs.
+    fn read_gradient(&self, state: &Self::State) -> Vec<f64>;
+    /// Overwrites the gradient; flat, all runs.
+    fn write_gradient(&self, state: &mut Self::State, values: &[f64]);
+    /// Whether all of `rows` is finite.
+    fn is_finite(&self, rows: &Self::Rows) -> bool;
+    /// Floating-point operations of all matrix products so far (a multiply-add is two).
+    fn operations(&self) -> u64;
+
+    /// Writes the prompt rows of `x` \[R, D\]: Z_b = P_tgt + sum_j a_j P_j, with a from the pooled input of each
+    /// example. `x`'s token rows are left alone.
+    fn mix(
+        &self,
+        mixing: &Mixing,
+        table: &Self::Weight,
+        sources: Option<&Self::Sources>,
+        state: &Self::State,
+        batch: &Batch,
+        x: &mut Self::Rows,
+    ) -> Self::MixKept;
+    /// Adds to the state's gradient, from the prompt rows of `d_x` \[R, D\].
+    fn mix_backward(
+        &self,
+        mixing: &Mixing,
+        sources: Option<&Self::Sources>,
+        batch: &Batch,
+        kept: &Self::MixKept,
+        d_x: &Self::Rows,
+        state: &mut Self::State,
+    );
+    /// The mixture's weights: `[B, S + 1]`, for the token scorer `[B, M, S + 1]`; the target prompt comes last.
+    fn attention(&self, kept: &Self::MixKept) -> Vec<f64>;
+
+    /// Writes the token rows of `x` (the decoder's are all token rows) from `table`'s rows, drops by `mask` over prompt
+    /// and token rows alike, and writes r of every row with `epsilon`.
+    fn embed(
+        &self,
+        table: &Self::Weight,
+        side: Side,
+        batch: &Batch,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &mut Self::Rows,
+        r: &mut Self::Rows,
+    );
+    /// Drops the prompt rows of `d_x` by the embedding's mask.
+    fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Self::Rows);
+
+    /// z = r · x W^T: a projection behind a folded norm. x \[rows, in\], z \[rows, out\].
+    fn project(&self, x: &Self::Rows, r: &Self::Rows, weight: &Self::Weight, z: &mut Self::Rows);
+    /// d_x += r·G - r²·(<G, x·r> / D)·x with G = dz W, on the rows of `scope`. Under [`Scope::Prompt`] `dz` holds
+    /// B·M rows, `d_x`, `x` and `r` all R.
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
+    fn project_backward(
+        &self,
+        batch: &Batch,
+        scope: Scope,
+        dz: &Self::Rows,
+        weight: &Self::Weight,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        d_x: &mut Self::Rows,
+    );
+    /// x_next = x + mask(y W^T), r_next = 1 / rms(x_next): the end of a sublayer. y \[rows, in\].
+    #[allow(clippy::too_many_arguments)]
+    fn add_project(
+        &self,
+        batch: &Batch,
+        side: Side,
+        y: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+    );
+    /// d_y = mask(d_x) W.
+    fn add_project_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        d_x: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        d_y: &mut Self::Rows,
+    );
+
+    /// The whole feed-forward sublayer: x_next = x + output_mask(inner_mask(act(r·x W_in^T)) W_out^T), and r_next.
+    /// `w_in` is \[F, D\], or \[2F, D\] when gated; `w_out` \[D, F\]. Keeps what backward needs if `keep`.
+    #[allow(clippy::too_many_arguments)]
+    fn feed_forward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::FeedForwardKept>;
+    /// Turns the gradient of x_next, in `d_x`, into that of x.
+    #[allow(clippy::too_many_arguments)]
+    fn feed_forward_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        kept: &Self::FeedForwardKept,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        d_x: &mut Self::Rows,
+    );
+
+    /// o = softmax(q k^T + bias) v per example and head, masked by `mask` (one site a head). `qkv` is
+    /// \[rows, 3·H·K\], `o` \[rows, H·K\], `log_sum_exp` \[rows, H\]. No 1/sqrt(K). The decoder's side is causal.
+    #[allow(clippy::too_many_arguments)]
+    fn self_attention(
+        &self,
+        batch: &Batch,
+        side: Side,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &mut Self::Rows,
+        log_sum_exp: &mut Self::Rows,
+    );
+    /// d_qkv from d_o. Under [`Scope::Prompt`] d_q comes for prompt queries, d_k and d_v for prompt keys only, and
+    /// `d_qkv` has B·M rows.
+    #[allow(clippy::too_many_arguments)]
+    fn self_attention_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        scope: Scope,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &Self::Rows,
+        log_sum_exp: &Self::Rows,
+        d_o: &Self::Rows,
+        d_qkv: &mut Self::Rows,
+    );
+
+    /// h = mask(x · r · gain · scale): a stack's final norm. Without `gain` it was folded away.
+    #[allow(clippy::too_many_arguments)]
+    fn final_norm(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        h: &mut Self::Rows,
+    );
+    /// d_x from d_h.
+    #[allow(clippy::too_many_arguments)]
+    fn final_norm_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        d_h: &Self::Rows,
+        d_x: &mut Self::Rows,
+    );
+
+    /// Cross attention over the encoder's rows h \[R, D\]: q \[T, H·K\], o \[T, H·K\], w_k and w_v \[H·K, D\]. No
+    /// position bias. Absorbed where targets are short (scores q W_k · h, no keys and values), else through projected
+    /// keys and values.
+    fn cross_attention(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        o: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::CrossKept>;
+    /// d_q from d_o; adds to d_h \[R, D\].
+    #[allow(clippy::too_many_arguments)]
+    fn cross_attention_backward(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        kept: &Self::CrossKept,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        d_o: &Self::Rows,
+        d_q: &mut Self::Rows,
+        d_h: &mut Self::Rows,
+    );
+
+    /// The frozen head and cross entropy in one pass over vocabulary chunks, no logits kept: hidden \[T, D\], head
+    /// \[V, D\]. With `d_hidden`, also d_hidden = row_weights\[t\]·(sum_v p_v E_v - E_label): attention with K = V = E.
+    fn loss(
+        &self,
+        hidden: &Self::Rows,
+        head: &Self::Weight,
+        labels: &[u32],
+        row_weights: &[f64],
+        d_hidden: Option<&mut Self::Rows>,
+    ) -> Loss;
+    /// All logits of hidden, \[T, V\]: for verification only.
+    fn logits(&self, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows;
+
+    /// Clears the gradient of all runs.
+    fn zero_gradient(&self, state: &mut Self::State);
+    /// AdamW with decoupled decay and clip by global norm, per run; a run whose gradient is not finite is left as it is.
+    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) -> Vec<OptimizerReport>;
+
+    /// An empty cache for `layers` decoder layers of `examples` examples, up to `length` tokens each.
+    fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache;
+    /// Self attention of one new token an example against all tokens of the cache before it, which it joins: `qkv`
+    /// \[B, 3·H·K\], `o` \[B, H·K\]. The last layer's call completes the token.
+    fn decode_self_attention(
+        &self,
+        layer: usize,
+        position: usize,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        qkv: &Self::Rows,
+        cache: &mut Self::Cache,
+        o: &mut Self::Rows,
+    );
+}
+
+/// The frozen parts and masks of a feed-forward sublayer.
+pub struct FeedForward<'a, B: Backend> {
+    /// \[F, D\], or \[2F, D\] when gated, gain folded in.
+    pub w_in: &'a B::Weight,
+    /// \[D, F\].
+    pub w_out: &'a B::Weight,
+    /// What stands between.
+    pub activation: Activation,
+    /// Dropout after the activation.
+    pub inner_mask: Mask<'a>,
+    /// Dropout of the sublayer's output.
+    pub output_mask: Mask<'a>,
+    /// Epsilon of the norm that reads x_next.
+    pub epsilon: f64,
+}
+
+/// The frozen parts and mask of a cross attention.
+pub struct CrossAttention<'a, B: Backend> {
+    /// Head count and width.
+    pub heads: Heads,
+    /// \[H·K, D\], the encoder's final gain folded in.
+    pub w_k: &'a B::Weight,
+    /// \[H·K, D\], the encoder's final gain folded in.
+    pub w_v: &'a B::Weight,
+    /// Dropout of the probabilities; one site a head.
+    pub mask: Mask<'a>,
+}
