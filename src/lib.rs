@@ -19,5 +19,6 @@
 
 pub mod error;
 pub mod files;
+pub mod pretrained;
 
 pub use error::{Error, Result};
