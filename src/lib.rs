@@ -20,5 +20,6 @@
 pub mod backend;
 pub mod error;
 pub mod files;
+pub mod pretrained;
 
 pub use error::{Error, Result};

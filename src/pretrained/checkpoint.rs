@@ -1,0 +1,321 @@
+//! The weights of one T5, from whichever files a checkpoint folder holds.
+//!
+//! Not for folding or laying them out: this gives each tensor as it was trained, checked for shape, type and finiteness.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::{T5Config, TensorFile, small_file};
+use crate::error::{Error, Result};
+
+/// The weights of all formats in the order in which they are looked for.
+const WEIGHT_FILES: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+/// The names under which the embedding may be stored; the first that exists is read.
+const EMBEDDING_NAMES: [&str; 3] =
+    ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+const OUTPUT_NAME: &str = "lm_head.weight";
+/// The largest shard index that is read; the largest T5's is below 200 kB.
+const INDEX_BYTES: u64 = 64 << 20;
+/// How many missing tensors an error lists.
+const LISTED: usize = 10;
+
+/// A T5 checkpoint: its configuration and its tensors, mapped into memory until this is dropped.
+///
+/// Every tensor that the configuration implies is known to be there with the right shape; values are checked as they
+/// are read. Reading one tensor leaves none of the file's pages resident, so a model can be read straight into its
+/// final place without being held twice.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: T5Config,
+    files: Vec<TensorFile>,
+    /// Which of `files` holds a name.
+    holder: BTreeMap<String, usize>,
+    embedding: &'static str,
+    sha256: OnceLock<String>,
+}
+
+/// A shard index: which file beside it holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `folder`: `config.json` and the first that exists of `model.safetensors`,
+    /// `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Format`] if a file is missing, broken or lacks tensors (up to ten are named),
+    /// [`Error::Tensor`] if one has another shape or type than the configuration implies, and whatever
+    /// [`T5Config::read`] refuses.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::setting(
+                "model",
+                "a folder with config.json and the weights of a T5",
+                format!("{}, which is not a folder", folder.display()),
+                "give the checkpoint's folder or its hub id",
+            ));
+        }
+        let config = T5Config::read(&folder.join("config.json"))?;
+        let Some(weights) = WEIGHT_FILES.into_iter().find(|name| folder.join(name).exists()) else {
+            return Err(Error::format(
+                folder,
+                None,
+                format!("one of {}", WEIGHT_FILES.join(", ")),
+                "none of them",
+                "fetch the weights into this folder; TensorFlow and Flax files are not read",
+            ));
+        };
+        let path = folder.join(weights);
+        let (files, holder) = if weights.ends_with(".index.json") {
+            open_shards(folder, &path)?
+        } else {
+            let file = open_weights(&path)?;
+            let holder = file.names().map(|name| (name.to_owned(), 0)).collect();
+            (vec![file], holder)
+        };
+        let embedding = EMBEDDING_NAMES.into_iter().find(|name| holder.contains_key(*name));
+        let checkpoint = Self {
+            folder: folder.to_owned(),
+            config,
+            files,
+            holder,
+            embedding: embedding.unwrap_or(EMBEDDING_NAMES[0]),
+            sha256: OnceLock::new(),
+        };
+        checkpoint.check_tensors(&path)?;
+        Ok(checkpoint)
+    }
+
+    /// Names every absent tensor at once, then checks the shape and type of each.
+    fn check_tensors(&self, path: &Path) -> Result<()> {
+        let tensors = self.stored_tensors();
+        let missing: Vec<&str> =
+            tensors.iter().map(|(name, _)| name.as_str()).filter(|name| !self.contains(name)).collect();
+        if !missing.is_empty() {
+            let mut names = missing.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
+            if missing.len() > LISTED {
+                names.push_str(&format!(" and {} more", missing.len() - LISTED));
+            }
+            let advice = if missing == [OUTPUT_NAME] {
+                "config.json says tie_word_embeddings = false, so the output matrix must be stored; \
+                 set it to true only if the model was trained so"
+            } else {
+                "check that config.json and the weights belong together and that every shard is there"
+            };
+            return Err(Error::format(
+                path,
+                None,
+                format!("{} tensors of a T5", tensors.len()),
+                format!("{} of them missing: {names}", missing.len()),
+                advice,
+            ));
+        }
+        for (name, shape) in &tensors {
+            self.file(name)?.checked_entry(name, shape)?;
+        }
+        Ok(())
+    }
+
+    /// The model's tensors under the names they have here.
+    fn stored_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = self.config.tensors();
+        if let Some((name, _)) = tensors.first_mut() {
+            *name = self.embedding.to_owned();
+        }
+        tensors
+    }
+
+    /// The folder it was opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The model's dimensions and constants.
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// Whether a tensor of this name is stored.
+    pub fn contains(&self, name: &str) -> bool {
+        self.holder.contains_key(name)
+    }
+
+    /// Reads a tensor in row-major order; matrices are out x in.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if it is absent, has another shape, a type other than f32, bf16 or f16, or holds a value that
+    /// is not finite; the first such index is named.
+    pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+        self.file(name)?.tensor(name, expected_shape)
+    }
+
+    /// As [`Checkpoint::tensor`], into `values` without an allocation of the tensor's size. After an error the content
+    /// of `values` is unspecified.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`], and [`Error::Tensor`] if `values` has another length than the tensor.
+    pub fn read_into(&self, name: &str, expected_shape: &[usize], values: &mut [f32]) -> Result<()> {
+        self.file(name)?.read_into(name, expected_shape, values)
+    }
+
+    /// The embedding E, V x D, under whichever of its names it is stored.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`], and [`Error::Tensor`] if it is stored under two names with different values.
+    pub fn embedding(&self) -> Result<Vec<f32>> {
+        self.check_embeddings_agree()?;
+        self.tensor(self.embedding, &self.embedding_shape())
+    }
+
+    /// As [`Checkpoint::embedding`], into `values` of length V·D.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::embedding`], and [`Error::Tensor`] if `values` has another length.
+    pub fn embedding_into(&self, values: &mut [f32]) -> Result<()> {
+        self.check_embeddings_agree()?;
+        self.read_into(self.embedding, &self.embedding_shape(), values)
+    }
+
+    /// Whether the decoder's output matrix is the embedding (its input then scaled by D^-0.5). It is not exactly when
+    /// `lm_head.weight` is stored and the configuration does not tie.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the configuration ties but a stored `lm_head.weight` differs from the embedding. (The other
+    /// conflict, untied without `lm_head.weight`, is refused by [`Checkpoint::open`].)
+    pub fn output_is_tied(&self) -> Result<bool> {
+        if !self.config.tie_word_embeddings {
+            return Ok(false);
+        }
+        if self.contains(OUTPUT_NAME) && !self.are_equal(self.embedding, OUTPUT_NAME)? {
+            return Err(Error::tensor(
+                OUTPUT_NAME,
+                format!("the values of {}, as config.json says tie_word_embeddings = true", self.embedding),
+                "other values",
+                "set tie_word_embeddings to false in config.json if the model was trained untied",
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Hexadecimal SHA-256 over the names, shapes, types and bytes of the model's tensors, in the order of
+    /// [`T5Config::tensors`] and under the names given there, so that it does not depend on sharding, on the file
+    /// format, or on second copies of the embedding. Computed at the first call: it reads the whole model once.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a tensor's data lies outside its file.
+    pub fn sha256(&self) -> Result<&str> {
+        if let Some(hash) = self.sha256.get() {
+            return Ok(hash);
+        }
+        let mut hasher = Sha256::new();
+        for ((stored, shape), (name, _)) in self.stored_tensors().iter().zip(self.config.tensors()) {
+            let file = self.file(stored)?;
+            let entry = file.checked_entry(stored, shape)?;
+            // Lengths and separators make the hashed sequence unambiguous.
+            hasher.update(format!("{name}\n{shape:?}\n{}\n", entry.element.name()));
+            hasher.update(&*file.data(stored, entry)?);
+            file.release(entry);
+        }
+        let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(self.sha256.get_or_init(|| hash))
+    }
+
+    fn embedding_shape(&self) -> [usize; 2] {
+        [self.config.vocab_size, self.config.d_model]
+    }
+
+    fn file(&self, name: &str) -> Result<&TensorFile> {
+        self.holder.get(name).and_then(|&index| self.files.get(index)).ok_or_else(|| {
+            Error::tensor(name, format!("a tensor of this name in {}", self.folder.display()), "none", "")
+        })
+    }
+
+    fn check_embeddings_agree(&self) -> Result<()> {
+        for other in EMBEDDING_NAMES {
+            if other != self.embedding && self.contains(other) && !self.are_equal(self.embedding, other)? {
+                return Err(Error::tensor(
+                    other,
+                    format!("the values of {}: a T5 has one embedding", self.embedding),
+                    "other values",
+                    "this checkpoint is not a T5 as published; use one whose embeddings are shared",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether two tensors of the embedding's shape hold equal values, as stored.
+    fn are_equal(&self, left: &str, right: &str) -> Result<bool> {
+        let shape = self.embedding_shape();
+        let (left_file, right_file) = (self.file(left)?, self.file(right)?);
+        let left_entry = left_file.checked_entry(left, &shape)?;
+        let right_entry = right_file.checked_entry(right, &shape)?;
+        if std::ptr::eq(left_file, right_file) && left_entry == right_entry {
+            return Ok(true);
+        }
+        let equal = left_entry.element == right_entry.element
+            && left_file.data(left, left_entry)? == right_file.data(right, right_entry)?;
+        left_file.release(left_entry);
+        right_file.release(right_entry);
+        Ok(equal)
+    }
+}
+
+fn open_weights(path: &Path) -> Result<TensorFile> {
+    match path.extension() {
+        Some(extension) if extension == "safetensors" => TensorFile::open_safetensors(path),
+        _ => TensorFile::open_torch(path),
+    }
+}
+
+/// The files that an index names, and which of them holds what. A name that its shard lacks is an error.
+fn open_shards(folder: &Path, index: &Path) -> Result<(Vec<TensorFile>, BTreeMap<String, usize>)> {
+    let broken = |found: String, line: Option<u64>| {
+        Error::format(
+            index,
+            line,
+            "an index that maps tensor names to files beside it",
+            found,
+            "fetch the checkpoint again",
+        )
+    };
+    let parsed: Index = serde_json::from_slice(&small_file(index, INDEX_BYTES)?)
+        .map_err(|error| broken(error.to_string(), Some(error.line() as u64)))?;
+    let names: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
+    let mut files = Vec::new();
+    let mut number = BTreeMap::new();
+    for name in names {
+        // A shard lies beside its index; anything else would let an index reach other files of this machine.
+        let mut components = Path::new(name).components();
+        let beside = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+        if !beside {
+            return Err(broken(format!("the file name `{}`", name.escape_debug()), None));
+        }
+        number.insert(name, files.len());
+        files.push(open_weights(&folder.join(name))?);
+    }
+    let mut holder = BTreeMap::new();
+    for (tensor, name) in &parsed.weight_map {
+        let held = number
+            .get(name.as_str())
+            .and_then(|&number| Some((number, files.get(number)?)))
+            .filter(|(_, file)| file.contains(tensor));
+        let Some((number, _)) = held else {
+            return Err(broken(format!("{tensor} mapped to {name}, which lacks it"), None));
+        };
+        holder.insert(tensor.clone(), number);
+    }
+    Ok((files, holder))
+}

@@ -1,0 +1,32 @@
+//! Reading a pretrained T5: its configuration, its weights whatever file holds them, and its tokenizer.
+//!
+//! Not for computing with it: the model and its folded norms are built elsewhere from what [`Checkpoint`] reads.
+
+mod checkpoint;
+mod config;
+mod tensor_file;
+pub mod torch_pickle;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+pub use checkpoint::Checkpoint;
+pub use config::{Activation, ModelType, T5Config};
+pub use tensor_file::{ElementType, TensorFile};
+
+use crate::error::{Error, Result};
+
+/// The whole of a file that is known to be small; a larger one is refused before it fills the memory.
+fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|source| Error::file("read", path, source))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::format(path, None, format!("at most {most} bytes"), "more", ""));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,369 @@
+//! The weights: every type and layout, what is missing, what conflicts, and files that lie.
+
+use std::path::Path;
+
+use promptmix::Error;
+use promptmix::pretrained::{Checkpoint, T5Config};
+use safetensors::Dtype;
+use tempfile::tempdir;
+
+use crate::{shared, tiny_checkpoint as tiny};
+
+#[test]
+fn tensors_come_back_as_stored_in_every_type() {
+    for config in [tiny::config(), tiny::gated_untied_config()] {
+        let tensors = tiny::tensors(&config);
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            let folder = tempdir().expect("folder");
+            tiny::write(folder.path(), &config, &tensors, dtype);
+            let checkpoint = Checkpoint::open(folder.path()).expect("complete");
+            assert_eq!(checkpoint.config().tensors(), config.tensors());
+            assert_eq!(checkpoint.output_is_tied().expect("clear"), config.tie_word_embeddings);
+            for (name, (shape, values)) in &tensors {
+                assert!(checkpoint.contains(name));
+                // Exact: the values were chosen to be representable in every type.
+                assert_eq!(&checkpoint.tensor(name, shape).expect(name), values, "{name} as {dtype:?}");
+                let mut into = vec![f32::NAN; values.len()];
+                checkpoint.read_into(name, shape, &mut into).expect(name);
+                assert_eq!(&into, values, "{name} as {dtype:?}");
+            }
+            assert_eq!(checkpoint.embedding().expect("shared"), tensors["shared.weight"].1);
+        }
+    }
+}
+
+#[test]
+fn a_block_boundary_loses_nothing_in_sixteen_bits() {
+    // Longer than the reader's block and no multiple of it.
+    let mut config = tiny::config();
+    config.vocab_size = 1291;
+    let tensors = tiny::tensors(&config);
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &config, &tensors, Dtype::F16);
+    let checkpoint = Checkpoint::open(folder.path()).expect("complete");
+    assert_eq!(checkpoint.embedding().expect("shared"), tensors["shared.weight"].1);
+}
+
+#[test]
+fn the_wrong_shape_or_room_is_refused() {
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &tiny::config(), &tiny::tensors(&tiny::config()), Dtype::F32);
+    let checkpoint = Checkpoint::open(folder.path()).expect("complete");
+    let error = checkpoint.tensor("shared.weight", &[8, 24]).expect_err("transposed");
+    assert!(error.to_string().contains("[8, 24]") && error.to_string().contains("[24, 8]"), "{error}");
+    checkpoint.read_into("shared.weight", &[24, 8], &mut [0.0; 191]).expect_err("one too few");
+    checkpoint.tensor("shared.bias", &[24]).expect_err("no such tensor");
+}
+
+#[test]
+fn missing_tensors_are_named_together_up_to_ten() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    let mut tensors = tiny::tensors(&config);
+    tensors.remove("encoder.final_layer_norm.weight");
+    tensors.remove("decoder.block.0.layer.1.EncDecAttention.k.weight");
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect_err("two short").to_string();
+    assert!(error.contains("2 of them missing"), "{error}");
+    assert!(error.contains("encoder.final_layer_norm.weight"), "{error}");
+    assert!(error.contains("decoder.block.0.layer.1.EncDecAttention.k.weight"), "{error}");
+
+    tensors.retain(|name, _| name == "shared.weight");
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect_err("nearly all").to_string();
+    assert_eq!(error.matches(".weight").count(), 10, "{error}");
+    assert!(error.contains("and 23 more"), "{error}");
+}
+
+#[test]
+fn the_embedding_is_found_under_each_of_its_names() {
+    let config = tiny::config();
+    let expected = tiny::tensors(&config)["shared.weight"].1.clone();
+    for name in ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] {
+        let folder = tempdir().expect("folder");
+        let mut tensors = tiny::tensors(&config);
+        let embedding = tensors.remove("shared.weight").expect("there");
+        tensors.insert(name.to_owned(), embedding);
+        tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+        let checkpoint = Checkpoint::open(folder.path()).expect(name);
+        assert_eq!(checkpoint.embedding().expect(name), expected);
+        let mut into = vec![0.0; expected.len()];
+        checkpoint.embedding_into(&mut into).expect(name);
+        assert_eq!(into, expected);
+    }
+}
+
+#[test]
+fn two_embeddings_that_differ_are_refused() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    let mut tensors = tiny::tensors(&config);
+    let mut other = tensors["shared.weight"].clone();
+    tensors.insert("decoder.embed_tokens.weight".to_owned(), other.clone());
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    Checkpoint::open(folder.path()).expect("equal copies").embedding().expect("equal copies");
+    other.1[7] += 1.0;
+    tensors.insert("decoder.embed_tokens.weight".to_owned(), other);
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect("opens").embedding().expect_err("two embeddings");
+    assert!(error.to_string().contains("decoder.embed_tokens.weight"), "{error}");
+}
+
+#[test]
+fn tied_and_stored_must_agree_and_untied_must_be_stored() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    let mut tensors = tiny::tensors(&config);
+
+    // Tied, and a byte-equal copy is stored: fine.
+    let mut head = tensors["shared.weight"].clone();
+    tensors.insert("lm_head.weight".to_owned(), head.clone());
+    tiny::write(folder.path(), &config, &tensors, Dtype::BF16);
+    assert!(Checkpoint::open(folder.path()).expect("opens").output_is_tied().expect("agrees"));
+
+    // Tied, and another matrix is stored: which one was meant cannot be known.
+    head.1[0] += 1.0;
+    tensors.insert("lm_head.weight".to_owned(), head);
+    tiny::write(folder.path(), &config, &tensors, Dtype::BF16);
+    let error = Checkpoint::open(folder.path()).expect("opens").output_is_tied().expect_err("conflict");
+    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+
+    // Untied, and nothing is stored.
+    let untied = tiny::gated_untied_config();
+    let mut tensors = tiny::tensors(&untied);
+    tensors.remove("lm_head.weight");
+    tiny::write(folder.path(), &untied, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect_err("no output matrix");
+    assert!(error.to_string().contains("lm_head.weight"), "{error}");
+    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_named_with_its_index() {
+    let config = tiny::config();
+    for (bad, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            let folder = tempdir().expect("folder");
+            let mut tensors = tiny::tensors(&config);
+            let name = "encoder.block.1.layer.1.DenseReluDense.wo.weight";
+            let values = &mut tensors.get_mut(name).expect("there").1;
+            values[37] = bad;
+            values[55] = bad;
+            tiny::write(folder.path(), &config, &tensors, dtype);
+            let checkpoint = Checkpoint::open(folder.path()).expect("opens");
+            let error = checkpoint.tensor(name, &[8, 10]).expect_err("not finite").to_string();
+            assert!(error.contains(name) && error.contains(&format!("{shown} at index 37 ")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn another_element_type_is_refused_at_opening() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &config, &tiny::tensors(&config), Dtype::F64);
+    let error = Checkpoint::open(folder.path()).expect_err("f64").to_string();
+    assert!(error.contains("f64") && error.contains("bf16"), "{error}");
+}
+
+/// The same tensors in two files and an index.
+fn write_shards(folder: &Path, config: &T5Config, tensors: &tiny::Tensors) -> serde_json::Value {
+    let (mut first, mut second) = (tiny::Tensors::new(), tiny::Tensors::new());
+    let mut map = serde_json::Map::new();
+    for (number, (name, tensor)) in tensors.iter().enumerate() {
+        let (file, shard) = if number % 3 == 0 {
+            ("model-00001-of-00002.safetensors", &mut first)
+        } else {
+            ("model-00002-of-00002.safetensors", &mut second)
+        };
+        shard.insert(name.clone(), tensor.clone());
+        map.insert(name.clone(), file.into());
+    }
+    std::fs::write(folder.join("config.json"), tiny::config_json(config)).expect("written");
+    for (file, shard) in
+        [("model-00001-of-00002.safetensors", first), ("model-00002-of-00002.safetensors", second)]
+    {
+        std::fs::write(folder.join(file), tiny::safetensors_bytes(&shard, Dtype::F32)).expect("written");
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("written");
+    index
+}
+
+#[test]
+fn shards_hold_the_same_model_and_hash() {
+    let config = tiny::gated_untied_config();
+    let tensors = tiny::tensors(&config);
+    let (whole, sharded) = (tempdir().expect("folder"), tempdir().expect("folder"));
+    tiny::write(whole.path(), &config, &tensors, Dtype::F32);
+    write_shards(sharded.path(), &config, &tensors);
+    let whole = Checkpoint::open(whole.path()).expect("whole");
+    let sharded = Checkpoint::open(sharded.path()).expect("sharded");
+    for (name, (shape, values)) in &tensors {
+        assert_eq!(&sharded.tensor(name, shape).expect(name), values);
+    }
+    assert_eq!(whole.sha256().expect("hash"), sharded.sha256().expect("hash"));
+}
+
+#[test]
+fn a_broken_index_is_an_error() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    let good = write_shards(folder.path(), &config, &tiny::tensors(&config));
+    Checkpoint::open(folder.path()).expect("good");
+    let write = |index: &serde_json::Value| {
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string())
+            .expect("written")
+    };
+    for name in ["../elsewhere.safetensors", "/etc/hostname", "", "..", "a/b.safetensors"] {
+        let mut index = good.clone();
+        index["weight_map"]["shared.weight"] = name.into();
+        write(&index);
+        let error = Checkpoint::open(folder.path()).expect_err(name);
+        assert!(matches!(error, Error::Format { .. }), "{name}: {error}");
+    }
+    let mut index = good.clone();
+    index["weight_map"]["shared.weight"] = "model-00003-of-00003.safetensors".into();
+    write(&index);
+    let error = Checkpoint::open(folder.path()).expect_err("a shard is absent");
+    assert!(error.to_string().contains("model-00003-of-00003"), "{error}");
+    let mut index = good.clone();
+    index["weight_map"]["no.such.tensor"] = "model-00001-of-00002.safetensors".into();
+    write(&index);
+    let error = Checkpoint::open(folder.path()).expect_err("the shard lacks it");
+    assert!(error.to_string().contains("no.such.tensor"), "{error}");
+    write(&serde_json::json!([1, 2]));
+    Checkpoint::open(folder.path()).expect_err("no index at all");
+}
+
+#[test]
+fn the_hash_depends_on_names_shapes_and_values() {
+    let config = tiny::config();
+    let tensors = tiny::tensors(&config);
+    let hash = |tensors: &tiny::Tensors| {
+        let folder = tempdir().expect("folder");
+        tiny::write(folder.path(), &config, tensors, Dtype::F32);
+        Checkpoint::open(folder.path()).expect("complete").sha256().expect("hash").to_owned()
+    };
+    let base = hash(&tensors);
+    assert_eq!(base.len(), 64);
+    assert!(base.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert_eq!(base, hash(&tensors));
+    let mut changed = tensors.clone();
+    changed.get_mut("encoder.final_layer_norm.weight").expect("there").1[3] += 0.25;
+    assert_ne!(base, hash(&changed));
+    let mut swapped = tensors.clone();
+    let q = swapped["encoder.block.0.layer.0.SelfAttention.q.weight"].clone();
+    let k = swapped.insert("encoder.block.0.layer.0.SelfAttention.k.weight".to_owned(), q).expect("there");
+    swapped.insert("encoder.block.0.layer.0.SelfAttention.q.weight".to_owned(), k);
+    assert_ne!(base, hash(&swapped));
+    // A tensor that is no part of the model, and a second copy of the embedding, change nothing.
+    let mut more = tensors.clone();
+    more.insert("decoder.extra".to_owned(), (vec![2], vec![1.0, 2.0]));
+    more.insert("encoder.embed_tokens.weight".to_owned(), tensors["shared.weight"].clone());
+    assert_eq!(base, hash(&more));
+}
+
+#[test]
+fn a_folder_without_weights_or_config_says_what_was_looked_for() {
+    let folder = tempdir().expect("folder");
+    let error = Checkpoint::open(&folder.path().join("absent")).expect_err("no folder");
+    assert!(error.to_string().contains("not a folder"), "{error}");
+    let error = Checkpoint::open(folder.path()).expect_err("empty");
+    assert!(error.to_string().contains("config.json"), "{error}");
+    std::fs::write(folder.path().join("config.json"), tiny::config_json(&tiny::config())).expect("written");
+    let error = Checkpoint::open(folder.path()).expect_err("no weights").to_string();
+    for name in ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"] {
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn headers_that_lie_are_errors() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &config, &tiny::tensors(&config), Dtype::F32);
+    let file = folder.path().join("model.safetensors");
+    let good = std::fs::read(&file).expect("read");
+    let header = |json: &str, data: usize| {
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let mut longest = good.clone();
+    longest[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut shorter = good.clone();
+    shorter[..8].copy_from_slice(&3u64.to_le_bytes());
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", Vec::new()),
+        ("seven bytes", good[..7].to_vec()),
+        ("only the length", good[..8].to_vec()),
+        ("cut in the header", good[..40].to_vec()),
+        ("one byte short", good[..good.len() - 1].to_vec()),
+        ("one byte long", [good.clone(), vec![0]].concat()),
+        ("header length of 2^64 - 1", longest),
+        ("header length of 3", shorter),
+        ("offsets reversed", header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, 4)),
+        ("shape against length", header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4)),
+        ("shape whose product overflows", {
+            header(
+                r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}}"#,
+                4,
+            )
+        }),
+        ("offsets of 2^64 - 1", {
+            header(
+                r#"{"a":{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]}}"#,
+                4,
+            )
+        }),
+        // Each length is possible, and their sum plus the header wraps around to the length of the file.
+        ("offsets that wrap", {
+            let entry = |name: &str, number: u64| {
+                let (from, to) = (number << 60, (number + 1) << 60);
+                format!(r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{from},{to}]}}"#, 1u64 << 60)
+            };
+            let entries: Vec<String> =
+                (0..15).map(|number| entry(&format!("tensor{number}"), number)).collect();
+            header(&format!("{{{}}}", entries.join(",")), 4)
+        }),
+        ("a gap", header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8)),
+        ("negative shape", header(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4)),
+        ("unknown type", header(r#"{"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}"#, 4)),
+        ("not JSON", header("{{{{", 0)),
+        ("nested without end", header(&"[".repeat(100_000), 0)),
+        ("not UTF-8", [vec![2, 0, 0, 0, 0, 0, 0, 0], vec![0xff, 0xfe]].concat()),
+    ];
+    for (what, bytes) in cases {
+        std::fs::write(&file, bytes).expect("written");
+        let error = Checkpoint::open(folder.path()).expect_err(what);
+        assert!(matches!(error, Error::Format { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("model.safetensors"), "{what}: {error}");
+    }
+}
+
+#[test]
+fn the_shared_fixtures_open_and_agree_with_their_configs() {
+    let Some(fixtures) = shared("fixtures") else { return };
+    let mut opened = 0;
+    for entry in std::fs::read_dir(fixtures).expect("listed") {
+        let folder = entry.expect("entry").path();
+        if !folder.join("model.safetensors").exists() {
+            continue;
+        }
+        let checkpoint = Checkpoint::open(&folder).expect("a fixture");
+        assert_eq!(
+            checkpoint.output_is_tied().expect("clear"),
+            !checkpoint.contains("lm_head.weight"),
+            "{}",
+            folder.display()
+        );
+        for (name, shape) in checkpoint.config().tensors() {
+            let values = checkpoint.tensor(&name, &shape).expect("a tensor");
+            assert!(values.iter().any(|&value| value != 0.0), "{name} is all zero");
+        }
+        opened += 1;
+    }
+    assert!(opened >= 8, "only {opened} fixtures were found");
+}

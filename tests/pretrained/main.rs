@@ -1,0 +1,17 @@
+//! Reading a T5: its configuration and its weights, good, broken and hostile.
+
+mod checkpoint;
+mod config;
+mod tiny_checkpoint;
+
+use std::path::{Path, PathBuf};
+
+/// A folder of the material beside the checkout, or `None` with a printed reason.
+fn shared(folder: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(folder);
+    if !path.exists() {
+        eprintln!("skipped: {} is not beside the checkout", path.display());
+        return None;
+    }
+    Some(path)
+}
