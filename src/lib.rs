@@ -20,6 +20,8 @@
 pub mod backend;
 pub mod error;
 pub mod files;
+pub mod model;
 pub mod pretrained;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -91,6 +91,8 @@ pub trait Backend: Sized {
     fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight;
     /// An activation of `rows` × `width`, its content unspecified.
     fn rows(&self, rows: usize, width: usize) -> Self::Rows;
+    /// An activation of `rows` × `width` zeros.
+    fn zeros(&self, rows: usize, width: usize) -> Self::Rows;
     /// Reads an activation back, row-major.
     fn read(&self, rows: &Self::Rows) -> Vec<f64>;
     /// One row of bias a head, `[H, rows[h].len()]`, for key - query from -`reach` on; beyond its ends the end value holds.
@@ -292,7 +294,7 @@ pub trait Backend: Sized {
         o: &mut Self::Rows,
         keep: bool,
     ) -> Option<Self::CrossKept>;
-    /// d_q from d_o; adds to d_h \[R, D\].
+    /// d_q from d_o, where it is wanted; adds to d_h \[R, D\].
     #[allow(clippy::too_many_arguments)]
     fn cross_attention_backward(
         &self,
@@ -302,7 +304,7 @@ pub trait Backend: Sized {
         q: &Self::Rows,
         h: &Self::Rows,
         d_o: &Self::Rows,
-        d_q: &mut Self::Rows,
+        d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
     );
 

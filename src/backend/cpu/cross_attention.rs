@@ -164,13 +164,15 @@ pub(super) fn cross_attention_backward<E: Element>(
     q: &Rows<E>,
     h: &Rows<E>,
     d_o: &Rows<E>,
-    d_q: &mut Rows<E>,
+    mut d_q: Option<&mut Rows<E>>,
     d_h: &mut Rows<E>,
 ) {
     let heads = cross.heads;
     let (count, total, width) = (heads.count, heads.total(), cross.w_k.input);
     d_o.expect_shape(q.rows, total, "d_o");
-    d_q.expect_shape(q.rows, total, "d_q");
+    if let Some(d_q) = &d_q {
+        d_q.expect_shape(q.rows, total, "d_q");
+    }
     d_h.expect_shape(h.rows, width, "d_h");
     let ranges = probability_ranges(batch, count);
     let sources = || (0..batch.examples()).map(|b| batch.range(Side::Encoder, b).len());
@@ -179,9 +181,10 @@ pub(super) fn cross_attention_backward<E: Element>(
         Way::Absorbed { absorbed_q } => {
             let mut d_mixed = cpu.allocate(q.rows, count * width);
             per_head(cpu, d_o, cross.w_v, count, false, &mut d_mixed);
-            let mut d_absorbed_q = cpu.allocate(q.rows, count * width);
+            let wanted = if d_q.is_some() { count * width } else { 0 };
+            let mut d_absorbed_q = cpu.allocate(q.rows, wanted);
             let d_h_examples = split_rows(&mut d_h.data, width, sources());
-            let d_absorbed_examples = split_rows(&mut d_absorbed_q.data, count * width, targets());
+            let d_absorbed_examples = split_rows(&mut d_absorbed_q.data, wanted, targets());
             cpu.run(|| {
                 let outputs = d_h_examples.into_par_iter().zip(d_absorbed_examples).with_max_len(1);
                 outputs.enumerate().for_each(|(b, (d_h, d_absorbed_q))| {
@@ -194,20 +197,26 @@ pub(super) fn cross_attention_backward<E: Element>(
                     let p = &kept.p.data[ranges[b].clone()];
                     let dropped = softmax_backward(cpu, batch, cross, b, n, p, &mut ds);
                     let ds = View::new(&ds, m, n, n);
-                    let destination = ViewMut::new(d_absorbed_q, m, width, width);
-                    cpu.multiply_alone(destination, false, ds, h);
+                    if wanted > 0 {
+                        let destination = ViewMut::new(d_absorbed_q, m, width, width);
+                        cpu.multiply_alone(destination, false, ds, h);
+                    }
                     let q = View::new(absorbed_q.range(rows), m, width, width);
                     cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, ds.transposed(), q);
                     let p = View::new(if dropped.is_empty() { p } else { &dropped }, m, n, n);
                     cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, p.transposed(), d_mixed);
                 });
             });
-            per_head(cpu, &d_absorbed_q, cross.w_k, count, true, d_q);
+            if let Some(d_q) = d_q {
+                per_head(cpu, &d_absorbed_q, cross.w_k, count, true, d_q);
+            }
         }
         Way::Plain { kv } => {
             let mut d_kv = cpu.allocate(h.rows, 2 * total);
             let d_kv_examples = split_rows(&mut d_kv.data, 2 * total, sources());
-            let d_q_examples = split_rows(&mut d_q.data, total, targets());
+            let d_q_width = if d_q.is_some() { total } else { 0 };
+            let d_q_data = d_q.as_mut().map_or(&mut [][..], |d_q| &mut d_q.data);
+            let d_q_examples = split_rows(d_q_data, d_q_width, targets());
             cpu.run(|| {
                 let outputs = d_kv_examples.into_par_iter().zip(d_q_examples).with_max_len(1);
                 outputs.enumerate().for_each(|(b, (d_kv, d_q))| {
@@ -234,8 +243,10 @@ pub(super) fn cross_attention_backward<E: Element>(
                         let ds = View::new(&ds[head * n..], t, n, count * n);
                         let p = View::new(&p[head * n..], t, n, count * n);
                         let k = View::new(&kv[column..], n, heads.width, 2 * total);
-                        let d_q = ViewMut::new(&mut d_q[column..], t, heads.width, total);
-                        cpu.multiply_alone(d_q, false, ds, k);
+                        if d_q_width > 0 {
+                            let d_q = ViewMut::new(&mut d_q[column..], t, heads.width, total);
+                            cpu.multiply_alone(d_q, false, ds, k);
+                        }
                         let d_k = ViewMut::new(&mut d_kv[column..], n, heads.width, 2 * total);
                         cpu.multiply_alone(
                             d_k,

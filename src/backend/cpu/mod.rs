@@ -198,6 +198,12 @@ impl<E: Element> Backend for Cpu<E> {
         self.allocate(rows, width)
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Self::Rows {
+        let mut zeros = self.allocate(rows, width);
+        zeros.data.fill(E::zero());
+        zeros
+    }
+
     fn read(&self, rows: &Self::Rows) -> Vec<f64> {
         widened(rows.values())
     }
@@ -454,7 +460,7 @@ impl<E: Element> Backend for Cpu<E> {
         q: &Self::Rows,
         h: &Self::Rows,
         d_o: &Self::Rows,
-        d_q: &mut Self::Rows,
+        d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
     ) {
         cross_attention::cross_attention_backward(self, batch, cross, kept, q, h, d_o, d_q, d_h)

@@ -1,0 +1,177 @@
+//! From stored tensors to frozen weights on a device, with the norms' gains folded in.
+
+use super::position;
+use super::{DecoderLayer, EncoderLayer, T5};
+use crate::backend::{Activation, Backend, Heads};
+use crate::error::Result;
+use crate::pretrained::{self, Checkpoint, T5Config};
+
+/// Where a model's tensors come from: a checkpoint, or made-up numbers for a benchmark.
+pub trait Tensors {
+    /// Dimensions and constants.
+    fn config(&self) -> &T5Config;
+    /// Fills `values` with the tensor of that name, whose shape must be `shape`.
+    ///
+    /// # Errors
+    /// If the tensor is missing, of another shape or type, or not finite.
+    fn read_into(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<()>;
+    /// Fills `values` with the embedding, \[V, D\].
+    ///
+    /// # Errors
+    /// As [`Tensors::read_into`].
+    fn embedding_into(&self, values: &mut [f32]) -> Result<()> {
+        let shape = [self.config().vocab_size, self.config().d_model];
+        self.read_into("shared.weight", &shape, values)
+    }
+    /// Whether the head is the embedding.
+    ///
+    /// # Errors
+    /// If the configuration and the stored tensors contradict each other.
+    fn output_is_tied(&self) -> Result<bool>;
+}
+
+impl Tensors for Checkpoint {
+    fn config(&self) -> &T5Config {
+        self.config()
+    }
+
+    fn read_into(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<()> {
+        self.read_into(name, shape, values)
+    }
+
+    fn embedding_into(&self, values: &mut [f32]) -> Result<()> {
+        self.embedding_into(values)
+    }
+
+    fn output_is_tied(&self) -> Result<bool> {
+        self.output_is_tied()
+    }
+}
+
+impl<B: Backend> T5<B> {
+    /// Reads every tensor once, folds each norm's gain into the weights that read the norm, and copies them to the
+    /// device.
+    ///
+    /// Folded: encoder self q, k, v and wi; decoder self q, k, v, cross q and wi; and the encoder's final norm into cross
+    /// k and v of every decoder layer. The decoder's final norm is kept as it is, and the embedding is never altered.
+    ///
+    /// # Errors
+    /// Those of `tensors`.
+    pub fn load(backend: &B, tensors: &impl Tensors) -> Result<Self> {
+        let config = tensors.config().clone();
+        let loader = Loader { backend, tensors, config: &config };
+        let (d, f) = (config.d_model, config.d_ff);
+        let total = config.attention_width();
+        let mut embedding = vec![0.0; config.vocab_size * d];
+        tensors.embedding_into(&mut embedding)?;
+        let tied = tensors.output_is_tied()?;
+        let embedding = backend.weight(embedding, config.vocab_size, d);
+
+        let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
+        let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
+        let self_inputs = ["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"];
+        let feed_forward_inputs: Vec<String> =
+            inputs.iter().map(|input| format!("DenseReluDense.{input}")).collect();
+        let feed_forward_inputs: Vec<&str> = feed_forward_inputs.iter().map(String::as_str).collect();
+        let mut encoder = Vec::with_capacity(config.num_layers);
+        for layer in 0..config.num_layers {
+            let [attention, feed_forward] = [0, 1].map(|part| format!("encoder.block.{layer}.layer.{part}"));
+            encoder.push(EncoderLayer {
+                qkv: loader.folded(&attention, &self_inputs, total)?,
+                o: loader.plain(&attention, "SelfAttention.o", d, total)?,
+                w_in: loader.folded(&feed_forward, &feed_forward_inputs, f)?,
+                w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
+            });
+        }
+        let mut decoder = Vec::with_capacity(config.num_decoder_layers);
+        for layer in 0..config.num_decoder_layers {
+            let [attention, cross, feed_forward] =
+                [0, 1, 2].map(|part| format!("decoder.block.{layer}.layer.{part}"));
+            decoder.push(DecoderLayer {
+                qkv: loader.folded(&attention, &self_inputs, total)?,
+                o: loader.plain(&attention, "SelfAttention.o", d, total)?,
+                cross_q: loader.folded(&cross, &["EncDecAttention.q"], total)?,
+                cross_k: loader.with_gain(&cross, &["EncDecAttention.k"], total, &encoder_gain)?,
+                cross_v: loader.with_gain(&cross, &["EncDecAttention.v"], total, &encoder_gain)?,
+                cross_o: loader.plain(&cross, "EncDecAttention.o", d, total)?,
+                w_in: loader.folded(&feed_forward, &feed_forward_inputs, f)?,
+                w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
+            });
+        }
+        let decoder_gain = backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d);
+        let head = if tied {
+            None
+        } else {
+            let mut head = vec![0.0; config.vocab_size * d];
+            tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
+            Some(backend.weight(head, config.vocab_size, d))
+        };
+        Ok(Self {
+            heads: Heads { count: config.num_heads, width: config.d_kv },
+            activation: match config.activation {
+                pretrained::Activation::Relu => Activation::Relu,
+                pretrained::Activation::GatedGelu => Activation::GatedGelu,
+                pretrained::Activation::GatedSilu => Activation::GatedSilu,
+            },
+            head_scale: if tied { (d as f64).powf(-0.5) } else { 1.0 },
+            embedding,
+            encoder,
+            encoder_gain,
+            encoder_bias: loader.bias("encoder", true)?,
+            decoder,
+            decoder_gain,
+            decoder_bias: loader.bias("decoder", false)?,
+            head,
+            config,
+        })
+    }
+}
+
+struct Loader<'a, B, T> {
+    backend: &'a B,
+    tensors: &'a T,
+    config: &'a T5Config,
+}
+
+impl<B: Backend, T: Tensors> Loader<'_, B, T> {
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.config.d_model];
+        self.tensors.read_into(name, &[self.config.d_model], &mut values)?;
+        Ok(values)
+    }
+
+    fn plain(&self, block: &str, name: &str, out: usize, input: usize) -> Result<B::Weight> {
+        let mut values = vec![0.0; out * input];
+        self.tensors.read_into(&format!("{block}.{name}.weight"), &[out, input], &mut values)?;
+        Ok(self.backend.weight(values, out, input))
+    }
+
+    /// The named \[out, D\] matrices stacked, with the gain of the block's own norm folded in.
+    fn folded(&self, block: &str, names: &[&str], out: usize) -> Result<B::Weight> {
+        let gain = self.vector(&format!("{block}.layer_norm.weight"))?;
+        self.with_gain(block, names, out, &gain)
+    }
+
+    fn with_gain(&self, block: &str, names: &[&str], out: usize, gain: &[f32]) -> Result<B::Weight> {
+        let d = self.config.d_model;
+        let mut values = vec![0.0; names.len() * out * d];
+        for (name, values) in names.iter().zip(values.chunks_exact_mut(out * d)) {
+            self.tensors.read_into(&format!("{block}.{name}.weight"), &[out, d], values)?;
+        }
+        for row in values.chunks_exact_mut(d) {
+            for (value, gain) in row.iter_mut().zip(gain) {
+                *value *= gain;
+            }
+        }
+        Ok(self.backend.weight(values, names.len() * out, d))
+    }
+
+    fn bias(&self, stack: &str, bidirectional: bool) -> Result<B::PositionBias> {
+        let shape = [self.config.relative_attention_num_buckets, self.config.num_heads];
+        let mut table = vec![0.0; shape[0] * shape[1]];
+        let name = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        self.tensors.read_into(&name, &shape, &mut table)?;
+        let (rows, reach) = position::bias_rows(self.config, &table, bidirectional);
+        Ok(self.backend.position_bias(rows, reach))
+    }
+}

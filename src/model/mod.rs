@@ -1,0 +1,135 @@
+//! T5 and the mixture before it, written once over [`Backend`]: forward and backward side by side.
+//!
+//! Everything is frozen but the prompts' state, so backward carries gradients of activations alone, and in the first
+//! layers only where they lead to a trained number.
+
+mod decoder;
+mod encoder;
+mod load;
+pub mod position;
+mod step;
+
+pub use decoder::Decoding;
+pub use encoder::Encoding;
+pub use load::Tensors;
+pub use step::{StepLoss, label_weights};
+
+use crate::backend::{Activation, Backend, DropoutStep, Heads, Mixing, StateLayout};
+use crate::pretrained::T5Config;
+
+/// A frozen T5 on a device.
+pub struct T5<B: Backend> {
+    config: T5Config,
+    heads: Heads,
+    activation: Activation,
+    embedding: B::Weight,
+    encoder: Vec<EncoderLayer<B>>,
+    /// The encoder's final gain: folded into cross attention, kept to show the encoder's output.
+    encoder_gain: Vec<f32>,
+    encoder_bias: B::PositionBias,
+    decoder: Vec<DecoderLayer<B>>,
+    decoder_gain: B::Weight,
+    decoder_bias: B::PositionBias,
+    /// `None` when the head is the embedding.
+    head: Option<B::Weight>,
+    /// D^-0.5 exactly when the head is the embedding.
+    head_scale: f64,
+}
+
+/// Weights of an encoder layer, gains folded in.
+struct EncoderLayer<B: Backend> {
+    qkv: B::Weight,
+    o: B::Weight,
+    w_in: B::Weight,
+    w_out: B::Weight,
+}
+
+/// Weights of a decoder layer, gains folded in.
+struct DecoderLayer<B: Backend> {
+    qkv: B::Weight,
+    o: B::Weight,
+    cross_q: B::Weight,
+    cross_k: B::Weight,
+    cross_v: B::Weight,
+    cross_o: B::Weight,
+    w_in: B::Weight,
+    w_out: B::Weight,
+}
+
+impl<B: Backend> T5<B> {
+    /// Dimensions and constants.
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// The gain of the encoder's final norm, \[D\]: [`Encoding::rows`] come without it.
+    pub fn encoder_gain(&self) -> &[f32] {
+        &self.encoder_gain
+    }
+
+    /// The embedding table, \[V, D\].
+    pub fn embedding(&self) -> &B::Weight {
+        &self.embedding
+    }
+
+    fn head(&self) -> &B::Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    fn epsilon(&self) -> f64 {
+        f64::from(self.config.layer_norm_epsilon)
+    }
+}
+
+/// What stands before each example: the frozen sources and how they are mixed with the target prompt.
+pub struct Mixture<B: Backend> {
+    /// How prompts are weighted.
+    pub mixing: Mixing,
+    /// Frozen source prompts.
+    pub sources: Option<B::Sources>,
+    /// The segments of the trained state.
+    pub layout: StateLayout,
+}
+
+/// How a pass is run.
+pub struct Pass<'a, B: Backend> {
+    /// The step's dropout; `None` in evaluation.
+    pub dropout: Option<&'a DropoutStep>,
+    /// Keep what backward needs.
+    pub keep: bool,
+    /// Called with every activation and its name, in the order of computation.
+    pub observe: Option<&'a mut dyn FnMut(&str, &B::Rows)>,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// A pass without dropout that keeps nothing.
+    pub fn evaluation() -> Self {
+        Self { dropout: None, keep: false, observe: None }
+    }
+
+    fn observe(&mut self, name: impl FnOnce() -> String, rows: &B::Rows) {
+        if let Some(observe) = &mut self.observe {
+            observe(&name(), rows);
+        }
+    }
+}
+
+/// A residual row and its reciprocal root mean square.
+struct Residual<B: Backend> {
+    x: B::Rows,
+    r: B::Rows,
+}
+
+impl<B: Backend> Residual<B> {
+    fn new(backend: &B, rows: usize, width: usize) -> Self {
+        Self { x: backend.rows(rows, width), r: backend.rows(rows, 1) }
+    }
+}
+
+/// What backward needs of a self attention sublayer.
+struct SelfAttentionKept<B: Backend> {
+    input: Residual<B>,
+    qkv: B::Rows,
+    o: B::Rows,
+    log_sum_exp: B::Rows,
+}
