@@ -170,6 +170,10 @@ impl Run<'_> {
         for (name, stack, bidirectional) in
             [("aux.enc_pos_bias", "encoder", true), ("aux.dec_pos_bias", "decoder", false)]
         {
+            // A fixture of a large model leaves these out.
+            if !self.fixture.names().any(|tensor| tensor == name) {
+                continue;
+            }
             let table = checkpoint.tensor(
                 &format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
                 &[config.relative_attention_num_buckets, config.num_heads],
