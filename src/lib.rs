@@ -17,7 +17,10 @@
 //! | Q | rank of the scorer | | L | layers |
 #![deny(missing_docs)]
 
+pub mod data;
 pub mod error;
 pub mod files;
+pub mod metrics;
+pub mod tasks;
 
 pub use error::{Error, Result};
