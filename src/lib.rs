@@ -18,10 +18,13 @@
 #![deny(missing_docs)]
 
 pub mod backend;
+pub mod data;
 pub mod error;
 pub mod files;
+pub mod metrics;
 pub mod model;
 pub mod pretrained;
+pub mod tasks;
 pub mod verify;
 
 pub use error::{Error, Result};

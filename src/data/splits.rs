@@ -1,0 +1,277 @@
+//! Which rows of which file train, validate and test.
+//!
+//! A folder holds `train`, `validation` and `test`, each as .jsonl, .csv or .tsv. Many datasets ship a test file without
+//! labels; their [`SplitRule`] takes test rows from the labelled files instead. Its permutation is that of
+//! `torch.randperm` seeded with 42, as in the ATTEMPT release, so that the very same rows validate; it has nothing to do
+//! with a run's seed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rand_mt::Mt;
+
+use super::reader::{Format, Reader, count_rows, open};
+use crate::error::{Error, Result};
+use crate::tasks::{Row, SplitRule};
+
+const SPLIT_SEED: u32 = 42;
+
+/// A role of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Learnt from.
+    Train,
+    /// Chosen by.
+    Validation,
+    /// Reported.
+    Test,
+}
+
+impl Split {
+    /// The name, which is also the file's stem.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+impl FromStr for Split {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        [Self::Train, Self::Validation, Self::Test]
+            .into_iter()
+            .find(|split| split.name() == name)
+            .ok_or_else(|| Error::setting("split", "train, validation or test", format!("{name:?}"), ""))
+    }
+}
+
+/// The rows of a file that belong to one split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    path: PathBuf,
+    rows: Option<Vec<u32>>,
+}
+
+impl Part {
+    /// All rows of a file.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), rows: None }
+    }
+
+    /// Some rows of a file, by number from 0 in file order.
+    pub fn some(path: impl Into<PathBuf>, mut rows: Vec<u32>) -> Self {
+        rows.sort_unstable();
+        rows.dedup();
+        Self { path: path.into(), rows: Some(rows) }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The chosen rows in ascending order; `None`: all.
+    pub fn chosen(&self) -> Option<&[u32]> {
+        self.rows.as_deref()
+    }
+
+    /// How many rows it has; counts those of the file where all belong to it.
+    ///
+    /// # Errors
+    /// As [`count_rows`].
+    pub fn row_count(&self) -> Result<usize> {
+        self.rows.as_ref().map_or_else(|| count_rows(&self.path), |rows| Ok(rows.len()))
+    }
+
+    /// Its rows, streamed in file order.
+    ///
+    /// # Errors
+    /// As [`open`]; those of single rows come from the iterator.
+    pub fn rows(&self) -> Result<Rows<'_>> {
+        Ok(Rows { reader: open(&self.path)?, chosen: self.rows.as_deref(), position: 0 })
+    }
+}
+
+/// The rows of a [`Part`], in file order.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    reader: Reader,
+    chosen: Option<&'a [u32]>,
+    position: u32,
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Result<Row>> {
+        loop {
+            if self.chosen.is_some_and(<[u32]>::is_empty) {
+                return None;
+            }
+            let row = self.reader.next()?;
+            let position = self.position;
+            self.position = self.position.saturating_add(1);
+            match &mut self.chosen {
+                Some(chosen) if row.is_ok() && chosen.first() != Some(&position) => {}
+                Some(chosen) => {
+                    *chosen = chosen.get(1..).unwrap_or_default();
+                    return Some(row);
+                }
+                None => return Some(row),
+            }
+        }
+    }
+}
+
+/// The splits of a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Splits {
+    folder: PathBuf,
+    train: Option<Part>,
+    validation: Option<Part>,
+    test: Option<Part>,
+}
+
+impl Splits {
+    /// Finds the files of `folder` and, if `split_validation_test`, applies `rule`; else each split is its own file.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the folder cannot be read, [`Error::Setting`] if a split is there in two formats or a file that
+    /// the rule needs is missing or too small, and those of reading it.
+    pub fn open(folder: &Path, rule: SplitRule, split_validation_test: bool) -> Result<Self> {
+        std::fs::read_dir(folder).map_err(|source| Error::file("open the folder", folder, source))?;
+        let part = |stem: &str| Ok::<_, Error>(find(folder, stem)?.map(Part::file));
+        let mut splits = Self {
+            folder: folder.to_owned(),
+            train: part("train")?,
+            validation: part("validation")?,
+            test: part("test")?,
+        };
+        if rule == SplitRule::MatchedAndMismatched {
+            splits.validation = part("validation_mismatched")?.or(splits.validation);
+            if split_validation_test || splits.test.is_none() {
+                splits.test = part("validation_matched")?.or(splits.test);
+            }
+        } else if split_validation_test {
+            splits.apply(rule)?;
+        }
+        if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
+            return Err(Error::setting(
+                "data folder",
+                "train, validation or test as .jsonl, .csv or .tsv",
+                format!("none of them in {}", folder.display()),
+                "name the files so, or give another folder",
+            ));
+        }
+        Ok(splits)
+    }
+
+    /// The rows of a split.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the folder has no such file.
+    pub fn get(&self, split: Split) -> Result<&Part> {
+        let part = match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+            Split::Test => &self.test,
+        };
+        part.as_ref().ok_or_else(|| self.missing(split.name()))
+    }
+
+    fn missing(&self, stem: &str) -> Error {
+        Error::setting(
+            format!("split {stem}"),
+            format!("a file {stem}.jsonl, {stem}.csv or {stem}.tsv"),
+            format!("none in {}", self.folder.display()),
+            "add the file, or choose another split",
+        )
+    }
+
+    fn apply(&mut self, rule: SplitRule) -> Result<()> {
+        match rule {
+            SplitRule::Files | SplitRule::MatchedAndMismatched => {}
+            SplitRule::HalveValidation => {
+                let path = self.get(Split::Validation)?.path.clone();
+                let mut first = torch_permutation(countable(&path)?, SPLIT_SEED);
+                if first.len() < 2 {
+                    return Err(too_small(&path, 2, first.len()));
+                }
+                let second = first.split_off(first.len() / 2);
+                self.validation = Some(Part::some(&path, first));
+                self.test = Some(Part::some(&path, second));
+            }
+            SplitRule::HoldOutTraining { rows } => {
+                let path = self.get(Split::Train)?.path.clone();
+                let mut held_out = torch_permutation(countable(&path)?, SPLIT_SEED);
+                if held_out.len() <= rows as usize {
+                    return Err(too_small(&path, rows as usize + 1, held_out.len()));
+                }
+                let rest = held_out.split_off(rows as usize);
+                self.test = self.validation.take();
+                self.train = Some(Part::some(&path, rest));
+                self.validation = Some(Part::some(&path, held_out));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn countable(path: &Path) -> Result<u32> {
+    let rows = count_rows(path)?;
+    u32::try_from(rows).map_err(|_| {
+        Error::setting("rows", "at most 4294967295", format!("{rows} in {}", path.display()), "")
+    })
+}
+
+fn too_small(path: &Path, least: usize, rows: usize) -> Error {
+    Error::setting(
+        "split rule",
+        format!("at least {least} rows in {}", path.display()),
+        rows.to_string(),
+        "turn `split_validation_test` off and give each split its own file",
+    )
+}
+
+/// The one file of that stem; two formats of one split are an error, as no one could tell which was meant.
+fn find(folder: &Path, stem: &str) -> Result<Option<PathBuf>> {
+    let mut found: Vec<PathBuf> = Format::ALL
+        .into_iter()
+        .map(|format| folder.join(format!("{stem}.{}", format.extension())))
+        .filter(|path| path.is_file())
+        .collect();
+    if found.len() > 1 {
+        let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+        return Err(Error::setting(
+            format!("split {stem}"),
+            "one file",
+            format!("{} in {}", names.join(" and "), folder.display()),
+            "keep the one that is meant",
+        ));
+    }
+    Ok(found.pop())
+}
+
+/// `torch.randperm(rows)` from a generator seeded with `seed`: Mersenne Twister, Fisher and Yates from the front, the
+/// remainder of one 32-bit word a step. The slight bias of the remainder is part of being the same permutation.
+fn torch_permutation(rows: u32, seed: u32) -> Vec<u32> {
+    let mut generator = Mt::new(seed);
+    let mut order: Vec<u32> = (0..rows).collect();
+    for position in 0..rows.saturating_sub(1) {
+        let other = position + generator.next_u32() % (rows - position);
+        order.swap(position as usize, other as usize);
+    }
+    order
+}
