@@ -5,7 +5,7 @@
 mod checkpoint;
 mod config;
 mod tensor_file;
-pub mod torch_pickle;
+mod torch_pickle;
 
 use std::fs::File;
 use std::io::Read;
@@ -21,6 +21,10 @@ use crate::error::{Error, Result};
 fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
+        // Asked before opening: to open a pipe would wait for its other end.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file"));
+        }
         File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
