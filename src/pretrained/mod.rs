@@ -2,9 +2,12 @@
 //!
 //! Not for computing with it: the model and its folded norms are built elsewhere from what [`Checkpoint`] reads.
 
+mod charsmap;
 mod checkpoint;
 mod config;
+mod sentencepiece;
 mod tensor_file;
+mod tokenizer;
 mod torch_pickle;
 
 use std::fs::File;
@@ -14,6 +17,7 @@ use std::path::Path;
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
 pub use tensor_file::{ElementType, TensorFile};
+pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
 
