@@ -3,6 +3,7 @@
 mod checkpoint;
 mod config;
 mod tiny_checkpoint;
+mod torch;
 
 use std::path::{Path, PathBuf};
 
