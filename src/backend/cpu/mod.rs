@@ -194,6 +194,10 @@ impl<E: Element> Backend for Cpu<E> {
         Weight { values: E::from_f32_vec(values), out, input }
     }
 
+    fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
+        weight.row(row).iter().map(|value| value.widen() as f32).collect()
+    }
+
     fn rows(&self, rows: usize, width: usize) -> Self::Rows {
         self.allocate(rows, width)
     }
