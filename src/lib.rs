@@ -20,5 +20,6 @@
 pub mod error;
 pub mod files;
 pub mod pretrained;
+pub mod prompts;
 
 pub use error::{Error, Result};
