@@ -1,5 +1,9 @@
 //! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
+mod run;
+
+pub use run::TrainedRun;
+
 use crate::backend::{Backend, Batch, Example};
 use crate::config::Decoding;
 use crate::data::Examples;
@@ -101,7 +105,11 @@ impl<B: Backend> Evaluator<'_, B> {
             let target = vec![config.eos_token_id];
             let packed: Vec<Example> = sources
                 .iter()
-                .map(|source| Example { source: source.clone(), target: target.clone(), ..Example::default() })
+                .map(|source| Example {
+                    source: source.clone(),
+                    target: target.clone(),
+                    ..Example::default()
+                })
                 .collect();
             let batch = Batch::pack(
                 &packed,

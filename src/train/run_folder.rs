@@ -116,7 +116,13 @@ impl RunFolder {
         let json = std::fs::read(&file).map_err(|source| Error::file("read", &file, source))?;
         let advice = "name a folder that promptmix train wrote";
         let malformed = |error: serde_json::Error| {
-            Error::format(&file, Some(error.line() as u64), "the settings of a run", error.to_string(), advice)
+            Error::format(
+                &file,
+                Some(error.line() as u64),
+                "the settings of a run",
+                error.to_string(),
+                advice,
+            )
         };
         let version: serde_json::Value = serde_json::from_slice(&json).map_err(malformed)?;
         if version.get("format").and_then(serde_json::Value::as_u64) != Some(u64::from(FORMAT)) {
@@ -207,7 +213,13 @@ impl RunFolder {
         };
         let counters = file.metadata().get("checkpoint").map(String::as_str).unwrap_or_default();
         let checkpoint = serde_json::from_str(counters).map_err(|error| {
-            Error::format(&path, None, "the counters of a checkpoint", error.to_string(), "start the run anew")
+            Error::format(
+                &path,
+                None,
+                "the counters of a checkpoint",
+                error.to_string(),
+                "start the run anew",
+            )
         })?;
         Ok(([read("parameters")?, read("first_moment")?, read("second_moment")?], checkpoint))
     }

@@ -8,15 +8,13 @@ use super::log::{Monitor, StepRecord, ValidationRecord};
 use super::run_folder::{Checkpoint, RunFolder};
 use super::schedule::factor;
 use super::{Frozen, task};
-use crate::backend::{
-    Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, Side, StateLayout,
-};
+use crate::backend::{Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, Side, StateLayout};
 use crate::config::{Method, RunConfig};
 use crate::data::{Batches, ExampleSettings, Examples, FewShot, Part, Split, Splits};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
 use crate::model::{Mixture, Pass};
-use crate::prompts::Prompt;
+use crate::prompts::{Prompt, PromptMetadata};
 use crate::tasks::{Purpose, Task};
 
 /// Epsilon of the scorer's LayerNorm.
@@ -65,7 +63,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub fn new(frozen: &'a Frozen<'a, B>, config: &RunConfig, monitor: &mut dyn Monitor) -> Result<Self> {
         config.check()?;
         let task = task(config)?;
-        let encode = |text: &str| frozen.tokenizer.encode(text);
+        let tokenizer = &frozen.tokenizer;
+        let encode = |text: &str| tokenizer.encode(text);
         let longest_target = match config.max_target_length {
             Some(length) => length,
             None => task.longest_target(encode)?,
@@ -84,8 +83,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Examples::load(part, &task, &encode, &settings)
         };
         let training = load(&training_rows, Purpose::Training, None)?;
-        let validation =
-            load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
+        let validation = load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
         monitor.note(&format!("training: {}", training.counts()));
         monitor.note(&format!("validation: {}", validation.counts()));
 
@@ -124,8 +122,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// If the checkpoint is missing, malformed or of another state.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
-        let ([values, first, second], checkpoint) =
-            RunFolder::load_last(folder, self.mixture.layout.len())?;
+        let ([values, first, second], checkpoint) = RunFolder::load_last(folder, self.mixture.layout.len())?;
         self.frozen.backend.write_state(&mut self.state, [&values, &first, &second], &[checkpoint.updates]);
         self.batches.seek(checkpoint.step);
         self.best = match checkpoint.best {
@@ -175,18 +172,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let Some(range) = self.mixture.layout.target_prompt(0, 0) else { return Ok(None) };
         let layout = &self.mixture.layout;
         let values = self.best[range].iter().map(|&value| value as f32).collect();
-        let mut prompt = Prompt::new(&self.task.name, values, layout.prompt_length, layout.width)?;
-        let metadata = prompt.metadata_mut();
-        metadata.task = Some(self.task.name.clone());
-        metadata.model_sha256 = Some(self.frozen.model_hash.clone());
-        metadata.method = Some(method_name(self.config.method).into());
-        metadata.learning_rate = Some(self.config.learning_rate);
-        metadata.seed = Some(self.config.seed);
-        if let Some((value, step)) = self.checkpoint.best {
-            metadata.steps = Some(step);
-            metadata.metric = self.task.metrics.first().map(ToString::to_string);
-            metadata.metric_value = Some(value);
-        }
+        let best = self.checkpoint.best;
+        let metric = self.task.metrics.first();
+        let metadata = PromptMetadata {
+            task: Some(self.task.name.clone()),
+            model_sha256: Some(self.frozen.model_hash.clone()),
+            method: Some(method_name(self.config.method).into()),
+            steps: best.map(|(_, step)| step),
+            learning_rate: Some(self.config.learning_rate),
+            seed: Some(self.config.seed),
+            metric: metric.zip(best).map(|(metric, (value, _))| (metric.to_string(), value)),
+            ..PromptMetadata::default()
+        };
+        let prompt = Prompt::new(&self.task.name, values, layout.prompt_length, layout.width, metadata)?;
         Ok(Some(prompt))
     }
 
@@ -267,11 +265,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         );
         optimizer.weight_decay = self.config.weight_decay();
         optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
-        let applied = if loss.is_finite() {
-            backend.optimizer_step(&mut self.state, &[optimizer])
-        } else {
-            Vec::new()
-        };
+        let applied =
+            if loss.is_finite() { backend.optimizer_step(&mut self.state, &[optimizer]) } else { Vec::new() };
         let Some(report) = applied.first().filter(|report| report.applied) else {
             return Err(self.not_finite(next.step + 1, &micro_batches, dropout.as_ref()));
         };
@@ -335,7 +330,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let splits = Splits::open(&self.config.data, self.task.split, self.config.split_validation_test)?;
         let settings =
             ExampleSettings::new(self.config.max_source_length, self.longest_target, Purpose::Evaluation);
-        let encode = |text: &str| self.frozen.tokenizer.encode(text);
+        let tokenizer = &self.frozen.tokenizer;
+        let encode = |text: &str| tokenizer.encode(text);
         let examples = Examples::load(splits.get(split)?, &self.task, &encode, &settings)?;
         let values = parameters.unwrap_or(&self.best);
         let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
@@ -396,9 +392,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn not_finite(&self, step: u64, batches: &[Batch], dropout: Option<&DropoutStep>) -> Error {
         let backend = self.frozen.backend;
         let values = self.parameters();
-        let parameter = self.mixture.layout.segments().iter().find(|segment| {
-            values[segment.range.clone()].iter().any(|value| !value.is_finite())
-        });
+        let parameter = self
+            .mixture
+            .layout
+            .segments()
+            .iter()
+            .find(|segment| values[segment.range.clone()].iter().any(|value| !value.is_finite()));
         let mut first = parameter.map(|segment| format!("the parameter {}", segment.name));
         for batch in batches {
             let mut observe = |name: &str, rows: &B::Rows| {
@@ -408,8 +407,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             };
             let pass = Pass { dropout, keep: false, observe: Some(&mut observe) };
             let tokens = [batch.label_tokens(0)];
-            let loss =
-                self.frozen.model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass);
+            let loss = self.frozen.model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass);
             if first.is_none() && loss.per_run.iter().any(|loss| !loss.is_finite()) {
                 first = Some("the loss".into());
             }
@@ -489,12 +487,7 @@ pub(crate) fn mixture<B: Backend>(
     } else {
         None
     };
-    Ok(Mixture {
-        mixing,
-        sources: on_device,
-        source_count: if mixes { sources.len() } else { 0 },
-        layout,
-    })
+    Ok(Mixture { mixing, sources: on_device, source_count: if mixes { sources.len() } else { 0 }, layout })
 }
 
 fn initial_values<B: Backend>(

@@ -113,6 +113,11 @@ impl<E: Element> Cpu<E> {
         self.threads.current_num_threads()
     }
 
+    /// The vector instructions that its loops were compiled for.
+    pub fn instruction_set(&self) -> String {
+        format!("{:?}", self.arch)
+    }
+
     /// Gives buffers that no step holds back to the system.
     pub fn release_memory(&self) {
         self.pool.clear();
