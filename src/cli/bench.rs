@@ -11,9 +11,7 @@ use serde_json::json;
 use super::device::Device;
 use super::random_model::RandomModel;
 use crate::backend::cpu::Cpu;
-use crate::backend::{
-    Backend, Batch, DropoutStep, Example, Mixing, OptimizerStep, Scorer, StateLayout,
-};
+use crate::backend::{Backend, Batch, DropoutStep, Example, Mixing, OptimizerStep, Scorer, StateLayout};
 use crate::error::{Error, Result};
 use crate::model::{Mixture, Pass, T5};
 use crate::pretrained::T5Config;
@@ -217,7 +215,13 @@ impl Step {
                 Ok(length) if (1..=1_000_000).contains(&length) => Ok(length),
                 _ => {
                     let found = line.chars().take(40).collect::<String>();
-                    Err(Error::format(&path, Some(number as u64 + 1), "a length from 1 to 1000000", found, ""))
+                    Err(Error::format(
+                        &path,
+                        Some(number as u64 + 1),
+                        "a length from 1 to 1000000",
+                        found,
+                        "",
+                    ))
                 }
             })
             .collect::<Result<Vec<usize>>>()?;
@@ -293,11 +297,7 @@ impl<'a> Bench<'a> {
         Batch::pack(&examples, self.settings.prompt_length, 0, vocabulary as usize)
     }
 
-    fn measure(
-        &mut self,
-        repeats: usize,
-        pass: fn(&mut Self) -> Result<(f64, usize)>,
-    ) -> Result<Timing> {
+    fn measure(&mut self, repeats: usize, pass: fn(&mut Self) -> Result<(f64, usize)>) -> Result<Timing> {
         self.next = 0;
         let mut timing = Timing { milliseconds: Vec::new(), tokens: 0, operations: 0 };
         for repeat in 0..repeats + 2 {

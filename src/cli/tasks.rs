@@ -17,8 +17,11 @@ impl Arguments {
         for name in names() {
             let task = Task::named(name)?;
             let labels = task.labels().map_or("free answers".to_owned(), |labels| labels.join(" "));
-            let labels: String =
-                if labels.len() > 32 { labels.chars().take(29).chain("...".chars()).collect() } else { labels };
+            let labels: String = if labels.len() > 32 {
+                labels.chars().take(29).chain("...".chars()).collect()
+            } else {
+                labels
+            };
             let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
             println!("{name:<20} {labels:<34} {:<22} {}", metrics.join(" "), task.source.as_str());
         }

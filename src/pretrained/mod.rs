@@ -5,6 +5,7 @@
 mod charsmap;
 mod checkpoint;
 mod config;
+mod hub;
 mod sentencepiece;
 mod tensor_file;
 mod tokenizer;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
+pub use hub::locate;
 pub use tensor_file::{ElementType, TensorFile};
 pub use tokenizer::Tokenizer;
 

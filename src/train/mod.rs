@@ -10,8 +10,8 @@ pub use initial::{Start, similarity, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
 pub use run_folder::{Checkpoint, RunFolder, Saved};
 pub use schedule::factor;
-pub(crate) use trainer::{load_sources, mixture};
 pub use trainer::{Outcome, Trainer};
+pub(crate) use trainer::{load_sources, mixture};
 
 use std::path::Path;
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod config;
+mod hub;
 mod tiny_checkpoint;
 mod torch;
 
