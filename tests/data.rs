@@ -238,6 +238,14 @@ fn the_permutation_is_that_of_torch() {
     assert_eq!(splits.get(Split::Validation).unwrap().chosen().unwrap(), [1, 2, 4, 6, 8]);
     assert_eq!(splits.get(Split::Test).unwrap().chosen().unwrap(), [0, 3, 5, 7, 9]);
     assert!(splits.get(Split::Train).unwrap_err().to_string().contains("train.jsonl"));
+
+    // The same of torch 2.13 for the training rows of SST-2: the smallest of the first 1,000 rows of the permutation,
+    // and the sum of each of them times its rank.
+    write(folder.path(), "train.jsonl", "{}\n".repeat(67_349));
+    let splits = Splits::open(folder.path(), SplitRule::HoldOutTraining { rows: 1_000 }, true).unwrap();
+    let chosen = splits.get(Split::Validation).unwrap().chosen().unwrap();
+    assert_eq!(chosen[..8], [28, 308, 362, 389, 431, 472, 495, 717]);
+    assert_eq!(chosen.iter().zip(1..).map(|(row, rank)| u64::from(*row) * rank).sum::<u64>(), 22_509_434_139);
 }
 
 #[test]
@@ -284,6 +292,15 @@ fn splits_of_one_file_share_no_row_and_lose_none() {
     assert!(rows(Split::Train).is_disjoint(&rows(Split::Validation)));
     assert_eq!(rows(Split::Train).len() + rows(Split::Validation).len(), 3_000);
     assert!(splits.get(Split::Test).unwrap().path().ends_with("validation.tsv"));
+}
+
+#[test]
+fn a_file_that_shrinks_after_it_was_counted_is_an_error() {
+    let folder = folder();
+    let path = write(folder.path(), "train.jsonl", sst2(5));
+    let rows: Vec<_> = Part::some(&path, vec![1, 4, 5, 6]).rows().unwrap().collect();
+    assert_eq!(rows.len(), 3);
+    assert!(rows[2].as_ref().unwrap_err().to_string().contains("2 more rows"));
 }
 
 #[test]
