@@ -75,6 +75,16 @@ fn csv_counts_lines_through_quoted_line_breaks_and_crlf() {
 }
 
 #[test]
+fn a_csv_ends_well_with_a_quote_or_a_null() {
+    for (content, last) in
+        [("a\n\"x\"", "x"), ("a\n\"x\n\"\n", "x\n"), ("a\n\0\n", "\0"), ("a\n\0", "\0"), ("a\nx\"", "x\"")]
+    {
+        let rows = read(content.as_bytes(), Format::Csv, 100).unwrap();
+        assert_eq!(fields_and_lines(rows), [(json!({"a": last}), 2)], "{content:?}");
+    }
+}
+
+#[test]
 fn a_quotation_mark_in_a_tsv_is_a_letter() {
     let rows = read(b"s\tl\n\"never closed\t0\nnext\t1\n", Format::Tsv, 1000).unwrap();
     assert_eq!(rows.len(), 2);
@@ -109,6 +119,9 @@ fn bad_content_is_an_error_with_file_line_and_the_start_of_the_line() {
         (Format::Csv, b"a,b\n", vec!["at least one row"]),
         (Format::Csv, b"a,a\n1,2\n", vec!["line 1", "header", "\"a\" twice"]),
         (Format::Csv, b"a,b\n1,2\n1,2,3\n", vec!["line 3", "2 columns (a, b)", "3 in \"1,2,3\"", "quotes"]),
+        (Format::Csv, b"a,b\n1,2\n3,\"x\ny\n", vec!["line 3", "a closing quote"]),
+        (Format::Csv, b"a,b\n3,\"x", vec!["line 2", "a closing quote"]),
+        (Format::Csv, b"\"a,b\n", vec!["line 1", "a closing quote"]),
         (Format::Csv, b"a,b\n1,\xff\n", vec!["line 2", "UTF-8"]),
         (Format::Tsv, b"a\tb\n1\n", vec!["line 2", "2 columns", "1 in \"1\"", "tabs"]),
     ] {

@@ -14,8 +14,9 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::metrics::{Kind, Metric, Predictions, References};
+use crate::metrics::{Kind, Metric, Predictions};
 
+pub use crate::metrics::References;
 pub use row::{Field, Row, quote};
 pub use table::names;
 pub use target::{Class, Prediction, Reference, Target};
