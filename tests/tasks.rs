@@ -283,18 +283,18 @@ fn multirc_answers_are_grouped_by_question() {
 fn spans_whose_word_count_is_off_are_marked_at_the_nearest_occurrence() {
     let wsc = Task::named("wsc").unwrap();
     let text = |first: &str, second: &str, index: i64| {
-        wsc.source_text(&row(json!({"text": "He said \"he went\" as he spoke", "label": 0,
+        wsc.source_text(&row(json!({"text": "He said \"he went\" as he spoke there", "label": 0,
             "span1_text": first, "span1_index": 0, "span2_text": second, "span2_index": index})))
     };
     assert_eq!(
         text("He", "he", 2).unwrap(),
-        "superglue-wsc.fixed text: * He * said \"# he # went\" as he spoke"
+        "superglue-wsc.fixed text: * He * said \"# he # went\" as he spoke there"
     );
     assert!(text("She", "he", 2).unwrap_err().to_string().contains("the span \"She\""));
     assert!(text("He", "he", -1).unwrap_err().to_string().contains("span2_index"));
     assert_eq!(
         text("He", "he", 900).unwrap(),
-        "superglue-wsc.fixed text: * He * said \"he went\" as # he # spoke"
+        "superglue-wsc.fixed text: * He * said \"he went\" as # he # spoke there"
     );
 }
 
