@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 a check failed or the work could not be done, 2 the command line itself is wrong.
 
 mod bench;
+mod demo;
 mod device;
 mod evaluate;
 mod info;
@@ -39,6 +40,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Measure speed and memory
     Bench(bench::Arguments),
+    /// Compare prompt tuning, SPoT and ATTEMPT on generated tasks with the small T5 that comes with the program
+    Demo(demo::Arguments),
     /// List the known tasks, or show one with rows of your data
     Tasks(tasks::Arguments),
     /// Versions, devices, threads, and what was compiled in
@@ -65,6 +68,7 @@ impl Command {
             Self::Predict(arguments) => arguments.run(),
             Self::Verify(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
+            Self::Demo(arguments) => arguments.run(),
             Self::Tasks(arguments) => arguments.run(),
             Self::Info(arguments) => arguments.run(),
         }

@@ -166,7 +166,7 @@ fn uniform(random: &mut ChaCha8Rng) -> f64 {
 }
 
 /// Standard normal, by Box and Muller.
-fn normal(random: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(random: &mut ChaCha8Rng) -> f64 {
     let radius = (-2.0 * (1.0 - uniform(random)).ln()).sqrt();
     radius * (std::f64::consts::TAU * uniform(random)).cos()
 }

@@ -6,6 +6,7 @@ mod run_folder;
 mod schedule;
 mod trainer;
 
+pub(crate) use initial::normal;
 pub use initial::{Start, similarity, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
 pub use run_folder::{Checkpoint, RunFolder, Saved};

@@ -1,0 +1,73 @@
+//! `promptmix demo`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+
+use super::progress;
+use crate::demo::{self, Progress, Settings};
+use crate::error::{Error, Result};
+
+/// Flags of `promptmix demo`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  promptmix demo --out demo-run")]
+pub(super) struct Arguments {
+    /// A new folder for the model, the generated data and the runs
+    #[arg(long, default_value = "demo-run")]
+    out: PathBuf,
+    /// Five seeds instead of three
+    #[arg(long)]
+    long: bool,
+    /// Trainings at a time; one a core if not given
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// A bar a part of the work.
+struct Bars(ProgressBar);
+
+impl Progress for Bars {
+    fn begin(&mut self, what: &'static str, steps: u64) {
+        self.0.finish_and_clear();
+        self.0 = progress::bar(steps, what);
+    }
+
+    fn step(&mut self) {
+        self.0.inc(1);
+    }
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        if self.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Error::setting(
+                "--out",
+                "a new or empty folder",
+                format!("{}, which holds files", self.out.display()),
+                "name another folder, or remove this one",
+            ));
+        }
+        let started = Instant::now();
+        let mut settings = if self.long { Settings::long() } else { Settings::short() };
+        settings.workers = self.threads;
+        let model = self.out.join("model");
+        demo::write_model(&model)?;
+        let mut bars = Bars(ProgressBar::hidden());
+        let report = demo::compare(&settings, &model, &self.out, &mut bars)?;
+        bars.0.finish_and_clear();
+        println!("{report}");
+        println!(
+            "took {:.0} s; ATTEMPT's run of the first seed: {}",
+            started.elapsed().as_secs_f64(),
+            report.run.display()
+        );
+        println!(
+            "\nnext, on data of your own (train.jsonl and validation.jsonl with the fields text and label):\n"
+        );
+        println!("{}", report.next_command());
+        Ok(ExitCode::SUCCESS)
+    }
+}
