@@ -7,11 +7,11 @@ use promptmix::backend::Scorer;
 use promptmix::backend::cpu::Cpu;
 use promptmix::pretrained::{Activation, T5Config};
 
-use crate::setting::{Setting, examples, small_config};
+use crate::setting::{Case, Setting, examples, small_config};
 
 /// Loss, attention and gradient of a step in f32, bit by bit.
-fn bytes(setting: &Setting, threads: usize) -> Vec<u64> {
-    let case = setting.build_on(Cpu::<f32>::new(Some(threads)).expect("threads"));
+fn bytes(case: &mut Case<f32>, threads: usize) -> Vec<u64> {
+    case.cpu = Cpu::poisoning(Some(threads)).expect("threads");
     let (loss, gradient) = case.gradient();
     let numbers = loss.per_run.iter().chain(&loss.attention).chain(&gradient);
     let bits: Vec<u64> = numbers.map(|number| number.to_bits()).collect();
@@ -20,10 +20,11 @@ fn bytes(setting: &Setting, threads: usize) -> Vec<u64> {
 }
 
 fn same_for_any_threads(what: &str, setting: &Setting, threads: &[usize]) {
-    let one = bytes(setting, 1);
-    assert_eq!(one, bytes(setting, 1), "{what}: a step done twice");
+    let mut case = setting.build::<f32>(1);
+    let one = bytes(&mut case, 1);
+    assert_eq!(one, bytes(&mut case, 1), "{what}: a step done twice");
     for &threads in threads {
-        let other = bytes(setting, threads);
+        let other = bytes(&mut case, threads);
         let differing = one.iter().zip(&other).filter(|(a, b)| a != b).count();
         println!("{what}: {threads} threads, {differing} of {} numbers differ", one.len());
         assert_eq!(differing, 0, "{what}: {threads} threads against one");
@@ -64,7 +65,7 @@ fn one_block_with_threads_inside() {
     same_for_any_threads("177 rows", &setting, &[2, 3]);
 }
 
-/// 305 encoder rows: a block a thread; 34 target rows, which do not divide evenly among blocks.
+/// 303 encoder rows: a block a thread; 34 target rows, which do not divide evenly among blocks.
 #[test]
 fn a_block_a_thread_at_t5_small_width() {
     let config = t5_small_width();
@@ -74,15 +75,14 @@ fn a_block_a_thread_at_t5_small_width() {
     same_for_any_threads("303 rows", &setting, &[2, 3]);
 }
 
-/// Row counts that leave blocks of a single row, where a product may take another path: 17 and 33 targets in blocks
-/// of 16, and encoder rows that end in a block of one.
+/// Row counts that a cut by threads would leave a nearly empty block of, whose products the GEMM crate sums in another
+/// order: 17 and 33 targets in blocks of 16 or 17, and 193 encoder rows among many threads.
 #[test]
-fn blocks_of_a_single_row() {
+fn rows_that_no_number_of_threads_divides() {
     let config = t5_small_width();
-    for (targets, source) in [(17, 20), (33, 30)] {
-        let lengths: Vec<(usize, usize)> =
-            (0..targets).map(|b| (1 + b % 3, 1)).chain([(source, 16)]).collect();
-        let mut setting = Setting::new(config.clone(), examples(4, &config, &lengths[..targets]));
+    for targets in [17, 33] {
+        let lengths: Vec<(usize, usize)> = (0..targets).map(|b| (1 + b % 3, 1)).collect();
+        let mut setting = Setting::new(config.clone(), examples(4, &config, &lengths));
         (setting.prompt_length, setting.rank) = (3, 20);
         same_for_any_threads(&format!("{targets} targets"), &setting, &[2, 3]);
     }
