@@ -16,8 +16,12 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let temporary = tempfile::Builder::new()
-        .prefix(".promptmix-")
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".promptmix-");
+    // Temporary files are private by default; what comes of this one is to be as readable as any other file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let temporary = builder
         .tempfile_in(folder)
         .map_err(|source| Error::file("create a temporary file in", folder, source))?;
     let fail = |source| Error::file("write", path, source);

@@ -18,13 +18,19 @@
 #![deny(missing_docs)]
 
 pub mod backend;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod pretrained;
+pub mod prompts;
 pub mod tasks;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -75,6 +75,16 @@ fn csv_counts_lines_through_quoted_line_breaks_and_crlf() {
 }
 
 #[test]
+fn a_csv_ends_well_with_a_quote_or_a_null() {
+    for (content, last) in
+        [("a\n\"x\"", "x"), ("a\n\"x\n\"\n", "x\n"), ("a\n\0\n", "\0"), ("a\n\0", "\0"), ("a\nx\"", "x\"")]
+    {
+        let rows = read(content.as_bytes(), Format::Csv, 100).unwrap();
+        assert_eq!(fields_and_lines(rows), [(json!({"a": last}), 2)], "{content:?}");
+    }
+}
+
+#[test]
 fn a_quotation_mark_in_a_tsv_is_a_letter() {
     let rows = read(b"s\tl\n\"never closed\t0\nnext\t1\n", Format::Tsv, 1000).unwrap();
     assert_eq!(rows.len(), 2);
@@ -109,6 +119,9 @@ fn bad_content_is_an_error_with_file_line_and_the_start_of_the_line() {
         (Format::Csv, b"a,b\n", vec!["at least one row"]),
         (Format::Csv, b"a,a\n1,2\n", vec!["line 1", "header", "\"a\" twice"]),
         (Format::Csv, b"a,b\n1,2\n1,2,3\n", vec!["line 3", "2 columns (a, b)", "3 in \"1,2,3\"", "quotes"]),
+        (Format::Csv, b"a,b\n1,2\n3,\"x\ny\n", vec!["line 3", "a closing quote"]),
+        (Format::Csv, b"a,b\n3,\"x", vec!["line 2", "a closing quote"]),
+        (Format::Csv, b"\"a,b\n", vec!["line 1", "a closing quote"]),
         (Format::Csv, b"a,b\n1,\xff\n", vec!["line 2", "UTF-8"]),
         (Format::Tsv, b"a\tb\n1\n", vec!["line 2", "2 columns", "1 in \"1\"", "tabs"]),
     ] {
@@ -238,6 +251,14 @@ fn the_permutation_is_that_of_torch() {
     assert_eq!(splits.get(Split::Validation).unwrap().chosen().unwrap(), [1, 2, 4, 6, 8]);
     assert_eq!(splits.get(Split::Test).unwrap().chosen().unwrap(), [0, 3, 5, 7, 9]);
     assert!(splits.get(Split::Train).unwrap_err().to_string().contains("train.jsonl"));
+
+    // The same of torch 2.13 for the training rows of SST-2: the smallest of the first 1,000 rows of the permutation,
+    // and the sum of each of them times its rank.
+    write(folder.path(), "train.jsonl", "{}\n".repeat(67_349));
+    let splits = Splits::open(folder.path(), SplitRule::HoldOutTraining { rows: 1_000 }, true).unwrap();
+    let chosen = splits.get(Split::Validation).unwrap().chosen().unwrap();
+    assert_eq!(chosen[..8], [28, 308, 362, 389, 431, 472, 495, 717]);
+    assert_eq!(chosen.iter().zip(1..).map(|(row, rank)| u64::from(*row) * rank).sum::<u64>(), 22_509_434_139);
 }
 
 #[test]
@@ -284,6 +305,15 @@ fn splits_of_one_file_share_no_row_and_lose_none() {
     assert!(rows(Split::Train).is_disjoint(&rows(Split::Validation)));
     assert_eq!(rows(Split::Train).len() + rows(Split::Validation).len(), 3_000);
     assert!(splits.get(Split::Test).unwrap().path().ends_with("validation.tsv"));
+}
+
+#[test]
+fn a_file_that_shrinks_after_it_was_counted_is_an_error() {
+    let folder = folder();
+    let path = write(folder.path(), "train.jsonl", sst2(5));
+    let rows: Vec<_> = Part::some(&path, vec![1, 4, 5, 6]).rows().unwrap().collect();
+    assert_eq!(rows.len(), 3);
+    assert!(rows[2].as_ref().unwrap_err().to_string().contains("2 more rows"));
 }
 
 #[test]

@@ -125,3 +125,97 @@ fn the_mean_chooses_the_checkpoint() {
     let scores = Scores::new(&[Metric::Pearson], &constant.0, &constant.1).unwrap();
     assert_eq!((scores.values[0].1, scores.mean()), (None, Some(0.0)));
 }
+
+/// Cases of `scripts/peers/metrics_golden.py`, judged by the versions that its output names.
+mod golden {
+    use promptmix::metrics::{Metric, Predictions, References, answers, evaluate};
+    use serde_json::Value;
+
+    fn cases(kind: &str) -> Vec<Value> {
+        let golden: Value =
+            serde_json::from_str(&std::fs::read_to_string("tests/fixtures/metrics_golden.json").unwrap())
+                .unwrap();
+        println!("against {}", golden["versions"]);
+        let cases = golden[kind].as_array().unwrap().clone();
+        assert!(cases.len() >= 25, "{} cases", cases.len());
+        cases
+    }
+
+    fn list<T>(value: &Value, read: impl Fn(&Value) -> T) -> Vec<T> {
+        value.as_array().unwrap().iter().map(read).collect()
+    }
+
+    fn text(value: &Value) -> String {
+        value.as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn agree(
+        case: &Value,
+        metric: Metric,
+        predictions: &Predictions,
+        references: &References,
+        tolerance: f64,
+    ) {
+        let ours = evaluate(metric, predictions, references).unwrap().unwrap();
+        let theirs = case[metric.name()].as_f64().unwrap();
+        assert!((ours - theirs).abs() <= tolerance, "{metric}: {ours} and {theirs} in {case}");
+    }
+
+    #[test]
+    fn classification_equals_scikit_learn() {
+        // Both take a handful of f64 operations on whole numbers, in other orders: two units of the last place of 1.
+        let tolerance = 2.0 * f64::EPSILON;
+        for case in cases("classification") {
+            let classes = case["classes"].as_u64().unwrap() as u32;
+            let predictions = Predictions::Classes(list(&case["predictions"], |value| {
+                value.as_u64().map(|class| class as u32)
+            }));
+            let numbers = |name: &str| list(&case[name], |value| value.as_u64().unwrap() as u32);
+            let references =
+                References::Classes { labels: numbers("labels"), classes, groups: numbers("groups") };
+            let metrics = [Metric::Accuracy, Metric::MacroF1, Metric::Matthews, Metric::QuestionExactMatch];
+            for metric in metrics.into_iter().chain((classes == 2).then_some(Metric::F1)) {
+                agree(&case, metric, &predictions, &references, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn correlation_equals_scipy() {
+        for case in cases("correlation") {
+            let predictions = Predictions::Numbers(list(&case["predictions"], Value::as_f64));
+            let references = References::Numbers(list(&case["references"], |value| value.as_f64().unwrap()));
+            // The other side adds up n products in plain f64, each off by up to an epsilon; two such sums and a root.
+            let tolerance = 4.0 * references.len() as f64 * f64::EPSILON;
+            agree(&case, Metric::Pearson, &predictions, &references, tolerance);
+            agree(&case, Metric::Spearman, &predictions, &references, tolerance);
+        }
+    }
+
+    #[test]
+    fn answers_equal_the_script_of_squad() {
+        for case in cases("answers") {
+            let predictions = list(&case["predictions"], text);
+            for (prediction, normalised) in predictions.iter().zip(list(&case["normalised"], text)) {
+                assert_eq!(answers::normalise(prediction), normalised, "{prediction:?}");
+            }
+            let predictions = Predictions::Texts(predictions);
+            let references = References::Texts(list(&case["references"], |accepted| list(accepted, text)));
+            // The same operations in the same order.
+            agree(&case, Metric::ExactMatch, &predictions, &references, 0.0);
+            agree(&case, Metric::AnswerF1, &predictions, &references, 0.0);
+        }
+    }
+
+    /// Where versions 1.1 and 2.0 of the script part ways, 1.1 holds: nothing left is an exact match without a shared word.
+    #[test]
+    fn text_without_words_is_exact_but_shares_none() {
+        let pair = |prediction: &str, reference: &str| {
+            (Predictions::Texts(vec![prediction.into()]), References::Texts(vec![vec![reference.into()]]))
+        };
+        let (predictions, references) = pair("the", "A.");
+        assert_eq!(evaluate(Metric::ExactMatch, &predictions, &references).unwrap(), Some(1.0));
+        assert_eq!(evaluate(Metric::AnswerF1, &predictions, &references).unwrap(), Some(0.0));
+    }
+}

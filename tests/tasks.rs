@@ -283,18 +283,18 @@ fn multirc_answers_are_grouped_by_question() {
 fn spans_whose_word_count_is_off_are_marked_at_the_nearest_occurrence() {
     let wsc = Task::named("wsc").unwrap();
     let text = |first: &str, second: &str, index: i64| {
-        wsc.source_text(&row(json!({"text": "He said \"he went\" as he spoke", "label": 0,
+        wsc.source_text(&row(json!({"text": "He said \"he went\" as he spoke there", "label": 0,
             "span1_text": first, "span1_index": 0, "span2_text": second, "span2_index": index})))
     };
     assert_eq!(
         text("He", "he", 2).unwrap(),
-        "superglue-wsc.fixed text: * He * said \"# he # went\" as he spoke"
+        "superglue-wsc.fixed text: * He * said \"# he # went\" as he spoke there"
     );
     assert!(text("She", "he", 2).unwrap_err().to_string().contains("the span \"She\""));
     assert!(text("He", "he", -1).unwrap_err().to_string().contains("span2_index"));
     assert_eq!(
         text("He", "he", 900).unwrap(),
-        "superglue-wsc.fixed text: * He * said \"he went\" as # he # spoke"
+        "superglue-wsc.fixed text: * He * said \"he went\" as # he # spoke there"
     );
 }
 
@@ -345,4 +345,91 @@ fn a_task_can_be_written_as_data() {
         serde_json::from_value::<Task>(json!({"name": "x", "source": "{open", "target": {"kind": "text",
         "field": "a"}, "metrics": []}));
     assert!(error.unwrap_err().to_string().contains("open brace"));
+}
+
+mod properties {
+    use promptmix::metrics::answers::normalise;
+    use promptmix::tasks::{Filter, Purpose, Task, Template};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    /// Text rich in what the code looks for.
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>(),
+            proptest::string::string_regex(
+                "([{}|.,=]| or |<b>|</b>|<br>|\\n@highlight\\n|[a-cé0-9\u{300} \\t]){0,12}"
+            )
+            .unwrap(),
+        ]
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            text().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+            Just(Value::Null),
+            prop::collection::vec(text(), 0..3).prop_map(Value::from),
+            text().prop_map(|text| json!({"text": [text], "question": 1})),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_template_parses_to_itself_or_not_at_all(written in text()) {
+            if let Ok(template) = written.parse::<Template>() {
+                prop_assert_eq!(template.as_str(), &written);
+                prop_assert!(template.fields().count() > 0);
+                let _ = template.fill(&super::row(json!({"a": "x"})));
+            }
+        }
+
+        #[test]
+        fn any_labels_parse_to_distinct_words_or_not_at_all(labels in text()) {
+            if let Ok(task) = Task::generic("any", "{a}", Some(&labels), "label") {
+                let words: std::collections::BTreeSet<_> = task.labels().unwrap().into_iter().collect();
+                prop_assert_eq!(Some(words.len() as u32), task.class_count());
+            }
+        }
+
+        #[test]
+        fn every_task_takes_any_values(values in prop::collection::vec(value(), 8)) {
+            for name in promptmix::tasks::names() {
+                let task = Task::named(name).unwrap();
+                let fields: Vec<String> =
+                    task.source.fields().chain([task.target.field()]).flat_map(|field| {
+                        field.alternatives().map(|name| name.split('.').next().unwrap().to_owned()).collect::<Vec<_>>()
+                    }).collect();
+                let mut row: serde_json::Map<String, Value> = fields.into_iter().zip(values.iter().cloned().cycle()).collect();
+                row.insert("span1_text".into(), values[0].clone());
+                row.insert("span1_index".into(), json!(1));
+                row.insert("span2_text".into(), values[1].clone());
+                row.insert("span2_index".into(), values[2].clone());
+                for purpose in [Purpose::Training, Purpose::Evaluation] {
+                    if let Ok(examples) = task.examples(&super::row(Value::Object(row.clone())), purpose) {
+                        prop_assert!(purpose == Purpose::Training || examples.len() <= 1);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn spaced_punctuation_loses_no_letter(written in text()) {
+            let row = super::row(json!({}));
+            let spaced = Filter::SpacePunctuation.apply(written.clone(), &row).unwrap();
+            let letters = |text: &str| text.chars().filter(|letter| !(letter.is_whitespace() || letter.is_control())).collect::<String>();
+            prop_assert_eq!(letters(&spaced), letters(&written));
+            prop_assert!(!spaced.contains("  "));
+        }
+
+        #[test]
+        fn normalised_text_has_no_stray_spaces(written in text()) {
+            let normalised = normalise(&written);
+            prop_assert_eq!(normalised.split_whitespace().collect::<Vec<_>>().join(" "), normalised);
+        }
+    }
 }

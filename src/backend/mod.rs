@@ -89,6 +89,8 @@ pub trait Backend: Sized {
 
     /// Copies a row-major `[out, in]` matrix to the device.
     fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight;
+    /// Reads one row of a weight back.
+    fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
     /// An activation of `rows` × `width`, its content unspecified.
     fn rows(&self, rows: usize, width: usize) -> Self::Rows;
     /// An activation of `rows` × `width` zeros.

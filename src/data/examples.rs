@@ -7,8 +7,7 @@ use serde_json::Value;
 
 use super::splits::Part;
 use crate::error::{Error, Result};
-use crate::metrics::References;
-use crate::tasks::{Example, Purpose, Reference, Row, Task, quote};
+use crate::tasks::{Example, Purpose, Reference, References, Row, Task, quote};
 
 /// Rows formatted and tokenised at a time: what is in memory beside the result.
 const CHUNK_ROWS: usize = 4096;

@@ -252,13 +252,16 @@ struct Records<R> {
 
 /// Stops where a record grows past the limit: the CSV reader itself would follow an open quote to the end of the file.
 struct Metered<R> {
-    input: R,
+    input: std::io::Chain<R, &'static [u8]>,
     path: Arc<Path>,
     limit: usize,
     since_record: usize,
-    total: u64,
-    last_byte: Option<u8>,
+    ended: bool,
 }
+
+/// Put after the last byte of a file. Every record then ends with a line feed, and a quote that is still open swallows
+/// the mark, where the CSV reader would take the end of the file for a closing quote.
+const END_MARK: &[u8] = b"\n\0";
 
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -268,8 +271,7 @@ impl<R: Read> Read for Metered<R> {
         }
         let read = self.input.read(buffer)?;
         self.since_record += read;
-        self.total += read as u64;
-        self.last_byte = buffer[..read].last().copied().or(self.last_byte);
+        self.ended = read == 0;
         Ok(read)
     }
 }
@@ -277,8 +279,13 @@ impl<R: Read> Read for Metered<R> {
 impl<R: Read> Records<R> {
     fn new(input: R, format: Format, path: Arc<Path>, limit: usize) -> Result<Self> {
         let delimiter = if format == Format::Tsv { '\t' } else { ',' };
-        let metered =
-            Metered { input, path: path.clone(), limit, since_record: 0, total: 0, last_byte: None };
+        let metered = Metered {
+            input: input.chain(END_MARK),
+            path: path.clone(),
+            limit,
+            since_record: 0,
+            ended: false,
+        };
         let records = csv::ReaderBuilder::new()
             .delimiter(delimiter as u8)
             .quoting(format == Format::Csv)
@@ -321,12 +328,25 @@ impl<R: Read> Records<R> {
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(self.failure(error, start)),
             }
-            let end = self.records.position().clone();
+            let end = self.records.position().line();
             let metered = self.records.get_mut();
             metered.since_record = 0;
-            let unterminated = end.byte() == metered.total && metered.last_byte != Some(b'\n');
+            // The reader asks for more before it ends a record without a line feed: only the mark's, or a swallowed one.
+            let at_end = metered.ended;
+            if at_end && self.record.as_slice() == &END_MARK[1..] {
+                return Ok(None);
+            }
             let breaks = memchr::memchr_iter(b'\n', self.record.as_slice()).count() as u64;
-            let line = end.line().saturating_sub(breaks + u64::from(!unterminated)).max(1);
+            if at_end {
+                return Err(Error::format(
+                    &self.path,
+                    Some(end.saturating_sub(breaks).max(1)),
+                    "a closing quote in the row that starts here",
+                    "the end of the file",
+                    "a quote inside quoted text is written twice",
+                ));
+            }
+            let line = end.saturating_sub(breaks + 1).max(1);
             if self.record.as_slice().len() > self.records.get_ref().limit {
                 return Err(too_long(&self.path, Some(line), self.records.get_ref().limit));
             }

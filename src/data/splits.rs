@@ -120,17 +120,26 @@ impl Iterator for Rows<'_> {
             if self.chosen.is_some_and(<[u32]>::is_empty) {
                 return None;
             }
-            let row = self.reader.next()?;
+            let row = match (self.reader.next(), self.chosen) {
+                (Some(row), _) => row,
+                (None, None) => return None,
+                (None, Some(missing)) => {
+                    let expected = format!("{} more rows", missing.len());
+                    let advice = "the file has changed since its rows were counted; start again";
+                    self.chosen = Some(&[]);
+                    return Some(Err(Error::format(self.reader.path(), None, expected, "the end", advice)));
+                }
+            };
             let position = self.position;
             self.position = self.position.saturating_add(1);
             match &mut self.chosen {
-                Some(chosen) if row.is_ok() && chosen.first() != Some(&position) => {}
-                Some(chosen) => {
-                    *chosen = chosen.get(1..).unwrap_or_default();
-                    return Some(row);
-                }
-                None => return Some(row),
+                // A bad row ends the file, whichever split it belongs to.
+                Some(chosen) if row.is_err() => *chosen = &[],
+                Some(chosen) if chosen.first() == Some(&position) => *chosen = &chosen[1..],
+                Some(_) => continue,
+                None => {}
             }
+            return Some(row);
         }
     }
 }

@@ -87,6 +87,8 @@ pub struct Mixture<B: Backend> {
     pub mixing: Mixing,
     /// Frozen source prompts.
     pub sources: Option<B::Sources>,
+    /// S.
+    pub source_count: usize,
     /// The segments of the trained state.
     pub layout: StateLayout,
 }

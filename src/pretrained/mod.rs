@@ -2,10 +2,14 @@
 //!
 //! Not for computing with it: the model and its folded norms are built elsewhere from what [`Checkpoint`] reads.
 
+mod charsmap;
 mod checkpoint;
 mod config;
+mod hub;
+mod sentencepiece;
 mod tensor_file;
-pub mod torch_pickle;
+mod tokenizer;
+mod torch_pickle;
 
 use std::fs::File;
 use std::io::Read;
@@ -13,7 +17,9 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
+pub use hub::locate;
 pub use tensor_file::{ElementType, TensorFile};
+pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
 
@@ -21,6 +27,10 @@ use crate::error::{Error, Result};
 fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
+        // Asked before opening: to open a pipe would wait for its other end.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file"));
+        }
         File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };

@@ -269,8 +269,8 @@ impl TensorFile {
 
 impl Bytes {
     fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::file("open", path, source))?;
-        let about = file.metadata().map_err(|source| Error::file("read the length of", path, source))?;
+        // Asked before opening: to open a pipe would wait for its other end.
+        let about = std::fs::metadata(path).map_err(|source| Error::file("open", path, source))?;
         if !about.is_file() {
             return Err(Error::format(path, None, "a file", "a folder or a device", ""));
         }
@@ -278,6 +278,7 @@ impl Bytes {
             // An empty file cannot be mapped everywhere; the readers say what is wrong with it.
             return Ok(Self::Owned(Vec::new()));
         }
+        let file = File::open(path).map_err(|source| Error::file("open", path, source))?;
         // SAFETY: the mapping is read-only and shared, and this value is its only owner. The bytes behind it change only
         // if another process rewrites the file in place, which the type's documentation tells users not to do; every
         // read copies plain bytes through bounds-checked slices, so no invariant of ours rests on their content.
@@ -325,7 +326,7 @@ fn safetensors_entries(path: &Path, bytes: &[u8]) -> Result<Found> {
         )
     };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(broken(format!("{} bytes", bytes.len())));
+        return Err(broken(instead(bytes)));
     };
     let length = u64::from_le_bytes(*length);
     let header = match usize::try_from(length) {
@@ -333,7 +334,8 @@ fn safetensors_entries(path: &Path, bytes: &[u8]) -> Result<Found> {
         _ => None,
     };
     let Some((header, data)) = header else {
-        return Err(broken(format!("a header of {length} bytes in a file of {}", bytes.len())));
+        let found = format!("a header of {length} bytes in a file of {} ({})", bytes.len(), instead(bytes));
+        return Err(broken(found));
     };
     // The crate checks that the tensors follow one another without gaps and are as long as their shapes imply.
     let header: safetensors::tensor::Metadata =
@@ -361,6 +363,22 @@ fn safetensors_entries(path: &Path, bytes: &[u8]) -> Result<Found> {
         entries.insert(name, entry);
     }
     Ok((entries, header.metadata().clone().unwrap_or_default()))
+}
+
+/// What a file with these bytes seems to be, when it is not what it should be.
+pub(super) fn instead(bytes: &[u8]) -> String {
+    let text = bytes.trim_ascii_start();
+    if bytes.is_empty() {
+        "an empty file".to_owned()
+    } else if bytes.starts_with(b"version https://git-lfs") {
+        "a Git LFS pointer, not the file it points to".to_owned()
+    } else if text.starts_with(b"<!DOCTYPE") || text.starts_with(b"<html") {
+        "a web page".to_owned()
+    } else if bytes.starts_with(b"PK") {
+        "a zip archive".to_owned()
+    } else {
+        format!("{} other bytes", bytes.len())
+    }
 }
 
 fn element_type(dtype: Dtype) -> ElementType {

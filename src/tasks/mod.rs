@@ -14,8 +14,9 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::metrics::{Kind, Metric, Predictions, References};
+use crate::metrics::{Kind, Metric, Predictions};
 
+pub use crate::metrics::References;
 pub use row::{Field, Row, quote};
 pub use table::names;
 pub use target::{Class, Prediction, Reference, Target};
@@ -229,10 +230,12 @@ impl Task {
         }
         if let Target::Number { minimum, maximum, step, .. } = &self.target {
             let steps = (maximum - minimum) / step;
-            if !(minimum.is_finite() && *step > 0.0 && steps > 0.0 && steps <= 10_000.0) {
+            // Numbers are generated with one decimal.
+            let tenths = ((step * 10.0).round() - step * 10.0).abs() < 1e-9;
+            if !(minimum.is_finite() && *step > 0.05 && tenths && steps > 0.0 && steps <= 10_000.0) {
                 return Err(Error::setting(
                     "target",
-                    "minimum < maximum, and a step above 0 that divides the range into at most 10000",
+                    "minimum < maximum, and a step that is a multiple of 0.1 and divides the range into at most 10000",
                     format!("{minimum}, {maximum}, {step}"),
                     "",
                 ));

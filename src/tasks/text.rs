@@ -158,7 +158,8 @@ fn mark_span(text: &str, span: &str, word: usize, mark: char, row: &Row) -> Resu
     } else {
         text.match_indices(span)
             .map(|(start, _)| start)
-            .min_by_key(|start| start.abs_diff(expected_start))
+            // Whole words before parts of words: `he` is not meant to be found in `the`.
+            .min_by_key(|start| (!is_whole(text, *start, span), start.abs_diff(expected_start)))
             .ok_or_else(|| {
                 row.error(
                     format!("the span {} in field `text`", quote(span)),
@@ -170,6 +171,11 @@ fn mark_span(text: &str, span: &str, word: usize, mark: char, row: &Row) -> Resu
     let (before, rest) = text.split_at(start);
     let (span, after) = rest.split_at(span.len());
     Ok(format!("{before}{mark} {span} {mark}{after}"))
+}
+
+fn is_whole(text: &str, start: usize, span: &str) -> bool {
+    let outside = [text[..start].chars().next_back(), text[start + span.len()..].chars().next()];
+    !outside.into_iter().flatten().any(is_word)
 }
 
 /// Where word number `word` starts, words being separated by one white space each.

@@ -214,7 +214,8 @@ impl Run<'_> {
         let layout = StateLayout::new(&mixing, 1, attempt.prompt_len, width, attempt.rank, false);
         let sources: Vec<f32> = fixture.tensor("sources")?.values.iter().map(|&value| value as f32).collect();
         let sources = backend.sources(&sources, attempt.n_sources, attempt.prompt_len, width);
-        let mixture = Mixture { mixing, sources: Some(sources), layout };
+        let source_count = attempt.n_sources;
+        let mixture = Mixture { mixing, sources: Some(sources), source_count, layout };
         let parameters = self.flat(&mixture.layout, "param")?;
         let mut state = backend.state(&mixture.layout, &parameters, 1);
         let label_tokens = [batch.label_tokens(0)];

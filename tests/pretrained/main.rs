@@ -2,7 +2,9 @@
 
 mod checkpoint;
 mod config;
+mod hub;
 mod tiny_checkpoint;
+mod torch;
 
 use std::path::{Path, PathBuf};
 

@@ -113,6 +113,11 @@ impl<E: Element> Cpu<E> {
         self.threads.current_num_threads()
     }
 
+    /// The vector instructions that its loops were compiled for.
+    pub fn instruction_set(&self) -> String {
+        format!("{:?}", self.arch)
+    }
+
     /// Gives buffers that no step holds back to the system.
     pub fn release_memory(&self) {
         self.pool.clear();
@@ -192,6 +197,10 @@ impl<E: Element> Backend for Cpu<E> {
     fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight {
         assert_eq!(values.len(), out * input, "weight [out, in]");
         Weight { values: E::from_f32_vec(values), out, input }
+    }
+
+    fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
+        weight.row(row).iter().map(|value| value.widen() as f32).collect()
     }
 
     fn rows(&self, rows: usize, width: usize) -> Self::Rows {

@@ -1,0 +1,354 @@
+//! `promptmix bench`: the training step on given dimensions with random weights, timed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::json;
+
+use super::device::Device;
+use super::random_model::RandomModel;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Batch, DropoutStep, Example, Mixing, OptimizerStep, Scorer, StateLayout};
+use crate::error::{Error, Result};
+use crate::model::{Mixture, Pass, T5};
+use crate::pretrained::T5Config;
+
+/// Flags of `promptmix bench`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Time forward and whole training steps
+    Step(Box<Step>),
+}
+
+/// Flags of `promptmix bench step`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  promptmix bench step --dims t5-small --batch-size 8 --source-lengths 128 --target-length 8
+  promptmix bench step --dims t5-base --batch-size 32 --source-lengths lengths.txt --json")]
+struct Step {
+    /// t5-small, t5-base, t5-large, t5-v1_1-small, t5-v1_1-base, or a config.json
+    #[arg(long, default_value = "t5-small")]
+    dims: String,
+    /// Examples a batch
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    /// Source tokens of every example, or a file with one length a line
+    #[arg(long, default_value = "128")]
+    source_lengths: String,
+    /// Target tokens of every example
+    #[arg(long, default_value_t = 8)]
+    target_length: usize,
+    /// Rows of the prompt
+    #[arg(long, default_value_t = 100)]
+    prompt_length: usize,
+    /// Source prompts in the mixture
+    #[arg(long, default_value_t = 6)]
+    sources: usize,
+    /// Dropout of the frozen model
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f64,
+    /// Passes timed, after two that are not
+    #[arg(long, default_value_t = 9)]
+    repeats: usize,
+    /// Load the model and stop: the baseline of peak memory
+    #[arg(long)]
+    idle: bool,
+    /// Leave out the measurement of the product rate, so that peak memory is the step's alone
+    #[arg(long)]
+    no_product: bool,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: Device,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        match self.what {
+            What::Step(step) => step.run(),
+        }
+    }
+}
+
+/// Times of one kind of pass.
+struct Timing {
+    milliseconds: Vec<f64>,
+    tokens: usize,
+    operations: u64,
+}
+
+impl Timing {
+    fn median(&self) -> f64 {
+        let mut sorted = self.milliseconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.milliseconds.iter().sum::<f64>() / 1e3
+    }
+
+    fn gflop_per_second(&self) -> f64 {
+        self.operations as f64 / self.seconds() / 1e9
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "median_ms": self.median(),
+            "min_ms": self.milliseconds.iter().copied().fold(f64::INFINITY, f64::min),
+            "max_ms": self.milliseconds.iter().copied().fold(0.0, f64::max),
+            "mean_ms": self.seconds() * 1e3 / self.milliseconds.len() as f64,
+            "tokens_per_s": self.tokens as f64 / self.seconds(),
+            "counted_gflop": self.operations as f64 / self.milliseconds.len() as f64 / 1e9,
+            "gflop_per_s": self.gflop_per_second(),
+        })
+    }
+}
+
+impl Step {
+    fn run(self) -> Result<ExitCode> {
+        let started = Instant::now();
+        let config = dimensions(&self.dims)?;
+        let lengths = self.lengths()?;
+        if self.batch_size == 0 || self.target_length == 0 || self.prompt_length == 0 || self.repeats == 0 {
+            return Err(Error::setting(
+                "bench step",
+                "a batch, a target, a prompt and a repeat of at least 1",
+                "0",
+                "",
+            ));
+        }
+        let cpu = self.device.open()?;
+        let idle = peak_memory();
+        let model = T5::load(&cpu, &RandomModel { config: config.clone() })?;
+        let loaded = peak_memory();
+        if self.idle {
+            println!("{}", json!({ "idle_mib": idle, "loaded_mib": loaded }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut bench = Bench::new(&cpu, &model, &self, &lengths);
+        bench.step()?;
+        let first_step = started.elapsed().as_secs_f64();
+        let rate_before = self.product_rate(&cpu);
+        let forward = bench.measure(self.repeats, Bench::forward)?;
+        let step = bench.measure(self.repeats, Bench::step)?;
+        let peak = peak_memory();
+        let rate = rate_before.max(self.product_rate(&cpu));
+        let report = json!({
+            "dims": self.dims, "batch_size": self.batch_size, "source_lengths": self.source_lengths,
+            "target_length": self.target_length, "prompt_length": self.prompt_length,
+            "dropout": self.dropout, "threads": cpu.threads(), "version": env!("CARGO_PKG_VERSION"),
+            "forward": forward.json(), "step": step.json(),
+            "product_gflop_per_s": rate / 1e9,
+            "share_of_product_rate": if rate > 0.0 { Some(step.gflop_per_second() * 1e9 / rate) } else { None },
+            "seconds_to_first_step": first_step,
+            "idle_mib": idle, "loaded_mib": loaded, "peak_mib": peak,
+        });
+        if self.json {
+            println!("{report}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!(
+            "{} on {} threads, batch {}, source {}, target {}, prompt {}, dropout {}",
+            self.dims,
+            cpu.threads(),
+            self.batch_size,
+            self.source_lengths,
+            self.target_length,
+            self.prompt_length,
+            self.dropout
+        );
+        for (name, timing) in [("forward", &forward), ("step", &step)] {
+            let fastest = timing.milliseconds.iter().copied().fold(f64::INFINITY, f64::min);
+            let slowest = timing.milliseconds.iter().copied().fold(0.0, f64::max);
+            println!(
+                "{name:<8} median {:.1} ms ({fastest:.1} to {slowest:.1}), {:.0} tokens/s, {:.1} GFLOP, {:.1} GFLOP/s",
+                timing.median(),
+                timing.tokens as f64 / timing.seconds(),
+                timing.operations as f64 / timing.milliseconds.len() as f64 / 1e9,
+                timing.gflop_per_second(),
+            );
+        }
+        if rate > 0.0 {
+            println!(
+                "product  {:.1} GFLOP/s on this machine: the step runs at {:.0} % of it",
+                rate / 1e9,
+                100.0 * step.gflop_per_second() * 1e9 / rate
+            );
+        }
+        println!(
+            "memory   {idle:.0} MiB idle, {loaded:.0} MiB with the model, {peak:.0} MiB at the peak; \
+             {first_step:.2} s from start to the end of the first step"
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn product_rate(&self, cpu: &Cpu<f32>) -> f64 {
+        if self.no_product { 0.0 } else { cpu.product_rate(2048, 4) }
+    }
+
+    fn lengths(&self) -> Result<Vec<usize>> {
+        if let Ok(length) = self.source_lengths.parse::<usize>() {
+            if length == 0 || length > 1_000_000 {
+                return Err(Error::setting("--source-lengths", "1 to 1000000", length.to_string(), ""));
+            }
+            return Ok(vec![length]);
+        }
+        let path = PathBuf::from(&self.source_lengths);
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::file("read", &path, source))?;
+        let lengths = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+            .map(|(number, line)| match line.trim().parse::<usize>() {
+                Ok(length) if (1..=1_000_000).contains(&length) => Ok(length),
+                _ => {
+                    let found = line.chars().take(40).collect::<String>();
+                    Err(Error::format(
+                        &path,
+                        Some(number as u64 + 1),
+                        "a length from 1 to 1000000",
+                        found,
+                        "",
+                    ))
+                }
+            })
+            .collect::<Result<Vec<usize>>>()?;
+        if lengths.is_empty() {
+            return Err(Error::format(&path, None, "one length a line", "an empty file", ""));
+        }
+        Ok(lengths)
+    }
+}
+
+/// Dimensions by name, or from a `config.json`.
+fn dimensions(name: &str) -> Result<T5Config> {
+    Ok(match name {
+        "t5-small" => T5Config::t5_small(),
+        "t5-base" => T5Config::t5_base(),
+        "t5-large" => T5Config::t5_large(),
+        "t5-v1_1-small" => T5Config::t5_v1_1_small(),
+        "t5-v1_1-base" => T5Config::t5_v1_1_base(),
+        path => T5Config::read(PathBuf::from(path).as_path())?,
+    })
+}
+
+/// A model, a mixture and an endless row of batches.
+struct Bench<'a> {
+    cpu: &'a Cpu<f32>,
+    model: &'a T5<Cpu<f32>>,
+    mixture: Mixture<Cpu<f32>>,
+    state: <Cpu<f32> as Backend>::State,
+    lengths: &'a [usize],
+    settings: &'a Step,
+    next: usize,
+    steps: u64,
+    random: ChaCha8Rng,
+}
+
+impl<'a> Bench<'a> {
+    fn new(cpu: &'a Cpu<f32>, model: &'a T5<Cpu<f32>>, settings: &'a Step, lengths: &'a [usize]) -> Self {
+        let width = model.config().d_model;
+        let mut random = ChaCha8Rng::seed_from_u64(0);
+        let mut draw = |count: usize, half_width: f32| -> Vec<f32> {
+            let mut value = || random.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0;
+            (0..count).map(|_| value() * half_width).collect()
+        };
+        let mixing = Mixing {
+            scorer: (settings.sources > 0).then_some(Scorer::Bottleneck),
+            temperature: width as f64 * std::f64::consts::E,
+            without_target: false,
+            layer_norm_epsilon: 1e-5,
+        };
+        let length = settings.prompt_length;
+        let layout = StateLayout::new(&mixing, 1, length, width, 100, false);
+        let values: Vec<f64> = draw(layout.len(), 0.1).into_iter().map(f64::from).collect();
+        let state = cpu.state(&layout, &values, 1);
+        let sources = (settings.sources > 0).then(|| {
+            cpu.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
+        });
+        let mixture = Mixture { mixing, sources, source_count: settings.sources, layout };
+        Self { cpu, model, mixture, state, lengths, settings, next: 0, steps: 0, random }
+    }
+
+    fn batch(&mut self) -> Result<Batch> {
+        let vocabulary = self.model.config().vocab_size as u32;
+        let random = &mut self.random;
+        let mut ids = |count: usize| (0..count).map(|_| 2 + random.next_u32() % (vocabulary - 2)).collect();
+        let examples: Vec<Example> = (0..self.settings.batch_size)
+            .map(|index| {
+                let source = ids(self.lengths[(self.next + index) % self.lengths.len()]);
+                let target = ids(self.settings.target_length);
+                Example { source, target, index: index as u32, ..Example::default() }
+            })
+            .collect();
+        self.next += self.settings.batch_size;
+        Batch::pack(&examples, self.settings.prompt_length, 0, vocabulary as usize)
+    }
+
+    fn measure(&mut self, repeats: usize, pass: fn(&mut Self) -> Result<(f64, usize)>) -> Result<Timing> {
+        self.next = 0;
+        let mut timing = Timing { milliseconds: Vec::new(), tokens: 0, operations: 0 };
+        for repeat in 0..repeats + 2 {
+            let operations = self.cpu.operations();
+            let (milliseconds, tokens) = pass(self)?;
+            if repeat >= 2 {
+                timing.milliseconds.push(milliseconds);
+                timing.tokens += tokens;
+                timing.operations += self.cpu.operations() - operations;
+            }
+        }
+        Ok(timing)
+    }
+
+    fn dropout(&self) -> Option<DropoutStep> {
+        DropoutStep::new(self.settings.dropout, self.steps, &[0])
+    }
+
+    fn tokens(&self, batch: &Batch) -> usize {
+        (0..batch.examples()).map(|b| batch.source(b).len()).sum::<usize>() + batch.labels().len()
+    }
+
+    fn forward(&mut self) -> Result<(f64, usize)> {
+        let batch = self.batch()?;
+        let dropout = self.dropout();
+        let started = Instant::now();
+        let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
+        let tokens = [batch.label_tokens(0)];
+        self.model.loss(self.cpu, &self.mixture, &self.state, &batch, &tokens, pass);
+        Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
+    }
+
+    fn step(&mut self) -> Result<(f64, usize)> {
+        let batch = self.batch()?;
+        let dropout = self.dropout();
+        let started = Instant::now();
+        let tokens = [batch.label_tokens(0)];
+        self.cpu.zero_gradient(&mut self.state);
+        let (model, cpu, mixture) = (self.model, self.cpu, &self.mixture);
+        let dropout = dropout.as_ref();
+        model.loss_and_gradient(cpu, mixture, &mut self.state, &batch, &tokens, dropout);
+        self.cpu.optimizer_step(&mut self.state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        self.steps += 1;
+        Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
+    }
+}
+
+/// This process's largest resident size so far, in MiB; 0 where the system does not tell.
+fn peak_memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) / 1024.0
+}

@@ -1,0 +1,95 @@
+//! `promptmix evaluate`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::device::Device;
+use super::progress;
+use super::train::DecodingName;
+use crate::data::Split;
+use crate::error::Result;
+use crate::evaluate::TrainedRun;
+use crate::pretrained;
+use crate::train::{self, Frozen, RunFolder};
+
+/// Flags of `promptmix evaluate`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  promptmix evaluate --run runs/mrpc --data data/mrpc --split test")]
+pub(super) struct Arguments {
+    /// A folder that `promptmix train` wrote
+    #[arg(long)]
+    run: PathBuf,
+    /// Judge as this task instead of the run's own
+    #[arg(long)]
+    task: Option<String>,
+    /// Label strings of --task
+    #[arg(long, requires = "task")]
+    labels: Option<String>,
+    /// Data to judge, instead of the run's own
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// train, validation or test
+    #[arg(long, default_value = "validation")]
+    split: Split,
+    /// How answers are got [default: the run's]
+    #[arg(long, value_enum)]
+    decoding: Option<DecodingName>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: Device,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        let saved = RunFolder::saved(&self.run)?;
+        let backend = self.device.open()?;
+        let frozen = Frozen::load(&backend, &pretrained::locate(&saved.config.model)?)?;
+        let mut run = TrainedRun::open(&frozen, &self.run, &saved)?;
+        if let Some(task) = &self.task {
+            let mut config = saved.config.clone();
+            config.task.clone_from(task);
+            config.template = None;
+            config.labels.clone_from(&self.labels);
+            run.set_task(train::task(&config)?)?;
+        }
+        let data = self.data.as_ref().unwrap_or(&saved.config.data);
+        let decoding = self.decoding.map_or(saved.config.decoding, Into::into);
+        let bar = progress::bar(0, "evaluation");
+        let evaluation = run.evaluate(data, self.split, decoding, &mut |done, examples| {
+            bar.set_length(examples as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        let attention = evaluation.mean_attention();
+        let scores = &evaluation.scores;
+        if self.json {
+            let metrics: serde_json::Map<String, serde_json::Value> =
+                scores.values.iter().map(|(metric, value)| (metric.to_string(), (*value).into())).collect();
+            let json = serde_json::json!({
+                "task": run.task().name, "split": self.split.name(), "examples": scores.examples,
+                "invalid": scores.invalid, "metrics": metrics, "attention": attention,
+            });
+            println!("{json}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{} {}: {} examples", run.task().name, self.split, scores.examples);
+        for (metric, value) in &scores.values {
+            match value {
+                Some(value) => println!("  {metric:<16} {value:.4}"),
+                None => println!("  {metric:<16} undefined: the answers or the references are all alike"),
+            }
+        }
+        if scores.invalid > 0 {
+            println!("  {} answers are no label of the task", scores.invalid);
+        }
+        for (index, weight) in attention.iter().enumerate() {
+            let source = saved.config.sources.get(index);
+            let name = source.map_or("target".to_owned(), |path| path.display().to_string());
+            println!("  attention {weight:.4}  {name}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line: one file a subcommand.
+//!
+//! Exit codes: 0 done, 1 a check failed or the work could not be done, 2 the command line itself is wrong.
+
+mod bench;
+mod device;
+mod evaluate;
+mod info;
+mod predict;
+mod progress;
+mod random_model;
+mod tasks;
+mod train;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Attentional mixtures of soft prompts (ATTEMPT) on a frozen T5.
+#[derive(Debug, Parser)]
+#[command(name = "promptmix", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Learn a prompt: prompt tuning, SPoT or ATTEMPT
+    Train(Box<train::Arguments>),
+    /// Judge a trained run on a split of its task's data
+    Evaluate(evaluate::Arguments),
+    /// Answer the rows of a file with a trained run
+    Predict(predict::Arguments),
+    /// Compare this build's numbers with PyTorch's, for a fixture folder
+    Verify(verify::Arguments),
+    /// Measure speed and memory
+    Bench(bench::Arguments),
+    /// List the known tasks, or show one with rows of your data
+    Tasks(tasks::Arguments),
+    /// Versions, devices, threads, and what was compiled in
+    Info(info::Arguments),
+}
+
+/// Parses the process's arguments, runs the command and prints its error if it has one.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Train(arguments) => arguments.run(),
+            Self::Evaluate(arguments) => arguments.run(),
+            Self::Predict(arguments) => arguments.run(),
+            Self::Verify(arguments) => arguments.run(),
+            Self::Bench(arguments) => arguments.run(),
+            Self::Tasks(arguments) => arguments.run(),
+            Self::Info(arguments) => arguments.run(),
+        }
+    }
+}

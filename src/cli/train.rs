@@ -1,0 +1,269 @@
+//! `promptmix train`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use super::device::Device;
+use super::progress::Shown;
+use crate::backend::Scorer;
+use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Schedule};
+use crate::error::{Error, Result};
+use crate::pretrained;
+use crate::train::{Frozen, Monitor, RunFolder, Trainer};
+
+/// Flags of `promptmix train`; what is left out takes the default of the settings.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  promptmix train --model t5-small --task sst2 --data data/sst2 --method prompt-tuning --out runs/sst2
+  promptmix train --model t5-small --task mrpc --data data/mrpc --method attempt \\
+      --sources runs/sst2/prompt.safetensors,runs/mnli/prompt.safetensors --out runs/mrpc
+  promptmix train --model t5-small --template 'review: {text}' --labels bad,good --label-field stars \\
+      --data reviews --method prompt-tuning --out runs/reviews
+  promptmix train --resume --out runs/mrpc")]
+pub(super) struct Arguments {
+    /// Folder or hub id of the frozen T5
+    #[arg(long, required_unless_present = "resume")]
+    model: Option<String>,
+    /// A known task (see `promptmix tasks`), or a free name with --template
+    #[arg(long)]
+    task: Option<String>,
+    /// Source text of a task of your own, with {field} slots
+    #[arg(long)]
+    template: Option<String>,
+    /// Label strings: negative,positive or 0=negative,1=positive
+    #[arg(long)]
+    labels: Option<String>,
+    /// The field that holds the label of a task of your own [default: label]
+    #[arg(long)]
+    label_field: Option<String>,
+    /// Lower-case the source text
+    #[arg(long)]
+    lowercase: bool,
+    /// Folder with train, validation and maybe test, as .jsonl, .csv or .tsv
+    #[arg(long, required_unless_present = "resume")]
+    data: Option<PathBuf>,
+    /// Take test rows from the labelled files, by the task's split rule
+    #[arg(long)]
+    split_validation_test: bool,
+    /// The run folder to write
+    #[arg(long)]
+    out: PathBuf,
+    /// Go on with the interrupted run in --out, by its own settings
+    #[arg(long, conflicts_with_all = ["model", "data", "task", "template"])]
+    resume: bool,
+
+    /// What is learnt [default: attempt]
+    #[arg(long, value_enum)]
+    method: Option<MethodName>,
+    /// A set of defaults [default: paper]
+    #[arg(long, value_enum)]
+    preset: Option<PresetName>,
+    /// Frozen source prompts
+    #[arg(long, value_delimiter = ',')]
+    sources: Vec<PathBuf>,
+    /// How the target prompt starts [default: vocabulary; with spot: prompt]
+    #[arg(long, value_enum)]
+    initialisation: Option<InitialisationName>,
+    /// The prompt to start from; with spot and several sources, what their similarity is taken to
+    #[arg(long)]
+    initial_prompt: Option<PathBuf>,
+    /// Rows of the prompt [default: 100]
+    #[arg(long)]
+    prompt_length: Option<usize>,
+    /// Rank of the scorer [default: 100]
+    #[arg(long)]
+    rank: Option<usize>,
+    /// How the mixture's weights are scored [default: bottleneck]
+    #[arg(long, value_enum)]
+    scorer: Option<ScorerName>,
+    /// What scores are divided by [default: width times e]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Learn the temperature
+    #[arg(long)]
+    learn_temperature: bool,
+    /// Leave the scorer as it starts
+    #[arg(long)]
+    freeze_scorer: bool,
+    /// Neither mix nor add the target prompt
+    #[arg(long)]
+    without_target: bool,
+
+    /// Passes over the training rows [default: 20]
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Optimizer steps, instead of --epochs
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Examples a batch [default: 32]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Batches an optimizer step: the numbers of a batch that many times as large [default: 1]
+    #[arg(long)]
+    accumulate: Option<usize>,
+    /// Learning rate of the prompt [default: 0.3]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Learning rate of the scorer [default: 0.1]
+    #[arg(long)]
+    scorer_learning_rate: Option<f64>,
+    /// AdamW's decay [default: 0; with prompt-tuning 1e-5]
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Steps of warm-up [default: 500, or 6 % of the run if that is less]
+    #[arg(long)]
+    warmup: Option<u64>,
+    /// How the learning rate moves after warm-up [default: linear]
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleName>,
+    /// Largest norm of the gradient; 0 for no clip [default: 1]
+    #[arg(long)]
+    clip: Option<f64>,
+    /// Dropout of the frozen T5 in training [default: the model's own]
+    #[arg(long)]
+    dropout: Option<f64>,
+    /// Seed of initialisation, order and dropout [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Tokens of a source at most [default: 256]
+    #[arg(long)]
+    max_source_length: Option<usize>,
+    /// Tokens of a target at most [default: the longest label's]
+    #[arg(long)]
+    max_target_length: Option<usize>,
+    /// Learn from this many rows
+    #[arg(long)]
+    few_shot: Option<usize>,
+    /// Draw that many rows of each class
+    #[arg(long, requires = "few_shot")]
+    class_balanced: bool,
+    /// Seed of the draw of few-shot rows [default: --seed]
+    #[arg(long)]
+    data_seed: Option<u64>,
+
+    /// Validate every so many steps instead of after each epoch
+    #[arg(long)]
+    validate_every: Option<u64>,
+    /// Validate on at most so many rows
+    #[arg(long)]
+    validation_rows: Option<usize>,
+    /// Stop after so many validations without a better one
+    #[arg(long)]
+    patience: Option<u64>,
+    /// How answers are got in validation [default: greedy]
+    #[arg(long, value_enum)]
+    decoding: Option<DecodingName>,
+
+    #[command(flatten)]
+    device: Device,
+}
+
+/// Mirrors a settings enum as flag values.
+macro_rules! flag_values {
+    ($name:ident for $target:ident { $($variant:ident),+ $(,)? }) => {
+        #[derive(Clone, Copy, Debug, ValueEnum)]
+        pub(super) enum $name { $($variant),+ }
+
+        impl From<$name> for $target {
+            fn from(name: $name) -> Self {
+                match name { $($name::$variant => Self::$variant),+ }
+            }
+        }
+    };
+}
+
+flag_values!(MethodName for Method { Attempt, PromptTuning, Spot });
+flag_values!(PresetName for Preset { Paper, Reference });
+flag_values!(InitialisationName for Initialisation { Vocabulary, Prompt, Labels, Normal, Uniform });
+flag_values!(ScorerName for Scorer { Bottleneck, Linear, Dot, Token, Uniform });
+flag_values!(ScheduleName for Schedule { Linear, Constant, Cosine });
+flag_values!(DecodingName for Decoding { Greedy, Labels });
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        let mut monitor = Shown::new();
+        let config = if self.resume { RunFolder::saved(&self.out)?.config } else { self.config() };
+        config.check()?;
+        let backend = self.device.open()?;
+        let frozen = Frozen::load(&backend, &pretrained::locate(&config.model)?)?;
+        let mut trainer = Trainer::new(&frozen, &config, &mut monitor)?;
+        let mut folder = if self.resume {
+            let saved = RunFolder::saved(&self.out)?;
+            if saved.model_hash != frozen.model_hash {
+                return Err(Error::setting(
+                    "--resume",
+                    format!("the model that the run began with, {}", saved.model_hash),
+                    frozen.model_hash.clone(),
+                    "the files of the model have changed since",
+                ));
+            }
+            trainer.resume(&self.out)?;
+            let mut folder = RunFolder::open(&self.out)?;
+            folder.rewind(trainer.step_count())?;
+            folder
+        } else {
+            RunFolder::create(&self.out, &config, &frozen.model_hash)?
+        };
+        monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
+        let outcome = trainer.run(Some(&mut folder), &mut monitor)?;
+        let why = if outcome.stopped_early { ", stopped by --patience" } else { "" };
+        println!(
+            "{} steps{why}; best validation {:.4} behind step {}; written to {}",
+            outcome.steps,
+            outcome.best,
+            outcome.best_step,
+            self.out.display()
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn config(&self) -> RunConfig {
+        let default = RunConfig::default();
+        RunConfig {
+            model: self.model.clone().unwrap_or_default(),
+            task: self.task.clone().unwrap_or_default(),
+            template: self.template.clone(),
+            labels: self.labels.clone(),
+            label_field: self.label_field.clone().unwrap_or(default.label_field),
+            lowercase: self.lowercase,
+            data: self.data.clone().unwrap_or_default(),
+            split_validation_test: self.split_validation_test,
+            method: self.method.map_or(default.method, Into::into),
+            preset: self.preset.map_or(default.preset, Into::into),
+            sources: self.sources.clone(),
+            initialisation: self.initialisation.map(Into::into),
+            initial_prompt: self.initial_prompt.clone(),
+            prompt_length: self.prompt_length.unwrap_or(default.prompt_length),
+            rank: self.rank.unwrap_or(default.rank),
+            scorer: self.scorer.map_or(default.scorer, Into::into),
+            temperature: self.temperature,
+            learn_temperature: self.learn_temperature,
+            freeze_scorer: self.freeze_scorer,
+            without_target: self.without_target,
+            epochs: self.epochs,
+            steps: self.steps,
+            batch_size: self.batch_size.unwrap_or(default.batch_size),
+            accumulate: self.accumulate.unwrap_or(default.accumulate),
+            learning_rate: self.learning_rate.unwrap_or(default.learning_rate),
+            scorer_learning_rate: self.scorer_learning_rate,
+            weight_decay: self.weight_decay,
+            warmup: self.warmup,
+            schedule: self.schedule.map_or(default.schedule, Into::into),
+            clip: self.clip.unwrap_or(default.clip),
+            dropout: self.dropout,
+            seed: self.seed.unwrap_or(default.seed),
+            max_source_length: self.max_source_length.unwrap_or(default.max_source_length),
+            max_target_length: self.max_target_length,
+            few_shot: self.few_shot,
+            class_balanced: self.class_balanced,
+            data_seed: self.data_seed,
+            validate_every: self.validate_every,
+            validation_rows: self.validation_rows,
+            patience: self.patience,
+            decoding: self.decoding.map_or(default.decoding, Into::into),
+            threads: self.device.threads,
+        }
+    }
+}

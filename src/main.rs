@@ -1,0 +1,7 @@
+//! The command line: parse, run, print the one error, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    promptmix::cli::run()
+}

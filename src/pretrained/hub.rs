@@ -1,0 +1,296 @@
+//! Finding a model by name: a folder on this machine, or an id on the hub, fetched once into the cache that Python's
+//! tools use too.
+//!
+//! Not for reading it: what is found is a folder for [`super::Checkpoint`] and [`super::Tokenizer`].
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The folder of `model`: itself if it is one, else the hub's model of that id (`owner/name`), from the cache if all of
+/// it is there, else fetched.
+///
+/// Environment: `HF_ENDPOINT` (another hub or a mirror), `HF_HUB_CACHE` or `HF_HOME` (where the cache lies), `HF_TOKEN`
+/// (for private models), `HF_HUB_OFFLINE=1` (never ask the network). A cached model is not checked for a newer version.
+///
+/// # Errors
+/// [`Error::Setting`] if `model` is neither a folder nor an id, or is not in the cache while offline;
+/// [`Error::File`] if it cannot be fetched; [`Error::Unsupported`] for an id in a build without the feature `hub`.
+pub fn locate(model: &str) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if path.exists() {
+        return Err(Error::setting(
+            "model",
+            "the folder of a checkpoint",
+            format!("{model}, which is a file"),
+            "give the folder that holds config.json and the weights",
+        ));
+    }
+    if !is_id(model) {
+        return Err(Error::setting(
+            "model",
+            "a folder, or a hub id such as owner/name",
+            format!("`{}`, which is neither", model.escape_debug()),
+            "check the path",
+        ));
+    }
+    fetch(model)
+}
+
+/// Letters, digits, `-`, `_`, `.`, with one `/` at most; no part that is a step in a path.
+fn is_id(model: &str) -> bool {
+    let parts: Vec<&str> = model.split('/').collect();
+    let usable = |part: &&str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(['.', '-'])
+            && !part.contains("..")
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    parts.len() <= 2 && parts.iter().all(usable)
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(id: &str) -> Result<PathBuf> {
+    Err(Error::unsupported(
+        format!("the hub id `{id}`"),
+        "this build has no access to the hub, and there is no folder of that name",
+        "fetch the model into a folder and give that, or build with the feature `hub`",
+    ))
+}
+
+#[cfg(feature = "hub")]
+use online::fetch;
+
+#[cfg(feature = "hub")]
+mod online {
+    use std::collections::BTreeSet;
+    use std::fs::File;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::{Component, Path, PathBuf};
+
+    use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+    use hf_hub::{Cache, Repo, RepoType};
+    use serde::Deserialize;
+    use sha2::{Digest, Sha256};
+
+    use crate::error::{Error, Result};
+    use crate::pretrained::small_file;
+
+    /// Weights in the order in which a checkpoint looks for them; an index stands for the shards that it names.
+    const WEIGHTS: [&str; 4] = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ];
+    const TOKENIZERS: [&str; 2] = ["tokenizer.json", "spiece.model"];
+    const CONFIG: &str = "config.json";
+    /// Beside a `spiece.model` it says how many sentinels follow.
+    const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+    const INDEX_BYTES: u64 = 64 << 20;
+    /// How often a broken transfer is resumed.
+    const RETRIES: usize = 3;
+
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+
+    /// What the environment says about the hub.
+    struct Settings {
+        cache: PathBuf,
+        endpoint: Option<String>,
+        token: Option<String>,
+        offline: bool,
+    }
+
+    impl Settings {
+        fn from_environment() -> Result<Self> {
+            let text = |key: &str| std::env::var(key).ok().filter(|value| !value.is_empty());
+            let folder =
+                |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+            let cache = folder("HF_HUB_CACHE")
+                .or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
+                .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+                .or_else(|| std::env::home_dir().map(|home| home.join(".cache/huggingface/hub")));
+            let cache = cache.ok_or_else(|| {
+                Error::setting(
+                    "HF_HOME",
+                    "a folder for the cache of models",
+                    "neither it nor a home folder",
+                    "set HF_HOME, or give the model's folder",
+                )
+            })?;
+            let offline = text("HF_HUB_OFFLINE").is_some_and(|value| {
+                ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
+            });
+            let endpoint = text("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned());
+            Ok(Self { cache, endpoint, token: text("HF_TOKEN"), offline })
+        }
+    }
+
+    pub(super) fn fetch(id: &str) -> Result<PathBuf> {
+        let settings = Settings::from_environment()?;
+        let cached = Cache::new(settings.cache.clone()).model(id.to_owned());
+        let missing = match cached.get(CONFIG).as_deref().and_then(Path::parent) {
+            None => CONFIG.to_owned(),
+            Some(folder) => match missing_in(folder)? {
+                None => return Ok(folder.to_owned()),
+                Some(missing) => missing,
+            },
+        };
+        if settings.offline {
+            return Err(Error::setting(
+                "model",
+                format!("{id} in the cache {}, as HF_HUB_OFFLINE is set", settings.cache.display()),
+                format!("no {missing}"),
+                "unset HF_HUB_OFFLINE once to fetch it, or give the folder of a checkpoint",
+            ));
+        }
+        // The crate trusts what the server answers and panics where an answer contradicts the protocol.
+        let fetched = catch_unwind(AssertUnwindSafe(|| download(id, &settings)));
+        let folder =
+            fetched.unwrap_or_else(|_| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
+        // Only now does the name point to this version: an interrupted fetch is resumed, never taken for the whole.
+        if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
+            cached.create_ref(commit).map_err(|source| Error::file("record", &folder, source))?;
+        }
+        Ok(folder)
+    }
+
+    /// The first file that a snapshot lacks, or `None` if it is complete.
+    fn missing_in(folder: &Path) -> Result<Option<String>> {
+        if !TOKENIZERS.iter().any(|name| folder.join(name).exists()) {
+            return Ok(Some(TOKENIZERS.join(" or ")));
+        }
+        let Some(weights) = WEIGHTS.into_iter().find(|name| folder.join(name).exists()) else {
+            return Ok(Some(WEIGHTS.join(" or ")));
+        };
+        if weights.ends_with(".json") {
+            let shards = shards(&folder.join(weights))?;
+            return Ok(shards.into_iter().find(|shard| !folder.join(shard).exists()));
+        }
+        Ok(None)
+    }
+
+    fn download(id: &str, settings: &Settings) -> Result<PathBuf> {
+        let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone())).with_retries(RETRIES);
+        if let Some(endpoint) = &settings.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        if settings.token.is_some() {
+            builder = builder.with_token(settings.token.clone());
+        }
+        let api = builder.build().map_err(|error| unreachable_hub(id, &error.to_string()))?;
+        let about = api.model(id.to_owned()).info().map_err(|error| explain(id, &error))?;
+        // The commit becomes a folder's name, so it must be nothing else than a hash.
+        let is_hash = about.sha.len() >= 7 && about.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_hash {
+            return Err(unreachable_hub(id, "a version that is not a commit hash"));
+        }
+        let files: BTreeSet<&str> = about.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        // Every file from this one commit, though the model may be changed meanwhile.
+        let repo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, about.sha.clone()));
+        let absent = |what: String| {
+            Error::format(
+                id,
+                None,
+                format!("a T5 checkpoint with {what}"),
+                format!("only {}", files.iter().take(20).copied().collect::<Vec<_>>().join(", ")),
+                "choose a model that offers PyTorch or safetensors weights",
+            )
+        };
+        if !files.contains(CONFIG) {
+            return Err(absent(CONFIG.to_owned()));
+        }
+        let weights = WEIGHTS.into_iter().find(|name| files.contains(name));
+        let weights = weights.ok_or_else(|| absent(WEIGHTS.join(" or ")))?;
+        let config = get(id, &repo, CONFIG)?;
+        // The small files first: what is wrong with them should show before the long wait.
+        if let Some(tokenizer) = TOKENIZERS.into_iter().find(|name| files.contains(name)) {
+            get(id, &repo, tokenizer)?;
+        }
+        if files.contains(TOKENIZER_CONFIG) {
+            get(id, &repo, TOKENIZER_CONFIG)?;
+        }
+        let path = get(id, &repo, weights)?;
+        if weights.ends_with(".json") {
+            for shard in shards(&path)? {
+                get(id, &repo, &shard)?;
+            }
+        }
+        let folder = config.parent().map(Path::to_owned);
+        folder.ok_or_else(|| unreachable_hub(id, "a file outside any folder"))
+    }
+
+    fn get(id: &str, repo: &ApiRepo, file: &str) -> Result<PathBuf> {
+        let name = format!("{id}/{file}");
+        let path = repo.get(file).map_err(|error| explain(&name, &error))?;
+        check_hash(&name, &path)?;
+        Ok(path)
+    }
+
+    /// Large files are stored under the SHA-256 of their content; one that was cut short or spliced does not have it,
+    /// and is removed so that the next fetch starts anew.
+    fn check_hash(name: &str, path: &Path) -> Result<()> {
+        let blob = path.canonicalize().map_err(|source| Error::file("find", path, source))?;
+        let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(());
+        }
+        let mut hasher = Sha256::new();
+        File::open(&blob)
+            .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
+            .map_err(|source| Error::file("read", &blob, source))?;
+        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found.eq_ignore_ascii_case(expected) {
+            return Ok(());
+        }
+        for stale in [path, &blob] {
+            std::fs::remove_file(stale).map_err(|source| Error::file("remove", stale, source))?;
+        }
+        Err(Error::format(
+            name,
+            None,
+            format!("content with the SHA-256 {expected}"),
+            found,
+            "the transfer was damaged; run the command again",
+        ))
+    }
+
+    /// The files that an index names, each a plain name beside it.
+    fn shards(index: &Path) -> Result<BTreeSet<String>> {
+        let broken =
+            |found: String| Error::format(index, None, "an index of shards", found, "fetch it again");
+        let parsed: Index = serde_json::from_slice(&small_file(index, INDEX_BYTES)?)
+            .map_err(|error| broken(error.to_string()))?;
+        let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+        for name in &names {
+            let mut components = Path::new(name).components();
+            if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+                return Err(broken(format!("the file name `{}`", name.escape_debug())));
+            }
+        }
+        Ok(names)
+    }
+
+    fn explain(what: &str, error: &ApiError) -> Error {
+        let said = error.to_string();
+        if ["401", "403", "404"].iter().any(|status| said.ends_with(status)) {
+            return unreachable_hub(
+                what,
+                &format!("{said}: there is no such model, or it is private and HF_TOKEN does not open it"),
+            );
+        }
+        unreachable_hub(what, &said)
+    }
+
+    fn unreachable_hub(what: &str, said: &str) -> Error {
+        let advice = "check the name and the network, or give the folder of a checkpoint";
+        Error::file("fetch from the hub", what, std::io::Error::other(format!("{said} ({advice})")))
+    }
+}

@@ -1,0 +1,324 @@
+//! Soft prompts as files: one safetensors file a prompt, with what is needed to know where it came from and whether it
+//! fits a model.
+//!
+//! Not for training or mixing prompts, and not for the formats of other programs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::pretrained::{ElementType, TensorFile};
+
+/// The name of the one tensor in the file.
+const TENSOR: &str = "prompt";
+/// The version that is written; older ones are read, newer ones refused.
+const FORMAT_VERSION: u32 = 1;
+
+/// Where a prompt came from. Everything may be unknown, as it is for a bare tensor that another program saved.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct PromptMetadata {
+    /// The task it was trained on.
+    pub task: Option<String>,
+    /// [`crate::pretrained::Checkpoint::sha256`] of the model it was trained with.
+    pub model_sha256: Option<String>,
+    /// The method that trained it: `prompt-tuning`, `spot`, `attempt`.
+    pub method: Option<String>,
+    /// Optimiser steps it was trained for.
+    pub steps: Option<u64>,
+    /// The prompt's peak learning rate.
+    pub learning_rate: Option<f64>,
+    /// The run's seed.
+    pub seed: Option<u64>,
+    /// The name and value of the validation metric by which it was chosen.
+    pub metric: Option<(String, f64)>,
+    /// The version of this crate that wrote the file; filled in when it is saved.
+    pub promptmix_version: Option<String>,
+}
+
+/// A soft prompt: M rows of width D, all finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    name: String,
+    values: Vec<f32>,
+    length: usize,
+    width: usize,
+    metadata: PromptMetadata,
+}
+
+impl Prompt {
+    /// A prompt of `length` rows (M) of `width` columns (D), row-major in `values`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a size is zero, `values` has another length than M·D, or one of them is not finite.
+    pub fn new(
+        name: impl Into<String>,
+        values: Vec<f32>,
+        length: usize,
+        width: usize,
+        metadata: PromptMetadata,
+    ) -> Result<Self> {
+        let name = name.into();
+        let refuse = |expected: String, found: String| Err(Error::tensor(&name, expected, found, ""));
+        if length == 0 || width == 0 {
+            return refuse("at least one row and one column".to_owned(), format!("[{length}, {width}]"));
+        }
+        if length.checked_mul(width) != Some(values.len()) {
+            return refuse(format!("{length} x {width} values"), values.len().to_string());
+        }
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return refuse("finite values".to_owned(), format!("{} at index {index}", values[index]));
+        }
+        Ok(Self { name, values, length, width, metadata })
+    }
+
+    /// Reads the prompt that [`Prompt::save`] wrote at `path`, or any safetensors file with a tensor `prompt`, M x D of
+    /// f32. Its name is the file's stem.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Format`] if the file is missing, broken or contradicts itself, [`Error::Tensor`] if
+    /// the tensor is absent, of another type or rank, or not finite, [`Error::Unsupported`] if a newer version wrote it.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::from_file(TensorFile::open_safetensors(path)?)
+    }
+
+    /// As [`Prompt::load`], from bytes that came from elsewhere; `path` names the prompt and appears in errors.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::from_file(TensorFile::safetensors_from_bytes(path, bytes)?)
+    }
+
+    fn from_file(file: TensorFile) -> Result<Self> {
+        let path = file.path();
+        let (metadata, length, width) = read_metadata(path, file.metadata())?;
+        let shape = file.shape(TENSOR)?;
+        let element = file.element_type(TENSOR)?;
+        let &[rows, columns] = shape else {
+            return Err(Error::tensor(
+                TENSOR,
+                "two dimensions, length and width",
+                format!("shape {shape:?} in {}", path.display()),
+                "save one prompt as rows x columns",
+            ));
+        };
+        if element != ElementType::F32 {
+            return Err(Error::tensor(
+                TENSOR,
+                "elements of type f32",
+                format!("{} in {}", element.name(), path.display()),
+                "prompts are trained and kept in f32; convert it",
+            ));
+        }
+        if length.is_some_and(|length| length != rows) || width.is_some_and(|width| width != columns) {
+            return Err(Error::format(
+                path,
+                None,
+                format!("a prompt of {rows} x {columns}, as the tensor is"),
+                format!("metadata that says {} x {}", shown(length), shown(width)),
+                "the file was edited or damaged; train the prompt again",
+            ));
+        }
+        let values = file.tensor(TENSOR, &[rows, columns])?;
+        Self::new(stem(path), values, rows, columns, metadata)
+    }
+
+    /// Writes the prompt to `path`: the whole file or, on any failure, none of it. Equal prompts give equal bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let header = self.header();
+        files::replace(path, |file| {
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(header.as_bytes())?;
+            self.values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
+        })
+    }
+
+    /// The JSON header of the safetensors format, padded so that the data starts at a multiple of eight bytes. It is
+    /// written here because the format's crate takes metadata as a hash map and orders it differently in every process.
+    fn header(&self) -> String {
+        let metadata = &self.metadata;
+        let mut written = BTreeMap::from([
+            ("format_version", FORMAT_VERSION.to_string()),
+            ("length", self.length.to_string()),
+            ("promptmix_version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("width", self.width.to_string()),
+        ]);
+        let (metric, metric_value) = metadata.metric.clone().unzip();
+        let optional = [
+            ("task", metadata.task.clone()),
+            ("model_sha256", metadata.model_sha256.clone()),
+            ("method", metadata.method.clone()),
+            ("steps", metadata.steps.map(|steps| steps.to_string())),
+            ("learning_rate", metadata.learning_rate.map(|rate| rate.to_string())),
+            ("seed", metadata.seed.map(|seed| seed.to_string())),
+            ("metric", metric),
+            ("metric_value", metric_value.map(|value| value.to_string())),
+        ];
+        written.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?))));
+        let bytes = self.values.len() * size_of::<f32>();
+        let mut header = serde_json::json!({
+            "__metadata__": written,
+            TENSOR: { "dtype": "F32", "shape": [self.length, self.width], "data_offsets": [0, bytes] },
+        })
+        .to_string();
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        header
+    }
+
+    /// Whether the prompt can stand before the inputs of a model of this width and, where both are known, was trained
+    /// with this very model. A caller who wants it on another model of equal width passes no hash.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] that says which of the two does not fit.
+    pub fn check_fits(&self, width: usize, model_sha256: Option<&str>) -> Result<()> {
+        if self.width != width {
+            return Err(Error::setting(
+                format!("prompt {}", self.name),
+                format!("width {width}, the model's d_model"),
+                format!("width {}", self.width),
+                "use a prompt that was trained with a model of this size",
+            ));
+        }
+        match (self.metadata.model_sha256.as_deref(), model_sha256) {
+            (Some(trained), Some(model)) if trained != model => Err(Error::setting(
+                format!("prompt {}", self.name),
+                format!("one trained with this model (sha256 {})", short(model)),
+                format!("one trained with another of the same width (sha256 {})", short(trained)),
+                "a soft prompt has no meaning to other weights: train it again with this model, or override this check",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The file's stem, or what [`Prompt::new`] was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All values, M x D, row-major.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Gives the values away, M x D, row-major.
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
+    /// Rows (M).
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Columns (D).
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Where it came from.
+    pub fn metadata(&self) -> &PromptMetadata {
+        &self.metadata
+    }
+}
+
+/// Loads the prompts to be mixed, in the order given. Each must have width `d_model`, and all one length. Two files of
+/// equal stem are told apart by their folders: `sst2/best` and `mnli/best`.
+///
+/// # Errors
+/// Whatever [`Prompt::load`] returns, and [`Error::Setting`] if a width or length differs or a file is given twice.
+pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
+    let mut prompts: Vec<Prompt> = Vec::new();
+    for path in paths {
+        let mut prompt = Prompt::load(path)?;
+        prompt.check_fits(d_model, None)?;
+        if let Some(first) = prompts.first()
+            && first.length != prompt.length
+        {
+            return Err(Error::setting(
+                "sources",
+                format!("prompts of one length; {} has {} rows", first.name, first.length),
+                format!("{} rows in {}", prompt.length, path.display()),
+                "train all source prompts with the same --prompt-length",
+            ));
+        }
+        if paths.iter().filter(|&other| stem(other) == prompt.name).count() > 1 {
+            let folder = path.canonicalize().ok();
+            let folder = folder.as_deref().and_then(Path::parent).and_then(Path::file_name);
+            if let Some(folder) = folder {
+                prompt.name = format!("{}/{}", folder.to_string_lossy(), prompt.name);
+            }
+        }
+        if let Some(same) = prompts.iter().find(|other| other.name == prompt.name) {
+            return Err(Error::setting(
+                "sources",
+                "prompts of different names",
+                format!("{} twice", same.name),
+                "give each source once; rename a file where two different ones share their name",
+            ));
+        }
+        prompts.push(prompt);
+    }
+    Ok(prompts)
+}
+
+/// The metadata, and the length and width it claims.
+fn read_metadata(
+    path: &Path,
+    written: &HashMap<String, String>,
+) -> Result<(PromptMetadata, Option<usize>, Option<usize>)> {
+    fn number<T: std::str::FromStr>(
+        path: &Path,
+        written: &HashMap<String, String>,
+        key: &str,
+    ) -> Result<Option<T>> {
+        let Some(text) = written.get(key) else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| {
+            let found =
+                format!("`{}`", text.chars().take(40).flat_map(char::escape_debug).collect::<String>());
+            Error::format(path, None, format!("a number as {key} in the metadata"), found, "")
+        })
+    }
+    let version: Option<u32> = number(path, written, "format_version")?;
+    if version.is_some_and(|version| version > FORMAT_VERSION) {
+        let by = written.get("promptmix_version").map_or("a newer version", String::as_str);
+        return Err(Error::unsupported(
+            format!("version {} of the prompt format", shown(version)),
+            format!(
+                "{} was written by promptmix {by}; this one reads up to {FORMAT_VERSION}",
+                path.display()
+            ),
+            "update promptmix",
+        ));
+    }
+    let text = |key: &str| written.get(key).cloned();
+    let metric = text("metric").zip(number(path, written, "metric_value")?);
+    let metadata = PromptMetadata {
+        task: text("task"),
+        model_sha256: text("model_sha256"),
+        method: text("method"),
+        steps: number(path, written, "steps")?,
+        learning_rate: number(path, written, "learning_rate")?,
+        seed: number(path, written, "seed")?,
+        metric,
+        promptmix_version: text("promptmix_version"),
+    };
+    Ok((metadata, number(path, written, "length")?, number(path, written, "width")?))
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn shown<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "unknown".to_owned(), |value| value.to_string())
+}
+
+/// Enough of a hash to tell two apart in a message.
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
+}

@@ -1,0 +1,172 @@
+//! Where training starts: the target prompt and the scorer before the first step.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::backend::StateLayout;
+use crate::config::{Initialisation, Method, RunConfig};
+use crate::error::{Error, Result};
+use crate::prompts::Prompt;
+
+/// Rows of the embedding that vocabulary initialisation draws from: the most frequent pieces.
+const VOCABULARY_ROWS: usize = 5_000;
+/// Ids below this are padding, end of sequence and unknown.
+const FIRST_PIECE: usize = 3;
+/// Standard deviation of the scorer's weights.
+const SCORER_DEVIATION: f64 = 0.01;
+
+/// What the start is made from.
+pub struct Start<'a> {
+    /// E, \[V, D\].
+    pub embedding: &'a dyn Fn(usize) -> Vec<f32>,
+    /// V.
+    pub vocabulary: usize,
+    /// Token ids of the task's label words, for [`Initialisation::Labels`].
+    pub label_ids: &'a [u32],
+    /// The source prompts.
+    pub sources: &'a [Prompt],
+    /// The prompt of `--initial-prompt`.
+    pub initial_prompt: Option<&'a Prompt>,
+}
+
+/// The flat state of one run: `layout.targets` target prompts that start alike, and the scorer.
+///
+/// # Errors
+/// [`Error::Setting`] if the settings ask for a start that the sources cannot give.
+pub fn state(config: &RunConfig, layout: &StateLayout, start: &Start<'_>) -> Result<Vec<f64>> {
+    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
+    let prompt = target_prompt(config, layout, start, &mut random)?;
+    let mut values = vec![0.0; layout.len()];
+    for segment in layout.segments() {
+        let values = &mut values[segment.range.clone()];
+        match segment.name {
+            "target_prompts" => {
+                for target in values.chunks_exact_mut(prompt.len()) {
+                    target.copy_from_slice(&prompt);
+                }
+            }
+            "norm_weight" => values.fill(1.0),
+            "norm_bias" => values.fill(0.0),
+            "log_temperature" => values.fill(temperature(config, layout.width).ln()),
+            _ => values.iter_mut().for_each(|value| *value = SCORER_DEVIATION * normal(&mut random)),
+        }
+    }
+    Ok(values)
+}
+
+/// What scores are divided by, or where a learnt temperature starts: D·e unless set.
+pub fn temperature(config: &RunConfig, width: usize) -> f64 {
+    config.temperature.unwrap_or(width as f64 * std::f64::consts::E)
+}
+
+fn target_prompt(
+    config: &RunConfig,
+    layout: &StateLayout,
+    start: &Start<'_>,
+    random: &mut ChaCha8Rng,
+) -> Result<Vec<f64>> {
+    let (length, width) = (layout.prompt_length, layout.width);
+    let widened = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+    match config.initialisation() {
+        Initialisation::Normal => Ok((0..length * width).map(|_| normal(random)).collect()),
+        Initialisation::Uniform => Ok((0..length * width).map(|_| uniform(random) - 0.5).collect()),
+        Initialisation::Vocabulary => vocabulary_rows(length, start, random),
+        Initialisation::Labels => {
+            if start.label_ids.is_empty() {
+                return Err(Error::setting(
+                    "--initialisation",
+                    "a task with labels",
+                    "labels, for a task of free answers",
+                    "use vocabulary",
+                ));
+            }
+            let ids: Vec<u32> = start.label_ids.iter().copied().take(length).collect();
+            let mut rows: Vec<f64> =
+                ids.iter().flat_map(|&id| widened(&(start.embedding)(id as usize))).collect();
+            rows.extend(vocabulary_rows(length - ids.len(), start, random)?);
+            Ok(rows)
+        }
+        Initialisation::Prompt => match (config.method, start.initial_prompt, start.sources) {
+            (Method::Spot, target, sources @ [_, _, ..]) => Ok(weighted(sources, target)),
+            (Method::Spot, _, [source, ..]) | (_, Some(source), _) | (_, None, [source, ..]) => {
+                Ok(widened(source.values()))
+            }
+            (_, None, []) => Err(Error::setting(
+                "--initialisation",
+                "a prompt to start from",
+                "none",
+                "name it with --initial-prompt",
+            )),
+        },
+    }
+}
+
+/// Distinct rows of the embedding, drawn from its first rows.
+fn vocabulary_rows(count: usize, start: &Start<'_>, random: &mut ChaCha8Rng) -> Result<Vec<f64>> {
+    let last = VOCABULARY_ROWS.min(start.vocabulary);
+    let mut rows: Vec<usize> = (FIRST_PIECE.min(last)..last).collect();
+    if rows.len() < count {
+        return Err(Error::setting(
+            "--prompt-length",
+            format!("at most {} with vocabulary rows", rows.len()),
+            count.to_string(),
+            "use --initialisation normal",
+        ));
+    }
+    // The front of a Fisher-Yates shuffle.
+    for drawn in 0..count {
+        let other = drawn + (random.next_u64() % (rows.len() - drawn) as u64) as usize;
+        rows.swap(drawn, other);
+    }
+    Ok(rows[..count].iter().flat_map(|&row| (start.embedding)(row)).map(f64::from).collect())
+}
+
+/// The sources' mean, each weighted by the cosine similarity of its mean row with the target's; alike without a target.
+/// A source that points away from the target has no part in it.
+fn weighted(sources: &[Prompt], target: Option<&Prompt>) -> Vec<f64> {
+    let similarities = match target {
+        Some(target) => sources.iter().map(|source| similarity(source, target).max(0.0)).collect(),
+        None => vec![1.0; sources.len()],
+    };
+    let sum: f64 = similarities.iter().sum();
+    let weights: Vec<f64> = if sum > 0.0 {
+        similarities.iter().map(|similarity| similarity / sum).collect()
+    } else {
+        vec![1.0 / sources.len() as f64; sources.len()]
+    };
+    let mut mean = vec![0.0; sources[0].values().len()];
+    for (source, weight) in sources.iter().zip(weights) {
+        for (mean, &value) in mean.iter_mut().zip(source.values()) {
+            *mean += weight * f64::from(value);
+        }
+    }
+    mean
+}
+
+/// Cosine of the angle between two prompts' mean rows (Vu et al., 2022, section 4).
+pub fn similarity(a: &Prompt, b: &Prompt) -> f64 {
+    let mean_row = |prompt: &Prompt| {
+        let mut mean = vec![0.0; prompt.width()];
+        for row in prompt.values().chunks_exact(prompt.width()) {
+            for (mean, &value) in mean.iter_mut().zip(row) {
+                *mean += f64::from(value);
+            }
+        }
+        mean
+    };
+    let (a, b) = (mean_row(a), mean_row(b));
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let norms = (dot(&a, &a) * dot(&b, &b)).sqrt();
+    if norms > 0.0 { dot(&a, &b) / norms } else { 0.0 }
+}
+
+/// Uniform in \[0, 1).
+fn uniform(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// Standard normal, by Box and Muller.
+fn normal(random: &mut ChaCha8Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - uniform(random)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(random)).cos()
+}
