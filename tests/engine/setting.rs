@@ -163,7 +163,7 @@ impl Setting {
         let seeds: Vec<u64> = (0..self.runs as u64).map(|run| 1_000 + run).collect();
         Case {
             batch: self.pack(&self.examples),
-            mixture: Mixture { mixing: self.mixing.clone(), sources, layout },
+            mixture: Mixture { mixing: self.mixing.clone(), sources, source_count: self.sources, layout },
             runs: self.runs,
             dropout: DropoutStep::new(self.dropout.0, self.dropout.1, &seeds),
             cpu,

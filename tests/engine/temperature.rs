@@ -82,7 +82,7 @@ fn training<E: Element>(folder: &Path) -> Training<E> {
     let batch =
         Batch::pack(&examples, length, config.decoder_start_token_id, config.vocab_size).expect("a batch");
     let sources = Some(cpu.sources(&sources, 3, length, width));
-    Training { mixture: Mixture { mixing, sources, layout }, batch, values, cpu, model }
+    Training { mixture: Mixture { mixing, sources, source_count: 3, layout }, batch, values, cpu, model }
 }
 
 fn moves(name: &str, folder: &Path) {
