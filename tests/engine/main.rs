@@ -6,7 +6,10 @@ mod random;
 
 mod setting;
 
+mod accumulation;
 mod determinism;
 mod dropout;
 mod gradients;
+mod not_a_number;
+mod ragged;
 mod temperature;
