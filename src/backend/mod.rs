@@ -144,6 +144,7 @@ pub trait Backend: Sized {
 
     /// Writes the token rows of `x` (the decoder's are all token rows) from `table`'s rows, drops by `mask` over prompt
     /// and token rows alike, and writes r of every row with `epsilon`.
+    #[allow(clippy::too_many_arguments)]
     fn embed(
         &self,
         table: &Self::Weight,
@@ -332,6 +333,7 @@ pub trait Backend: Sized {
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache;
     /// Self attention of one new token an example against all tokens of the cache before it, which it joins: `qkv`
     /// \[B, 3·H·K\], `o` \[B, H·K\]. The last layer's call completes the token.
+    #[allow(clippy::too_many_arguments)]
     fn decode_self_attention(
         &self,
         layer: usize,

@@ -93,6 +93,9 @@ pub struct Mixture<B: Backend> {
     pub layout: StateLayout,
 }
 
+/// Called with every activation and its name.
+pub type Observer<'a, B> = dyn FnMut(&str, &<B as Backend>::Rows) + 'a;
+
 /// How a pass is run.
 pub struct Pass<'a, B: Backend> {
     /// The step's dropout; `None` in evaluation.
@@ -100,7 +103,7 @@ pub struct Pass<'a, B: Backend> {
     /// Keep what backward needs.
     pub keep: bool,
     /// Called with every activation and its name, in the order of computation.
-    pub observe: Option<&'a mut dyn FnMut(&str, &B::Rows)>,
+    pub observe: Option<&'a mut Observer<'a, B>>,
 }
 
 impl<B: Backend> Pass<'_, B> {

@@ -294,7 +294,8 @@ fn per_head<E: Element>(
     let (from_step, to_step) = if narrowing { (width, head_width) } else { (head_width, width) };
     from.expect_shape(from.rows, heads * from_step, "from");
     to.expect_shape(from.rows, heads * to_step, "to");
-    let size = from.rows.div_ceil(cpu.threads()).max(16);
+    // By the rows alone: the GEMM crate sums small products in another order, so a cut by threads would show in the bytes.
+    let size = from.rows.div_ceil(8).clamp(16, 128);
     cpu.run(|| {
         to.data.par_chunks_mut(size * heads * to_step).enumerate().for_each(|(block, to)| {
             let rows = to.len() / (heads * to_step);

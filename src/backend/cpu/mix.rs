@@ -11,7 +11,7 @@ use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::optimizer::State;
 use super::rows::{Blocks, Rows, split_rows};
-use super::vector::{add_scaled, dot, exponentials, maximum, maximum_into, scale};
+use super::vector::{add_scaled, dot, exponentials, maximum, maximum_or_nan_into, scale};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, Mixing, Scope, Scorer, Side, StateLayout};
 
@@ -253,7 +253,7 @@ fn pool_inputs<E: Element>(cpu: &Cpu<E>, table: &Weight<E>, batch: &Batch, poole
             cpu.arch.dispatch(|| {
                 pooled.fill(E::neg_infinity());
                 for &id in batch.source(b).iter().chain(&batch.pooled_padding(b)) {
-                    maximum_into(pooled, table.row(id as usize));
+                    maximum_or_nan_into(pooled, table.row(id as usize));
                 }
             });
         });

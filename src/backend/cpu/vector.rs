@@ -60,7 +60,15 @@ pub fn maximum_into<E: Element>(y: &mut [E], x: &[E]) {
     }
 }
 
-/// The largest value; NaN only if the first is.
+/// As [`maximum_into`], but NaN once either is.
+#[inline(always)]
+pub fn maximum_or_nan_into<E: Element>(y: &mut [E], x: &[E]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = if *y >= x || y.is_nan() { *y } else { x };
+    }
+}
+
+/// The largest value; a NaN is passed over.
 #[inline(always)]
 pub fn maximum<E: Element>(row: &[E]) -> E {
     let mut lanes = [E::neg_infinity(); LANES];
