@@ -57,6 +57,15 @@ impl Heads {
     }
 }
 
+/// How many rows read a weight at a time: a device may lay it out by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// All encoder rows, hundreds or thousands.
+    Many,
+    /// Decoder rows, or single rows by index.
+    Few,
+}
+
 /// The loss of a pass, on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
@@ -88,7 +97,7 @@ pub trait Backend: Sized {
     type Cache;
 
     /// Copies a row-major `[out, in]` matrix to the device.
-    fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight;
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
     /// An activation of `rows` × `width`, its content unspecified.

@@ -59,7 +59,7 @@ pub(super) struct Blocks {
 
 /// Rows of a block at most: its widest operand stays in the last-level cache, and the weight's packing, paid once a
 /// block, stays a few per cent of its product.
-const LARGEST_BLOCK: usize = 512;
+const LARGEST_BLOCK: usize = 1024;
 /// Up to this many rows the weight's packing would dominate a block of its own: one block, all threads inside it.
 const SMALL: usize = 192;
 /// Up to 64 rows by 64 columns the GEMM crate sums in another order, so a block of fewer would show how rows were cut.

@@ -80,6 +80,21 @@ pub fn maximum<E: Element>(row: &[E]) -> E {
     lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
 }
 
+/// row += addend; returns the largest value, a NaN passed over.
+#[inline(always)]
+pub fn add_and_maximum<E: Element>(row: &mut [E], addend: &[E]) -> E {
+    let mut lanes = [E::neg_infinity(); LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let (addends, addend_rest) = addend.as_chunks::<LANES>();
+    for (chunk, addend) in chunks.iter_mut().zip(addends) {
+        add_scaled(chunk, E::one(), addend);
+        maximum_into(&mut lanes, chunk);
+    }
+    add_scaled(rest, E::one(), addend_rest);
+    maximum_into(&mut lanes, rest);
+    lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
+}
+
 /// row = e^(row - shift); returns the sum.
 #[inline(always)]
 pub fn exponentials<E: Element>(row: &mut [E], shift: E) -> E {
