@@ -11,7 +11,7 @@ use super::Cpu;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Rows, split_rows};
-use super::vector::{add_and_maximum, dot, exponentials, multiply, scale};
+use super::vector::{add_and_maximum, dot, exponentials, multiply, scale, vectorised};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
 
 /// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
@@ -131,8 +131,8 @@ pub(super) fn self_attention<E: Element>(
                 let columns = HeadColumns::new(heads, head);
                 tile.scores(cpu, heads, &columns, qkv, &mut scores);
                 let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
-                cpu.arch.dispatch(|| tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
-                cpu.arch.dispatch(|| tile.drop(head, &mut scores, &mut multipliers));
+                vectorised!(cpu, tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
+                vectorised!(cpu, tile.drop(head, &mut scores, &mut multipliers));
                 let (m, n) = (queries.len(), tile.keys.len());
                 let v = &qkv[tile.keys.start * columns.stride + columns.v..];
                 let o = &mut o[head * heads.width..];
@@ -140,7 +140,7 @@ pub(super) fn self_attention<E: Element>(
                 let v = View::new(v, n, heads.width, columns.stride);
                 cpu.multiply_alone(destination, false, View::new(&scores, m, n, n), v);
                 // The softmax's division is left for here: a head's rows are narrower than its keys are many.
-                cpu.arch.dispatch(|| {
+                vectorised!(cpu, {
                     for (o, &sum) in o.chunks_mut(heads.total()).zip(&*sums) {
                         scale(&mut o[..heads.width], E::one() / sum);
                     }
@@ -238,7 +238,7 @@ fn backward_tile<E: Element>(
     let d_o_view = View::new(d_o, m, width, heads.total());
     let v = View::new(at(tile.keys.start, columns.v), n, width, stride);
     cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v.transposed());
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
         for row in 0..m {
             let span = row * n..(row + 1) * n;

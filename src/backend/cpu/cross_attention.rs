@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Blocks, Rows, split_rows};
-use super::vector::{dot, exponentials, maximum, multiply, scale};
+use super::vector::{dot, exponentials, maximum, multiply, scale, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, CrossAttention, Side};
 
@@ -119,10 +119,10 @@ pub(super) fn cross_attention<E: Element>(
                     }
                 }
             }
-            cpu.arch.dispatch(|| softmax(p, n));
+            vectorised!(cpu, softmax(p, n));
             let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
             let p = if cross.mask.is_some() {
-                cpu.arch.dispatch(|| {
+                vectorised!(cpu, {
                     fill_mask(batch, cross, b, n, &mut dropped);
                     multiply(&mut dropped, p);
                 });
@@ -331,7 +331,7 @@ fn softmax_backward<E: Element>(
     ds: &mut [E],
 ) -> super::pool::Buffer<E> {
     let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         if cross.mask.is_some() {
             fill_mask(batch, cross, b, n, &mut dropped);
             multiply(ds, &dropped);

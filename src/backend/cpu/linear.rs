@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Blocks, RowMask, Rows};
-use super::vector::{add_scaled, dot, multiply, reciprocal_rms, scale};
+use super::vector::{add_scaled, dot, multiply, reciprocal_rms, scale, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Activation, Batch, FeedForward, Mask, Scope, Side};
 
@@ -30,18 +30,12 @@ pub(super) fn project<E: Element>(
             let rows = z.len() / weight.out;
             let first = block * blocks.size;
             let mut scaled = cpu.pool.take(rows * width);
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 scaled.copy_from_slice(x.range(first..first + rows));
                 scale_rows(&mut scaled, width, &r.values()[first..first + rows]);
             });
             let x = View::new(&scaled, rows, width, width);
-            cpu.multiply(
-                ViewMut::new(z, rows, weight.out, weight.out),
-                false,
-                x,
-                weight.forward(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(z, rows, weight.out, weight.out), false, x, weight.forward(), blocks);
         });
     });
 }
@@ -119,13 +113,7 @@ pub(super) fn add_project<E: Element>(
             let first = block * blocks.size;
             let rows = first..first + r_next.len();
             let y = View::new(y.range(rows.clone()), rows.len(), y.width, y.width);
-            cpu.multiply(
-                ViewMut::new(x_next, rows.len(), width, width),
-                false,
-                y,
-                weight.forward(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(x_next, rows.len(), width, width), false, y, weight.forward(), blocks);
             finish_sublayer(cpu, mask.as_ref(), first, epsilon, x.range(rows), x_next, r_next);
         });
     });
@@ -213,16 +201,10 @@ pub(super) fn feed_forward<E: Element>(
             let mut z = cpu.pool.take(rows * pre_width);
             let x = x.range(first..first + rows);
             let destination = ViewMut::new(&mut z, rows, pre_width, pre_width);
-            cpu.multiply(
-                destination,
-                false,
-                View::new(x, rows, width, width),
-                layer.w_in.forward(),
-                blocks,
-            );
+            cpu.multiply(destination, false, View::new(x, rows, width, width), layer.w_in.forward(), blocks);
             let r = &r.values()[first..first + rows];
             let mut multipliers = cpu.pool.take(if inner.is_some() { rows * hidden } else { 0 });
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 if let Some(inner) = &inner {
                     inner.fill(first, hidden, &mut multipliers);
                 }
@@ -235,19 +217,13 @@ pub(super) fn feed_forward<E: Element>(
             }
             let positive = positive.as_deref_mut();
             if gated {
-                cpu.arch.dispatch(|| gate(layer.activation, hidden, &mut z, &multipliers));
+                vectorised!(cpu, gate(layer.activation, hidden, &mut z, &multipliers));
             } else {
-                cpu.arch.dispatch(|| relu(hidden, &mut z, r, &multipliers, positive));
+                vectorised!(cpu, relu(hidden, &mut z, r, &multipliers, positive));
             }
             // A gated row's product stands in the first half of its pre-activations.
             let h = View::new(&z, rows, hidden, pre_width);
-            cpu.multiply(
-                ViewMut::new(x_next, rows, width, width),
-                false,
-                h,
-                layer.w_out.forward(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(x_next, rows, width, width), false, h, layer.w_out.forward(), blocks);
             finish_sublayer(cpu, output.as_ref(), first, layer.epsilon, x, x_next, r_next);
         });
     });
@@ -296,12 +272,12 @@ pub(super) fn feed_forward_backward<E: Element>(
                 None => {
                     let scale = layer.inner_mask.map_or(1.0, |(step, _)| step.scale());
                     let positive = &kept.positive[first * row_bytes..(first + rows) * row_bytes];
-                    cpu.arch.dispatch(|| relu_backward(hidden, &mut dz, positive, E::from_f64(scale)));
+                    vectorised!(cpu, relu_backward(hidden, &mut dz, positive, E::from_f64(scale)));
                 }
                 Some(pre_activations) => {
                     let mut multipliers = cpu.pool.take(if inner.is_some() { rows * hidden } else { 0 });
                     let z = pre_activations.range(range.clone());
-                    cpu.arch.dispatch(|| {
+                    vectorised!(cpu, {
                         if let Some(inner) = &inner {
                             inner.fill(first, hidden, &mut multipliers);
                         }
@@ -335,7 +311,7 @@ fn finish_sublayer<E: Element>(
 ) {
     let width = x_next.len() / r_next.len();
     let mut multipliers = cpu.pool.take(if mask.is_some() { x_next.len() } else { 0 });
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         if let Some(mask) = mask {
             mask.fill(first, width, &mut multipliers);
             multiply(x_next, &multipliers);
@@ -366,7 +342,7 @@ fn add_norm_backward<E: Element>(
     let width = weight.input;
     let mut g = cpu.pool.take(r.len() * width);
     cpu.multiply(ViewMut::new(&mut g, r.len(), width, width), false, dz, weight.view(), blocks);
-    cpu.arch.dispatch(|| norm_backward(&g, x, r, d_x));
+    vectorised!(cpu, norm_backward(&g, x, r, d_x));
 }
 
 /// d_x += r·g - r³·(<g, x> / D)·x, row by row.
@@ -391,7 +367,7 @@ pub(super) fn masked<E: Element>(
     rows: &[E],
 ) -> super::pool::Buffer<E> {
     let mut dropped = cpu.pool.take(rows.len());
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         mask.fill(first, width, &mut dropped);
         multiply(&mut dropped, rows);
     });

@@ -1,7 +1,19 @@
-//! Loops over one row. All are `inline(always)` so that a caller inside `pulp::Arch::dispatch` gets them compiled for
+//! Loops over one row. All are `inline(always)` so that a caller inside [`vectorised`] gets them compiled for
 //! this machine's vector width. Sums run over sixteen lanes: a fixed order, whatever the width.
 
 use super::element::Element;
+
+/// Runs an expression compiled for this machine's vector instructions. The closure must be inlined into the function
+/// that carries them, or it is compiled for the oldest machine there is.
+macro_rules! vectorised {
+    ($cpu:expr, $work:expr) => {
+        $cpu.arch.dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(super) use vectorised;
 
 const LANES: usize = 16;
 
