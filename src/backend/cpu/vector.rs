@@ -92,9 +92,10 @@ pub fn maximum<E: Element>(row: &[E]) -> E {
     lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
 }
 
-/// row += addend; returns the largest value, a NaN passed over.
+/// row += the front of `addend`; returns the largest value, a NaN passed over.
 #[inline(always)]
 pub fn add_and_maximum<E: Element>(row: &mut [E], addend: &[E]) -> E {
+    let addend = &addend[..row.len()];
     let mut lanes = [E::neg_infinity(); LANES];
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let (addends, addend_rest) = addend.as_chunks::<LANES>();
