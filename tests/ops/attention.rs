@@ -33,7 +33,7 @@ fn reference(
     };
     for b in 0..batch.examples() {
         let (first, n) = (batch.range(side, b).start, batch.range(side, b).len());
-        for head in 0..count {
+        for (head, bias) in bias.iter().enumerate() {
             let column = head * width;
             let at = |row: usize, part: usize| {
                 let start = (first + row) * 3 * total + part * total + column;
@@ -43,7 +43,7 @@ fn reference(
                 let keys = if side == Side::Decoder { i + 1 } else { n };
                 let score = |j: usize| {
                     let offset = (j as isize - i as isize).clamp(-(REACH as isize), REACH as isize);
-                    dot(&qkv[at(i, 0)], &qkv[at(j, 1)]) + bias[head][(offset + REACH as isize) as usize]
+                    dot(&qkv[at(i, 0)], &qkv[at(j, 1)]) + bias[(offset + REACH as isize) as usize]
                 };
                 let mut p: Vec<f64> = (0..keys).map(score).collect();
                 result.log_sum_exp[(first + i) * count + head] = softmax(&mut p);
