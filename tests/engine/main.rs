@@ -9,6 +9,7 @@ mod setting;
 mod accumulation;
 mod determinism;
 mod dropout;
+mod frozen_model;
 mod gradients;
 mod not_a_number;
 mod ragged;
