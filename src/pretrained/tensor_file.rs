@@ -113,7 +113,7 @@ impl TensorFile {
     }
 
     /// Opens what `torch.save` of PyTorch 1.6 or newer wrote: a dictionary of tensors, or one bare tensor, which gets
-    /// the empty name. No code in the file is executed; see [`super::torch_pickle`].
+    /// the empty name. No code in the file is executed.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be opened, [`Error::Format`] if it is broken or older than PyTorch 1.6,
