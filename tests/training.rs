@@ -7,7 +7,8 @@ use promptmix::Error;
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, Schedule};
 use promptmix::data::Split;
-use promptmix::train::{Frozen, Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
+use promptmix::model::Frozen;
+use promptmix::train::{Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")

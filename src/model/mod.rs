@@ -5,12 +5,14 @@
 
 mod decoder;
 mod encoder;
+mod frozen;
 mod load;
 pub mod position;
 mod step;
 
 pub use decoder::Decoding;
 pub use encoder::Encoding;
+pub use frozen::Frozen;
 pub use load::Tensors;
 pub use step::{StepLoss, label_weights};
 
