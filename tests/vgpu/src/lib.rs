@@ -1,0 +1,5 @@
+//! A virtual GPU.
+#![deny(missing_docs)]
+pub mod number;
+pub mod program;
+pub mod ptx;
