@@ -7,3 +7,5 @@ pub mod memory;
 pub mod number;
 pub mod program;
 pub mod ptx;
+pub mod device;
+pub mod profile;

@@ -12,7 +12,7 @@
 use super::block::Room;
 use super::shared::wavefronts;
 use super::warp::{Next, Warp, space_of};
-use crate::check::Check;
+
 use crate::number::{from_bf16, from_f16, read_tf32, to_f16};
 use crate::program::{
     Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix,
