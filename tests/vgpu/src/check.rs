@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codes;
+
 /// A property that is checked while a kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,10 +48,10 @@ impl Check {
     /// The error that a device would give, where it would notice: `CUDA_ERROR_*` by number.
     pub fn device_error(self) -> Option<u32> {
         match self {
-            Self::OutOfBounds | Self::Freed => Some(700),
-            Self::Misaligned => Some(716),
-            Self::Trap | Self::Deadlock => Some(719),
-            Self::Timeout => Some(702),
+            Self::OutOfBounds | Self::Freed => Some(codes::ILLEGAL_ADDRESS),
+            Self::Misaligned => Some(codes::MISALIGNED_ADDRESS),
+            Self::Trap | Self::Deadlock => Some(codes::LAUNCH_FAILED),
+            Self::Timeout => Some(codes::LAUNCH_TIMEOUT),
             _ => None,
         }
     }
@@ -88,7 +90,15 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "{:?} in {} at {}:{} ({}, PTX line {}), block ({x},{y},{z}) warp {} lane {}: {}",
-            self.check, self.kernel, self.file, self.line, self.opcode, self.ptx_line, self.warp, self.lane, self.detail
+            self.check,
+            self.kernel,
+            self.file,
+            self.line,
+            self.opcode,
+            self.ptx_line,
+            self.warp,
+            self.lane,
+            self.detail
         )?;
         if self.count > 1 { write!(f, " [{} times]", self.count) } else { Ok(()) }
     }

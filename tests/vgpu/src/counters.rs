@@ -181,6 +181,9 @@ impl Counters {
 
     /// Conflicts of all accesses to shared memory.
     pub fn shared_conflicts(&self) -> u64 {
-        self.shared_loads.conflicts + self.shared_stores.conflicts + self.matrix.conflicts + self.async_stores.conflicts
+        self.shared_loads.conflicts
+            + self.shared_stores.conflicts
+            + self.matrix.conflicts
+            + self.async_stores.conflicts
     }
 }

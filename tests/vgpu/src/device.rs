@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check::Report;
+use crate::codes::{COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES};
 use crate::counters::Counters;
 use crate::execute::{self, Outcome, Settings, Shape};
 use crate::memory::{Memory, View};
@@ -169,10 +170,10 @@ impl Device {
                 }
                 _ => {
                     let size = variable.size.max(1);
-                    let address = self.memory.allocate(size).ok_or_else(|| ModuleError::Variable {
-                        name: variable.name.clone(),
-                        size,
-                    })?;
+                    let address = self
+                        .memory
+                        .allocate(size)
+                        .ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
                     // Module variables start as zero where the text gives no value.
                     let mut initial = variable.initial.clone();
                     initial.resize(size, 0);
@@ -197,21 +198,29 @@ impl Device {
     ///
     /// # Errors
     /// The limit that is exceeded.
-    pub fn check_limits(&self, program: &Program, shape: &Shape, shared_limit: u32) -> Result<(), LaunchError> {
+    pub fn check_limits(
+        &self,
+        program: &Program,
+        shape: &Shape,
+        shared_limit: u32,
+    ) -> Result<(), LaunchError> {
         let fail = |code, message: String| Err(LaunchError { kernel: program.name.clone(), message, code });
-        const INVALID_VALUE: u32 = 1;
-        const OUT_OF_RESOURCES: u32 = 701;
-        const TOO_LARGE: u32 = 720;
         let [x, y, z] = shape.block;
         if shape.grid.contains(&0) || shape.block.contains(&0) {
-            return fail(INVALID_VALUE, format!("grid {:?} and block {:?} must not be 0", shape.grid, shape.block));
+            return fail(
+                INVALID_VALUE,
+                format!("grid {:?} and block {:?} must not be 0", shape.grid, shape.block),
+            );
         }
         if shape.grid[0] > i32::MAX as u32 || shape.grid[1] > 65_535 || shape.grid[2] > 65_535 {
             return fail(INVALID_VALUE, format!("grid {:?} exceeds 2^31-1, 65535, 65535", shape.grid));
         }
         let threads = u64::from(x) * u64::from(y) * u64::from(z);
         if x > 1024 || y > 1024 || z > 64 || threads > 1024 {
-            return fail(INVALID_VALUE, format!("block {:?} exceeds 1024, 1024, 64 or 1024 in all", shape.block));
+            return fail(
+                INVALID_VALUE,
+                format!("block {:?} exceeds 1024, 1024, 64 or 1024 in all", shape.block),
+            );
         }
         let threads = threads as u32;
         if program.max_threads != 0 && threads > program.max_threads {
@@ -221,10 +230,14 @@ impl Device {
             );
         }
         if program.required_threads != [0; 3] && program.required_threads != shape.block {
-            return fail(INVALID_VALUE, format!("the kernel demands blocks of {:?}", program.required_threads));
+            return fail(
+                INVALID_VALUE,
+                format!("the kernel demands blocks of {:?}", program.required_threads),
+            );
         }
         let shared = program.static_shared as u64 + u64::from(shape.dynamic_shared);
-        if shared > u64::from(shared_limit.max(SHARED_DEFAULT)) || shared > u64::from(self.profile.shared_per_block_optin)
+        if shared > u64::from(shared_limit.max(SHARED_DEFAULT))
+            || shared > u64::from(self.profile.shared_per_block_optin)
         {
             return fail(
                 INVALID_VALUE,
@@ -238,15 +251,20 @@ impl Device {
         let registers = registers_of(program);
         if registers * threads.next_multiple_of(32) > REGISTERS {
             return fail(
-                OUT_OF_RESOURCES,
-                format!("{threads} threads of about {registers} registers exceed the {REGISTERS} of a multiprocessor"),
+                LAUNCH_OUT_OF_RESOURCES,
+                format!(
+                    "{threads} threads of about {registers} registers exceed the {REGISTERS} of a multiprocessor"
+                ),
             );
         }
         if shape.cooperative {
             let fit = self.profile.occupancy(threads, registers, shared as u32);
             let most = u64::from(fit) * u64::from(self.profile.multiprocessors);
             if shape.blocks() > most {
-                return fail(TOO_LARGE, format!("{} blocks cannot all run at once; {most} can", shape.blocks()));
+                return fail(
+                    COOPERATIVE_LAUNCH_TOO_LARGE,
+                    format!("{} blocks cannot all run at once; {most} can", shape.blocks()),
+                );
             }
         }
         Ok(())
@@ -290,7 +308,12 @@ impl Device {
     ///
     /// # Errors
     /// A launch that the device would refuse.
-    pub fn launch(&mut self, program: &Arc<Program>, shape: &Shape, arguments: &[u8]) -> Result<Outcome, LaunchError> {
+    pub fn launch(
+        &mut self,
+        program: &Arc<Program>,
+        shape: &Shape,
+        arguments: &[u8],
+    ) -> Result<Outcome, LaunchError> {
         self.check_limits(program, shape, self.profile.shared_per_block_optin)?;
         let outcome = self.prepare(program, shape, arguments).run();
         self.count(&outcome.counters);

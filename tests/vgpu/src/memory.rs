@@ -165,7 +165,8 @@ impl Allocation {
     #[inline]
     pub fn touch(&self, address: u64, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
         let Some(offset) = self.offset(address, bytes) else { return Touch::default() };
-        let page = self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
+        let page =
+            self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
         let word = &page[offset % PAGE / 4];
         let mine = ((1u64 << bytes) - 1) << (offset % 4);
         let epoch = u64::from(who.epoch) << 48;
@@ -175,7 +176,11 @@ impl Allocation {
         let mut out = Touch::default();
         let writer = word.writer.load(Relaxed);
         let reader = word.reader.load(Relaxed);
-        if now(writer) && writer & mine != 0 && block(writer) != who.block && !(atomic && writer & ATOMIC != 0) {
+        if now(writer)
+            && writer & mine != 0
+            && block(writer) != who.block
+            && !(atomic && writer & ATOMIC != 0)
+        {
             out.conflict = Some((block(writer), (writer >> 8) as u8, false));
         }
         if write {
@@ -191,7 +196,10 @@ impl Allocation {
             out.fresh = (mine & !before).count_ones();
             // Bytes of another block's write stay known only when they are not of this word.
             let kept = if block(writer) == who.block { before } else { before & !mine };
-            let next = stamp | mine | if block(writer) == who.block { kept } else { 0 } | if atomic { ATOMIC } else { 0 };
+            let next = stamp
+                | mine
+                | if block(writer) == who.block { kept } else { 0 }
+                | if atomic { ATOMIC } else { 0 };
             if next != writer {
                 word.writer.store(next, Relaxed);
             }
@@ -311,7 +319,11 @@ impl Memory {
 
     /// The allocation that holds an address.
     pub fn find(&self, address: u64) -> Option<&Arc<Allocation>> {
-        self.live.range(..=address).next_back().map(|(_, allocation)| allocation).filter(|a| a.contains(address, 0))
+        self.live
+            .range(..=address)
+            .next_back()
+            .map(|(_, allocation)| allocation)
+            .filter(|a| a.contains(address, 0))
     }
 
     /// What a launch needs: all allocations, and the number of the launch.
@@ -358,7 +370,12 @@ impl View {
         if let Some((base, size)) = after.checked_sub(1).and_then(|index| self.freed.get(index)) {
             if address < base + *size as u64 {
                 let offset = address - base;
-                return (true, format!("{bytes} bytes at offset {offset} of an allocation of {size} bytes that was freed"));
+                return (
+                    true,
+                    format!(
+                        "{bytes} bytes at offset {offset} of an allocation of {size} bytes that was freed"
+                    ),
+                );
             }
         }
         let after = self.allocations.partition_point(|allocation| allocation.base <= address);

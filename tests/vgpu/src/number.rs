@@ -106,11 +106,7 @@ impl Format {
         let kept = kept + u64::from(up);
         // A carry moves into the exponent by itself, from subnormal to normal too.
         let field = (exponent.max(1 - bias) + bias) as u64;
-        let packed = if kept < 1 << self.fraction {
-            kept
-        } else {
-            ((field - 1) << self.fraction) + kept
-        };
+        let packed = if kept < 1 << self.fraction { kept } else { ((field - 1) << self.fraction) + kept };
         if packed > u64::from(self.largest()) { overflow(rounding) } else { sign | packed as u32 }
     }
 

@@ -35,8 +35,9 @@ fn gemm_agrees_with_f64_on_awkward_shapes() {
         let expected: Vec<f64> = (0..m * n)
             .map(|at| {
                 let (row, column) = (at / n, at % n);
-                let product: f64 =
-                    (0..k).map(|i| f64::from(wide(a[row * k + i])) * f64::from(wide(b[column * k + i]))).sum();
+                let product: f64 = (0..k)
+                    .map(|i| f64::from(wide(a[row * k + i])) * f64::from(wide(b[column * k + i])))
+                    .sum();
                 product + f64::from(bias[column])
             })
             .collect();

@@ -260,7 +260,14 @@ impl<'a> Block<'a> {
 
 impl Room<'_> {
     /// Reports a failed check at an instruction.
-    pub fn report(&mut self, check: Check, at: usize, warp: usize, lane: usize, detail: impl FnOnce() -> String) {
+    pub fn report(
+        &mut self,
+        check: Check,
+        at: usize,
+        warp: usize,
+        lane: usize,
+        detail: impl FnOnce() -> String,
+    ) {
         let program = self.launch.program;
         let index = self.index;
         self.log.add(check, at, || {

@@ -78,7 +78,9 @@ impl Knowledge {
         let Ok(map) = releases.by_address.lock() else { return true };
         self.seen.iter().any(|(address, count)| {
             map.get(address).is_some_and(|list| {
-                list[..(*count).min(list.len())].iter().any(|&(other, at)| other == block && (at > clock || at == u8::MAX))
+                list[..(*count).min(list.len())]
+                    .iter()
+                    .any(|&(other, at)| other == block && (at > clock || at == u8::MAX))
             })
         })
     }
@@ -138,9 +140,20 @@ impl Warp {
         }
     }
 
-    fn misaligned(&self, room: &mut Room<'_>, me: usize, at: usize, lane: usize, address: u64, bytes: usize) -> Next {
+    fn misaligned(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+    ) -> Next {
         room.report(Check::Misaligned, at, me, lane, || {
-            format!("an access of {bytes} bytes at 0x{address:x}, {} past a multiple of it", address % bytes as u64)
+            format!(
+                "an access of {bytes} bytes at 0x{address:x}, {} past a multiple of it",
+                address % bytes as u64
+            )
         });
         Next::Fault
     }
@@ -191,7 +204,10 @@ impl Warp {
                 if !outputs.iter().any(|(start, size)| address >= *start && end <= start + size) {
                     let offset = address - allocation.base;
                     room.report(Check::UndeclaredWrite, at, me, lane, || {
-                        format!("writes {bytes} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
+                        format!(
+                            "writes {bytes} bytes at offset {offset} of an allocation of {} bytes",
+                            allocation.size
+                        )
                     });
                 }
             }
@@ -303,7 +319,9 @@ impl Warp {
             }
             for element in 0..count {
                 let address = addresses[lane] + (element * op.size) as u64;
-                let Some(allocation) = self.locate(room, me, at, lane, address, op.size) else { return Next::Fault };
+                let Some(allocation) = self.locate(room, me, at, lane, address, op.size) else {
+                    return Next::Fault;
+                };
                 if CHECKS {
                     room.counters.global_atomics += 1;
                     if !allocation.is_written(address, op.size) && op.kind != AtomicKind::Exchange {
@@ -323,9 +341,12 @@ impl Warp {
                 let old = if op.size == 8 {
                     let Some(cell) = allocation.atomic_long(address) else { return Next::Fault };
                     let mut old = cell.load(Relaxed);
-                    while let Err(now) =
-                        cell.compare_exchange_weak(old, combine(op.kind, 8, old, operand, swap), Relaxed, Relaxed)
-                    {
+                    while let Err(now) = cell.compare_exchange_weak(
+                        old,
+                        combine(op.kind, 8, old, operand, swap),
+                        Relaxed,
+                        Relaxed,
+                    ) {
                         old = now;
                     }
                     old
@@ -338,7 +359,12 @@ impl Warp {
                     loop {
                         let old = u64::from((word & !keep) >> shift);
                         let new = (combine(op.kind, op.size, old, operand, swap) as u32) << shift;
-                        match cell.compare_exchange_weak(word, (word & keep) | (new & !keep), Relaxed, Relaxed) {
+                        match cell.compare_exchange_weak(
+                            word,
+                            (word & keep) | (new & !keep),
+                            Relaxed,
+                            Relaxed,
+                        ) {
                             Ok(_) => break old,
                             Err(now) => word = now,
                         }
@@ -409,8 +435,20 @@ pub(super) fn combine(kind: AtomicKind, size: usize, old: u64, operand: u64, swa
             let same = if size == 2 { old & 0xffff == operand & 0xffff } else { old == operand };
             if same { swap } else { old }
         }
-        AtomicKind::Increment => if old >= operand { 0 } else { old + 1 },
-        AtomicKind::Decrement => if old == 0 || old > operand { operand } else { old - 1 },
+        AtomicKind::Increment => {
+            if old >= operand {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomicKind::Decrement => {
+            if old == 0 || old > operand {
+                operand
+            } else {
+                old - 1
+            }
+        }
     };
     value & limit
 }

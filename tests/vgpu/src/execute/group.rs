@@ -9,7 +9,14 @@ use crate::program::{
 
 impl Warp {
     /// Checks that the lanes that came are those that the member mask names, exited ones aside.
-    pub(super) fn check_members(&self, room: &mut Room<'_>, me: usize, at: usize, members: &[u32; LANES], mask: u32) {
+    pub(super) fn check_members(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        members: &[u32; LANES],
+        mask: u32,
+    ) {
         let lane = mask.trailing_zeros() as usize;
         let wanted = members[lane & 31];
         let live = room.live_lanes[me];
@@ -31,7 +38,14 @@ impl Warp {
         }
     }
 
-    pub(super) fn shuffle<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Shuffle, mask: u32) {
+    pub(super) fn shuffle<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Shuffle,
+        mask: u32,
+    ) {
         let members = self.registers.words[op.members as usize].0;
         self.check_members(room, me, at, &members, mask);
         let source = self.registers.words[op.source as usize].0;
@@ -96,7 +110,9 @@ impl Warp {
         } else {
             self.registers.words[op.source as usize].0.map(u64::from)
         };
-        let same = |value: u64| (0..LANES).fold(0u32, |out, lane| out | u32::from(values[lane] == value) << lane) & mask;
+        let same = |value: u64| {
+            (0..LANES).fold(0u32, |out, lane| out | u32::from(values[lane] == value) << lane) & mask
+        };
         let first = same(values[mask.trailing_zeros() as usize & 31]);
         for lane in 0..LANES {
             if mask >> lane & 1 != 0 {
@@ -115,20 +131,30 @@ impl Warp {
         let members = self.registers.words[op.members as usize].0;
         self.check_members(room, me, at, &members, mask);
         let values = self.registers.words[op.source as usize].0;
-        let answer = (0..LANES).filter(|lane| mask >> lane & 1 != 0).map(|lane| values[lane]).reduce(|a, b| match op.kind {
-            ReduceKind::Add => a.wrapping_add(b),
-            ReduceKind::And => a & b,
-            ReduceKind::Or => a | b,
-            ReduceKind::Xor => a ^ b,
-            ReduceKind::Min if op.signed => (a as i32).min(b as i32) as u32,
-            ReduceKind::Max if op.signed => (a as i32).max(b as i32) as u32,
-            ReduceKind::Min => a.min(b),
-            ReduceKind::Max => a.max(b),
-        });
+        let answer =
+            (0..LANES).filter(|lane| mask >> lane & 1 != 0).map(|lane| values[lane]).reduce(|a, b| match op
+                .kind
+            {
+                ReduceKind::Add => a.wrapping_add(b),
+                ReduceKind::And => a & b,
+                ReduceKind::Or => a | b,
+                ReduceKind::Xor => a ^ b,
+                ReduceKind::Min if op.signed => (a as i32).min(b as i32) as u32,
+                ReduceKind::Max if op.signed => (a as i32).max(b as i32) as u32,
+                ReduceKind::Min => a.min(b),
+                ReduceKind::Max => a.max(b),
+            });
         self.set_words(op.destination, answer.unwrap_or(0), mask);
     }
 
-    pub(super) fn barrier(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Barrier, mask: u32) -> Next {
+    pub(super) fn barrier(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Barrier,
+        mask: u32,
+    ) -> Next {
         let lane = mask.trailing_zeros() as usize;
         let number = self.registers.words[op.number as usize].0[lane & 31] as usize;
         let live = room.live_lanes[me];
@@ -138,7 +164,9 @@ impl Warp {
             });
         }
         if number >= room.barriers.len() {
-            room.report(Check::Trap, at, me, lane, || format!("barrier {number} does not exist; there are 16"));
+            room.report(Check::Trap, at, me, lane, || {
+                format!("barrier {number} does not exist; there are 16")
+            });
             return Next::Fault;
         }
         let warps = room.live_lanes.len();

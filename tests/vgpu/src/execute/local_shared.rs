@@ -183,7 +183,9 @@ impl Warp {
             Space::Parameter => {
                 for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
                     let start = addresses[lane] as usize;
-                    let Some(found) = start.checked_add(bytes).and_then(|end| room.launch.arguments.get(start..end)) else {
+                    let Some(found) =
+                        start.checked_add(bytes).and_then(|end| room.launch.arguments.get(start..end))
+                    else {
                         room.report(Check::OutOfBounds, at, me, lane, || {
                             format!("{bytes} bytes at offset {start} of the arguments, which are fewer")
                         });
@@ -342,7 +344,9 @@ impl Warp {
                 format!("{bytes} bytes at shared offset {place} belong to an asynchronous copy that was not waited for")
             });
         } else if unwritten {
-            room.report(Check::UninitializedShared, at, me, lane, || format!("{bytes} bytes at shared offset {place}"));
+            room.report(Check::UninitializedShared, at, me, lane, || {
+                format!("{bytes} bytes at shared offset {place}")
+            });
         }
         let verb = if write { "writes" } else { "reads" };
         match collision {
@@ -388,7 +392,9 @@ impl Warp {
         for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
             for element in 0..op.operands.len() {
                 let address = addresses[lane] + (element * op.size) as u64;
-                let Some(place) = self.shared_place(room, me, at, lane, address, op.size) else { return Next::Fault };
+                let Some(place) = self.shared_place(room, me, at, lane, address, op.size) else {
+                    return Next::Fault;
+                };
                 if CHECKS {
                     // An atomic reads too; what was never written is reported before the write marks it.
                     self.touch_shared(room, me, at, lane, place, op.size, false, true);
@@ -420,7 +426,8 @@ impl Warp {
         let from = self.addresses(&op.from);
         let mut reading = 0;
         for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
-            let mut wanted = op.source_size.map_or(op.size, |slot| self.registers.words[slot as usize].0[lane] as usize);
+            let mut wanted =
+                op.source_size.map_or(op.size, |slot| self.registers.words[slot as usize].0[lane] as usize);
             if op.ignore.is_some_and(|slot| self.registers.predicates[slot as usize] >> lane & 1 != 0) {
                 wanted = 0;
             }
@@ -430,7 +437,9 @@ impl Warp {
                 });
                 return Next::Fault;
             }
-            let Some(place) = self.shared_place(room, me, at, lane, to[lane], op.size) else { return Next::Fault };
+            let Some(place) = self.shared_place(room, me, at, lane, to[lane], op.size) else {
+                return Next::Fault;
+            };
             let mut data = [0u8; 16];
             if wanted > 0 {
                 reading |= 1 << lane;
@@ -440,13 +449,18 @@ impl Warp {
                     });
                     return Next::Fault;
                 }
-                let Some(allocation) = self.locate(room, me, at, lane, from[lane], wanted) else { return Next::Fault };
+                let Some(allocation) = self.locate(room, me, at, lane, from[lane], wanted) else {
+                    return Next::Fault;
+                };
                 allocation.read(from[lane], &mut data[..wanted]);
                 if CHECKS {
                     if !allocation.is_written(from[lane], wanted) {
                         let offset = from[lane] - allocation.base;
                         room.report(Check::UninitializedGlobal, at, me, lane, || {
-                            format!("{wanted} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
+                            format!(
+                                "{wanted} bytes at offset {offset} of an allocation of {} bytes",
+                                allocation.size
+                            )
                         });
                     }
                     self.touch_global(room, me, at, lane, allocation, from[lane], wanted, false, false);
@@ -518,8 +532,16 @@ impl Warp {
         self.copies = copies;
     }
 
-    pub(super) fn bulk_copy(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &BulkCopy, mask: u32) -> Next {
-        let strip = |address: u64| if space_of(address) == Space::Shared { address - SHARED_WINDOW } else { address };
+    pub(super) fn bulk_copy(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &BulkCopy,
+        mask: u32,
+    ) -> Next {
+        let strip =
+            |address: u64| if space_of(address) == Space::Shared { address - SHARED_WINDOW } else { address };
         let (to, from) = (self.addresses(&op.to), self.addresses(&op.from));
         for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
             let size = self.registers.words[op.size as usize].0[lane] as usize;
@@ -533,7 +555,10 @@ impl Warp {
             }
             if size == 0 || shared.checked_add(size).is_none_or(|end| end > room.shared.data.len()) {
                 room.report(Check::OutOfBounds, at, me, lane, || {
-                    format!("a bulk copy of {size} bytes at shared offset {shared} of {}", room_size(size, shared))
+                    format!(
+                        "a bulk copy of {size} bytes at shared offset {shared} of {}",
+                        room_size(size, shared)
+                    )
                 });
                 return Next::Fault;
             }
@@ -542,7 +567,9 @@ impl Warp {
             if op.to_shared {
                 allocation.read(global, &mut data);
                 if room.launch.settings.checks && !allocation.is_written(global, size) {
-                    room.report(Check::UninitializedGlobal, at, me, lane, || format!("{size} bytes at 0x{global:x}"));
+                    room.report(Check::UninitializedGlobal, at, me, lane, || {
+                        format!("{size} bytes at 0x{global:x}")
+                    });
                 }
                 self.touch_shared(room, me, at, lane, shared, size, true, false);
                 self.touch_global(room, me, at, lane, allocation, global, size, false, false);
@@ -598,7 +625,11 @@ impl Warp {
 }
 
 fn room_size(size: usize, shared: usize) -> String {
-    if size == 0 { "a copy of nothing".to_string() } else { format!("memory that ends before {}", shared + size) }
+    if size == 0 {
+        "a copy of nothing".to_string()
+    } else {
+        format!("memory that ends before {}", shared + size)
+    }
 }
 
 impl Warp {
@@ -622,6 +653,10 @@ impl Warp {
                 warp.load_from::<CHECKS>(room, me, at, &access, places, mask, bytes)
             }
         };
-        if access.space == Space::Generic { self.by_space(places, full, go) } else { go(self, access.space, places, full) }
+        if access.space == Space::Generic {
+            self.by_space(places, full, go)
+        } else {
+            go(self, access.space, places, full)
+        }
     }
 }

@@ -105,7 +105,13 @@ impl Launch<'_> {
 }
 
 /// Runs a launch to its end. The arguments are laid out as the kernel's parameters.
-pub fn run(program: &Program, shape: &Shape, arguments: &[u8], memory: &View, settings: &Settings) -> Outcome {
+pub fn run(
+    program: &Program,
+    shape: &Shape,
+    arguments: &[u8],
+    memory: &View,
+    settings: &Settings,
+) -> Outcome {
     let blocks = shape.blocks();
     let sample = settings.sample_blocks.map_or(blocks, |most| most.clamp(1, blocks));
     let launch = Launch {

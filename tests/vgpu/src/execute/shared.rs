@@ -60,7 +60,8 @@ struct Cell {
     reader_tick: u32,
 }
 
-const FRESH: Cell = Cell { writer: NOBODY, clock: 0, tick: 0, atomic: false, reader_warp: 0, reader_lane: 0, reader_tick: 0 };
+const FRESH: Cell =
+    Cell { writer: NOBODY, clock: 0, tick: 0, atomic: false, reader_warp: 0, reader_lane: 0, reader_tick: 0 };
 
 /// How two touches collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +161,15 @@ impl Shared {
 
     /// Checks and notes a touch of bytes that lie inside. `unchanged` says that a write leaves the bytes as they are.
     #[inline]
-    pub fn touch(&mut self, at: usize, bytes: usize, write: bool, atomic: bool, who: Who, clocks: &Clocks) -> Finding {
+    pub fn touch(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        write: bool,
+        atomic: bool,
+        who: Who,
+        clocks: &Clocks,
+    ) -> Finding {
         let mut out = Finding::default();
         if !self.checked {
             return out;
@@ -197,7 +206,14 @@ impl Shared {
     }
 
     #[inline(always)]
-    fn cell(&mut self, index: usize, write: bool, atomic: bool, who: Who, clocks: &Clocks) -> Option<Collision> {
+    fn cell(
+        &mut self,
+        index: usize,
+        write: bool,
+        atomic: bool,
+        who: Who,
+        clocks: &Clocks,
+    ) -> Option<Collision> {
         let Who { warp, lane } = who;
         let known = &clocks.known[warp];
         let (now, tick) = (known[warp], clocks.ticks[warp]);
@@ -222,7 +238,8 @@ impl Shared {
                         out = Some(Collision::Warps(other as u32));
                     }
                 }
-                let own = reads[warp] == now && usize::from(cell.reader_warp) == warp && cell.reader_tick == tick;
+                let own =
+                    reads[warp] == now && usize::from(cell.reader_warp) == warp && cell.reader_tick == tick;
                 if out.is_none() && own && cell.reader_lane != lane as u8 {
                     out = Some(Collision::Lanes(u32::from(cell.reader_lane)));
                 }
@@ -232,7 +249,8 @@ impl Shared {
             cell.tick = tick;
             cell.atomic = atomic;
         } else {
-            let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
+            let again =
+                usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
             cell.reader_lane = if again && cell.reader_lane != lane as u8 { MANY_LANES } else { lane as u8 };
             cell.reader_warp = warp as u8;
             cell.reader_tick = tick;

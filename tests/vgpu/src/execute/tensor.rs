@@ -14,9 +14,7 @@ use super::shared::wavefronts;
 use super::warp::{Next, Warp, space_of};
 
 use crate::number::{from_bf16, from_f16, read_tf32, to_f16};
-use crate::program::{
-    Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix,
-};
+use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
 use crate::ptx::Space;
 
 /// A tile of a product: 16 rows of 8 columns.
@@ -227,7 +225,13 @@ impl Warp {
 
     /// `wmma` for m16n16k16. The manual leaves its fragments open; here element `e` of a fragment, counted
     /// along rows, is in lane `e / 8`, position `e % 8`, which has nothing in common with `mma`'s tables.
-    pub(super) fn wmma<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Wmma) -> Next {
+    pub(super) fn wmma<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Wmma,
+    ) -> Next {
         match op {
             Wmma::Move { matrix, store, row_major, size, space, registers, address, stride } => {
                 let base = self.addresses(address);
@@ -239,7 +243,9 @@ impl Warp {
                         let (line, along) = if *row_major { (row, column) } else { (column, row) };
                         base[lane].wrapping_add((line * stride + along) * *size as u64)
                     });
-                    let outcome = self.wmma_element::<CHECKS>(room, me, at, *space, *size, *store, registers, position, &places);
+                    let outcome = self.wmma_element::<CHECKS>(
+                        room, me, at, *space, *size, *store, registers, position, &places,
+                    );
                     if outcome != Next::Continue {
                         return outcome;
                     }

@@ -174,13 +174,18 @@ impl Warp {
             }
             !take
         });
-        let next = self.paths.iter().filter(|path| ready(path)).map(|path| path.at).min().unwrap_or(usize::MAX);
+        let next =
+            self.paths.iter().filter(|path| ready(path)).map(|path| path.at).min().unwrap_or(usize::MAX);
         Some((at, lanes, next))
     }
 
     /// Runs until everything waits or `turn` instructions are over.
     pub fn run(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
-        if room.launch.settings.checks { self.go::<true>(room, me, turn) } else { self.go::<false>(room, me, turn) }
+        if room.launch.settings.checks {
+            self.go::<true>(room, me, turn)
+        } else {
+            self.go::<false>(room, me, turn)
+        }
     }
 
     fn go<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
@@ -220,7 +225,13 @@ impl Warp {
                     at = target;
                 } else if mask != 0 {
                     room.counters.divergent_branches += 1;
-                    self.paths.push(Path { at: target, lanes: mask, barrier: None, reduce: None, parked: false });
+                    self.paths.push(Path {
+                        at: target,
+                        lanes: mask,
+                        barrier: None,
+                        reduce: None,
+                        parked: false,
+                    });
                     lanes &= !mask;
                     next = next.min(target);
                 }
@@ -248,8 +259,13 @@ impl Warp {
                     let index = self.registers.words[*index as usize].0;
                     for lane in 0..LANES {
                         if mask >> lane & 1 != 0 {
-                            let target = targets.get(index[lane] as usize).copied().unwrap_or(program.code.len() - 1);
-                            match self.paths.iter_mut().find(|path| path.at == target && path.barrier.is_none()) {
+                            let target =
+                                targets.get(index[lane] as usize).copied().unwrap_or(program.code.len() - 1);
+                            match self
+                                .paths
+                                .iter_mut()
+                                .find(|path| path.at == target && path.barrier.is_none())
+                            {
                                 Some(path) => path.lanes |= 1 << lane,
                                 None => self.paths.push(Path {
                                     at: target,
@@ -418,7 +434,8 @@ impl Warp {
             valid &= self.valid[id as usize];
         }
         // A branch is decided in all lanes, not only in those that take it.
-        let concerned = if note.strict { lanes & if note.uses.len() <= 1 { FULL } else { mask } } else { mask };
+        let concerned =
+            if note.strict { lanes & if note.uses.len() <= 1 { FULL } else { mask } } else { mask };
         let mut passed = valid;
         if note.strict {
             if valid & concerned != concerned {

@@ -32,12 +32,10 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
     let has = |word: &str| parts.contains(&word);
     match kind {
         "pred" => logic(name, "b1"),
-        "b16" | "b32" | "b64" if !matches!(name, "prmt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk") => {
-            if matches!(name, "brev" | "popc" | "clz") {
-                integer(&parts)
-            } else {
-                logic(name, kind)
-            }
+        "b16" | "b32" | "b64"
+            if !matches!(name, "prmt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk") =>
+        {
+            if matches!(name, "brev" | "popc" | "clz") { integer(&parts) } else { logic(name, kind) }
         }
         "f32" => match name {
             "set" | "slct" | "selp" | "testp" => compare(&parts),
@@ -111,12 +109,12 @@ fn integer(parts: &[&str]) -> Option<LaneOp> {
                 "mad" if has("hi") => lane_op!(|a: $type, b: $type, c: $type| -> $type {
                     (((a as $wide).wrapping_mul(b as $wide) >> $bits) as $type).wrapping_add(c)
                 }),
-                "div" => lane_op!(|a: $type, b: $type| -> $type {
-                    if b == 0 { !0 } else { a.wrapping_div(b) }
-                }),
-                "rem" => lane_op!(|a: $type, b: $type| -> $type {
-                    if b == 0 { a } else { a.wrapping_rem(b) }
-                }),
+                "div" => {
+                    lane_op!(|a: $type, b: $type| -> $type { if b == 0 { !0 } else { a.wrapping_div(b) } })
+                }
+                "rem" => {
+                    lane_op!(|a: $type, b: $type| -> $type { if b == 0 { a } else { a.wrapping_rem(b) } })
+                }
                 "min" => lane_op!(|a: $type, b: $type| -> $type { if a < b { a } else { b } }),
                 "max" => lane_op!(|a: $type, b: $type| -> $type { if a > b { a } else { b } }),
                 "neg" => lane_op!(|a: $type| -> $type { a.wrapping_neg() }),
@@ -147,10 +145,18 @@ fn integer(parts: &[&str]) -> Option<LaneOp> {
     }
     if name == "mad" && has("wide") {
         return Some(match kind {
-            "s16" => lane_op!(|a: i16, b: i16, c: i32| -> i32 { (i32::from(a) * i32::from(b)).wrapping_add(c) }),
-            "u16" => lane_op!(|a: u16, b: u16, c: u32| -> u32 { (u32::from(a) * u32::from(b)).wrapping_add(c) }),
-            "s32" => lane_op!(|a: i32, b: i32, c: i64| -> i64 { (i64::from(a) * i64::from(b)).wrapping_add(c) }),
-            "u32" => lane_op!(|a: u32, b: u32, c: u64| -> u64 { (u64::from(a) * u64::from(b)).wrapping_add(c) }),
+            "s16" => {
+                lane_op!(|a: i16, b: i16, c: i32| -> i32 { (i32::from(a) * i32::from(b)).wrapping_add(c) })
+            }
+            "u16" => {
+                lane_op!(|a: u16, b: u16, c: u32| -> u32 { (u32::from(a) * u32::from(b)).wrapping_add(c) })
+            }
+            "s32" => {
+                lane_op!(|a: i32, b: i32, c: i64| -> i64 { (i64::from(a) * i64::from(b)).wrapping_add(c) })
+            }
+            "u32" => {
+                lane_op!(|a: u32, b: u32, c: u64| -> u64 { (u64::from(a) * u64::from(b)).wrapping_add(c) })
+            }
             _ => return None,
         });
     }
@@ -178,8 +184,12 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
     let has = |word: &str| parts.contains(&word);
     let joined = parts.join(".");
     if let Some(op) = match joined.as_str() {
-        "mul24.lo.s32" => Some(lane_op!(|a: i32, b: i32| -> i32 { ((a << 8) >> 8).wrapping_mul((b << 8) >> 8) })),
-        "mul24.lo.u32" => Some(lane_op!(|a: u32, b: u32| -> u32 { (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff) })),
+        "mul24.lo.s32" => {
+            Some(lane_op!(|a: i32, b: i32| -> i32 { ((a << 8) >> 8).wrapping_mul((b << 8) >> 8) }))
+        }
+        "mul24.lo.u32" => {
+            Some(lane_op!(|a: u32, b: u32| -> u32 { (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff) }))
+        }
         "mul24.hi.s32" => Some(lane_op!(|a: i32, b: i32| -> i32 {
             ((i64::from((a << 8) >> 8) * i64::from((b << 8) >> 8)) >> 16) as i32
         })),
@@ -192,10 +202,12 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
         "mad24.lo.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 {
             (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff).wrapping_add(c)
         })),
-        "bfe.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { extract(u64::from(a), b, c, 32, false) as u32 })),
-        "bfe.s32" => {
-            Some(lane_op!(|a: i32, b: u32, c: u32| -> u32 { extract(i64::from(a) as u64, b, c, 32, true) as u32 }))
+        "bfe.u32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { extract(u64::from(a), b, c, 32, false) as u32 }))
         }
+        "bfe.s32" => Some(lane_op!(|a: i32, b: u32, c: u32| -> u32 {
+            extract(i64::from(a) as u64, b, c, 32, true) as u32
+        })),
         "bfe.u64" => Some(lane_op!(|a: u64, b: u32, c: u32| -> u64 { extract(a, b, c, 64, false) })),
         "bfe.s64" => Some(lane_op!(|a: u64, b: u32, c: u32| -> u64 { extract(a, b, c, 64, true) })),
         "bfi.b32" => Some(lane_op!(|a: u32, b: u32, c: u32, d: u32| -> u32 {
@@ -209,7 +221,13 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
             Some(lane_op!(|a: u32, b: u32| -> u32 { (((1u64 << (b & 31)) - 1) << (a & 31)) as u32 }))
         }
         "szext.clamp.s32" => Some(lane_op!(|a: i32, b: u32| -> i32 {
-            if b == 0 { 0 } else if b >= 32 { a } else { (a << (32 - b)) >> (32 - b) }
+            if b == 0 {
+                0
+            } else if b >= 32 {
+                a
+            } else {
+                (a << (32 - b)) >> (32 - b)
+            }
         })),
         "szext.wrap.s32" => Some(lane_op!(|a: i32, b: u32| -> i32 {
             let b = b & 31;
@@ -220,13 +238,13 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
         }
         "szext.wrap.u32" => Some(lane_op!(|a: u32, b: u32| -> u32 { a & ((1u32 << (b & 31)) - 1) })),
         "bfind.u32" => Some(lane_op!(|a: u32| -> u32 { 31u32.wrapping_sub(a.leading_zeros()) })),
-        "bfind.s32" => {
-            Some(lane_op!(|a: i32| -> u32 { 31u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros()) }))
-        }
+        "bfind.s32" => Some(lane_op!(|a: i32| -> u32 {
+            31u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())
+        })),
         "bfind.u64" => Some(lane_op!(|a: u64| -> u32 { 63u32.wrapping_sub(a.leading_zeros()) })),
-        "bfind.s64" => {
-            Some(lane_op!(|a: i64| -> u32 { 63u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros()) }))
-        }
+        "bfind.s64" => Some(lane_op!(|a: i64| -> u32 {
+            63u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())
+        })),
         "bfind.shiftamt.u32" => {
             Some(lane_op!(|a: u32| -> u32 { if a == 0 { u32::MAX } else { a.leading_zeros() } }))
         }
@@ -240,8 +258,12 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
         "shf.l.wrap.b32" => {
             Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { ((join(a, b) << (c & 31)) >> 32) as u32 }))
         }
-        "shf.r.clamp.b32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { (join(a, b) >> c.min(32)) as u32 })),
-        "shf.r.wrap.b32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { (join(a, b) >> (c & 31)) as u32 })),
+        "shf.r.clamp.b32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { (join(a, b) >> c.min(32)) as u32 }))
+        }
+        "shf.r.wrap.b32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { (join(a, b) >> (c & 31)) as u32 }))
+        }
         "lop3.b32" => Some(lane_op!(|a: u32, b: u32, c: u32, table: u32| -> u32 { lop3(a, b, c, table) })),
         "dp4a.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot4(a, b, c, true, true) })),
         "dp4a.u32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot4(a, b, c, false, false) })),
@@ -418,10 +440,14 @@ fn single(name: &str, parts: &[&str], rounding: Rounding) -> Option<LaneOp> {
         "mov" => lane_op!(|a: u32| -> u32 { a }),
         "copysign" => lane_op!(|a: u32, b: u32| -> u32 { (a & 0x8000_0000) | (b & 0x7fff_ffff) }),
         "min" if has("NaN") => {
-            lane_op!(|a: f32, b: f32| -> f32 { if a.is_nan() || b.is_nan() { f32::NAN } else { least(a, b) } })
+            lane_op!(|a: f32, b: f32| -> f32 {
+                if a.is_nan() || b.is_nan() { f32::NAN } else { least(a, b) }
+            })
         }
         "max" if has("NaN") => {
-            lane_op!(|a: f32, b: f32| -> f32 { if a.is_nan() || b.is_nan() { f32::NAN } else { greatest(a, b) } })
+            lane_op!(|a: f32, b: f32| -> f32 {
+                if a.is_nan() || b.is_nan() { f32::NAN } else { greatest(a, b) }
+            })
         }
         "min" => lane_op!(|a: f32, b: f32| -> f32 { least(a, b) }),
         "max" => lane_op!(|a: f32, b: f32| -> f32 { greatest(a, b) }),
@@ -575,8 +601,12 @@ pub fn compare(parts: &[&str]) -> Option<LaneOp> {
             "b16" | "u16" | "s16" | "f16" | "bf16" => {
                 lane_op!(|a: u16, b: u16, c: bool| -> u16 { if c { a } else { b } })
             }
-            "b64" | "u64" | "s64" | "f64" => lane_op!(|a: u64, b: u64, c: bool| -> u64 { if c { a } else { b } }),
-            "b32" | "u32" | "s32" | "f32" => lane_op!(|a: u32, b: u32, c: bool| -> u32 { if c { a } else { b } }),
+            "b64" | "u64" | "s64" | "f64" => {
+                lane_op!(|a: u64, b: u64, c: bool| -> u64 { if c { a } else { b } })
+            }
+            "b32" | "u32" | "s32" | "f32" => {
+                lane_op!(|a: u32, b: u32, c: bool| -> u32 { if c { a } else { b } })
+            }
             _ => return None,
         });
     }
@@ -633,7 +663,9 @@ pub fn compare(parts: &[&str]) -> Option<LaneOp> {
                 "le" => lane_op!(|a: $type, b: $type| -> bool { value(a) <= value(b) }),
                 "gt" => lane_op!(|a: $type, b: $type| -> bool { value(a) > value(b) }),
                 "ge" => lane_op!(|a: $type, b: $type| -> bool { value(a) >= value(b) }),
-                "equ" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) < value(b) || value(a) > value(b)) }),
+                "equ" => {
+                    lane_op!(|a: $type, b: $type| -> bool { !(value(a) < value(b) || value(a) > value(b)) })
+                }
                 "neu" => lane_op!(|a: $type, b: $type| -> bool { value(a) != value(b) }),
                 "ltu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) >= value(b)) }),
                 "leu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) > value(b)) }),

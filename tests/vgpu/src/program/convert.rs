@@ -98,7 +98,22 @@ impl Conversion {
     pub fn parse(opcode: &str) -> Option<Self> {
         let parts: Vec<&str> = opcode.split('.').collect();
         let (from, to) = (parts.last()?, parts.get(parts.len().checked_sub(2)?)?);
-        let known = ["cvt", "rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi", "ftz", "sat", "satfinite", "relu"];
+        let known = [
+            "cvt",
+            "rn",
+            "rz",
+            "rm",
+            "rp",
+            "rna",
+            "rni",
+            "rzi",
+            "rmi",
+            "rpi",
+            "ftz",
+            "sat",
+            "satfinite",
+            "relu",
+        ];
         if parts[..parts.len() - 2].iter().any(|part| !known.contains(part)) {
             return None;
         }
@@ -192,7 +207,11 @@ impl Conversion {
                     Rounding::Down if near as i128 > value => near.next_down(),
                     Rounding::Up if (near as i128) < value => near.next_up(),
                     Rounding::Zero if (near as i128).abs() > value.abs() => {
-                        if near > 0.0 { near.next_down() } else { near.next_up() }
+                        if near > 0.0 {
+                            near.next_down()
+                        } else {
+                            near.next_up()
+                        }
                     }
                     _ => near,
                 };
@@ -221,7 +240,9 @@ impl Conversion {
             Scalar::Unsigned(64) if value.is_nan() => 1 << 63,
             Scalar::Signed(64) if value.is_nan() => 1 << 63,
             Scalar::Unsigned(bits) => (rounded as i128).clamp(0, (1i128 << bits) - 1) as u64,
-            Scalar::Signed(bits) => (rounded as i128).clamp(-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) as i64 as u64,
+            Scalar::Signed(bits) => {
+                (rounded as i128).clamp(-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) as i64 as u64
+            }
             _ => 0,
         }
     }
@@ -236,7 +257,11 @@ impl Conversion {
             Scalar::Tf32 => {
                 // tf32 is f32 with 10 bits of fraction.
                 let format = number::Format { exponent: 8, fraction: 10, has_infinity: true };
-                if value.is_nan() { 0x7fff_ffff } else { format.encode(value, self.rounding, self.finite) << 13 }
+                if value.is_nan() {
+                    0x7fff_ffff
+                } else {
+                    format.encode(value, self.rounding, self.finite) << 13
+                }
             }
             _ => {
                 let value = number::to_f32(value, self.rounding);
@@ -255,8 +280,12 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
         "cvt.rn.f16.f32" => lane_op!(|a: f32| -> Half { Half(a) }),
         "cvt.f32.bf16" => lane_op!(|a: Brain| -> f32 { a.0 }),
         "cvt.f32.f16" => lane_op!(|a: Half| -> f32 { a.0 }),
-        "cvt.rn.bf16x2.f32" => lane_op!(|a: f32, b: f32| -> u32 { number::to_bf16(a) << 16 | number::to_bf16(b) }),
-        "cvt.rn.f16x2.f32" => lane_op!(|a: f32, b: f32| -> u32 { number::to_f16(a) << 16 | number::to_f16(b) }),
+        "cvt.rn.bf16x2.f32" => {
+            lane_op!(|a: f32, b: f32| -> u32 { number::to_bf16(a) << 16 | number::to_bf16(b) })
+        }
+        "cvt.rn.f16x2.f32" => {
+            lane_op!(|a: f32, b: f32| -> u32 { number::to_f16(a) << 16 | number::to_f16(b) })
+        }
         "cvt.rn.f32.s32" => lane_op!(|a: i32| -> f32 { a as f32 }),
         "cvt.rn.f32.u32" => lane_op!(|a: u32| -> f32 { a as f32 }),
         "cvt.rn.f32.s64" => lane_op!(|a: i64| -> f32 { a as f32 }),
@@ -270,15 +299,21 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
         "cvt.rpi.f32.f32" => lane_op!(|a: f32| -> f32 { a.ceil() }),
         "cvt.f64.f32" => lane_op!(|a: f32| -> f64 { f64::from(a) }),
         "cvt.rn.f32.f64" => lane_op!(|a: f64| -> f32 { a as f32 }),
-        "cvt.u32.u64" | "cvt.s32.u64" | "cvt.u32.s64" | "cvt.s32.s64" => lane_op!(|a: u64| -> u32 { a as u32 }),
-        "cvt.u16.u64" | "cvt.u16.s64" | "cvt.s16.s64" | "cvt.s16.u64" => lane_op!(|a: u64| -> u16 { a as u16 }),
+        "cvt.u32.u64" | "cvt.s32.u64" | "cvt.u32.s64" | "cvt.s32.s64" => {
+            lane_op!(|a: u64| -> u32 { a as u32 })
+        }
+        "cvt.u16.u64" | "cvt.u16.s64" | "cvt.s16.s64" | "cvt.s16.u64" => {
+            lane_op!(|a: u64| -> u16 { a as u16 })
+        }
         "cvt.u64.u32" | "cvt.s64.u32" => lane_op!(|a: u32| -> u64 { u64::from(a) }),
         "cvt.s64.s32" | "cvt.u64.s32" => lane_op!(|a: i32| -> i64 { i64::from(a) }),
         "cvt.u32.u16" | "cvt.s32.u16" => lane_op!(|a: u16| -> u32 { u32::from(a) }),
         "cvt.s32.s16" | "cvt.u32.s16" => lane_op!(|a: i16| -> i32 { i32::from(a) }),
         "cvt.u16.u32" | "cvt.u16.s32" => lane_op!(|a: u16| -> u16 { a }),
         "cvt.s16.s32" | "cvt.s16.u32" => lane_op!(|a: i16| -> i16 { a }),
-        "cvt.u32.u8" | "cvt.s32.u8" | "cvt.u16.u8" | "cvt.s16.u8" => lane_op!(|a: u8| -> u32 { u32::from(a) }),
+        "cvt.u32.u8" | "cvt.s32.u8" | "cvt.u16.u8" | "cvt.s16.u8" => {
+            lane_op!(|a: u8| -> u32 { u32::from(a) })
+        }
         "cvt.s32.s8" | "cvt.s16.s8" => lane_op!(|a: i8| -> i32 { i32::from(a) }),
         "cvt.u64.u16" | "cvt.s64.u16" => lane_op!(|a: u16| -> u64 { u64::from(a) }),
         "cvt.s64.s16" => lane_op!(|a: i16| -> i64 { i64::from(a) }),

@@ -80,7 +80,13 @@ pub fn estimate(program: &Program, limit: u32) -> u32 {
             for bit in 0..64 {
                 if bits >> bit & 1 != 0 {
                     let id = first + bit;
-                    registers += if id < words { 1 } else if id < words + longs { 2 } else { 0 };
+                    registers += if id < words {
+                        1
+                    } else if id < words + longs {
+                        2
+                    } else {
+                        0
+                    };
                 }
             }
         }

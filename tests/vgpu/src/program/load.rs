@@ -101,7 +101,12 @@ impl<'a> Loader<'a> {
     fn place_variables(&mut self, dynamic_shared: &[String]) -> Result<(usize, usize)> {
         let (mut shared, mut local) = (0usize, 0usize);
         // Module-level shared variables come first; the device has laid them out.
-        for (space, end) in self.symbols.iter().filter(|(_, (space, _))| *space == Space::Shared).map(|(name, (_, at))| (name, *at)) {
+        for (space, end) in self
+            .symbols
+            .iter()
+            .filter(|(_, (space, _))| *space == Space::Shared)
+            .map(|(name, (_, at))| (name, *at))
+        {
             // The entry "<name>#end" carries where a variable stops.
             if space.ends_with("#end") {
                 shared = shared.max(end as usize);
@@ -120,7 +125,10 @@ impl<'a> Loader<'a> {
                     return Err(LoadError {
                         kernel: self.function.name.clone(),
                         line: 0,
-                        message: format!("the variable {} in a body is neither shared nor local", variable.name),
+                        message: format!(
+                            "the variable {} in a body is neither shared nor local",
+                            variable.name
+                        ),
                     });
                 }
             };
@@ -133,16 +141,19 @@ impl<'a> Loader<'a> {
         for name in dynamic {
             self.locals.insert(name, (Space::Shared, shared.next_multiple_of(128) as u64));
         }
-        let shared = if self.locals.values().any(|&(space, at)| space == Space::Shared && at as usize >= shared) {
-            shared.next_multiple_of(128)
-        } else {
-            shared
-        };
+        let shared =
+            if self.locals.values().any(|&(space, at)| space == Space::Shared && at as usize >= shared) {
+                shared.next_multiple_of(128)
+            } else {
+                shared
+            };
         for parameter in &self.function.parameters {
             self.locals.insert(parameter.name.clone(), (Space::Parameter, parameter.offset as u64));
         }
         if shared > 1 << 24 || local > 1 << 20 {
-            return Err(self.fail(format!("{shared} bytes of shared or {local} bytes of local memory are too many")));
+            return Err(
+                self.fail(format!("{shared} bytes of shared or {local} bytes of local memory are too many"))
+            );
         }
         Ok((shared, local.next_multiple_of(8)))
     }
@@ -225,7 +236,11 @@ impl<'a> Loader<'a> {
                 "%total_smem_size" => Special::TotalShared,
                 "%cluster_ctarank" => Special::Fixed(0),
                 "%cluster_nctarank" => Special::Fixed(1),
-                _ => return Err(self.fail(format!("the register {name} is neither declared nor a known special one"))),
+                _ => {
+                    return Err(
+                        self.fail(format!("the register {name} is neither declared nor a known special one"))
+                    );
+                }
             }
         };
         if let Some((slot, _)) = self.specials.iter().find(|(_, known)| *known == special) {
@@ -250,7 +265,8 @@ impl<'a> Loader<'a> {
             }
             Operand::Integer(value) => Ok(match kind.class {
                 Class::Word => {
-                    let value = if kind.bits < 32 { value & ((1 << kind.bits) - 1) } else { value & 0xffff_ffff };
+                    let value =
+                        if kind.bits < 32 { value & ((1 << kind.bits) - 1) } else { value & 0xffff_ffff };
                     self.word_constant(value as u32)
                 }
                 Class::Long => self.long_constant(*value),
@@ -282,7 +298,8 @@ impl<'a> Loader<'a> {
     pub(super) fn destination(&self, operand: &Operand, class: Class) -> Result<u32> {
         match operand {
             Operand::Register(register) if register.class == class => Ok(register.index),
-            other => Err(self.fail(format!("a register of class {class:?} was expected as destination, found {other:?}"))),
+            other => Err(self
+                .fail(format!("a register of class {class:?} was expected as destination, found {other:?}"))),
         }
     }
 
@@ -403,8 +420,8 @@ impl<'a> Loader<'a> {
             }
             "ret" | "exit" => self.emit_current(Op::Exit, InstructionClass::Control, &[], &[]),
             "trap" | "brkpt" => self.emit_current(Op::Trap, InstructionClass::Control, &[], &[]),
-            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol"
-            | "setmaxnreg" => {
+            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep"
+            | "griddepcontrol" | "setmaxnreg" => {
                 self.emit_current(Op::Nothing, InstructionClass::Synchronize, &[], &[]);
             }
             "mov" => self.mov(instruction)?,
@@ -462,7 +479,14 @@ impl<'a> Loader<'a> {
         }
         for part in after {
             let op = arithmetic::lookup(part).ok_or_else(|| self.unknown())?;
-            self.emit(lanes_op(&op, destination, &[destination]), guard, InstructionClass::Part, part, &defines, &defines);
+            self.emit(
+                lanes_op(&op, destination, &[destination]),
+                guard,
+                InstructionClass::Part,
+                part,
+                &defines,
+                &defines,
+            );
         }
         Ok(())
     }
@@ -555,7 +579,8 @@ impl<'a> Loader<'a> {
             (to, Operand::Vector(parts)) => {
                 let whole = self.destination(to, class)?;
                 let pack = pack(self, whole, parts, true)?;
-                let uses: Vec<u32> = pack.parts.iter().flatten().map(|&slot| Self::unified(Class::Word, slot)).collect();
+                let uses: Vec<u32> =
+                    pack.parts.iter().flatten().map(|&slot| Self::unified(Class::Word, slot)).collect();
                 let defines = [Self::unified(class, whole)];
                 self.emit_current(Op::Join(Box::new(pack)), InstructionClass::Move, &uses, &defines);
             }
@@ -636,12 +661,20 @@ impl<'a> Loader<'a> {
             Operand::Sink => Ok(None),
             other => loader.destination(other, Class::Predicate).map(Some),
         };
-        let (first, second) = (target(self, first)?, second.map(|second| target(self, second)).transpose()?.flatten());
+        let (first, second) =
+            (target(self, first)?, second.map(|second| target(self, second)).transpose()?.flatten());
         let name = instruction.opcode.as_str();
         if combine.is_none() && second.is_none() {
             let Some(first) = first else { return Ok(()) };
             let defines = [Self::unified(Class::Predicate, first)];
-            self.emit(lanes_op(&op, first, &sources), guard, InstructionClass::Compare, name, &uses, &defines);
+            self.emit(
+                lanes_op(&op, first, &sources),
+                guard,
+                InstructionClass::Compare,
+                name,
+                &uses,
+                &defines,
+            );
             return Ok(());
         }
         let third = match combine {
@@ -653,7 +686,14 @@ impl<'a> Loader<'a> {
         };
         let answer = self.fresh(Class::Predicate);
         let answer_id = Self::unified(Class::Predicate, answer);
-        self.emit(lanes_op(&op, answer, &sources), guard, InstructionClass::Compare, name, &uses, &[answer_id]);
+        self.emit(
+            lanes_op(&op, answer, &sources),
+            guard,
+            InstructionClass::Compare,
+            name,
+            &uses,
+            &[answer_id],
+        );
         // The second destination takes the opposite of the comparison.
         let opposite = match second {
             Some(_) => Some(self.negated(answer)?),
@@ -694,7 +734,9 @@ impl<'a> Loader<'a> {
             let operand = self.operand(index)?;
             let slot = match operand {
                 // A wider register may hold a narrow source.
-                Operand::Register(register) if register.class == Class::Long => Self::unified(Class::Long, register.index),
+                Operand::Register(register) if register.class == Class::Long => {
+                    Self::unified(Class::Long, register.index)
+                }
                 other => Self::unified(class, self.source(other, kind)?),
             };
             uses.push(slot);
@@ -781,8 +823,13 @@ impl<'a> Loader<'a> {
                 note.uses.push(words + longs + guard);
             }
         }
-        let parameter_bytes =
-            self.function.parameters.iter().map(|parameter| parameter.offset + parameter.size).max().unwrap_or(0);
+        let parameter_bytes = self
+            .function
+            .parameters
+            .iter()
+            .map(|parameter| parameter.offset + parameter.size)
+            .max()
+            .unwrap_or(0);
         let mut program = Program {
             name: self.function.name.clone(),
             code: self.code,
@@ -820,9 +867,12 @@ fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
 
 fn classify(parts: &[&str]) -> InstructionClass {
     use InstructionClass as C;
-    let (name, kind) = (parts.first().copied().unwrap_or_default(), parts.last().copied().unwrap_or_default());
+    let (name, kind) =
+        (parts.first().copied().unwrap_or_default(), parts.last().copied().unwrap_or_default());
     match name {
-        "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rsqrt" | "sqrt" | "rcp" | "div" if kind.contains('f') => C::Special,
+        "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rsqrt" | "sqrt" | "rcp" | "div" if kind.contains('f') => {
+            C::Special
+        }
         "set" | "setp" | "testp" => C::Compare,
         "selp" | "slct" | "mov" => C::Move,
         _ => match kind {

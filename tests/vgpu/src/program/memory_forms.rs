@@ -3,7 +3,8 @@
 use super::lanes::Kind;
 use super::load::{LoadError, Loader};
 use super::{
-    Access, Address, AsyncCopy, Atomic, AtomicKind, BulkCopy, Element, InstructionClass, MatrixMove, Mbarrier, Op,
+    Access, Address, AsyncCopy, Atomic, AtomicKind, BulkCopy, Element, InstructionClass, MatrixMove,
+    Mbarrier, Op,
 };
 use crate::ptx::{Class, Instruction, Operand, Space};
 
@@ -47,7 +48,8 @@ impl Loader<'_> {
                 let space = space_of(&parts);
                 let to = self.destination(self.operand(0)?, Class::Predicate)?;
                 let from = self.source(self.operand(1)?, Kind { class: Class::Long, bits: 64 })?;
-                let (uses, defines) = ([Self::unified(Class::Long, from)], [Self::unified(Class::Predicate, to)]);
+                let (uses, defines) =
+                    ([Self::unified(Class::Long, from)], [Self::unified(Class::Predicate, to)]);
                 self.emit_current(Op::IsSpace(space, to, from), InstructionClass::Compare, &uses, &defines);
             }
             _ => return Ok(false),
@@ -63,10 +65,46 @@ impl Loader<'_> {
         let kind = parts.last().copied().unwrap_or_default();
         let size = size_of(kind).ok_or_else(|| self.unsupported(&format!("an access of type {kind}")))?;
         let known = [
-            "ld", "ldu", "st", "global", "const", "shared", "shared::cta", "local", "param", "param::entry", "nc",
-            "volatile", "relaxed", "acquire", "release", "weak", "gpu", "sys", "cta", "cluster", "v2", "v4", "v8",
-            "ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::no_allocate", "L1::evict_last", "L1::evict_first",
-            "L1::evict_normal", "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B", "L2::cache_hint", "unified",
+            "ld",
+            "ldu",
+            "st",
+            "global",
+            "const",
+            "shared",
+            "shared::cta",
+            "local",
+            "param",
+            "param::entry",
+            "nc",
+            "volatile",
+            "relaxed",
+            "acquire",
+            "release",
+            "weak",
+            "gpu",
+            "sys",
+            "cta",
+            "cluster",
+            "v2",
+            "v4",
+            "v8",
+            "ca",
+            "cg",
+            "cs",
+            "lu",
+            "cv",
+            "wb",
+            "wt",
+            "L1::no_allocate",
+            "L1::evict_last",
+            "L1::evict_first",
+            "L1::evict_normal",
+            "L1::evict_unchanged",
+            "L2::64B",
+            "L2::128B",
+            "L2::256B",
+            "L2::cache_hint",
+            "unified",
         ];
         if let Some(odd) = parts[..parts.len() - 1].iter().find(|part| !known.contains(*part)) {
             return Err(self.unsupported(&format!("the modifier .{odd} of a load or store")));
@@ -123,7 +161,8 @@ impl Loader<'_> {
             _ if store => InstructionClass::StoreGlobal,
             _ => InstructionClass::LoadGlobal,
         };
-        let access = Access { space, size, signed: kind.starts_with('s'), strong, ordered, elements, address };
+        let access =
+            Access { space, size, signed: kind.starts_with('s'), strong, ordered, elements, address };
         let mut uses = Self::address_uses(&access.address);
         if store {
             uses.extend(&touched);
@@ -279,7 +318,8 @@ impl Loader<'_> {
                 let (from, _) = self.address(self.operand(1)?)?;
                 let size = self.word(self.operand(2)?)?;
                 let (barrier, _) = self.address(self.operand(3)?)?;
-                let mut uses: Vec<u32> = [&to, &from, &barrier].into_iter().flat_map(Self::address_uses).collect();
+                let mut uses: Vec<u32> =
+                    [&to, &from, &barrier].into_iter().flat_map(Self::address_uses).collect();
                 uses.push(size);
                 let copy = BulkCopy { to_shared: true, to, from, size, barrier: Some(barrier) };
                 self.emit_current(Op::BulkCopy(Box::new(copy)), class, &uses, &[]);
@@ -300,7 +340,20 @@ impl Loader<'_> {
 
     fn matrix(&mut self, parts: &[&str]) -> Result<()> {
         let store = parts[0] == "stmatrix";
-        let known = ["ldmatrix", "stmatrix", "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta", "b16"];
+        let known = [
+            "ldmatrix",
+            "stmatrix",
+            "sync",
+            "aligned",
+            "m8n8",
+            "x1",
+            "x2",
+            "x4",
+            "trans",
+            "shared",
+            "shared::cta",
+            "b16",
+        ];
         if !parts.contains(&"m8n8") || parts.iter().any(|part| !known.contains(part)) {
             return Err(self.unsupported("this matrix move"));
         }
@@ -378,7 +431,8 @@ impl Loader<'_> {
                     drop: name == "arrive_drop",
                 };
                 let uses: Vec<u32> = third.into_iter().collect();
-                let defines: Vec<u32> = state.map(|slot| Self::unified(Class::Long, slot)).into_iter().collect();
+                let defines: Vec<u32> =
+                    state.map(|slot| Self::unified(Class::Long, slot)).into_iter().collect();
                 emit(self, op, address, &uses, &defines);
             }
             "test_wait" | "try_wait" => {

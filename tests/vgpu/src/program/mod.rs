@@ -73,8 +73,26 @@ pub enum InstructionClass {
 pub const CLASSES: usize = InstructionClass::Part as usize + 1;
 /// Names of the classes, in order.
 pub const CLASS_NAMES: [&str; CLASSES] = [
-    "move", "integer", "single", "double", "half", "special", "convert", "compare", "control", "load_global",
-    "store_global", "shared", "local", "constant", "atomic", "async_copy", "matrix", "tensor", "synchronize", "part",
+    "move",
+    "integer",
+    "single",
+    "double",
+    "half",
+    "special",
+    "convert",
+    "compare",
+    "control",
+    "load_global",
+    "store_global",
+    "shared",
+    "local",
+    "constant",
+    "atomic",
+    "async_copy",
+    "matrix",
+    "tensor",
+    "synchronize",
+    "part",
 ];
 
 /// An address: an optional register and a constant.
@@ -676,6 +694,9 @@ pub struct Program {
 impl Program {
     /// The path of a source file, or a placeholder.
     pub fn file(&self, number: u32) -> &str {
-        self.files.iter().find(|(n, _)| *n == number).map_or("(no source line; compile with -lineinfo)", |(_, p)| p)
+        self.files
+            .iter()
+            .find(|(n, _)| *n == number)
+            .map_or("(no source line; compile with -lineinfo)", |(_, p)| p)
     }
 }

@@ -3,8 +3,8 @@
 use super::lanes::Kind;
 use super::load::{LoadError, Loader};
 use super::{
-    Barrier, InstructionClass, Match, Mma, Op, Reduce, ReduceKind, Shuffle, ShuffleKind, TensorFormat, Vote, VoteKind,
-    Wmma, WmmaMatrix,
+    Barrier, InstructionClass, Match, Mma, Op, Reduce, ReduceKind, Shuffle, ShuffleKind, TensorFormat, Vote,
+    VoteKind, Wmma, WmmaMatrix,
 };
 use crate::ptx::{Class, Instruction, Operand, Space};
 
@@ -155,7 +155,9 @@ impl Loader<'_> {
         let long = parts.last() == Some(&"b64");
         let class = if long { Class::Long } else { Class::Word };
         let (first, uniform) = match self.operand(0)? {
-            Operand::Pair(first, second) => (first.as_ref(), Some(self.destination(second, Class::Predicate)?)),
+            Operand::Pair(first, second) => {
+                (first.as_ref(), Some(self.destination(second, Class::Predicate)?))
+            }
             one => (one, None),
         };
         let destination = self.destination(first, Class::Word)?;
@@ -187,13 +189,20 @@ impl Loader<'_> {
         let source = self.word(self.operand(1)?)?;
         let members = self.word(self.operand(2)?)?;
         let op = Reduce { kind, signed: kind_name == "s32", destination, source, members };
-        self.emit_current(Op::Reduce(Box::new(op)), InstructionClass::Synchronize, &[source, members], &[destination]);
+        self.emit_current(
+            Op::Reduce(Box::new(op)),
+            InstructionClass::Synchronize,
+            &[source, members],
+            &[destination],
+        );
         Ok(())
     }
 
     fn mma(&mut self, opcode: &str, parts: &[&str]) -> Result<()> {
         let unknown = |loader: &Self| {
-            loader.fail(format!("{opcode} is not known: m16n8k4, k8 and k16 of bf16, f16 and tf32, row.col, are"))
+            loader.fail(format!(
+                "{opcode} is not known: m16n8k4, k8 and k16 of bf16, f16 and tf32, row.col, are"
+            ))
         };
         let [_, "sync", "aligned", shape, "row", "col", to, a_kind, b_kind, c_kind] = *parts else {
             return Err(unknown(self));
@@ -264,7 +273,8 @@ impl Loader<'_> {
                     (Some("c"), false) | (Some("d"), true) => WmmaMatrix::C,
                     _ => return Err(unknown(self)),
                 };
-                let row_major = row(parts.iter().find(|part| matches!(**part, "row" | "col"))).map_err(|()| unknown(self))?;
+                let row_major = row(parts.iter().find(|part| matches!(**part, "row" | "col")))
+                    .map_err(|()| unknown(self))?;
                 let size = match parts.last().copied() {
                     Some("f32") if matrix == WmmaMatrix::C => 4,
                     Some("f16" | "bf16") if matrix != WmmaMatrix::C => 2,

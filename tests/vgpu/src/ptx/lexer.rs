@@ -69,7 +69,10 @@ pub fn tokens(text: &str) -> Result<Vec<Placed<'_>>, PtxError> {
                 let length = bytes[start..].iter().position(|&b| b == b'"' || b == b'\n');
                 match length {
                     Some(length) if bytes[start + length] == b'"' => {
-                        out.push(Placed { token: Token::Text(slice(text, start, start + length, line)?), line });
+                        out.push(Placed {
+                            token: Token::Text(slice(text, start, start + length, line)?),
+                            line,
+                        });
                         at = start + length + 1;
                     }
                     _ => return Err(PtxError::at(line, "a string that never ends")),
@@ -97,12 +100,14 @@ pub fn tokens(text: &str) -> Result<Vec<Placed<'_>>, PtxError> {
                 }
                 out.push(Placed { token: Token::Word(slice(text, start, at, line)?), line });
             }
-            b',' | b';' | b':' | b'[' | b']' | b'{' | b'}' | b'(' | b')' | b'<' | b'>' | b'|' | b'!' | b'@' | b'+'
-            | b'-' | b'=' | b'*' | b'/' | b'~' | b'&' | b'^' | b'?' => {
+            b',' | b';' | b':' | b'[' | b']' | b'{' | b'}' | b'(' | b')' | b'<' | b'>' | b'|' | b'!'
+            | b'@' | b'+' | b'-' | b'=' | b'*' | b'/' | b'~' | b'&' | b'^' | b'?' => {
                 out.push(Placed { token: Token::Mark(byte), line });
                 at += 1;
             }
-            _ => return Err(PtxError::at(line, format!("the character 0x{byte:02x}, which PTX does not use"))),
+            _ => {
+                return Err(PtxError::at(line, format!("the character 0x{byte:02x}, which PTX does not use")));
+            }
         }
     }
     out.push(Placed { token: Token::End, line });

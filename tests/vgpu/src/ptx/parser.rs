@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::lexer::{Placed, Token, tokens};
 use super::{
-    Base, Class, Function, Instruction, Location, Module, Operand, Parameter, PtxError, Register, Space, Variable,
+    Base, Class, Function, Instruction, Location, Module, Operand, Parameter, PtxError, Register, Space,
+    Variable,
 };
 
 /// Depth of nested `{` at which a text is taken for hostile.
@@ -308,7 +309,8 @@ impl<'a> Parser<'a> {
             let name = self.word("the name of a variable")?.to_string();
             let mut count = 1usize;
             while self.accept(b'[') {
-                let dimension = if self.peek() == Token::Mark(b']') { 0 } else { self.integer("a size")? as usize };
+                let dimension =
+                    if self.peek() == Token::Mark(b']') { 0 } else { self.integer("a size")? as usize };
                 self.expect(b']')?;
                 count = count.saturating_mul(dimension);
             }
@@ -350,7 +352,8 @@ impl<'a> Parser<'a> {
                 Token::Mark(b',') if depth > 0 => {}
                 _ => {
                     self.at = self.at.saturating_sub(1);
-                    return self.error("a number as initial value (addresses as initial values are not supported)");
+                    return self
+                        .error("a number as initial value (addresses as initial values are not supported)");
                 }
             }
             if depth == 0 {
@@ -463,7 +466,8 @@ impl<'a> Parser<'a> {
             let mut size = size.unwrap_or(4);
             let align = align.unwrap_or(size).max(1);
             if self.accept(b'[') {
-                let count = if self.peek() == Token::Mark(b']') { 0 } else { self.integer("a size")? as usize };
+                let count =
+                    if self.peek() == Token::Mark(b']') { 0 } else { self.integer("a size")? as usize };
                 size = size.saturating_mul(count);
                 self.expect(b']')?;
             }
@@ -542,7 +546,10 @@ impl<'a> Parser<'a> {
                         Token::Word(".callprototype" | ".calltargets") => self.skip_to_semicolon()?,
                         _ => {
                             if body.labels.insert((scope, name), body.function.body.len()).is_some() {
-                                return Err(PtxError::at(line, format!("the label {name} stands twice in one scope")));
+                                return Err(PtxError::at(
+                                    line,
+                                    format!("the label {name} stands twice in one scope"),
+                                ));
                             }
                         }
                     }
@@ -611,7 +618,12 @@ impl<'a> Parser<'a> {
             let name = self.word("a predicate")?;
             match body.register(name) {
                 Some(register) if register.class == Class::Predicate => guard = Some((register, negated)),
-                _ => return Err(PtxError::at(line, format!("{name} guards an instruction but is no predicate"))),
+                _ => {
+                    return Err(PtxError::at(
+                        line,
+                        format!("{name} guards an instruction but is no predicate"),
+                    ));
+                }
             }
         }
         let opcode = self.word("an opcode")?.to_string();
@@ -804,7 +816,12 @@ impl<'a> Body<'a> {
             .unwrap_or_else(|| name.to_string())
     }
 
-    fn lookup<T: Clone>(&self, map: &HashMap<(usize, &'a str), T>, mut scope: usize, name: &str) -> Option<T> {
+    fn lookup<T: Clone>(
+        &self,
+        map: &HashMap<(usize, &'a str), T>,
+        mut scope: usize,
+        name: &str,
+    ) -> Option<T> {
         loop {
             if let Some((_, found)) = map.iter().find(|((s, n), _)| *s == scope && *n == name) {
                 return Some(found.clone());
@@ -821,8 +838,12 @@ impl<'a> Body<'a> {
 fn resolve_labels(mut body: Body<'_>) -> Result<Function, PtxError> {
     let mut instructions = std::mem::take(&mut body.function.body);
     // A flat map makes the common case quick: nvcc's own labels are unique in a function.
-    let outer: HashMap<&str, usize> =
-        body.labels.iter().filter(|((scope, _), _)| *scope == 0).map(|((_, name), &at)| (*name, at)).collect();
+    let outer: HashMap<&str, usize> = body
+        .labels
+        .iter()
+        .filter(|((scope, _), _)| *scope == 0)
+        .map(|((_, name), &at)| (*name, at))
+        .collect();
     let find = |scope: usize, name: &str| match outer.get(name) {
         Some(&at) if scope == 0 => Some(at),
         _ => body.lookup(&body.labels, scope, name),
@@ -834,7 +855,8 @@ fn resolve_labels(mut body: Body<'_>) -> Result<Function, PtxError> {
         }
         for operand in &mut instruction.operands {
             let Operand::Symbol(name, _) = operand else { continue };
-            let missing = |name: &str| PtxError::at(instruction.line, format!("a branch to {name}, which is no label"));
+            let missing =
+                |name: &str| PtxError::at(instruction.line, format!("a branch to {name}, which is no label"));
             if base == "bra" {
                 *operand = Operand::Label(find(scope, name).ok_or_else(|| missing(name))?);
             } else {
@@ -854,7 +876,9 @@ fn fold_inlined(module: &mut Module, chains: &[Vec<Location>]) {
     let foreign: Vec<u32> = module
         .files
         .iter()
-        .filter(|(_, path)| path.contains("/cu13/include") || path.contains("/cuda") && path.contains("/include/"))
+        .filter(|(_, path)| {
+            path.contains("/cu13/include") || path.contains("/cuda") && path.contains("/include/")
+        })
         .map(|(number, _)| *number)
         .collect();
     for function in &mut module.functions {

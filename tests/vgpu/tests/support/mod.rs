@@ -30,7 +30,10 @@ pub fn cuda_tool(name: &str) -> Option<PathBuf> {
 /// The PTX of a test kernel, compiled once for every content. None without a compiler, which in CI fails.
 pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
     let Some(nvcc) = cuda_tool("nvcc") else {
-        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc; run scripts/install-cuda-compiler first");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI runs without nvcc; run scripts/install-cuda-compiler first"
+        );
         eprintln!("skipped: no nvcc; run scripts/install-cuda-compiler");
         return None;
     };
@@ -50,7 +53,8 @@ pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
         return Some(text);
     }
     let fresh = cache.join(format!("{kernel}-{:016x}.{}.new", hasher.finish(), std::process::id()));
-    let arch = if flags.iter().any(|flag| flag.starts_with("-arch")) { None } else { Some("-arch=compute_80") };
+    let arch =
+        if flags.iter().any(|flag| flag.starts_with("-arch")) { None } else { Some("-arch=compute_80") };
     let output = Command::new(nvcc)
         .args(["-ptx", "-lineinfo", "-O3", "-std=c++17"])
         .args(arch)
@@ -114,7 +118,14 @@ impl Bench {
     }
 
     /// Launches without judging.
-    pub fn launch(&mut self, kernel: &str, grid: [u32; 3], block: [u32; 3], shared: u32, arguments: &Arguments) -> Outcome {
+    pub fn launch(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &Arguments,
+    ) -> Outcome {
         let program = self.program(kernel);
         assert_eq!(program.parameter_bytes, arguments.bytes().len(), "arguments of {kernel}");
         let shape = Shape { grid, block, dynamic_shared: shared, cooperative: false };
@@ -122,7 +133,14 @@ impl Bench {
     }
 
     /// Launches and demands that no check fails.
-    pub fn clean(&mut self, kernel: &str, grid: [u32; 3], block: [u32; 3], shared: u32, arguments: &Arguments) -> Outcome {
+    pub fn clean(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &Arguments,
+    ) -> Outcome {
         let outcome = self.launch(kernel, grid, block, shared, arguments);
         assert!(outcome.reports.is_empty(), "{}", describe(&outcome.reports));
         outcome
@@ -179,7 +197,10 @@ pub fn close(what: &str, actual: &[f32], expected: &[f64], tolerance: impl Fn(f6
     for (index, (&actual, &expected)) in actual.iter().zip(expected).enumerate() {
         let difference = (f64::from(actual) - expected).abs();
         let allowed = tolerance(expected);
-        assert!(difference <= allowed, "{what}[{index}]: {actual} instead of {expected}, {difference} > {allowed}");
+        assert!(
+            difference <= allowed,
+            "{what}[{index}]: {actual} instead of {expected}, {difference} > {allowed}"
+        );
     }
     assert!(
         actual.iter().any(|&value| value != 0.0) || expected.iter().all(|&value| value == 0.0),
