@@ -360,7 +360,7 @@ impl Arguments {
     /// Adds one of up to 8 bytes, aligned to its size.
     #[must_use]
     pub fn and(mut self, bytes: &[u8]) -> Self {
-        while self.0.len() % bytes.len().max(1) != 0 {
+        while !self.0.len().is_multiple_of(bytes.len().max(1)) {
             self.0.push(0);
         }
         self.0.extend_from_slice(bytes);

@@ -367,16 +367,14 @@ impl View {
     /// Words for a report on an address that no allocation holds, and whether it was freed.
     pub fn explain(&self, address: u64, bytes: usize) -> (bool, String) {
         let after = self.freed.partition_point(|(base, _)| *base <= address);
-        if let Some((base, size)) = after.checked_sub(1).and_then(|index| self.freed.get(index)) {
-            if address < base + *size as u64 {
-                let offset = address - base;
-                return (
-                    true,
-                    format!(
-                        "{bytes} bytes at offset {offset} of an allocation of {size} bytes that was freed"
-                    ),
-                );
-            }
+        if let Some((base, size)) = after.checked_sub(1).and_then(|index| self.freed.get(index))
+            && address < base + *size as u64
+        {
+            let offset = address - base;
+            return (
+                true,
+                format!("{bytes} bytes at offset {offset} of an allocation of {size} bytes that was freed"),
+            );
         }
         let after = self.allocations.partition_point(|allocation| allocation.base <= address);
         let detail = match after.checked_sub(1).map(|index| &self.allocations[index]) {

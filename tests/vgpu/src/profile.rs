@@ -175,7 +175,7 @@ impl Profile {
             39 => self.threads_per_multiprocessor as i32,
             75 => self.capability.0 as i32,
             76 => self.capability.1 as i32,
-            78 | 79 | 80 => 1,
+            78..=80 => 1,
             81 => self.shared_per_multiprocessor as i32,
             97 => self.shared_per_block_optin as i32,
             106 => self.blocks_per_multiprocessor as i32,

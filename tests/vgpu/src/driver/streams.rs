@@ -23,10 +23,10 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
     }
     let capture = state.capturing.get(&stream).copied();
     if let Some(id) = capture {
-        if let Some(capture) = state.captures.get(&id) {
-            if capture.broken {
-                return Err(CAPTURE_INVALIDATED);
-            }
+        if let Some(capture) = state.captures.get(&id)
+            && capture.broken
+        {
+            return Err(CAPTURE_INVALIDATED);
         }
     } else {
         check(state.sticky)?;

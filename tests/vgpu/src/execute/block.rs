@@ -170,7 +170,7 @@ impl<'a> Block<'a> {
         self.order = (0..self.warps.len()).collect();
         let seed = room.launch.settings.seed;
         if seed != 0 {
-            self.order.sort_by_key(|&warp| mix(seed ^ linear << 8 ^ warp as u64 + 1));
+            self.order.sort_by_key(|&warp| mix(seed ^ linear << 8 ^ (warp as u64 + 1)));
         }
     }
 

@@ -122,10 +122,10 @@ impl Warp {
         bytes: usize,
     ) -> Option<&'m Allocation> {
         let view = room.launch.memory;
-        if let Some(allocation) = view.get(room.sites[at]) {
-            if allocation.contains(address, bytes) {
-                return Some(allocation);
-            }
+        if let Some(allocation) = view.get(room.sites[at])
+            && allocation.contains(address, bytes)
+        {
+            return Some(allocation);
         }
         match view.find(address, bytes) {
             Some(index) => {
@@ -180,11 +180,12 @@ impl Warp {
             let count = (4 - from % 4).min(end - from) as usize;
             let touch = allocation.touch(from, count, write, atomic, who);
             fresh += u64::from(touch.fresh);
-            if let Some((block, clock, many)) = touch.conflict {
-                if !room.knowledge.knows(&room.launch.releases, block, clock, many) {
-                    let other = if many { "several blocks".to_string() } else { format!("block {block}") };
-                    let offset = from - allocation.base;
-                    room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
+            if let Some((block, clock, many)) = touch.conflict
+                && !room.knowledge.knows(&room.launch.releases, block, clock, many)
+            {
+                let other = if many { "several blocks".to_string() } else { format!("block {block}") };
+                let offset = from - allocation.base;
+                room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
                         format!(
                             "{} {count} bytes at offset {offset} of an allocation of {} bytes that {other} touched \
                              in the same launch (this is block {})",
@@ -193,24 +194,22 @@ impl Warp {
                             who.block
                         )
                     });
-                }
             }
             from += count as u64;
         }
         let traffic = if write { &mut room.counters.stores } else { &mut room.counters.loads };
         traffic.unique_bytes += fresh;
-        if write {
-            if let Some(outputs) = &room.launch.settings.outputs {
-                if !outputs.iter().any(|(start, size)| address >= *start && end <= start + size) {
-                    let offset = address - allocation.base;
-                    room.report(Check::UndeclaredWrite, at, me, lane, || {
-                        format!(
-                            "writes {bytes} bytes at offset {offset} of an allocation of {} bytes",
-                            allocation.size
-                        )
-                    });
-                }
-            }
+        if write
+            && let Some(outputs) = &room.launch.settings.outputs
+            && !outputs.iter().any(|(start, size)| address >= *start && end <= start + size)
+        {
+            let offset = address - allocation.base;
+            room.report(Check::UndeclaredWrite, at, me, lane, || {
+                format!(
+                    "writes {bytes} bytes at offset {offset} of an allocation of {} bytes",
+                    allocation.size
+                )
+            });
         }
     }
 
@@ -228,7 +227,7 @@ impl Warp {
             let lane = lanes.trailing_zeros() as usize;
             lanes &= lanes - 1;
             let address = addresses[lane];
-            if address % N as u64 != 0 {
+            if !address.is_multiple_of(N as u64) {
                 return self.misaligned(room, me, at, lane, address, N);
             }
             let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
@@ -271,7 +270,7 @@ impl Warp {
             let lane = lanes.trailing_zeros() as usize;
             lanes &= lanes - 1;
             let address = addresses[lane];
-            if address % N as u64 != 0 {
+            if !address.is_multiple_of(N as u64) {
                 return self.misaligned(room, me, at, lane, address, N);
             }
             let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
@@ -314,7 +313,7 @@ impl Warp {
         let count = op.operands.len();
         for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
             let total = op.size * count;
-            if addresses[lane] % total as u64 != 0 {
+            if !addresses[lane].is_multiple_of(total as u64) {
                 return self.misaligned(room, me, at, lane, addresses[lane], total);
             }
             for element in 0..count {

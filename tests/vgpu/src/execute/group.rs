@@ -114,9 +114,9 @@ impl Warp {
             (0..LANES).fold(0u32, |out, lane| out | u32::from(values[lane] == value) << lane) & mask
         };
         let first = same(values[mask.trailing_zeros() as usize & 31]);
-        for lane in 0..LANES {
+        for (lane, &value) in values.iter().enumerate() {
             if mask >> lane & 1 != 0 {
-                let found = same(values[lane]);
+                let found = same(value);
                 let found = if op.all { if found == mask { mask } else { 0 } } else { found };
                 self.registers.words[op.destination as usize].0[lane] = found;
             }
@@ -171,7 +171,7 @@ impl Warp {
         }
         let warps = room.live_lanes.len();
         let expected = op.count.map_or(0, |slot| self.registers.words[slot as usize].0[lane & 31]);
-        if expected % 32 != 0 {
+        if !expected.is_multiple_of(32) {
             room.report(Check::Trap, at, me, lane, || {
                 format!("a barrier for {expected} threads; the number must be a multiple of 32")
             });

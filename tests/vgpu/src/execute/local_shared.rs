@@ -288,7 +288,7 @@ impl Warp {
         address: u64,
         bytes: usize,
     ) -> Option<usize> {
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             room.report(Check::Misaligned, at, me, lane, || {
                 format!("an access of {bytes} bytes at shared offset {address}")
             });
@@ -314,7 +314,7 @@ impl Warp {
         bytes: usize,
     ) -> Option<usize> {
         let size = room.launch.program.local as u64;
-        if address % bytes as u64 != 0 || address > size || bytes as u64 > size - address {
+        if !address.is_multiple_of(bytes as u64) || address > size || bytes as u64 > size - address {
             room.report(Check::OutOfBounds, at, me, lane, || {
                 format!("{bytes} bytes at offset {address} of {size} bytes of local memory")
             });
@@ -443,7 +443,7 @@ impl Warp {
             let mut data = [0u8; 16];
             if wanted > 0 {
                 reading |= 1 << lane;
-                if from[lane] % op.size as u64 != 0 {
+                if !from[lane].is_multiple_of(op.size as u64) {
                     room.report(Check::Misaligned, at, me, lane, || {
                         format!("cp.async of {} bytes from 0x{:x}", op.size, from[lane])
                     });
@@ -547,7 +547,7 @@ impl Warp {
             let size = self.registers.words[op.size as usize].0[lane] as usize;
             let (shared, global) = if op.to_shared { (to[lane], from[lane]) } else { (from[lane], to[lane]) };
             let shared = strip(shared) as usize;
-            if size % 16 != 0 || shared % 16 != 0 || global % 16 != 0 {
+            if !size.is_multiple_of(16) || !shared.is_multiple_of(16) || global % 16 != 0 {
                 room.report(Check::Misaligned, at, me, lane, || {
                     format!("a bulk copy of {size} bytes between shared {shared} and 0x{global:x}; all must be multiples of 16")
                 });

@@ -257,10 +257,10 @@ impl Warp {
                 Op::BranchTable(index, targets) => {
                     room.counters.branches += 1;
                     let index = self.registers.words[*index as usize].0;
-                    for lane in 0..LANES {
+                    for (lane, &index) in index.iter().enumerate() {
                         if mask >> lane & 1 != 0 {
                             let target =
-                                targets.get(index[lane] as usize).copied().unwrap_or(program.code.len() - 1);
+                                targets.get(index as usize).copied().unwrap_or(program.code.len() - 1);
                             match self
                                 .paths
                                 .iter_mut()

@@ -215,7 +215,7 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
         })),
         "bfi.b64" => Some(lane_op!(|a: u64, b: u64, c: u32, d: u32| -> u64 { insert(a, b, c, d, 64) })),
         "bmsk.clamp.b32" => Some(lane_op!(|a: u32, b: u32| -> u32 {
-            if a >= 32 { 0 } else { ((1u64 << b.min(32 - a)) - 1 << a) as u32 }
+            if a >= 32 { 0 } else { (((1u64 << b.min(32 - a)) - 1) << a) as u32 }
         })),
         "bmsk.wrap.b32" => {
             Some(lane_op!(|a: u32, b: u32| -> u32 { (((1u64 << (b & 31)) - 1) << (a & 31)) as u32 }))
@@ -286,7 +286,7 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
             Some("rc8") => lane_op!(|a: u32, b: u32, c: u32| -> u32 { permute(a, b, (c & 3) * 0x1111) }),
             Some("ecl") => lane_op!(|a: u32, b: u32, c: u32| -> u32 {
                 let c = c & 3;
-                permute(a, b, c.max(0) | c.max(1) << 4 | c.max(2) << 8 | 3 << 12)
+                permute(a, b, c | c.max(1) << 4 | c.max(2) << 8 | 3 << 12)
             }),
             Some("ecr") => lane_op!(|a: u32, b: u32, c: u32| -> u32 {
                 let c = c & 3;
@@ -592,6 +592,12 @@ fn pair(name: &str, kind: &str, with_relu: bool, with_nan: bool) -> Option<LaneO
     })
 }
 
+/// Whether two numbers cannot be compared.
+#[inline(always)]
+fn unordered(a: f64, b: f64) -> bool {
+    a.is_nan() || b.is_nan()
+}
+
 /// `setp` without its combination with another predicate, which loading composes; `set`, `selp`,
 /// `slct` and `testp`.
 pub fn compare(parts: &[&str]) -> Option<LaneOp> {
@@ -667,10 +673,18 @@ pub fn compare(parts: &[&str]) -> Option<LaneOp> {
                     lane_op!(|a: $type, b: $type| -> bool { !(value(a) < value(b) || value(a) > value(b)) })
                 }
                 "neu" => lane_op!(|a: $type, b: $type| -> bool { value(a) != value(b) }),
-                "ltu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) >= value(b)) }),
-                "leu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) > value(b)) }),
-                "gtu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) <= value(b)) }),
-                "geu" => lane_op!(|a: $type, b: $type| -> bool { !(value(a) < value(b)) }),
+                "ltu" => lane_op!(|a: $type, b: $type| -> bool {
+                    value(a) < value(b) || unordered(value(a), value(b))
+                }),
+                "leu" => lane_op!(|a: $type, b: $type| -> bool {
+                    value(a) <= value(b) || unordered(value(a), value(b))
+                }),
+                "gtu" => lane_op!(|a: $type, b: $type| -> bool {
+                    value(a) > value(b) || unordered(value(a), value(b))
+                }),
+                "geu" => lane_op!(|a: $type, b: $type| -> bool {
+                    value(a) >= value(b) || unordered(value(a), value(b))
+                }),
                 "num" => lane_op!(|a: $type, b: $type| -> bool { !value(a).is_nan() && !value(b).is_nan() }),
                 "nan" => lane_op!(|a: $type, b: $type| -> bool { value(a).is_nan() || value(b).is_nan() }),
                 _ => return None,

@@ -160,7 +160,7 @@ impl Conversion {
                 Scalar::Signed(bits) => i128::from((source << (64 - bits)) as i64 >> (64 - bits)),
                 other => i128::from(narrow(other.bits())),
             };
-            return self.from_integer(value);
+            return self.integer_to(value);
         }
         let mut value = match self.from.0 {
             Scalar::Brain => BF16.decode(narrow(16) as u32),
@@ -182,13 +182,13 @@ impl Conversion {
         if self.saturate {
             value = if value > 0.0 { value.min(1.0) } else { 0.0 };
         }
-        if self.relu && !(value > 0.0) && !value.is_nan() {
+        if self.relu && value <= 0.0 {
             value = 0.0;
         }
         self.to_float(value)
     }
 
-    fn from_integer(&self, value: i128) -> u64 {
+    fn integer_to(&self, value: i128) -> u64 {
         match self.to.0 {
             Scalar::Unsigned(bits) => {
                 let limit = (1i128 << bits) - 1;

@@ -106,7 +106,10 @@ pub fn tokens(text: &str) -> Result<Vec<Placed<'_>>, PtxError> {
                 at += 1;
             }
             _ => {
-                return Err(PtxError::at(line, format!("the character 0x{byte:02x}, which PTX does not use")));
+                return Err(PtxError::at(
+                    line,
+                    format!("the character 0x{byte:02x}, which PTX does not use"),
+                ));
             }
         }
     }

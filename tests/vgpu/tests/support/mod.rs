@@ -41,7 +41,8 @@ pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
     let source = folder.join(format!("{kernel}.cu"));
     let mut hasher = DefaultHasher::new();
     std::fs::read(&source).unwrap().hash(&mut hasher);
-    for header in ["warp.cuh"] {
+    {
+        let header = "warp.cuh";
         std::fs::read(folder.join(header)).unwrap().hash(&mut hasher);
     }
     nvcc.hash(&mut hasher);
