@@ -110,10 +110,11 @@ fn run(kernel: &str, fault: u32) -> Option<(Outcome, Vec<f32>, Vec<f32>)> {
             (arguments, out) = (Arguments::new().pointer(x).pointer(y), y);
         }
         "local_sum" => {
-            let picks: Vec<i32> = (0..64).collect();
+            // Every lane writes element 3 and reads its own.
+            let picks: Vec<i32> = (0..64).map(|at| if at < 32 { at } else { 3 }).collect();
             let (x, y) = (bench.upload(&picks), bench.empty(128));
             (grid, block) = (1, 32);
-            expected = vec![7.0; 32];
+            expected = (0..32).map(|lane| if lane % 16 == 3 { 7.0 } else { (lane % 16) as f32 }).collect();
             (arguments, out) = (Arguments::new().pointer(x).pointer(y).int(3), y);
         }
         "take_neighbour" => {

@@ -2,6 +2,7 @@
 //! understood. What an opcode means is for [`crate::program`].
 
 mod lexer;
+mod names;
 mod parser;
 
 pub use parser::parse;

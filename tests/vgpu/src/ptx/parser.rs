@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 
 use super::lexer::{Placed, Token, tokens};
+use super::names::{Body, Scope, fold_inlined, resolve_labels};
 use super::{
-    Base, Class, Function, Instruction, Location, Module, Operand, Parameter, PtxError, Register, Space,
-    Variable,
+    Base, Class, Function, Instruction, Location, Module, Operand, Parameter, PtxError, Space, Variable,
 };
 
 /// Depth of nested `{` at which a text is taken for hostile.
 const DEEPEST_SCOPE: usize = 64;
-/// Registers of one function at which a text is taken for hostile.
-const MOST_REGISTERS: u32 = 1 << 20;
 /// Bytes of one variable at which a text is taken for hostile.
 const LARGEST_VARIABLE: usize = 1 << 30;
 
@@ -37,29 +35,6 @@ struct Parser<'a> {
     inlined: HashMap<(u32, u32, u32), (u32, u32, u32)>,
     /// For every `.loc`: its place, the place that was inlined at, and so on outwards.
     chains: Vec<Vec<Location>>,
-}
-
-/// Names visible in one `{ }` of a body.
-#[derive(Default)]
-struct Scope<'a> {
-    id: usize,
-    registers: HashMap<&'a str, Register>,
-    /// Names like `%r<12>`: prefix, first register and count.
-    ranges: Vec<(&'a str, Register, u32)>,
-    variables: HashMap<&'a str, String>,
-}
-
-struct Body<'a> {
-    function: Function,
-    scopes: Vec<Scope<'a>>,
-    /// Parent of every scope ever opened.
-    parents: Vec<usize>,
-    labels: HashMap<(usize, &'a str), usize>,
-    tables: HashMap<(usize, &'a str), Vec<(&'a str, u32)>>,
-    /// Scope of every instruction.
-    instruction_scopes: Vec<usize>,
-    /// The chain of places that the last `.loc` gave.
-    chain: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -765,128 +740,6 @@ impl<'a> Parser<'a> {
             offset = (self.integer("an offset")? as i64).wrapping_neg();
         }
         Ok((base, offset))
-    }
-}
-
-impl<'a> Body<'a> {
-    fn scope(&self) -> &Scope<'a> {
-        // A body is parsed only while a scope is open.
-        &self.scopes[self.scopes.len() - 1]
-    }
-
-    fn new_registers(&mut self, class: Class, count: u32) -> Option<Register> {
-        let total = &mut self.function.registers[class as usize];
-        let index = *total;
-        *total = total.checked_add(count).filter(|&total| total <= MOST_REGISTERS)?;
-        Some(Register { class, index })
-    }
-
-    fn register(&self, name: &str) -> Option<Register> {
-        for scope in self.scopes.iter().rev() {
-            if let Some(&register) = scope.registers.get(name) {
-                return Some(register);
-            }
-            let digits = name.len() - name.bytes().rev().take_while(u8::is_ascii_digit).count();
-            let Ok(number) = name[digits..].parse::<u32>() else { continue };
-            for &(prefix, first, count) in &scope.ranges {
-                // A prefix may itself end in digits.
-                if prefix.len() <= name.len() && name.starts_with(prefix) {
-                    let number = if prefix.len() == digits {
-                        number
-                    } else {
-                        match name[prefix.len()..].parse() {
-                            Ok(number) => number,
-                            Err(_) => continue,
-                        }
-                    };
-                    if number < count {
-                        return Some(Register { class: first.class, index: first.index + number });
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    fn variable(&self, name: &str) -> String {
-        self.scopes
-            .iter()
-            .rev()
-            .find_map(|scope| scope.variables.get(name).cloned())
-            .unwrap_or_else(|| name.to_string())
-    }
-
-    fn lookup<T: Clone>(
-        &self,
-        map: &HashMap<(usize, &'a str), T>,
-        mut scope: usize,
-        name: &str,
-    ) -> Option<T> {
-        loop {
-            if let Some((_, found)) = map.iter().find(|((s, n), _)| *s == scope && *n == name) {
-                return Some(found.clone());
-            }
-            if scope == 0 {
-                return None;
-            }
-            scope = self.parents[scope];
-        }
-    }
-}
-
-/// Turns the names that branches go to into indices of instructions.
-fn resolve_labels(mut body: Body<'_>) -> Result<Function, PtxError> {
-    let mut instructions = std::mem::take(&mut body.function.body);
-    // A flat map makes the common case quick: nvcc's own labels are unique in a function.
-    let outer: HashMap<&str, usize> = body
-        .labels
-        .iter()
-        .filter(|((scope, _), _)| *scope == 0)
-        .map(|((_, name), &at)| (*name, at))
-        .collect();
-    let find = |scope: usize, name: &str| match outer.get(name) {
-        Some(&at) if scope == 0 => Some(at),
-        _ => body.lookup(&body.labels, scope, name),
-    };
-    for (instruction, &scope) in instructions.iter_mut().zip(&body.instruction_scopes) {
-        let base = instruction.opcode.split('.').next().unwrap_or_default();
-        if !matches!(base, "bra" | "brx") {
-            continue;
-        }
-        for operand in &mut instruction.operands {
-            let Operand::Symbol(name, _) = operand else { continue };
-            let missing =
-                |name: &str| PtxError::at(instruction.line, format!("a branch to {name}, which is no label"));
-            if base == "bra" {
-                *operand = Operand::Label(find(scope, name).ok_or_else(|| missing(name))?);
-            } else {
-                let table = body.lookup(&body.tables, scope, name).ok_or_else(|| missing(name))?;
-                let targets: Result<Vec<usize>, PtxError> =
-                    table.iter().map(|(name, _)| find(scope, name).ok_or_else(|| missing(name))).collect();
-                *operand = Operand::Labels(targets?);
-            }
-        }
-    }
-    body.function.body = instructions;
-    Ok(body.function)
-}
-
-/// Gives every instruction the innermost place of its chain that lies outside the toolkit's headers.
-fn fold_inlined(module: &mut Module, chains: &[Vec<Location>]) {
-    let foreign: Vec<u32> = module
-        .files
-        .iter()
-        .filter(|(_, path)| {
-            path.contains("/cu13/include") || path.contains("/cuda") && path.contains("/include/")
-        })
-        .map(|(number, _)| *number)
-        .collect();
-    for function in &mut module.functions {
-        for instruction in &mut function.body {
-            let chain = chains.get(instruction.location.line as usize).map_or(&[][..], |chain| chain);
-            let own = chain.iter().find(|place| !foreign.contains(&place.file));
-            instruction.location = own.or(chain.first()).copied().unwrap_or_default();
-        }
     }
 }
 
