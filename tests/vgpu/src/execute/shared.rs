@@ -174,6 +174,9 @@ impl Shared {
         if !self.checked {
             return out;
         }
+        if at % 4 == 0 && bytes % 4 == 0 && self.split.is_empty() {
+            return self.touch_words(at / 4, bytes / 4, write, atomic, who, clocks);
+        }
         let mut offset = at;
         let end = at + bytes;
         while offset < end {
@@ -201,6 +204,63 @@ impl Shared {
                 }
             }
             offset += count;
+        }
+        out
+    }
+
+    /// [`Shared::touch`] for whole words while no word is split: the common case, kept short.
+    #[inline]
+    fn touch_words(
+        &mut self,
+        word: usize,
+        count: usize,
+        write: bool,
+        atomic: bool,
+        who: Who,
+        clocks: &Clocks,
+    ) -> Finding {
+        let mut out = Finding::default();
+        let range = word..word + count;
+        if self.pending_words > 0 {
+            out.pending = self.pending[range.clone()].iter().any(|&pending| pending != 0);
+        }
+        if write {
+            self.written[range.clone()].fill(0xf);
+        } else {
+            out.unwritten = self.written[range.clone()].iter().any(|&written| written != 0xf);
+        }
+        let Who { warp, lane } = who;
+        let known = &clocks.known[warp][..];
+        let (now, tick) = (known[warp], clocks.ticks[warp]);
+        let thread = (warp * 32 + lane) as u16;
+        if !write {
+            let first = range.start;
+            let warps = self.warps;
+            for (index, cell) in self.cells[range.clone()].iter_mut().enumerate() {
+                // Whoever wrote last did so before, as this warp knows.
+                let other = usize::from(cell.writer) / 32;
+                let ordered = cell.writer == NOBODY
+                    || cell.writer == thread
+                    || if other == warp { cell.tick != tick } else { known[other] > cell.clock }
+                    || atomic && cell.atomic;
+                if !ordered {
+                    let lanes = Collision::Lanes(u32::from(cell.writer) % 32);
+                    let found = if other == warp { lanes } else { Collision::Warps(other as u32) };
+                    out.collision = out.collision.or(Some(found));
+                }
+                let last = &mut self.reads[(first + index) * warps + warp];
+                let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && *last == now;
+                cell.reader_lane =
+                    if again && cell.reader_lane != lane as u8 { MANY_LANES } else { lane as u8 };
+                cell.reader_warp = warp as u8;
+                cell.reader_tick = tick;
+                *last = now;
+            }
+            return out;
+        }
+        for index in range {
+            let found = self.cell(index, write, atomic, who, clocks);
+            out.collision = out.collision.or(found);
         }
         out
     }
@@ -233,10 +293,15 @@ impl Shared {
         }
         if write {
             if out.is_none() {
-                for (other, (&read, &known)) in reads.iter().zip(known).enumerate() {
-                    if read >= known && other != warp {
-                        out = Some(Collision::Warps(other as u32));
-                    }
+                // Counted first, as that goes in one sweep; its own reads are always among them or never.
+                let mut unordered = 0u16;
+                for (&read, &known) in reads.iter().zip(known) {
+                    unordered += u16::from(read >= known);
+                }
+                if unordered > u16::from(reads[warp] >= now) {
+                    let mut pairs = reads.iter().zip(known).enumerate();
+                    let other = pairs.find(|(other, (read, known))| read >= known && *other != warp);
+                    out = other.map(|(other, _)| Collision::Warps(other as u32));
                 }
                 let own =
                     reads[warp] == now && usize::from(cell.reader_warp) == warp && cell.reader_tick == tick;
@@ -264,19 +329,17 @@ impl Shared {
         if !self.checked {
             return;
         }
-        for offset in at..at + bytes {
-            let (word, bit) = (offset / 4, 1u8 << (offset % 4));
+        let (mut offset, end) = (at, at + bytes);
+        while offset < end {
+            let word = offset / 4;
+            let count = (4 - offset % 4).min(end - offset);
+            let mask = ((1u8 << count) - 1) << (offset % 4);
             let before = self.pending[word];
-            if pending {
-                self.pending[word] |= bit;
-            } else {
-                self.pending[word] &= !bit;
-            }
-            match (before, self.pending[word]) {
-                (0, after) if after != 0 => self.pending_words += 1,
-                (before, 0) if before != 0 => self.pending_words -= 1,
-                _ => {}
-            }
+            let after = if pending { before | mask } else { before & !mask };
+            self.pending[word] = after;
+            self.pending_words += usize::from(before == 0 && after != 0);
+            self.pending_words -= usize::from(before != 0 && after == 0);
+            offset += count;
         }
     }
 }
@@ -295,12 +358,32 @@ pub fn wavefronts(addresses: &[u64; 32], mask: u32, bytes: usize) -> (u64, u64) 
     while first < 32 {
         let lanes = (mask >> first) & if group == 32 { u32::MAX } else { (1 << group) - 1 };
         if lanes != 0 {
-            total += passes(addresses, first, lanes, bytes);
+            total += if spread(addresses, first, lanes, bytes) {
+                1
+            } else {
+                passes(addresses, first, lanes, bytes)
+            };
             least += 1;
         }
         first += group;
     }
     (total, least)
+}
+
+/// Whether no two lanes meet on a bank, as a quick look can tell.
+#[inline(always)]
+fn spread(addresses: &[u64; 32], first: usize, mut lanes: u32, bytes: usize) -> bool {
+    let words = bytes.div_ceil(4) as u32;
+    let banks = ((1u64 << words) - 1) as u32;
+    let (mut seen, mut clash) = (0u32, false);
+    while lanes != 0 {
+        let lane = first + lanes.trailing_zeros() as usize;
+        lanes &= lanes - 1;
+        let own = banks.rotate_left((addresses[lane] / 4 % 32) as u32);
+        clash |= seen & own != 0;
+        seen |= own;
+    }
+    !clash && words <= 8
 }
 
 /// The most distinct words that fall on one bank.

@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use vgpu::check::Report;
 use vgpu::device::{Arguments, Device, Module, describe};
@@ -53,7 +54,10 @@ pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
     if let Ok(text) = std::fs::read_to_string(&cached) {
         return Some(text);
     }
-    let fresh = cache.join(format!("{kernel}-{:016x}.{}.new", hasher.finish(), std::process::id()));
+    // Tests of one process compile at the same time.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Relaxed));
+    let fresh = cache.join(format!("{kernel}-{:016x}.{process}.{count}.new", hasher.finish()));
     let arch =
         if flags.iter().any(|flag| flag.starts_with("-arch")) { None } else { Some("-arch=compute_80") };
     let output = Command::new(nvcc)
