@@ -189,11 +189,9 @@ fn singles_round_and_keep_to_the_rules_of_nan() {
     check("add.f32", W2, &[(&[TINY, TINY], 2), (&[MINUS_ZERO, MINUS_ZERO], MINUS_ZERO)]);
     check("add.ftz.f32", W2, &[(&[TINY, TINY], 0), (&[TINY, f(1.0)], f(1.0))]);
     check("add.sat.f32", W2, &[(&[f(1.0), f(1.0)], f(1.0)), (&[f(-3.0), f(1.0)], 0), (&[NAN, 0], 0)]);
-    check(
-        "mul.rz.f32",
-        W2,
-        &[(&[f(1.1), f(1.1)], u64::from(((1.1f32 as f64 * 1.1f32 as f64) as f32).next_down().to_bits()))],
-    );
+    // (1 + 2^-23)^2 = 1 + 2^-22 + 2^-46.
+    check("mul.rz.f32", W2, &[(&[f(1.0) + 1, f(1.0) + 1], f(1.0) + 2)]);
+    check("mul.rp.f32", W2, &[(&[f(1.0) + 1, f(1.0) + 1], f(1.0) + 3)]);
     check(
         "fma.rn.f32",
         W3,
@@ -244,7 +242,8 @@ fn halves_round_once() {
         H2,
         &[(&[0x3f80, 0x3b80], 0x3f80), (&[0x3f80, 0x3c00], 0x3f81), (&[0x7fc1, 0x3f80], 0x7fff)],
     );
-    check("fma.rn.bf16", &["b16", "b16", "b16", "b16"], &[(&[0x3f81, 0x3f81, 0xbf80], 0x3c81)]);
+    // The exact difference lies halfway and goes to the even neighbour.
+    check("fma.rn.bf16", &["b16", "b16", "b16", "b16"], &[(&[0x3f81, 0x3f81, 0xbf80], 0x3c80)]);
     check("fma.rn.bf16x2", W3, &[(&[0x4000_3f80, 0x4040_3f80, 0x3f80_3f80], 0x40e0_4000)]);
     check("fma.rn.relu.bf16x2", W3, &[(&[0x3f80_3f80, 0xbf80_3f80, 0], 0x0000_3f80)]);
     check(
@@ -417,7 +416,7 @@ fn shared_atomics_and_narrow_accesses() {
         warp(
             "cvt.u64.u32 %d1, %w15;\nmov.u64 %d0, tile;\nadd.s64 %d1, %d0, %d1;\nor.b32 %w1, %w15, 128;\nst.shared.u8 [%d1], %w1;\nld.shared.s8 %w0, [%d1];"
         ),
-        each(&|lane| (lane | 0xffff_ff80))
+        each(&|lane| lane | 0xffff_ff80)
     );
 }
 

@@ -397,7 +397,11 @@ impl Warp {
                 };
                 if CHECKS {
                     // An atomic reads too; what was never written is reported before the write marks it.
-                    self.touch_shared(room, me, at, lane, place, op.size, false, true);
+                    if room.shared.is_unwritten(place, op.size) {
+                        room.report(Check::UninitializedShared, at, me, lane, || {
+                            format!("an atomic on {} bytes at shared offset {place}", op.size)
+                        });
+                    }
                     self.touch_shared(room, me, at, lane, place, op.size, true, true);
                 }
                 let mut bytes = [0u8; 8];

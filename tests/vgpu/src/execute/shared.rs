@@ -324,6 +324,11 @@ impl Shared {
         out
     }
 
+    /// Whether any of some bytes inside one word were never written.
+    pub fn is_unwritten(&self, at: usize, bytes: usize) -> bool {
+        self.checked && (at..at + bytes).any(|byte| self.written[byte / 4] >> (byte % 4) & 1 == 0)
+    }
+
     /// Marks bytes as awaiting an asynchronous copy, or as arrived.
     pub fn set_pending(&mut self, at: usize, bytes: usize, pending: bool) {
         if !self.checked {
