@@ -173,7 +173,11 @@ impl Allocation {
     #[inline]
     pub fn touch_quickly(&self, address: u64, bytes: usize, who: Toucher) -> Option<u32> {
         let offset = self.offset(address, bytes)?;
-        if offset % 4 != 0 || bytes % 4 != 0 || bytes == 0 || offset / PAGE != (offset + bytes - 1) / PAGE {
+        if offset % 4 != 0
+            || !bytes.is_multiple_of(4)
+            || bytes == 0
+            || offset / PAGE != (offset + bytes - 1) / PAGE
+        {
             return None;
         }
         let page =

@@ -173,11 +173,12 @@ impl Warp {
         atomic: bool,
     ) {
         let who = room.knowledge.toucher(room);
-        if !write && !atomic {
-            if let Some(fresh) = allocation.touch_quickly(address, bytes, who) {
-                room.counters.loads.unique_bytes += u64::from(fresh);
-                return;
-            }
+        if !write
+            && !atomic
+            && let Some(fresh) = allocation.touch_quickly(address, bytes, who)
+        {
+            room.counters.loads.unique_bytes += u64::from(fresh);
+            return;
         }
         let mut from = address;
         let end = address + bytes as u64;

@@ -174,7 +174,7 @@ impl Shared {
         if !self.checked {
             return out;
         }
-        if at % 4 == 0 && bytes % 4 == 0 && self.split.is_empty() {
+        if at.is_multiple_of(4) && bytes.is_multiple_of(4) && self.split.is_empty() {
             return self.touch_words(at / 4, bytes / 4, write, atomic, who, clocks);
         }
         let mut offset = at;
