@@ -39,7 +39,7 @@ impl Data {
         let data = Self(tempfile::tempdir().expect("a temporary folder"));
         let rows = |count: usize| -> String {
             let row = |i: usize| {
-                let (word, label) = if i % 2 == 0 { ("bad", 0) } else { ("good", 1) };
+                let (word, label) = if i.is_multiple_of(2) { ("bad", 0) } else { ("good", 1) };
                 format!("{{\"sentence\": \"a {word} film {i}\", \"label\": {label}}}\n")
             };
             (0..count).map(row).collect()

@@ -57,7 +57,8 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
         }
     }
 
-    let [w_k, w_v] = [w_k, w_v].map(|weight| cpu.weight(narrowed(&weight), total, width));
+    let [w_k, w_v] = [w_k, w_v]
+        .map(|weight| cpu.weight(narrowed(&weight), total, width, promptmix::backend::Readers::Many));
     let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
     let (q, h, d_o_rows) = (rows(&cpu, &q, total), rows(&cpu, &h, width), rows(&cpu, &d_o, total));
     let mut o_rows = cpu.rows(targets, total);

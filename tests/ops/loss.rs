@@ -36,7 +36,7 @@ fn check(count: usize, vocabulary: usize, width: usize) {
         add_scaled(d_row, -weights[row], embedding(label as usize));
     }
 
-    let head = cpu.weight(narrowed(&head), vocabulary, width);
+    let head = cpu.weight(narrowed(&head), vocabulary, width, promptmix::backend::Readers::Many);
     let hidden = rows(&cpu, &hidden, width);
     let what = format!("{count} rows, {vocabulary} words, D {width}");
     let mut d_rows = cpu.rows(count, width);
@@ -78,7 +78,7 @@ fn more_label_rows_than_share_a_pass() {
 #[test]
 fn a_vocabulary_of_one_word_costs_nothing() {
     let cpu = cpu();
-    let head = cpu.weight(vec![1.0, -2.0, 3.0], 1, 3);
+    let head = cpu.weight(vec![1.0, -2.0, 3.0], 1, 3, promptmix::backend::Readers::Many);
     let mut d_hidden = cpu.rows(2, 3);
     let loss =
         cpu.loss(&rows(&cpu, &numbers(1, 6, 1.0), 3), &head, &[0, 0], &[1.0, 1.0], Some(&mut d_hidden));
@@ -96,11 +96,12 @@ fn ties_go_to_the_lowest_word() {
         for word in tied {
             head[word * width..(word + 1) * width].copy_from_slice(&[2.0, 2.0, 2.0]);
         }
-        let head = cpu.weight(narrowed(&head), vocabulary, width);
+        let head = cpu.weight(narrowed(&head), vocabulary, width, promptmix::backend::Readers::Many);
         let loss = cpu.loss(&rows(&cpu, &[1.0; 3], width), &head, &[7], &[1.0], None);
         assert_eq!(loss.greedy, [tied[0] as u32]);
     }
-    let zeros = cpu.weight(vec![0.0; vocabulary * width], vocabulary, width);
+    let zeros =
+        cpu.weight(vec![0.0; vocabulary * width], vocabulary, width, promptmix::backend::Readers::Many);
     assert_eq!(cpu.loss(&rows(&cpu, &[1.0; 3], width), &zeros, &[7], &[1.0], None).greedy, [0]);
 }
 
@@ -108,7 +109,7 @@ fn ties_go_to_the_lowest_word() {
 #[test]
 fn large_logits_neither_overflow_nor_vanish() {
     let cpu = cpu();
-    let head = cpu.weight(vec![300.0, 299.0, -300.0, 0.0], 4, 1);
+    let head = cpu.weight(vec![300.0, 299.0, -300.0, 0.0], 4, 1, promptmix::backend::Readers::Many);
     for label in 0..4 {
         let loss = cpu.loss(&rows(&cpu, &[1.0], 1), &head, &[label], &[1.0], None).negative_log_likelihood[0];
         let expected = (1.0 + (-1.0_f64).exp()).ln() + [0.0, 1.0, 600.0, 300.0][label as usize];

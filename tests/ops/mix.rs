@@ -96,7 +96,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
         expected_z.extend(z);
     }
 
-    let table = cpu.weight(narrowed(&table), vocabulary, width);
+    let table = cpu.weight(narrowed(&table), vocabulary, width, promptmix::backend::Readers::Many);
     let frozen = scorer.map(|_| cpu.sources(&narrowed(&frozen), sources, length, width));
     let state = cpu.state(&layout, &values, 1);
     let untouched = 77.0;
@@ -144,7 +144,7 @@ fn a_plain_prompt_is_written_as_it_is() {
     let values = numbers(3, layout.len(), 1.0);
     let example = Example { source: vec![1], target: vec![1], ..Example::default() };
     let batch = Batch::pack(&[example], 9, 0, 2).expect("a batch");
-    let table = cpu.weight(vec![0.5; 14], 2, 7);
+    let table = cpu.weight(vec![0.5; 14], 2, 7, promptmix::backend::Readers::Many);
     let mut x = rows(&cpu, &[1.0; 70], 7);
     let kept = cpu.mix(&Mixing::plain(), &table, None, &cpu.state(&layout, &values, 1), &batch, &mut x);
     assert_eq!(cpu.read(&x)[..63], values);
@@ -166,7 +166,7 @@ fn a_tie_in_the_key_goes_to_the_lowest_row() {
     let values = [0.0, 0.1, 2.0, 0.2, -1.0, 0.9, 2.0, 0.3];
     let example = Example { source: vec![0], target: vec![1], ..Example::default() };
     let batch = Batch::pack(&[example], length, 0, 2).expect("a batch");
-    let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width);
+    let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width, promptmix::backend::Readers::Many);
     let sources = cpu.sources(&[0.3; 8], 1, length, width);
     let mut state = cpu.state(&layout, &values, 1);
     let mut x = cpu.zeros(5, width);

@@ -23,7 +23,7 @@ pub fn narrowed(values: &[f64]) -> Vec<f32> {
 /// An activation that holds `values`: the rows of a table, looked up in order.
 pub fn rows(cpu: &Cpu<f32>, values: &[f64], width: usize) -> Rows<f32> {
     let count = values.len() / width;
-    let table = cpu.weight(narrowed(values), count, width);
+    let table = cpu.weight(narrowed(values), count, width, promptmix::backend::Readers::Many);
     let target = (1..=count as u32).map(|id| id.min(count as u32 - 1)).collect();
     let example = Example { source: vec![0], target, ..Example::default() };
     let lookup = Batch::pack(&[example], 1, 0, count).expect("a batch");
