@@ -41,6 +41,7 @@ pub struct Example {
 #[derive(Clone, Debug)]
 pub struct Batch {
     prompt_length: usize,
+    vocabulary: usize,
     source_ids: Vec<u32>,
     source_offsets: Vec<usize>,
     labels: Vec<u32>,
@@ -72,6 +73,7 @@ impl Batch {
         }
         let mut batch = Self {
             prompt_length,
+            vocabulary,
             source_ids: Vec::new(),
             source_offsets: vec![0],
             labels: Vec::new(),
@@ -124,7 +126,8 @@ impl Batch {
     /// `labels[b]`. Used to rank label strings and to decode a token at a time behind one encoding.
     ///
     /// # Errors
-    /// [`Error::Setting`] if there are not B of each, or an example's lengths differ or are zero.
+    /// [`Error::Setting`] if there are not B of each, an example's lengths differ or are zero, or a token lies outside
+    /// the vocabulary.
     pub fn with_decoder(&self, decoder_ids: &[Vec<u32>], labels: &[Vec<u32>]) -> Result<Self> {
         let fits = decoder_ids.len() == self.examples()
             && labels.len() == self.examples()
@@ -140,6 +143,15 @@ impl Batch {
                     self.examples()
                 ),
                 format!("{} and {} rows", decoder_ids.len(), labels.len()),
+                "",
+            ));
+        }
+        let tokens = decoder_ids.iter().chain(labels).flatten();
+        if let Some(id) = tokens.copied().find(|&id| id as usize >= self.vocabulary) {
+            return Err(Error::setting(
+                "decoder rows",
+                format!("token ids below {}", self.vocabulary),
+                format!("{id}: the tokenizer does not fit the model"),
                 "",
             ));
         }

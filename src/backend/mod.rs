@@ -57,6 +57,15 @@ impl Heads {
     }
 }
 
+/// How many rows read a weight at a time: a device may lay it out by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// All encoder rows, hundreds or thousands.
+    Many,
+    /// Decoder rows, or single rows by index.
+    Few,
+}
+
 /// The loss of a pass, on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
@@ -88,7 +97,7 @@ pub trait Backend: Sized {
     type Cache;
 
     /// Copies a row-major `[out, in]` matrix to the device.
-    fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight;
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
     /// An activation of `rows` × `width`, its content unspecified.
@@ -144,6 +153,7 @@ pub trait Backend: Sized {
 
     /// Writes the token rows of `x` (the decoder's are all token rows) from `table`'s rows, drops by `mask` over prompt
     /// and token rows alike, and writes r of every row with `epsilon`.
+    #[allow(clippy::too_many_arguments)]
     fn embed(
         &self,
         table: &Self::Weight,
@@ -332,6 +342,7 @@ pub trait Backend: Sized {
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache;
     /// Self attention of one new token an example against all tokens of the cache before it, which it joins: `qkv`
     /// \[B, 3·H·K\], `o` \[B, H·K\]. The last layer's call completes the token.
+    #[allow(clippy::too_many_arguments)]
     fn decode_self_attention(
         &self,
         layer: usize,

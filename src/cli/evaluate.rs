@@ -8,9 +8,9 @@ use super::progress;
 use super::train::DecodingName;
 use crate::data::Split;
 use crate::error::Result;
-use crate::evaluate::TrainedRun;
+use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, Frozen, RunFolder};
+use crate::train::{self, RunFolder, TrainedRun};
 
 /// Flags of `promptmix evaluate`.
 #[derive(Debug, clap::Args)]

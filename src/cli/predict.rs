@@ -10,11 +10,11 @@ use super::device::Device;
 use super::train::DecodingName;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::evaluate::TrainedRun;
 use crate::files;
+use crate::model::Frozen;
 use crate::pretrained;
 use crate::tasks::Row;
-use crate::train::{Frozen, RunFolder};
+use crate::train::{RunFolder, TrainedRun};
 
 /// Rows answered at a time: what is in memory of a long file.
 const CHUNK: usize = 256;

@@ -10,8 +10,9 @@ use super::progress::Shown;
 use crate::backend::Scorer;
 use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Schedule};
 use crate::error::{Error, Result};
+use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{Frozen, Monitor, RunFolder, Trainer};
+use crate::train::{Monitor, RunFolder, Trainer};
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]

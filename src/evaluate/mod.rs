@@ -1,17 +1,12 @@
 //! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
-mod run;
-
-pub use run::TrainedRun;
-
 use crate::backend::{Backend, Batch, Example};
 use crate::config::Decoding;
 use crate::data::Examples;
 use crate::error::Result;
 use crate::metrics::Scores;
-use crate::model::{Mixture, Pass};
+use crate::model::{Frozen, Mixture, Pass};
 use crate::tasks::Task;
-use crate::train::Frozen;
 
 /// How a set of examples is answered and judged.
 pub struct Evaluator<'a, B: Backend> {

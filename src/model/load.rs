@@ -2,7 +2,7 @@
 
 use super::position;
 use super::{DecoderLayer, EncoderLayer, T5};
-use crate::backend::{Activation, Backend, Heads};
+use crate::backend::{Activation, Backend, Heads, Readers};
 use crate::error::Result;
 use crate::pretrained::{self, Checkpoint, T5Config};
 
@@ -65,7 +65,7 @@ impl<B: Backend> T5<B> {
         let mut embedding = vec![0.0; config.vocab_size * d];
         tensors.embedding_into(&mut embedding)?;
         let tied = tensors.output_is_tied()?;
-        let embedding = backend.weight(embedding, config.vocab_size, d);
+        let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Few);
 
         let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
         let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
@@ -98,13 +98,14 @@ impl<B: Backend> T5<B> {
                 w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
             });
         }
-        let decoder_gain = backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d);
+        let decoder_gain =
+            backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Few);
         let head = if tied {
             None
         } else {
             let mut head = vec![0.0; config.vocab_size * d];
             tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
-            Some(backend.weight(head, config.vocab_size, d))
+            Some(backend.weight(head, config.vocab_size, d, Readers::Few))
         };
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
@@ -127,6 +128,10 @@ impl<B: Backend> T5<B> {
     }
 }
 
+fn readers(block: &str) -> Readers {
+    if block.starts_with("encoder") { Readers::Many } else { Readers::Few }
+}
+
 struct Loader<'a, B, T> {
     backend: &'a B,
     tensors: &'a T,
@@ -143,7 +148,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
     fn plain(&self, block: &str, name: &str, out: usize, input: usize) -> Result<B::Weight> {
         let mut values = vec![0.0; out * input];
         self.tensors.read_into(&format!("{block}.{name}.weight"), &[out, input], &mut values)?;
-        Ok(self.backend.weight(values, out, input))
+        Ok(self.backend.weight(values, out, input, readers(block)))
     }
 
     /// The named \[out, D\] matrices stacked, with the gain of the block's own norm folded in.
@@ -163,7 +168,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
                 *value *= gain;
             }
         }
-        Ok(self.backend.weight(values, names.len() * out, d))
+        Ok(self.backend.weight(values, names.len() * out, d, readers(block)))
     }
 
     fn bias(&self, stack: &str, bidirectional: bool) -> Result<B::PositionBias> {

@@ -5,12 +5,14 @@
 
 mod decoder;
 mod encoder;
+mod frozen;
 mod load;
 pub mod position;
 mod step;
 
 pub use decoder::Decoding;
 pub use encoder::Encoding;
+pub use frozen::Frozen;
 pub use load::Tensors;
 pub use step::{StepLoss, label_weights};
 
@@ -93,6 +95,9 @@ pub struct Mixture<B: Backend> {
     pub layout: StateLayout,
 }
 
+/// Called with every activation and its name.
+pub type Observer<'a, B> = dyn FnMut(&str, &<B as Backend>::Rows) + 'a;
+
 /// How a pass is run.
 pub struct Pass<'a, B: Backend> {
     /// The step's dropout; `None` in evaluation.
@@ -100,7 +105,7 @@ pub struct Pass<'a, B: Backend> {
     /// Keep what backward needs.
     pub keep: bool,
     /// Called with every activation and its name, in the order of computation.
-    pub observe: Option<&'a mut dyn FnMut(&str, &B::Rows)>,
+    pub observe: Option<&'a mut Observer<'a, B>>,
 }
 
 impl<B: Backend> Pass<'_, B> {

@@ -225,8 +225,10 @@ impl Checkpoint {
             let entry = file.checked_entry(stored, shape)?;
             // Lengths and separators make the hashed sequence unambiguous.
             hasher.update(format!("{name}\n{shape:?}\n{}\n", entry.element.name()));
-            hasher.update(&*file.data(stored, entry)?);
-            file.release(entry);
+            file.visit(stored, entry, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?;
         }
         let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(self.sha256.get_or_init(|| hash))

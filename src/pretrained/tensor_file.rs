@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 const SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
 /// Elements converted at a time; two bytes each, so a block stays in the first-level cache.
 const BLOCK: usize = 2048;
+/// Bytes that are shown at a time when a tensor is read: a multiple of every element's width, large against a page.
+const VISITED_BYTES: usize = 2 << 20;
 /// Mapped ranges below this are left to the system; above it their pages are handed back after they were read.
 #[cfg(unix)]
 const RELEASED_BYTES: usize = 64 << 10;
@@ -111,7 +113,7 @@ impl TensorFile {
     }
 
     /// Opens what `torch.save` of PyTorch 1.6 or newer wrote: a dictionary of tensors, or one bare tensor, which gets
-    /// the empty name. No code in the file is executed; see [`super::torch_pickle`].
+    /// the empty name. No code in the file is executed.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be opened, [`Error::Format`] if it is broken or older than PyTorch 1.6,
@@ -200,18 +202,48 @@ impl TensorFile {
                 "",
             ));
         }
+        let mut rest = values;
+        let mut index = 0;
+        self.visit(name, entry, |bytes| {
+            let count = bytes.len() / entry.element.bytes().unwrap_or(1);
+            let Some((chunk, after)) = std::mem::take(&mut rest).split_at_mut_checked(count) else {
+                return Err(Error::tensor(name, format!("{elements} elements"), "more", ""));
+            };
+            rest = after;
+            convert(entry.element, bytes, chunk);
+            match chunk.iter().position(|value| !value.is_finite()) {
+                None => {
+                    index += count;
+                    Ok(())
+                }
+                Some(at) => Err(Error::tensor(
+                    name,
+                    "finite values",
+                    format!("{} at index {} in {}", chunk[at], index + at, self.path.display()),
+                    "the file is damaged or its training diverged; fetch or export it again",
+                )),
+            }
+        })
+    }
+
+    /// Shows `visit` the tensor's bytes in row-major order, a whole number of elements at a time, and hands each part's
+    /// pages back to the system, so that a large tensor is never resident as a whole beside its copy.
+    pub(super) fn visit(
+        &self,
+        name: &str,
+        entry: &Entry,
+        mut visit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let data = self.data(name, entry)?;
-        convert(entry.element, &data, values);
-        self.bytes.release(entry.bytes.clone());
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(index) => Err(Error::tensor(
-                name,
-                "finite values",
-                format!("{} at index {index} in {}", values[index], self.path.display()),
-                "the file is damaged or its training diverged; fetch or export it again",
-            )),
+        for (number, part) in data.chunks(VISITED_BYTES).enumerate() {
+            visit(part)?;
+            if let Cow::Borrowed(_) = data {
+                let from = entry.bytes.start + number * VISITED_BYTES;
+                self.bytes.release(from..from + part.len());
+            }
         }
+        self.bytes.release(entry.bytes.clone());
+        Ok(())
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry> {

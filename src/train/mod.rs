@@ -4,6 +4,7 @@ mod initial;
 mod log;
 mod run_folder;
 mod schedule;
+mod trained_run;
 mod trainer;
 
 pub(crate) use initial::normal;
@@ -11,43 +12,12 @@ pub use initial::{Start, similarity, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
 pub use run_folder::{Checkpoint, RunFolder, Saved};
 pub use schedule::factor;
+pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
-pub(crate) use trainer::{load_sources, mixture};
 
-use std::path::Path;
-
-use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::model::T5;
-use crate::pretrained::{self, Tokenizer};
 use crate::tasks::Task;
-
-/// What every run on one model shares: it is read once and never changes.
-pub struct Frozen<'a, B: Backend> {
-    /// The device.
-    pub backend: &'a B,
-    /// T5 on it.
-    pub model: T5<B>,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// SHA-256 of the model's tensors, which prompts carry.
-    pub model_hash: String,
-}
-
-impl<'a, B: Backend> Frozen<'a, B> {
-    /// Reads the model in `folder` and copies it to the device; the files are let go again.
-    ///
-    /// # Errors
-    /// Those of reading a checkpoint or a tokenizer.
-    pub fn load(backend: &'a B, folder: &Path) -> Result<Self> {
-        let checkpoint = pretrained::Checkpoint::open(folder)?;
-        let tokenizer = Tokenizer::open(folder, checkpoint.config())?;
-        let model_hash = checkpoint.sha256()?.to_owned();
-        let model = T5::load(backend, &checkpoint)?;
-        Ok(Self { backend, model, tokenizer, model_hash })
-    }
-}
 
 /// The task that a run's settings describe.
 ///

@@ -7,13 +7,13 @@ use super::initial::{self, Start};
 use super::log::{Monitor, StepRecord, ValidationRecord};
 use super::run_folder::{Checkpoint, RunFolder};
 use super::schedule::factor;
-use super::{Frozen, task};
+use super::task;
 use crate::backend::{Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, Side, StateLayout};
 use crate::config::{Method, RunConfig};
 use crate::data::{Batches, ExampleSettings, Examples, FewShot, Part, Split, Splits};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Mixture, Pass};
+use crate::model::{Frozen, Mixture, Pass};
 use crate::prompts::{Prompt, PromptMetadata};
 use crate::tasks::{Purpose, Task};
 
@@ -434,7 +434,7 @@ fn method_name(method: Method) -> &'static str {
 }
 
 /// The source prompts of `config`, which must fit the model and have its prompt length.
-pub(crate) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<Vec<Prompt>> {
+pub(super) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<Vec<Prompt>> {
     let width = frozen.model.config().d_model;
     let sources = if config.sources.is_empty() {
         Vec::new()
@@ -456,7 +456,7 @@ pub(crate) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfi
 }
 
 /// The mixture that `config` describes, its sources on the device.
-pub(crate) fn mixture<B: Backend>(
+pub(super) fn mixture<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
     sources: &[Prompt],

@@ -45,6 +45,25 @@ fn a_block_boundary_loses_nothing_in_sixteen_bits() {
 }
 
 #[test]
+fn a_tensor_longer_than_one_visit_is_whole_and_counts_its_indices_through() {
+    // 3 MB in sixteen bits and 6 MB in thirty-two: each more than the two that are read at a time, and no multiple.
+    let mut config = tiny::config();
+    config.vocab_size = 190_001;
+    let mut tensors = tiny::tensors(&config);
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+        let folder = tempdir().expect("folder");
+        tiny::write(folder.path(), &config, &tensors, dtype);
+        let checkpoint = Checkpoint::open(folder.path()).expect("complete");
+        assert!(checkpoint.embedding().expect("shared") == tensors["shared.weight"].1, "{dtype:?}");
+    }
+    tensors.get_mut("shared.weight").expect("there").1[1_500_001] = f32::NAN;
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect("opens").embedding().expect_err("not finite");
+    assert!(error.to_string().contains("NaN at index 1500001 "), "{error}");
+}
+
+#[test]
 fn the_wrong_shape_or_room_is_refused() {
     let folder = tempdir().expect("folder");
     tiny::write(folder.path(), &tiny::config(), &tiny::tensors(&tiny::config()), Dtype::F32);

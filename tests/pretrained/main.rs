@@ -1,5 +1,6 @@
 //! Reading a T5: its configuration and its weights, good, broken and hostile.
 
+mod broken;
 mod checkpoint;
 mod config;
 mod hub;

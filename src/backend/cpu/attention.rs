@@ -11,11 +11,11 @@ use super::Cpu;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Rows, split_rows};
-use super::vector::{add_scaled, dot, exponentials, maximum, multiply, scale};
+use super::vector::{add_and_maximum, dot, exponentials, multiply, scale, vectorised};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
 
 /// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
-const TILE: usize = 128;
+const TILE: usize = 256;
 
 /// One short row of bias a head, for key - query from -reach to +reach; beyond, the end values hold.
 #[derive(Debug)]
@@ -126,17 +126,25 @@ pub(super) fn self_attention<E: Element>(
             let tile = Tile::of_example(batch, side, *b, mask, &bias, queries.clone());
             let mut scores = cpu.pool.take(queries.len() * tile.keys.len());
             let mut multipliers = cpu.pool.take(if mask.is_some() { scores.len() } else { 0 });
+            let mut sums = cpu.pool.take(queries.len());
             for head in 0..heads.count {
                 let columns = HeadColumns::new(heads, head);
-                tile.scores(cpu, heads, &columns, head, qkv, &mut scores);
+                tile.scores(cpu, heads, &columns, qkv, &mut scores);
                 let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
-                cpu.arch.dispatch(|| tile.softmax(&mut scores, log_sum_exp));
-                cpu.arch.dispatch(|| tile.drop(head, &mut scores, &mut multipliers));
+                vectorised!(cpu, tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
+                vectorised!(cpu, tile.drop(head, &mut scores, &mut multipliers));
                 let (m, n) = (queries.len(), tile.keys.len());
                 let v = &qkv[tile.keys.start * columns.stride + columns.v..];
-                let o = ViewMut::new(&mut o[head * heads.width..], m, heads.width, heads.total());
+                let o = &mut o[head * heads.width..];
+                let destination = ViewMut::new(o, m, heads.width, heads.total());
                 let v = View::new(v, n, heads.width, columns.stride);
-                cpu.multiply_alone(o, false, View::new(&scores, m, n, n), v);
+                cpu.multiply_alone(destination, false, View::new(&scores, m, n, n), v);
+                // The softmax's division is left for here: a head's rows are narrower than its keys are many.
+                vectorised!(cpu, {
+                    for (o, &sum) in o.chunks_mut(heads.total()).zip(&*sums) {
+                        scale(&mut o[..heads.width], E::one() / sum);
+                    }
+                });
             }
         });
     });
@@ -226,11 +234,11 @@ fn backward_tile<E: Element>(
     let mut p = cpu.pool.take(m * n);
     let mut ds = cpu.pool.take(m * n);
     let mut multipliers = cpu.pool.take(if tile.mask.is_some() { m * n } else { 0 });
-    tile.scores(cpu, heads, &columns, head, example.qkv, &mut p);
+    tile.scores(cpu, heads, &columns, example.qkv, &mut p);
     let d_o_view = View::new(d_o, m, width, heads.total());
     let v = View::new(at(tile.keys.start, columns.v), n, width, stride);
     cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v.transposed());
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
         for row in 0..m {
             let span = row * n..(row + 1) * n;
@@ -238,7 +246,15 @@ fn backward_tile<E: Element>(
             let delta = dot(&d_o[start..start + width], &o[start..start + width]);
             let multipliers = if multipliers.is_empty() { None } else { Some(&multipliers[span.clone()]) };
             let log_sum_exp = log_sum_exp[row * heads.count + head];
-            tile.softmax_backward(row, log_sum_exp, delta, multipliers, &mut p[span.clone()], &mut ds[span]);
+            tile.softmax_backward(
+                head,
+                row,
+                log_sum_exp,
+                delta,
+                multipliers,
+                &mut p[span.clone()],
+                &mut ds[span],
+            );
         }
     });
     let ds = View::new(&ds, m, n, n);
@@ -288,16 +304,8 @@ impl<'a, E: Element> Tile<'a, E> {
         }
     }
 
-    /// q k^T + bias, \[queries, keys\].
-    fn scores(
-        &self,
-        cpu: &Cpu<E>,
-        heads: Heads,
-        columns: &HeadColumns,
-        head: usize,
-        qkv: &[E],
-        scores: &mut [E],
-    ) {
+    /// q k^T, \[queries, keys\]: the bias joins in the pass that follows.
+    fn scores(&self, cpu: &Cpu<E>, heads: Heads, columns: &HeadColumns, qkv: &[E], scores: &mut [E]) {
         let (m, n) = (self.queries.len(), self.keys.len());
         let q = View::new(
             &qkv[self.queries.start * columns.stride + columns.q..],
@@ -308,11 +316,6 @@ impl<'a, E: Element> Tile<'a, E> {
         let k =
             View::new(&qkv[self.keys.start * columns.stride + columns.k..], n, heads.width, columns.stride);
         cpu.multiply_alone(ViewMut::new(scores, m, n, n), false, q, k.transposed());
-        cpu.arch.dispatch(|| {
-            for (query, row) in self.queries.clone().zip(scores.chunks_exact_mut(n)) {
-                add_scaled(row, E::one(), self.bias.row(head, query, self.keys.clone()));
-            }
-        });
     }
 
     /// How many of the tile's keys the query of `row` may see.
@@ -321,15 +324,22 @@ impl<'a, E: Element> Tile<'a, E> {
         if self.causal { (self.queries.start + row + 1).min(self.keys.len()) } else { self.keys.len() }
     }
 
-    /// Scores become probabilities; each row's log-sum-exp goes out.
+    /// Scores become e^(score + bias - most) of their row; each row's sum and log-sum-exp go out.
     #[inline(always)]
-    fn softmax<'b>(&self, scores: &mut [E], log_sum_exp: impl Iterator<Item = &'b mut E>) {
+    fn softmax<'b>(
+        &self,
+        head: usize,
+        scores: &mut [E],
+        log_sum_exp: impl Iterator<Item = &'b mut E>,
+        sums: &mut [E],
+    ) {
         let n = self.keys.len();
-        for (row, (scores, log_sum_exp)) in scores.chunks_exact_mut(n).zip(log_sum_exp).enumerate() {
+        let rows = scores.chunks_exact_mut(n).zip(log_sum_exp).zip(sums);
+        for (row, ((scores, log_sum_exp), sum)) in rows.enumerate() {
             let (seen, hidden) = scores.split_at_mut(self.visible(row));
-            let most = maximum(seen);
-            let sum = exponentials(seen, most);
-            scale(seen, E::one() / sum);
+            let bias = self.bias.row(head, self.queries.start + row, self.keys.clone());
+            let most = add_and_maximum(seen, bias);
+            *sum = exponentials(seen, most);
             hidden.fill(E::zero());
             *log_sum_exp = most + sum.ln();
         }
@@ -337,8 +347,10 @@ impl<'a, E: Element> Tile<'a, E> {
 
     /// Scores become probabilities times the mask in `p`; `ds` turns from d_p to p·(d_p·mask - delta).
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // a row of each operand
     fn softmax_backward(
         &self,
+        head: usize,
         row: usize,
         log_sum_exp: E,
         delta: E,
@@ -350,17 +362,17 @@ impl<'a, E: Element> Tile<'a, E> {
         p[visible..].fill(E::zero());
         ds[visible..].fill(E::zero());
         let (p, ds) = (&mut p[..visible], &mut ds[..visible]);
-        for p in p.iter_mut() {
-            *p = (*p - log_sum_exp).exponential();
-        }
+        let bias = self.bias.row(head, self.queries.start + row, self.keys.clone());
         match mask {
             None => {
-                for (ds, &p) in ds.iter_mut().zip(&*p) {
-                    *ds = p * (*ds - delta);
+                for ((ds, p), &bias) in ds.iter_mut().zip(p).zip(bias) {
+                    *p = (*p + bias - log_sum_exp).exponential();
+                    *ds = *p * (*ds - delta);
                 }
             }
             Some(mask) => {
-                for ((ds, p), &multiplier) in ds.iter_mut().zip(p).zip(mask) {
+                for (((ds, p), &multiplier), &bias) in ds.iter_mut().zip(p).zip(mask).zip(bias) {
+                    *p = (*p + bias - log_sum_exp).exponential();
                     *ds = *p * (*ds * multiplier - delta);
                     *p = *p * multiplier;
                 }

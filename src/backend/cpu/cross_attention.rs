@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Blocks, Rows, split_rows};
-use super::vector::{dot, exponentials, maximum, multiply, scale};
+use super::vector::{dot, exponentials, maximum, multiply, scale, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, CrossAttention, Side};
 
@@ -119,10 +119,10 @@ pub(super) fn cross_attention<E: Element>(
                     }
                 }
             }
-            cpu.arch.dispatch(|| softmax(p, n));
+            vectorised!(cpu, softmax(p, n));
             let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
             let p = if cross.mask.is_some() {
-                cpu.arch.dispatch(|| {
+                vectorised!(cpu, {
                     fill_mask(batch, cross, b, n, &mut dropped);
                     multiply(&mut dropped, p);
                 });
@@ -294,7 +294,8 @@ fn per_head<E: Element>(
     let (from_step, to_step) = if narrowing { (width, head_width) } else { (head_width, width) };
     from.expect_shape(from.rows, heads * from_step, "from");
     to.expect_shape(from.rows, heads * to_step, "to");
-    let size = from.rows.div_ceil(cpu.threads()).max(16);
+    // By the rows alone: the GEMM crate sums small products in another order, so a cut by threads would show in the bytes.
+    let size = from.rows.div_ceil(8).clamp(16, 128);
     cpu.run(|| {
         to.data.par_chunks_mut(size * heads * to_step).enumerate().for_each(|(block, to)| {
             let rows = to.len() / (heads * to_step);
@@ -330,7 +331,7 @@ fn softmax_backward<E: Element>(
     ds: &mut [E],
 ) -> super::pool::Buffer<E> {
     let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         if cross.mask.is_some() {
             fill_mask(batch, cross, b, n, &mut dropped);
             multiply(ds, &dropped);

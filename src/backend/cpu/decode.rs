@@ -4,7 +4,7 @@ use super::Cpu;
 use super::attention::PositionBias;
 use super::element::Element;
 use super::rows::Rows;
-use super::vector::{add_scaled, dot, exponentials, maximum, scale};
+use super::vector::{add_scaled, dot, exponentials, maximum, scale, vectorised};
 use crate::backend::Heads;
 
 /// Keys and values decoded so far, per layer \[B, length, 2·H·K\].
@@ -42,7 +42,7 @@ pub(super) fn self_attention<E: Element>(
         let row = qkv.row(b);
         kv[position * 2 * total..(position + 1) * 2 * total].copy_from_slice(&row[total..]);
         let o = o.row_mut(b);
-        cpu.arch.dispatch(|| attend(heads, &biases, &row[..total], &kv[..(position + 1) * 2 * total], o));
+        vectorised!(cpu, attend(heads, &biases, &row[..total], &kv[..(position + 1) * 2 * total], o));
     }
 }
 

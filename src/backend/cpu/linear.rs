@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::rows::{Blocks, RowMask, Rows};
-use super::vector::{add_scaled, dot, multiply, reciprocal_rms, scale};
+use super::vector::{add_scaled, dot, multiply, reciprocal_rms, scale, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Activation, Batch, FeedForward, Mask, Scope, Side};
 
@@ -30,18 +30,12 @@ pub(super) fn project<E: Element>(
             let rows = z.len() / weight.out;
             let first = block * blocks.size;
             let mut scaled = cpu.pool.take(rows * width);
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 scaled.copy_from_slice(x.range(first..first + rows));
                 scale_rows(&mut scaled, width, &r.values()[first..first + rows]);
             });
             let x = View::new(&scaled, rows, width, width);
-            cpu.multiply(
-                ViewMut::new(z, rows, weight.out, weight.out),
-                false,
-                x,
-                weight.transposed(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(z, rows, weight.out, weight.out), false, x, weight.forward(), blocks);
         });
     });
 }
@@ -119,13 +113,7 @@ pub(super) fn add_project<E: Element>(
             let first = block * blocks.size;
             let rows = first..first + r_next.len();
             let y = View::new(y.range(rows.clone()), rows.len(), y.width, y.width);
-            cpu.multiply(
-                ViewMut::new(x_next, rows.len(), width, width),
-                false,
-                y,
-                weight.transposed(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(x_next, rows.len(), width, width), false, y, weight.forward(), blocks);
             finish_sublayer(cpu, mask.as_ref(), first, epsilon, x.range(rows), x_next, r_next);
         });
     });
@@ -213,35 +201,29 @@ pub(super) fn feed_forward<E: Element>(
             let mut z = cpu.pool.take(rows * pre_width);
             let x = x.range(first..first + rows);
             let destination = ViewMut::new(&mut z, rows, pre_width, pre_width);
-            cpu.multiply(
-                destination,
-                false,
-                View::new(x, rows, width, width),
-                layer.w_in.transposed(),
-                blocks,
-            );
+            cpu.multiply(destination, false, View::new(x, rows, width, width), layer.w_in.forward(), blocks);
             let r = &r.values()[first..first + rows];
             let mut multipliers = cpu.pool.take(if inner.is_some() { rows * hidden } else { 0 });
-            cpu.arch.dispatch(|| {
-                scale_rows(&mut z, pre_width, r);
+            vectorised!(cpu, {
                 if let Some(inner) = &inner {
                     inner.fill(first, hidden, &mut multipliers);
+                }
+                if gated {
+                    scale_rows(&mut z, pre_width, r);
                 }
             });
             if let Some(kept) = kept {
                 kept.copy_from_slice(&z);
             }
             let positive = positive.as_deref_mut();
-            cpu.arch.dispatch(|| activate(layer.activation, hidden, &mut z, &multipliers, positive));
+            if gated {
+                vectorised!(cpu, gate(layer.activation, hidden, &mut z, &multipliers));
+            } else {
+                vectorised!(cpu, relu(hidden, &mut z, r, &multipliers, positive));
+            }
             // A gated row's product stands in the first half of its pre-activations.
             let h = View::new(&z, rows, hidden, pre_width);
-            cpu.multiply(
-                ViewMut::new(x_next, rows, width, width),
-                false,
-                h,
-                layer.w_out.transposed(),
-                blocks,
-            );
+            cpu.multiply(ViewMut::new(x_next, rows, width, width), false, h, layer.w_out.forward(), blocks);
             finish_sublayer(cpu, output.as_ref(), first, layer.epsilon, x, x_next, r_next);
         });
     });
@@ -290,12 +272,12 @@ pub(super) fn feed_forward_backward<E: Element>(
                 None => {
                     let scale = layer.inner_mask.map_or(1.0, |(step, _)| step.scale());
                     let positive = &kept.positive[first * row_bytes..(first + rows) * row_bytes];
-                    cpu.arch.dispatch(|| relu_backward(hidden, &mut dz, positive, E::from_f64(scale)));
+                    vectorised!(cpu, relu_backward(hidden, &mut dz, positive, E::from_f64(scale)));
                 }
                 Some(pre_activations) => {
                     let mut multipliers = cpu.pool.take(if inner.is_some() { rows * hidden } else { 0 });
                     let z = pre_activations.range(range.clone());
-                    cpu.arch.dispatch(|| {
+                    vectorised!(cpu, {
                         if let Some(inner) = &inner {
                             inner.fill(first, hidden, &mut multipliers);
                         }
@@ -329,7 +311,7 @@ fn finish_sublayer<E: Element>(
 ) {
     let width = x_next.len() / r_next.len();
     let mut multipliers = cpu.pool.take(if mask.is_some() { x_next.len() } else { 0 });
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         if let Some(mask) = mask {
             mask.fill(first, width, &mut multipliers);
             multiply(x_next, &multipliers);
@@ -360,7 +342,7 @@ fn add_norm_backward<E: Element>(
     let width = weight.input;
     let mut g = cpu.pool.take(r.len() * width);
     cpu.multiply(ViewMut::new(&mut g, r.len(), width, width), false, dz, weight.view(), blocks);
-    cpu.arch.dispatch(|| norm_backward(&g, x, r, d_x));
+    vectorised!(cpu, norm_backward(&g, x, r, d_x));
 }
 
 /// d_x += r·g - r³·(<g, x> / D)·x, row by row.
@@ -385,7 +367,7 @@ pub(super) fn masked<E: Element>(
     rows: &[E],
 ) -> super::pool::Buffer<E> {
     let mut dropped = cpu.pool.take(rows.len());
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         mask.fill(first, width, &mut dropped);
         multiply(&mut dropped, rows);
     });
@@ -399,42 +381,52 @@ fn scale_rows<E: Element>(rows: &mut [E], width: usize, factors: &[E]) {
     }
 }
 
-/// Pre-activations become hidden values, times `multipliers` if there are any; `positive` takes ReLU's bits.
+/// z = max(0, r·z), times `multipliers` if there are any; `positive` takes a bit an element, in one pass over each row.
 #[inline(always)]
-fn activate<E: Element>(
-    activation: Activation,
-    hidden: usize,
-    z: &mut [E],
-    multipliers: &[E],
-    positive: Option<&mut [u8]>,
-) {
-    match activation {
-        Activation::Relu => {
-            for z in z.iter_mut() {
-                *z = if *z < E::zero() { E::zero() } else { *z };
+fn relu<E: Element>(hidden: usize, z: &mut [E], r: &[E], multipliers: &[E], positive: Option<&mut [u8]>) {
+    let row_bytes = hidden.div_ceil(8);
+    let mut bits = positive.map(|positive| positive.chunks_exact_mut(row_bytes));
+    for (row, (z, &r)) in z.chunks_exact_mut(hidden).zip(r).enumerate() {
+        for z in z.iter_mut() {
+            let scaled = *z * r;
+            *z = if scaled < E::zero() { E::zero() } else { scaled };
+        }
+        if !multipliers.is_empty() {
+            multiply(z, &multipliers[row * hidden..(row + 1) * hidden]);
+        }
+        if let Some(bytes) = bits.as_mut().and_then(Iterator::next) {
+            let (groups, rest) = z.as_chunks::<8>();
+            for (group, byte) in groups.iter().zip(&mut *bytes) {
+                *byte = positive_bits(group);
             }
-            if !multipliers.is_empty() {
-                multiply(z, multipliers);
-            }
-            if let Some(positive) = positive {
-                let row_bytes = hidden.div_ceil(8);
-                for (z, bytes) in z.chunks_exact(hidden).zip(positive.chunks_exact_mut(row_bytes)) {
-                    for (z, byte) in z.chunks(8).zip(bytes) {
-                        *byte = z.iter().rev().fold(0, |bits, &z| bits << 1 | u8::from(z > E::zero()));
-                    }
-                }
+            if let Some(byte) = bytes.get_mut(groups.len()) {
+                *byte = rest.iter().rev().fold(0, |bits, &z| bits << 1 | u8::from(z > E::zero()));
             }
         }
-        gated => {
-            for (row, z) in z.chunks_exact_mut(2 * hidden).enumerate() {
-                let (gate, linear) = z.split_at_mut(hidden);
-                for (gate, &linear) in gate.iter_mut().zip(&*linear) {
-                    *gate = gate_value(gated, *gate).0 * linear;
-                }
-                if !multipliers.is_empty() {
-                    multiply(gate, &multipliers[row * hidden..(row + 1) * hidden]);
-                }
-            }
+    }
+}
+
+/// One bit an element, set where it is above zero; a tree of ors, which vectorises where a chain of shifts does not.
+#[inline(always)]
+fn positive_bits<E: Element>(group: &[E; 8]) -> u8 {
+    let mut bits = [0_u32; 8];
+    for (bit, (bits, &z)) in bits.iter_mut().zip(group).enumerate() {
+        *bits = u32::from(z > E::zero()) << bit;
+    }
+    let quarters = [bits[0] | bits[4], bits[1] | bits[5], bits[2] | bits[6], bits[3] | bits[7]];
+    (quarters[0] | quarters[2] | quarters[1] | quarters[3]) as u8
+}
+
+/// Both pre-activations become hidden values in the first half of each row, times `multipliers` if there are any.
+#[inline(always)]
+fn gate<E: Element>(activation: Activation, hidden: usize, z: &mut [E], multipliers: &[E]) {
+    for (row, z) in z.chunks_exact_mut(2 * hidden).enumerate() {
+        let (gate, linear) = z.split_at_mut(hidden);
+        for (gate, &linear) in gate.iter_mut().zip(&*linear) {
+            *gate = gate_value(activation, *gate).0 * linear;
+        }
+        if !multipliers.is_empty() {
+            multiply(gate, &multipliers[row * hidden..(row + 1) * hidden]);
         }
     }
 }
@@ -443,8 +435,9 @@ fn activate<E: Element>(
 fn relu_backward<E: Element>(hidden: usize, dz: &mut [E], positive: &[u8], scale: E) {
     for (dz, bytes) in dz.chunks_exact_mut(hidden).zip(positive.chunks_exact(hidden.div_ceil(8))) {
         for (dz, &byte) in dz.chunks_mut(8).zip(bytes) {
+            let byte = u32::from(byte);
             for (bit, dz) in dz.iter_mut().enumerate() {
-                *dz = if byte >> bit & 1 == 1 { *dz * scale } else { E::zero() };
+                *dz = if byte & (1 << bit) != 0 { *dz * scale } else { E::zero() };
             }
         }
     }

@@ -9,7 +9,7 @@ use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::pool::Buffer;
 use super::rows::Rows;
-use super::vector::{add_scaled, exponentials, maximum};
+use super::vector::{add_scaled, exponentials, maximum, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::Loss;
 
@@ -64,7 +64,7 @@ pub(super) fn loss<E: Element>(
             if let Some(d_hidden) = &mut d_hidden {
                 let d_row = d_hidden.row_mut(rows.start + row);
                 let weight = E::from_f64(row_weights[rows.start + row]);
-                cpu.arch.dispatch(|| {
+                vectorised!(cpu, {
                     d_row.fill(E::zero());
                     for (chunk, &factor) in partials.iter().zip(&factors) {
                         let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
@@ -100,7 +100,7 @@ fn partial<E: Element>(
         greedy: Vec::with_capacity(rows),
         weighted: cpu.pool.take(if with_gradient { rows * width } else { 0 }),
     };
-    cpu.arch.dispatch(|| {
+    vectorised!(cpu, {
         for (row, &label) in logits.chunks_exact_mut(n).zip(labels) {
             let label = (label as usize).checked_sub(vocabulary.start).filter(|&label| label < n);
             partial.label.push(label.map(|label| row[label]));

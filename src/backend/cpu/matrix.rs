@@ -57,6 +57,22 @@ fn in_bounds(length: usize, rows: usize, columns: usize, stride: usize) -> bool 
     rows == 0 || columns == 0 || (stride >= columns && (rows - 1) * stride + columns <= length)
 }
 
+/// The transpose of a row-major `rows` × `columns` matrix, written tile by tile so that both sides stay cached.
+pub fn transpose<E: Element>(values: &[E], rows: usize, columns: usize) -> Vec<E> {
+    const TILE: usize = 32;
+    let mut transposed = vec![E::zero(); values.len()];
+    for first_row in (0..rows).step_by(TILE) {
+        for first_column in (0..columns).step_by(TILE) {
+            for row in first_row..(first_row + TILE).min(rows) {
+                for column in first_column..(first_column + TILE).min(columns) {
+                    transposed[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    transposed
+}
+
 /// destination = lhs·rhs, or += when `accumulate`, on `threads` threads of the current pool. Returns the operations, a
 /// multiply-add being two.
 pub fn multiply<E: Element>(

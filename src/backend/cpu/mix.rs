@@ -11,7 +11,7 @@ use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::optimizer::State;
 use super::rows::{Blocks, Rows, split_rows};
-use super::vector::{add_scaled, dot, exponentials, maximum, maximum_into, scale};
+use super::vector::{add_scaled, dot, exponentials, maximum, maximum_or_nan_into, scale, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, Mixing, Scope, Scorer, Side, StateLayout};
 
@@ -161,7 +161,7 @@ pub(super) fn mix<E: Element>(
             let target = state.layout.target_prompt(batch.run(b), batch.target_prompt(b));
             let target = target.map(|range| &state.values[range]);
             let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 if together {
                     z.copy_from_slice(&frozen_part[b * sizes.prompt()..(b + 1) * sizes.prompt()]);
                 } else {
@@ -209,7 +209,7 @@ pub(super) fn mix_backward<E: Element>(
         if let Some(range) = state.layout.target_prompt(batch.run(b), batch.target_prompt(b)) {
             let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
             let d_target = &mut state.gradient[range];
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 let rows = d_target.chunks_exact_mut(sizes.width).zip(d_z(b).chunks_exact(sizes.width));
                 for (m, (d_target, d_z)) in rows.enumerate() {
                     let own = if attention.is_empty() {
@@ -250,10 +250,10 @@ fn pool_inputs<E: Element>(cpu: &Cpu<E>, table: &Weight<E>, batch: &Batch, poole
     pooled.resize(batch.examples() * table.input, E::zero());
     cpu.run(|| {
         pooled.par_chunks_mut(table.input).enumerate().for_each(|(b, pooled)| {
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 pooled.fill(E::neg_infinity());
                 for &id in batch.source(b).iter().chain(&batch.pooled_padding(b)) {
-                    maximum_into(pooled, table.row(id as usize));
+                    maximum_or_nan_into(pooled, table.row(id as usize));
                 }
             });
         });
@@ -349,7 +349,7 @@ fn score<E: Element>(
             let run = batch.run(b);
             let h = &h[b * sizes.width..(b + 1) * sizes.width];
             let inverse = E::one() / temperature(mixing, state, run);
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 for (m, scores) in scores.chunks_exact_mut(sizes.prompts).enumerate() {
                     for (j, score) in scores.iter_mut().enumerate() {
                         *score = inverse * dot(h, key(sources, state, batch, target_keys, sizes, b, m, j));
@@ -414,7 +414,7 @@ fn attention_gradient<E: Element>(
             let target = state.layout.target_prompt(batch.run(b), batch.target_prompt(b));
             let target = target.map(|range| &state.values[range]);
             let prompts = || frozen.chunks_exact(sizes.prompt()).chain(target);
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 for (m, d_attention) in d_attention.chunks_exact_mut(sizes.prompts).enumerate() {
                     for (d_a, prompt) in d_attention.iter_mut().zip(prompts()) {
                         let columns = m * span..(m + 1) * span;
@@ -448,7 +448,7 @@ fn score_backward<E: Element>(
         for (m, d_scores) in d_scores.chunks_exact(sizes.prompts).enumerate() {
             for (j, &d_score) in d_scores.iter().enumerate() {
                 let key = key(sources, state, batch, &kept.target_keys, sizes, b, m, j);
-                cpu.arch.dispatch(|| add_scaled(d_h, d_score * inverse, key));
+                vectorised!(cpu, add_scaled(d_h, d_score * inverse, key));
             }
             let target = state.layout.target_prompt(run, batch.target_prompt(b));
             let (Some(range), Some(&d_score)) = (target, d_scores.get(sizes.sources)) else { continue };

@@ -34,7 +34,7 @@ use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
     Backend, Batch, CrossAttention, FeedForward, Heads, Loss, Mask, Mixing, OptimizerReport, OptimizerStep,
-    Scope, Side, StateLayout,
+    Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
 
@@ -42,6 +42,9 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Weight<E> {
     values: Vec<E>,
+    /// W^T, where many rows are read: the GEMM crate packs a weight anew for every product unless the rows that it
+    /// multiplies lie along memory, and packing would cost a forward pass about 5 %.
+    transposed: Option<Vec<E>>,
     out: usize,
     input: usize,
 }
@@ -62,6 +65,14 @@ impl<E: Element> Weight<E> {
 
     fn transposed(&self) -> View<'_, E> {
         self.view().transposed()
+    }
+
+    /// W^T for a forward product.
+    fn forward(&self) -> View<'_, E> {
+        match &self.transposed {
+            Some(transposed) => View::new(transposed, self.input, self.out, self.out),
+            None => self.transposed(),
+        }
     }
 }
 
@@ -194,9 +205,11 @@ impl<E: Element> Backend for Cpu<E> {
     type MixKept = MixKept<E>;
     type Cache = Cache<E>;
 
-    fn weight(&self, values: Vec<f32>, out: usize, input: usize) -> Self::Weight {
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
         assert_eq!(values.len(), out * input, "weight [out, in]");
-        Weight { values: E::from_f32_vec(values), out, input }
+        let values = E::from_f32_vec(values);
+        let transposed = (readers == Readers::Many).then(|| matrix::transpose(&values, out, input));
+        Weight { values, transposed, out, input }
     }
 
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {

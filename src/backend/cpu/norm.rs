@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::linear::{masked, norm_backward};
 use super::rows::{Blocks, RowMask, Rows};
-use super::vector::{multiply, reciprocal_rms};
+use super::vector::{multiply, reciprocal_rms, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, Mask, Scope, Side};
 
@@ -44,7 +44,7 @@ pub(super) fn embed<E: Element>(
                 let dropped = masked(cpu, mask, block * blocks.size, width, x);
                 x.copy_from_slice(&dropped);
             }
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 for (x, r) in x.chunks_exact(width).zip(r) {
                     *r = reciprocal_rms(x, E::from_f64(epsilon));
                 }
@@ -88,7 +88,7 @@ pub(super) fn final_norm<E: Element>(
                 Some(mask) => h.copy_from_slice(&masked(cpu, mask, first, width, x.range(rows.clone()))),
                 None => h.copy_from_slice(x.range(rows.clone())),
             }
-            cpu.arch.dispatch(|| scale_rows(h, &r.values()[rows], gain, E::from_f64(scale)));
+            vectorised!(cpu, scale_rows(h, &r.values()[rows], gain, E::from_f64(scale)));
         });
     });
 }
@@ -122,7 +122,7 @@ pub(super) fn final_norm_backward<E: Element>(
             }
             let (x, r) = (x.range(rows.clone()), &r.values()[rows]);
             d_x.fill(E::zero());
-            cpu.arch.dispatch(|| {
+            vectorised!(cpu, {
                 for g in g.chunks_exact_mut(width) {
                     if let Some(gain) = gain {
                         multiply(g, gain.values());

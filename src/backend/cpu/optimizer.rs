@@ -4,6 +4,7 @@
 
 use super::Cpu;
 use super::element::Element;
+use super::vector::vectorised;
 use crate::backend::{Group, OptimizerReport, OptimizerStep, StateLayout};
 
 /// The trained state of some runs, on the host in the backend's format.
@@ -97,7 +98,7 @@ fn step_run<E: Element>(
         let gradient = &state.gradient[range.clone()];
         let first_moment = &mut state.first_moment[range.clone()];
         let second_moment = &mut state.second_moment[range];
-        cpu.arch.dispatch(|| update.apply(values, gradient, first_moment, second_moment));
+        vectorised!(cpu, update.apply(values, gradient, first_moment, second_moment));
     }
     OptimizerReport { gradient_norm, applied: true }
 }

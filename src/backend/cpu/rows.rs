@@ -59,18 +59,23 @@ pub(super) struct Blocks {
 
 /// Rows of a block at most: its widest operand stays in the last-level cache, and the weight's packing, paid once a
 /// block, stays a few per cent of its product.
-const LARGEST_BLOCK: usize = 512;
+const LARGEST_BLOCK: usize = 1024;
 /// Up to this many rows the weight's packing would dominate a block of its own: one block, all threads inside it.
 const SMALL: usize = 192;
+/// Up to 64 rows by 64 columns the GEMM crate sums in another order, so a block of fewer would show how rows were cut.
+const SMALLEST_BLOCK: usize = 65;
 
 impl Blocks {
-    /// Equal blocks, a multiple of `threads` of them; how rows are cut does not change a row's result.
+    /// Equal blocks, a multiple of `threads` of them unless they would be too small; how rows are cut does not change a
+    /// row's result.
     pub(super) fn of(rows: usize, threads: usize) -> Self {
         if rows <= SMALL || threads == 1 && rows <= LARGEST_BLOCK {
             return Self { size: rows.max(1), inner_threads: threads };
         }
         let blocks = threads * rows.div_ceil(threads * LARGEST_BLOCK);
-        Self { size: rows.div_ceil(blocks), inner_threads: 1 }
+        let least = rows.div_ceil(blocks).max(SMALLEST_BLOCK);
+        let size = (least..rows).find(|size| matches!(rows % size, 0 | SMALLEST_BLOCK..)).unwrap_or(rows);
+        Self { size, inner_threads: 1 }
     }
 }
 

@@ -1,7 +1,19 @@
-//! Loops over one row. All are `inline(always)` so that a caller inside `pulp::Arch::dispatch` gets them compiled for
+//! Loops over one row. All are `inline(always)` so that a caller inside [`vectorised`] gets them compiled for
 //! this machine's vector width. Sums run over sixteen lanes: a fixed order, whatever the width.
 
 use super::element::Element;
+
+/// Runs an expression compiled for this machine's vector instructions. The closure must be inlined into the function
+/// that carries them, or it is compiled for the oldest machine there is.
+macro_rules! vectorised {
+    ($cpu:expr, $work:expr) => {
+        $cpu.arch.dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(super) use vectorised;
 
 const LANES: usize = 16;
 
@@ -60,7 +72,15 @@ pub fn maximum_into<E: Element>(y: &mut [E], x: &[E]) {
     }
 }
 
-/// The largest value; NaN only if the first is.
+/// As [`maximum_into`], but NaN once either is.
+#[inline(always)]
+pub fn maximum_or_nan_into<E: Element>(y: &mut [E], x: &[E]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = if *y >= x || y.is_nan() { *y } else { x };
+    }
+}
+
+/// The largest value; a NaN is passed over.
 #[inline(always)]
 pub fn maximum<E: Element>(row: &[E]) -> E {
     let mut lanes = [E::neg_infinity(); LANES];
@@ -68,6 +88,22 @@ pub fn maximum<E: Element>(row: &[E]) -> E {
     for chunk in chunks {
         maximum_into(&mut lanes, chunk);
     }
+    maximum_into(&mut lanes, rest);
+    lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
+}
+
+/// row += the front of `addend`; returns the largest value, a NaN passed over.
+#[inline(always)]
+pub fn add_and_maximum<E: Element>(row: &mut [E], addend: &[E]) -> E {
+    let addend = &addend[..row.len()];
+    let mut lanes = [E::neg_infinity(); LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let (addends, addend_rest) = addend.as_chunks::<LANES>();
+    for (chunk, addend) in chunks.iter_mut().zip(addends) {
+        add_scaled(chunk, E::one(), addend);
+        maximum_into(&mut lanes, chunk);
+    }
+    add_scaled(rest, E::one(), addend_rest);
     maximum_into(&mut lanes, rest);
     lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
 }

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use super::{Evaluation, Evaluator};
+use super::trainer::{load_sources, mixture};
+use super::{RunFolder, Saved};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::data::{ExampleSettings, Examples, Split, Splits};
 use crate::error::{Error, Result};
-use crate::model::Mixture;
+use crate::evaluate::{Evaluation, Evaluator};
+use crate::model::{Frozen, Mixture};
 use crate::tasks::{Purpose, Task};
-use crate::train::{self, Frozen, RunFolder, Saved};
 
 /// Examples of a batch: forward alone keeps little.
 const BATCH: usize = 64;
@@ -39,9 +40,9 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
             ));
         }
         let config = saved.config.clone();
-        let task = train::task(&config)?;
-        let sources = train::load_sources(frozen, &config)?;
-        let mixture = train::mixture(frozen, &config, &sources)?;
+        let task = super::task(&config)?;
+        let sources = load_sources(frozen, &config)?;
+        let mixture = mixture(frozen, &config, &sources)?;
         let values = RunFolder::load_best(folder, &mixture.layout)?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
         let tokenizer = &frozen.tokenizer;

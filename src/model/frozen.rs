@@ -1,0 +1,34 @@
+//! A frozen model on a device, with its tokenizer.
+
+use std::path::Path;
+
+use super::T5;
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::pretrained::{self, Tokenizer};
+
+/// What every run on one model shares: it is read once and never changes.
+pub struct Frozen<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// T5 on it.
+    pub model: T5<B>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// SHA-256 of the model's tensors, which prompts carry.
+    pub model_hash: String,
+}
+
+impl<'a, B: Backend> Frozen<'a, B> {
+    /// Reads the model in `folder` and copies it to the device; the files are let go again.
+    ///
+    /// # Errors
+    /// Those of reading a checkpoint or a tokenizer.
+    pub fn load(backend: &'a B, folder: &Path) -> Result<Self> {
+        let checkpoint = pretrained::Checkpoint::open(folder)?;
+        let tokenizer = Tokenizer::open(folder, checkpoint.config())?;
+        let model_hash = checkpoint.sha256()?.to_owned();
+        let model = T5::load(backend, &checkpoint)?;
+        Ok(Self { backend, model, tokenizer, model_hash })
+    }
+}

@@ -1,0 +1,327 @@
+//! The command line: help with examples, the whole way from data to answers, and what bad input is told.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+fn promptmix(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The error of a command that must fail, without a panic, in one message.
+fn error(arguments: &[&str]) -> String {
+    let output = promptmix(arguments);
+    let error = text(&output.stderr);
+    assert!(!output.status.success(), "{arguments:?} was accepted: {}", text(&output.stdout));
+    assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+    error
+}
+
+fn success(arguments: &[&str]) -> String {
+    let output = promptmix(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+struct Data(tempfile::TempDir);
+
+impl Data {
+    fn new() -> Self {
+        let data = Self(tempfile::tempdir().expect("a temporary folder"));
+        let rows = |count: usize| -> String {
+            let row = |i: usize| {
+                let (word, label) = if i.is_multiple_of(2) { ("bad", 0) } else { ("good", 1) };
+                format!("{{\"sentence\": \"a {word} film {i}\", \"label\": {label}}}\n")
+            };
+            (0..count).map(row).collect()
+        };
+        data.write("train.jsonl", &rows(16));
+        data.write("validation.jsonl", &rows(8));
+        data
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.0.path().join(name), content).expect("written");
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// A short training command into `out`, with `more` flags.
+    fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let model = model().display().to_string();
+        let mut command: Vec<String> = [
+            "train",
+            "--model",
+            &model,
+            "--task",
+            "sst2",
+            "--labels",
+            "negative,positive",
+            "--data",
+            &self.path(""),
+            "--prompt-length",
+            "4",
+            "--steps",
+            "2",
+            "--batch-size",
+            "4",
+            "--method",
+            "prompt-tuning",
+            "--out",
+            &self.path(out),
+        ]
+        .map(str::to_owned)
+        .into();
+        command.extend(more.iter().map(|&flag| flag.to_owned()));
+        command
+    }
+}
+
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in ["train", "evaluate", "predict", "verify", "tasks", "info", "demo"] {
+        let help = success(&[command, "--help"]);
+        assert!(
+            help.contains("Example") && help.contains(&format!("promptmix {command}")),
+            "{command}: {help}"
+        );
+    }
+    assert!(success(&["bench", "step", "--help"]).contains("promptmix bench step"));
+    assert!(success(&["--version"]).starts_with("promptmix "));
+}
+
+#[test]
+fn train_evaluate_and_predict_go_from_data_to_answers() {
+    let data = Data::new();
+    success(&words(&data.train("source", &[])));
+    let source = data.path("source/prompt.safetensors");
+    let flags = ["--method", "attempt", "--sources", &source, "--rank", "8"];
+    let mut command = data.train("run", &[]);
+    let method = command.iter().position(|word| word == "--method").expect("a method");
+    command.drain(method..method + 2);
+    command.extend(flags.map(str::to_owned));
+    assert!(success(&words(&command)).contains("2 steps"));
+
+    let run = data.path("run");
+    let report = success(&["evaluate", "--run", &run, "--decoding", "labels"]);
+    assert!(
+        report.contains("8 examples") && report.contains("accuracy") && report.contains("target"),
+        "{report}"
+    );
+    let json = success(&["evaluate", "--run", &run, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("one line of JSON");
+    assert_eq!(json["examples"], 8);
+
+    data.write("new.csv", "sentence,id\nit is good,7\n\"bad, bad\",8\n");
+    let input = data.path("new.csv");
+    let answers =
+        success(&["predict", "--run", &run, "--input", &input, "--explain", "--decoding", "labels"]);
+    let answers: Vec<serde_json::Value> =
+        answers.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
+    assert_eq!(answers.len(), 2);
+    assert_eq!((&answers[0]["id"], &answers[1]["sentence"]), (&"7".into(), &"bad, bad".into()));
+    for answer in &answers {
+        assert!(["negative", "positive"].contains(&answer["prediction"].as_str().unwrap_or_default()));
+        let weights = answer["attention"].as_array().expect("weights");
+        let sum: f64 = weights.iter().filter_map(serde_json::Value::as_f64).sum();
+        assert!(weights.len() == 2 && (sum - 1.0).abs() < 1e-5, "{answer}");
+    }
+    assert!(error(&words(&command)).contains("--resume"), "the run is not overwritten");
+    success(&["train", "--resume", "--out", &run]);
+}
+
+#[test]
+fn a_broken_model_is_named_with_what_is_wrong_with_it() {
+    let data = Data::new();
+    let with_model = |folder: &str| {
+        let mut command = data.train("out", &[]);
+        let at = command.iter().position(|word| word == "--model").expect("a model") + 1;
+        command[at] = folder.to_owned();
+        error(&words(&command))
+    };
+    let copy = |name: &str| {
+        let folder = data.0.path().join(name);
+        fs::create_dir(&folder).expect("a folder");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(model().join(file), folder.join(file)).expect("copied");
+        }
+        folder
+    };
+    assert!(with_model(&data.path("nowhere/at/all")).contains("nowhere"));
+
+    let missing = copy("missing");
+    fs::remove_file(missing.join("model.safetensors")).expect("removed");
+    assert!(with_model(&missing.display().to_string()).contains("safetensors"));
+
+    let truncated = copy("truncated");
+    let bytes = fs::read(truncated.join("model.safetensors")).expect("read");
+    fs::write(truncated.join("model.safetensors"), &bytes[..bytes.len() / 2]).expect("written");
+    assert!(with_model(&truncated.display().to_string()).contains("model.safetensors"));
+
+    let other = copy("other");
+    let config = fs::read_to_string(other.join("config.json")).expect("read");
+    fs::write(other.join("config.json"), config.replace("\"d_ff\": 512", "\"d_ff\": 640")).expect("written");
+    let message = with_model(&other.display().to_string());
+    assert!(message.contains("640") && message.contains("512"), "{message}");
+
+    let smaller = copy("smaller");
+    fs::write(
+        smaller.join("config.json"),
+        config.replace("gated-gelu", "relu").replace("\"relu\"", "\"swish\""),
+    )
+    .expect("written");
+    assert!(with_model(&smaller.display().to_string()).contains("swish"));
+    assert!(!Path::new(&data.path("out")).exists(), "no run folder for a run that never began");
+}
+
+#[test]
+fn broken_data_is_named_by_file_and_line() {
+    let data = Data::new();
+    let out = words_of(&data);
+    data.write("train.jsonl", "{\"sentence\": \"fine\", \"label\": 1}\n{\"sentence\": \"cut\n");
+    let message = error(&words(&out));
+    assert!(message.contains("train.jsonl, line 2"), "{message}");
+    data.write("train.jsonl", "{\"sentence\": \"fine\", \"label\": 7}\n");
+    let message = error(&words(&out));
+    assert!(message.contains("line 1") && message.contains('7'), "{message}");
+    data.write("train.jsonl", "{\"text\": \"no such field\", \"label\": 1}\n");
+    let message = error(&words(&out));
+    assert!(message.contains("sentence") && message.contains("text"), "{message}");
+    data.write("train.jsonl", "");
+    assert!(error(&words(&out)).contains("train.jsonl"));
+    data.write("train.jsonl", "{\"sentence\": \"fine\", \"label\": 1}\n");
+    fs::remove_file(data.0.path().join("validation.jsonl")).expect("removed");
+    assert!(error(&words(&out)).contains("validation"));
+}
+
+fn words_of(data: &Data) -> Vec<String> {
+    data.train("out", &[])
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_with_what_would() {
+    let data = Data::new();
+    for (flags, said) in [
+        (&["--steps", "0"][..], "--steps"),
+        (&["--dropout", "1"], "--dropout"),
+        (&["--learning-rate", "nan"], "--learning-rate"),
+        (&["--epochs", "2"], "--epochs or --steps"),
+        (&["--sources", "a.safetensors"], "--sources"),
+        (&["--few-shot", "1000"], "1000"),
+        (&["--threads", "0"], "--threads"),
+        (&["--device", "tpu"], "--device"),
+        (&["--device", "cuda"], "CPU"),
+    ] {
+        let base: Vec<String> = data.train("out", &[]);
+        let mut command: Vec<String> = Vec::new();
+        let mut words = base.into_iter().peekable();
+        while let Some(word) = words.next() {
+            // A flag given twice would be refused by the parser, before the settings are looked at.
+            if flags.first() == Some(&word.as_str()) {
+                words.next();
+                continue;
+            }
+            command.push(word);
+        }
+        command.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let message = error(&self::words(&command));
+        assert!(message.contains(said), "{flags:?}: {message}");
+    }
+}
+
+#[test]
+fn prompts_of_another_width_are_refused() {
+    let data = Data::new();
+    let narrow = promptmix::prompts::Prompt::new("narrow", vec![0.5; 4 * 64], 4, 64, Default::default())
+        .expect("a prompt of width 64");
+    let path = data.path("narrow.safetensors");
+    narrow.save(Path::new(&path)).expect("saved");
+    let mut command = data.train("out", &["--sources", &path]);
+    let method = command.iter().position(|word| word == "prompt-tuning").expect("a method");
+    command[method] = "attempt".into();
+    let message = error(&words(&command));
+    assert!(message.contains("64") && message.contains("256"), "{message}");
+}
+
+/// A limit on file sizes stands in for a full disk: the write fails in the middle, with an error instead of a signal.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_leaves_no_half_written_file() {
+    let data = Data::new();
+    let command = data.train("run", &[]);
+    let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
+    let script =
+        format!("trap '' XFSZ; ulimit -f 4; exec '{}' {}", env!("CARGO_BIN_EXE_promptmix"), quoted.join(" "));
+    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("could not write"), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    let left: Vec<String> = fs::read_dir(data.path("run"))
+        .expect("the run folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".safetensors") || name.starts_with(".promptmix"))
+        .collect();
+    assert!(left.is_empty(), "half-written or temporary files were left: {left:?}");
+}
+
+#[test]
+fn verify_exits_with_1_when_a_number_is_off() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny");
+    assert!(success(&["verify", &tiny.display().to_string()]).contains("passed"));
+    let data = Data::new();
+    let folder = data.0.path().join("bent");
+    fs::create_dir(&folder).expect("a folder");
+    for entry in fs::read_dir(&tiny).expect("the fixture") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied");
+    }
+    // The last byte of the file is the highest of the last tensor's last number: its sign and exponent.
+    let file = folder.join("model.safetensors");
+    let mut bytes = fs::read(&file).expect("read");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x80;
+    fs::write(&file, bytes).expect("written");
+    let output = promptmix(&["verify", &folder.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("FAIL"));
+}
+
+#[test]
+fn bench_step_reports_what_it_measured_as_json() {
+    let json = success(&[
+        "bench",
+        "step",
+        "--dims",
+        &model().join("config.json").display().to_string(),
+        "--batch-size",
+        "2",
+        "--source-lengths",
+        "5",
+        "--prompt-length",
+        "3",
+        "--repeats",
+        "2",
+        "--no-product",
+        "--json",
+    ]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("one line of JSON");
+    for key in ["forward", "step"] {
+        let median = json[key]["median_ms"].as_f64().expect("a number");
+        assert!(median > 0.0 && json[key]["counted_gflop"].as_f64() > Some(0.0), "{json}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Packing is not seen: not by an example, not by its neighbours, and not by greedy decoding or label scoring. What
+//! cannot be packed is refused.
+
+use promptmix::backend::cpu::Element;
+use promptmix::backend::{Backend, Batch, Example, Scope, Side};
+use promptmix::model::Pass;
+use promptmix::pretrained::Activation;
+use promptmix::verify::{Tolerance, compare};
+
+use crate::setting::{Case, Setting, examples, small_config};
+
+fn close(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
+    let comparison = compare(actual, expected);
+    println!("{what}: {:.1e} of the largest", comparison.worst_relative);
+    assert!(comparison.passes(Tolerance::OfLargest(tolerance)), "{what}: {comparison:?}");
+}
+
+/// f32, two to three layers of sums of up to some forty terms: a few dozen roundings of 6e-8 each. In f64, of 1e-16.
+const F32: f64 = 5e-6;
+const F64: f64 = 1e-13;
+
+fn alone_equals_packed<E: Element>(tolerance: f64) {
+    for (activation, tied) in [(Activation::Relu, true), (Activation::GatedGelu, false)] {
+        let config = small_config(activation, tied, 2, 3);
+        // Both ways through cross attention, and a source longer than the position bias reaches.
+        for lengths in [&[(17, 1), (1, 1), (40, 2), (6, 1)][..], &[(3, 12), (1, 9), (12, 20)][..]] {
+            let setting = Setting::new(config.clone(), examples(1, &config, lengths));
+            let case: Case<E> = setting.build(2);
+            let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+            let outputs = |batch: &Batch| {
+                let mut pass = Pass::evaluation();
+                let encoding = case.model.encode(&case.cpu, &case.mixture, &state, batch, &mut pass);
+                let decoding = case.model.decode(&case.cpu, batch, &encoding, &mut pass);
+                let logits = case.model.logits(&case.cpu, &decoding);
+                [case.cpu.attention(encoding.mix()), case.cpu.read(encoding.rows()), case.cpu.read(&logits)]
+            };
+            let together = outputs(&case.batch);
+            let mut alone = [Vec::new(), Vec::new(), Vec::new()];
+            for example in &setting.examples {
+                let parts = outputs(&setting.pack(std::slice::from_ref(example)));
+                alone.iter_mut().zip(parts).for_each(|(all, part)| all.extend(part));
+            }
+            for (name, (alone, together)) in
+                ["attention", "encoder output", "logits"].iter().zip(alone.iter().zip(&together))
+            {
+                close(&format!("{activation:?} {name}"), together, alone, tolerance);
+            }
+
+            let tokens = case.label_tokens();
+            let (_, gradient) = case.gradient();
+            let mut summed = vec![0.0; gradient.len()];
+            for example in &setting.examples {
+                let (_, part) = case.gradient_of(&setting.pack(std::slice::from_ref(example)), &tokens);
+                summed.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+            // Backward sums over all rows of an example and over the examples: ten times forward's rounding.
+            close(&format!("{activation:?} gradient"), &gradient, &summed, 10.0 * tolerance);
+        }
+    }
+}
+
+#[test]
+fn an_example_alone_gives_what_it_gives_in_a_batch_in_f32() {
+    alone_equals_packed::<f32>(F32);
+}
+
+#[test]
+fn an_example_alone_gives_what_it_gives_in_a_batch_in_f64() {
+    alone_equals_packed::<f64>(F64);
+}
+
+/// One short target takes the absorbed way. A neighbour with a long target turns the whole batch to the plain way; the
+/// counted operations show that it did.
+#[test]
+fn absorbed_cross_attention_equals_plain() {
+    let config = small_config(Activation::Relu, true, 1, 2);
+    let lengths = [(15, 1), (9, 1), (4, 40)];
+    let setting = Setting::new(config.clone(), examples(2, &config, &lengths));
+    for dropout in [0.0, 0.2] {
+        let setting = Setting { dropout: (dropout, 1), ..setting.clone() };
+        let case: Case<f64> = setting.build(1);
+        let tokens = [10];
+        let counted = |examples: &[Example]| {
+            let before = case.cpu.operations();
+            let (_, gradient) = case.gradient_of(&setting.pack(examples), &tokens);
+            (case.cpu.operations() - before, gradient)
+        };
+        let (absorbed_operations, mut gradient) = counted(&setting.examples[..2]);
+        let (last_operations, last) = counted(&setting.examples[2..]);
+        gradient.iter_mut().zip(last).for_each(|(sum, part)| *sum += part);
+        let (plain_operations, plain) = counted(&setting.examples);
+        assert!(
+            plain_operations > absorbed_operations + last_operations,
+            "the neighbour changed the way: {plain_operations} against {absorbed_operations} + {last_operations}"
+        );
+        close(&format!("gradient, dropout {dropout}"), &gradient, &plain, 10.0 * F64);
+
+        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let logits = |examples: &[Example]| {
+            let (batch, mut pass) = (setting.pack(examples), Pass::evaluation());
+            let encoding = case.model.encode(&case.cpu, &case.mixture, &state, &batch, &mut pass);
+            let decoding = case.model.decode(&case.cpu, &batch, &encoding, &mut pass);
+            case.cpu.read(&case.model.logits(&case.cpu, &decoding))
+        };
+        let short = logits(&setting.examples[..2]);
+        close("logits", &logits(&setting.examples)[..short.len()], &short, F64);
+    }
+}
+
+/// Greedy decoding through the cache against choosing the largest logit of the whole prefix, recomputed each time.
+#[test]
+fn the_cache_changes_nothing_that_greedy_decoding_says() {
+    for (activation, tied) in [(Activation::Relu, true), (Activation::GatedGelu, false)] {
+        let config = small_config(activation, tied, 2, 3);
+        let setting = Setting::new(config.clone(), examples(3, &config, &[(17, 1), (1, 1), (25, 1), (6, 1)]));
+        let case: Case<f32> = setting.build(2);
+        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let (batch, longest) = (&case.batch, 14);
+        let encoding = case.model.encode(&case.cpu, &case.mixture, &state, batch, &mut Pass::evaluation());
+        let said = case.model.greedy(&case.cpu, batch, &encoding, longest).expect("decoded");
+
+        let mut prefixes = vec![vec![config.decoder_start_token_id]; batch.examples()];
+        for _ in 0..longest {
+            let step = batch.with_decoder(&prefixes, &prefixes).expect("decoder rows");
+            let decoding = case.model.decode(&case.cpu, &step, &encoding, &mut Pass::evaluation());
+            let logits = case.cpu.read(&case.model.logits(&case.cpu, &decoding));
+            for (b, prefix) in prefixes.iter_mut().enumerate() {
+                let last = step.range(Side::Decoder, b).end - 1;
+                let row = &logits[last * config.vocab_size..(last + 1) * config.vocab_size];
+                let best = (0..row.len()).fold(0, |best, id| if row[id] > row[best] { id } else { best });
+                prefix.push(best as u32);
+            }
+        }
+        let end = |tokens: &[u32]| tokens.iter().position(|&id| id == config.eos_token_id);
+        let expected: Vec<Vec<u32>> = prefixes
+            .iter()
+            .map(|prefix| prefix[1..end(prefix).map_or(prefix.len(), |end| end + 1)].to_vec())
+            .collect();
+        println!("{said:?}");
+        assert_eq!(said, expected);
+        assert!(said.iter().any(|tokens| tokens != &said[0]), "the examples say different things");
+    }
+}
+
+#[test]
+fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() {
+    let mut config = small_config(Activation::Relu, true, 1, 1);
+    let decode = |config: &promptmix::pretrained::T5Config, longest| {
+        let setting = Setting::new(config.clone(), examples(3, config, &[(17, 1), (1, 1), (25, 1)]));
+        let case: Case<f32> = setting.build(1);
+        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let encoding =
+            case.model.encode(&case.cpu, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
+        case.model.greedy(&case.cpu, &case.batch, &encoding, longest).expect("decoded")
+    };
+    assert_eq!(decode(&config, 0), vec![Vec::<u32>::new(); 3]);
+    let free = decode(&config, 6);
+    assert!(free.iter().all(|said| said.len() == 6 && !said.contains(&config.eos_token_id)), "{free:?}");
+    // Let what the first example says first end a sequence.
+    config.eos_token_id = free[0][0];
+    for (said, free) in decode(&config, 6).iter().zip(&free) {
+        let end = free.iter().position(|&id| id == config.eos_token_id).map_or(free.len(), |end| end + 1);
+        assert_eq!(said[..], free[..end]);
+    }
+}
+
+/// The likelihood of a candidate is what the loss says of it as a target.
+#[test]
+fn scoring_equals_the_loss_of_the_candidate_as_target() {
+    let config = small_config(Activation::GatedSilu, true, 2, 2);
+    let setting = Setting::new(config.clone(), examples(4, &config, &[(17, 1), (1, 1), (6, 3)]));
+    let case: Case<f64> = setting.build(1);
+    let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+    let encoding = case.model.encode(&case.cpu, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
+    let candidates = [vec![5, 1], vec![9], vec![7, 7, 30, 1]];
+    let scores = case.model.score(&case.cpu, &case.batch, &encoding, &candidates).expect("scored");
+    for (b, (example, scores)) in setting.examples.iter().zip(&scores).enumerate() {
+        for (candidate, score) in candidates.iter().zip(scores) {
+            let example = Example { target: candidate.clone(), ..example.clone() };
+            let batch = setting.pack(&[example]);
+            let pass = Pass::evaluation();
+            // Weighted by one over one token: the sum over the candidate's tokens.
+            let loss = case.model.loss(&case.cpu, &case.mixture, &state, &batch, &[1], pass).per_run[0];
+            close(&format!("example {b}, {candidate:?}"), &[*score], &[-loss], F64);
+        }
+    }
+    let error = case.model.score(&case.cpu, &case.batch, &encoding, &[vec![]]).expect_err("no token");
+    assert!(error.to_string().contains("at least one"), "{error}");
+}
+
+fn refused(result: promptmix::Result<Batch>, expected: &[&str]) {
+    let message = result.expect_err("a batch that cannot be").to_string();
+    for part in expected {
+        assert!(message.contains(part), "`{message}` does not say `{part}`");
+    }
+}
+
+#[test]
+fn what_cannot_be_packed_is_refused() {
+    let good = Example { source: vec![3, 1], target: vec![4, 1], ..Example::default() };
+    let pack = |examples: &[Example]| Batch::pack(examples, 5, 0, 61);
+    assert!(pack(std::slice::from_ref(&good)).is_ok());
+    refused(pack(&[]), &["at least one example", "none"]);
+    let empty = |source: &[u32], target: &[u32]| Example {
+        source: source.to_vec(),
+        target: target.to_vec(),
+        ..Example::default()
+    };
+    refused(pack(&[good.clone(), empty(&[], &[1])]), &["source", "0 and 1 in example 1"]);
+    refused(pack(&[good.clone(), empty(&[1], &[])]), &["target", "1 and 0 in example 1"]);
+    refused(pack(&[good.clone(), empty(&[60, 61], &[1])]), &["below 61", "61 in example 1"]);
+    refused(pack(&[empty(&[60], &[1, 61])]), &["below 61", "61 in example 0"]);
+    refused(Batch::pack(std::slice::from_ref(&good), 5, 61, 61), &["below 61", "61"]);
+    let run = |run| Example { run, ..good.clone() };
+    assert!(pack(&[run(0), run(0), run(2)]).is_ok());
+    refused(pack(&[run(1), run(0)]), &["ascending", "run 0"]);
+}
+
+#[test]
+fn other_decoder_rows_must_fit_the_batch() {
+    let config = small_config(Activation::Relu, true, 1, 1);
+    let batch = Setting::new(config.clone(), examples(5, &config, &[(3, 1), (4, 2)])).build::<f32>(1).batch;
+    let rows =
+        |lengths: &[usize]| -> Vec<Vec<u32>> { lengths.iter().map(|&length| vec![2; length]).collect() };
+    let ragged = batch.with_decoder(&rows(&[1, 3]), &rows(&[1, 3])).expect("decoder rows");
+    assert_eq!(ragged.rows(Side::Decoder), 4);
+    assert_eq!(ragged.range(Side::Decoder, 1), 1..4);
+    assert_eq!(ragged.rows(Side::Encoder), batch.rows(Side::Encoder));
+    let expected = &["for each of 2 examples"][..];
+    refused(batch.with_decoder(&rows(&[1]), &rows(&[1])), expected);
+    refused(batch.with_decoder(&rows(&[1, 1]), &rows(&[1])), expected);
+    refused(batch.with_decoder(&rows(&[1, 0]), &rows(&[1, 0])), expected);
+    refused(batch.with_decoder(&rows(&[1, 2]), &rows(&[1, 3])), expected);
+    refused(batch.with_decoder(&[vec![1], vec![61]], &rows(&[1, 1])), &["below 61", "61"]);
+    refused(batch.with_decoder(&rows(&[1, 1]), &[vec![1], vec![70]]), &["below 61", "70"]);
+}
+
+/// Offsets by hand for M = 5 and sources of 3 and 4 tokens.
+#[test]
+fn packed_rows_lie_end_to_end() {
+    let config = small_config(Activation::Relu, true, 1, 1);
+    let setting = Setting::new(config.clone(), examples(5, &config, &[(3, 1), (4, 2)]));
+    let batch = setting.pack(&setting.examples);
+    assert_eq!([batch.range(Side::Encoder, 0), batch.range(Side::Encoder, 1)], [0..8, 8..17]);
+    assert_eq!(batch.scoped_range(Side::Encoder, Scope::Prompt, 1), 8..13);
+    assert_eq!([batch.rows(Side::Encoder), batch.rows(Side::Decoder)], [17, 3]);
+    let targets = [&setting.examples[0].target, &setting.examples[1].target];
+    assert_eq!(batch.labels(), [targets[0][0], targets[1][0], targets[1][1]]);
+    assert_eq!(batch.decoder_ids(), [0, 0, targets[1][0]], "shifted right behind the start token");
+}

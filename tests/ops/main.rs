@@ -1,0 +1,11 @@
+//! Each op of the CPU backend, in f32, against its equation written out in f64 loops, on awkward sizes.
+
+#[path = "../common/random.rs"]
+mod random;
+
+mod operands;
+
+mod attention;
+mod cross_attention;
+mod loss;
+mod mix;

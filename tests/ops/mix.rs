@@ -1,0 +1,185 @@
+//! The mixture: Z_b = P_tgt + sum_j a_j P_j with a = softmax(p_j · h / temperature), for every scorer.
+
+use promptmix::backend::{Backend, Batch, Example, Mixing, Scorer, Side, StateLayout};
+
+use crate::operands::{add_scaled, bound, close, cpu, dot, narrowed, numbers, rows, softmax};
+use crate::random::Random;
+
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    sources: usize,
+    length: usize,
+    width: usize,
+    rank: usize,
+}
+
+fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> {
+    rows.fold(vec![f64::NEG_INFINITY; width], |most, row| {
+        most.iter().zip(row).map(|(a, b)| a.max(*b)).collect()
+    })
+}
+
+fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
+    let (cpu, temperature, vocabulary) = (cpu(), 3.0, 50);
+    let Sizes { sources, length, width, rank } = sizes;
+    let mixing = Mixing { scorer, temperature, without_target, layer_norm_epsilon: 1e-5 };
+    let layout = StateLayout::new(&mixing, 1, length, width, rank, false);
+    let mut random = Random::new(5);
+    let lengths = [1, 7, 2, 40];
+    let examples: Vec<Example> = lengths
+        .iter()
+        .map(|&n| Example {
+            source: (0..n).map(|_| random.below(vocabulary) as u32).collect(),
+            target: vec![1],
+            ..Example::default()
+        })
+        .collect();
+    let batch = Batch::pack(&examples, length, 0, vocabulary).expect("a batch");
+    let table = numbers(1, vocabulary * width, 1.0);
+    let frozen = numbers(2, sources * length * width, 1.0);
+    let values = numbers(3, layout.len(), (width as f64).powf(-0.5));
+    let value = |name: &str| layout.range(name, 0).map(|range| &values[range]).unwrap_or(&[]);
+    let target = value("target_prompts");
+    let prompts: Vec<&[f64]> =
+        frozen.chunks_exact(length * width).chain((!without_target).then_some(target)).collect();
+
+    let (mut expected_a, mut expected_z) = (Vec::new(), Vec::new());
+    for example in &examples {
+        let x = maximum(example.source.iter().map(|&id| &table[id as usize * width..][..width]), width);
+        let times = |weight: &[f64], x: &[f64]| -> Vec<f64> {
+            weight.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+        };
+        let v = match scorer {
+            Some(Scorer::Bottleneck | Scorer::Token) => {
+                let down: Vec<f64> =
+                    times(value("w_down"), &x).iter().map(|u| u / (1.0 + (-u).exp())).collect();
+                times(value("w_up"), &down)
+            }
+            Some(Scorer::Linear) => times(value("weight"), &x),
+            _ => x,
+        };
+        let h = if value("norm_weight").is_empty() {
+            v
+        } else {
+            let mean = v.iter().sum::<f64>() / width as f64;
+            let variance = v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
+            let scale = (variance + 1e-5).sqrt();
+            let affine = value("norm_weight").iter().zip(value("norm_bias"));
+            v.iter().zip(affine).map(|(v, (gain, shift))| (v - mean) / scale * gain + shift).collect()
+        };
+        let mut z = if without_target { vec![0.0; length * width] } else { target.to_vec() };
+        for m in 0..length {
+            let row = m * width..(m + 1) * width;
+            let a: Vec<f64> = match scorer {
+                None => continue,
+                Some(Scorer::Uniform) => vec![1.0 / prompts.len() as f64; prompts.len()],
+                Some(Scorer::Token) => {
+                    let mut a: Vec<f64> =
+                        prompts.iter().map(|p| dot(&p[row.clone()], &h) / temperature).collect();
+                    softmax(&mut a);
+                    a
+                }
+                Some(_) => {
+                    let key = |prompt: &[f64]| maximum(prompt.chunks_exact(width), width);
+                    let mut a: Vec<f64> = prompts.iter().map(|p| dot(&key(p), &h) / temperature).collect();
+                    softmax(&mut a);
+                    a
+                }
+            };
+            for (prompt, a) in prompts.iter().zip(&a) {
+                add_scaled(&mut z[row.clone()], *a, &prompt[row.clone()]);
+            }
+            if scorer == Some(Scorer::Token) || m == 0 {
+                expected_a.extend(a);
+            }
+        }
+        expected_z.extend(z);
+    }
+
+    let table = cpu.weight(narrowed(&table), vocabulary, width, promptmix::backend::Readers::Many);
+    let frozen = scorer.map(|_| cpu.sources(&narrowed(&frozen), sources, length, width));
+    let state = cpu.state(&layout, &values, 1);
+    let untouched = 77.0;
+    let mut x = rows(&cpu, &vec![untouched; batch.rows(Side::Encoder) * width], width);
+    let kept = cpu.mix(&mixing, &table, frozen.as_ref(), &state, &batch, &mut x);
+    let x = cpu.read(&x);
+    let (mut z, mut rest) = (Vec::new(), Vec::new());
+    for b in 0..batch.examples() {
+        let range = batch.range(Side::Encoder, b);
+        let end = range.start + length;
+        z.extend_from_slice(&x[range.start * width..end * width]);
+        rest.extend_from_slice(&x[end * width..range.end * width]);
+    }
+    let what = format!("{scorer:?}, without target {without_target}, {sizes:?}");
+    let bound = bound(width + rank + sources);
+    close(
+        &format!("a of {what}"),
+        &cpu.attention(&kept),
+        &expected_a,
+        if scorer.is_some() { bound } else { 0.0 },
+    );
+    close(&format!("Z of {what}"), &z, &expected_z, bound);
+    assert!(rest.iter().all(|&value| value == untouched), "{what}: token rows are left alone");
+}
+
+#[test]
+fn every_scorer_on_awkward_sizes() {
+    let scorers = [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform];
+    for scorer in scorers {
+        for without_target in [false, true] {
+            for (sources, length, width, rank) in
+                [(1, 1, 7, 1), (40, 7, 9, 8), (3, 9, 65, 7), (40, 1, 129, 65)]
+            {
+                check(Some(scorer), without_target, Sizes { sources, length, width, rank });
+            }
+        }
+    }
+}
+
+/// Z is then the target prompt, bit by bit.
+#[test]
+fn a_plain_prompt_is_written_as_it_is() {
+    let cpu = cpu();
+    let layout = StateLayout::new(&Mixing::plain(), 1, 9, 7, 1, false);
+    let values = numbers(3, layout.len(), 1.0);
+    let example = Example { source: vec![1], target: vec![1], ..Example::default() };
+    let batch = Batch::pack(&[example], 9, 0, 2).expect("a batch");
+    let table = cpu.weight(vec![0.5; 14], 2, 7, promptmix::backend::Readers::Many);
+    let mut x = rows(&cpu, &[1.0; 70], 7);
+    let kept = cpu.mix(&Mixing::plain(), &table, None, &cpu.state(&layout, &values, 1), &batch, &mut x);
+    assert_eq!(cpu.read(&x)[..63], values);
+    assert!(cpu.attention(&kept).is_empty());
+    check(None, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 });
+}
+
+/// Rows 1 and 3 of the target prompt share the largest value of column 0: by its key the gradient reaches row 1 alone.
+#[test]
+fn a_tie_in_the_key_goes_to_the_lowest_row() {
+    let (cpu, length, width) = (cpu(), 4, 2);
+    let mixing = Mixing {
+        scorer: Some(Scorer::Dot),
+        temperature: 1.0,
+        without_target: false,
+        layer_norm_epsilon: 1e-5,
+    };
+    let layout = StateLayout::new(&mixing, 1, length, width, 1, false);
+    let values = [0.0, 0.1, 2.0, 0.2, -1.0, 0.9, 2.0, 0.3];
+    let example = Example { source: vec![0], target: vec![1], ..Example::default() };
+    let batch = Batch::pack(&[example], length, 0, 2).expect("a batch");
+    let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width, promptmix::backend::Readers::Many);
+    let sources = cpu.sources(&[0.3; 8], 1, length, width);
+    let mut state = cpu.state(&layout, &values, 1);
+    let mut x = cpu.zeros(5, width);
+    let kept = cpu.mix(&mixing, &table, Some(&sources), &state, &batch, &mut x);
+    let a = cpu.attention(&kept);
+    // Only row 2 of Z has a gradient: what arrives in other rows came by the key.
+    let d_x = rows(&cpu, &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], width);
+    cpu.mix_backward(&mixing, Some(&sources), &batch, &kept, &d_x, &mut state);
+    // <d_z, P_j> is 0.3 for the source and -1 for the target; h = (1, 0.5).
+    let d_score = a[1] * (-1.0 - (0.3 * a[0] - a[1]));
+    let expected = [0.0, 0.0, d_score, 0.0, 1.0 + a[1], 0.5 * d_score, 0.0, 0.0];
+    let gradient = cpu.read_gradient(&state);
+    close("d_target", &gradient, &expected, bound(4));
+    assert_eq!(gradient[6], 0.0, "the higher of the tied rows");
+    assert!(d_score.abs() > 0.1);
+}

@@ -1,0 +1,288 @@
+//! A run from data to folder, on the bundled model: what is applied, what is kept, what is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use promptmix::Error;
+use promptmix::backend::cpu::Cpu;
+use promptmix::config::{Decoding, Method, RunConfig, Schedule};
+use promptmix::data::Split;
+use promptmix::model::Frozen;
+use promptmix::train::{Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+/// Rows whose label is a matter of one word, in a folder of their own.
+fn data(rows: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let words =
+        [["a bad film", "a dull story", "an awful day"], ["a good film", "a fine story", "a great day"]];
+    for (file, rows) in [("train", rows), ("validation", 12), ("test", 12)] {
+        let lines: Vec<String> = (0..rows)
+            .map(|row| {
+                let label = row % 2;
+                format!("{{\"sentence\": \"{} number {row}\", \"label\": {label}}}", words[label][row % 3])
+            })
+            .collect();
+        fs::write(folder.path().join(format!("{file}.jsonl")), lines.join("\n")).expect("written");
+    }
+    folder
+}
+
+fn config(data: &Path) -> RunConfig {
+    let mut config = RunConfig::default();
+    config.model = model().display().to_string();
+    config.task = "sst2".into();
+    config.labels = Some("negative,positive".into());
+    config.data = data.to_owned();
+    config.method = Method::PromptTuning;
+    config.prompt_length = 8;
+    config.batch_size = 8;
+    config.steps = Some(6);
+    config.validate_every = Some(3);
+    config.decoding = Decoding::Labels;
+    config
+}
+
+/// Two source prompts of 8 rows, from short runs.
+fn sources(frozen: &Frozen<'_, Cpu<f32>>, data: &Path, folder: &Path) -> Vec<PathBuf> {
+    [1, 2]
+        .map(|seed| {
+            let mut config = config(data);
+            config.seed = seed;
+            config.steps = Some(2);
+            let mut trainer = Trainer::new(frozen, &config, &mut Silent).expect("a run");
+            trainer.run(None, &mut Silent).expect("two steps");
+            let path = folder.join(format!("source{seed}.safetensors"));
+            trainer
+                .best_prompt()
+                .expect("a prompt")
+                .expect("prompt tuning has a target")
+                .save(&path)
+                .expect("saved");
+            path
+        })
+        .into()
+}
+
+fn attempt(data: &Path, sources: Vec<PathBuf>) -> RunConfig {
+    let mut config = config(data);
+    config.method = Method::Attempt;
+    config.sources = sources;
+    config.rank = 16;
+    config
+}
+
+/// Breaks a run off in the middle of a step's bookkeeping.
+struct CrashAt(u64);
+
+impl Monitor for CrashAt {
+    fn step(&mut self, record: &StepRecord) {
+        assert!(record.step < self.0, "broken off");
+    }
+    fn validating(&mut self, _: usize, _: usize) {}
+    fn validated(&mut self, _: &ValidationRecord) {}
+    fn note(&mut self, _: &str) {}
+}
+
+fn steps(trainer: &mut Trainer<'_, Cpu<f32>>, count: usize) -> Vec<StepRecord> {
+    (0..count).map(|_| trainer.step().expect("a finite step")).collect()
+}
+
+#[test]
+fn the_same_command_gives_the_same_bytes_with_one_thread_and_with_two() {
+    let data = data(40);
+    let prompts = tempfile::tempdir().expect("a temporary folder");
+    let mut outcomes = Vec::new();
+    for threads in [2, 2, 1] {
+        let cpu = Cpu::<f32>::new(Some(threads)).expect("threads");
+        let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+        let config = attempt(data.path(), sources(&frozen, data.path(), prompts.path()));
+        let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+        let losses: Vec<u64> = steps(&mut trainer, 4).iter().map(|record| record.loss.to_bits()).collect();
+        let parameters: Vec<u64> = trainer.parameters().iter().map(|value| value.to_bits()).collect();
+        assert!(losses.iter().any(|&bits| bits != losses[0]), "the loss moves");
+        outcomes.push((losses, parameters));
+    }
+    assert_eq!(outcomes[0], outcomes[1], "twice with two threads");
+    assert_eq!(outcomes[0], outcomes[2], "with one thread and with two");
+}
+
+#[test]
+fn the_scorer_has_a_learning_rate_of_its_own() {
+    let data = data(24);
+    let prompts = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let sources = sources(&frozen, data.path(), prompts.path());
+    let moved = |scorer_learning_rate: f64, learning_rate: f64| {
+        let mut config = attempt(data.path(), sources.clone());
+        config.scorer_learning_rate = Some(scorer_learning_rate);
+        config.learning_rate = learning_rate;
+        config.schedule = Schedule::Constant;
+        config.warmup = Some(0);
+        config.clip = 0.0;
+        let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+        let before = trainer.parameters();
+        steps(&mut trainer, 1);
+        let after = trainer.parameters();
+        let layout = trainer.mixture().layout.clone();
+        let largest = |name: &str| {
+            let range = layout.range(name, 0).expect("a segment");
+            range.map(|i| (after[i] - before[i]).abs()).fold(0.0, f64::max)
+        };
+        (largest("target_prompts"), largest("w_down"), largest("norm_weight"))
+    };
+    // The first AdamW step moves every number with a gradient by its rate, to within epsilon against the gradient.
+    let (prompt, scorer, norm) = moved(0.01, 0.3);
+    assert!((prompt - 0.3).abs() < 0.003, "prompt moved by {prompt}");
+    assert!((scorer - 0.01).abs() < 1e-4, "scorer moved by {scorer}");
+    assert!((norm - 0.01).abs() < 1e-4, "LayerNorm moved by {norm}");
+    let (prompt, scorer, _) = moved(0.05, 0.0);
+    assert!(prompt == 0.0 && (scorer - 0.05).abs() < 5e-4, "prompt {prompt}, scorer {scorer}");
+}
+
+#[test]
+fn accumulation_gives_the_numbers_of_the_large_batch() {
+    let data = data(32);
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let run = |batch_size: usize, accumulate: usize| {
+        let mut config = config(data.path());
+        config.batch_size = batch_size;
+        config.accumulate = accumulate;
+        config.warmup = Some(0);
+        let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+        let records = steps(&mut trainer, 2);
+        (records[1].loss, records[1].gradient_norm)
+    };
+    let (large, accumulated) = (run(16, 1), run(4, 4));
+    // f32 sums over 16 examples in another grouping: some units in the last place, grown by one update.
+    for (a, b) in [(large.0, accumulated.0), (large.1, accumulated.1)] {
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "{large:?} and {accumulated:?}");
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() {
+    let data = data(24);
+    let runs = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let config = config(data.path());
+    let mut unbroken = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    unbroken.run(None, &mut Silent).expect("six steps");
+
+    let out = runs.path().join("run");
+    let mut folder = RunFolder::create(&out, &config, &frozen.model_hash).expect("a folder");
+    let mut broken = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    assert!(broken.resume(&out).is_err(), "nothing is saved yet");
+    // A crash behind step 5: the last checkpoint is that of the validation behind step 3.
+    let mut crash = CrashAt(5);
+    let crashed =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| broken.run(Some(&mut folder), &mut crash)));
+    assert!(crashed.is_err(), "the run was broken off");
+    drop(broken);
+
+    let mut resumed = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    resumed.resume(&out).expect("a checkpoint");
+    assert_eq!(resumed.step_count(), 3);
+    resumed.run(None, &mut Silent).expect("three more steps");
+    assert_eq!(unbroken.parameters(), resumed.parameters());
+    assert_eq!(unbroken.best_parameters(), resumed.best_parameters());
+}
+
+#[test]
+fn a_run_leaves_settings_logs_best_last_and_a_prompt_that_others_can_use() {
+    let data = data(24);
+    let runs = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let config = config(data.path());
+    let out = runs.path().join("run");
+    let mut folder = RunFolder::create(&out, &config, &frozen.model_hash).expect("a folder");
+    let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    let outcome = trainer.run(Some(&mut folder), &mut Silent).expect("six steps");
+    assert_eq!((outcome.steps, outcome.trained), (6, 8 * 256));
+    let log = fs::read_to_string(out.join("log.jsonl")).expect("a log");
+    assert_eq!(log.lines().count(), 6 + 2, "a line a step and a line a validation");
+    for name in ["run.json", "log.txt", "best.safetensors", "last.safetensors", "prompt.safetensors"] {
+        assert!(out.join(name).metadata().is_ok_and(|file| file.len() > 0), "{name}");
+    }
+    assert_eq!(RunFolder::saved(&out).expect("settings").config, config);
+    let evaluation = trainer.evaluate(Split::Test, None, &mut |_| {}).expect("an evaluation");
+    assert_eq!((evaluation.answers.len(), evaluation.scores.invalid), (12, 0));
+
+    let mut next = config.clone();
+    next.method = Method::Spot;
+    next.sources = vec![out.join("prompt.safetensors")];
+    let spot = Trainer::new(&frozen, &next, &mut Silent).expect("a run from the prompt");
+    assert_eq!(spot.parameters(), trainer.best_parameters());
+
+    let occupied = RunFolder::create(&out, &config, &frozen.model_hash).expect_err("the folder holds a run");
+    assert!(occupied.to_string().contains("--resume"), "{occupied}");
+}
+
+#[test]
+fn patience_ends_a_run_that_no_longer_improves() {
+    let data = data(24);
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let mut config = config(data.path());
+    config.learning_rate = 0.0;
+    config.steps = Some(50);
+    config.validate_every = Some(1);
+    config.patience = Some(2);
+    let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    let outcome = trainer.run(None, &mut Silent).expect("a few steps");
+    assert_eq!((outcome.steps, outcome.best_step, outcome.stopped_early), (3, 1, true));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_step_and_tensor() {
+    let data = data(24);
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let mut config = config(data.path());
+    config.learning_rate = 1e6;
+    config.warmup = Some(0);
+    config.schedule = Schedule::Constant;
+    config.weight_decay = Some(1.0);
+    config.steps = Some(200);
+    let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    match trainer.run(None, &mut Silent) {
+        Err(Error::NonFinite { step, tensor, .. }) => {
+            assert!(step > 1 && !tensor.is_empty(), "step {step}, {tensor}");
+        }
+        other => panic!("expected a stop on a number that is not finite, found {other:?}"),
+    }
+}
+
+#[test]
+fn schedules_climb_through_warm_up_and_end_where_they_should() {
+    assert_eq!(factor(Schedule::Linear, 0, 10, 110), 0.0);
+    assert_eq!(factor(Schedule::Linear, 5, 10, 110), 0.5);
+    assert_eq!(factor(Schedule::Linear, 10, 10, 110), 1.0);
+    assert_eq!(factor(Schedule::Linear, 60, 10, 110), 0.5);
+    assert_eq!(factor(Schedule::Linear, 110, 10, 110), 0.0);
+    assert_eq!(factor(Schedule::Constant, 109, 10, 110), 1.0);
+    assert!((factor(Schedule::Cosine, 60, 10, 110) - 0.5).abs() < 1e-12);
+    assert_eq!(factor(Schedule::Linear, 3, 500, 100), 0.006);
+}
+
+#[test]
+fn presets_differ_in_what_the_design_says_they_differ_in() {
+    use promptmix::config::{Initialisation, Preset};
+    let mut config = RunConfig::default();
+    assert_eq!((config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)), (0.1, 60, 500));
+    assert!(config.trains_layer_norm() && !config.pools_padding());
+    assert_eq!(config.initialisation(), Initialisation::Vocabulary);
+    config.preset = Preset::Reference;
+    assert_eq!((config.scorer_learning_rate(), config.warmup(1_000)), (0.3, 500));
+    assert!(!config.trains_layer_norm() && config.pools_padding());
+    assert_eq!(config.initialisation(), Initialisation::Prompt);
+    config.method = Method::PromptTuning;
+    assert_eq!((config.initialisation(), config.weight_decay()), (Initialisation::Normal, 1e-5));
+}

@@ -1,0 +1,113 @@
+//! `vgpu run`: starts any CUDA program on the virtual GPU.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+Runs a CUDA program on the virtual GPU and prints failed checks and counters at its end.
+
+usage: vgpu run [options] [--] PROGRAM [ARGUMENTS...]
+
+  --profile NAME       sm_80 (default), sm_89, sm_90 or sm_120
+  --json FILE          write checks, counters and predictions to FILE
+  --sample-blocks N    run at most N blocks of every launch, spread evenly, and scale the counters;
+                       what the kernels compute is then incomplete
+  --no-checks          run faster: no checks, no memory counters
+  --seed N             order of blocks and warps; 0 is the natural one (default 1)
+  --threads N          worker threads (default: all cores)
+  --timeout SECONDS    longest time of one launch (default 300)
+
+Exit code: the program's own; 101 when a check failed; 2 when the options are wrong.
+";
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Options {
+    settings: Vec<(&'static str, OsString)>,
+    program: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if matches!(arguments.first().and_then(|word| word.to_str()), None | Some("-h" | "--help" | "help")) {
+        print!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    match parse(arguments).and_then(run) {
+        Ok(never) => match never {},
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
+    let mut words = arguments.into_iter();
+    if words.next().as_deref() != Some("run".as_ref()) {
+        return Err("the only command is `vgpu run PROGRAM`; see vgpu --help".to_string());
+    }
+    let mut options = Options::default();
+    while let Some(word) = words.next() {
+        let name = word.to_str().unwrap_or("");
+        if !name.starts_with("--") {
+            options.program.push(word);
+            break;
+        }
+        let mut value = || words.next().ok_or(format!("{name} needs a value"));
+        let number = |value: OsString| match value.to_str().map(str::parse::<u64>) {
+            Some(Ok(_)) => Ok(value),
+            _ => Err(format!("{name} needs a number, not {}", value.to_string_lossy())),
+        };
+        match name {
+            "--" => break,
+            "--profile" => options.settings.push(("VGPU_PROFILE", value()?)),
+            "--json" => {
+                let path = PathBuf::from(value()?);
+                // The program may change its folder before it ends.
+                let path =
+                    std::path::absolute(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                options.settings.push(("VGPU_JSON", path.into()));
+            }
+            "--sample-blocks" => options.settings.push(("VGPU_SAMPLE_BLOCKS", number(value()?)?)),
+            "--no-checks" => options.settings.push(("VGPU_CHECKS", "0".into())),
+            "--seed" => options.settings.push(("VGPU_SEED", number(value()?)?)),
+            "--threads" => options.settings.push(("VGPU_THREADS", number(value()?)?)),
+            "--timeout" => options.settings.push(("VGPU_TIMEOUT", number(value()?)?)),
+            _ => return Err(format!("{name} is no option; see vgpu --help")),
+        }
+    }
+    options.program.extend(words);
+    if let Some((_, profile)) = options.settings.iter().find(|(name, _)| *name == "VGPU_PROFILE") {
+        let known: Vec<&str> = vgpu::profile::PROFILES.iter().map(|profile| profile.name).collect();
+        if !profile.to_str().is_some_and(|name| known.contains(&name)) {
+            return Err(format!(
+                "{} is no profile; known are {}",
+                profile.to_string_lossy(),
+                known.join(", ")
+            ));
+        }
+    }
+    if options.program.is_empty() {
+        return Err("no program to run; see vgpu --help".to_string());
+    }
+    Ok(options)
+}
+
+/// Replaces this process by the program, with the virtual GPU in the place of libcuda.
+fn run(options: Options) -> Result<std::convert::Infallible, String> {
+    let library = vgpu::find_library().map_err(|error| error.to_string())?;
+    let mut preload = library.into_os_string();
+    if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        preload.push(":");
+        preload.push(others);
+    }
+    let mut command = Command::new(&options.program[0]);
+    command.args(&options.program[1..]).env("LD_PRELOAD", preload).env("VGPU_TABLE", "1");
+    // A program of this project's tests must not look for another device.
+    command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);
+    let error = command.exec();
+    Err(format!("{}: {error}", options.program[0].to_string_lossy()))
+}

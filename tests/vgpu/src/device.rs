@@ -1,0 +1,397 @@
+//! A device: memory, loaded modules, launches with their limits, reports and counters.
+//!
+//! This is what the driver's C functions wrap, and what tests of the virtual GPU itself use directly.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::check::Report;
+use crate::codes::{COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES};
+use crate::counters::Counters;
+use crate::execute::{self, Outcome, Settings, Shape};
+use crate::memory::{Memory, View};
+use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
+use crate::program::{LoadError, Program, load};
+use crate::ptx::{PtxError, Space, parse};
+
+/// Why a module cannot be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    /// The text is not PTX.
+    #[error(transparent)]
+    Ptx(#[from] PtxError),
+    /// A kernel uses what is not known.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The text is newer than the driver.
+    #[error("PTX version {}.{} is newer than {}.{}, the newest that is known", .0.0, .0.1, NEWEST_PTX.0, NEWEST_PTX.1)]
+    Version((u32, u32)),
+    /// The text is for another architecture.
+    #[error("PTX for {target} does not run on {profile}")]
+    Target {
+        /// The target.
+        target: String,
+        /// The profile.
+        profile: &'static str,
+    },
+    /// A variable cannot be placed.
+    #[error("the variable {name} of {size} bytes does not fit into device memory")]
+    Variable {
+        /// Its name.
+        name: String,
+        /// Its size.
+        size: usize,
+    },
+}
+
+/// A loaded module.
+pub struct Module {
+    /// Its kernels.
+    pub kernels: HashMap<String, Arc<Program>>,
+    /// Addresses and sizes of its global and constant variables.
+    pub variables: HashMap<String, (u64, usize)>,
+}
+
+/// Why a launch is refused, with the error that a device gives.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kernel}: {message}")]
+pub struct LaunchError {
+    /// The kernel.
+    pub kernel: String,
+    /// What was asked, and what the limit is.
+    pub message: String,
+    /// `CUDA_ERROR_*` by number.
+    pub code: u32,
+}
+
+/// A device.
+pub struct Device {
+    /// What it imitates.
+    pub profile: &'static Profile,
+    /// Its memory.
+    pub memory: Memory,
+    /// How launches run.
+    pub settings: Settings,
+    counters: HashMap<String, Counters>,
+    counter_order: Vec<String>,
+}
+
+/// Everything that one launch needs, taken from the device so that it can run without it.
+pub struct Prepared {
+    program: Arc<Program>,
+    shape: Shape,
+    arguments: Vec<u8>,
+    view: View,
+    settings: Settings,
+}
+
+impl Prepared {
+    /// Runs the launch.
+    pub fn run(&self) -> Outcome {
+        execute::run(&self.program, &self.shape, &self.arguments, &self.view, &self.settings)
+    }
+}
+
+/// Reads a positive number from the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.trim().parse().ok()
+}
+
+impl Settings {
+    /// The defaults, changed by `VGPU_CHECKS`, `VGPU_SEED`, `VGPU_THREADS`, `VGPU_SAMPLE_BLOCKS` and
+    /// `VGPU_TIMEOUT` (seconds).
+    pub fn from_environment(profile: &Profile) -> Self {
+        let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            checks: number("VGPU_CHECKS") != Some(0),
+            seed: number("VGPU_SEED").unwrap_or(1),
+            workers: number("VGPU_THREADS").map_or(available, |threads| threads as usize).max(1),
+            sample_blocks: number("VGPU_SAMPLE_BLOCKS").filter(|&blocks| blocks > 0),
+            timeout: Duration::from_secs(number("VGPU_TIMEOUT").unwrap_or(300)),
+            multiprocessors: profile.multiprocessors,
+            outputs: None,
+        }
+    }
+}
+
+impl Device {
+    /// A device of a profile with the settings of the environment.
+    pub fn new(profile: &'static Profile) -> Self {
+        let memory = number("VGPU_MEMORY").unwrap_or(16 << 30);
+        Self {
+            profile,
+            memory: Memory::new(memory),
+            settings: Settings::from_environment(profile),
+            counters: HashMap::new(),
+            counter_order: Vec::new(),
+        }
+    }
+
+    /// The profile that `VGPU_PROFILE` names, or the first.
+    ///
+    /// # Errors
+    /// A name that is no profile.
+    pub fn profile_from_environment() -> Result<&'static Profile, String> {
+        match std::env::var("VGPU_PROFILE") {
+            Err(_) => Ok(&PROFILES[0]),
+            Ok(name) => Profile::by_name(&name).ok_or_else(|| {
+                let known: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
+                format!("VGPU_PROFILE={name} is no profile; known are {}", known.join(", "))
+            }),
+        }
+    }
+
+    /// Loads a PTX text.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or what of it is not known.
+    pub fn load(&mut self, text: &str) -> Result<Module, ModuleError> {
+        let parsed = parse(text)?;
+        if parsed.version > NEWEST_PTX {
+            return Err(ModuleError::Version(parsed.version));
+        }
+        if !self.profile.runs(&parsed.target) {
+            return Err(ModuleError::Target { target: parsed.target, profile: self.profile.name });
+        }
+        let files = Arc::new(parsed.files);
+        let mut symbols: HashMap<String, (Space, u64)> = HashMap::new();
+        let mut variables = HashMap::new();
+        let mut dynamic_shared = Vec::new();
+        let mut shared_end = 0u64;
+        for variable in &parsed.variables {
+            match variable.space {
+                Space::Shared if variable.size == 0 => dynamic_shared.push(variable.name.clone()),
+                Space::Shared => {
+                    shared_end = shared_end.next_multiple_of(variable.align.max(1) as u64);
+                    symbols.insert(variable.name.clone(), (Space::Shared, shared_end));
+                    shared_end += variable.size as u64;
+                    symbols.insert(format!("{}#end", variable.name), (Space::Shared, shared_end));
+                }
+                _ => {
+                    let size = variable.size.max(1);
+                    let address = self
+                        .memory
+                        .allocate(size)
+                        .ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
+                    // Module variables start as zero where the text gives no value.
+                    let mut initial = variable.initial.clone();
+                    initial.resize(size, 0);
+                    if let Some(allocation) = self.memory.find(address) {
+                        allocation.write(address, &initial);
+                        allocation.mark_written(address, size);
+                    }
+                    symbols.insert(variable.name.clone(), (variable.space, address));
+                    variables.insert(variable.name.clone(), (address, variable.size));
+                }
+            }
+        }
+        let mut kernels = HashMap::new();
+        for function in parsed.functions.iter().filter(|function| function.is_entry && function.has_body) {
+            let program = load(function, files.clone(), &symbols, &dynamic_shared)?;
+            kernels.insert(function.name.clone(), Arc::new(program));
+        }
+        Ok(Module { kernels, variables })
+    }
+
+    /// Checks a launch against the device's limits.
+    ///
+    /// # Errors
+    /// The limit that is exceeded.
+    pub fn check_limits(
+        &self,
+        program: &Program,
+        shape: &Shape,
+        shared_limit: u32,
+    ) -> Result<(), LaunchError> {
+        let fail = |code, message: String| Err(LaunchError { kernel: program.name.clone(), message, code });
+        let [x, y, z] = shape.block;
+        if shape.grid.contains(&0) || shape.block.contains(&0) {
+            return fail(
+                INVALID_VALUE,
+                format!("grid {:?} and block {:?} must not be 0", shape.grid, shape.block),
+            );
+        }
+        if shape.grid[0] > i32::MAX as u32 || shape.grid[1] > 65_535 || shape.grid[2] > 65_535 {
+            return fail(INVALID_VALUE, format!("grid {:?} exceeds 2^31-1, 65535, 65535", shape.grid));
+        }
+        let threads = u64::from(x) * u64::from(y) * u64::from(z);
+        if x > 1024 || y > 1024 || z > 64 || threads > 1024 {
+            return fail(
+                INVALID_VALUE,
+                format!("block {:?} exceeds 1024, 1024, 64 or 1024 in all", shape.block),
+            );
+        }
+        let threads = threads as u32;
+        if program.max_threads != 0 && threads > program.max_threads {
+            return fail(
+                INVALID_VALUE,
+                format!("{threads} threads exceed the kernel's launch bound of {}", program.max_threads),
+            );
+        }
+        if program.required_threads != [0; 3] && program.required_threads != shape.block {
+            return fail(
+                INVALID_VALUE,
+                format!("the kernel demands blocks of {:?}", program.required_threads),
+            );
+        }
+        let shared = program.static_shared as u64 + u64::from(shape.dynamic_shared);
+        if shared > u64::from(shared_limit.max(SHARED_DEFAULT))
+            || shared > u64::from(self.profile.shared_per_block_optin)
+        {
+            return fail(
+                INVALID_VALUE,
+                format!(
+                    "{shared} bytes of shared memory exceed {}; set MAX_DYNAMIC_SHARED_SIZE_BYTES for up to {}",
+                    shared_limit.max(SHARED_DEFAULT).min(self.profile.shared_per_block_optin),
+                    self.profile.shared_per_block_optin
+                ),
+            );
+        }
+        let registers = registers_of(program);
+        if registers * threads.next_multiple_of(32) > REGISTERS {
+            return fail(
+                LAUNCH_OUT_OF_RESOURCES,
+                format!(
+                    "{threads} threads of about {registers} registers exceed the {REGISTERS} of a multiprocessor"
+                ),
+            );
+        }
+        if shape.cooperative {
+            let fit = self.profile.occupancy(threads, registers, shared as u32);
+            let most = u64::from(fit) * u64::from(self.profile.multiprocessors);
+            if shape.blocks() > most {
+                return fail(
+                    COOPERATIVE_LAUNCH_TOO_LARGE,
+                    format!("{} blocks cannot all run at once; {most} can", shape.blocks()),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything that a launch needs.
+    pub fn prepare(&mut self, program: &Arc<Program>, shape: &Shape, arguments: &[u8]) -> Prepared {
+        Prepared {
+            program: program.clone(),
+            shape: shape.clone(),
+            arguments: arguments.to_vec(),
+            view: self.memory.view(),
+            settings: self.settings.clone(),
+        }
+    }
+
+    /// Adds up what a launch counted.
+    pub fn count(&mut self, counters: &Counters) {
+        match self.counters.get_mut(&counters.kernel) {
+            Some(sum) => sum.add(counters),
+            None => {
+                self.counter_order.push(counters.kernel.clone());
+                self.counters.insert(counters.kernel.clone(), counters.clone());
+            }
+        }
+    }
+
+    /// The counters of all kernels, in the order of their first launch.
+    pub fn counters(&self) -> Vec<Counters> {
+        self.counter_order.iter().filter_map(|name| self.counters.get(name)).cloned().collect()
+    }
+
+    /// Starts counting anew.
+    pub fn reset_counters(&mut self) {
+        self.counters.clear();
+        self.counter_order.clear();
+    }
+
+    /// Checks, runs and counts a launch. The arguments are laid out as the kernel's parameters; [`Arguments`]
+    /// does that.
+    ///
+    /// # Errors
+    /// A launch that the device would refuse.
+    pub fn launch(
+        &mut self,
+        program: &Arc<Program>,
+        shape: &Shape,
+        arguments: &[u8],
+    ) -> Result<Outcome, LaunchError> {
+        self.check_limits(program, shape, self.profile.shared_per_block_optin)?;
+        let outcome = self.prepare(program, shape, arguments).run();
+        self.count(&outcome.counters);
+        Ok(outcome)
+    }
+
+    /// Allocates and fills device memory; none when it is full.
+    pub fn upload(&mut self, bytes: &[u8]) -> Option<u64> {
+        let address = self.memory.allocate(bytes.len().max(1))?;
+        let allocation = self.memory.find(address)?;
+        allocation.write(address, bytes);
+        allocation.mark_written(address, bytes.len());
+        Some(address)
+    }
+
+    /// Reads device memory; none when it is not all allocated.
+    pub fn download(&self, address: u64, bytes: usize) -> Option<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.memory.find(address)?.read(address, &mut out).then_some(out)
+    }
+}
+
+/// Registers of a thread: what is known of the kernel, within what its launch bounds leave.
+pub fn registers_of(program: &Program) -> u32 {
+    let mut most = 255;
+    if program.max_threads > 0 {
+        let blocks = program.min_blocks.max(1);
+        // ptxas keeps within the bound by spilling.
+        most = (REGISTERS / (program.max_threads.next_multiple_of(32) * blocks)).clamp(16, 255) / 8 * 8;
+    }
+    program.estimated_registers.min(most.max(16))
+}
+
+/// Kernel arguments, laid out one by one.
+#[derive(Clone, Debug, Default)]
+pub struct Arguments(Vec<u8>);
+
+impl Arguments {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one of up to 8 bytes, aligned to its size.
+    #[must_use]
+    pub fn and(mut self, bytes: &[u8]) -> Self {
+        while !self.0.len().is_multiple_of(bytes.len().max(1)) {
+            self.0.push(0);
+        }
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// Adds an address.
+    #[must_use]
+    pub fn pointer(self, address: u64) -> Self {
+        self.and(&address.to_le_bytes())
+    }
+
+    /// Adds an i32.
+    #[must_use]
+    pub fn int(self, value: i32) -> Self {
+        self.and(&value.to_le_bytes())
+    }
+
+    /// Adds an f32.
+    #[must_use]
+    pub fn float(self, value: f32) -> Self {
+        self.and(&value.to_le_bytes())
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The failed checks of an outcome as one text, a line each.
+pub fn describe(reports: &[Report]) -> String {
+    reports.iter().map(|report| format!("{report}\n")).collect()
+}

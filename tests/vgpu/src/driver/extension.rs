@@ -1,0 +1,178 @@
+//! Functions beyond CUDA's, by which tests and `vgpu run` talk to the library that they loaded.
+
+use std::ffi::{CStr, CString, c_char};
+use std::sync::Once;
+
+use serde::{Deserialize, Serialize};
+
+use super::exported;
+use super::state::{state, this_thread};
+use crate::check::Report;
+
+/// Settings that a test changes while it runs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Change {
+    /// Turns checks and memory counters on or off.
+    pub checks: Option<bool>,
+    /// Sets the seed of the order of blocks and warps.
+    pub seed: Option<u64>,
+    /// Sets where kernels may write: address and bytes. An empty list means anywhere.
+    pub outputs: Option<Vec<(u64, u64)>>,
+    /// Forgets an error that sticks.
+    pub forget_error: bool,
+    /// Starts counting anew.
+    pub reset_counters: bool,
+}
+
+/// What the library says of itself at the end of a program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    /// The profile.
+    pub profile: String,
+    /// The seed of the order of blocks and warps.
+    pub seed: u64,
+    /// Whether checks were on.
+    pub checks: bool,
+    /// The failed checks that nobody claimed.
+    pub reports: Vec<Report>,
+    /// The counters of every kernel.
+    pub counters: Vec<crate::counters::Counters>,
+    /// Predictions from the counters.
+    pub predictions: Vec<crate::prediction::Prediction>,
+}
+
+fn give_text(text: String) -> *mut c_char {
+    CString::new(text).map_or(std::ptr::null_mut(), CString::into_raw)
+}
+
+/// The summary as it stands.
+pub fn summary() -> Summary {
+    let state = state();
+    let counters = state.device.counters();
+    let registers = |name: &str| {
+        let program = state.functions.values().find(|function| function.program.name == name);
+        program.map(|function| crate::device::registers_of(&function.program))
+    };
+    let predictions = counters
+        .iter()
+        .map(|counters| crate::prediction::Prediction::of(counters, registers(&counters.kernel)))
+        .collect();
+    Summary {
+        profile: state.device.profile.name.to_string(),
+        seed: state.device.settings.seed,
+        checks: state.device.settings.checks,
+        reports: state.reports.iter().map(|(_, report)| report.clone()).collect(),
+        counters,
+        predictions,
+    }
+}
+
+/// At the end of the process, unclaimed reports fail it, and `vgpu run` gets its table.
+pub fn watch_exit() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: atexit takes a function without arguments.
+        unsafe { libc::atexit(at_exit) };
+    });
+}
+
+extern "C" fn at_exit() {
+    let outcome = std::panic::catch_unwind(|| {
+        let summary = summary();
+        if let Some(path) = std::env::var_os("VGPU_JSON") {
+            let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
+            let fresh = std::path::PathBuf::from(&path).with_extension("json.new");
+            let written = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path));
+            if let Err(error) = written {
+                eprintln!("vgpu: the counters cannot be written to {}: {error}", path.to_string_lossy());
+            }
+        }
+        if std::env::var_os("VGPU_TABLE").is_some() {
+            eprintln!(
+                "vgpu: profile {}, checks {}, seed {}",
+                summary.profile,
+                if summary.checks { "on" } else { "off" },
+                summary.seed
+            );
+            eprint!("{}", crate::prediction::table(&summary.counters, &summary.predictions));
+        }
+        let count = summary.reports.len();
+        if count > 0 {
+            eprintln!("vgpu: {count} failed checks:");
+            eprint!("{}", crate::device::describe(&summary.reports));
+        } else if std::env::var_os("VGPU_TABLE").is_some() && summary.checks {
+            eprintln!("vgpu: no check failed");
+        }
+        count
+    });
+    if !matches!(outcome, Ok(0)) {
+        // SAFETY: ends the process at once, which is allowed in an exit handler.
+        unsafe { libc::_exit(101) };
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn vgpu_build_id() -> *const c_char {
+    const ID: &CStr = match CStr::from_bytes_with_nul(concat!(env!("VGPU_BUILD_ID"), "\0").as_bytes()) {
+        Ok(id) => id,
+        Err(_) => c"unknown",
+    };
+    ID.as_ptr()
+}
+
+/// The failed checks of the calling thread's launches, as JSON, which are thereby claimed.
+#[unsafe(no_mangle)]
+extern "C" fn vgpu_take_reports() -> *mut c_char {
+    let mut state = state();
+    let thread = this_thread();
+    let (mine, others) =
+        std::mem::take(&mut state.reports).into_iter().partition(|(owner, _)| *owner == thread);
+    state.reports = others;
+    let mine: Vec<(usize, Report)> = mine;
+    let mine: Vec<Report> = mine.into_iter().map(|(_, report)| report).collect();
+    give_text(serde_json::to_string(&mine).unwrap_or_default())
+}
+
+/// Everything counted so far, as JSON.
+#[unsafe(no_mangle)]
+extern "C" fn vgpu_summary() -> *mut c_char {
+    give_text(serde_json::to_string(&summary()).unwrap_or_default())
+}
+
+/// Gives back a text of these functions.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn vgpu_free_text(text: *mut c_char) {
+    if !text.is_null() {
+        // SAFETY: made by CString::into_raw above, and given back once.
+        drop(unsafe { CString::from_raw(text) });
+    }
+}
+
+exported! {
+    fn vgpu_change(text: *const c_char) {
+        if text.is_null() {
+            return Err(1);
+        }
+        // SAFETY: not null, and ends in 0 by this function's contract.
+        let text = unsafe { CStr::from_ptr(text) };
+        let change: Change = serde_json::from_slice(text.to_bytes()).map_err(|_| 1u32)?;
+        let mut state = state();
+        let settings = &mut state.device.settings;
+        if let Some(checks) = change.checks {
+            settings.checks = checks;
+        }
+        if let Some(seed) = change.seed {
+            settings.seed = seed;
+        }
+        if let Some(outputs) = change.outputs {
+            settings.outputs = if outputs.is_empty() { None } else { Some(outputs) };
+        }
+        if change.forget_error {
+            state.sticky = 0;
+        }
+        if change.reset_counters {
+            state.device.reset_counters();
+        }
+        Ok(())
+    }
+}

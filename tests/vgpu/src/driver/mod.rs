@@ -1,0 +1,216 @@
+//! The C functions of `libcuda` that programs call, over [`crate::device::Device`].
+//!
+//! Streams carry out work at once and in order; what a program may not do on a device (capture rules,
+//! handles, limits, errors that stick) is refused here with the number a device gives.
+
+mod extension;
+pub use extension::{Change, Summary};
+mod memory;
+mod modules;
+mod state;
+mod streams;
+mod work;
+
+use std::ffi::{c_char, c_int};
+
+use crate::codes::*;
+use state::{PRIMARY, state};
+
+/// Defines exported functions that answer an error number and never unwind into C.
+macro_rules! exported {
+    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $body:block)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
+            let body = || -> Result<(), u32> { $body };
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+                Ok(Ok(())) => $crate::codes::SUCCESS,
+                Ok(Err(code)) => code,
+                Err(_) => $crate::codes::UNKNOWN,
+            }
+        }
+    )*};
+}
+pub(crate) use exported;
+
+/// Writes through a pointer of the caller.
+pub(crate) fn give<T>(to: *mut T, value: T) -> Result<(), u32> {
+    if to.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, and the C signature promises room for a T.
+    unsafe { to.write_unaligned(value) };
+    Ok(())
+}
+
+/// An error number as a result.
+pub(crate) fn check(code: u32) -> Result<(), u32> {
+    if code == SUCCESS { Ok(()) } else { Err(code) }
+}
+
+thread_local! {
+    static CURRENT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+fn device(ordinal: c_int) -> Result<(), u32> {
+    if ordinal == 0 { Ok(()) } else { Err(INVALID_DEVICE) }
+}
+
+exported! {
+    fn cuInit(_flags: u32) {
+        extension::watch_exit();
+        match &state().profile_problem {
+            None => Ok(()),
+            Some(problem) => {
+                eprintln!("vgpu: {problem}");
+                Err(NOT_INITIALIZED)
+            }
+        }
+    }
+    fn cuDriverGetVersion(version: *mut c_int) {
+        give(version, 13_000)
+    }
+    fn cuDeviceGet(to: *mut c_int, ordinal: c_int) {
+        device(ordinal)?;
+        give(to, 0)
+    }
+    fn cuDeviceGetCount(to: *mut c_int) {
+        give(to, 1)
+    }
+    fn cuDeviceGetName(to: *mut c_char, room: c_int, ordinal: c_int) {
+        device(ordinal)?;
+        let title = state().device.profile.title.as_bytes();
+        let room = usize::try_from(room).unwrap_or(0);
+        if to.is_null() || room == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let count = title.len().min(room - 1);
+        // SAFETY: the caller gave room for `room` bytes, and `count` is below it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(title.as_ptr(), to.cast(), count);
+            to.add(count).write(0);
+        }
+        Ok(())
+    }
+    fn cuDeviceGetUuid(to: *mut [u8; 16], ordinal: c_int) {
+        device(ordinal)?;
+        give(to, *b"virtual-gpu-0000")
+    }
+    fn cuDeviceGetUuid_v2(to: *mut [u8; 16], ordinal: c_int) {
+        device(ordinal)?;
+        give(to, *b"virtual-gpu-0000")
+    }
+    fn cuDeviceTotalMem_v2(to: *mut usize, ordinal: c_int) {
+        device(ordinal)?;
+        give(to, state().device.memory.usage().1 as usize)
+    }
+    fn cuDeviceGetAttribute(to: *mut c_int, attribute: u32, ordinal: c_int) {
+        device(ordinal)?;
+        let value = state().device.profile.attribute(attribute).ok_or(INVALID_VALUE)?;
+        give(to, value)
+    }
+    fn cuDevicePrimaryCtxRetain(to: *mut usize, ordinal: c_int) {
+        device(ordinal)?;
+        state().primary_references += 1;
+        give(to, PRIMARY)
+    }
+    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) {
+        device(ordinal)?;
+        let mut state = state();
+        if state.primary_references == 0 {
+            return Err(INVALID_CONTEXT);
+        }
+        state.primary_references -= 1;
+        if state.primary_references == 0 {
+            // The last release destroys the context, and its error with it.
+            state.sticky = SUCCESS;
+        }
+        Ok(())
+    }
+    fn cuDevicePrimaryCtxReset_v2(ordinal: c_int) {
+        device(ordinal)?;
+        state().sticky = SUCCESS;
+        Ok(())
+    }
+    fn cuDevicePrimaryCtxGetState(ordinal: c_int, flags: *mut u32, active: *mut c_int) {
+        device(ordinal)?;
+        give(flags, 0)?;
+        give(active, c_int::from(state().primary_references > 0))
+    }
+    fn cuCtxCreate_v4(to: *mut usize, _parameters: *mut u8, _flags: u32, ordinal: c_int) {
+        device(ordinal)?;
+        let mut state = state();
+        let context = state.handle();
+        state.contexts.push(context);
+        CURRENT.set(context);
+        give(to, context)
+    }
+    fn cuCtxDestroy_v2(context: usize) {
+        let mut state = state();
+        let before = state.contexts.len();
+        state.contexts.retain(|known| *known != context);
+        if state.contexts.len() == before {
+            return Err(INVALID_CONTEXT);
+        }
+        state.sticky = SUCCESS;
+        Ok(())
+    }
+    fn cuCtxGetCurrent(to: *mut usize) {
+        give(to, CURRENT.get())
+    }
+    fn cuCtxSetCurrent(context: usize) {
+        if context != 0 && context != PRIMARY && !state().contexts.contains(&context) {
+            return Err(INVALID_CONTEXT);
+        }
+        CURRENT.set(context);
+        Ok(())
+    }
+    fn cuCtxGetDevice(to: *mut c_int) {
+        if CURRENT.get() == 0 {
+            return Err(INVALID_CONTEXT);
+        }
+        give(to, 0)
+    }
+    fn cuCtxSynchronize() {
+        let mut state = state();
+        state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        check(state.sticky)
+    }
+    fn cuCtxSetFlags(_flags: u32) {
+        Ok(())
+    }
+    fn cuCtxGetLimit(to: *mut usize, limit: u32) {
+        // Stack, printf buffer and device heap, as a device has them by default.
+        give(to, match limit { 0 => 1024, 1 => 1 << 20, 2 => 8 << 20, _ => return Err(INVALID_VALUE) })
+    }
+    fn cuCtxSetLimit(_limit: u32, _value: usize) {
+        Ok(())
+    }
+    fn cuCtxGetCacheConfig(to: *mut u32) {
+        give(to, 0)
+    }
+    fn cuCtxSetCacheConfig(_config: u32) {
+        Ok(())
+    }
+    fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) {
+        give(least, 0)?;
+        give(greatest, -5)
+    }
+    fn cuProfilerStart() {
+        Ok(())
+    }
+    fn cuProfilerStop() {
+        Ok(())
+    }
+    fn cuGetErrorName(code: u32, to: *mut *const c_char) {
+        match describe(code) {
+            Some((name, _)) => give(to, name.as_ptr()),
+            None => Err(INVALID_VALUE),
+        }
+    }
+    fn cuGetErrorString(code: u32, to: *mut *const c_char) {
+        match describe(code) {
+            Some((_, meaning)) => give(to, meaning.as_ptr()),
+            None => Err(INVALID_VALUE),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Modules, functions, occupancy and launches.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use super::state::{Function, Work, state};
+use super::work::{ptx_of_image, submit};
+use super::{check, exported, give};
+use crate::codes::*;
+use crate::device::{ModuleError, registers_of};
+use crate::execute::Shape;
+use crate::profile::SHARED_DEFAULT;
+
+/// Loads an image, and says on standard error and in the result why not.
+fn load(to: *mut usize, image: *const u8) -> Result<(), (u32, String)> {
+    if image.is_null() {
+        return Err((INVALID_VALUE, "no image".to_string()));
+    }
+    let mut state = state();
+    check(state.sticky).map_err(|code| (code, "an earlier launch failed".to_string()))?;
+    // SAFETY: the caller gives an image as cuModuleLoadData demands.
+    let text = unsafe { ptx_of_image(image, &state) }?;
+    let module = state.device.load(&text).map_err(|error| {
+        let code = match &error {
+            ModuleError::Version(_) => UNSUPPORTED_PTX_VERSION,
+            ModuleError::Target { .. } => NO_BINARY_FOR_GPU,
+            ModuleError::Variable { .. } => OUT_OF_MEMORY,
+            _ => INVALID_PTX,
+        };
+        (code, error.to_string())
+    })?;
+    let handle = state.handle();
+    state.modules.insert(handle, module);
+    give(to, handle).map_err(|code| (code, "nowhere to put the module".to_string()))
+}
+
+fn load_loudly(to: *mut usize, image: *const u8) -> Result<(), u32> {
+    load(to, image).map_err(|(code, message)| {
+        eprintln!("vgpu: the module cannot be loaded: {message}");
+        code
+    })
+}
+
+fn function(handle: usize) -> Result<Function, u32> {
+    state().functions.get(&handle).cloned().ok_or(INVALID_HANDLE)
+}
+
+fn text<'a>(name: *const c_char) -> Result<&'a str, u32> {
+    if name.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, and ends in 0 by the C signature.
+    unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| INVALID_VALUE)
+}
+
+/// Everything that a launch is told.
+struct Launch {
+    function: usize,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: usize,
+    arguments: *const *const u8,
+    cooperative: bool,
+}
+
+impl Launch {
+    fn go(self) -> Result<(), u32> {
+        let Function { program, shared_limit } = function(self.function)?;
+        let shape = Shape {
+            grid: self.grid,
+            block: self.block,
+            dynamic_shared: self.shared,
+            cooperative: self.cooperative,
+        };
+        state().device.check_limits(&program, &shape, shared_limit).map_err(|error| {
+            eprintln!("vgpu: {error}");
+            error.code
+        })?;
+        let mut arguments = vec![0u8; program.parameter_bytes];
+        for (index, &(size, offset)) in program.parameters.iter().enumerate() {
+            if self.arguments.is_null() {
+                return Err(INVALID_VALUE);
+            }
+            // SAFETY: the caller gives one pointer for every parameter, each to a value of its size.
+            unsafe {
+                let value = *self.arguments.add(index);
+                if value.is_null() {
+                    return Err(INVALID_VALUE);
+                }
+                std::ptr::copy_nonoverlapping(value, arguments[offset..].as_mut_ptr(), size);
+            }
+        }
+        check(submit(self.stream, Work::Launch { program, shape, arguments }))
+    }
+}
+
+fn occupancy(handle: usize, threads: c_int, shared: usize) -> Result<u32, u32> {
+    let Function { program, .. } = function(handle)?;
+    let threads = u32::try_from(threads).map_err(|_| INVALID_VALUE)?;
+    let shared = program.static_shared as u32 + u32::try_from(shared).map_err(|_| INVALID_VALUE)?;
+    Ok(state().device.profile.occupancy(threads, registers_of(&program), shared))
+}
+
+fn best_block(handle: usize, shared: usize, limit: c_int) -> Result<(c_int, c_int), u32> {
+    let Function { program, .. } = function(handle)?;
+    let most = match (limit, program.max_threads) {
+        (0, 0) => 1024,
+        (0, bound) => bound as c_int,
+        (limit, _) => limit.min(1024),
+    };
+    let mut best = (0, 0);
+    for threads in (32..=most).step_by(32) {
+        let blocks = occupancy(handle, threads, shared)?;
+        if blocks * threads as u32 >= best.0 {
+            best = (blocks * threads as u32, threads);
+        }
+    }
+    let blocks = best.0 / best.1.max(1) as u32 * state().device.profile.multiprocessors;
+    Ok((blocks as c_int, best.1))
+}
+
+exported! {
+    fn cuModuleLoadData(to: *mut usize, image: *const u8) {
+        load_loudly(to, image)
+    }
+    fn cuModuleLoadDataEx(
+        to: *mut usize,
+        image: *const u8,
+        count: u32,
+        options: *const u32,
+        values: *const *mut u8,
+    ) {
+        let outcome = load(to, image);
+        let Err((code, message)) = outcome else { return Ok(()) };
+        const ERROR_LOG: u32 = 5;
+        const ERROR_LOG_SIZE: u32 = 6;
+        let (mut log, mut room) = (std::ptr::null_mut::<u8>(), 0usize);
+        for index in 0..count as usize {
+            // SAFETY: the caller gives `count` options and values.
+            let (option, value) = unsafe { (*options.add(index), *values.add(index)) };
+            match option {
+                ERROR_LOG => log = value,
+                ERROR_LOG_SIZE => room = value as usize & 0xffff_ffff,
+                _ => {}
+            }
+        }
+        if !log.is_null() && room > 0 {
+            let count = message.len().min(room - 1);
+            // SAFETY: the caller's buffer has `room` bytes, and `count` is below it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(message.as_ptr(), log, count);
+                log.add(count).write(0);
+            }
+        }
+        eprintln!("vgpu: the module cannot be loaded: {message}");
+        Err(code)
+    }
+    fn cuModuleLoad(to: *mut usize, path: *const c_char) {
+        let mut bytes = std::fs::read(text(path)?).map_err(|_| FILE_NOT_FOUND)?;
+        // Text must end in 0; a fatbin says its own size, which a cut-off file must not exceed.
+        bytes.push(0);
+        bytes.resize(bytes.len().max(16), 0);
+        if bytes[..4] == [0x50, 0xed, 0x55, 0xba] {
+            let size = u64::from_le_bytes(bytes[8..16].try_into().unwrap_or_default());
+            if size > bytes.len() as u64 - 16 {
+                return Err(INVALID_PTX);
+            }
+        }
+        load_loudly(to, bytes.as_ptr())
+    }
+    fn cuModuleUnload(module: usize) {
+        let mut state = state();
+        let module = state.modules.remove(&module).ok_or(INVALID_HANDLE)?;
+        for (address, _) in module.variables.values() {
+            state.device.memory.free(*address);
+        }
+        Ok(())
+    }
+    fn cuModuleGetFunction(to: *mut usize, module: usize, name: *const c_char) {
+        let name = text(name)?;
+        let mut state = state();
+        let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
+        let program = module.kernels.get(name).cloned().ok_or(NOT_FOUND)?;
+        let handle = state.handle();
+        state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT });
+        give(to, handle)
+    }
+    fn cuModuleGetGlobal_v2(to: *mut u64, bytes: *mut usize, module: usize, name: *const c_char) {
+        let name = text(name)?;
+        let state = state();
+        let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
+        let (address, size) = module.variables.get(name).copied().ok_or(NOT_FOUND)?;
+        if !to.is_null() {
+            give(to, address)?;
+        }
+        if bytes.is_null() { Ok(()) } else { give(bytes, size) }
+    }
+    fn cuFuncGetAttribute(to: *mut c_int, attribute: u32, handle: usize) {
+        let Function { program, shared_limit } = function(handle)?;
+        let capability = state().device.profile.capability;
+        let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
+        give(to, match attribute {
+            0 if program.max_threads > 0 => program.max_threads.min(threads) as c_int,
+            0 => threads as c_int,
+            1 => program.static_shared as c_int,
+            2 => 0,
+            3 => program.local as c_int,
+            4 => registers_of(&program) as c_int,
+            5 | 6 => (capability.0 * 10 + capability.1) as c_int,
+            7 => 0,
+            8 => shared_limit as c_int - program.static_shared as c_int,
+            9..=16 => 0,
+            _ => return Err(INVALID_VALUE),
+        })
+    }
+    fn cuFuncSetAttribute(handle: usize, attribute: u32, value: c_int) {
+        let mut state = state();
+        let most = state.device.profile.shared_per_block_optin;
+        let function = state.functions.get_mut(&handle).ok_or(INVALID_HANDLE)?;
+        if attribute == 8 {
+            let wanted = u32::try_from(value).map_err(|_| INVALID_VALUE)? + function.program.static_shared as u32;
+            if wanted > most {
+                return Err(INVALID_VALUE);
+            }
+            function.shared_limit = wanted.max(SHARED_DEFAULT);
+        }
+        Ok(())
+    }
+    fn cuFuncSetCacheConfig(_handle: usize, _config: u32) {
+        Ok(())
+    }
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(to: *mut c_int, handle: usize, threads: c_int, shared: usize) {
+        give(to, occupancy(handle, threads, shared)? as c_int)
+    }
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+        to: *mut c_int,
+        handle: usize,
+        threads: c_int,
+        shared: usize,
+        _flags: u32,
+    ) {
+        give(to, occupancy(handle, threads, shared)? as c_int)
+    }
+    fn cuOccupancyMaxPotentialBlockSize(
+        grid: *mut c_int,
+        block: *mut c_int,
+        handle: usize,
+        _shared_of_block: usize,
+        shared: usize,
+        limit: c_int,
+    ) {
+        let (blocks, threads) = best_block(handle, shared, limit)?;
+        give(grid, blocks)?;
+        give(block, threads)
+    }
+    fn cuOccupancyMaxPotentialBlockSizeWithFlags(
+        grid: *mut c_int,
+        block: *mut c_int,
+        handle: usize,
+        _shared_of_block: usize,
+        shared: usize,
+        limit: c_int,
+        _flags: u32,
+    ) {
+        let (blocks, threads) = best_block(handle, shared, limit)?;
+        give(grid, blocks)?;
+        give(block, threads)
+    }
+    fn cuOccupancyAvailableDynamicSMemPerBlock(to: *mut usize, handle: usize, blocks: c_int, _threads: c_int) {
+        let Function { program, .. } = function(handle)?;
+        let profile = state().device.profile;
+        let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks > 0).ok_or(INVALID_VALUE)?;
+        let share = (profile.shared_per_multiprocessor / blocks).min(profile.shared_per_block_optin);
+        give(to, (share as usize).saturating_sub(program.static_shared))
+    }
+    fn cuLaunchKernel(
+        function: usize,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared: u32,
+        stream: usize,
+        arguments: *const *const u8,
+        _extra: *const *const u8,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        Launch { function, grid, block, shared, stream, arguments, cooperative: false }.go()
+    }
+    fn cuLaunchCooperativeKernel(
+        function: usize,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared: u32,
+        stream: usize,
+        arguments: *const *const u8,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        Launch { function, grid, block, shared, stream, arguments, cooperative: true }.go()
+    }
+    fn cuLaunchHostFunc(stream: usize, function: usize, data: usize) {
+        if function == 0 {
+            return Err(INVALID_VALUE);
+        }
+        check(submit(stream, Work::Call { function, data }))
+    }
+}

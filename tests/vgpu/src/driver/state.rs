@@ -1,0 +1,180 @@
+//! What the driver keeps: contexts, streams, events, graphs, modules, and the rules of capture.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use crate::check::Report;
+use crate::codes::*;
+use crate::device::{Device, Module};
+use crate::execute::Shape;
+use crate::program::Program;
+
+/// A piece of work that a stream carries out or a graph keeps.
+#[derive(Clone)]
+pub enum Work {
+    /// A kernel.
+    Launch { program: Arc<Program>, shape: Shape, arguments: Vec<u8> },
+    /// Fills memory with a pattern of 1, 2 or 4 bytes.
+    Fill { address: u64, pattern: Vec<u8>, count: usize },
+    /// From the host.
+    Upload { to: u64, from: usize, bytes: usize },
+    /// To the host.
+    Download { to: usize, from: u64, bytes: usize },
+    /// Within the device.
+    Copy { to: u64, from: u64, bytes: usize },
+    /// A function of the host.
+    Call { function: usize, data: usize },
+}
+
+/// A capture under way.
+pub struct Capture {
+    pub origin: usize,
+    pub thread: usize,
+    pub relaxed: bool,
+    pub work: Vec<Work>,
+    pub broken: bool,
+    /// Streams that joined, and whether they have work that the origin has not waited for.
+    pub joined: HashMap<usize, bool>,
+}
+
+/// An event.
+#[derive(Clone, Default)]
+pub struct Event {
+    pub timed: bool,
+    pub recorded: Option<Instant>,
+    /// The capture it was recorded in, with the stream.
+    pub captured: Option<(usize, usize)>,
+}
+
+/// A function of a module.
+#[derive(Clone)]
+pub struct Function {
+    pub program: Arc<Program>,
+    pub shared_limit: u32,
+}
+
+/// The driver's state.
+pub struct State {
+    pub device: Device,
+    pub profile_problem: Option<String>,
+    pub primary_references: u32,
+    pub contexts: Vec<usize>,
+    pub sticky: u32,
+    pub streams: HashMap<usize, u32>,
+    /// Captures by number, and the stream's capture.
+    pub captures: HashMap<usize, Capture>,
+    pub capturing: HashMap<usize, usize>,
+    pub events: HashMap<usize, Event>,
+    pub modules: HashMap<usize, Module>,
+    pub functions: HashMap<usize, Function>,
+    pub graphs: HashMap<usize, Vec<Work>>,
+    pub executables: HashMap<usize, Vec<Work>>,
+    pub pools: HashMap<usize, HashMap<u32, u64>>,
+    pub pinned: HashMap<usize, usize>,
+    /// Reports by the thread whose launch they are of.
+    pub reports: Vec<(usize, Report)>,
+    pub failed_launches: u64,
+    next: usize,
+}
+
+/// The handle of the default pool.
+pub const DEFAULT_POOL: usize = 0x6000;
+/// The handle of the primary context.
+pub const PRIMARY: usize = 0x1000;
+
+/// The state, for one caller at a time.
+pub fn state() -> MutexGuard<'static, State> {
+    static STATE: OnceLock<Mutex<State>> = OnceLock::new();
+    STATE.get_or_init(|| Mutex::new(State::new())).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held while work runs, so that one launch is judged at a time.
+pub fn running() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The calling thread.
+pub fn this_thread() -> usize {
+    // SAFETY: pthread_self has no preconditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+impl State {
+    fn new() -> Self {
+        let (profile, profile_problem) = match Device::profile_from_environment() {
+            Ok(profile) => (profile, None),
+            Err(problem) => (&crate::profile::PROFILES[0], Some(problem)),
+        };
+        Self {
+            device: Device::new(profile),
+            profile_problem,
+            primary_references: 0,
+            contexts: Vec::new(),
+            sticky: 0,
+            streams: HashMap::new(),
+            captures: HashMap::new(),
+            capturing: HashMap::new(),
+            events: HashMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            graphs: HashMap::new(),
+            executables: HashMap::new(),
+            pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
+            pinned: HashMap::new(),
+            reports: Vec::new(),
+            failed_launches: 0,
+            next: 0x1_0000,
+        }
+    }
+
+    /// A handle that was not given before.
+    pub fn handle(&mut self) -> usize {
+        self.next += 16;
+        self.next
+    }
+
+    /// Whether a stream handle is one: the null stream, the two special ones, or one that was created.
+    pub fn has_stream(&self, stream: usize) -> bool {
+        stream <= 2 || self.streams.contains_key(&stream)
+    }
+
+    /// Refuses what may not happen while this thread captures, and breaks the capture by it.
+    pub fn not_while_capturing(&mut self, code: u32) -> Result<(), u32> {
+        let thread = this_thread();
+        let mut found = false;
+        for capture in self.captures.values_mut() {
+            if capture.thread == thread && !capture.relaxed {
+                capture.broken = true;
+                found = true;
+            }
+        }
+        if found { Err(code) } else { Ok(()) }
+    }
+
+    /// Keeps work for a graph where its stream captures; gives it back where it is to run.
+    pub fn record(&mut self, stream: usize, work: Work) -> Result<Option<Work>, u32> {
+        if !self.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        let Some(&id) = self.capturing.get(&stream) else {
+            // Work on the null stream would wait for blocking streams that capture.
+            let blocking = |stream: &usize| self.streams.get(stream).is_some_and(|flags| flags & 1 == 0);
+            if stream == 0 && self.capturing.keys().any(blocking) {
+                self.captures.values_mut().for_each(|capture| capture.broken = true);
+                return Err(CAPTURE_IMPLICIT);
+            }
+            return if self.sticky != 0 { Err(self.sticky) } else { Ok(Some(work)) };
+        };
+        let Some(capture) = self.captures.get_mut(&id) else { return Err(ILLEGAL_STATE) };
+        if capture.broken {
+            return Err(CAPTURE_INVALIDATED);
+        }
+        if stream != capture.origin {
+            capture.joined.insert(stream, true);
+        }
+        capture.work.push(work);
+        Ok(None)
+    }
+}

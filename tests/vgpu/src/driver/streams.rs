@@ -1,0 +1,265 @@
+//! Streams, events, capture and graphs.
+
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::time::Instant;
+
+use super::state::{Capture, Event, state, this_thread};
+use super::work::replay;
+use super::{check, exported, give};
+use crate::codes::*;
+
+fn create(to: *mut usize, flags: u32) -> Result<(), u32> {
+    let mut state = state();
+    let stream = state.handle();
+    state.streams.insert(stream, flags);
+    give(to, stream)
+}
+
+fn record(event: usize, stream: usize) -> Result<(), u32> {
+    let mut state = state();
+    if !state.has_stream(stream) {
+        return Err(INVALID_HANDLE);
+    }
+    let capture = state.capturing.get(&stream).copied();
+    if let Some(id) = capture {
+        if let Some(capture) = state.captures.get(&id)
+            && capture.broken
+        {
+            return Err(CAPTURE_INVALIDATED);
+        }
+    } else {
+        check(state.sticky)?;
+    }
+    let event = state.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
+    match capture {
+        Some(id) => event.captured = Some((id, stream)),
+        None => {
+            event.captured = None;
+            event.recorded = Some(Instant::now());
+        }
+    }
+    Ok(())
+}
+
+fn begin(stream: usize, mode: c_int) -> Result<(), u32> {
+    let mut state = state();
+    if !state.has_stream(stream) {
+        return Err(INVALID_HANDLE);
+    }
+    // The legacy null stream cannot be captured.
+    if stream <= 1 {
+        return Err(CAPTURE_UNSUPPORTED);
+    }
+    if state.capturing.contains_key(&stream) {
+        return Err(ILLEGAL_STATE);
+    }
+    let id = state.handle();
+    let capture = Capture {
+        origin: stream,
+        thread: this_thread(),
+        relaxed: mode == 2,
+        work: Vec::new(),
+        broken: false,
+        joined: HashMap::new(),
+    };
+    state.captures.insert(id, capture);
+    state.capturing.insert(stream, id);
+    Ok(())
+}
+
+fn end(stream: usize, to: *mut usize) -> Result<(), u32> {
+    let mut state = state();
+    let id = *state.capturing.get(&stream).ok_or(ILLEGAL_STATE)?;
+    let capture = state.captures.get(&id).ok_or(ILLEGAL_STATE)?;
+    if capture.origin != stream {
+        return Err(CAPTURE_UNMATCHED);
+    }
+    if capture.thread != this_thread() && !capture.relaxed {
+        return Err(CAPTURE_WRONG_THREAD);
+    }
+    let Some(capture) = state.captures.remove(&id) else { return Err(ILLEGAL_STATE) };
+    state.capturing.retain(|_, known| *known != id);
+    for event in state.events.values_mut() {
+        if event.captured.is_some_and(|(known, _)| known == id) {
+            event.captured = None;
+        }
+    }
+    if capture.broken {
+        give(to, 0)?;
+        return Err(CAPTURE_INVALIDATED);
+    }
+    if capture.joined.values().any(|&dirty| dirty) {
+        give(to, 0)?;
+        return Err(CAPTURE_UNJOINED);
+    }
+    let graph = state.handle();
+    state.graphs.insert(graph, capture.work);
+    give(to, graph)
+}
+
+fn instantiate(to: *mut usize, graph: usize) -> Result<(), u32> {
+    let mut state = state();
+    let work = state.graphs.get(&graph).cloned().ok_or(INVALID_VALUE)?;
+    let executable = state.handle();
+    state.executables.insert(executable, work);
+    give(to, executable)
+}
+
+exported! {
+    fn cuStreamCreate(to: *mut usize, flags: u32) {
+        create(to, flags)
+    }
+    fn cuStreamCreateWithPriority(to: *mut usize, flags: u32, _priority: c_int) {
+        create(to, flags)
+    }
+    fn cuStreamDestroy_v2(stream: usize) {
+        let mut state = state();
+        if let Some(id) = state.capturing.remove(&stream) {
+            state.captures.remove(&id);
+        }
+        state.streams.remove(&stream).map(|_| ()).ok_or(INVALID_HANDLE)
+    }
+    fn cuStreamSynchronize(stream: usize) {
+        let mut state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        check(state.sticky)
+    }
+    fn cuStreamQuery(stream: usize) {
+        let mut state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        check(state.sticky)
+    }
+    fn cuStreamWaitEvent(stream: usize, event: usize, _flags: u32) {
+        let mut state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        let event = state.events.get(&event).cloned().ok_or(INVALID_HANDLE)?;
+        let own = state.capturing.get(&stream).copied();
+        match (own, event.captured) {
+            (None, None) => check(state.sticky),
+            // A wait for work inside a capture brings the stream into it.
+            (None, Some((id, _))) => {
+                state.capturing.insert(stream, id);
+                let capture = state.captures.get_mut(&id).ok_or(ILLEGAL_STATE)?;
+                capture.joined.insert(stream, true);
+                Ok(())
+            }
+            (Some(id), Some((other, from))) if id == other => {
+                let capture = state.captures.get_mut(&id).ok_or(ILLEGAL_STATE)?;
+                if let Some(dirty) = capture.joined.get_mut(&from) {
+                    *dirty = false;
+                }
+                Ok(())
+            }
+            (Some(id), _) if event.recorded.is_some() || event.captured.is_some() => {
+                if let Some(capture) = state.captures.get_mut(&id) {
+                    capture.broken = true;
+                }
+                Err(CAPTURE_ISOLATION)
+            }
+            (Some(_), _) => Ok(()),
+        }
+    }
+    fn cuStreamBeginCapture_v2(stream: usize, mode: c_int) {
+        begin(stream, mode)
+    }
+    fn cuStreamEndCapture(stream: usize, to: *mut usize) {
+        end(stream, to)
+    }
+    fn cuStreamIsCapturing(stream: usize, to: *mut c_int) {
+        let state = state();
+        let status = match state.capturing.get(&stream).and_then(|id| state.captures.get(id)) {
+            None => 0,
+            Some(capture) if capture.broken => 2,
+            Some(_) => 1,
+        };
+        give(to, status)
+    }
+    fn cuGraphInstantiateWithFlags(to: *mut usize, graph: usize, _flags: u64) {
+        instantiate(to, graph)
+    }
+    fn cuGraphInstantiate_v2(to: *mut usize, graph: usize, _node: *mut usize, _log: *mut u8, _size: usize) {
+        instantiate(to, graph)
+    }
+    fn cuGraphGetNodes(graph: usize, _nodes: *mut usize, count: *mut usize) {
+        let state = state();
+        let work = state.graphs.get(&graph).ok_or(INVALID_VALUE)?;
+        give(count, work.len())
+    }
+    fn cuGraphLaunch(executable: usize, stream: usize) {
+        let mut state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        check(state.sticky)?;
+        let work = state.executables.get(&executable).cloned().ok_or(INVALID_VALUE)?;
+        if let Some(&id) = state.capturing.get(&stream) {
+            // A graph inside a capture becomes part of it.
+            let capture = state.captures.get_mut(&id).ok_or(ILLEGAL_STATE)?;
+            capture.work.extend(work);
+            return Ok(());
+        }
+        drop(state);
+        check(replay(&work))
+    }
+    fn cuGraphUpload(executable: usize, _stream: usize) {
+        if state().executables.contains_key(&executable) { Ok(()) } else { Err(INVALID_VALUE) }
+    }
+    fn cuGraphDestroy(graph: usize) {
+        state().graphs.remove(&graph).map(|_| ()).ok_or(INVALID_VALUE)
+    }
+    fn cuGraphExecDestroy(executable: usize) {
+        state().executables.remove(&executable).map(|_| ()).ok_or(INVALID_VALUE)
+    }
+    fn cuEventCreate(to: *mut usize, flags: u32) {
+        let mut state = state();
+        let event = state.handle();
+        state.events.insert(event, Event { timed: flags & 2 == 0, ..Event::default() });
+        give(to, event)
+    }
+    fn cuEventDestroy_v2(event: usize) {
+        state().events.remove(&event).map(|_| ()).ok_or(INVALID_HANDLE)
+    }
+    fn cuEventRecord(event: usize, stream: usize) {
+        record(event, stream)
+    }
+    fn cuEventQuery(event: usize) {
+        let state = state();
+        let event = state.events.get(&event).ok_or(INVALID_HANDLE)?;
+        if event.captured.is_some() { Err(CAPTURED_EVENT) } else { check(state.sticky) }
+    }
+    fn cuEventSynchronize(event: usize) {
+        let mut state = state();
+        if state.events.get(&event).ok_or(INVALID_HANDLE)?.captured.is_some() {
+            return Err(CAPTURED_EVENT);
+        }
+        state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        check(state.sticky)
+    }
+    fn cuEventElapsedTime(to: *mut f32, start: usize, end: usize) {
+        elapsed(to, start, end)
+    }
+    fn cuEventElapsedTime_v2(to: *mut f32, start: usize, end: usize) {
+        elapsed(to, start, end)
+    }
+}
+
+/// The host's time between two events, in milliseconds: it says nothing of a device.
+fn elapsed(to: *mut f32, start: usize, end: usize) -> Result<(), u32> {
+    let state = state();
+    let (start, end) =
+        (state.events.get(&start).ok_or(INVALID_HANDLE)?, state.events.get(&end).ok_or(INVALID_HANDLE)?);
+    if !start.timed || !end.timed {
+        return Err(INVALID_HANDLE);
+    }
+    let (Some(from), Some(until)) = (start.recorded, end.recorded) else { return Err(INVALID_HANDLE) };
+    give(to, until.saturating_duration_since(from).as_secs_f32() * 1e3)
+}

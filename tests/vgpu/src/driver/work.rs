@@ -1,0 +1,170 @@
+//! Carrying out work: launches, copies and fills.
+
+use super::state::{State, Work, running, state, this_thread};
+use crate::codes::*;
+
+/// Keeps work for the graph that its stream captures, or carries it out.
+pub fn submit(stream: usize, work: Work) -> u32 {
+    let recorded = state().record(stream, work);
+    match recorded {
+        Err(code) => code,
+        Ok(None) => SUCCESS,
+        Ok(Some(work)) => perform(&work),
+    }
+}
+
+/// Carries out work.
+pub fn perform(work: &Work) -> u32 {
+    let _running = running();
+    match work {
+        Work::Launch { program, shape, arguments } => {
+            // The state is free while the kernel runs, so that other threads may prepare their work.
+            let prepared = state().device.prepare(program, shape, arguments);
+            let outcome = prepared.run();
+            let mut state = state();
+            state.device.count(&outcome.counters);
+            let mut code = SUCCESS;
+            if outcome.device_error != 0 {
+                state.sticky = outcome.device_error;
+                code = outcome.device_error;
+            } else if !outcome.reports.is_empty() {
+                code = LAUNCH_FAILED;
+            }
+            state.failed_launches += u64::from(code != SUCCESS);
+            for report in outcome.reports {
+                eprintln!("vgpu: {report}");
+                state.reports.push((this_thread(), report));
+            }
+            code
+        }
+        Work::Fill { address, pattern, count } => {
+            let state = state();
+            let bytes = pattern.len() * count;
+            let Some(allocation) = state.device.memory.find(*address) else { return INVALID_VALUE };
+            if !allocation.contains(*address, bytes) {
+                return INVALID_VALUE;
+            }
+            let chunk: Vec<u8> = pattern.iter().copied().cycle().take((1 << 16).min(bytes)).collect();
+            let mut at = 0;
+            while at < bytes {
+                let size = chunk.len().min(bytes - at);
+                allocation.write(address + at as u64, &chunk[..size]);
+                at += size;
+            }
+            allocation.mark_written(*address, bytes);
+            SUCCESS
+        }
+        Work::Upload { to, from, bytes } => {
+            let state = state();
+            let Some(allocation) = state.device.memory.find(*to) else { return INVALID_VALUE };
+            let Some(pointer) = allocation.pointer(*to, *bytes) else { return INVALID_VALUE };
+            // SAFETY: the device side was just checked; the host side is the caller's promise, as with a real driver.
+            unsafe { std::ptr::copy(*from as *const u8, pointer, *bytes) };
+            allocation.mark_written(*to, *bytes);
+            SUCCESS
+        }
+        Work::Download { to, from, bytes } => {
+            let state = state();
+            let Some(allocation) = state.device.memory.find(*from) else { return INVALID_VALUE };
+            let Some(pointer) = allocation.pointer(*from, *bytes) else { return INVALID_VALUE };
+            // SAFETY: as for an upload.
+            unsafe { std::ptr::copy(pointer, *to as *mut u8, *bytes) };
+            SUCCESS
+        }
+        Work::Copy { to, from, bytes } => {
+            let state = state();
+            let memory = &state.device.memory;
+            let (Some(source), Some(target)) = (memory.find(*from), memory.find(*to)) else {
+                return INVALID_VALUE;
+            };
+            let (Some(read), Some(write)) = (source.pointer(*from, *bytes), target.pointer(*to, *bytes))
+            else {
+                return INVALID_VALUE;
+            };
+            // SAFETY: both sides were just checked; `copy` allows overlap.
+            unsafe { std::ptr::copy(read, write, *bytes) };
+            target.copy_marks(*to, source, *from, *bytes);
+            SUCCESS
+        }
+        Work::Call { function, data } => {
+            // SAFETY: the caller of cuLaunchHostFunc gave a function of this type.
+            let function: extern "C" fn(usize) = unsafe { std::mem::transmute(*function) };
+            function(*data);
+            SUCCESS
+        }
+    }
+}
+
+/// Replays a graph.
+pub fn replay(works: &[Work]) -> u32 {
+    works.iter().map(perform).find(|&code| code != SUCCESS).unwrap_or(SUCCESS)
+}
+
+/// The PTX of an image as `cuModuleLoadData` gets it: text, or a fatbin that holds text.
+///
+/// # Safety
+/// `image` points to PTX text that ends in 0, or to a whole fatbin or cubin.
+pub unsafe fn ptx_of_image(image: *const u8, state: &State) -> Result<String, (u32, String)> {
+    // SAFETY: every image has at least four bytes; PTX begins with a comment or a directive.
+    let magic = unsafe { std::slice::from_raw_parts(image, 4) };
+    if magic == b"\x7fELF" {
+        return Err((NO_BINARY_FOR_GPU, "a cubin cannot be run here; load PTX instead".to_string()));
+    }
+    if magic != [0x50, 0xed, 0x55, 0xba] {
+        // SAFETY: text that ends in 0, by the caller's promise.
+        let text = unsafe { std::ffi::CStr::from_ptr(image.cast()) };
+        return text
+            .to_str()
+            .map(str::to_string)
+            .map_err(|_| (INVALID_PTX, "PTX that is not text".to_string()));
+    }
+    // SAFETY: a fatbin's header is 16 bytes and says how many follow.
+    let whole = unsafe {
+        let header = std::slice::from_raw_parts(image, 16);
+        let size = u64::from_le_bytes(header[8..16].try_into().unwrap_or_default());
+        std::slice::from_raw_parts(image, 16 + usize::try_from(size.min(1 << 32)).unwrap_or(0))
+    };
+    ptx_of_fatbin(whole, state.device.profile.capability)
+}
+
+/// The PTX of the newest architecture in a fatbin that a device can run.
+pub fn ptx_of_fatbin(whole: &[u8], capability: (u32, u32)) -> Result<String, (u32, String)> {
+    const PTX: u16 = 1;
+    // Flag bits of the compressions that nvcc has used.
+    const COMPRESSED: u64 = 0xf000;
+    let short = |at: usize| whole.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
+    let word =
+        |at: usize| whole.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let long =
+        |at: usize| whole.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let mut best: Option<(u32, String)> = None;
+    let mut compressed = false;
+    let mut at = 16;
+    while at + 64 <= whole.len() {
+        let (header, size) = (word(at + 4) as usize, usize::try_from(long(at + 8)).unwrap_or(usize::MAX));
+        if header < 16 || size > whole.len() {
+            break;
+        }
+        let arch = word(at + 28);
+        if short(at) == PTX && arch <= capability.0 * 10 + capability.1 {
+            if long(at + 40) & COMPRESSED != 0 {
+                compressed = true;
+            } else if let Some(payload) = whole.get(at + header..at + header + size) {
+                let end = payload.iter().position(|&byte| byte == 0).unwrap_or(payload.len());
+                let text = String::from_utf8_lossy(&payload[..end]).into_owned();
+                if best.as_ref().is_none_or(|(known, _)| arch > *known) {
+                    best = Some((arch, text));
+                }
+            }
+        }
+        at += header + size;
+    }
+    match best {
+        Some((_, text)) => Ok(text),
+        None if compressed => Err((
+            NO_BINARY_FOR_GPU,
+            "the fatbin's PTX is compressed; build with nvcc --compress-mode=none".to_string(),
+        )),
+        None => Err((NO_BINARY_FOR_GPU, "the fatbin holds no PTX that this device can run".to_string())),
+    }
+}

@@ -1,0 +1,460 @@
+//! Accesses to global memory: bounds, alignment, what was written, races between blocks, sectors.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use super::block::Room;
+use super::warp::{Next, Warp};
+use crate::check::Check;
+use crate::memory::{Allocation, Toucher};
+use crate::number::{BF16, F16, Rounding};
+use crate::program::{Access, Atomic, AtomicKind, LANES, Op, Program};
+
+/// Whether a kernel has anything by which blocks could order their accesses.
+pub(super) fn synchronizes(program: &Program) -> bool {
+    program.code.iter().any(|decoded| match &decoded.op {
+        Op::Fence(wide) => *wide,
+        Op::Atomic(atomic) => atomic.ordered,
+        Op::Load(access) | Op::Store(access) => access.ordered,
+        _ => false,
+    })
+}
+
+/// By address: the blocks that released there, each with its clock, in order.
+#[derive(Default)]
+pub(crate) struct Releases {
+    by_address: Mutex<HashMap<u64, Vec<(u32, u8)>>>,
+    any: AtomicBool,
+}
+
+/// What a block knows of others: how much of which addresses' releases it has seen.
+#[derive(Default)]
+pub(super) struct Knowledge {
+    clock: u8,
+    seen: Vec<(u64, usize)>,
+}
+
+impl Knowledge {
+    /// What the block did so far becomes part of its next release.
+    pub fn fence(&mut self) {
+        // A block that fences more often than can be told apart releases everything at once.
+        self.clock = self.clock.saturating_add(1);
+    }
+
+    fn toucher(&self, room: &Room<'_>) -> Toucher {
+        Toucher { epoch: room.launch.memory.epoch, block: room.linear, clock: self.clock }
+    }
+
+    fn meet(&mut self, releases: &Releases, address: u64, block: u32, releasing: bool) {
+        if !releasing && !releases.any.load(Relaxed) {
+            return;
+        }
+        let Ok(mut map) = releases.by_address.lock() else { return };
+        let list = map.entry(address).or_default();
+        if releasing && self.clock > 0 {
+            releases.any.store(true, Relaxed);
+            match list.last_mut() {
+                Some(last) if last.0 == block => last.1 = self.clock,
+                _ => list.push((block, self.clock)),
+            }
+        }
+        let count = list.len();
+        match self.seen.iter_mut().find(|(known, _)| *known == address) {
+            Some((_, seen)) => *seen = count,
+            None => self.seen.push((address, count)),
+        }
+    }
+
+    /// Whether what another block did at a clock came before what this one does now.
+    fn knows(&self, releases: &Releases, block: u32, clock: u8, many: bool) -> bool {
+        if self.seen.is_empty() {
+            return false;
+        }
+        // Of many readers only some are known by name; whoever synchronised at all is trusted with the rest.
+        if many {
+            return true;
+        }
+        let Ok(map) = releases.by_address.lock() else { return true };
+        self.seen.iter().any(|(address, count)| {
+            map.get(address).is_some_and(|list| {
+                list[..(*count).min(list.len())]
+                    .iter()
+                    .any(|&(other, at)| other == block && (at > clock || at == u8::MAX))
+            })
+        })
+    }
+}
+
+/// Sectors that the lanes of a request touch.
+pub(super) fn sectors(addresses: &[u64; LANES], mask: u32, bytes: usize) -> u64 {
+    let mut seen = [0u64; 2 * LANES];
+    let mut count = 0usize;
+    let mut highest = None;
+    let mut lanes = mask;
+    while lanes != 0 {
+        let lane = lanes.trailing_zeros() as usize;
+        lanes &= lanes - 1;
+        let (first, last) = (addresses[lane] / 32, (addresses[lane] + bytes as u64 - 1) / 32);
+        for sector in first..=last {
+            if highest.is_none_or(|high| sector > high) {
+                highest = Some(sector);
+            } else if seen[..count].contains(&sector) {
+                continue;
+            }
+            seen[count.min(2 * LANES - 1)] = sector;
+            count += 1;
+        }
+    }
+    count as u64
+}
+
+impl Warp {
+    /// The allocation that holds a lane's bytes, or a report.
+    #[inline(always)]
+    pub(super) fn locate<'m>(
+        &self,
+        room: &mut Room<'m>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+    ) -> Option<&'m Allocation> {
+        let view = room.launch.memory;
+        if let Some(allocation) = view.get(room.sites[at])
+            && allocation.contains(address, bytes)
+        {
+            return Some(allocation);
+        }
+        match view.find(address, bytes) {
+            Some(index) => {
+                room.sites[at] = index;
+                view.get(index)
+            }
+            None => {
+                let (freed, detail) = view.explain(address, bytes);
+                room.report(if freed { Check::Freed } else { Check::OutOfBounds }, at, me, lane, || detail);
+                None
+            }
+        }
+    }
+
+    fn misaligned(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+    ) -> Next {
+        room.report(Check::Misaligned, at, me, lane, || {
+            format!(
+                "an access of {bytes} bytes at 0x{address:x}, {} past a multiple of it",
+                address % bytes as u64
+            )
+        });
+        Next::Fault
+    }
+
+    /// Checks and notes one lane's touch of global memory.
+    #[inline]
+    pub(super) fn touch_global(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        address: u64,
+        bytes: usize,
+        write: bool,
+        atomic: bool,
+    ) {
+        let who = room.knowledge.toucher(room);
+        if !write
+            && !atomic
+            && let Some(fresh) = allocation.touch_quickly(address, bytes, who)
+        {
+            room.counters.loads.unique_bytes += u64::from(fresh);
+            return;
+        }
+        let mut from = address;
+        let end = address + bytes as u64;
+        let mut fresh = 0;
+        while from < end {
+            let count = (4 - from % 4).min(end - from) as usize;
+            let touch = allocation.touch(from, count, write, atomic, who);
+            fresh += u64::from(touch.fresh);
+            if let Some((block, clock, many)) = touch.conflict
+                && !room.knowledge.knows(&room.launch.releases, block, clock, many)
+            {
+                let other = if many { "several blocks".to_string() } else { format!("block {block}") };
+                let offset = from - allocation.base;
+                room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
+                        format!(
+                            "{} {count} bytes at offset {offset} of an allocation of {} bytes that {other} touched \
+                             in the same launch (this is block {})",
+                            if write { "writes" } else { "reads" },
+                            allocation.size,
+                            who.block
+                        )
+                    });
+            }
+            from += count as u64;
+        }
+        let traffic = if write { &mut room.counters.stores } else { &mut room.counters.loads };
+        traffic.unique_bytes += fresh;
+        if write
+            && let Some(outputs) = &room.launch.settings.outputs
+            && !outputs.iter().any(|(start, size)| address >= *start && end <= start + size)
+        {
+            let offset = address - allocation.base;
+            room.report(Check::UndeclaredWrite, at, me, lane, || {
+                format!(
+                    "writes {bytes} bytes at offset {offset} of an allocation of {} bytes",
+                    allocation.size
+                )
+            });
+        }
+    }
+
+    pub(super) fn load_global<const CHECKS: bool, const N: usize>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        access: &Access,
+        addresses: &[u64; LANES],
+        mask: u32,
+    ) -> Next {
+        let mut lanes = mask;
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros() as usize;
+            lanes &= lanes - 1;
+            let address = addresses[lane];
+            if !address.is_multiple_of(N as u64) {
+                return self.misaligned(room, me, at, lane, address, N);
+            }
+            let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
+            let mut bytes = [0u8; N];
+            allocation.read(address, &mut bytes);
+            if CHECKS {
+                if !allocation.is_written(address, N) {
+                    let offset = address - allocation.base;
+                    room.report(Check::UninitializedGlobal, at, me, lane, || {
+                        format!("{N} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
+                    });
+                }
+                if access.strong && room.launch.synchronizes {
+                    room.knowledge.meet(&room.launch.releases, address, room.linear, false);
+                }
+                self.touch_global(room, me, at, lane, allocation, address, N, false, access.strong);
+            }
+            self.scatter(access, lane, &bytes);
+        }
+        if CHECKS {
+            let traffic = &mut room.counters.loads;
+            traffic.requests += 1;
+            traffic.sectors += sectors(addresses, mask, N);
+            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+        }
+        Next::Continue
+    }
+
+    pub(super) fn store_global<const CHECKS: bool, const N: usize>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        access: &Access,
+        addresses: &[u64; LANES],
+        mask: u32,
+    ) -> Next {
+        let mut lanes = mask;
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros() as usize;
+            lanes &= lanes - 1;
+            let address = addresses[lane];
+            if !address.is_multiple_of(N as u64) {
+                return self.misaligned(room, me, at, lane, address, N);
+            }
+            let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
+            let mut bytes = [0u8; N];
+            self.gather(access, lane, &mut bytes);
+            if CHECKS {
+                if access.ordered && room.launch.synchronizes {
+                    room.knowledge.fence();
+                }
+                if access.strong && room.launch.synchronizes {
+                    room.knowledge.meet(&room.launch.releases, address, room.linear, true);
+                }
+                let mut before = [0u8; N];
+                allocation.read(address, &mut before);
+                // The same value from everybody is no race worth a word.
+                let same = before == bytes && allocation.is_written(address, N);
+                self.touch_global(room, me, at, lane, allocation, address, N, true, access.strong || same);
+            }
+            allocation.write(address, &bytes);
+            allocation.mark_written(address, N);
+        }
+        if CHECKS {
+            let traffic = &mut room.counters.stores;
+            traffic.requests += 1;
+            traffic.sectors += sectors(addresses, mask, N);
+            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+        }
+        Next::Continue
+    }
+
+    pub(super) fn atomic_global<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Atomic,
+        addresses: &[u64; LANES],
+        mask: u32,
+    ) -> Next {
+        let count = op.operands.len();
+        for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
+            let total = op.size * count;
+            if !addresses[lane].is_multiple_of(total as u64) {
+                return self.misaligned(room, me, at, lane, addresses[lane], total);
+            }
+            for element in 0..count {
+                let address = addresses[lane] + (element * op.size) as u64;
+                let Some(allocation) = self.locate(room, me, at, lane, address, op.size) else {
+                    return Next::Fault;
+                };
+                if CHECKS {
+                    room.counters.global_atomics += 1;
+                    if !allocation.is_written(address, op.size) && op.kind != AtomicKind::Exchange {
+                        room.report(Check::UninitializedGlobal, at, me, lane, || {
+                            format!("an atomic on memory that was never written, at 0x{address:x}")
+                        });
+                    }
+                    if room.launch.synchronizes {
+                        if op.ordered {
+                            room.knowledge.fence();
+                        }
+                        room.knowledge.meet(&room.launch.releases, address, room.linear, true);
+                    }
+                    self.touch_global(room, me, at, lane, allocation, address, op.size, true, true);
+                }
+                let (operand, swap) = self.atomic_operands(op, lane, element);
+                let old = if op.size == 8 {
+                    let Some(cell) = allocation.atomic_long(address) else { return Next::Fault };
+                    let mut old = cell.load(Relaxed);
+                    while let Err(now) = cell.compare_exchange_weak(
+                        old,
+                        combine(op.kind, 8, old, operand, swap),
+                        Relaxed,
+                        Relaxed,
+                    ) {
+                        old = now;
+                    }
+                    old
+                } else {
+                    // Halves share a word with their neighbours.
+                    let shift = (address % 4) * 8;
+                    let keep = if op.size == 4 { 0 } else { !(0xffffu32 << shift) };
+                    let Some(cell) = allocation.atomic_word(address & !3) else { return Next::Fault };
+                    let mut word = cell.load(Relaxed);
+                    loop {
+                        let old = u64::from((word & !keep) >> shift);
+                        let new = (combine(op.kind, op.size, old, operand, swap) as u32) << shift;
+                        match cell.compare_exchange_weak(
+                            word,
+                            (word & keep) | (new & !keep),
+                            Relaxed,
+                            Relaxed,
+                        ) {
+                            Ok(_) => break old,
+                            Err(now) => word = now,
+                        }
+                    }
+                };
+                allocation.mark_written(address, op.size);
+                self.atomic_result(op, lane, element, old);
+            }
+        }
+        if CHECKS {
+            let traffic = &mut room.counters.stores;
+            traffic.requests += 1;
+            traffic.sectors += sectors(addresses, mask, op.size * count);
+            traffic.bytes += u64::from(mask.count_ones()) * (op.size * count) as u64;
+        }
+        Next::Continue
+    }
+
+    pub(super) fn atomic_operands(&self, op: &Atomic, lane: usize, element: usize) -> (u64, u64) {
+        let get = |slot: u32| {
+            if op.size == 8 {
+                self.registers.longs[slot as usize].0[lane]
+            } else {
+                u64::from(self.registers.words[slot as usize].0[lane])
+            }
+        };
+        (get(op.operands[element]), op.swap.map_or(0, get))
+    }
+
+    pub(super) fn atomic_result(&mut self, op: &Atomic, lane: usize, element: usize, old: u64) {
+        if let Some(&slot) = op.destinations.get(element) {
+            if op.size == 8 {
+                self.registers.longs[slot as usize].0[lane] = old;
+            } else {
+                self.registers.words[slot as usize].0[lane] = old as u32;
+            }
+        }
+    }
+}
+
+/// What an atomic leaves behind.
+pub(super) fn combine(kind: AtomicKind, size: usize, old: u64, operand: u64, swap: u64) -> u64 {
+    let extend = |value: u64| if size == 8 { value as i64 } else { i64::from(value as u32 as i32) };
+    let limit = if size == 8 { u64::MAX } else { u64::from(u32::MAX) };
+    let single = |value: u64| f32::from_bits(value as u32);
+    let narrow = |format: crate::number::Format, a: u64, b: u64| {
+        let sum = format.decode(a as u32 & 0xffff) + format.decode(b as u32 & 0xffff);
+        u64::from(format.encode(sum, Rounding::Nearest, false))
+    };
+    let pair = |format| narrow(format, old, operand) | narrow(format, old >> 16, operand >> 16) << 16;
+    let value = match kind {
+        AtomicKind::Add => old.wrapping_add(operand),
+        AtomicKind::AddSingle => u64::from((single(old) + single(operand)).to_bits()),
+        AtomicKind::AddDouble => (f64::from_bits(old) + f64::from_bits(operand)).to_bits(),
+        AtomicKind::AddHalf => narrow(F16, old, operand),
+        AtomicKind::AddBrain => narrow(BF16, old, operand),
+        AtomicKind::AddHalfPair => pair(F16),
+        AtomicKind::AddBrainPair => pair(BF16),
+        AtomicKind::MinSigned => extend(old).min(extend(operand)) as u64,
+        AtomicKind::MaxSigned => extend(old).max(extend(operand)) as u64,
+        AtomicKind::MinUnsigned => old.min(operand),
+        AtomicKind::MaxUnsigned => old.max(operand),
+        AtomicKind::And => old & operand,
+        AtomicKind::Or => old | operand,
+        AtomicKind::Xor => old ^ operand,
+        AtomicKind::Exchange => operand,
+        AtomicKind::CompareSwap => {
+            let same = if size == 2 { old & 0xffff == operand & 0xffff } else { old == operand };
+            if same { swap } else { old }
+        }
+        AtomicKind::Increment => {
+            if old >= operand {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomicKind::Decrement => {
+            if old == 0 || old > operand {
+                operand
+            } else {
+                old - 1
+            }
+        }
+    };
+    value & limit
+}

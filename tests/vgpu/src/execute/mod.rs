@@ -1,0 +1,284 @@
+//! Runs a kernel: blocks over threads, warps of a block in turn, 32 lanes at a time.
+
+mod block;
+mod global;
+mod group;
+mod local_shared;
+mod shared;
+mod tensor;
+mod warp;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::check::{Check, Log, Report};
+use crate::counters::Counters;
+use crate::memory::View;
+use crate::program::Program;
+use block::Block;
+use global::Releases;
+
+pub use tensor::multiply_add_tile;
+
+/// How a kernel is launched.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Blocks in each direction.
+    pub grid: [u32; 3],
+    /// Threads of a block in each direction.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub dynamic_shared: u32,
+    /// Whether all blocks must make progress together.
+    pub cooperative: bool,
+}
+
+impl Shape {
+    /// All blocks.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&n| u64::from(n)).product()
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.block.iter().product()
+    }
+}
+
+/// How a kernel is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whether checks and memory counters are on.
+    pub checks: bool,
+    /// Seed of the order of blocks and warps; 0 is the natural order.
+    pub seed: u64,
+    /// Threads to run blocks on.
+    pub workers: usize,
+    /// Run at most so many blocks, and scale the counters.
+    pub sample_blocks: Option<u64>,
+    /// Longest time a launch may take.
+    pub timeout: Duration,
+    /// Multiprocessors, for `%nsmid`.
+    pub multiprocessors: u32,
+    /// Where kernels may write, as address and size; none for anywhere.
+    pub outputs: Option<Vec<(u64, u64)>>,
+}
+
+/// What came of a launch.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Failed checks.
+    pub reports: Vec<Report>,
+    /// What was counted.
+    pub counters: Counters,
+    /// What a device would answer: a `CUDA_ERROR_*` number, 0 for success.
+    pub device_error: u32,
+}
+
+/// What all workers of a launch share.
+pub(crate) struct Launch<'a> {
+    pub program: &'a Program,
+    pub shape: &'a Shape,
+    pub settings: &'a Settings,
+    pub arguments: &'a [u8],
+    pub memory: &'a View,
+    pub releases: Releases,
+    /// Whether the kernel has fences or ordered accesses at all.
+    pub synchronizes: bool,
+    stop: AtomicBool,
+    deadline: Instant,
+}
+
+impl Launch<'_> {
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    pub fn late(&self) -> bool {
+        Instant::now() > self.deadline
+    }
+}
+
+/// Runs a launch to its end. The arguments are laid out as the kernel's parameters.
+pub fn run(
+    program: &Program,
+    shape: &Shape,
+    arguments: &[u8],
+    memory: &View,
+    settings: &Settings,
+) -> Outcome {
+    let blocks = shape.blocks();
+    let sample = settings.sample_blocks.map_or(blocks, |most| most.clamp(1, blocks));
+    let launch = Launch {
+        program,
+        shape,
+        settings,
+        arguments,
+        memory,
+        releases: Releases::default(),
+        synchronizes: global::synchronizes(program),
+        stop: AtomicBool::new(false),
+        deadline: Instant::now() + settings.timeout,
+    };
+    let order = Order::new(blocks, sample, settings.seed);
+    let next = AtomicU64::new(0);
+    let merged: Mutex<(Log, Counters)> = Mutex::default();
+    // Blocks that wait for each other must all be under way; they are dealt out to the workers.
+    let workers = settings.workers.clamp(1, 64).min(usize::try_from(sample).unwrap_or(usize::MAX));
+    let work = |worker: usize| {
+        let (log, counters) = if shape.cooperative {
+            together(&launch, &order, worker, workers)
+        } else {
+            one_by_one(&launch, &order, &next)
+        };
+        if let Ok(mut merged) = merged.lock() {
+            merged.0.merge(log);
+            merged.1.add(&counters);
+        }
+    };
+    if workers == 1 {
+        work(0);
+    } else {
+        std::thread::scope(|scope| {
+            for worker in 1..workers {
+                let work = &work;
+                scope.spawn(move || work(worker));
+            }
+            work(0);
+        });
+    }
+    let (log, mut counters) = merged.into_inner().unwrap_or_default();
+    counters.kernel.clone_from(&program.name);
+    counters.launches = 1;
+    counters.blocks = blocks;
+    counters.block_threads = shape.threads();
+    counters.dynamic_shared = shape.dynamic_shared;
+    counters.static_shared = program.static_shared as u32;
+    if sample < blocks {
+        counters.scale(blocks as f64 / sample as f64);
+    }
+    counters.blocks_run = sample;
+    let device_error = log.reports.iter().find_map(|report| report.check.device_error()).unwrap_or(0);
+    Outcome { reports: log.reports, counters, device_error }
+}
+
+fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Counters) {
+    let mut block = Block::new(launch);
+    loop {
+        let turn = next.fetch_add(1, Relaxed);
+        if turn >= order.count || launch.stopped() {
+            break;
+        }
+        block.begin(order.block(turn));
+        while !block.advance() {
+            if launch.stopped() {
+                break;
+            }
+            if launch.late() {
+                block.give_up(Check::Timeout, "the launch did not end in time");
+                launch.stop();
+            }
+        }
+    }
+    block.finish()
+}
+
+fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -> (Log, Counters) {
+    let mut blocks: Vec<Block<'_>> = Vec::new();
+    for turn in (worker as u64..order.count).step_by(workers) {
+        let mut block = Block::new(launch);
+        block.begin(order.block(turn));
+        blocks.push(block);
+    }
+    let mut done = vec![false; blocks.len()];
+    while !launch.stopped() && done.contains(&false) {
+        for (block, done) in blocks.iter_mut().zip(&mut done) {
+            *done = *done || block.advance();
+        }
+        if launch.late() {
+            if let Some(index) = done.iter().position(|done| !done) {
+                blocks[index].give_up(Check::Timeout, "the launch did not end in time");
+            }
+            launch.stop();
+        }
+    }
+    let mut log = Log::default();
+    let mut counters = Counters::default();
+    for block in blocks {
+        let (more, counted) = block.finish();
+        log.merge(more);
+        counters.add(&counted);
+    }
+    (log, counters)
+}
+
+/// The order in which blocks run: a permutation by seed, without a table of it; and which of them.
+struct Order {
+    blocks: u64,
+    count: u64,
+    seed: u64,
+    half_bits: u32,
+}
+
+impl Order {
+    fn new(blocks: u64, count: u64, seed: u64) -> Self {
+        let bits = 64 - blocks.saturating_sub(1).leading_zeros();
+        Self { blocks, count, seed, half_bits: bits.div_ceil(2).max(1) }
+    }
+
+    /// The block that is run at a turn.
+    fn block(&self, turn: u64) -> u64 {
+        let turn = self.permute(turn, self.count);
+        // A sample is spread evenly over the grid.
+        (u128::from(turn) * u128::from(self.blocks) / u128::from(self.count)) as u64
+    }
+
+    fn permute(&self, turn: u64, count: u64) -> u64 {
+        if self.seed == 0 || count < 2 {
+            return turn;
+        }
+        let mask = (1u64 << self.half_bits) - 1;
+        let mut value = turn;
+        loop {
+            // A Feistel network over the next power of four, walked until it lands inside.
+            let (mut left, mut right) = (value >> self.half_bits, value & mask);
+            for round in 0..4u64 {
+                let mixed = mix(right ^ self.seed.rotate_left(round as u32 * 16) ^ round << 60) & mask;
+                (left, right) = (right, left ^ mixed);
+            }
+            value = left << self.half_bits | right;
+            if value < count {
+                return value;
+            }
+        }
+    }
+}
+
+/// A bijective scrambling of 64 bits.
+pub(crate) fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Order;
+
+    #[test]
+    fn every_seed_runs_every_block_once() {
+        for blocks in [1u64, 2, 3, 7, 64, 100, 1023] {
+            for seed in [0, 1, 99] {
+                let order = Order::new(blocks, blocks, seed);
+                let mut seen: Vec<u64> = (0..blocks).map(|turn| order.block(turn)).collect();
+                seen.sort_unstable();
+                assert_eq!(seen, (0..blocks).collect::<Vec<_>>());
+            }
+        }
+    }
+}

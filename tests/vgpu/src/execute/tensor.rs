@@ -1,0 +1,426 @@
+//! Matrix moves and tensor-core products.
+//!
+//! The fragments are those of the figures in the PTX manual, section "Matrix fragments for mma.m16n8k16" and
+//! its neighbours. With `group = lane / 4` and `thread = lane % 4`:
+//!
+//! * A, 16-bit: register `i` holds row `group + 8 * (i % 2)`, columns `2 * thread + 8 * (i / 2)` and the next.
+//! * A, tf32: the same with one column `thread + 4 * (i / 2)` a register.
+//! * B, 16-bit: register `i` holds rows `2 * thread + 8 * i` and the next, column `group`.
+//! * B, tf32: row `thread + 4 * i`, column `group`.
+//! * C and D: elements 0 and 1 are row `group`, columns `2 * thread` and the next; 2 and 3 are row `group + 8`.
+
+use super::block::Room;
+use super::shared::wavefronts;
+use super::warp::{Next, Warp, space_of};
+
+use crate::number::{from_bf16, from_f16, read_tf32, to_f16};
+use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
+use crate::ptx::Space;
+
+/// A tile of a product: 16 rows of 8 columns.
+pub type Tile = [[f32; 8]; 16];
+
+/// `c += a b` for 16 x K times K x 8, summed in order of k with one rounding a step.
+#[inline(always)]
+fn multiply_add<const K: usize>(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
+    for (row, sums) in a.iter().zip(c.iter_mut()) {
+        let mut sum = *sums;
+        for k in 0..K {
+            for column in 0..8 {
+                sum[column] = row[k].mul_add(b[k][column], sum[column]);
+            }
+        }
+        *sums = sum;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn multiply_add_fast(depth: usize, a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
+    match depth {
+        4 => multiply_add::<4>(a, b, c),
+        8 => multiply_add::<8>(a, b, c),
+        _ => multiply_add::<16>(a, b, c),
+    }
+}
+
+/// `c += a b`, of which `a` has `depth` columns and `b` as many rows.
+pub fn multiply_add_tile(depth: usize, a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+        // SAFETY: both features were just found.
+        return unsafe { multiply_add_fast(depth, a, b, c) };
+    }
+    match depth {
+        4 => multiply_add::<4>(a, b, c),
+        8 => multiply_add::<8>(a, b, c),
+        _ => multiply_add::<16>(a, b, c),
+    }
+}
+
+#[inline(always)]
+fn halves(format: TensorFormat, word: u32) -> [f32; 2] {
+    match format {
+        TensorFormat::Brain => [from_bf16(word & 0xffff), f32::from_bits(word & 0xffff_0000)],
+        _ => [from_f16(word & 0xffff), from_f16(word >> 16)],
+    }
+}
+
+/// The sixteen-bit numbers of a register as f32, in order of lanes: as every row of a fragment takes four lanes,
+/// this is eight rows of eight columns.
+#[inline(always)]
+fn rows_of(format: TensorFormat, register: &[u32; LANES]) -> [[f32; 8]; 8] {
+    let mut out = [[0f32; 8]; 8];
+    for (row, words) in out.iter_mut().zip(register.chunks_exact(4)) {
+        for (pair, &word) in row.chunks_exact_mut(2).zip(words) {
+            pair.copy_from_slice(&halves(format, word));
+        }
+    }
+    out
+}
+
+/// `d = a b + c` of 16-bit numbers and f32 sums, from registers to registers; A has `2 * b.len()` of them.
+#[inline(always)]
+fn product(
+    format: TensorFormat,
+    a: &[&[u32; LANES]],
+    b: &[&[u32; LANES]],
+    c: [&[u32; LANES]; 4],
+) -> [[u32; LANES]; 4] {
+    let mut columns = [[0f32; 8]; 16];
+    for (part, register) in b.iter().enumerate() {
+        let rows = rows_of(format, register);
+        for k in 0..8 {
+            for column in 0..8 {
+                columns[part * 8 + k][column] = rows[column][k];
+            }
+        }
+    }
+    let mut out = [[0u32; LANES]; 4];
+    for half in 0..2 {
+        let low = rows_of(format, a[half]);
+        let high = if b.len() == 2 { rows_of(format, a[half + 2]) } else { [[0f32; 8]; 8] };
+        for group in 0..8 {
+            let mut sum = [0f32; 8];
+            for thread in 0..4 {
+                sum[2 * thread] = f32::from_bits(c[2 * half][group * 4 + thread]);
+                sum[2 * thread + 1] = f32::from_bits(c[2 * half + 1][group * 4 + thread]);
+            }
+            for k in 0..8 {
+                for column in 0..8 {
+                    sum[column] = low[group][k].mul_add(columns[k][column], sum[column]);
+                }
+            }
+            if b.len() == 2 {
+                for k in 0..8 {
+                    for column in 0..8 {
+                        sum[column] = high[group][k].mul_add(columns[8 + k][column], sum[column]);
+                    }
+                }
+            }
+            let bits = sum.map(|value| if value.is_nan() { 0x7fff_ffff } else { value.to_bits() });
+            for thread in 0..4 {
+                out[2 * half][group * 4 + thread] = bits[2 * thread];
+                out[2 * half + 1][group * 4 + thread] = bits[2 * thread + 1];
+            }
+        }
+    }
+    out
+}
+
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn product_brain_fast(a: &[&[u32; LANES]], b: &[&[u32; LANES]], c: [&[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
+    match (a, b) {
+        // Constant lengths let the loops unroll.
+        (&[a0, a1, a2, a3], &[b0, b1]) => product(TensorFormat::Brain, &[a0, a1, a2, a3], &[b0, b1], c),
+        _ => product(TensorFormat::Brain, a, b, c),
+    }
+}
+
+/// Whether the CPU has what the fast forms need.
+fn is_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+impl Warp {
+    pub(super) fn mma(&mut self, op: &Mma) {
+        if op.format == TensorFormat::Brain && is_fast() {
+            let words = |slot: &u32| &self.registers.words[*slot as usize].0;
+            let mut a = [words(&op.a[0]); 4];
+            let mut b = [words(&op.b[0]); 2];
+            for (into, slot) in a.iter_mut().zip(&op.a) {
+                *into = words(slot);
+            }
+            for (into, slot) in b.iter_mut().zip(&op.b) {
+                *into = words(slot);
+            }
+            let c = [words(&op.c[0]), words(&op.c[1]), words(&op.c[2]), words(&op.c[3])];
+            // SAFETY: `is_fast` found both features.
+            #[allow(
+                unused_unsafe,
+                reason = "the attribute that makes it unsafe is not there on every architecture"
+            )]
+            let out = unsafe { product_brain_fast(&a[..op.a.len()], &b[..op.b.len()], c) };
+            for (slot, values) in op.d.iter().zip(out) {
+                self.registers.words[*slot as usize].0 = values;
+            }
+            return;
+        }
+        self.mma_plainly(op);
+    }
+
+    /// Element by element, as the figures have it.
+    fn mma_plainly(&mut self, op: &Mma) {
+        let words = |slot: u32| &self.registers.words[slot as usize].0;
+        let mut a = [[0f32; 16]; 16];
+        let mut b = [[0f32; 8]; 16];
+        let mut c: Tile = [[0f32; 8]; 16];
+        if op.format == TensorFormat::Tf32 {
+            for (index, &slot) in op.a.iter().enumerate() {
+                for (lane, &word) in words(slot).iter().enumerate() {
+                    a[lane / 4 + 8 * (index % 2)][lane % 4 + 4 * (index / 2)] = read_tf32(word);
+                }
+            }
+            for (index, &slot) in op.b.iter().enumerate() {
+                for (lane, &word) in words(slot).iter().enumerate() {
+                    b[lane % 4 + 4 * index][lane / 4] = read_tf32(word);
+                }
+            }
+        } else {
+            for (index, &slot) in op.a.iter().enumerate() {
+                let register = words(slot);
+                for group in 0..8 {
+                    let row = &mut a[group + 8 * (index % 2)];
+                    for thread in 0..4 {
+                        let pair = halves(op.format, register[group * 4 + thread]);
+                        let column = 2 * thread + 8 * (index / 2);
+                        row[column] = pair[0];
+                        row[column + 1] = pair[1];
+                    }
+                }
+            }
+            for (index, &slot) in op.b.iter().enumerate() {
+                let register = words(slot);
+                for thread in 0..4 {
+                    for group in 0..8 {
+                        let pair = halves(op.format, register[group * 4 + thread]);
+                        let row = 2 * thread + 8 * index;
+                        b[row][group] = pair[0];
+                        b[row + 1][group] = pair[1];
+                    }
+                }
+            }
+        }
+        if op.half_accumulator {
+            for (index, &slot) in op.c.iter().enumerate() {
+                for (lane, &word) in words(slot).iter().enumerate() {
+                    let pair = halves(TensorFormat::Half, word);
+                    c[lane / 4 + 8 * index][2 * (lane % 4)] = pair[0];
+                    c[lane / 4 + 8 * index][2 * (lane % 4) + 1] = pair[1];
+                }
+            }
+        } else {
+            for (index, &slot) in op.c.iter().enumerate() {
+                for (lane, &word) in words(slot).iter().enumerate() {
+                    c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2] = f32::from_bits(word);
+                }
+            }
+        }
+        multiply_add_tile(op.depth, &a, &b, &mut c);
+        for (index, &slot) in op.d.iter().enumerate() {
+            let register = &mut self.registers.words[slot as usize].0;
+            for (lane, word) in register.iter_mut().enumerate() {
+                let (row, column) = (lane / 4, 2 * (lane % 4));
+                *word = if op.half_accumulator {
+                    let row = &c[row + 8 * index];
+                    to_f16(row[column]) | to_f16(row[column + 1]) << 16
+                } else {
+                    let value = c[row + 8 * (index / 2)][column + index % 2];
+                    if value.is_nan() { 0x7fff_ffff } else { value.to_bits() }
+                };
+            }
+        }
+    }
+
+    /// `ldmatrix` and `stmatrix`: lane `8 m + r` gives the address of row `r` of matrix `m`; a row is eight
+    /// 16-bit elements, of which lane `l` holds elements `2 (l % 4)` and the next of row `l / 4`.
+    pub(super) fn matrix<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &MatrixMove,
+        mask: u32,
+    ) -> Next {
+        self.whole_warp(room, me, at, mask);
+        let rows = self.addresses(&op.address).map(|address| {
+            if space_of(address) == Space::Shared { address - SHARED_WINDOW } else { address }
+        });
+        let matrices = op.registers.len();
+        if CHECKS {
+            let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
+            let (passes, least) = wavefronts(&rows, lanes, 16);
+            let traffic = &mut room.counters.matrix;
+            traffic.requests += 1;
+            traffic.wavefronts += passes;
+            traffic.conflicts += passes - least;
+        }
+        for (matrix, &slot) in op.registers.iter().enumerate() {
+            let mut places = [0usize; 8];
+            for (row, place) in places.iter_mut().enumerate() {
+                let lane = matrix * 8 + row;
+                match self.shared_place(room, me, at, lane, rows[lane], 16) {
+                    Some(found) => *place = found,
+                    None => return Next::Fault,
+                }
+            }
+            if op.store {
+                let register = self.registers.words[slot as usize].0;
+                let mut elements = [[0u16; 8]; 8];
+                for (lane, word) in register.iter().enumerate() {
+                    let (row, column) = (lane / 4, 2 * (lane % 4));
+                    for (part, value) in [*word as u16, (*word >> 16) as u16].into_iter().enumerate() {
+                        if op.transposed {
+                            elements[column + part][row] = value;
+                        } else {
+                            elements[row][column + part] = value;
+                        }
+                    }
+                }
+                for (row, (&place, elements)) in places.iter().zip(&elements).enumerate() {
+                    let mut bytes = [0u8; 16];
+                    for (pair, element) in bytes.chunks_exact_mut(2).zip(elements) {
+                        pair.copy_from_slice(&element.to_le_bytes());
+                    }
+                    self.write_shared::<CHECKS>(room, me, at, matrix * 8 + row, place, &bytes);
+                }
+                continue;
+            }
+            let mut words = [0u32; LANES];
+            let mut elements = [[0u16; 8]; 8];
+            for (row, &place) in places.iter().enumerate() {
+                if CHECKS {
+                    // Which lane reads what is the instruction's own affair: the row counts as read by the
+                    // lane that named it.
+                    self.touch_shared(room, me, at, matrix * 8 + row, place, 16, false, false);
+                }
+                let bytes = &room.shared.data[place..place + 16];
+                if op.transposed {
+                    for (column, pair) in bytes.chunks_exact(2).enumerate() {
+                        elements[column][row] = u16::from_le_bytes([pair[0], pair[1]]);
+                    }
+                } else {
+                    for (thread, word) in bytes.chunks_exact(4).enumerate() {
+                        words[row * 4 + thread] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                    }
+                }
+            }
+            if op.transposed {
+                for (lane, word) in words.iter_mut().enumerate() {
+                    let (row, column) = (lane / 4, 2 * (lane % 4));
+                    *word = u32::from(elements[row][column]) | u32::from(elements[row][column + 1]) << 16;
+                }
+            }
+            self.registers.words[slot as usize].0 = words;
+        }
+        Next::Continue
+    }
+
+    /// `wmma` for m16n16k16. The manual leaves its fragments open; here element `e` of a fragment, counted
+    /// along rows, is in lane `e / 8`, position `e % 8`, which has nothing in common with `mma`'s tables.
+    pub(super) fn wmma<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Wmma,
+    ) -> Next {
+        match op {
+            Wmma::Move { matrix, store, row_major, size, space, registers, address, stride } => {
+                let base = self.addresses(address);
+                let stride = stride.map_or(16, |slot| u64::from(self.registers.words[slot as usize].0[0]));
+                for position in 0..8usize {
+                    let places: [u64; LANES] = std::array::from_fn(|lane| {
+                        let element = (lane * 8 + position) as u64;
+                        let (row, column) = (element / 16, element % 16);
+                        let (line, along) = if *row_major { (row, column) } else { (column, row) };
+                        base[lane].wrapping_add((line * stride + along) * *size as u64)
+                    });
+                    let outcome = self.wmma_element::<CHECKS>(
+                        room, me, at, *space, *size, *store, registers, position, &places,
+                    );
+                    if outcome != Next::Continue {
+                        return outcome;
+                    }
+                }
+                let _ = matrix == &WmmaMatrix::C;
+                Next::Continue
+            }
+            Wmma::Multiply { format, d, a, b, c } => {
+                room.counters.tensor_multiply_adds += 16 * 16 * 16;
+                let half = |registers: &[u32], row: usize, column: usize| {
+                    let element = row * 16 + column;
+                    let (lane, position) = (element / 8, element % 8);
+                    let word = self.registers.words[registers[position / 2] as usize].0[lane];
+                    halves(*format, word)[position % 2]
+                };
+                let mut out = [[0f32; 16]; 16];
+                for (row, values) in out.iter_mut().enumerate() {
+                    for (column, value) in values.iter_mut().enumerate() {
+                        let element = row * 16 + column;
+                        let start = self.registers.words[c[element % 8] as usize].0[element / 8];
+                        *value = (0..16).fold(f32::from_bits(start), |sum, k| {
+                            half(a, row, k).mul_add(half(b, k, column), sum)
+                        });
+                    }
+                }
+                for (row, values) in out.iter().enumerate() {
+                    for (column, value) in values.iter().enumerate() {
+                        let element = row * 16 + column;
+                        self.registers.words[d[element % 8] as usize].0[element / 8] = value.to_bits();
+                    }
+                }
+                Next::Continue
+            }
+        }
+    }
+
+    fn wmma_element<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        space: Space,
+        size: usize,
+        store: bool,
+        registers: &[u32],
+        position: usize,
+        places: &[u64; LANES],
+    ) -> Next {
+        // Each element moves through a register of its own, which the packed ones are made of.
+        let slot = if size == 4 { registers[position] } else { registers[position / 2] };
+        let before = self.registers.words[slot as usize].0;
+        let access = Access {
+            space,
+            size,
+            signed: false,
+            strong: false,
+            ordered: false,
+            elements: vec![crate::program::Element { slot: Some(slot), long: false }],
+            address: crate::program::Address { base: None, offset: 0 },
+        };
+        let outcome = self.at_places::<CHECKS>(room, me, at, &access, store, places);
+        if size == 2 && !store {
+            let shift = 16 * (position % 2);
+            let loaded = self.registers.words[slot as usize].0;
+            for lane in 0..LANES {
+                let kept = if shift == 0 { 0 } else { before[lane] & 0xffff };
+                self.registers.words[slot as usize].0[lane] = kept | (loaded[lane] & 0xffff) << shift;
+            }
+        }
+        outcome
+    }
+}

@@ -1,0 +1,607 @@
+//! One warp: its registers, its paths of execution, and the loop that runs them.
+//!
+//! Lanes that part at a branch become paths of their own; the path with the lowest instruction runs
+//! until it meets the next one, where they join again. A path that has had a long turn lets the
+//! others go first, so that lanes may wait for each other.
+
+use super::block::Room;
+use super::local_shared::PendingCopy;
+use crate::check::Check;
+use crate::program::{Address, FULL, LANES, Op, Program, Registers, VoteKind};
+use crate::ptx::Space;
+
+/// Lanes that stand at one instruction.
+#[derive(Clone, Debug)]
+pub(super) struct Path {
+    /// The instruction that comes next.
+    pub at: usize,
+    /// The lanes.
+    pub lanes: u32,
+    /// The barrier that they wait at.
+    pub barrier: Option<usize>,
+    /// Where the answer of a `bar.red` goes.
+    pub reduce: Option<(VoteKind, u32)>,
+    /// Whether others go first.
+    pub parked: bool,
+}
+
+/// Why a warp stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// All its paths ended or wait, or its turn is over.
+    Turn,
+    /// A device would have stopped here.
+    Fault,
+}
+
+/// What an instruction asks of the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Go on.
+    Continue,
+    /// These lanes wait at a barrier.
+    Wait(usize),
+    /// A device would stop.
+    Fault,
+}
+
+/// A warp.
+pub(super) struct Warp {
+    pub registers: Registers,
+    pub paths: Vec<Path>,
+    /// Which lanes of every register were written.
+    pub valid: Vec<u32>,
+    valid_at_start: Vec<u32>,
+    pub copies: Vec<PendingCopy>,
+    pub groups: [u32; LANES],
+    pub local: Vec<u8>,
+    pub local_written: Vec<u8>,
+    clears: [usize; 3],
+}
+
+impl Warp {
+    /// A warp with room for a program.
+    pub fn new(program: &Program, checks: bool) -> Self {
+        let [words, longs, predicates] = program.registers.map(|count| count as usize);
+        let local = program.local * LANES;
+        Self {
+            registers: Registers {
+                words: vec![crate::program::lanes::Words([0; LANES]); words],
+                longs: vec![crate::program::lanes::Longs([0; LANES]); longs],
+                predicates: vec![0; predicates],
+            },
+            paths: Vec::new(),
+            valid: vec![0; if checks { words + longs + predicates } else { 0 }],
+            valid_at_start: vec![0; if checks { words + longs + predicates } else { 0 }],
+            copies: Vec::new(),
+            groups: [0; LANES],
+            local: vec![0xff; local],
+            local_written: vec![0; if checks { local } else { 0 }],
+            clears: [words, longs, predicates],
+        }
+    }
+
+    /// Fills the constant registers, which stay for all blocks.
+    pub fn set_constants(&mut self, program: &Program) {
+        let [words, longs, _] = program.registers.map(|count| count as usize);
+        let mut fixed = Vec::new();
+        for &(slot, value) in &program.word_constants {
+            self.registers.words[slot as usize].0 = [value; LANES];
+            self.clears[0] = self.clears[0].min(slot as usize);
+            fixed.push(slot as usize);
+        }
+        for (slot, _) in &program.specials {
+            self.clears[0] = self.clears[0].min(*slot as usize);
+            fixed.push(*slot as usize);
+        }
+        for &(slot, value) in &program.long_constants {
+            self.registers.longs[slot as usize].0 = [value; LANES];
+            self.clears[1] = self.clears[1].min(slot as usize);
+            fixed.push(words + slot as usize);
+        }
+        for &(slot, value) in &program.predicate_constants {
+            self.registers.predicates[slot as usize] = if value { FULL } else { 0 };
+            self.clears[2] = self.clears[2].min(slot as usize);
+            fixed.push(words + longs + slot as usize);
+        }
+        if !self.valid_at_start.is_empty() {
+            for slot in fixed {
+                self.valid_at_start[slot] = FULL;
+            }
+        }
+    }
+
+    /// Starts a block.
+    pub fn begin(&mut self, _program: &Program, lanes: u32) {
+        let [words, longs, predicates] = self.clears;
+        self.registers.words[..words].iter_mut().for_each(|register| register.0 = [0; LANES]);
+        self.registers.longs[..longs].iter_mut().for_each(|register| register.0 = [0; LANES]);
+        self.registers.predicates[..predicates].fill(0);
+        self.valid.copy_from_slice(&self.valid_at_start);
+        self.paths.clear();
+        self.paths.push(Path { at: 0, lanes, barrier: None, reduce: None, parked: false });
+        self.copies.clear();
+        self.groups = [0; LANES];
+        self.local.fill(0xff);
+        self.local_written.fill(0);
+    }
+
+    /// Whether any path can run.
+    pub fn has_ready(&self) -> bool {
+        self.paths.iter().any(|path| path.barrier.is_none())
+    }
+
+    /// Lets the paths go on that wait at a barrier; `votes` is of how many lanes and for how many it held.
+    pub fn release(&mut self, barrier: usize, votes: (u32, u32)) {
+        for path in &mut self.paths {
+            if path.barrier != Some(barrier) {
+                continue;
+            }
+            path.barrier = None;
+            if let Some((kind, to)) = path.reduce.take() {
+                let (of, held) = votes;
+                match kind {
+                    VoteKind::Ballot => {
+                        for lane in 0..LANES {
+                            if path.lanes >> lane & 1 != 0 {
+                                self.registers.words[to as usize].0[lane] = held;
+                            }
+                        }
+                    }
+                    _ => {
+                        let answer = if kind == VoteKind::All { held == of } else { held > 0 };
+                        let register = &mut self.registers.predicates[to as usize];
+                        *register = if answer { *register | path.lanes } else { *register & !path.lanes };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the ready path with the lowest instruction, joined with all that stand there too, and says
+    /// where the next one stands.
+    fn select(&mut self) -> Option<(usize, u32, usize)> {
+        let ready = |path: &Path| path.barrier.is_none() && !path.parked;
+        if !self.paths.iter().any(ready) {
+            self.paths.iter_mut().for_each(|path| path.parked = false);
+        }
+        let at = self.paths.iter().filter(|path| ready(path)).map(|path| path.at).min()?;
+        let mut lanes = 0;
+        self.paths.retain(|path| {
+            let take = ready(path) && path.at == at;
+            if take {
+                lanes |= path.lanes;
+            }
+            !take
+        });
+        let next =
+            self.paths.iter().filter(|path| ready(path)).map(|path| path.at).min().unwrap_or(usize::MAX);
+        Some((at, lanes, next))
+    }
+
+    /// Runs until everything waits or `turn` instructions are over.
+    pub fn run(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
+        if room.launch.settings.checks {
+            self.go::<true>(room, me, turn)
+        } else {
+            self.go::<false>(room, me, turn)
+        }
+    }
+
+    fn go<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
+        let program = room.launch.program;
+        let mut left = turn;
+        let Some((mut at, mut lanes, mut next)) = self.select() else { return Pause::Turn };
+        loop {
+            if at >= next {
+                self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                match self.select() {
+                    Some(chosen) => (at, lanes, next) = chosen,
+                    None => return Pause::Turn,
+                }
+            }
+            if left == 0 {
+                self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: true });
+                return Pause::Turn;
+            }
+            left -= 1;
+            let here = at;
+            let decoded = &program.code[here];
+            at += 1;
+            let mut mask = lanes;
+            if let Some((guard, negated)) = decoded.guard {
+                let bits = self.registers.predicates[guard as usize];
+                mask &= if negated { !bits } else { bits };
+            }
+            let note = &program.notes[here];
+            room.counters.classes[note.class as usize] += 1;
+            if CHECKS {
+                room.counters.lanes += u64::from(mask.count_ones());
+                self.follow_validity(room, me, here, lanes, mask);
+            }
+            if let Op::Branch(target) = decoded.op {
+                room.counters.branches += 1;
+                if mask == lanes {
+                    at = target;
+                } else if mask != 0 {
+                    room.counters.divergent_branches += 1;
+                    self.paths.push(Path {
+                        at: target,
+                        lanes: mask,
+                        barrier: None,
+                        reduce: None,
+                        parked: false,
+                    });
+                    lanes &= !mask;
+                    next = next.min(target);
+                }
+                continue;
+            }
+            if mask == 0 {
+                continue;
+            }
+            let outcome = match &decoded.op {
+                Op::Lanes { run, slots } => {
+                    // SAFETY: loading picked the compilation that this CPU can run.
+                    unsafe { run(&mut self.registers, mask, slots) };
+                    continue;
+                }
+                Op::Branch(_) | Op::Nothing => Next::Continue,
+                Op::Convert(conversion) => self.convert(conversion, mask),
+                Op::Carry(carry) => self.carry(carry, mask),
+                Op::Join(pack) => self.join(pack, mask),
+                Op::Split(pack) => self.split(pack, mask),
+                Op::Load(access) => self.load::<CHECKS>(room, me, here, access, mask),
+                Op::Store(access) => self.store::<CHECKS>(room, me, here, access, mask),
+                Op::Atomic(atomic) => self.atomic::<CHECKS>(room, me, here, atomic, mask),
+                Op::BranchTable(index, targets) => {
+                    room.counters.branches += 1;
+                    let index = self.registers.words[*index as usize].0;
+                    for (lane, &index) in index.iter().enumerate() {
+                        if mask >> lane & 1 != 0 {
+                            let target =
+                                targets.get(index as usize).copied().unwrap_or(program.code.len() - 1);
+                            match self
+                                .paths
+                                .iter_mut()
+                                .find(|path| path.at == target && path.barrier.is_none())
+                            {
+                                Some(path) => path.lanes |= 1 << lane,
+                                None => self.paths.push(Path {
+                                    at: target,
+                                    lanes: 1 << lane,
+                                    barrier: None,
+                                    reduce: None,
+                                    parked: false,
+                                }),
+                            }
+                        }
+                    }
+                    lanes &= !mask;
+                    if lanes != 0 {
+                        self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                    }
+                    match self.select() {
+                        Some(chosen) => (at, lanes, next) = chosen,
+                        None => return Pause::Turn,
+                    }
+                    continue;
+                }
+                Op::Exit => {
+                    self.exit_lanes(room, me, mask);
+                    lanes &= !mask;
+                    if lanes == 0 {
+                        match self.select() {
+                            Some(chosen) => (at, lanes, next) = chosen,
+                            None => return Pause::Turn,
+                        }
+                    }
+                    continue;
+                }
+                Op::Trap => {
+                    let lane = mask.trailing_zeros() as usize;
+                    room.report(Check::Trap, here, me, lane, || "the kernel stopped itself".to_string());
+                    Next::Fault
+                }
+                Op::Barrier(barrier) => {
+                    room.counters.barriers += 1;
+                    self.barrier(room, me, here, barrier, mask)
+                }
+                Op::SyncWarp(members) => {
+                    let members = self.registers.words[*members as usize].0;
+                    self.check_members(room, me, here, &members, mask);
+                    room.clocks.ticks[me] += 1;
+                    Next::Continue
+                }
+                Op::Fence(wide) => {
+                    if *wide {
+                        room.knowledge.fence();
+                    }
+                    Next::Continue
+                }
+                Op::AsyncCopy(copy) => self.async_copy::<CHECKS>(room, me, here, copy, mask),
+                Op::AsyncCommit => {
+                    for lane in 0..LANES {
+                        self.groups[lane] += mask >> lane & 1;
+                    }
+                    Next::Continue
+                }
+                Op::AsyncWait(leave, uncommitted) => {
+                    self.async_wait(room, me, here, *leave, *uncommitted, mask);
+                    Next::Continue
+                }
+                Op::BulkCopy(copy) => self.bulk_copy(room, me, here, copy, mask),
+                Op::BulkCommit | Op::BulkWait => Next::Continue,
+                Op::Matrix(matrix) => self.matrix::<CHECKS>(room, me, here, matrix, mask),
+                Op::Mma(mma) => {
+                    self.whole_warp(room, me, here, mask);
+                    room.counters.tensor_multiply_adds += (16 * 8 * mma.depth) as u64;
+                    self.mma(mma);
+                    Next::Continue
+                }
+                Op::Wmma(wmma) => {
+                    self.whole_warp(room, me, here, mask);
+                    self.wmma::<CHECKS>(room, me, here, wmma)
+                }
+                Op::Shuffle(shuffle) => {
+                    self.shuffle::<CHECKS>(room, me, here, shuffle, mask);
+                    Next::Continue
+                }
+                Op::Vote(vote) => {
+                    self.vote(room, me, here, vote, mask);
+                    Next::Continue
+                }
+                Op::Match(values) => {
+                    self.match_values(room, me, here, values, mask);
+                    Next::Continue
+                }
+                Op::Reduce(reduce) => {
+                    self.reduce(room, me, here, reduce, mask);
+                    Next::Continue
+                }
+                Op::ActiveMask(to) => {
+                    self.set_words(*to, mask, mask);
+                    Next::Continue
+                }
+                Op::Elect(lane, predicate) => {
+                    let leader = mask.trailing_zeros();
+                    if let Some(to) = lane {
+                        self.set_words(*to, leader, mask);
+                    }
+                    let register = &mut self.registers.predicates[*predicate as usize];
+                    *register = (*register & !mask) | 1 << leader;
+                    Next::Continue
+                }
+                Op::Mbarrier(op, address) => self.mbarrier(room, me, here, op, address, mask),
+                Op::Clock(to, long) => {
+                    // Instructions so far stand for time.
+                    let now = room.counters.classes.iter().sum::<u64>();
+                    for lane in 0..LANES {
+                        if mask >> lane & 1 != 0 {
+                            if *long {
+                                self.registers.longs[*to as usize].0[lane] = now;
+                            } else {
+                                self.registers.words[*to as usize].0[lane] = now as u32;
+                            }
+                        }
+                    }
+                    Next::Continue
+                }
+                Op::IsSpace(space, to, from) => {
+                    let from = self.registers.longs[*from as usize].0;
+                    let mut answer = 0;
+                    for (lane, address) in from.iter().enumerate() {
+                        let found = space_of(*address);
+                        let constant = *space == Space::Constant;
+                        answer |= u32::from(found == *space && !constant) << lane;
+                    }
+                    let register = &mut self.registers.predicates[*to as usize];
+                    *register = (*register & !mask) | (answer & mask);
+                    Next::Continue
+                }
+            };
+            match outcome {
+                Next::Continue => {}
+                Next::Fault => {
+                    self.paths.push(Path { at: here, lanes, barrier: None, reduce: None, parked: false });
+                    return Pause::Fault;
+                }
+                Next::Wait(number) => {
+                    let reduce = match &decoded.op {
+                        Op::Barrier(barrier) => barrier.reduce.map(|(kind, _, _, to)| (kind, to)),
+                        _ => None,
+                    };
+                    self.paths.push(Path { at, lanes: mask, barrier: Some(number), reduce, parked: false });
+                    lanes &= !mask;
+                    if lanes != 0 {
+                        self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                    }
+                    match self.select() {
+                        Some(chosen) => (at, lanes, next) = chosen,
+                        None => return Pause::Turn,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes on which lanes of the registers were written, and reports where an unwritten one decides something.
+    #[inline(always)]
+    fn follow_validity(&mut self, room: &mut Room<'_>, me: usize, at: usize, lanes: u32, mask: u32) {
+        let note = &room.launch.program.notes[at];
+        let mut valid = FULL;
+        for &id in &note.uses {
+            valid &= self.valid[id as usize];
+        }
+        // A branch is decided in all lanes, not only in those that take it.
+        let concerned =
+            if note.strict { lanes & if note.uses.len() <= 1 { FULL } else { mask } } else { mask };
+        let mut passed = valid;
+        if note.strict {
+            if valid & concerned != concerned {
+                let lane = (!valid & concerned).trailing_zeros() as usize;
+                room.report(Check::UninitializedRegister, at, me, lane, || {
+                    "a value that was never computed is used here".to_string()
+                });
+            }
+            passed = FULL;
+        }
+        for &id in &note.defines {
+            let into = &mut self.valid[id as usize];
+            *into = (*into & !mask) | (passed & mask);
+        }
+    }
+
+    /// The addresses of all lanes.
+    #[inline(always)]
+    pub fn addresses(&self, address: &Address) -> [u64; LANES] {
+        match address.base {
+            Some((slot, true)) => {
+                let base = &self.registers.longs[slot as usize].0;
+                std::array::from_fn(|lane| base[lane].wrapping_add(address.offset as u64))
+            }
+            Some((slot, false)) => {
+                let base = &self.registers.words[slot as usize].0;
+                std::array::from_fn(|lane| u64::from(base[lane].wrapping_add(address.offset as u32)))
+            }
+            None => [address.offset as u64; LANES],
+        }
+    }
+
+    /// Sets lanes of a word register to one value.
+    pub fn set_words(&mut self, slot: u32, value: u32, mask: u32) {
+        for lane in 0..LANES {
+            if mask >> lane & 1 != 0 {
+                self.registers.words[slot as usize].0[lane] = value;
+            }
+        }
+    }
+
+    fn exit_lanes(&mut self, room: &mut Room<'_>, me: usize, mask: u32) {
+        room.live_lanes[me] &= !mask;
+        // Copies that nobody waits for still land.
+        self.land_copies(room, me, 0, mask, |_, _| true);
+    }
+
+    fn convert(&mut self, conversion: &crate::program::Conversion, mask: u32) -> Next {
+        let read = |registers: &Registers, id: u32, lane: usize| match id >> 28 {
+            0 => u64::from(registers.words[id as usize].0[lane]),
+            _ => registers.longs[(id & 0xfff_ffff) as usize].0[lane],
+        };
+        for lane in 0..LANES {
+            if mask >> lane & 1 == 0 {
+                continue;
+            }
+            let mut sources = [0u64; 2];
+            for (into, id) in sources.iter_mut().zip(&conversion.sources) {
+                *into = read(&self.registers, *id, lane);
+            }
+            let value = conversion.convert(&sources[..conversion.sources.len().min(2)]);
+            let id = conversion.destination;
+            match id >> 28 {
+                0 => self.registers.words[id as usize].0[lane] = value as u32,
+                _ => self.registers.longs[(id & 0xfff_ffff) as usize].0[lane] = value,
+            }
+        }
+        Next::Continue
+    }
+
+    fn carry(&mut self, carry: &crate::program::Carry, mask: u32) -> Next {
+        let bits = if carry.long { 64 } else { 32 };
+        let limit = (1u128 << bits) - 1;
+        for lane in 0..LANES {
+            if mask >> lane & 1 == 0 {
+                continue;
+            }
+            let registers = &mut self.registers;
+            let get = |index: usize| {
+                let slot = carry.slots.sources[index] as usize;
+                if carry.long {
+                    u128::from(registers.longs[slot].0[lane])
+                } else {
+                    u128::from(registers.words[slot].0[lane])
+                }
+            };
+            let (a, b) = match carry.product {
+                None => (get(0), get(1)),
+                Some(high) => {
+                    let product = if carry.signed {
+                        let extend = |value: u128| (value as i128) << (128 - bits) >> (128 - bits);
+                        extend(get(0)).wrapping_mul(extend(get(1))) as u128
+                    } else {
+                        get(0).wrapping_mul(get(1))
+                    };
+                    ((if high { product >> bits } else { product }) & limit, get(2))
+                }
+            };
+            let flag = u128::from(registers.predicates[carry.carry as usize] >> lane & 1);
+            let flag = if carry.reads { flag } else { 0 };
+            let (value, out) = if carry.subtract {
+                (a.wrapping_sub(b).wrapping_sub(flag), a < b + flag)
+            } else {
+                (a + b + flag, a + b + flag > limit)
+            };
+            let slot = carry.slots.destination as usize;
+            if carry.long {
+                registers.longs[slot].0[lane] = (value & limit) as u64;
+            } else {
+                registers.words[slot].0[lane] = (value & limit) as u32;
+            }
+            if carry.writes {
+                let register = &mut registers.predicates[carry.carry as usize];
+                *register = (*register & !(1 << lane)) | u32::from(out) << lane;
+            }
+        }
+        Next::Continue
+    }
+
+    fn join(&mut self, pack: &crate::program::Pack, mask: u32) -> Next {
+        let part_mask = u64::MAX >> (64 - pack.bits);
+        let mut whole = [0u64; LANES];
+        for (position, part) in pack.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            let part = &self.registers.words[*part as usize].0;
+            for lane in 0..LANES {
+                whole[lane] |= (u64::from(part[lane]) & part_mask) << (position as u32 * pack.bits);
+            }
+        }
+        if pack.long {
+            crate::program::lanes::merge(&mut self.registers.longs[pack.whole as usize].0, &whole, mask);
+        } else {
+            let words = whole.map(|value| value as u32);
+            crate::program::lanes::merge(&mut self.registers.words[pack.whole as usize].0, &words, mask);
+        }
+        Next::Continue
+    }
+
+    fn split(&mut self, pack: &crate::program::Pack, mask: u32) -> Next {
+        let part_mask = u64::MAX >> (64 - pack.bits);
+        let whole: [u64; LANES] = if pack.long {
+            self.registers.longs[pack.whole as usize].0
+        } else {
+            self.registers.words[pack.whole as usize].0.map(u64::from)
+        };
+        for (position, part) in pack.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            let shift = position as u32 * pack.bits;
+            let words = whole.map(|value| (value >> shift & part_mask) as u32);
+            crate::program::lanes::merge(&mut self.registers.words[*part as usize].0, &words, mask);
+        }
+        Next::Continue
+    }
+}
+
+/// The space of a generic address.
+pub(super) fn space_of(address: u64) -> Space {
+    use crate::program::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, WINDOW};
+    let inside = |start: u64| address >= start && address < start + WINDOW;
+    if inside(SHARED_WINDOW) {
+        Space::Shared
+    } else if inside(LOCAL_WINDOW) {
+        Space::Local
+    } else if inside(PARAMETER_WINDOW) {
+        Space::Parameter
+    } else {
+        Space::Global
+    }
+}

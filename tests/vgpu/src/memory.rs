@@ -1,0 +1,434 @@
+//! Device memory: allocations at addresses of their own, what of them was written, and who touched
+//! them during a launch.
+//!
+//! Addresses are never given twice, so that freed memory is told from fresh memory, and never fall
+//! near another allocation. The bytes live in host memory that several worker threads reach at once,
+//! as the multiprocessors of a device do; a kernel that races gets what a device would give it: some value.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+/// Where device addresses start.
+const FIRST_ADDRESS: u64 = 0x2000_0000_0000;
+/// Free addresses between allocations.
+const GAP: u64 = 1 << 16;
+/// Alignment of every allocation.
+const ALIGN: u64 = 512;
+/// Bytes that one page of the shadow covers.
+const PAGE: usize = 4096;
+/// What fresh memory is filled with: NaN in every float format, -1 as an integer.
+const POISON: u8 = 0xff;
+
+/// Who touched one word last during a launch, packed: epoch, block, clock, flags and bytes.
+#[derive(Default)]
+pub struct Touched {
+    writer: AtomicU64,
+    reader: AtomicU64,
+}
+
+const ATOMIC: u64 = 1 << 4;
+const MANY: u64 = 1 << 5;
+
+/// A stretch of device memory.
+pub struct Allocation {
+    /// Its first address.
+    pub base: u64,
+    /// Its size in bytes.
+    pub size: usize,
+    host: *mut u8,
+    layout: Option<Layout>,
+    written: Vec<AtomicU8>,
+    shadow: Vec<OnceLock<Box<[Touched]>>>,
+}
+
+// SAFETY: the pointer is to memory that the allocation owns (or that the driver keeps pinned as long), and
+// every access through it is bounds-checked; racing accesses are those of the kernel being modelled.
+unsafe impl Send for Allocation {}
+// SAFETY: as for Send.
+unsafe impl Sync for Allocation {}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if let Some(layout) = self.layout {
+            // SAFETY: made by alloc with this layout, and dropped once.
+            unsafe { std::alloc::dealloc(self.host, layout) };
+        }
+    }
+}
+
+/// The identity of whoever touches memory during a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Toucher {
+    /// Number of the launch, from 1 to 65535.
+    pub epoch: u16,
+    /// The block.
+    pub block: u32,
+    /// How many fences it has passed.
+    pub clock: u8,
+}
+
+/// What a touch found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Touch {
+    /// Bytes that the launch touched for the first time this way.
+    pub fresh: u32,
+    /// Another block (and its clock) that touched the same bytes, and whether there were many such.
+    pub conflict: Option<(u32, u8, bool)>,
+}
+
+impl Allocation {
+    fn offset(&self, address: u64, bytes: usize) -> Option<usize> {
+        let offset = address.checked_sub(self.base)? as usize;
+        (offset <= self.size && bytes <= self.size - offset).then_some(offset)
+    }
+
+    /// Whether a stretch lies inside.
+    pub fn contains(&self, address: u64, bytes: usize) -> bool {
+        self.offset(address, bytes).is_some()
+    }
+
+    /// Reads up to 32 bytes; `false` when they are not all inside.
+    #[inline(always)]
+    pub fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let Some(offset) = self.offset(address, out.len()) else { return false };
+        // SAFETY: the range was just checked against the allocation, which lives as long as `self`.
+        unsafe { std::ptr::copy_nonoverlapping(self.host.add(offset), out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    /// Writes bytes; `false` when they are not all inside.
+    #[inline(always)]
+    pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
+        let Some(offset) = self.offset(address, bytes.len()) else { return false };
+        // SAFETY: as in `read`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(offset), bytes.len()) };
+        true
+    }
+
+    /// The host address of a stretch, for copies to and from the host.
+    pub fn pointer(&self, address: u64, bytes: usize) -> Option<*mut u8> {
+        // SAFETY: the offset lies inside the allocation.
+        self.offset(address, bytes).map(|offset| unsafe { self.host.add(offset) })
+    }
+
+    /// An aligned 32-bit word as an atomic.
+    pub fn atomic_word(&self, address: u64) -> Option<&AtomicU32> {
+        let pointer = self.pointer(address, 4)?.cast::<u32>();
+        // SAFETY: inside the allocation; aligned; AtomicU32 has the layout of u32.
+        pointer.is_aligned().then(|| unsafe { AtomicU32::from_ptr(pointer) })
+    }
+
+    /// An aligned 64-bit word as an atomic.
+    pub fn atomic_long(&self, address: u64) -> Option<&AtomicU64> {
+        let pointer = self.pointer(address, 8)?.cast::<u64>();
+        // SAFETY: as in `atomic_word`.
+        pointer.is_aligned().then(|| unsafe { AtomicU64::from_ptr(pointer) })
+    }
+
+    /// Whether all of a stretch was written since it was allocated.
+    #[inline(always)]
+    pub fn is_written(&self, address: u64, bytes: usize) -> bool {
+        let Some(offset) = self.offset(address, bytes) else { return false };
+        each_byte_group(offset, bytes, |group, bits| self.written[group].load(Relaxed) & bits == bits)
+    }
+
+    /// Marks a stretch as written.
+    #[inline(always)]
+    pub fn mark_written(&self, address: u64, bytes: usize) {
+        let Some(offset) = self.offset(address, bytes) else { return };
+        each_byte_group(offset, bytes, |group, bits| {
+            let cell = &self.written[group];
+            if bits == u8::MAX {
+                cell.store(bits, Relaxed);
+            } else if cell.load(Relaxed) & bits != bits {
+                cell.fetch_or(bits, Relaxed);
+            }
+            true
+        });
+    }
+
+    /// Marks a stretch as written exactly where another is.
+    pub fn copy_marks(&self, to: u64, from: &Self, source: u64, bytes: usize) {
+        if from.is_written(source, bytes) {
+            return self.mark_written(to, bytes);
+        }
+        for index in 0..bytes as u64 {
+            if from.is_written(source + index, 1) {
+                self.mark_written(to + index, 1);
+            }
+        }
+    }
+
+    /// Notes that a block reads or writes up to 4 bytes of one word, and tells of conflicts.
+    #[inline]
+    pub fn touch(&self, address: u64, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let Some(offset) = self.offset(address, bytes) else { return Touch::default() };
+        self.touch_at(offset, bytes, write, atomic, who)
+    }
+
+    /// [`Allocation::touch`] for a read of several whole words of one page, when nobody wrote there in this
+    /// launch: the bytes that are fresh, or none when each word must be looked at.
+    #[inline]
+    pub fn touch_quickly(&self, address: u64, bytes: usize, who: Toucher) -> Option<u32> {
+        let offset = self.offset(address, bytes)?;
+        if offset % 4 != 0
+            || !bytes.is_multiple_of(4)
+            || bytes == 0
+            || offset / PAGE != (offset + bytes - 1) / PAGE
+        {
+            return None;
+        }
+        let page =
+            self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
+        let epoch = u64::from(who.epoch) << 48;
+        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8 | 0xf;
+        let mut fresh = 0;
+        let words = &page[offset % PAGE / 4..offset % PAGE / 4 + bytes / 4];
+        if words.iter().any(|word| word.writer.load(Relaxed) >> 48 == u64::from(who.epoch)) {
+            return None;
+        }
+        for word in words {
+            let reader = word.reader.load(Relaxed);
+            if reader >> 48 != u64::from(who.epoch) {
+                fresh += 4;
+                word.reader.store(stamp, Relaxed);
+            } else if reader != stamp {
+                fresh += 4 - (reader & 0xf).count_ones();
+                let others = reader & MANY != 0 || (reader >> 16) as u32 != who.block;
+                let next = stamp | if others { MANY } else { 0 };
+                // Of many readers it does not matter which is named.
+                if !others || reader & (MANY | ATOMIC | 0xf) != MANY | 0xf {
+                    word.reader.store(next, Relaxed);
+                }
+            }
+        }
+        Some(fresh)
+    }
+
+    #[inline]
+    fn touch_at(&self, offset: usize, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let page =
+            self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
+        let word = &page[offset % PAGE / 4];
+        let mine = ((1u64 << bytes) - 1) << (offset % 4);
+        let epoch = u64::from(who.epoch) << 48;
+        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8;
+        let now = |entry: u64| entry >> 48 == u64::from(who.epoch);
+        let block = |entry: u64| (entry >> 16) as u32;
+        let mut out = Touch::default();
+        let writer = word.writer.load(Relaxed);
+        let reader = word.reader.load(Relaxed);
+        if now(writer)
+            && writer & mine != 0
+            && block(writer) != who.block
+            && !(atomic && writer & ATOMIC != 0)
+        {
+            out.conflict = Some((block(writer), (writer >> 8) as u8, false));
+        }
+        if write {
+            if out.conflict.is_none()
+                && now(reader)
+                && reader & mine != 0
+                && (block(reader) != who.block || reader & MANY != 0)
+                && !(atomic && reader & ATOMIC != 0)
+            {
+                out.conflict = Some((block(reader), (reader >> 8) as u8, reader & MANY != 0));
+            }
+            let before = if now(writer) { writer & 0xf } else { 0 };
+            out.fresh = (mine & !before).count_ones();
+            // Bytes of another block's write stay known only when they are not of this word.
+            let kept = if block(writer) == who.block { before } else { before & !mine };
+            let next = stamp
+                | mine
+                | if block(writer) == who.block { kept } else { 0 }
+                | if atomic { ATOMIC } else { 0 };
+            if next != writer {
+                word.writer.store(next, Relaxed);
+            }
+        } else {
+            let before = if now(reader) { reader & 0xf } else { 0 };
+            out.fresh = (mine & !before).count_ones();
+            let many = now(reader) && (block(reader) != who.block || reader & MANY != 0);
+            let all_atomic = if atomic && (!now(reader) || reader & ATOMIC != 0) { ATOMIC } else { 0 };
+            let next = stamp | mine | before | if many { MANY } else { 0 } | all_atomic;
+            if next != reader {
+                word.reader.store(next, Relaxed);
+            }
+        }
+        out
+    }
+
+    fn forget_touches(&self) {
+        for page in self.shadow.iter().filter_map(OnceLock::get) {
+            for word in page {
+                word.writer.store(0, Relaxed);
+                word.reader.store(0, Relaxed);
+            }
+        }
+    }
+}
+
+/// Calls `visit` with each group of 8 bytes that a stretch touches and the bits it takes of it, while it says so.
+#[inline(always)]
+fn each_byte_group(offset: usize, bytes: usize, mut visit: impl FnMut(usize, u8) -> bool) -> bool {
+    let end = offset + bytes;
+    let mut at = offset;
+    while at < end {
+        let from = at % 8;
+        let count = (8 - from).min(end - at);
+        let bits = (((1u16 << count) - 1) << from) as u8;
+        if !visit(at / 8, bits) {
+            return false;
+        }
+        at += count;
+    }
+    true
+}
+
+/// All device memory.
+pub struct Memory {
+    live: BTreeMap<u64, Arc<Allocation>>,
+    freed: BTreeMap<u64, usize>,
+    next: u64,
+    used: u64,
+    limit: u64,
+    epoch: u16,
+}
+
+impl Memory {
+    /// Memory of a size in bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { live: BTreeMap::new(), freed: BTreeMap::new(), next: FIRST_ADDRESS, used: 0, limit, epoch: 0 }
+    }
+
+    /// Bytes in use, and in all.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.used, self.limit)
+    }
+
+    /// Allocates; none when the memory is full or `size` is 0.
+    pub fn allocate(&mut self, size: usize) -> Option<u64> {
+        let padded = (size as u64).checked_next_multiple_of(ALIGN)?;
+        if size == 0 || self.used.checked_add(padded)? > self.limit {
+            return None;
+        }
+        let layout = Layout::from_size_align(padded as usize, ALIGN as usize).ok()?;
+        // SAFETY: the layout has a size above 0.
+        let host = unsafe { std::alloc::alloc(layout) };
+        if host.is_null() {
+            return None;
+        }
+        // SAFETY: just allocated with this size.
+        unsafe { std::ptr::write_bytes(host, POISON, padded as usize) };
+        let base = self.next;
+        self.next += padded + GAP;
+        self.used += padded;
+        self.insert(base, size, host, Some(layout));
+        Some(base)
+    }
+
+    /// Makes a stretch of host memory reachable at its own address.
+    ///
+    /// # Safety
+    /// The memory must stay valid for reads and writes until [`Memory::free`] is called for it.
+    pub unsafe fn map_host(&mut self, host: *mut u8, size: usize) {
+        self.insert(host as u64, size, host, None);
+        if let Some(allocation) = self.live.get(&(host as u64)) {
+            // What the host wrote is not known; all of it counts as written.
+            allocation.mark_written(host as u64, size);
+        }
+    }
+
+    fn insert(&mut self, base: u64, size: usize, host: *mut u8, layout: Option<Layout>) {
+        let written = (0..size.div_ceil(8)).map(|_| AtomicU8::new(0)).collect();
+        let shadow = (0..size.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
+        self.freed.remove(&base);
+        self.live.insert(base, Arc::new(Allocation { base, size, host, layout, written, shadow }));
+    }
+
+    /// Frees the allocation that starts at an address; `false` when none does.
+    pub fn free(&mut self, base: u64) -> bool {
+        let Some(allocation) = self.live.remove(&base) else { return false };
+        if allocation.layout.is_some() {
+            self.used -= (allocation.size as u64).next_multiple_of(ALIGN);
+        }
+        self.freed.insert(base, allocation.size);
+        if self.freed.len() > 1 << 14 {
+            self.freed.pop_first();
+        }
+        true
+    }
+
+    /// The allocation that holds an address.
+    pub fn find(&self, address: u64) -> Option<&Arc<Allocation>> {
+        self.live
+            .range(..=address)
+            .next_back()
+            .map(|(_, allocation)| allocation)
+            .filter(|a| a.contains(address, 0))
+    }
+
+    /// What a launch needs: all allocations, and the number of the launch.
+    pub fn view(&mut self) -> View {
+        self.epoch = self.epoch.wrapping_add(1);
+        if self.epoch == 0 {
+            // Stamps of the previous round could be taken for new ones.
+            self.live.values().for_each(|allocation| allocation.forget_touches());
+            self.epoch = 1;
+        }
+        View {
+            allocations: self.live.values().cloned().collect(),
+            freed: self.freed.iter().map(|(&base, &size)| (base, size)).collect(),
+            epoch: self.epoch,
+        }
+    }
+}
+
+/// The memory as one launch sees it.
+pub struct View {
+    allocations: Vec<Arc<Allocation>>,
+    freed: Vec<(u64, usize)>,
+    /// Number of the launch.
+    pub epoch: u16,
+}
+
+impl View {
+    /// The index of the allocation that holds a stretch.
+    pub fn find(&self, address: u64, bytes: usize) -> Option<usize> {
+        let after = self.allocations.partition_point(|allocation| allocation.base <= address);
+        let index = after.checked_sub(1)?;
+        self.allocations[index].contains(address, bytes).then_some(index)
+    }
+
+    /// An allocation by its index.
+    #[inline(always)]
+    pub fn get(&self, index: usize) -> Option<&Allocation> {
+        self.allocations.get(index).map(|allocation| &**allocation)
+    }
+
+    /// Words for a report on an address that no allocation holds, and whether it was freed.
+    pub fn explain(&self, address: u64, bytes: usize) -> (bool, String) {
+        let after = self.freed.partition_point(|(base, _)| *base <= address);
+        if let Some((base, size)) = after.checked_sub(1).and_then(|index| self.freed.get(index))
+            && address < base + *size as u64
+        {
+            let offset = address - base;
+            return (
+                true,
+                format!("{bytes} bytes at offset {offset} of an allocation of {size} bytes that was freed"),
+            );
+        }
+        let after = self.allocations.partition_point(|allocation| allocation.base <= address);
+        let detail = match after.checked_sub(1).map(|index| &self.allocations[index]) {
+            Some(near) if address - near.base < near.size as u64 + GAP => format!(
+                "{bytes} bytes at offset {} of an allocation of {} bytes",
+                address - near.base,
+                near.size
+            ),
+            _ => format!("{bytes} bytes at 0x{address:x}, where nothing is allocated"),
+        };
+        (false, detail)
+    }
+}

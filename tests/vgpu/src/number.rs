@@ -1,0 +1,277 @@
+//! Number formats narrower than f64: rounding into them by every PTX rounding mode, and out of them.
+
+/// A PTX rounding mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// `.rn`: to nearest, ties to even.
+    Nearest,
+    /// `.rna`: to nearest, ties away from zero.
+    NearestAway,
+    /// `.rz`: towards zero.
+    Zero,
+    /// `.rm`: towards minus infinity.
+    Down,
+    /// `.rp`: towards plus infinity.
+    Up,
+}
+
+/// A binary floating-point format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Bits of the exponent.
+    pub exponent: u32,
+    /// Bits of the fraction.
+    pub fraction: u32,
+    /// Whether the highest exponent stands for infinity and NaN (not so in e4m3).
+    pub has_infinity: bool,
+}
+
+/// bfloat16.
+pub const BF16: Format = Format { exponent: 8, fraction: 7, has_infinity: true };
+/// IEEE half.
+pub const F16: Format = Format { exponent: 5, fraction: 10, has_infinity: true };
+/// IEEE single.
+pub const F32: Format = Format { exponent: 8, fraction: 23, has_infinity: true };
+/// Eight bits, four of exponent; its largest finite value is 448 and it has no infinity.
+pub const E4M3: Format = Format { exponent: 4, fraction: 3, has_infinity: false };
+/// Eight bits, five of exponent.
+pub const E5M2: Format = Format { exponent: 5, fraction: 2, has_infinity: true };
+
+impl Format {
+    /// The canonical NaN, as PTX writes it.
+    pub fn nan(self) -> u32 {
+        (1u32 << (self.exponent + self.fraction)).wrapping_sub(1)
+    }
+
+    /// The sign bit.
+    pub fn sign(self) -> u32 {
+        1 << (self.exponent + self.fraction)
+    }
+
+    /// The bits of infinity; for a format without it, of NaN.
+    pub fn infinity(self) -> u32 {
+        if self.has_infinity { ((1 << self.exponent) - 1) << self.fraction } else { self.nan() }
+    }
+
+    /// The bits of the largest finite value.
+    pub fn largest(self) -> u32 {
+        self.infinity() - 1
+    }
+
+    /// Rounds a value into the format. With `finite`, overflow and infinity give the largest finite value.
+    pub fn encode(self, value: f64, rounding: Rounding, finite: bool) -> u32 {
+        if value.is_nan() {
+            return self.nan();
+        }
+        let sign = if value.is_sign_negative() { self.sign() } else { 0 };
+        let magnitude = value.abs();
+        let overflow = |rounding| {
+            let largest = match rounding {
+                Rounding::Zero => true,
+                Rounding::Down => sign == 0,
+                Rounding::Up => sign != 0,
+                _ => false,
+            };
+            sign | if largest || finite { self.largest() } else { self.infinity() }
+        };
+        if magnitude == f64::INFINITY {
+            return sign | if finite { self.largest() } else { self.infinity() };
+        }
+        if magnitude == 0.0 {
+            return sign;
+        }
+        let bias = (1 << (self.exponent - 1)) - 1;
+        let bits = magnitude.to_bits();
+        // Subnormal doubles lie far below every format here; their exponent field serves as it is.
+        let exponent = ((bits >> 52) as i32) - 1023;
+        let significand = (bits & ((1 << 52) - 1)) | (1 << 52);
+        // The weight of the last kept bit.
+        let last = exponent.max(1 - bias) - self.fraction as i32;
+        let shift = last - (exponent - 52);
+        let (kept, rest, half) = if shift <= 0 {
+            (significand << -shift, 0, 1)
+        } else if shift < 64 {
+            (significand >> shift, significand & ((1u64 << shift) - 1), 1u64 << (shift - 1))
+        } else {
+            // Everything lies below the last kept bit.
+            (0, 1, 2)
+        };
+        let up = match rounding {
+            Rounding::Nearest => rest > half || rest == half && kept & 1 == 1,
+            Rounding::NearestAway => rest >= half,
+            Rounding::Zero => false,
+            Rounding::Down => rest != 0 && sign != 0,
+            Rounding::Up => rest != 0 && sign == 0,
+        };
+        let kept = kept + u64::from(up);
+        // A carry moves into the exponent by itself, from subnormal to normal too.
+        let field = (exponent.max(1 - bias) + bias) as u64;
+        let packed = if kept < 1 << self.fraction { kept } else { ((field - 1) << self.fraction) + kept };
+        if packed > u64::from(self.largest()) { overflow(rounding) } else { sign | packed as u32 }
+    }
+
+    /// The value of a pattern.
+    pub fn decode(self, bits: u32) -> f64 {
+        let negative = bits & self.sign() != 0;
+        let magnitude = bits & (self.sign() - 1);
+        let bias = (1 << (self.exponent - 1)) - 1;
+        let value = if magnitude > self.largest() {
+            if self.has_infinity && magnitude == self.infinity() { f64::INFINITY } else { f64::NAN }
+        } else {
+            let fraction = f64::from(magnitude & ((1 << self.fraction) - 1));
+            let field = (magnitude >> self.fraction) as i32;
+            let implied = if field == 0 { 0.0 } else { f64::from(1u32 << self.fraction) };
+            (implied + fraction) * 2f64.powi(field.max(1) - bias - self.fraction as i32)
+        };
+        if negative { -value } else { value }
+    }
+}
+
+/// The f32 of a bfloat16.
+#[inline(always)]
+pub fn from_bf16(bits: u32) -> f32 {
+    f32::from_bits(bits << 16)
+}
+
+/// The bfloat16 of an f32, to nearest even; NaN becomes 0x7fff.
+#[inline(always)]
+pub fn to_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    if value.is_nan() { 0x7fff } else { rounded }
+}
+
+/// The f32 of a half.
+#[inline(always)]
+pub fn from_f16(bits: u32) -> f32 {
+    let magnitude = bits & 0x7fff;
+    // Scaling by 2^112 moves the exponent field over, for subnormals too.
+    let value = f32::from_bits(magnitude << 13) * f32::from_bits(0x7780_0000);
+    let value = if magnitude >= 0x7c00 { f32::from_bits(0x7f80_0000 | (magnitude << 13)) } else { value };
+    f32::from_bits(value.to_bits() | ((bits & 0x8000) << 16))
+}
+
+/// The half of an f32, to nearest even; NaN becomes 0x7fff.
+#[inline(always)]
+pub fn to_f16(value: f32) -> u32 {
+    F16.encode(f64::from(value), Rounding::Nearest, false)
+}
+
+/// The value that a tensor core reads from a tf32 operand: the low 13 bits do not count.
+#[inline(always)]
+pub fn read_tf32(bits: u32) -> f32 {
+    f32::from_bits(bits & 0xffff_e000)
+}
+
+/// An f64 rounded into f32.
+pub fn to_f32(value: f64, rounding: Rounding) -> f32 {
+    if rounding == Rounding::Nearest {
+        value as f32
+    } else {
+        f32::from_bits(F32.encode(value, rounding, false))
+    }
+}
+
+/// A sum `high + low`, where `low` is what rounding lost, as one f64 whose last bit records that
+/// something was lost: rounding it to f32 in any mode then gives what rounding the exact sum would.
+fn to_odd(high: f64, low: f64) -> f64 {
+    if low == 0.0 || !high.is_finite() || high.to_bits() & 1 == 1 {
+        return high;
+    }
+    let away = (low > 0.0) == (high > 0.0);
+    f64::from_bits(if high == 0.0 {
+        low.to_bits()
+    } else if away {
+        high.to_bits() + 1
+    } else {
+        high.to_bits() - 1
+    })
+}
+
+/// The exact rounding error of `a + b`.
+fn sum_error(a: f64, b: f64, sum: f64) -> f64 {
+    let b_part = sum - a;
+    (a - (sum - b_part)) + (b - b_part)
+}
+
+/// `a * b + c` in f32 by a rounding mode, rounded once.
+pub fn fma_f32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
+    // A product of two f32 is exact in f64.
+    let product = f64::from(a) * f64::from(b);
+    let c = f64::from(c);
+    let sum = product + c;
+    if sum == 0.0 && product != 0.0 && rounding == Rounding::Down {
+        return -0.0;
+    }
+    to_f32(to_odd(sum, sum_error(product, c, sum)), rounding)
+}
+
+/// `a + b` in f64 by a rounding mode.
+pub fn add_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    let sum = a + b;
+    if sum == 0.0 && a != 0.0 && rounding == Rounding::Down {
+        return -0.0;
+    }
+    step(sum, sum_error(a, b, sum), rounding)
+}
+
+/// `a * b + c` in f64 by a rounding mode.
+pub fn fma_f64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
+    let near = a.mul_add(b, c);
+    if rounding == Rounding::Nearest || !near.is_finite() {
+        return near;
+    }
+    // The exact error: product as two doubles, then both sums compensated.
+    let high = a * b;
+    let low = a.mul_add(b, -high);
+    let (first, first_error) = (high + c, sum_error(high, c, high + c));
+    let rest = (first - near) + (low + first_error);
+    step(near, rest, rounding)
+}
+
+/// Moves a nearest result by one place where the mode and the lost part ask for it.
+fn step(near: f64, lost: f64, rounding: Rounding) -> f64 {
+    if !near.is_finite() || lost == 0.0 {
+        return near;
+    }
+    match rounding {
+        Rounding::Down if lost < 0.0 => near.next_down(),
+        Rounding::Up if lost > 0.0 => near.next_up(),
+        Rounding::Zero if near > 0.0 && lost < 0.0 => near.next_down(),
+        Rounding::Zero if near < 0.0 && lost > 0.0 => near.next_up(),
+        _ => near,
+    }
+}
+
+/// `a / b` in f32 by a rounding mode.
+pub fn div_f32(a: f32, b: f32, rounding: Rounding) -> f32 {
+    let (a, b) = (f64::from(a), f64::from(b));
+    let quotient = a / b;
+    let lost = (-quotient).mul_add(b, a) / b;
+    to_f32(if quotient.is_finite() { to_odd(quotient, lost) } else { quotient }, rounding)
+}
+
+/// The square root in f32 by a rounding mode.
+pub fn sqrt_f32(a: f32, rounding: Rounding) -> f32 {
+    let a = f64::from(a);
+    let root = a.sqrt();
+    let lost = if root > 0.0 && root.is_finite() { (-root).mul_add(root, a) } else { 0.0 };
+    to_f32(to_odd(root, lost), rounding)
+}
+
+/// Rounds to an integral value.
+pub fn integral(value: f64, rounding: Rounding) -> f64 {
+    match rounding {
+        Rounding::Nearest => value.round_ties_even(),
+        Rounding::NearestAway => value.round(),
+        Rounding::Zero => value.trunc(),
+        Rounding::Down => value.floor(),
+        Rounding::Up => value.ceil(),
+    }
+}
+
+/// A subnormal f32 becomes zero of its sign, as `.ftz` asks.
+#[inline(always)]
+pub fn flush(value: f32) -> f32 {
+    if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
+}

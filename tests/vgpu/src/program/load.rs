@@ -1,0 +1,885 @@
+//! From a parsed function to a [`Program`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::arithmetic;
+use super::convert::{self, Conversion};
+use super::lanes::{Kind, LaneOp};
+use super::{Address, Carry, Decoded, InstructionClass, Note, Op, Pack, Program, Slots, Special};
+use crate::ptx::{Base, Class, Function, Instruction, Operand, Register, Space};
+
+/// Why a kernel cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("kernel {kernel}, PTX line {line}: {message}")]
+pub struct LoadError {
+    /// The kernel.
+    pub kernel: String,
+    /// The line of the PTX text.
+    pub line: u32,
+    /// What was met, and what is known instead.
+    pub message: String,
+}
+
+/// Makes a program of a kernel. `symbols` gives the addresses of module-level variables, with the space they are in.
+///
+/// # Errors
+/// An opcode, operand or variable that the executor does not know, named with its line.
+pub fn load(
+    function: &Function,
+    files: Arc<Vec<(u32, String)>>,
+    symbols: &HashMap<String, (Space, u64)>,
+    dynamic_shared: &[String],
+) -> Result<Program> {
+    let mut loader = Loader {
+        function,
+        symbols,
+        locals: HashMap::new(),
+        registers: function.registers,
+        words: HashMap::new(),
+        longs: HashMap::new(),
+        predicates: HashMap::new(),
+        specials: Vec::new(),
+        code: Vec::new(),
+        notes: Vec::new(),
+        carry: None,
+        opcodes: HashMap::new(),
+        instruction: None,
+    };
+    let static_shared = loader.place_variables(dynamic_shared)?;
+    if function.wants_cluster {
+        return Err(loader.fail("it asks for a cluster of blocks, and clusters are not modelled"));
+    }
+    let mut starts = Vec::with_capacity(function.body.len() + 1);
+    for instruction in &function.body {
+        starts.push(loader.code.len());
+        loader.instruction = Some(instruction);
+        loader.instruction(instruction)?;
+    }
+    starts.push(loader.code.len());
+    loader.emit(Op::Exit, None, InstructionClass::Control, "exit", &[], &[]);
+    loader.finish(&starts, static_shared.0, static_shared.1, files)
+}
+
+/// What loading one function has so far.
+pub(super) struct Loader<'a> {
+    function: &'a Function,
+    symbols: &'a HashMap<String, (Space, u64)>,
+    /// Addresses of shared, local and parameter variables.
+    locals: HashMap<String, (Space, u64)>,
+    registers: [u32; 3],
+    words: HashMap<u32, u32>,
+    longs: HashMap<u64, u32>,
+    predicates: HashMap<bool, u32>,
+    specials: Vec<(u32, Special)>,
+    code: Vec<Decoded>,
+    notes: Vec<Note>,
+    carry: Option<u32>,
+    opcodes: HashMap<String, Arc<str>>,
+    instruction: Option<&'a Instruction>,
+}
+
+type Result<T> = std::result::Result<T, LoadError>;
+
+impl<'a> Loader<'a> {
+    /// An error at the instruction being loaded.
+    pub(super) fn fail(&self, message: impl Into<String>) -> LoadError {
+        LoadError {
+            kernel: self.function.name.clone(),
+            line: self.instruction.map_or(0, |instruction| instruction.line),
+            message: message.into(),
+        }
+    }
+
+    fn unknown(&self) -> LoadError {
+        let opcode = self.instruction.map_or("", |instruction| &instruction.opcode);
+        self.fail(format!(
+            "the opcode {opcode} is not known with these operands; the README of vgpu says how to add one"
+        ))
+    }
+
+    fn place_variables(&mut self, dynamic_shared: &[String]) -> Result<(usize, usize)> {
+        let (mut shared, mut local) = (0usize, 0usize);
+        // Module-level shared variables come first; the device has laid them out.
+        for (space, end) in self
+            .symbols
+            .iter()
+            .filter(|(_, (space, _))| *space == Space::Shared)
+            .map(|(name, (_, at))| (name, *at))
+        {
+            // The entry "<name>#end" carries where a variable stops.
+            if space.ends_with("#end") {
+                shared = shared.max(end as usize);
+            }
+        }
+        let mut dynamic: Vec<String> = dynamic_shared.to_vec();
+        for variable in &self.function.variables {
+            let (end, space) = match variable.space {
+                Space::Shared if variable.size == 0 => {
+                    dynamic.push(variable.name.clone());
+                    continue;
+                }
+                Space::Shared => (&mut shared, Space::Shared),
+                Space::Local => (&mut local, Space::Local),
+                _ => {
+                    return Err(LoadError {
+                        kernel: self.function.name.clone(),
+                        line: 0,
+                        message: format!(
+                            "the variable {} in a body is neither shared nor local",
+                            variable.name
+                        ),
+                    });
+                }
+            };
+            *end = end.next_multiple_of(variable.align.max(1));
+            self.locals.insert(variable.name.clone(), (space, *end as u64));
+            *end += variable.size;
+        }
+        // Dynamic shared memory begins after the static part, aligned as CUDA aligns it.
+        let shared = shared.next_multiple_of(16);
+        for name in dynamic {
+            self.locals.insert(name, (Space::Shared, shared.next_multiple_of(128) as u64));
+        }
+        let shared =
+            if self.locals.values().any(|&(space, at)| space == Space::Shared && at as usize >= shared) {
+                shared.next_multiple_of(128)
+            } else {
+                shared
+            };
+        for parameter in &self.function.parameters {
+            self.locals.insert(parameter.name.clone(), (Space::Parameter, parameter.offset as u64));
+        }
+        if shared > 1 << 24 || local > 1 << 20 {
+            return Err(
+                self.fail(format!("{shared} bytes of shared or {local} bytes of local memory are too many"))
+            );
+        }
+        Ok((shared, local.next_multiple_of(8)))
+    }
+
+    /// The address of a name, with its space.
+    pub(super) fn symbol(&self, name: &str) -> Result<(Space, u64)> {
+        self.locals
+            .get(name)
+            .or_else(|| self.symbols.get(name))
+            .copied()
+            .ok_or_else(|| self.fail(format!("the name {name} is not declared")))
+    }
+
+    fn fresh(&mut self, class: Class) -> u32 {
+        let index = self.registers[class as usize];
+        self.registers[class as usize] += 1;
+        index
+    }
+
+    /// A word register that always holds `value`.
+    pub(super) fn word_constant(&mut self, value: u32) -> u32 {
+        if let Some(&slot) = self.words.get(&value) {
+            return slot;
+        }
+        let slot = self.fresh(Class::Word);
+        self.words.insert(value, slot);
+        slot
+    }
+
+    fn long_constant(&mut self, value: u64) -> u32 {
+        if let Some(&slot) = self.longs.get(&value) {
+            return slot;
+        }
+        let slot = self.fresh(Class::Long);
+        self.longs.insert(value, slot);
+        slot
+    }
+
+    fn predicate_constant(&mut self, value: bool) -> u32 {
+        if let Some(&slot) = self.predicates.get(&value) {
+            return slot;
+        }
+        let slot = self.fresh(Class::Predicate);
+        self.predicates.insert(value, slot);
+        slot
+    }
+
+    fn special(&mut self, name: &str) -> Result<u32> {
+        let axis = |prefix: &str| match name.strip_prefix(prefix) {
+            Some(".x") => Some(0),
+            Some(".y") => Some(1),
+            Some(".z") => Some(2),
+            _ => None,
+        };
+        let special = if let Some(axis) = axis("%tid") {
+            Special::Thread(axis)
+        } else if let Some(axis) = axis("%ntid") {
+            Special::Threads(axis)
+        } else if let Some(axis) = axis("%ctaid") {
+            Special::Block(axis)
+        } else if let Some(axis) = axis("%nctaid") {
+            Special::Blocks(axis)
+        } else if axis("%cluster_ctaid").is_some() {
+            Special::Fixed(0)
+        } else if axis("%cluster_nctaid").is_some() {
+            Special::Fixed(1)
+        } else {
+            match name {
+                "%laneid" => Special::LaneId,
+                "%warpid" => Special::WarpId,
+                "%nwarpid" => Special::Warps,
+                "%smid" => Special::Multiprocessor,
+                "%nsmid" => Special::Multiprocessors,
+                "%lanemask_eq" => Special::LaneMask(0),
+                "%lanemask_lt" => Special::LaneMask(1),
+                "%lanemask_le" => Special::LaneMask(2),
+                "%lanemask_gt" => Special::LaneMask(3),
+                "%lanemask_ge" => Special::LaneMask(4),
+                "%dynamic_smem_size" => Special::DynamicShared,
+                "%total_smem_size" => Special::TotalShared,
+                "%cluster_ctarank" => Special::Fixed(0),
+                "%cluster_nctarank" => Special::Fixed(1),
+                _ => {
+                    return Err(
+                        self.fail(format!("the register {name} is neither declared nor a known special one"))
+                    );
+                }
+            }
+        };
+        if let Some((slot, _)) = self.specials.iter().find(|(_, known)| *known == special) {
+            return Ok(*slot);
+        }
+        let slot = self.fresh(Class::Word);
+        self.specials.push((slot, special));
+        Ok(slot)
+    }
+
+    /// The slot of a register, number, name or special register, read as a type.
+    pub(super) fn source(&mut self, operand: &Operand, kind: Kind) -> Result<u32> {
+        let wrong = |loader: &Self, what: &str| {
+            loader.fail(format!("an operand of {} bits was expected, found {what}", kind.bits))
+        };
+        match operand {
+            Operand::Register(register) if register.class == kind.class => Ok(register.index),
+            Operand::Register(_) => Err(wrong(self, "a register of another class")),
+            Operand::Special(name) => {
+                let slot = self.special(name)?;
+                if kind.class == Class::Word { Ok(slot) } else { Err(wrong(self, name)) }
+            }
+            Operand::Integer(value) => Ok(match kind.class {
+                Class::Word => {
+                    let value =
+                        if kind.bits < 32 { value & ((1 << kind.bits) - 1) } else { value & 0xffff_ffff };
+                    self.word_constant(value as u32)
+                }
+                Class::Long => self.long_constant(*value),
+                Class::Predicate => self.predicate_constant(*value != 0),
+            }),
+            Operand::Single(bits) => match kind.class {
+                Class::Word => Ok(self.word_constant(*bits)),
+                Class::Long => Ok(self.long_constant(f64::from(f32::from_bits(*bits)).to_bits())),
+                Class::Predicate => Err(wrong(self, "an f32 literal")),
+            },
+            Operand::Double(bits) => match kind.class {
+                Class::Word => Ok(self.word_constant((f64::from_bits(*bits) as f32).to_bits())),
+                Class::Long => Ok(self.long_constant(*bits)),
+                Class::Predicate => Err(wrong(self, "an f64 literal")),
+            },
+            Operand::Symbol(name, offset) => {
+                let address = self.symbol(name)?.1.wrapping_add(*offset as u64);
+                match kind.class {
+                    Class::Word => Ok(self.word_constant(address as u32)),
+                    Class::Long => Ok(self.long_constant(address)),
+                    Class::Predicate => Err(wrong(self, name)),
+                }
+            }
+            other => Err(wrong(self, &format!("{other:?}"))),
+        }
+    }
+
+    /// The slot of a destination register.
+    pub(super) fn destination(&self, operand: &Operand, class: Class) -> Result<u32> {
+        match operand {
+            Operand::Register(register) if register.class == class => Ok(register.index),
+            other => Err(self
+                .fail(format!("a register of class {class:?} was expected as destination, found {other:?}"))),
+        }
+    }
+
+    /// A source of 32 bits.
+    pub(super) fn word(&mut self, operand: &Operand) -> Result<u32> {
+        self.source(operand, Kind { class: Class::Word, bits: 32 })
+    }
+
+    /// A predicate source, not negated.
+    pub(super) fn predicate(&mut self, operand: &Operand) -> Result<u32> {
+        self.source(operand, Kind { class: Class::Predicate, bits: 1 })
+    }
+
+    /// The operand at an index.
+    pub(super) fn operand(&self, index: usize) -> Result<&'a Operand> {
+        self.instruction
+            .and_then(|instruction| instruction.operands.get(index))
+            .ok_or_else(|| self.fail(format!("operand {} is missing", index + 1)))
+    }
+
+    /// The number of operands.
+    pub(super) fn operand_count(&self) -> usize {
+        self.instruction.map_or(0, |instruction| instruction.operands.len())
+    }
+
+    /// An address, and the space of its symbol where it has one.
+    pub(super) fn address(&mut self, operand: &Operand) -> Result<(Address, Option<Space>)> {
+        let Operand::Address(base, offset) = operand else {
+            return Err(self.fail(format!("an address in brackets was expected, found {operand:?}")));
+        };
+        self.address_of(base, *offset)
+    }
+
+    /// An address from its parts.
+    pub(super) fn address_of(&mut self, base: &Base, offset: i64) -> Result<(Address, Option<Space>)> {
+        Ok(match base {
+            Base::Register(Register { class: Class::Predicate, .. }) => {
+                return Err(self.fail("a predicate cannot be an address"));
+            }
+            Base::Register(register) => {
+                (Address { base: Some((register.index, register.class == Class::Long)), offset }, None)
+            }
+            Base::Symbol(name) => {
+                let (space, at) = self.symbol(name)?;
+                (Address { base: None, offset: offset.wrapping_add(at as i64) }, Some(space))
+            }
+            Base::Absolute => (Address { base: None, offset }, None),
+        })
+    }
+
+    /// A register's number over all classes; classes are told apart by their high bits until the end.
+    pub(super) fn unified(class: Class, slot: u32) -> u32 {
+        slot | (class as u32) << 28
+    }
+
+    /// Unified numbers of an address's register.
+    pub(super) fn address_uses(address: &Address) -> Vec<u32> {
+        address
+            .base
+            .map(|(slot, long)| Self::unified(if long { Class::Long } else { Class::Word }, slot))
+            .into_iter()
+            .collect()
+    }
+
+    /// Appends an instruction.
+    pub(super) fn emit(
+        &mut self,
+        op: Op,
+        guard: Option<(u32, bool)>,
+        class: InstructionClass,
+        opcode: &str,
+        uses: &[u32],
+        defines: &[u32],
+    ) {
+        let opcode = match self.opcodes.get(opcode) {
+            Some(known) => known.clone(),
+            None => {
+                let new: Arc<str> = opcode.into();
+                self.opcodes.insert(opcode.to_string(), new.clone());
+                new
+            }
+        };
+        let strict = !matches!(
+            op,
+            Op::Lanes { .. } | Op::Convert(_) | Op::Carry(_) | Op::Join(_) | Op::Split(_) | Op::Shuffle(_)
+        );
+        self.code.push(Decoded { op, guard });
+        self.notes.push(Note {
+            class,
+            location: self.instruction.map(|instruction| instruction.location).unwrap_or_default(),
+            line: self.instruction.map_or(0, |instruction| instruction.line),
+            opcode,
+            uses: uses.to_vec(),
+            defines: defines.to_vec(),
+            strict,
+        });
+    }
+
+    /// Appends the current instruction under its guard.
+    pub(super) fn emit_current(&mut self, op: Op, class: InstructionClass, uses: &[u32], defines: &[u32]) {
+        let Some(instruction) = self.instruction else { return };
+        self.emit(op, guard_of(instruction), class, &instruction.opcode, uses, defines);
+    }
+
+    fn instruction(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let opcode = instruction.opcode.as_str();
+        let name = opcode.split('.').next().unwrap_or_default();
+        match name {
+            "bra" => {
+                let Operand::Label(target) = self.operand(0)? else { return Err(self.unknown()) };
+                self.emit_current(Op::Branch(*target), InstructionClass::Control, &[], &[]);
+            }
+            "brx" => {
+                let index = self.word(self.operand(0)?)?;
+                let Operand::Labels(targets) = self.operand(1)? else { return Err(self.unknown()) };
+                let op = Op::BranchTable(index, targets.clone().into_boxed_slice());
+                self.emit_current(op, InstructionClass::Control, &[index], &[]);
+            }
+            "ret" | "exit" => self.emit_current(Op::Exit, InstructionClass::Control, &[], &[]),
+            "trap" | "brkpt" => self.emit_current(Op::Trap, InstructionClass::Control, &[], &[]),
+            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep"
+            | "griddepcontrol" | "setmaxnreg" => {
+                self.emit_current(Op::Nothing, InstructionClass::Synchronize, &[], &[]);
+            }
+            "mov" => self.mov(instruction)?,
+            "cvta" => self.cvta(instruction)?,
+            "setp" => self.setp(instruction)?,
+            "cvt" => self.cvt(instruction)?,
+            "addc" | "subc" | "madc" => self.carry(instruction)?,
+            "add" | "sub" | "mad" if opcode.contains(".cc.") => self.carry(instruction)?,
+            "lop3" if matches!(self.operand(4), Ok(Operand::Integer(_))) => {
+                self.lanes(instruction, "lop3.b32", InstructionClass::Integer)?;
+            }
+            _ => {
+                if self.memory_form(instruction)? || self.warp_form(instruction)? {
+                    return Ok(());
+                }
+                self.composed(instruction)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane operation with `.ftz` and `.sat` composed around it.
+    fn composed(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let opcode = instruction.opcode.as_str();
+        let parts = arithmetic::parts(opcode);
+        let kind = parts.last().copied().unwrap_or_default();
+        let class = classify(&parts);
+        let float = kind == "f32" || kind == "f64";
+        let flush = parts.contains(&"ftz") && kind == "f32";
+        let saturate = parts.contains(&"sat") && float;
+        let bare: Vec<&str> =
+            parts.iter().copied().filter(|part| *part != "ftz" && !(float && *part == "sat")).collect();
+        let bare = bare.join(".");
+        if !flush && !saturate {
+            return self.lanes(instruction, &bare, class);
+        }
+        let op = arithmetic::lookup(&bare).ok_or_else(|| self.unknown())?;
+        let guard = guard_of(instruction);
+        let (mut sources, mut uses) = (Vec::new(), Vec::new());
+        for (index, kind) in op.sources.iter().enumerate() {
+            let slot = self.source(self.operand(index + 1)?, *kind)?;
+            uses.push(Self::unified(kind.class, slot));
+            let is_float = flush && kind.class == Class::Word;
+            sources.push(if is_float { self.flushed(slot, guard)? } else { slot });
+        }
+        let destination = self.destination(self.operand(0)?, op.destination.class)?;
+        let defines = [Self::unified(op.destination.class, destination)];
+        self.emit(lanes_op(&op, destination, &sources), guard, class, opcode, &uses, &defines);
+        let mut after = Vec::new();
+        if flush && op.destination.class == Class::Word {
+            after.push("flush.f32");
+        }
+        if saturate {
+            after.push("saturate.f32");
+        }
+        for part in after {
+            let op = arithmetic::lookup(part).ok_or_else(|| self.unknown())?;
+            self.emit(
+                lanes_op(&op, destination, &[destination]),
+                guard,
+                InstructionClass::Part,
+                part,
+                &defines,
+                &defines,
+            );
+        }
+        Ok(())
+    }
+
+    fn flushed(&mut self, slot: u32, guard: Option<(u32, bool)>) -> Result<u32> {
+        let op = arithmetic::lookup("flush.f32").ok_or_else(|| self.unknown())?;
+        let fresh = self.fresh(Class::Word);
+        let (from, to) = (Self::unified(Class::Word, slot), Self::unified(Class::Word, fresh));
+        self.emit(lanes_op(&op, fresh, &[slot]), guard, InstructionClass::Part, "flush.f32", &[from], &[to]);
+        Ok(fresh)
+    }
+
+    /// An opcode that is one lane operation.
+    fn lanes(&mut self, instruction: &'a Instruction, bare: &str, class: InstructionClass) -> Result<()> {
+        let op = arithmetic::lookup(bare).ok_or_else(|| self.unknown())?;
+        self.lane_op(instruction, &op, class)
+    }
+
+    fn lane_op(&mut self, instruction: &'a Instruction, op: &LaneOp, class: InstructionClass) -> Result<()> {
+        if instruction.operands.len() != op.sources.len() + 1 {
+            return Err(self.unknown());
+        }
+        let (mut sources, mut uses) = (Vec::new(), Vec::new());
+        for (index, kind) in op.sources.iter().enumerate() {
+            let operand = self.operand(index + 1)?;
+            let slot = match operand {
+                Operand::Not(register) => self.negated(register.index)?,
+                other => self.source(other, *kind)?,
+            };
+            sources.push(slot);
+            uses.push(Self::unified(kind.class, slot));
+        }
+        let destination = self.destination(self.operand(0)?, op.destination.class)?;
+        let defines = [Self::unified(op.destination.class, destination)];
+        self.emit_current(lanes_op(op, destination, &sources), class, &uses, &defines);
+        Ok(())
+    }
+
+    /// A fresh predicate that holds the opposite of another.
+    pub(super) fn negated(&mut self, slot: u32) -> Result<u32> {
+        let op = arithmetic::lookup("not.pred").ok_or_else(|| self.unknown())?;
+        let fresh = self.fresh(Class::Predicate);
+        let (from, to) = (Self::unified(Class::Predicate, slot), Self::unified(Class::Predicate, fresh));
+        self.emit(lanes_op(&op, fresh, &[slot]), None, InstructionClass::Part, "not.pred", &[from], &[to]);
+        Ok(fresh)
+    }
+
+    fn mov(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let kind = instruction.opcode.rsplit('.').next().unwrap_or_default();
+        let bits = match kind {
+            "b16" | "u16" | "s16" | "f16" | "bf16" => 16,
+            "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" => 32,
+            "b64" | "u64" | "s64" | "f64" => 64,
+            "pred" => 1,
+            _ => return Err(self.unknown()),
+        };
+        let (to, from) = (self.operand(0)?, self.operand(1)?);
+        if let Operand::Special(name) = from {
+            let long = match name.as_str() {
+                "%clock" | "%clock_hi" | "%globaltimer_lo" | "%globaltimer_hi" => Some(false),
+                "%clock64" | "%globaltimer" => Some(true),
+                _ => None,
+            };
+            if let Some(long) = long {
+                let class = if long { Class::Long } else { Class::Word };
+                let destination = self.destination(to, class)?;
+                let defines = [Self::unified(class, destination)];
+                self.emit_current(Op::Clock(destination, long), InstructionClass::Move, &[], &defines);
+                return Ok(());
+            }
+        }
+        let pack = |loader: &mut Self, whole: u32, parts: &[Operand], sources: bool| -> Result<Pack> {
+            let part_bits = bits / parts.len().max(1) as u32;
+            let part_kind = Kind { class: Class::Word, bits: part_bits };
+            let mut out = Vec::new();
+            for part in parts {
+                out.push(match part {
+                    Operand::Sink => None,
+                    part if sources => Some(loader.source(part, part_kind)?),
+                    part => Some(loader.destination(part, Class::Word)?),
+                });
+            }
+            if !matches!(part_bits, 8 | 16 | 32) {
+                return Err(loader.unknown());
+            }
+            Ok(Pack { whole, long: bits == 64, bits: part_bits, parts: out })
+        };
+        let class = if bits == 64 { Class::Long } else { Class::Word };
+        match (to, from) {
+            (to, Operand::Vector(parts)) => {
+                let whole = self.destination(to, class)?;
+                let pack = pack(self, whole, parts, true)?;
+                let uses: Vec<u32> =
+                    pack.parts.iter().flatten().map(|&slot| Self::unified(Class::Word, slot)).collect();
+                let defines = [Self::unified(class, whole)];
+                self.emit_current(Op::Join(Box::new(pack)), InstructionClass::Move, &uses, &defines);
+            }
+            (Operand::Vector(parts), from) => {
+                let whole = self.source(from, Kind { class, bits })?;
+                let pack = pack(self, whole, parts, false)?;
+                let defines: Vec<u32> =
+                    pack.parts.iter().flatten().map(|&slot| Self::unified(Class::Word, slot)).collect();
+                let uses = [Self::unified(class, whole)];
+                self.emit_current(Op::Split(Box::new(pack)), InstructionClass::Move, &uses, &defines);
+            }
+            _ => {
+                let bare = match bits {
+                    1 => "mov.pred",
+                    16 => "mov.b16",
+                    32 => "mov.b32",
+                    _ => "mov.b64",
+                };
+                self.lanes(instruction, bare, InstructionClass::Move)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `cvta`: the window of the space is added or taken away.
+    fn cvta(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let opcode = instruction.opcode.as_str();
+        let window = if opcode.contains(".shared") {
+            super::SHARED_WINDOW
+        } else if opcode.contains(".local") {
+            super::LOCAL_WINDOW
+        } else if opcode.contains(".param") {
+            super::PARAMETER_WINDOW
+        } else {
+            0
+        };
+        if !opcode.ends_with(".u64") {
+            return Err(self.unknown());
+        }
+        let kind = Kind { class: Class::Long, bits: 64 };
+        let from = match self.operand(1)? {
+            Operand::Register(register) if register.class == Class::Word => return Err(self.unknown()),
+            other => self.source(other, kind)?,
+        };
+        let to = self.destination(self.operand(0)?, Class::Long)?;
+        let op = arithmetic::lookup(if opcode.contains(".to.") { "sub.u64" } else { "add.u64" });
+        let op = op.ok_or_else(|| self.unknown())?;
+        let offset = self.long_constant(window);
+        let (uses, defines) = ([Self::unified(Class::Long, from)], [Self::unified(Class::Long, to)]);
+        self.emit_current(lanes_op(&op, to, &[from, offset]), InstructionClass::Move, &uses, &defines);
+        Ok(())
+    }
+
+    /// `setp`, with its second destination and its combination with a third source.
+    fn setp(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let parts: Vec<&str> = instruction.opcode.split('.').collect();
+        let combine = parts.iter().copied().find(|part| matches!(*part, "and" | "or" | "xor"));
+        let bare: Vec<&str> =
+            parts.iter().copied().filter(|part| !matches!(*part, "and" | "or" | "xor" | "ftz")).collect();
+        let op = arithmetic::compare(&bare).ok_or_else(|| self.unknown())?;
+        let guard = guard_of(instruction);
+        let (first, second) = match self.operand(0)? {
+            Operand::Pair(first, second) => (first.as_ref(), Some(second.as_ref())),
+            only => (only, None),
+        };
+        let mut sources = Vec::new();
+        let mut uses = Vec::new();
+        for index in 1..3 {
+            let kind = op.sources[index - 1];
+            let mut slot = self.source(self.operand(index)?, kind)?;
+            uses.push(Self::unified(kind.class, slot));
+            if parts.contains(&"ftz") && kind.class == Class::Word {
+                slot = self.flushed(slot, guard)?;
+            }
+            sources.push(slot);
+        }
+        let target = |loader: &Self, operand: &Operand| match operand {
+            Operand::Sink => Ok(None),
+            other => loader.destination(other, Class::Predicate).map(Some),
+        };
+        let (first, second) =
+            (target(self, first)?, second.map(|second| target(self, second)).transpose()?.flatten());
+        let name = instruction.opcode.as_str();
+        if combine.is_none() && second.is_none() {
+            let Some(first) = first else { return Ok(()) };
+            let defines = [Self::unified(Class::Predicate, first)];
+            self.emit(
+                lanes_op(&op, first, &sources),
+                guard,
+                InstructionClass::Compare,
+                name,
+                &uses,
+                &defines,
+            );
+            return Ok(());
+        }
+        let third = match combine {
+            Some(_) => Some(match self.operand(3)? {
+                Operand::Not(register) => self.negated(register.index)?,
+                other => self.predicate(other)?,
+            }),
+            None => None,
+        };
+        let answer = self.fresh(Class::Predicate);
+        let answer_id = Self::unified(Class::Predicate, answer);
+        self.emit(
+            lanes_op(&op, answer, &sources),
+            guard,
+            InstructionClass::Compare,
+            name,
+            &uses,
+            &[answer_id],
+        );
+        // The second destination takes the opposite of the comparison.
+        let opposite = match second {
+            Some(_) => Some(self.negated(answer)?),
+            None => None,
+        };
+        for (target, answer) in [(first, Some(answer)), (second, opposite)] {
+            let (Some(target), Some(answer)) = (target, answer) else { continue };
+            let (bare, mut sources) = match combine {
+                Some(combine) => (format!("{combine}.pred"), vec![answer]),
+                None => ("mov.pred".to_string(), vec![answer]),
+            };
+            sources.extend(third);
+            let op = arithmetic::lookup(&bare).ok_or_else(|| self.unknown())?;
+            let uses: Vec<u32> = sources.iter().map(|&slot| Self::unified(Class::Predicate, slot)).collect();
+            let defines = [Self::unified(Class::Predicate, target)];
+            self.emit(lanes_op(&op, target, &sources), guard, InstructionClass::Part, &bare, &uses, &defines);
+        }
+        Ok(())
+    }
+
+    fn cvt(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let opcode = instruction.opcode.as_str();
+        if let Some(op) = convert::lookup(opcode) {
+            // A narrow result may also land in a 64-bit register; those go the general way.
+            let to = self.operand(0)?;
+            if matches!(to, Operand::Register(register) if register.class == op.destination.class) {
+                return self.lane_op(instruction, &op, InstructionClass::Convert);
+            }
+        }
+        let mut conversion = Conversion::parse(opcode).ok_or_else(|| self.unknown())?;
+        let Operand::Register(to) = self.operand(0)? else { return Err(self.unknown()) };
+        conversion.destination = Self::unified(to.class, to.index);
+        let class = if conversion.from.0.bits() == 64 { Class::Long } else { Class::Word };
+        let count = instruction.operands.len() - 1;
+        let mut uses = Vec::new();
+        for index in 1..=count {
+            let kind = Kind { class, bits: conversion.from.0.bits() * conversion.from.1 as u32 };
+            let operand = self.operand(index)?;
+            let slot = match operand {
+                // A wider register may hold a narrow source.
+                Operand::Register(register) if register.class == Class::Long => {
+                    Self::unified(Class::Long, register.index)
+                }
+                other => Self::unified(class, self.source(other, kind)?),
+            };
+            uses.push(slot);
+        }
+        if count != if conversion.to.1 == 2 && conversion.from.1 == 1 { 2 } else { 1 } {
+            return Err(self.unknown());
+        }
+        conversion.sources.clone_from(&uses);
+        let defines = [conversion.destination];
+        self.emit_current(Op::Convert(Box::new(conversion)), InstructionClass::Convert, &uses, &defines);
+        Ok(())
+    }
+
+    fn carry(&mut self, instruction: &'a Instruction) -> Result<()> {
+        let opcode = instruction.opcode.as_str();
+        let parts: Vec<&str> = opcode.split('.').collect();
+        let kind = parts.last().copied().unwrap_or_default();
+        let long = kind.ends_with("64");
+        if !matches!(kind, "u32" | "s32" | "u64" | "s64" | "b32" | "b64") {
+            return Err(self.unknown());
+        }
+        let carry = match self.carry {
+            Some(carry) => carry,
+            None => {
+                let fresh = self.fresh(Class::Predicate);
+                self.carry = Some(fresh);
+                fresh
+            }
+        };
+        let class = if long { Class::Long } else { Class::Word };
+        let kind_of = Kind { class, bits: if long { 64 } else { 32 } };
+        let product = parts[0].starts_with("mad").then(|| parts.contains(&"hi"));
+        let mut slots = Slots { destination: self.destination(self.operand(0)?, class)?, ..Slots::default() };
+        let count = if product.is_some() { 3 } else { 2 };
+        if instruction.operands.len() != count + 1 {
+            return Err(self.unknown());
+        }
+        let mut uses = Vec::new();
+        for index in 0..count {
+            slots.sources[index] = self.source(self.operand(index + 1)?, kind_of)?;
+            uses.push(Self::unified(class, slots.sources[index]));
+        }
+        let op = Carry {
+            subtract: parts[0].starts_with("sub"),
+            product,
+            signed: kind.starts_with('s'),
+            long,
+            reads: parts[0].ends_with('c'),
+            writes: parts.contains(&"cc"),
+            carry,
+            slots,
+        };
+        let defines = [Self::unified(class, slots.destination)];
+        self.emit_current(Op::Carry(Box::new(op)), InstructionClass::Integer, &uses, &defines);
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        starts: &[usize],
+        static_shared: usize,
+        local: usize,
+        files: Arc<Vec<(u32, String)>>,
+    ) -> Result<Program> {
+        let end = self.code.len() - 1;
+        let target = |label: usize| starts.get(label).copied().unwrap_or(end);
+        for decoded in &mut self.code {
+            match &mut decoded.op {
+                Op::Branch(label) => *label = target(*label),
+                Op::BranchTable(_, labels) => labels.iter_mut().for_each(|label| *label = target(*label)),
+                _ => {}
+            }
+        }
+        // Unified numbers become dense: words, then longs, then predicates.
+        let [words, longs, _] = self.registers;
+        let dense = |id: u32| match id >> 28 {
+            0 => id,
+            1 => words + (id & 0xfff_ffff),
+            _ => words + longs + (id & 0xfff_ffff),
+        };
+        for (note, decoded) in self.notes.iter_mut().zip(&self.code) {
+            note.uses.iter_mut().chain(&mut note.defines).for_each(|id| *id = dense(*id));
+            if let Some((guard, _)) = decoded.guard {
+                note.uses.push(words + longs + guard);
+            }
+        }
+        let parameter_bytes = self
+            .function
+            .parameters
+            .iter()
+            .map(|parameter| parameter.offset + parameter.size)
+            .max()
+            .unwrap_or(0);
+        let mut program = Program {
+            name: self.function.name.clone(),
+            code: self.code,
+            notes: self.notes,
+            registers: self.registers,
+            word_constants: self.words.iter().map(|(&value, &slot)| (slot, value)).collect(),
+            long_constants: self.longs.iter().map(|(&value, &slot)| (slot, value)).collect(),
+            predicate_constants: self.predicates.iter().map(|(&value, &slot)| (slot, value)).collect(),
+            specials: self.specials,
+            parameters: self.function.parameters.iter().map(|p| (p.size, p.offset)).collect(),
+            parameter_bytes,
+            static_shared,
+            local,
+            max_threads: self.function.max_threads,
+            required_threads: self.function.required_threads,
+            min_blocks: self.function.min_blocks,
+            estimated_registers: 0,
+            files,
+        };
+        program.estimated_registers = super::live::estimate(&program, self.function.max_registers);
+        Ok(program)
+    }
+}
+
+/// The guard of an instruction, as a slot.
+fn guard_of(instruction: &Instruction) -> Option<(u32, bool)> {
+    instruction.guard.map(|(register, negated)| (register.index, negated))
+}
+
+fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
+    let mut slots = Slots { destination, sources: [0; 4] };
+    slots.sources[..sources.len()].copy_from_slice(sources);
+    Op::Lanes { run: op.pick(), slots }
+}
+
+fn classify(parts: &[&str]) -> InstructionClass {
+    use InstructionClass as C;
+    let (name, kind) =
+        (parts.first().copied().unwrap_or_default(), parts.last().copied().unwrap_or_default());
+    match name {
+        "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rsqrt" | "sqrt" | "rcp" | "div" if kind.contains('f') => {
+            C::Special
+        }
+        "set" | "setp" | "testp" => C::Compare,
+        "selp" | "slct" | "mov" => C::Move,
+        _ => match kind {
+            "f32" => C::Single,
+            "f64" => C::Double,
+            "f16" | "bf16" | "f16x2" | "bf16x2" => C::Half,
+            _ => C::Integer,
+        },
+    }
+}

@@ -1,0 +1,259 @@
+//! The driver as cudarc sees it: copies, launches, graphs, limits, errors.
+
+mod support;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, LaunchConfig, PushKernelArg, sys};
+use cudarc::nvrtc::Ptx;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vgpu::Change;
+use vgpu::check::Check;
+
+/// y = a x + y, one thread an element; `past` elements too many where a test wants that.
+const SAXPY: &str = r#"
+.version 9.0
+.target sm_80
+.address_size 64
+.visible .entry saxpy(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn)
+.maxntid 256, 1, 1
+{
+    .reg .pred %p<2>;
+    .reg .f32 %f<5>;
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd1, [px];
+    ld.param.u64 %rd2, [py];
+    ld.param.f32 %f1, [pa];
+    ld.param.u32 %r1, [pn];
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %ntid.x;
+    mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    setp.ge.s32 %p1, %r5, %r1;
+    @%p1 bra DONE;
+    cvta.to.global.u64 %rd3, %rd1;
+    mul.wide.s32 %rd4, %r5, 4;
+    add.s64 %rd5, %rd3, %rd4;
+    ld.global.f32 %f2, [%rd5];
+    cvta.to.global.u64 %rd6, %rd2;
+    add.s64 %rd7, %rd6, %rd4;
+    ld.global.f32 %f3, [%rd7];
+    fma.rn.f32 %f4, %f1, %f2, %f3;
+    st.global.f32 [%rd7], %f4;
+DONE:
+    ret;
+}
+"#;
+
+/// One process has one device, and an error sticks to all of it: tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn context() -> Arc<CudaContext> {
+    CudaContext::new(0).unwrap()
+}
+
+fn code(error: DriverError) -> u32 {
+    error.0 as u32
+}
+
+/// Loads saxpy, runs it once for `n` elements told and `room` allocated, and gives what it wrote.
+fn saxpy(stream: &Arc<CudaStream>, n: u32, room: usize) -> Result<Vec<f32>, DriverError> {
+    let module = stream.context().load_module(Ptx::from_src(SAXPY)).unwrap();
+    let function = module.load_function("saxpy").unwrap();
+    let x: Vec<f32> = (0..room).map(|i| i as f32).collect();
+    let x = stream.clone_htod(&x)?;
+    let mut y = stream.clone_htod(&vec![1f32; room])?;
+    let config =
+        LaunchConfig { grid_dim: (n.div_ceil(256), 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: saxpy takes x, y, a and n.
+    unsafe { stream.launch_builder(&function).arg(&x).arg(&mut y).arg(&2f32).arg(&n).launch(config) }?;
+    stream.synchronize()?;
+    stream.clone_dtoh(&y)
+}
+
+#[test]
+fn a_kernel_runs_through_cudarc() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    let y = saxpy(&context.default_stream(), 1000, 1000).unwrap();
+    assert_eq!(y[999], 2.0 * 999.0 + 1.0);
+    assert_eq!(y.len(), 1000);
+    let stream = context.new_stream().unwrap();
+    assert_eq!(saxpy(&stream, 7, 7).unwrap(), [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0]);
+    gpu.finish();
+}
+
+#[test]
+fn one_element_past_the_end_is_reported_and_sticks() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    if !gpu.is_virtual() {
+        return;
+    }
+    let context = context();
+    let stream = context.default_stream();
+    let error = saxpy(&stream, 33, 32).unwrap_err();
+    assert_eq!(code(error), 700);
+    assert_eq!(code(stream.synchronize().unwrap_err()), 700, "the error sticks");
+    let reports = gpu.take_reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!(reports[0].check, Check::OutOfBounds);
+    assert_eq!((reports[0].block, reports[0].warp, reports[0].lane), ([0, 0, 0], 1, 0));
+    gpu.change(&Change { forget_error: true, ..Change::default() });
+    assert!(saxpy(&stream, 32, 32).is_ok());
+}
+
+#[test]
+fn a_write_outside_the_declared_outputs_fails_the_launch_but_does_not_stick() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    if !gpu.is_virtual() {
+        return;
+    }
+    let context = context();
+    let stream = context.default_stream();
+    gpu.change(&Change { outputs: Some(vec![(16, 16)]), ..Change::default() });
+    assert_eq!(code(saxpy(&stream, 8, 8).unwrap_err()), 719);
+    gpu.change(&Change { outputs: Some(Vec::new()), ..Change::default() });
+    assert_eq!(gpu.take_reports()[0].check, Check::UndeclaredWrite);
+    assert!(saxpy(&stream, 8, 8).is_ok());
+}
+
+#[test]
+fn a_captured_graph_replays() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    // SAFETY: the stream's order is all that this test relies on.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    let module = context.load_module(Ptx::from_src(SAXPY)).unwrap();
+    let function = module.load_function("saxpy").unwrap();
+    let x = stream.clone_htod(&[1f32, 2.0]).unwrap();
+    let mut y = stream.clone_htod(&[0f32, 0.0]).unwrap();
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    // SAFETY: as in `saxpy`.
+    unsafe { stream.launch_builder(&function).arg(&x).arg(&mut y).arg(&3f32).arg(&2u32).launch(config) }
+        .unwrap();
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).unwrap().unwrap();
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [0.0, 0.0], "capturing runs nothing");
+    graph.launch().unwrap();
+    graph.launch().unwrap();
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [6.0, 12.0]);
+    gpu.finish();
+}
+
+#[test]
+fn capture_has_rules() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    // SAFETY: as above.
+    unsafe { context.disable_event_tracking() };
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    assert_eq!(code(context.default_stream().begin_capture(mode).unwrap_err()), 900, "the null stream");
+    let stream = context.new_stream().unwrap();
+    stream.begin_capture(mode).unwrap();
+    assert_eq!(code(stream.synchronize().unwrap_err()), 900);
+    assert_eq!(
+        stream.end_capture(flags).map(|_| ()).map_err(code).unwrap_err(),
+        901,
+        "a broken capture gives no graph"
+    );
+    stream.begin_capture(mode).unwrap();
+    assert_eq!(code(stream.alloc_zeros::<f32>(4).unwrap_err()), 900, "nothing is allocated in a capture");
+    assert_eq!(stream.end_capture(flags).map(|_| ()).map_err(code).unwrap_err(), 901);
+    // A stream that joined must be joined again.
+    let other = context.new_stream().unwrap();
+    stream.begin_capture(mode).unwrap();
+    let event = context.new_event(None).unwrap();
+    event.record(&stream).unwrap();
+    other.wait(&event).unwrap();
+    assert_eq!(stream.end_capture(flags).map(|_| ()).map_err(code).unwrap_err(), 904);
+    gpu.finish();
+}
+
+#[test]
+fn launches_have_the_limits_of_a_device() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    let stream = context.default_stream();
+    let function = context.load_module(Ptx::from_src(SAXPY)).unwrap().load_function("saxpy").unwrap();
+    let x = stream.clone_htod(&[1f32]).unwrap();
+    let mut y = stream.clone_htod(&[1f32]).unwrap();
+    let mut launch = |grid: (u32, u32, u32), block: (u32, u32, u32), shared: u32| {
+        let config = LaunchConfig { grid_dim: grid, block_dim: block, shared_mem_bytes: shared };
+        // SAFETY: as in `saxpy`.
+        let outcome = unsafe {
+            stream.launch_builder(&function).arg(&x).arg(&mut y).arg(&3f32).arg(&1u32).launch(config)
+        };
+        outcome.map(|_| ()).map_err(code)
+    };
+    assert_eq!(launch((1, 1, 1), (32, 1, 1), 0), Ok(()));
+    assert_eq!(launch((0, 1, 1), (32, 1, 1), 0), Err(1));
+    assert_eq!(launch((1, 65_536, 1), (32, 1, 1), 0), Err(1));
+    assert_eq!(launch((1, 1, 1), (512, 1, 1), 0), Err(1), "the launch bound is 256");
+    assert_eq!(launch((1, 1, 1), (32, 1, 1), 49_153), Err(1), "more shared memory needs opting in");
+    let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    function.set_attribute(attribute, 65_536).unwrap();
+    assert_eq!(launch((1, 1, 1), (32, 1, 1), 65_536), Ok(()));
+    assert!(function.set_attribute(attribute, 1 << 20).is_err());
+    gpu.finish();
+}
+
+#[test]
+fn modules_that_cannot_run_are_refused() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    let refused = |text: &str| match context.load_module(Ptx::from_src(text)) {
+        Ok(_) => 0,
+        Err(error) => code(error),
+    };
+    assert_eq!(refused(&SAXPY.replace("fma.rn.f32", "frobnicate.f32")), 218);
+    assert_eq!(refused(&SAXPY.replace("sm_80", "sm_100")), 209);
+    assert_eq!(refused(&SAXPY.replace(".version 9.0", ".version 99.0")), 222);
+    assert_eq!(refused("not PTX at all"), 218);
+    let module = context.load_module(Ptx::from_src(SAXPY)).unwrap();
+    assert_eq!(code(module.load_function("sexpy").unwrap_err()), 500);
+    gpu.finish();
+}
+
+#[test]
+fn freed_memory_is_gone_and_memory_is_limited() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    let stream = context.default_stream();
+    let (free, total) = context.mem_get_info().unwrap();
+    let buffer = stream.alloc_zeros::<u8>(1 << 20).unwrap();
+    assert_eq!(context.mem_get_info().unwrap().0, free - (1 << 20));
+    drop(buffer);
+    stream.synchronize().unwrap();
+    assert_eq!(context.mem_get_info().unwrap().0, free);
+    // SAFETY: nothing is read.
+    let too_much = unsafe { stream.alloc::<u8>(total + 1) };
+    assert_eq!(too_much.map(|_| ()).map_err(code), Err(2));
+    gpu.finish();
+}
+
+#[test]
+fn events_measure_only_when_asked_to() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let context = context();
+    let stream = context.default_stream();
+    let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+    let (start, end) = (stream.record_event(timed).unwrap(), stream.record_event(timed).unwrap());
+    assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
+    let (start, end) = (stream.record_event(None).unwrap(), stream.record_event(None).unwrap());
+    assert!(start.elapsed_ms(&end).is_err(), "an event without timing has no time");
+    gpu.finish();
+}

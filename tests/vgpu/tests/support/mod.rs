@@ -1,0 +1,222 @@
+//! What the tests of the virtual GPU share: compiled kernels, numbers, comparisons.
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use vgpu::check::Report;
+use vgpu::device::{Arguments, Device, Module, describe};
+use vgpu::execute::{Outcome, Shape};
+use vgpu::profile::PROFILES;
+use vgpu::program::Program;
+
+/// The folder of the project.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A tool of the CUDA compiler, from `CUDA_HOME` or from where the project's script installs it.
+pub fn cuda_tool(name: &str) -> Option<PathBuf> {
+    let mut homes: Vec<PathBuf> = std::env::var_os("CUDA_HOME").map(PathBuf::from).into_iter().collect();
+    if let Ok(entries) = std::fs::read_dir(root().join(".cuda/lib")) {
+        homes.extend(entries.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13")));
+    }
+    homes.into_iter().map(|home| home.join("bin").join(name)).find(|path| path.is_file())
+}
+
+/// The PTX of a test kernel, compiled once for every content. None without a compiler, which in CI fails.
+pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
+    let Some(nvcc) = cuda_tool("nvcc") else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI runs without nvcc; run scripts/install-cuda-compiler first"
+        );
+        eprintln!("skipped: no nvcc; run scripts/install-cuda-compiler");
+        return None;
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
+    let source = folder.join(format!("{kernel}.cu"));
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&source).unwrap().hash(&mut hasher);
+    {
+        let header = "warp.cuh";
+        std::fs::read(folder.join(header)).unwrap().hash(&mut hasher);
+    }
+    nvcc.hash(&mut hasher);
+    flags.hash(&mut hasher);
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
+    std::fs::create_dir_all(&cache).unwrap();
+    let cached = cache.join(format!("{kernel}-{:016x}.ptx", hasher.finish()));
+    if let Ok(text) = std::fs::read_to_string(&cached) {
+        return Some(text);
+    }
+    // Tests of one process compile at the same time.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Relaxed));
+    let fresh = cache.join(format!("{kernel}-{:016x}.{process}.{count}.new", hasher.finish()));
+    let arch =
+        if flags.iter().any(|flag| flag.starts_with("-arch")) { None } else { Some("-arch=compute_80") };
+    let output = Command::new(nvcc)
+        .args(["-ptx", "-lineinfo", "-O3", "-std=c++17"])
+        .args(arch)
+        .args(flags)
+        .arg(&source)
+        .arg("-o")
+        .arg(&fresh)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "nvcc: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::rename(&fresh, &cached).unwrap();
+    Some(std::fs::read_to_string(&cached).unwrap())
+}
+
+/// A device with checks, a fixed seed and two workers.
+pub fn device() -> Device {
+    let mut device = Device::new(&PROFILES[0]);
+    device.settings.checks = true;
+    device.settings.seed = 7;
+    device.settings.workers = 2;
+    device.settings.timeout = std::time::Duration::from_secs(60);
+    device
+}
+
+/// A device and a module loaded on it.
+pub struct Bench {
+    pub device: Device,
+    pub module: Module,
+}
+
+impl Bench {
+    /// A compiled test kernel on a device; none without a compiler.
+    pub fn new(kernel: &str, flags: &[&str]) -> Option<Self> {
+        Some(Self::of_text(&ptx(kernel, flags)?))
+    }
+
+    /// A PTX text on a device.
+    pub fn of_text(text: &str) -> Self {
+        let mut device = device();
+        let module = device.load(text).unwrap();
+        Self { device, module }
+    }
+
+    pub fn program(&self, name: &str) -> Arc<Program> {
+        self.module.kernels[name].clone()
+    }
+
+    pub fn upload<T: Number>(&mut self, values: &[T]) -> u64 {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.bytes()).collect();
+        self.device.upload(&bytes).unwrap()
+    }
+
+    pub fn empty(&mut self, bytes: usize) -> u64 {
+        self.device.memory.allocate(bytes).unwrap()
+    }
+
+    pub fn download<T: Number>(&self, address: u64, count: usize) -> Vec<T> {
+        let size = std::mem::size_of::<T>();
+        let bytes = self.device.download(address, count * size).unwrap();
+        bytes.chunks_exact(size).map(T::of).collect()
+    }
+
+    /// Launches without judging.
+    pub fn launch(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &Arguments,
+    ) -> Outcome {
+        let program = self.program(kernel);
+        assert_eq!(program.parameter_bytes, arguments.bytes().len(), "arguments of {kernel}");
+        let shape = Shape { grid, block, dynamic_shared: shared, cooperative: false };
+        self.device.launch(&program, &shape, arguments.bytes()).unwrap()
+    }
+
+    /// Launches and demands that no check fails.
+    pub fn clean(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &Arguments,
+    ) -> Outcome {
+        let outcome = self.launch(kernel, grid, block, shared, arguments);
+        assert!(outcome.reports.is_empty(), "{}", describe(&outcome.reports));
+        outcome
+    }
+}
+
+/// A number that device memory holds.
+pub trait Number: Copy {
+    fn bytes(self) -> Vec<u8>;
+    fn of(bytes: &[u8]) -> Self;
+}
+
+macro_rules! numbers {
+    ($($type:ty),*) => {$(
+        impl Number for $type {
+            fn bytes(self) -> Vec<u8> {
+                self.to_le_bytes().to_vec()
+            }
+            fn of(bytes: &[u8]) -> Self {
+                Self::from_le_bytes(bytes.try_into().unwrap())
+            }
+        }
+    )*};
+}
+numbers!(u8, u16, u32, u64, i32, i64, f32, f64);
+
+/// A bfloat16 of an f32, and back.
+pub fn bf16(value: f32) -> u16 {
+    vgpu::number::to_bf16(value) as u16
+}
+pub fn wide(bits: u16) -> f32 {
+    vgpu::number::from_bf16(u32::from(bits))
+}
+
+/// Numbers drawn evenly from -1 to 1.
+pub struct Draw(pub u64);
+
+impl Draw {
+    pub fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    pub fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.next()).collect()
+    }
+    pub fn brains(&mut self, count: usize) -> Vec<u16> {
+        (0..count).map(|_| bf16(self.next())).collect()
+    }
+}
+
+/// Fails unless every value lies within `tolerance(expected)`; also on NaN, other lengths, and when all came out zero.
+pub fn close(what: &str, actual: &[f32], expected: &[f64], tolerance: impl Fn(f64) -> f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
+    for (index, (&actual, &expected)) in actual.iter().zip(expected).enumerate() {
+        let difference = (f64::from(actual) - expected).abs();
+        let allowed = tolerance(expected);
+        assert!(
+            difference <= allowed,
+            "{what}[{index}]: {actual} instead of {expected}, {difference} > {allowed}"
+        );
+    }
+    assert!(
+        actual.iter().any(|&value| value != 0.0) || expected.iter().all(|&value| value == 0.0),
+        "{what}: all zero"
+    );
+}
+
+/// The distinct checks that reports name.
+pub fn checks(reports: &[Report]) -> Vec<vgpu::check::Check> {
+    let mut out: Vec<_> = reports.iter().map(|report| report.check).collect();
+    out.sort_unstable();
+    out.dedup();
+    out
+}
