@@ -1,5 +1,6 @@
 //! `promptmix demo`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use indicatif::ProgressBar;
 use super::progress;
 use crate::demo::{self, Progress, Settings};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Flags of `promptmix demo`.
 #[derive(Debug, clap::Args)]
@@ -18,7 +20,7 @@ pub(super) struct Arguments {
     /// A new folder for the model, the generated data and the runs
     #[arg(long, default_value = "demo-run")]
     out: PathBuf,
-    /// Five seeds instead of three
+    /// Five seeds instead of three, and one control more
     #[arg(long)]
     long: bool,
     /// Trainings at a time; one a core if not given
@@ -58,7 +60,9 @@ impl Arguments {
         let mut bars = Bars(ProgressBar::hidden());
         let report = demo::compare(&settings, &model, &self.out, &mut bars)?;
         bars.0.finish_and_clear();
-        println!("{report}");
+        let text = report.to_string();
+        files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;
+        println!("{text}");
         println!(
             "took {:.0} s; ATTEMPT's run of the first seed: {}",
             started.elapsed().as_secs_f64(),

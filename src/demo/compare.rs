@@ -13,12 +13,14 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::generate::{GeneratedTask, Rows, SOURCES, TARGET};
 use super::report::{Report, Row};
+use crate::backend::Scorer;
 use crate::backend::cpu::Cpu;
 use crate::config::{Decoding, Method, RunConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
+use crate::model::Frozen;
 use crate::prompts::{Prompt, PromptMetadata};
-use crate::train::{Frozen, Monitor, RunFolder, StepRecord, Trainer, ValidationRecord, normal};
+use crate::train::{Monitor, RunFolder, StepRecord, Trainer, ValidationRecord, normal};
 
 /// What a comparison costs and how sure it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +48,8 @@ pub struct Settings {
     pub learning_rates: Vec<f64>,
     /// The attention's temperature; D·e if not given.
     pub temperature: Option<f64>,
+    /// One control more: the sum of the prompts with equal weights, which nothing scores.
+    pub equal_weights: bool,
     /// M.
     pub prompt_length: usize,
     /// Examples a batch.
@@ -69,15 +73,16 @@ impl Settings {
             validate_every: 15,
             learning_rates: vec![0.3, 1.0],
             temperature: None,
+            equal_weights: false,
             prompt_length: 10,
             batch_size: 16,
             workers: None,
         }
     }
 
-    /// Five seeds.
+    /// Five seeds, and the control of equal weights.
     pub fn long() -> Self {
-        Self { seeds: vec![1, 2, 3, 4, 5], ..Self::short() }
+        Self { seeds: vec![1, 2, 3, 4, 5], equal_weights: true, ..Self::short() }
     }
 
     fn check(&self) -> Result<()> {
@@ -111,6 +116,8 @@ enum Contender {
     Attempt,
     /// ATTEMPT whose sources are noise with the rows' norms of the true ones.
     AttemptOfNoise,
+    /// ATTEMPT without attention: every weight is 1/(S+1).
+    EqualWeights,
 }
 
 /// One training of the target.
@@ -131,9 +138,18 @@ struct Trained {
 /// `model`. Test rows are read only once every choice is made.
 ///
 /// # Errors
-/// If `out` holds files already or cannot be written, and those of training.
+/// If `out` holds generated data already or cannot be written, and those of training.
 pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn Progress) -> Result<Report> {
     settings.check()?;
+    let data = out.join("data");
+    if data.exists() {
+        return Err(Error::setting(
+            "the folder of the demonstration",
+            "one without data",
+            format!("{}", data.display()),
+            "name another folder, or remove this one",
+        ));
+    }
     for task in SOURCES {
         task.write(&data_folder(out, task), settings.source_rows, settings.data_seed)?;
     }
@@ -153,14 +169,15 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
     }
 
     // What SPoT starts from: the source that does best on the target's validation rows as it is.
-    let mut transfer = workers.run(&[0, 1, 2, 3, 4, 5], progress, |frozen, &source, monitor| {
+    let every_source: Vec<usize> = (0..SOURCES.len()).collect();
+    let transfer = workers.run(&every_source, progress, |frozen, &source, monitor| {
         let first = Job { contender: Contender::Spot(source), rate: 0.0, seed: settings.seeds[0] };
         Ok(Trainer::new(frozen, &workers.target_config(first), monitor)?.validate(monitor)?.mean)
     })?;
-    transfer.truncate(SOURCES.len());
     let spot = first_best(&transfer);
 
     let mut contenders = vec![Contender::PromptTuning, Contender::Attempt, Contender::AttemptOfNoise];
+    contenders.extend(settings.equal_weights.then_some(Contender::EqualWeights));
     contenders.extend((0..SOURCES.len()).map(Contender::Spot));
     let jobs: Vec<Job> = contenders
         .iter()
@@ -187,7 +204,7 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
         chosen[contenders.len() - SOURCES.len()..].iter().map(|(_, validation)| mean(validation)).collect();
     let best_single = first_best(&single);
 
-    let reported = [
+    let mut reported = vec![
         (Contender::PromptTuning, "prompt tuning".to_owned()),
         (Contender::Spot(spot), format!("SPoT from {}", SOURCES[spot].name)),
         (Contender::Attempt, "ATTEMPT".to_owned()),
@@ -197,6 +214,9 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
             format!("control: SPoT, best of six sources ({})", SOURCES[best_single].name),
         ),
     ];
+    if settings.equal_weights {
+        reported.push((Contender::EqualWeights, "control: ATTEMPT, equal weights".to_owned()));
+    }
     let mut tests = Vec::new();
     for (contender, _) in &reported {
         let position = contenders.iter().position(|other| other == contender).unwrap_or_default();
@@ -350,6 +370,9 @@ impl Workers<'_> {
                 ..config
             },
             Contender::Attempt => RunConfig { sources: self.source_paths(), ..config },
+            Contender::EqualWeights => {
+                RunConfig { sources: self.source_paths(), scorer: Scorer::Uniform, ..config }
+            }
             Contender::AttemptOfNoise => RunConfig { sources: self.noise_paths(job.seed), ..config },
         }
     }

@@ -35,7 +35,7 @@ pub struct Report {
     pub source_validation: Vec<f64>,
     /// Each source prompt's validation accuracy on the target, as it is.
     pub transfer: Vec<f64>,
-    /// Prompt tuning, SPoT, ATTEMPT, and the two controls.
+    /// Prompt tuning, SPoT, ATTEMPT, and the controls.
     pub rows: Vec<Row>,
     /// ATTEMPT's mean weight of each source, and of the target prompt behind them, on the test rows of all seeds.
     pub attention: Vec<f64>,
@@ -61,7 +61,7 @@ impl fmt::Display for Report {
         let settings = &self.settings;
         writeln!(
             formatter,
-            "source prompts: accuracy on validation rows, of the task itself and of the target as is"
+            "source prompts: validation accuracy on their own task, and on the target as they are"
         )?;
         for (index, name) in self.sources.iter().enumerate() {
             let (own, target) = (self.source_validation[index], self.transfer[index]);
