@@ -1,6 +1,7 @@
 //! A ragged batch: examples packed end to end with offsets. No padding row exists.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -51,6 +52,14 @@ pub struct Batch {
     run: Vec<u32>,
     target_prompt: Vec<u32>,
     pooled_padding: Option<(usize, u32)>,
+    row_weights: Vec<f64>,
+    /// Differs between any two batches of a process that may differ in content.
+    id: u64,
+}
+
+fn fresh_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Batch {
@@ -83,6 +92,8 @@ impl Batch {
             run: Vec::with_capacity(examples.len()),
             target_prompt: Vec::with_capacity(examples.len()),
             pooled_padding: None,
+            row_weights: Vec::new(),
+            id: fresh_id(),
         };
         for (position, example) in examples.iter().enumerate() {
             if example.source.is_empty() || example.target.is_empty() {
@@ -111,6 +122,7 @@ impl Batch {
             batch.run.push(example.run);
             batch.target_prompt.push(example.target_prompt);
         }
+        batch.row_weights = vec![0.0; batch.labels.len()];
         Ok(batch)
     }
 
@@ -119,7 +131,18 @@ impl Batch {
     #[must_use]
     pub fn pooling_padding(mut self, width: usize, padding: u32) -> Self {
         self.pooled_padding = Some((width, padding));
+        self.id = fresh_id();
         self
+    }
+
+    /// The same batch with a weight for each decoder row's loss; without it they are all 0.
+    ///
+    /// # Panics
+    /// If there are not T weights.
+    #[must_use]
+    pub fn weighted(&self, row_weights: Vec<f64>) -> Self {
+        assert_eq!(row_weights.len(), self.labels.len(), "one weight a decoder row");
+        Self { row_weights, id: fresh_id(), ..self.clone() }
     }
 
     /// The same encoder rows with other decoder rows: `decoder_ids[b]` are read by example b, and scored against
@@ -158,6 +181,8 @@ impl Batch {
         let mut batch = self.clone();
         batch.labels = labels.concat();
         batch.decoder_ids = decoder_ids.concat();
+        batch.row_weights = vec![0.0; batch.labels.len()];
+        batch.id = fresh_id();
         batch.target_offsets = std::iter::once(0)
             .chain(labels.iter().scan(0, |end, labels| {
                 *end += labels.len();
@@ -165,6 +190,16 @@ impl Batch {
             }))
             .collect();
         Ok(batch)
+    }
+
+    /// Two batches of one number have the same content: a device may keep what it was told of a batch under it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The weight of each decoder row's loss, T values.
+    pub fn row_weights(&self) -> &[f64] {
+        &self.row_weights
     }
 
     /// B.

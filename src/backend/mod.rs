@@ -15,6 +15,7 @@ pub mod cpu;
 mod dropout;
 mod state;
 
+use crate::error::Result;
 pub use batch::{Batch, Example, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
 pub use state::{Group, Mixing, OptimizerReport, OptimizerStep, Scorer, Segment, StateLayout};
@@ -62,11 +63,28 @@ impl Heads {
 pub enum Readers {
     /// All encoder rows, hundreds or thousands.
     Many,
-    /// Decoder rows, or single rows by index.
+    /// Decoder rows.
     Few,
+    /// Decoder rows, and single rows by index, which are wanted in f32: the embedding, a gain.
+    Lookup,
 }
 
-/// The loss of a pass, on the host.
+/// What an activation is for: a device may choose its number format by that. The CPU keeps all of them alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The residual stream or its gradient, in f32, and what products read of it.
+    Residual,
+    /// What products read and write.
+    Operand,
+    /// The gradient of a projection's output, which carries each row's inner product with that output.
+    ProjectionGradient,
+    /// f32.
+    Float,
+    /// The reciprocal root mean square of a row of the given width: one number a row.
+    Norm,
+}
+
+/// The loss of a pass, read back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
     /// For each row of labels, -log p(label); T values.
@@ -95,14 +113,25 @@ pub trait Backend: Sized {
     type MixKept;
     /// Keys and values of the tokens decoded so far.
     type Cache;
+    /// The loss of a pass, on the device until [`Backend::read_loss`] asks.
+    type LossKept;
 
     /// Copies a row-major `[out, in]` matrix to the device.
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
-    /// An activation of `rows` × `width`, its content unspecified.
-    fn rows(&self, rows: usize, width: usize) -> Self::Rows;
-    /// An activation of `rows` × `width` zeros.
+    /// The first thing that went wrong on the device, if anything did: ops do not say so themselves, and what they
+    /// return behind a failure means nothing.
+    ///
+    /// # Errors
+    /// That failure.
+    fn health(&self) -> Result<()> {
+        Ok(())
+    }
+    /// An activation of `rows` × `width`, its content unspecified; for [`Format::Norm`], `width` is the width of the
+    /// rows that it is of.
+    fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows;
+    /// An activation of `rows` × `width` zeros, in [`Format::Float`].
     fn zeros(&self, rows: usize, width: usize) -> Self::Rows;
     /// Reads an activation back, row-major.
     fn read(&self, rows: &Self::Rows) -> Vec<f64>;
@@ -168,13 +197,22 @@ pub trait Backend: Sized {
     fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Self::Rows);
 
     /// z = r · x W^T: a projection behind a folded norm. x \[rows, in\], z \[rows, out\].
-    fn project(&self, x: &Self::Rows, r: &Self::Rows, weight: &Self::Weight, z: &mut Self::Rows);
+    fn project(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        weight: &Self::Weight,
+        z: &mut Self::Rows,
+    );
     /// d_x += r·G - r²·(<G, x·r> / D)·x with G = dz W, on the rows of `scope`. Under [`Scope::Prompt`] `dz` holds
     /// B·M rows, `d_x`, `x` and `r` all R.
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
     fn project_backward(
         &self,
         batch: &Batch,
+        side: Side,
         scope: Scope,
         dz: &Self::Rows,
         weight: &Self::Weight,
@@ -221,7 +259,8 @@ pub trait Backend: Sized {
         r_next: &mut Self::Rows,
         keep: bool,
     ) -> Option<Self::FeedForwardKept>;
-    /// Turns the gradient of x_next, in `d_x`, into that of x.
+    /// Turns the gradient of x_next, in `d_x`, into that of x. ReLU is positively homogeneous, so that the inner product
+    /// that its norm's gradient needs is <d_x, x_next - x>.
     #[allow(clippy::too_many_arguments)]
     fn feed_forward_backward(
         &self,
@@ -231,6 +270,7 @@ pub trait Backend: Sized {
         kept: &Self::FeedForwardKept,
         x: &Self::Rows,
         r: &Self::Rows,
+        x_next: &Self::Rows,
         d_x: &mut Self::Rows,
     );
 
@@ -321,22 +361,28 @@ pub trait Backend: Sized {
     );
 
     /// The frozen head and cross entropy in one pass over vocabulary chunks, no logits kept: hidden \[T, D\], head
-    /// \[V, D\]. With `d_hidden`, also d_hidden = row_weights\[t\]·(sum_v p_v E_v - E_label): attention with K = V = E.
+    /// \[V, D\], against the batch's labels. With `d_hidden`, also d_hidden = w_t·(sum_v p_v E_v - E_label) with the
+    /// batch's row weights w: attention with K = V = E.
     fn loss(
         &self,
+        batch: &Batch,
         hidden: &Self::Rows,
         head: &Self::Weight,
-        labels: &[u32],
-        row_weights: &[f64],
         d_hidden: Option<&mut Self::Rows>,
-    ) -> Loss;
+    ) -> Self::LossKept;
+    /// Reads a loss back.
+    fn read_loss(&self, kept: &Self::LossKept) -> Loss;
     /// All logits of hidden, \[T, V\]: for verification only.
-    fn logits(&self, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows;
+    fn logits(&self, batch: &Batch, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows;
 
     /// Clears the gradient of all runs.
     fn zero_gradient(&self, state: &mut Self::State);
+    /// What the next [`Backend::optimizer_step`] shall do to each run.
+    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]);
     /// AdamW with decoupled decay and clip by global norm, per run; a run whose gradient is not finite is left as it is.
-    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) -> Vec<OptimizerReport>;
+    fn optimizer_step(&self, state: &mut Self::State);
+    /// What the last optimizer step did to each run.
+    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport>;
 
     /// An empty cache for `layers` decoder layers of `examples` examples, up to `length` tokens each.
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache;

@@ -339,7 +339,8 @@ impl<'a> Bench<'a> {
         let (model, cpu, mixture) = (self.model, self.cpu, &self.mixture);
         let dropout = dropout.as_ref();
         model.loss_and_gradient(cpu, mixture, &mut self.state, &batch, &tokens, dropout);
-        self.cpu.optimizer_step(&mut self.state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        self.cpu.schedule(&mut self.state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        self.cpu.optimizer_step(&mut self.state);
         self.steps += 1;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
     }

@@ -2,7 +2,7 @@
 
 use super::{DecoderLayer, Encoding, Pass, Residual, SelfAttentionKept, T5};
 use crate::backend::{
-    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Mask, Scope, Side, Site, SiteKind,
+    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Mask, Scope, Side, Site, SiteKind,
 };
 use crate::error::Result;
 
@@ -80,8 +80,8 @@ impl<B: Backend> T5<B> {
             let step = batch.with_decoder(&ids, &ids)?;
             let past = Past::Cached { cache: &mut cache, position };
             let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past);
-            let weights = vec![0.0; examples];
-            last = backend.loss(&decoding.hidden, self.head(), step.labels(), &weights, None).greedy;
+            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, self.head(), None)).greedy;
+            backend.health()?;
             for (said, &id) in said.iter_mut().zip(&last) {
                 if !finished(said) {
                     said.push(id);
@@ -120,7 +120,7 @@ impl<B: Backend> T5<B> {
             layers.extend(tape);
             residual = next;
         }
-        let mut hidden = backend.rows(rows, width);
+        let mut hidden = backend.rows(rows, width, Format::Operand);
         backend.final_norm(
             batch,
             Side::Decoder,
@@ -149,10 +149,10 @@ impl<B: Backend> T5<B> {
     ) -> (Residual<B>, Option<LayerTape<B>>) {
         let (rows, total, width) = (batch.rows(Side::Decoder), self.heads.total(), self.config.d_model);
         let dropout = pass.dropout;
-        let mut qkv = backend.rows(rows, 3 * total);
-        backend.project(&input.x, &input.r, &layer.qkv, &mut qkv);
-        let mut o = backend.rows(rows, total);
-        let mut log_sum_exp = backend.rows(rows, self.heads.count);
+        let mut qkv = backend.rows(rows, 3 * total, Format::Operand);
+        backend.project(batch, Side::Decoder, &input.x, &input.r, &layer.qkv, &mut qkv);
+        let mut o = backend.rows(rows, total, Format::Operand);
+        let mut log_sum_exp = backend.rows(rows, self.heads.count, Format::Float);
         match past {
             Past::InBatch => backend.self_attention(
                 batch,
@@ -189,9 +189,10 @@ impl<B: Backend> T5<B> {
         pass.observe(|| format!("decoder layer {index} self attention"), &after_attention.x);
         let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
 
-        let mut cross_q = backend.rows(rows, total);
-        backend.project(&after_attention.x, &after_attention.r, &layer.cross_q, &mut cross_q);
-        let mut cross_o = backend.rows(rows, total);
+        let mut cross_q = backend.rows(rows, total, Format::Operand);
+        let input_of_q = &after_attention;
+        backend.project(batch, Side::Decoder, &input_of_q.x, &input_of_q.r, &layer.cross_q, &mut cross_q);
+        let mut cross_o = backend.rows(rows, total, Format::Operand);
         let cross = backend.cross_attention(
             batch,
             &self.cross(layer, index, dropout),
@@ -281,7 +282,7 @@ impl<B: Backend> T5<B> {
         let tape = decoding.tape?;
         let (rows, total, width) = (batch.rows(Side::Decoder), self.heads.total(), self.config.d_model);
         let mut d_h = backend.zeros(batch.rows(Side::Encoder), width);
-        let mut d_x = backend.rows(rows, width);
+        let mut d_x = backend.rows(rows, width, Format::Residual);
         backend.final_norm_backward(
             batch,
             Side::Decoder,
@@ -293,6 +294,8 @@ impl<B: Backend> T5<B> {
             &d_hidden,
             &mut d_x,
         );
+        // What the layer at hand passed on: the input of the one above it.
+        let mut above = tape.output;
         for (index, (layer, tape)) in self.decoder.iter().zip(tape.layers).enumerate().rev() {
             backend.feed_forward_backward(
                 batch,
@@ -301,13 +304,14 @@ impl<B: Backend> T5<B> {
                 &tape.feed_forward,
                 &tape.feed_forward_input.x,
                 &tape.feed_forward_input.r,
+                &above.x,
                 &mut d_x,
             );
-            let mut d_o = backend.rows(rows, total);
+            let mut d_o = backend.rows(rows, total, Format::Operand);
             let output_mask = mask(dropout, SiteKind::CrossAttentionOutput, index);
             backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.cross_o, output_mask, &mut d_o);
             // Nothing before the first layer's cross attention depends on a trained number.
-            let mut d_q = (index > 0).then(|| backend.rows(rows, total));
+            let mut d_q = (index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
             backend.cross_attention_backward(
                 batch,
                 &self.cross(layer, index, dropout),
@@ -320,12 +324,21 @@ impl<B: Backend> T5<B> {
             );
             let Some(d_q) = d_q else { break };
             let input = &tape.cross_input;
-            backend.project_backward(batch, Scope::All, &d_q, &layer.cross_q, &input.x, &input.r, &mut d_x);
+            backend.project_backward(
+                batch,
+                Side::Decoder,
+                Scope::All,
+                &d_q,
+                &layer.cross_q,
+                &input.x,
+                &input.r,
+                &mut d_x,
+            );
 
             let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
             backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.o, output_mask, &mut d_o);
             let kept = &tape.attention;
-            let mut d_qkv = backend.rows(rows, 3 * total);
+            let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient);
             backend.self_attention_backward(
                 batch,
                 Side::Decoder,
@@ -340,7 +353,17 @@ impl<B: Backend> T5<B> {
                 &mut d_qkv,
             );
             let input = &kept.input;
-            backend.project_backward(batch, Scope::All, &d_qkv, &layer.qkv, &input.x, &input.r, &mut d_x);
+            backend.project_backward(
+                batch,
+                Side::Decoder,
+                Scope::All,
+                &d_qkv,
+                &layer.qkv,
+                &input.x,
+                &input.r,
+                &mut d_x,
+            );
+            above = tape.attention.input;
         }
         Some(d_h)
     }

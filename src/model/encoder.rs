@@ -1,7 +1,7 @@
 //! The encoder, from the mixture of prompts to the rows that cross attention reads.
 
 use super::{EncoderLayer, Mixture, Pass, Residual, SelfAttentionKept, T5};
-use crate::backend::{Backend, Batch, DropoutStep, FeedForward, Mask, Scope, Side, Site, SiteKind};
+use crate::backend::{Backend, Batch, DropoutStep, FeedForward, Format, Mask, Scope, Side, Site, SiteKind};
 
 /// The encoder's output for a batch.
 pub struct Encoding<B: Backend> {
@@ -70,7 +70,7 @@ impl<B: Backend> T5<B> {
             layers.extend(tape);
             residual = next;
         }
-        let mut h = backend.rows(rows, width);
+        let mut h = backend.rows(rows, width, Format::Operand);
         let final_mask = mask(dropout, SiteKind::FinalNorm, 0);
         backend.final_norm(batch, Side::Encoder, &residual.x, &residual.r, None, 1.0, final_mask, &mut h);
         pass.observe(|| "encoder output".into(), &h);
@@ -88,10 +88,10 @@ impl<B: Backend> T5<B> {
     ) -> (Residual<B>, Option<LayerTape<B>>) {
         let rows = batch.rows(Side::Encoder);
         let dropout = pass.dropout;
-        let mut qkv = backend.rows(rows, 3 * self.heads.total());
-        backend.project(&input.x, &input.r, &layer.qkv, &mut qkv);
-        let mut o = backend.rows(rows, self.heads.total());
-        let mut log_sum_exp = backend.rows(rows, self.heads.count);
+        let mut qkv = backend.rows(rows, 3 * self.heads.total(), Format::Operand);
+        backend.project(batch, Side::Encoder, &input.x, &input.r, &layer.qkv, &mut qkv);
+        let mut o = backend.rows(rows, self.heads.total(), Format::Operand);
+        let mut log_sum_exp = backend.rows(rows, self.heads.count, Format::Float);
         backend.self_attention(
             batch,
             Side::Encoder,
@@ -164,7 +164,7 @@ impl<B: Backend> T5<B> {
     ) -> Option<(B::Rows, B::MixKept)> {
         let tape = encoding.tape?;
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
-        let mut d_x = backend.rows(rows, width);
+        let mut d_x = backend.rows(rows, width, Format::Residual);
         backend.final_norm_backward(
             batch,
             Side::Encoder,
@@ -176,7 +176,9 @@ impl<B: Backend> T5<B> {
             &d_h,
             &mut d_x,
         );
-        drop((d_h, encoding.h, tape.output));
+        drop((d_h, encoding.h));
+        // What the layer at hand passed on: the input of the one above it.
+        let mut above = tape.output;
         for (index, (layer, tape)) in self.encoder.iter().zip(tape.layers).enumerate().rev() {
             backend.feed_forward_backward(
                 batch,
@@ -185,17 +187,18 @@ impl<B: Backend> T5<B> {
                 &tape.feed_forward,
                 &tape.feed_forward_input.x,
                 &tape.feed_forward_input.r,
+                &above.x,
                 &mut d_x,
             );
             drop((tape.feed_forward, tape.feed_forward_input));
             let kept = tape.attention;
-            let mut d_o = backend.rows(rows, self.heads.total());
+            let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand);
             let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
             backend.add_project_backward(batch, Side::Encoder, &d_x, &layer.o, output_mask, &mut d_o);
             // Below the first layer only the prompt rows lead to a trained number.
             let scope = if index == 0 { Scope::Prompt } else { Scope::All };
             let scoped = if index == 0 { batch.examples() * batch.prompt_length() } else { rows };
-            let mut d_qkv = backend.rows(scoped, 3 * self.heads.total());
+            let mut d_qkv = backend.rows(scoped, 3 * self.heads.total(), Format::ProjectionGradient);
             backend.self_attention_backward(
                 batch,
                 Side::Encoder,
@@ -211,6 +214,7 @@ impl<B: Backend> T5<B> {
             );
             backend.project_backward(
                 batch,
+                Side::Encoder,
                 scope,
                 &d_qkv,
                 &layer.qkv,
@@ -218,6 +222,7 @@ impl<B: Backend> T5<B> {
                 &kept.input.r,
                 &mut d_x,
             );
+            above = kept.input;
         }
         backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x);
         Some((d_x, encoding.mix))

@@ -65,7 +65,7 @@ impl<B: Backend> T5<B> {
         let mut embedding = vec![0.0; config.vocab_size * d];
         tensors.embedding_into(&mut embedding)?;
         let tied = tensors.output_is_tied()?;
-        let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Few);
+        let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup);
 
         let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
         let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
@@ -99,7 +99,7 @@ impl<B: Backend> T5<B> {
             });
         }
         let decoder_gain =
-            backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Few);
+            backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Lookup);
         let head = if tied {
             None
         } else {
@@ -107,6 +107,7 @@ impl<B: Backend> T5<B> {
             tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
             Some(backend.weight(head, config.vocab_size, d, Readers::Few))
         };
+        backend.health()?;
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
             activation: match config.activation {

@@ -16,7 +16,7 @@ pub use frozen::Frozen;
 pub use load::Tensors;
 pub use step::{StepLoss, label_weights};
 
-use crate::backend::{Activation, Backend, DropoutStep, Heads, Mixing, StateLayout};
+use crate::backend::{Activation, Backend, DropoutStep, Format, Heads, Mixing, StateLayout};
 use crate::pretrained::T5Config;
 
 /// A frozen T5 on a device.
@@ -129,7 +129,7 @@ struct Residual<B: Backend> {
 
 impl<B: Backend> Residual<B> {
     fn new(backend: &B, rows: usize, width: usize) -> Self {
-        Self { x: backend.rows(rows, width), r: backend.rows(rows, 1) }
+        Self { x: backend.rows(rows, width, Format::Residual), r: backend.rows(rows, width, Format::Norm) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whole passes: loss, loss with gradient, and the likelihood of given targets.
 
 use super::{Decoding, Encoding, Mixture, Pass, T5};
-use crate::backend::{Backend, Batch, DropoutStep, Side};
+use crate::backend::{Backend, Batch, DropoutStep, Format, Loss, Side};
 use crate::error::Result;
 
 /// The loss of a pass.
@@ -35,17 +35,11 @@ impl<B: Backend> T5<B> {
         label_tokens: &[usize],
         mut pass: Pass<'_, B>,
     ) -> StepLoss {
+        let batch = &batch.weighted(label_weights(batch, label_tokens));
         let encoding = self.encode(backend, mixture, state, batch, &mut pass);
         let decoding = self.decode(backend, batch, &encoding, &mut pass);
-        let weights = label_weights(batch, label_tokens);
-        let loss = backend.loss(&decoding.hidden, self.head(), batch.labels(), &weights, None);
-        summarise(
-            batch,
-            &weights,
-            &loss.negative_log_likelihood,
-            backend.attention(encoding.mix()),
-            label_tokens,
-        )
+        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, self.head(), None));
+        summarise(batch, &loss, backend.attention(encoding.mix()), label_tokens.len())
     }
 
     /// The loss, and its gradient added to `state`'s.
@@ -72,15 +66,13 @@ impl<B: Backend> T5<B> {
         label_tokens: &[usize],
         dropout: Option<&DropoutStep>,
     ) -> (StepLoss, Option<B::Rows>) {
+        let batch = &batch.weighted(label_weights(batch, label_tokens));
         let mut pass = Pass { dropout, keep: true, observe: None };
         let encoding = self.encode(backend, mixture, state, batch, &mut pass);
         let decoding = self.decode(backend, batch, &encoding, &mut pass);
-        let weights = label_weights(batch, label_tokens);
-        let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model);
-        let loss =
-            backend.loss(decoding.hidden(), self.head(), batch.labels(), &weights, Some(&mut d_hidden));
+        let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float);
+        let loss = backend.loss(batch, decoding.hidden(), self.head(), Some(&mut d_hidden));
         let attention = backend.attention(encoding.mix());
-        let summary = summarise(batch, &weights, &loss.negative_log_likelihood, attention, label_tokens);
         let d_input = self
             .decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout)
             .and_then(|d_h| self.encoder_backward(backend, batch, encoding, d_h, dropout))
@@ -89,13 +81,13 @@ impl<B: Backend> T5<B> {
                 backend.mix_backward(&mixture.mixing, sources, batch, &mix, &d_x, state);
                 d_x
             });
-        (summary, d_input)
+        (summarise(batch, &backend.read_loss(&loss), attention, label_tokens.len()), d_input)
     }
 
     /// log p(candidate) of each candidate for each example, all behind one encoding: \[B\]\[candidates\].
     ///
     /// # Errors
-    /// If a candidate has no token.
+    /// If a candidate has no token, or the device failed.
     pub fn score(
         &self,
         backend: &B,
@@ -112,8 +104,9 @@ impl<B: Backend> T5<B> {
             let of_candidate =
                 batch.with_decoder(&vec![shifted; examples], &vec![candidate.clone(); examples])?;
             let decoding = self.decode(backend, &of_candidate, encoding, &mut Pass::evaluation());
-            let weights = vec![0.0; of_candidate.labels().len()];
-            let loss = backend.loss(decoding.hidden(), self.head(), of_candidate.labels(), &weights, None);
+            let loss = backend.loss(&of_candidate, decoding.hidden(), self.head(), None);
+            let loss = backend.read_loss(&loss);
+            backend.health()?;
             let rows = loss.negative_log_likelihood.chunks_exact(candidate.len());
             for (scores, rows) in scores.iter_mut().zip(rows) {
                 scores.push(-rows.iter().sum::<f64>());
@@ -122,23 +115,17 @@ impl<B: Backend> T5<B> {
         Ok(scores)
     }
 
-    /// All logits of a decoding, \[T, V\].
-    pub fn logits(&self, backend: &B, decoding: &Decoding<B>) -> B::Rows {
-        backend.logits(decoding.hidden(), self.head())
+    /// All logits of a decoding of `batch`, \[T, V\].
+    pub fn logits(&self, backend: &B, batch: &Batch, decoding: &Decoding<B>) -> B::Rows {
+        backend.logits(batch, decoding.hidden(), self.head())
     }
 }
 
-fn summarise(
-    batch: &Batch,
-    weights: &[f64],
-    negative_log_likelihood: &[f64],
-    attention: Vec<f64>,
-    label_tokens: &[usize],
-) -> StepLoss {
-    let mut per_run = vec![0.0; label_tokens.len()];
+fn summarise(batch: &Batch, loss: &Loss, attention: Vec<f64>, runs: usize) -> StepLoss {
+    let mut per_run = vec![0.0; runs];
     for b in 0..batch.examples() {
         for row in batch.range(Side::Decoder, b) {
-            per_run[batch.run(b)] += weights[row] * negative_log_likelihood[row];
+            per_run[batch.run(b)] += batch.row_weights()[row] * loss.negative_log_likelihood[row];
         }
     }
     StepLoss { per_run, attention }

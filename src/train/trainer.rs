@@ -265,9 +265,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         );
         optimizer.weight_decay = self.config.weight_decay();
         optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
-        let applied =
-            if loss.is_finite() { backend.optimizer_step(&mut self.state, &[optimizer]) } else { Vec::new() };
-        let Some(report) = applied.first().filter(|report| report.applied) else {
+        let mut reports = Vec::new();
+        if loss.is_finite() {
+            backend.schedule(&mut self.state, &[optimizer]);
+            backend.optimizer_step(&mut self.state);
+            reports = backend.optimizer_reports(&self.state);
+        }
+        backend.health()?;
+        let Some(report) = reports.first().filter(|report| report.applied) else {
             return Err(self.not_finite(next.step + 1, &micro_batches, dropout.as_ref()));
         };
         self.checkpoint.step = next.step + 1;

@@ -255,7 +255,7 @@ impl Run<'_> {
         let expected =
             real_rows(&batch, Side::Encoder, &fixture.tensor("out.enc_out")?.values, padded, width);
         self.compare("out.enc_out", &output, &expected, ACTIVATION, "real rows, the folded gain put back");
-        let logits = backend.read(&model.logits(backend, &decoding));
+        let logits = backend.read(&model.logits(backend, &batch, &decoding));
         let expected = &fixture.tensor("out.logits")?.values;
         let expected = real_rows(&batch, Side::Decoder, expected, padded_labels, config.vocab_size);
         self.compare("out.logits", &logits, &expected, ACTIVATION, "rows with a label");
@@ -275,7 +275,8 @@ impl Run<'_> {
         backend.write_gradient(&mut state, &self.flat(&mixture.layout, "grad")?);
         let mut optimizer = OptimizerStep::new(0.3, 0.3);
         optimizer.weight_decay = 1e-5;
-        backend.optimizer_step(&mut state, &[optimizer]);
+        backend.schedule(&mut state, &[optimizer]);
+        backend.optimizer_step(&mut state);
         let [updated, ..] = backend.read_state(&state);
         self.trained(&mixture.layout, "adamw", &updated, OPTIMIZER)?;
 

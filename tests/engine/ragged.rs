@@ -31,7 +31,7 @@ fn alone_equals_packed<E: Element>(tolerance: f64) {
                 let mut pass = Pass::evaluation();
                 let encoding = case.model.encode(&case.cpu, &case.mixture, &state, batch, &mut pass);
                 let decoding = case.model.decode(&case.cpu, batch, &encoding, &mut pass);
-                let logits = case.model.logits(&case.cpu, &decoding);
+                let logits = case.model.logits(&case.cpu, batch, &decoding);
                 [case.cpu.attention(encoding.mix()), case.cpu.read(encoding.rows()), case.cpu.read(&logits)]
             };
             let together = outputs(&case.batch);
@@ -100,7 +100,7 @@ fn absorbed_cross_attention_equals_plain() {
             let (batch, mut pass) = (setting.pack(examples), Pass::evaluation());
             let encoding = case.model.encode(&case.cpu, &case.mixture, &state, &batch, &mut pass);
             let decoding = case.model.decode(&case.cpu, &batch, &encoding, &mut pass);
-            case.cpu.read(&case.model.logits(&case.cpu, &decoding))
+            case.cpu.read(&case.model.logits(&case.cpu, &batch, &decoding))
         };
         let short = logits(&setting.examples[..2]);
         close("logits", &logits(&setting.examples)[..short.len()], &short, F64);
@@ -123,7 +123,7 @@ fn the_cache_changes_nothing_that_greedy_decoding_says() {
         for _ in 0..longest {
             let step = batch.with_decoder(&prefixes, &prefixes).expect("decoder rows");
             let decoding = case.model.decode(&case.cpu, &step, &encoding, &mut Pass::evaluation());
-            let logits = case.cpu.read(&case.model.logits(&case.cpu, &decoding));
+            let logits = case.cpu.read(&case.model.logits(&case.cpu, &step, &decoding));
             for (b, prefix) in prefixes.iter_mut().enumerate() {
                 let last = step.range(Side::Decoder, b).end - 1;
                 let row = &logits[last * config.vocab_size..(last + 1) * config.vocab_size];

@@ -1,6 +1,6 @@
 //! Self attention: o_i = sum_j mask_ij softmax_j(q_i · k_j + bias\[j - i\]) v_j, and its gradients.
 
-use promptmix::backend::{Backend, Batch, DropoutStep, Heads, Mask, Scope, Side, Site, SiteKind};
+use promptmix::backend::{Backend, Batch, DropoutStep, Format, Heads, Mask, Scope, Side, Site, SiteKind};
 
 use crate::operands::{
     add_scaled, batch, bound, close, cpu, dot, mask_of, mask_row, narrowed, numbers, rows, softmax,
@@ -82,7 +82,8 @@ fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: He
 
     let bias = cpu.position_bias(bias.iter().map(|row| narrowed(row)).collect(), REACH);
     let (qkv, d_o) = (rows(&cpu, &qkv, 3 * total), rows(&cpu, &d_o, total));
-    let (mut o, mut log_sum_exp) = (cpu.rows(count, total), cpu.rows(count, heads.count));
+    let (mut o, mut log_sum_exp) =
+        (cpu.rows(count, total, Format::Float), cpu.rows(count, heads.count, Format::Float));
     cpu.self_attention(&batch, side, heads, &bias, mask, &qkv, &mut o, &mut log_sum_exp);
     let what = format!("{lengths:?} {side:?} {heads:?} dropout {probability}");
     let bound = bound(longest + heads.width);
@@ -99,7 +100,7 @@ fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: He
             .iter()
             .flat_map(|range| expected.d_qkv[range.start * 3 * total..range.end * 3 * total].to_vec())
             .collect();
-        let mut d_qkv = cpu.rows(expected.len() / (3 * total), 3 * total);
+        let mut d_qkv = cpu.rows(expected.len() / (3 * total), 3 * total, Format::Float);
         cpu.self_attention_backward(
             &batch,
             side,

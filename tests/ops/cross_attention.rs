@@ -1,6 +1,6 @@
 //! Cross attention: o_i = sum_j mask_ij softmax_j(q_i · W_k h_j) W_v h_j per head, and its gradients.
 
-use promptmix::backend::{Backend, CrossAttention, DropoutStep, Heads, Side, Site, SiteKind};
+use promptmix::backend::{Backend, CrossAttention, DropoutStep, Format, Heads, Side, Site, SiteKind};
 
 use crate::operands::{
     add_scaled, batch, bound, close, cpu, dot, mask_of, mask_row, narrowed, numbers, rows, softmax,
@@ -61,14 +61,14 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
         .map(|weight| cpu.weight(narrowed(&weight), total, width, promptmix::backend::Readers::Many));
     let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
     let (q, h, d_o_rows) = (rows(&cpu, &q, total), rows(&cpu, &h, width), rows(&cpu, &d_o, total));
-    let mut o_rows = cpu.rows(targets, total);
+    let mut o_rows = cpu.rows(targets, total, Format::Float);
     let kept = cpu.cross_attention(&batch, &cross, &q, &h, &mut o_rows, true).expect("kept");
     let what = format!("{lengths:?} {heads:?} D {width} dropout {probability}");
     let longest = lengths.iter().map(|(n, t)| n + t).max().unwrap_or(0);
     let bound = bound(longest + total + width);
     close(&format!("o of {what}"), &cpu.read(&o_rows), &o, bound);
     for with_queries in [true, false] {
-        let mut d_q_rows = with_queries.then(|| cpu.rows(targets, total));
+        let mut d_q_rows = with_queries.then(|| cpu.rows(targets, total, Format::Float));
         let mut d_h_rows = rows(&cpu, &d_h_before, width);
         cpu.cross_attention_backward(
             &batch,
@@ -86,7 +86,7 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
         let added: Vec<f64> = d_h.iter().zip(&d_h_before).map(|(d_h, before)| d_h + before).collect();
         close(&format!("d_h of {what}"), &cpu.read(&d_h_rows), &added, 2.0 * bound);
     }
-    let mut again = cpu.rows(targets, total);
+    let mut again = cpu.rows(targets, total, Format::Float);
     assert!(cpu.cross_attention(&batch, &cross, &q, &h, &mut again, false).is_none());
     assert_eq!(cpu.read(&again), cpu.read(&o_rows), "keeping changes nothing");
 }

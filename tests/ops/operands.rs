@@ -1,7 +1,7 @@
 //! Operands and results of ops, and how closely f32 must follow f64.
 
 use promptmix::backend::cpu::{Cpu, Rows};
-use promptmix::backend::{Backend, Batch, DropoutStep, Example, Mask, Side, Site};
+use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
 use promptmix::verify::{Tolerance, compare};
 
 use crate::random::Random;
@@ -27,9 +27,15 @@ pub fn rows(cpu: &Cpu<f32>, values: &[f64], width: usize) -> Rows<f32> {
     let target = (1..=count as u32).map(|id| id.min(count as u32 - 1)).collect();
     let example = Example { source: vec![0], target, ..Example::default() };
     let lookup = Batch::pack(&[example], 1, 0, count).expect("a batch");
-    let (mut x, mut r) = (cpu.rows(count, width), cpu.rows(count, 1));
+    let (mut x, mut r) = (cpu.rows(count, width, Format::Float), cpu.rows(count, 1, Format::Norm));
     cpu.embed(&table, Side::Decoder, &lookup, None, 1e-6, &mut x, &mut r);
     x
+}
+
+/// One example that should say `labels`, each row's loss weighted.
+pub fn labelled(labels: &[u32], weights: &[f64], vocabulary: usize) -> Batch {
+    let example = Example { source: vec![0], target: labels.to_vec(), ..Example::default() };
+    Batch::pack(&[example], 1, 0, vocabulary).expect("a batch").weighted(weights.to_vec())
 }
 
 /// Examples of the given source and target lengths before prompts of `prompt_length`.

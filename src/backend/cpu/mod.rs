@@ -33,8 +33,8 @@ use self::matrix::{View, ViewMut};
 use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
-    Backend, Batch, CrossAttention, FeedForward, Heads, Loss, Mask, Mixing, OptimizerReport, OptimizerStep,
-    Readers, Scope, Side, StateLayout,
+    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, Mixing, OptimizerReport,
+    OptimizerStep, Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
 
@@ -204,6 +204,7 @@ impl<E: Element> Backend for Cpu<E> {
     type CrossKept = CrossKept<E>;
     type MixKept = MixKept<E>;
     type Cache = Cache<E>;
+    type LossKept = Loss;
 
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
         assert_eq!(values.len(), out * input, "weight [out, in]");
@@ -216,8 +217,8 @@ impl<E: Element> Backend for Cpu<E> {
         weight.row(row).iter().map(|value| value.widen() as f32).collect()
     }
 
-    fn rows(&self, rows: usize, width: usize) -> Self::Rows {
-        self.allocate(rows, width)
+    fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
+        self.allocate(rows, if format == Format::Norm { 1 } else { width })
     }
 
     fn zeros(&self, rows: usize, width: usize) -> Self::Rows {
@@ -318,13 +319,22 @@ impl<E: Element> Backend for Cpu<E> {
         norm::embed_backward(self, batch, mask, d_x)
     }
 
-    fn project(&self, x: &Self::Rows, r: &Self::Rows, weight: &Self::Weight, z: &mut Self::Rows) {
+    fn project(
+        &self,
+        _batch: &Batch,
+        _side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        weight: &Self::Weight,
+        z: &mut Self::Rows,
+    ) {
         linear::project(self, x, r, weight, z)
     }
 
     fn project_backward(
         &self,
         batch: &Batch,
+        _side: Side,
         scope: Scope,
         dz: &Self::Rows,
         weight: &Self::Weight,
@@ -384,6 +394,7 @@ impl<E: Element> Backend for Cpu<E> {
         kept: &Self::FeedForwardKept,
         x: &Self::Rows,
         r: &Self::Rows,
+        _x_next: &Self::Rows,
         d_x: &mut Self::Rows,
     ) {
         linear::feed_forward_backward(self, batch, side, feed_forward, kept, x, r, d_x)
@@ -490,16 +501,19 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn loss(
         &self,
+        batch: &Batch,
         hidden: &Self::Rows,
         head: &Self::Weight,
-        labels: &[u32],
-        row_weights: &[f64],
         d_hidden: Option<&mut Self::Rows>,
     ) -> Loss {
-        loss::loss(self, hidden, head, labels, row_weights, d_hidden)
+        loss::loss(self, hidden, head, batch.labels(), batch.row_weights(), d_hidden)
     }
 
-    fn logits(&self, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows {
+    fn read_loss(&self, kept: &Loss) -> Loss {
+        kept.clone()
+    }
+
+    fn logits(&self, _batch: &Batch, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows {
         loss::logits(self, hidden, head)
     }
 
@@ -507,8 +521,18 @@ impl<E: Element> Backend for Cpu<E> {
         state.gradient.fill(E::zero());
     }
 
-    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) -> Vec<OptimizerReport> {
-        optimizer::step(self, state, steps)
+    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
+        state.schedule = steps.to_vec();
+    }
+
+    fn optimizer_step(&self, state: &mut Self::State) {
+        let steps = std::mem::take(&mut state.schedule);
+        state.reports = optimizer::step(self, state, &steps);
+        state.schedule = steps;
+    }
+
+    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport> {
+        state.reports.clone()
     }
 
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache {

@@ -17,6 +17,8 @@ pub struct State<E> {
     pub(super) second_moment: Vec<E>,
     /// Updates applied, per run.
     pub(super) updates: Vec<u64>,
+    pub(super) schedule: Vec<OptimizerStep>,
+    pub(super) reports: Vec<OptimizerReport>,
 }
 
 impl<E: Element> State<E> {
@@ -30,6 +32,8 @@ impl<E: Element> State<E> {
             first_moment: zeros(),
             second_moment: zeros(),
             updates: vec![0; runs],
+            schedule: Vec::new(),
+            reports: Vec::new(),
         }
     }
 
@@ -49,7 +53,7 @@ pub(super) fn step<E: Element>(
     state: &mut State<E>,
     steps: &[OptimizerStep],
 ) -> Vec<OptimizerReport> {
-    assert_eq!(steps.len(), state.updates.len(), "one step a run");
+    assert_eq!(steps.len(), state.updates.len(), "one scheduled step a run");
     steps.iter().enumerate().map(|(run, step)| step_run(cpu, state, run, step)).collect()
 }
 
