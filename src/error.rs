@@ -72,6 +72,17 @@ pub enum Error {
         advice: String,
     },
 
+    /// A GPU or its driver failed.
+    #[error("the GPU could not {action}: {found}{}", then(advice))]
+    Device {
+        /// What was tried, as an infinitive.
+        action: String,
+        /// What the driver said.
+        found: String,
+        /// What to do next; may be empty.
+        advice: String,
+    },
+
     /// Something is known but cannot be done by this build or on this machine.
     #[error("{what} is not supported: {reason}{}", then(advice))]
     Unsupported {
@@ -105,6 +116,11 @@ impl Error {
             found: found.into(),
             advice: advice.into(),
         }
+    }
+
+    /// A GPU or its driver that failed at `action`.
+    pub fn device(action: impl Into<String>, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Device { action: action.into(), found: found.into(), advice: advice.into() }
     }
 
     /// A tensor of an unexpected shape or type.

@@ -34,4 +34,6 @@ pub mod tasks;
 pub mod train;
 pub mod verify;
 
+#[cfg(feature = "cuda")]
+pub use backend::cuda;
 pub use error::{Error, Result};

@@ -53,6 +53,8 @@ pub struct Batch {
     target_prompt: Vec<u32>,
     pooled_padding: Option<(usize, u32)>,
     row_weights: Vec<f64>,
+    /// Rows of the encoder and the decoder that buffers and grids are made for, where those are more than there are.
+    capacity: [usize; 2],
     /// Differs between any two batches of a process that may differ in content.
     id: u64,
 }
@@ -93,6 +95,7 @@ impl Batch {
             target_prompt: Vec::with_capacity(examples.len()),
             pooled_padding: None,
             row_weights: Vec::new(),
+            capacity: [0; 2],
             id: fresh_id(),
         };
         for (position, example) in examples.iter().enumerate() {
@@ -182,6 +185,7 @@ impl Batch {
         batch.labels = labels.concat();
         batch.decoder_ids = decoder_ids.concat();
         batch.row_weights = vec![0.0; batch.labels.len()];
+        batch.capacity[1] = 0;
         batch.id = fresh_id();
         batch.target_offsets = std::iter::once(0)
             .chain(labels.iter().scan(0, |end, labels| {
@@ -212,8 +216,26 @@ impl Batch {
         self.prompt_length
     }
 
-    /// R for the encoder, T for the decoder.
+    /// The same batch with room for `encoder` and `decoder` rows: activations are made for so many, ops leave those
+    /// behind the real ones alone. One captured graph then serves every batch of that room.
+    #[must_use]
+    pub fn with_capacity(&self, encoder: usize, decoder: usize) -> Self {
+        let mut batch = Self { id: fresh_id(), ..self.clone() };
+        batch.capacity = [encoder, decoder];
+        batch
+    }
+
+    /// Rows that activations are made for: R or T, or the batch's capacity where that is more.
     pub fn rows(&self, side: Side) -> usize {
+        let capacity = match side {
+            Side::Encoder => self.capacity[0],
+            Side::Decoder => self.capacity[1],
+        };
+        self.real_rows(side).max(capacity)
+    }
+
+    /// R for the encoder, T for the decoder.
+    pub fn real_rows(&self, side: Side) -> usize {
         match side {
             Side::Encoder => self.source_ids.len() + self.examples() * self.prompt_length,
             Side::Decoder => self.labels.len(),

@@ -12,6 +12,8 @@
 
 mod batch;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
 mod state;
 

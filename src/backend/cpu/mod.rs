@@ -150,6 +150,13 @@ impl<E: Element> Cpu<E> {
         best
     }
 
+    /// An activation that holds `values`, \[rows, width\]; the length must be a multiple of the width.
+    pub fn activation_of(&self, values: &[f64], width: usize) -> Rows<E> {
+        let mut rows = self.allocate(values.len() / width, width);
+        copy_narrowed(&mut rows.data, values);
+        rows
+    }
+
     fn allocate(&self, rows: usize, width: usize) -> Rows<E> {
         Rows { data: self.pool.take(rows * width), rows, width }
     }

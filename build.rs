@@ -1,0 +1,108 @@
+//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/kernels.rs` includes.
+//!
+//! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU and says so when
+//! asked for a GPU. `PROMPTMIX_REQUIRE_CUDA=1` makes that an error.
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=kernels");
+    for variable in [
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "NVCC_CCBIN",
+        "DOCS_RS",
+        "PROMPTMIX_REQUIRE_CUDA",
+        "PROMPTMIX_CUDA_ARCHS",
+        "PROMPTMIX_EMBED_PTX",
+    ] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    let required = std::env::var("PROMPTMIX_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+    let table = match compile(&out) {
+        Ok(table) => table,
+        Err(Failure { message, fatal }) if fatal || required => {
+            eprintln!("{message}");
+            std::process::exit(1);
+        }
+        Err(Failure { message, .. }) => {
+            if std::env::var_os("DOCS_RS").is_none() {
+                println!("cargo:warning=built without GPU kernels: {message}");
+            }
+            table("", &[], &[])
+        }
+    };
+    if let Err(error) = std::fs::write(out.join("kernels.rs"), table) {
+        eprintln!("could not write the table of kernels: {error}");
+        std::process::exit(1);
+    }
+}
+
+struct Failure {
+    message: String,
+    fatal: bool,
+}
+
+fn fatal(message: String) -> Failure {
+    Failure { message, fatal: true }
+}
+
+fn compile(out: &Path) -> Result<String, Failure> {
+    if std::env::var_os("DOCS_RS").is_some() {
+        return Err(Failure { message: "documentation needs none".into(), fatal: false });
+    }
+    let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let nvcc = nvcc::find(&project, |name| std::env::var_os(name))
+        .map_err(|searched| Failure { message: nvcc::advice(&searched), fatal: false })?;
+    let architectures =
+        nvcc::architectures(std::env::var("PROMPTMIX_CUDA_ARCHS").ok().as_deref()).map_err(fatal)?;
+    let compiler = nvcc::Compiler {
+        version: nvcc::version(&nvcc).map_err(fatal)?,
+        nvcc,
+        architectures,
+        every_ptx: std::env::var("PROMPTMIX_EMBED_PTX").is_ok_and(|value| value == "all"),
+        host_compiler: std::env::var_os("NVCC_CCBIN"),
+        // Beside the profiles' folders, so that they share it.
+        cache: out.ancestors().nth(4).unwrap_or(out).join("kernels"),
+    };
+    let kernels = project.join("kernels");
+    let sources = nvcc::files(&kernels, "cu").map_err(fatal)?;
+    let headers = nvcc::files(&kernels, "cuh").map_err(fatal)?;
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let fatbins = compiler.fatbins(&sources, &headers, workers).map_err(fatal)?;
+    let pairs: Vec<(String, PathBuf)> = sources
+        .iter()
+        .zip(fatbins)
+        .map(|(source, fatbin)| {
+            (source.file_stem().unwrap_or_default().to_string_lossy().into_owned(), fatbin)
+        })
+        .collect();
+    Ok(table(&compiler.version, &compiler.architectures, &pairs))
+}
+
+fn table(version: &str, architectures: &[u32], fatbins: &[(String, PathBuf)]) -> String {
+    let mut text = format!(
+        "/// What nvcc said of itself; empty if there was none.\npub const COMPILER: &str = {version:?};\n\
+         /// Architectures that machine code was made for.\npub const ARCHITECTURES: &[u32] = &{architectures:?};\n\
+         /// The fatbin of each kernel file: its stem, and what `cuModuleLoadData` takes. Empty without nvcc.\n\
+         pub static FATBINS: &[(&str, &[u8])] = &["
+    );
+    for (stem, path) in fatbins {
+        let _ = write!(text, "\n    ({stem:?}, include_bytes!({path:?})),");
+    }
+    text.push_str("\n];\n");
+    text
+}

@@ -1,0 +1,229 @@
+//! Finding nvcc and calling it, with a cache keyed on content. Uses the standard library alone: `build.rs` includes this
+//! file, and so does its test.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// The architectures that machine code is made for; newer ones compile the PTX of the lowest themselves.
+pub const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
+
+/// Where nvcc was looked for, and how to get it: what a user must read who has none.
+pub fn advice(searched: &[PathBuf]) -> String {
+    let mut places = String::new();
+    for path in searched {
+        let _ = write!(places, "{}{}", if places.is_empty() { "" } else { ", " }, path.display());
+    }
+    format!(
+        "nvcc was not found in NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda or a Python environment ({places}). Install the \
+         CUDA toolkit (12.8 or newer), or run `pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm \
+         nvidia-cuda-cccl` in an active environment, then build again"
+    )
+}
+
+/// Finds nvcc: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, /usr/local/cuda, then the `nvidia/cu13` folder of a Python
+/// environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, or `.cuda` in `project`). `variable` reads the environment.
+///
+/// # Errors
+/// The places that were searched.
+pub fn find(project: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Vec<PathBuf>> {
+    let mut candidates: Vec<PathBuf> = Vec::new();
+    candidates.extend(variable("NVCC").filter(|value| !value.is_empty()).map(PathBuf::from));
+    for home in ["CUDA_HOME", "CUDA_PATH"] {
+        candidates.extend(
+            variable(home).filter(|value| !value.is_empty()).map(|home| PathBuf::from(home).join("bin/nvcc")),
+        );
+    }
+    if let Some(path) = variable("PATH") {
+        candidates.extend(std::env::split_paths(&path).map(|folder| folder.join("nvcc")));
+    }
+    candidates.push("/usr/local/cuda/bin/nvcc".into());
+    let environments =
+        [variable("VIRTUAL_ENV"), variable("CONDA_PREFIX"), Some(project.join(".cuda").into_os_string())];
+    for environment in environments.into_iter().flatten().filter(|value| !value.is_empty()) {
+        let Ok(entries) = std::fs::read_dir(Path::new(&environment).join("lib")) else { continue };
+        let mut pythons: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        pythons.sort();
+        candidates.extend(pythons.iter().map(|python| python.join("site-packages/nvidia/cu13/bin/nvcc")));
+    }
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(found) => Ok(found.clone()),
+        None => Err(candidates
+            .into_iter()
+            .filter(|path| !path.starts_with("/usr/bin") && !path.starts_with("/bin"))
+            .collect()),
+    }
+}
+
+/// What nvcc says of itself, its last line of release and build.
+///
+/// # Errors
+/// If it cannot be run.
+pub fn version(nvcc: &Path) -> Result<String, String> {
+    let output = Command::new(nvcc)
+        .arg("--version")
+        .output()
+        .map_err(|error| format!("{} could not be run: {error}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let release = text.lines().find(|line| line.contains("release"));
+    release.map(|line| line.trim().to_owned()).ok_or_else(|| {
+        format!(
+            "{} --version did not name a release: {}",
+            nvcc.display(),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// The architectures to make machine code for, from the value of `PROMPTMIX_CUDA_ARCHS`: numbers with commas between
+/// them, `ptx` for none, nothing for all.
+///
+/// # Errors
+/// What is wrong with the value.
+pub fn architectures(value: Option<&str>) -> Result<Vec<u32>, String> {
+    match value.map(str::trim) {
+        None | Some("") => Ok(ARCHITECTURES.to_vec()),
+        Some("ptx") => Ok(Vec::new()),
+        Some(list) => list
+            .split(',')
+            .map(|number| match number.trim().parse::<u32>() {
+                Ok(number) if number >= 80 => Ok(number),
+                _ => Err(format!("PROMPTMIX_CUDA_ARCHS: expected numbers from 80 on with commas between them, or ptx, found {list}")),
+            })
+            .collect(),
+    }
+}
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    /// The compiler.
+    pub nvcc: PathBuf,
+    /// What it says of itself.
+    pub version: String,
+    /// Architectures of machine code; PTX of the lowest that is known comes with it.
+    pub architectures: Vec<u32>,
+    /// Embed the PTX of every architecture: for tests.
+    pub every_ptx: bool,
+    /// The host compiler, if not nvcc's own choice.
+    pub host_compiler: Option<OsString>,
+    /// Where compiled kernels are kept, by content.
+    pub cache: PathBuf,
+}
+
+impl Compiler {
+    fn flags(&self) -> Vec<String> {
+        let mut flags: Vec<String> =
+            ["-fatbin", "-O3", "-std=c++17", "-lineinfo", "--compress-mode=none"].map(str::to_owned).to_vec();
+        let lowest = ARCHITECTURES[0];
+        flags.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}"));
+        for architecture in &self.architectures {
+            flags.push(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
+            if self.every_ptx && *architecture != lowest {
+                flags.push(format!("-gencode=arch=compute_{architecture},code=compute_{architecture}"));
+            }
+        }
+        if let Some(host) = &self.host_compiler {
+            flags.push(format!("-ccbin={}", host.to_string_lossy()));
+        }
+        flags
+    }
+
+    /// The fatbin of `source`, from the cache where content of sources, headers, flags and compiler are what they were.
+    ///
+    /// # Errors
+    /// What nvcc said.
+    pub fn fatbin(&self, source: &Path, headers: &[PathBuf]) -> Result<PathBuf, String> {
+        let flags = self.flags();
+        let mut hasher = DefaultHasher::new();
+        (&self.version, &flags).hash(&mut hasher);
+        for path in headers.iter().map(PathBuf::as_path).chain([source]) {
+            path.file_name().hash(&mut hasher);
+            std::fs::read(path)
+                .map_err(|error| format!("could not read {}: {error}", path.display()))?
+                .hash(&mut hasher);
+        }
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        std::fs::create_dir_all(&self.cache)
+            .map_err(|error| format!("could not create {}: {error}", self.cache.display()))?;
+        let cached = self.cache.join(format!("{stem}-{:016x}.fatbin", hasher.finish()));
+        if cached.is_file() {
+            return Ok(cached);
+        }
+        let fresh = cached.with_extension(format!("{}.new", std::process::id()));
+        let output = Command::new(&self.nvcc)
+            .args(&flags)
+            .arg(source)
+            .arg("-o")
+            .arg(&fresh)
+            .output()
+            .map_err(|error| format!("{} could not be run: {error}", self.nvcc.display()))?;
+        if !output.status.success() {
+            let _ = std::fs::remove_file(&fresh);
+            let said = [output.stdout, output.stderr].concat();
+            return Err(format!("nvcc failed on {}:\n{}", source.display(), String::from_utf8_lossy(&said)));
+        }
+        std::fs::rename(&fresh, &cached)
+            .map_err(|error| format!("could not move {} into place: {error}", fresh.display()))?;
+        Ok(cached)
+    }
+
+    /// The fatbins of all `sources`, compiled `workers` at a time, in the order of the sources.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn fatbins(
+        &self,
+        sources: &[PathBuf],
+        headers: &[PathBuf],
+        workers: usize,
+    ) -> Result<Vec<PathBuf>, String> {
+        let next = Mutex::new(0);
+        let results: Vec<Mutex<Option<Result<PathBuf, String>>>> =
+            sources.iter().map(|_| Mutex::new(None)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..workers.clamp(1, sources.len().max(1)) {
+                scope.spawn(|| {
+                    loop {
+                        let index = {
+                            let Ok(mut next) = next.lock() else { return };
+                            *next += 1;
+                            *next - 1
+                        };
+                        let Some(source) = sources.get(index) else { return };
+                        if let Ok(mut result) = results[index].lock() {
+                            *result = Some(self.fatbin(source, headers));
+                        }
+                    }
+                });
+            }
+        });
+        results
+            .into_iter()
+            .map(|result| {
+                let inner = result.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+                inner.unwrap_or_else(|| Err("a compilation did not end".to_owned()))
+            })
+            .collect()
+    }
+}
+
+/// Files of `folder` that end in `extension`, in order.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+    let entries =
+        std::fs::read_dir(folder).map_err(|error| format!("could not read {}: {error}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    paths.sort();
+    Ok(paths)
+}

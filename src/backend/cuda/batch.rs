@@ -1,0 +1,152 @@
+//! The batch descriptor on the device: one array of integers a batch, as `kernels/batch.cuh` reads it.
+
+use super::memory::Buffer;
+use super::{Cuda, failure};
+use crate::backend::{Batch, Scope, Side};
+use crate::error::Result;
+
+/// Rows of an attention tile; `ATTENTION_TILE` of `kernels/batch.cuh`.
+pub const ATTENTION_TILE: usize = 64;
+
+const COUNTS: usize = 7;
+const ARRAYS: usize = 15;
+const HEADER: usize = COUNTS + ARRAYS;
+
+/// A batch's descriptor on the device.
+#[derive(Debug)]
+pub struct DeviceBatch {
+    pub(super) data: Buffer<i32>,
+    id: u64,
+    encoder_tiles: usize,
+    prompt_tiles: usize,
+    decoder_tiles: usize,
+}
+
+impl DeviceBatch {
+    /// Attention tiles of `side`, or of the prompt rows alone: what a grid must have at least.
+    pub fn tiles(&self, side: Side, scope: Scope) -> usize {
+        match (side, scope) {
+            (Side::Decoder, _) => self.decoder_tiles,
+            (Side::Encoder, Scope::All) => self.encoder_tiles,
+            (Side::Encoder, Scope::Prompt) => self.prompt_tiles,
+        }
+    }
+
+    /// The descriptor's address, for a kernel's argument.
+    ///
+    /// # Errors
+    /// If its allocation failed.
+    pub fn address(&self, cuda: &Cuda) -> Result<u64> {
+        Ok(super::memory::address(&self.data.view()?, cuda.kernels().stream()))
+    }
+}
+
+/// Pairs (example, first row within it) of the tiles over `lengths` rows an example.
+fn tile_map(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
+    let tiles = lengths.enumerate().flat_map(|(example, length)| {
+        (0..length).step_by(ATTENTION_TILE).flat_map(move |first| [example as i32, first as i32])
+    });
+    tiles.collect()
+}
+
+/// The most tiles that `rows` rows of `examples` examples can have.
+fn most_tiles(rows: usize, examples: usize) -> usize {
+    rows / ATTENTION_TILE + examples
+}
+
+/// The descriptor's integers, and the most tiles of the encoder, its prompt rows and the decoder.
+fn describe(batch: &Batch) -> (Vec<i32>, [usize; 3]) {
+    let examples = batch.examples();
+    let lengths = |side: Side| (0..examples).map(move |b| batch.range(side, b).len());
+    let offsets = |side: Side| {
+        let mut offsets: Vec<i32> = (0..examples).map(|b| batch.range(side, b).start as i32).collect();
+        offsets.push(batch.real_rows(side) as i32);
+        offsets
+    };
+    let owners = |side: Side| -> Vec<i32> {
+        lengths(side).enumerate().flat_map(|(b, length)| std::iter::repeat_n(b as i32, length)).collect()
+    };
+    let prompt = batch.prompt_length();
+    let encoder_ids = (0..examples)
+        .flat_map(|b| std::iter::repeat_n(-1, prompt).chain(batch.source(b).iter().map(|&id| id as i32)));
+    let integers = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<i32>>();
+    let per_example = |field: &dyn Fn(usize) -> i32| (0..examples).map(field).collect::<Vec<i32>>();
+    let maps = [
+        tile_map(lengths(Side::Encoder)),
+        tile_map(std::iter::repeat_n(prompt, examples)),
+        tile_map(lengths(Side::Decoder)),
+    ];
+    let (encoder, decoder) = (batch.rows(Side::Encoder), batch.rows(Side::Decoder));
+    let most = [most_tiles(encoder, examples), maps[1].len() / 2, most_tiles(decoder, examples)];
+    let counts = [
+        examples,
+        prompt,
+        batch.real_rows(Side::Encoder),
+        batch.real_rows(Side::Decoder),
+        maps[0].len() / 2,
+        maps[1].len() / 2,
+        maps[2].len() / 2,
+    ];
+    // Each array with the room that the batch's capacity gives it, so that its place does not depend on the content.
+    let weights = batch.row_weights().iter().map(|&weight| (weight as f32).to_bits() as i32).collect();
+    let arrays: [(Vec<i32>, usize); ARRAYS] = [
+        (offsets(Side::Encoder), examples + 1),
+        (offsets(Side::Decoder), examples + 1),
+        (owners(Side::Encoder), encoder),
+        (owners(Side::Decoder), decoder),
+        (encoder_ids.collect(), encoder),
+        (integers(batch.decoder_ids()), decoder),
+        (integers(batch.labels()), decoder),
+        (weights, decoder),
+        (per_example(&|b| batch.example_index(b) as i32), examples),
+        (per_example(&|b| batch.run(b) as i32), examples),
+        (per_example(&|b| batch.target_prompt(b) as i32), examples),
+        (per_example(&|b| batch.pooled_padding(b).map_or(-1, |id| id as i32)), examples),
+        (maps[0].clone(), 2 * most[0]),
+        (maps[1].clone(), 2 * most[1]),
+        (maps[2].clone(), 2 * most[2]),
+    ];
+    let mut data: Vec<i32> = counts.iter().map(|&count| count as i32).collect();
+    let mut start = HEADER;
+    for (_, room) in &arrays {
+        data.push(start as i32);
+        start += room;
+    }
+    for (mut array, room) in arrays {
+        debug_assert!(array.len() <= room, "an array within its room");
+        array.resize(room, 0);
+        data.append(&mut array);
+    }
+    (data, most)
+}
+
+impl Cuda {
+    /// The descriptor of `batch`, uploaded unless the device has it.
+    pub(super) fn describe(&self, batch: &Batch) -> Result<std::rc::Rc<DeviceBatch>> {
+        if let Some(known) = self.batches.borrow().iter().find(|known| known.id == batch.id()) {
+            return Ok(known.clone());
+        }
+        let (data, [encoder_tiles, prompt_tiles, decoder_tiles]) = describe(batch);
+        let mut buffer = self.allocate(data.len());
+        if buffer.is_empty() {
+            return Err(failure::absent());
+        }
+        self.upload(&data, &mut buffer)?;
+        let described = std::rc::Rc::new(DeviceBatch {
+            data: buffer,
+            id: batch.id(),
+            encoder_tiles,
+            prompt_tiles,
+            decoder_tiles,
+        });
+        let mut batches = self.batches.borrow_mut();
+        if batches.len() == KEPT_BATCHES {
+            batches.pop_front();
+        }
+        batches.push_back(described.clone());
+        Ok(described)
+    }
+}
+
+/// Descriptors that stay on the device: the batch at hand, and those that share its encoder rows.
+const KEPT_BATCHES: usize = 4;

@@ -1,0 +1,160 @@
+//! The compiled kernels of this build, loaded into a context, and the one place that launches them.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::failure::{self, driver};
+use crate::error::{Error, Result};
+
+mod table {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+pub use table::{ARCHITECTURES, COMPILER, FATBINS};
+
+/// Shared memory that a block may have without asking, in bytes.
+const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
+
+/// What a kernel takes: one struct by value, laid out as the struct of the same name in its `.cu` file.
+///
+/// # Safety
+/// The type is `repr(C)`, holds no padding that is not a field, and equals the kernel's parameter in size and layout.
+pub unsafe trait Arguments: Copy {}
+
+/// The argument as cudarc wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ByValue<A>(A);
+// SAFETY: an implementor of `Arguments` promises the kernel's own layout.
+unsafe impl<A: Arguments> DeviceRepr for ByValue<A> {}
+
+/// A kernel by file and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The stem of its file in `kernels/`.
+    pub file: &'static str,
+    /// Its name there.
+    pub name: &'static str,
+}
+
+/// The kernels of this build in one context and on one stream: what every raw launch needs.
+///
+/// A module is loaded at its first launch. Not for use by two threads at a time.
+#[derive(Debug)]
+pub struct Kernels {
+    stream: Arc<CudaStream>,
+    modules: Vec<(&'static str, OnceCell<Arc<CudaModule>>)>,
+    functions: RefCell<HashMap<(Kernel, u32), CudaFunction>>,
+    launches: RefCell<u64>,
+}
+
+impl Kernels {
+    /// The kernels of this build for launches on `stream`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if this build has none.
+    pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        if FATBINS.is_empty() {
+            return Err(failure::no_kernels());
+        }
+        let modules = FATBINS.iter().map(|(stem, _)| (*stem, OnceCell::new())).collect();
+        Ok(Self { stream, modules, functions: RefCell::default(), launches: RefCell::default() })
+    }
+
+    /// The stream that launches go to.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// The context of that stream.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        self.stream.context()
+    }
+
+    /// Launches so far, those into a graph being captured included.
+    pub fn launches(&self) -> u64 {
+        *self.launches.borrow()
+    }
+
+    fn module(&self, file: &'static str) -> Result<&Arc<CudaModule>> {
+        let missing = || {
+            Error::unsupported(
+                format!("the kernel file {file}"),
+                "this build does not have it",
+                "build again",
+            )
+        };
+        let (_, module) = self.modules.iter().find(|(stem, _)| *stem == file).ok_or_else(missing)?;
+        if let Some(module) = module.get() {
+            return Ok(module);
+        }
+        let (_, image) = FATBINS.iter().find(|(stem, _)| *stem == file).ok_or_else(missing)?;
+        let loaded = self
+            .context()
+            .load_module(Ptx::from_binary(image.to_vec()))
+            .map_err(|error| failure::load(file, error))?;
+        Ok(module.get_or_init(|| loaded))
+    }
+
+    /// The function, ready for `shared` bytes of dynamic shared memory.
+    fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction> {
+        let asked = if shared > SHARED_WITHOUT_ASKING { shared } else { 0 };
+        if let Some(function) = self.functions.borrow().get(&(kernel, asked)) {
+            return Ok(function.clone());
+        }
+        let function = self
+            .module(kernel.file)?
+            .load_function(kernel.name)
+            .map_err(|error| driver(&format!("find the kernel {} of {}", kernel.name, kernel.file), error))?;
+        if asked > 0 {
+            function
+                .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
+                .map_err(|error| {
+                    driver(&format!("give {} {shared} bytes of shared memory", kernel.name), error)
+                })?;
+        }
+        self.functions.borrow_mut().insert((kernel, asked), function.clone());
+        Ok(function)
+    }
+
+    /// Launches `kernel` with one argument on the stream; a grid without blocks is no launch.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Safety
+    /// The kernel takes exactly `A`; every pointer in `arguments` is of this context, as long and as aligned as the kernel
+    /// needs for this grid, and not freed before the kernel has run.
+    pub unsafe fn launch<A: Arguments>(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        arguments: &A,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(kernel, shared)?;
+        let config = LaunchConfig {
+            grid_dim: (grid[0], grid[1], grid[2]),
+            block_dim: (block, 1, 1),
+            shared_mem_bytes: shared,
+        };
+        let argument = ByValue(*arguments);
+        let mut builder = self.stream.launch_builder(&function);
+        builder.arg(&argument);
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(config) }
+            .map_err(|error| driver(&format!("launch {}", kernel.name), error))?;
+        *self.launches.borrow_mut() += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,677 @@
+//! The CUDA backend: hand-written kernels, one file an op here and in `kernels/`, launched through cudarc.
+//!
+//! Two ways in. [`Cuda`] is a [`Backend`](super::Backend): the whole model runs on it. And every kernel can be launched alone: each
+//! file has functions over cudarc's views that check shapes and launch on the stream of a [`Kernels`]; [`FATBINS`] holds
+//! the compiled kernels themselves, for other loaders.
+//!
+//! Numbers: matrix operands are bf16 ([`Precision::Bf16`]) or, to verify, f32; sums, the residual stream and everything
+//! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
+
+pub mod attention;
+mod batch;
+pub mod cross_attention;
+pub mod decode;
+mod dropout;
+pub mod embedding;
+mod failure;
+mod kernels;
+pub mod linear;
+pub mod loss;
+mod memory;
+pub mod mix;
+pub mod norm;
+pub mod optimizer;
+mod rows;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+
+use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
+use cudarc::driver::{CudaContext, DeviceRepr};
+
+pub use batch::{ATTENTION_TILE, DeviceBatch};
+pub use dropout::MaskArgument;
+pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
+pub use memory::{Buffer, address, address_mut};
+pub use rows::{NORM_COLUMNS, Operand, PositionBias, Rows, Weight};
+
+use self::cross_attention::CrossKept;
+use self::decode::Cache;
+use self::dropout::DeviceDropout;
+use self::failure::driver;
+use self::linear::FeedForwardKept;
+use self::loss::LossKept;
+use self::memory::Memory;
+use self::mix::{MixKept, Sources};
+use self::optimizer::State;
+use super::{
+    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, Mixing, OptimizerReport,
+    OptimizerStep, Readers, Scope, Side, StateLayout,
+};
+use crate::error::{Error, Result};
+
+/// The number format of matrix operands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Precision {
+    /// bf16 through the tensor cores: what training runs in.
+    #[default]
+    Bf16,
+    /// f32 without tensor cores, never TF32: slow, to verify with.
+    F32,
+}
+
+/// What a machine's GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// Its number, from 0.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// Its compute capability.
+    pub compute_capability: (i32, i32),
+    /// Its memory, in bytes.
+    pub memory: usize,
+    /// Its multiprocessors.
+    pub multiprocessors: usize,
+}
+
+/// The GPUs that the driver finds.
+///
+/// # Errors
+/// No driver, or what it says.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let count = device_count()?;
+    (0..count).map(|ordinal| context(ordinal).and_then(|context| info(&context))).collect()
+}
+
+/// The CUDA version that the driver speaks, as 1000·major + 10·minor.
+///
+/// # Errors
+/// No driver, or what it says.
+pub fn driver_version() -> Result<i32> {
+    device_count()?;
+    let mut version = 0;
+    // SAFETY: the driver's library is there, and the pointer is to an int.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .map_err(|error| driver("ask the driver for its version", error))?;
+    Ok(version)
+}
+
+fn device_count() -> Result<usize> {
+    // SAFETY: looks for the library and opens it, which runs what every CUDA program runs.
+    if !unsafe { is_culib_present() } {
+        return Err(failure::no_driver());
+    }
+    match cudarc::driver::result::init() {
+        Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
+        other => other.map_err(|error| driver("start the driver", error))?,
+    }
+    let count = CudaContext::device_count().map_err(|error| driver("count the GPUs", error))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+fn context(ordinal: usize) -> Result<std::sync::Arc<CudaContext>> {
+    CudaContext::new(ordinal).map_err(|error| driver(&format!("open GPU {ordinal}"), error))
+}
+
+fn info(context: &CudaContext) -> Result<DeviceInfo> {
+    let ask = |error| driver("describe the GPU", error);
+    let multiprocessors =
+        context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;
+    Ok(DeviceInfo {
+        ordinal: context.ordinal(),
+        name: context.name().map_err(ask)?,
+        compute_capability: context.compute_capability().map_err(ask)?,
+        memory: context.total_mem().map_err(ask)?,
+        multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+    })
+}
+
+/// The toolkit's release that the kernels were compiled with, as 1000·major + 10·minor; `None` without kernels.
+fn compiler_release() -> Option<i32> {
+    let (_, release) = COMPILER.split_once("release ")?;
+    let (major, rest) = release.split_once('.')?;
+    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some(1000 * major.parse::<i32>().ok()? + 10 * minor.parse::<i32>().ok()?)
+}
+
+/// A GPU as a device. Not for use by two threads at a time.
+#[derive(Debug)]
+pub struct Cuda {
+    kernels: Kernels,
+    memory: Rc<Memory>,
+    precision: Precision,
+    info: DeviceInfo,
+    failure: RefCell<Option<(String, String, String)>>,
+    batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
+    dropout: RefCell<Option<DeviceDropout>>,
+    operations: Cell<u64>,
+}
+
+impl Cuda {
+    /// GPU number `ordinal`, computing in `precision`.
+    ///
+    /// # Errors
+    /// No kernels in this build, no driver or one too old, no such GPU or one too old, and what the driver says.
+    pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::build(ordinal, precision, false)
+    }
+
+    /// Like [`Cuda::new`], but every buffer holds NaN until it is written: for tests.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn poisoning(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::build(ordinal, precision, true)
+    }
+
+    fn build(ordinal: usize, precision: Precision, poison: bool) -> Result<Self> {
+        let release = compiler_release().ok_or_else(failure::no_kernels)?;
+        let count = device_count()?;
+        if ordinal >= count {
+            return Err(failure::no_gpu(ordinal, count));
+        }
+        let speaks = driver_version()?;
+        if speaks / 1000 < release / 1000 {
+            return Err(failure::old_driver(speaks, release));
+        }
+        let context = context(ordinal)?;
+        let info = info(&context)?;
+        if info.compute_capability < failure::OLDEST {
+            return Err(failure::old_gpu(&info.name, info.compute_capability));
+        }
+        // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
+        Ok(Self {
+            kernels: Kernels::new(stream.clone())?,
+            memory: Memory::new(stream, poison),
+            precision,
+            info,
+            failure: RefCell::default(),
+            batches: RefCell::default(),
+            dropout: RefCell::default(),
+            operations: Cell::new(0),
+        })
+    }
+
+    /// What GPU it is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The number format of matrix operands.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Its kernels and their stream, for raw launches.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Bytes that it has asked the driver for.
+    pub fn allocated_bytes(&self) -> usize {
+        self.memory.allocated()
+    }
+
+    /// The most bytes that were in use at a time.
+    pub fn peak_bytes(&self) -> usize {
+        self.memory.peak()
+    }
+
+    /// Waits until all that was launched has run.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn synchronize(&self) -> Result<()> {
+        self.kernels.stream().synchronize().map_err(|error| driver("finish its work", error))
+    }
+
+    /// Runs `work` unless something failed before; a failure is kept for [`Backend::health`].
+    fn attempt(&self, work: impl FnOnce() -> Result<()>) {
+        if self.failure.borrow().is_some() {
+            return;
+        }
+        if let Err(error) = work() {
+            let parts = match error {
+                Error::Device { action, found, advice } => (action, found, advice),
+                other => ("compute".to_owned(), other.to_string(), String::new()),
+            };
+            self.failure.borrow_mut().get_or_insert(parts);
+        }
+    }
+
+    /// `length` numbers of unspecified content; a buffer that fails every use if there is no memory.
+    fn allocate<T: DeviceRepr>(&self, length: usize) -> Buffer<T> {
+        let mut buffer = Buffer::absent();
+        self.attempt(|| {
+            buffer = self.memory.take(length)?;
+            Ok(())
+        });
+        buffer
+    }
+
+    fn upload<T: DeviceRepr>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<()> {
+        memory::check_length("an upload", buffer.len(), values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut view = buffer.view_mut()?;
+        self.kernels.stream().memcpy_htod(values, &mut view).map_err(|error| driver("copy to the GPU", error))
+    }
+
+    /// The first `length` numbers of `buffer`; zeros if anything failed.
+    fn download<T: DeviceRepr + Default + Clone>(&self, buffer: &Buffer<T>, length: usize) -> Vec<T> {
+        self.download_part(buffer, 0..length)
+    }
+
+    /// The numbers of `buffer` in `range`; zeros if anything failed.
+    fn download_part<T: DeviceRepr + Default + Clone>(
+        &self,
+        buffer: &Buffer<T>,
+        range: Range<usize>,
+    ) -> Vec<T> {
+        let mut values = vec![T::default(); range.len()];
+        self.attempt(|| {
+            if range.is_empty() {
+                return Ok(());
+            }
+            let view = buffer.view()?;
+            let part = view.try_slice(range).ok_or_else(failure::absent)?;
+            let copied = self.kernels.stream().memcpy_dtoh(&part, &mut values);
+            copied.map_err(|error| driver("copy from the GPU", error))?;
+            self.synchronize()
+        });
+        values
+    }
+
+    fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        let mut view = buffer.view_mut()?;
+        self.kernels.stream().memset_zeros(&mut view).map_err(|error| driver("clear a buffer", error))
+    }
+
+    /// Counts floating-point operations of a matrix product.
+    fn count(&self, operations: u64) {
+        self.operations.set(self.operations.get() + operations);
+    }
+}
+
+impl Backend for Cuda {
+    type Weight = Weight;
+    type Rows = Rows;
+    type PositionBias = PositionBias;
+    type Sources = Sources;
+    type State = State;
+    type FeedForwardKept = FeedForwardKept;
+    type CrossKept = CrossKept;
+    type MixKept = MixKept;
+    type Cache = Cache;
+    type LossKept = LossKept;
+
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
+        self.frozen(&values, out, input, readers == Readers::Lookup)
+    }
+
+    fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
+        self.download_weight_row(weight, row)
+    }
+
+    fn health(&self) -> Result<()> {
+        self.attempt(|| self.synchronize());
+        match self.failure.borrow().as_ref() {
+            Some((action, found, advice)) => Err(Error::device(action, found, advice)),
+            None => Ok(()),
+        }
+    }
+
+    fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
+        self.activation(rows, width, format)
+    }
+
+    fn zeros(&self, rows: usize, width: usize) -> Self::Rows {
+        let mut zeros = self.activation(rows, width, Format::Float);
+        if let Some(float) = &mut zeros.float {
+            self.attempt(|| self.clear(float));
+        }
+        zeros
+    }
+
+    fn read(&self, rows: &Self::Rows) -> Vec<f64> {
+        self.download_rows(rows)
+    }
+
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Self::PositionBias {
+        self.bias(&per_head, reach)
+    }
+
+    fn sources(&self, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Self::Sources {
+        Sources::new(self, values, count, prompt_length, width)
+    }
+
+    fn state(&self, layout: &StateLayout, values: &[f64], runs: usize) -> Self::State {
+        State::new(self, layout, values, runs)
+    }
+
+    fn read_state(&self, state: &Self::State) -> [Vec<f64>; 3] {
+        state.read(self)
+    }
+
+    fn write_state(&self, state: &mut Self::State, values: [&[f64]; 3], updates: &[u64]) {
+        self.attempt(|| state.write(self, values, updates));
+    }
+
+    fn updates(&self, state: &Self::State) -> Vec<u64> {
+        state.updates(self)
+    }
+
+    fn read_gradient(&self, state: &Self::State) -> Vec<f64> {
+        state.read_gradient(self)
+    }
+
+    fn write_gradient(&self, state: &mut Self::State, values: &[f64]) {
+        self.attempt(|| state.write_gradient(self, values));
+    }
+
+    fn is_finite(&self, rows: &Self::Rows) -> bool {
+        self.download_rows(rows).iter().all(|value| value.is_finite())
+    }
+
+    fn operations(&self) -> u64 {
+        self.operations.get()
+    }
+
+    fn mix(
+        &self,
+        mixing: &Mixing,
+        table: &Self::Weight,
+        sources: Option<&Self::Sources>,
+        state: &Self::State,
+        batch: &Batch,
+        x: &mut Self::Rows,
+    ) -> Self::MixKept {
+        let mut kept = MixKept::new(self, mixing, sources, state, batch);
+        self.attempt(|| self.launch_mix(mixing, table, sources, state, batch, x, &mut kept));
+        kept
+    }
+
+    fn mix_backward(
+        &self,
+        mixing: &Mixing,
+        sources: Option<&Self::Sources>,
+        batch: &Batch,
+        kept: &Self::MixKept,
+        d_x: &Self::Rows,
+        state: &mut Self::State,
+    ) {
+        self.attempt(|| self.launch_mix_backward(mixing, sources, batch, kept, d_x, state));
+    }
+
+    fn attention(&self, kept: &Self::MixKept) -> Vec<f64> {
+        kept.attention(self)
+    }
+
+    fn embed(
+        &self,
+        table: &Self::Weight,
+        side: Side,
+        batch: &Batch,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &mut Self::Rows,
+        r: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_embed(table, side, batch, mask, epsilon, x, r));
+    }
+
+    fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Self::Rows) {
+        self.attempt(|| self.launch_embed_backward(batch, mask, d_x));
+    }
+
+    fn project(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        weight: &Self::Weight,
+        z: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_project(batch, side, x, r, weight, z));
+    }
+
+    fn project_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        scope: Scope,
+        dz: &Self::Rows,
+        weight: &Self::Weight,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_project_backward(batch, side, scope, dz, weight, x, r, d_x));
+    }
+
+    fn add_project(
+        &self,
+        batch: &Batch,
+        side: Side,
+        y: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        epsilon: f64,
+        x: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_add_project(batch, side, y, weight, mask, epsilon, x, x_next, r_next));
+    }
+
+    fn add_project_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        d_x: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        d_y: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_add_project_backward(batch, side, d_x, weight, mask, d_y));
+    }
+
+    fn feed_forward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        x_next: &mut Self::Rows,
+        r_next: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::FeedForwardKept> {
+        let mut kept = FeedForwardKept::new(self, batch, side, feed_forward);
+        self.attempt(|| self.launch_feed_forward(batch, side, feed_forward, x, r, x_next, r_next, &mut kept));
+        keep.then_some(kept)
+    }
+
+    fn feed_forward_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        feed_forward: &FeedForward<'_, Self>,
+        kept: &Self::FeedForwardKept,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        x_next: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        self.attempt(|| {
+            self.launch_feed_forward_backward(batch, side, feed_forward, kept, x, r, x_next, d_x)
+        });
+    }
+
+    fn self_attention(
+        &self,
+        batch: &Batch,
+        side: Side,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &mut Self::Rows,
+        log_sum_exp: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_self_attention(batch, side, heads, bias, mask, qkv, o, log_sum_exp));
+    }
+
+    fn self_attention_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        scope: Scope,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        mask: Mask<'_>,
+        qkv: &Self::Rows,
+        o: &Self::Rows,
+        log_sum_exp: &Self::Rows,
+        d_o: &Self::Rows,
+        d_qkv: &mut Self::Rows,
+    ) {
+        self.attempt(|| {
+            self.launch_self_attention_backward(
+                batch,
+                side,
+                scope,
+                heads,
+                bias,
+                mask,
+                qkv,
+                o,
+                log_sum_exp,
+                d_o,
+                d_qkv,
+            )
+        });
+    }
+
+    fn final_norm(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        h: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_final_norm(batch, side, x, r, gain, scale, mask, h));
+    }
+
+    fn final_norm_backward(
+        &self,
+        batch: &Batch,
+        side: Side,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        gain: Option<&Self::Weight>,
+        scale: f64,
+        mask: Mask<'_>,
+        d_h: &Self::Rows,
+        d_x: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_final_norm_backward(batch, side, x, r, gain, scale, mask, d_h, d_x));
+    }
+
+    fn cross_attention(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        o: &mut Self::Rows,
+        keep: bool,
+    ) -> Option<Self::CrossKept> {
+        let mut kept = CrossKept::new(self, batch, cross);
+        self.attempt(|| self.launch_cross_attention(batch, cross, q, h, o, &mut kept));
+        keep.then_some(kept)
+    }
+
+    fn cross_attention_backward(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        kept: &Self::CrossKept,
+        q: &Self::Rows,
+        h: &Self::Rows,
+        d_o: &Self::Rows,
+        d_q: Option<&mut Self::Rows>,
+        d_h: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_cross_attention_backward(batch, cross, kept, q, h, d_o, d_q, d_h));
+    }
+
+    fn loss(
+        &self,
+        batch: &Batch,
+        hidden: &Self::Rows,
+        head: &Self::Weight,
+        d_hidden: Option<&mut Self::Rows>,
+    ) -> Self::LossKept {
+        let mut kept = LossKept::new(self, batch);
+        self.attempt(|| self.launch_loss(batch, hidden, head, d_hidden, &mut kept));
+        kept
+    }
+
+    fn read_loss(&self, kept: &Self::LossKept) -> Loss {
+        kept.read(self)
+    }
+
+    fn logits(&self, batch: &Batch, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows {
+        let mut logits = self.activation(hidden.rows, head.out, Format::Float);
+        self.attempt(|| self.launch_logits(batch, hidden, head, &mut logits));
+        logits
+    }
+
+    fn zero_gradient(&self, state: &mut Self::State) {
+        self.attempt(|| state.zero_gradient(self));
+    }
+
+    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
+        self.attempt(|| state.schedule(self, steps));
+    }
+
+    fn optimizer_step(&self, state: &mut Self::State) {
+        self.attempt(|| self.launch_optimizer(state));
+    }
+
+    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport> {
+        state.reports(self)
+    }
+
+    fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache {
+        Cache::new(self, layers, examples, length, heads)
+    }
+
+    fn decode_self_attention(
+        &self,
+        layer: usize,
+        position: usize,
+        heads: Heads,
+        bias: &Self::PositionBias,
+        qkv: &Self::Rows,
+        cache: &mut Self::Cache,
+        o: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_decode_self_attention(layer, position, heads, bias, qkv, cache, o));
+    }
+}

@@ -1,0 +1,4 @@
+//! The CUDA backend against the CPU's, on the virtual GPU or a real one.
+
+mod device;
+mod rows;

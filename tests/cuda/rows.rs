@@ -1,0 +1,27 @@
+//! What goes to the device comes back, and a poisoned buffer shows.
+
+use promptmix::backend::{Backend, Format};
+use promptmix::cuda::Precision;
+
+use crate::device::{device, numbers, on_device};
+
+#[test]
+fn rows_come_back_as_they_went() {
+    for precision in [Precision::Bf16, Precision::F32] {
+        let Some(device) = device(precision) else { return };
+        let values = numbers(1, 7 * 24);
+        for format in [Format::Residual, Format::Operand, Format::Float] {
+            let rows = on_device(&device.cuda, &values, 24, format);
+            let back: Vec<f32> = device.cuda.read(&rows).into_iter().map(|value| value as f32).collect();
+            assert_eq!(back, values, "{precision:?} {format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_buffer_that_nothing_wrote_holds_nan() {
+    let Some(device) = device(Precision::Bf16) else { return };
+    let rows = device.cuda.rows(3, 8, Format::Float);
+    let values = device.cuda.read(&rows);
+    assert!(values.len() == 24 && values.iter().all(|value| value.is_nan()));
+}
