@@ -118,6 +118,8 @@ pub trait Backend: Sized {
     /// The loss of a pass, on the device until [`Backend::read_loss`] asks.
     type LossKept;
 
+    /// How far rounding to the format of matrix operands may move a number, relative to it: 2^-24 for f32, 2^-9 for bf16.
+    fn operand_rounding(&self) -> f64;
     /// Copies a row-major `[out, in]` matrix to the device.
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.

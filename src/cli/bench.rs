@@ -129,7 +129,7 @@ impl Step {
                 "",
             ));
         }
-        let cpu = self.device.open()?;
+        let cpu = self.device.open_cpu()?;
         let idle = peak_memory();
         let model = T5::load(&cpu, &RandomModel { config: config.clone() })?;
         let loaded = peak_memory();

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::device::Device;
+use super::device::{Device, on_device};
 use super::progress;
 use super::train::DecodingName;
+use crate::backend::Backend;
 use crate::data::Split;
 use crate::error::Result;
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, RunFolder, TrainedRun};
+use crate::train::{self, RunFolder, Saved, TrainedRun};
 
 /// Flags of `promptmix evaluate`.
 #[derive(Debug, clap::Args)]
@@ -45,9 +46,13 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let saved = RunFolder::saved(&self.run)?;
-        let backend = self.device.open()?;
-        let frozen = Frozen::load(&backend, &pretrained::locate(&saved.config.model)?)?;
-        let mut run = TrainedRun::open(&frozen, &self.run, &saved)?;
+        let device = self.device.open()?;
+        on_device!(device, backend => self.run_on(backend, &saved))
+    }
+
+    fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
+        let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
+        let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
         if let Some(task) = &self.task {
             let mut config = saved.config.clone();
             config.task.clone_from(task);

@@ -25,10 +25,53 @@ impl Arguments {
             let rate = cpu.product_rate(self.product_size.min(16_384), 5) / 1e9;
             println!("          {rate:.1} GFLOP/s in f32, a product of {0}×{0}", self.product_size);
         }
-        println!("cuda      not in this build");
-        let features = [("hub", cfg!(feature = "hub")), ("cli", true)];
+        cuda();
+        let features = [("cli", true), ("cuda", cfg!(feature = "cuda")), ("hub", cfg!(feature = "hub"))];
         let built: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         println!("features  {}", built.join(" "));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() {
+    use crate::backend::cuda::{ARCHITECTURES, COMPILER, FATBINS, devices, driver_version};
+
+    let bytes: usize = FATBINS.iter().map(|(_, image)| image.len()).sum();
+    let architectures: Vec<String> = ARCHITECTURES.iter().map(|number| format!("sm_{number}")).collect();
+    match FATBINS.len() {
+        0 => println!("cuda      built without nvcc: no GPU kernels in this program"),
+        files => println!(
+            "cuda      {files} kernel files, {:.1} MB: {} PTX of compute_80; {COMPILER}",
+            bytes as f64 / 1e6,
+            architectures.join(" ")
+        ),
+    }
+    match driver_version() {
+        Ok(version) => {
+            println!("          the driver speaks CUDA {}.{}", version / 1000, version % 1000 / 10)
+        }
+        Err(error) => return println!("          {error}"),
+    }
+    match devices() {
+        Ok(devices) if devices.is_empty() => println!("          the driver finds no GPU"),
+        Ok(devices) => {
+            for device in devices {
+                let (major, minor) = device.compute_capability;
+                println!(
+                    "          cuda:{} {}, compute capability {major}.{minor}, {} multiprocessors, {:.1} GiB",
+                    device.ordinal,
+                    device.name,
+                    device.multiprocessors,
+                    device.memory as f64 / f64::from(1 << 30)
+                );
+            }
+        }
+        Err(error) => println!("          {error}"),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() {
+    println!("cuda      built without the feature `cuda`");
 }

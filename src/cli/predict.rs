@@ -6,15 +6,16 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::device::Device;
+use super::device::{Device, on_device};
 use super::train::DecodingName;
+use crate::backend::Backend;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained;
 use crate::tasks::Row;
-use crate::train::{RunFolder, TrainedRun};
+use crate::train::{RunFolder, Saved, TrainedRun};
 
 /// Rows answered at a time: what is in memory of a long file.
 const CHUNK: usize = 256;
@@ -46,10 +47,14 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let saved = RunFolder::saved(&self.run)?;
+        let device = self.device.open()?;
+        on_device!(device, backend => self.run_on(backend, &saved))
+    }
+
+    fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
         let rows = data::open(&self.input)?;
-        let backend = self.device.open()?;
-        let frozen = Frozen::load(&backend, &pretrained::locate(&saved.config.model)?)?;
-        let run = TrainedRun::open(&frozen, &self.run, &saved)?;
+        let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
+        let run = TrainedRun::open(&frozen, &self.run, saved)?;
         match &self.out {
             None => self.answer(&run, rows, &mut std::io::stdout().lock())?,
             Some(path) => {
@@ -67,7 +72,7 @@ impl Arguments {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn answer<B: crate::backend::Backend>(
+    fn answer<B: Backend>(
         &self,
         run: &TrainedRun<'_, B>,
         mut rows: impl Iterator<Item = Result<Row>>,

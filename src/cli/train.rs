@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use super::device::Device;
+use super::device::{Device, on_device};
 use super::progress::Shown;
-use crate::backend::Scorer;
+use crate::backend::{Backend, Scorer};
 use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
@@ -184,12 +184,16 @@ flag_values!(DecodingName for Decoding { Greedy, Labels });
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let mut monitor = Shown::new();
+        let monitor = Shown::new();
         let config = if self.resume { RunFolder::saved(&self.out)?.config } else { self.config() };
         config.check()?;
-        let backend = self.device.open()?;
-        let frozen = Frozen::load(&backend, &pretrained::locate(&config.model)?)?;
-        let mut trainer = Trainer::new(&frozen, &config, &mut monitor)?;
+        let device = self.device.open()?;
+        on_device!(device, backend => self.run_on(backend, &config, monitor))
+    }
+
+    fn run_on<B: Backend>(&self, backend: &B, config: &RunConfig, mut monitor: Shown) -> Result<ExitCode> {
+        let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
+        let mut trainer = Trainer::new(&frozen, config, &mut monitor)?;
         let mut folder = if self.resume {
             let saved = RunFolder::saved(&self.out)?;
             if saved.model_hash != frozen.model_hash {
@@ -205,7 +209,7 @@ impl Arguments {
             folder.rewind(trainer.step_count())?;
             folder
         } else {
-            RunFolder::create(&self.out, &config, &frozen.model_hash)?
+            RunFolder::create(&self.out, config, &frozen.model_hash)?
         };
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
         let outcome = trainer.run(Some(&mut folder), &mut monitor)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::device::Device;
+use super::device::{Device, on_device};
 use crate::error::Result;
 use crate::verify::verify;
 
@@ -24,10 +24,10 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let backend = self.device.open()?;
+        let device = self.device.open()?;
         let mut passed = true;
         for folder in &self.folders {
-            let report = verify(&backend, folder)?;
+            let report = on_device!(device, backend => verify(backend, folder)?);
             println!("{}\n{report}", folder.display());
             let verdict = if report.passed() { "passed" } else { "FAILED" };
             println!("{}: {verdict}\n", folder.display());

@@ -213,6 +213,10 @@ impl<E: Element> Backend for Cpu<E> {
     type Cache = Cache<E>;
     type LossKept = Loss;
 
+    fn operand_rounding(&self) -> f64 {
+        E::epsilon().widen() / 2.0
+    }
+
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
         assert_eq!(values.len(), out * input, "weight [out, in]");
         let values = E::from_f32_vec(values);

@@ -314,6 +314,13 @@ impl Backend for Cuda {
     type Cache = Cache;
     type LossKept = LossKept;
 
+    fn operand_rounding(&self) -> f64 {
+        match self.precision {
+            Precision::Bf16 => 1.0 / 512.0,
+            Precision::F32 => f64::from(f32::EPSILON) / 2.0,
+        }
+    }
+
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
         self.frozen(&values, out, input, readers == Readers::Lookup)
     }
