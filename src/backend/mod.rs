@@ -17,6 +17,8 @@ pub mod cuda;
 mod dropout;
 mod state;
 
+use std::rc::Rc;
+
 use crate::error::Result;
 pub use batch::{Batch, Example, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
@@ -96,7 +98,7 @@ pub struct Loss {
 }
 
 /// A device that runs the frozen model and its mixture.
-pub trait Backend: Sized {
+pub trait Backend: Sized + 'static {
     /// A frozen matrix `[out, in]`.
     type Weight;
     /// An activation: a matrix of rows, in a number format that the backend chooses by [`Backend::rows`]'s caller.
@@ -117,6 +119,8 @@ pub trait Backend: Sized {
     type Cache;
     /// The loss of a pass, on the device until [`Backend::read_loss`] asks.
     type LossKept;
+    /// What was recorded of one caller's work, to be issued again for other batches.
+    type Recorder: Default;
 
     /// How far rounding to the format of matrix operands may move a number, relative to it: 2^-24 for f32, 2^-9 for bf16.
     fn operand_rounding(&self) -> f64;
@@ -132,6 +136,16 @@ pub trait Backend: Sized {
     fn health(&self) -> Result<()> {
         Ok(())
     }
+    /// Runs `work` on `batch`, or issues again what an earlier run of it recorded for a batch of like shape, fed with this
+    /// one. One recorder serves one piece of work: whatever else `work` uses must be what it was at the first call, but for
+    /// the content of device memory.
+    fn record<T: 'static>(
+        &self,
+        recorder: &mut Self::Recorder,
+        batch: &Batch,
+        dropout: Option<&DropoutStep>,
+        work: impl FnMut(&Batch) -> T,
+    ) -> Rc<T>;
     /// An activation of `rows` × `width`, its content unspecified; for [`Format::Norm`], `width` is the width of the
     /// rows that it is of.
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows;

@@ -153,16 +153,16 @@ impl<B: Backend> T5<B> {
     }
 
     /// From d_h \[R, D\] down to the encoder's input: its prompt rows hold the gradient, its token rows nothing of use.
-    /// `None` if the pass kept nothing.
+    /// No gradient if the pass kept nothing. Hands back what the mixture kept.
     pub(super) fn encoder_backward(
         &self,
         backend: &B,
         batch: &Batch,
         encoding: Encoding<B>,
-        d_h: B::Rows,
+        d_h: Option<B::Rows>,
         dropout: Option<&DropoutStep>,
-    ) -> Option<(B::Rows, B::MixKept)> {
-        let tape = encoding.tape?;
+    ) -> (Option<B::Rows>, B::MixKept) {
+        let Some((tape, d_h)) = encoding.tape.zip(d_h) else { return (None, encoding.mix) };
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let mut d_x = backend.rows(rows, width, Format::Residual);
         backend.final_norm_backward(
@@ -225,6 +225,6 @@ impl<B: Backend> T5<B> {
             above = kept.input;
         }
         backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x);
-        Some((d_x, encoding.mix))
+        (Some(d_x), encoding.mix)
     }
 }

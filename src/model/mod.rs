@@ -14,7 +14,7 @@ pub use decoder::Decoding;
 pub use encoder::Encoding;
 pub use frozen::Frozen;
 pub use load::Tensors;
-pub use step::{StepLoss, label_weights};
+pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{Activation, Backend, DropoutStep, Format, Heads, Mixing, StateLayout};
 use crate::pretrained::T5Config;

@@ -13,6 +13,19 @@ pub struct StepLoss {
     pub attention: Vec<f64>,
 }
 
+/// What a pass leaves on the device to be read.
+pub struct Issued<B: Backend> {
+    loss: B::LossKept,
+    mix: B::MixKept,
+}
+
+impl<B: Backend> Issued<B> {
+    /// Reads back what the pass over `batch`, of `runs` runs, came to.
+    pub fn read(&self, backend: &B, batch: &Batch, runs: usize) -> StepLoss {
+        summarise(batch, &backend.read_loss(&self.loss), backend.attention(&self.mix), runs)
+    }
+}
+
 /// What each label row counts for: one over its run's label tokens of the whole step. `label_tokens` has the count of
 /// each run, over all ranks and micro-batches.
 pub fn label_weights(batch: &Batch, label_tokens: &[usize]) -> Vec<f64> {
@@ -67,21 +80,31 @@ impl<B: Backend> T5<B> {
         dropout: Option<&DropoutStep>,
     ) -> (StepLoss, Option<B::Rows>) {
         let batch = &batch.weighted(label_weights(batch, label_tokens));
+        let (issued, d_input) = self.issue(backend, mixture, state, batch, dropout);
+        (issued.read(backend, batch, label_tokens.len()), d_input)
+    }
+
+    /// Issues the passes of [`T5::loss_and_gradient`] on a batch that has its row weights, and reads nothing back.
+    pub fn issue(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &mut B::State,
+        batch: &Batch,
+        dropout: Option<&DropoutStep>,
+    ) -> (Issued<B>, Option<B::Rows>) {
         let mut pass = Pass { dropout, keep: true, observe: None };
         let encoding = self.encode(backend, mixture, state, batch, &mut pass);
         let decoding = self.decode(backend, batch, &encoding, &mut pass);
         let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float);
         let loss = backend.loss(batch, decoding.hidden(), self.head(), Some(&mut d_hidden));
-        let attention = backend.attention(encoding.mix());
-        let d_input = self
-            .decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout)
-            .and_then(|d_h| self.encoder_backward(backend, batch, encoding, d_h, dropout))
-            .map(|(d_x, mix)| {
-                let sources = mixture.sources.as_ref();
-                backend.mix_backward(&mixture.mixing, sources, batch, &mix, &d_x, state);
-                d_x
-            });
-        (summarise(batch, &backend.read_loss(&loss), attention, label_tokens.len()), d_input)
+        let d_h = self.decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout);
+        let (d_input, mix) = self.encoder_backward(backend, batch, encoding, d_h, dropout);
+        if let Some(d_input) = &d_input {
+            let sources = mixture.sources.as_ref();
+            backend.mix_backward(&mixture.mixing, sources, batch, &mix, d_input, state);
+        }
+        (Issued { loss, mix }, d_input)
     }
 
     /// log p(candidate) of each candidate for each example, all behind one encoding: \[B\]\[candidates\].

@@ -13,7 +13,7 @@ use crate::config::{Method, RunConfig};
 use crate::data::{Batches, ExampleSettings, Examples, FewShot, Part, Split, Splits};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Frozen, Mixture, Pass};
+use crate::model::{Frozen, Mixture, Pass, label_weights};
 use crate::prompts::{Prompt, PromptMetadata};
 use crate::tasks::{Purpose, Task};
 
@@ -37,6 +37,7 @@ pub struct Trainer<'a, B: Backend> {
     warmup: u64,
     checkpoint: Checkpoint,
     best: Vec<f64>,
+    recorder: B::Recorder,
 }
 
 /// How a run ended.
@@ -114,6 +115,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warmup,
             checkpoint: Checkpoint::default(),
             best: values,
+            recorder: B::Recorder::default(),
         })
     }
 
@@ -244,14 +246,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0);
         let mut rows = 0;
         for batch in &micro_batches {
-            let step = self.frozen.model.loss_and_gradient(
-                backend,
-                &self.mixture,
-                &mut self.state,
-                batch,
-                &label_tokens,
-                dropout.as_ref(),
-            );
+            let batch = batch.weighted(label_weights(batch, &label_tokens));
+            let (model, mixture, state) = (&self.frozen.model, &self.mixture, &mut self.state);
+            let issued = backend.record(&mut self.recorder, &batch, dropout.as_ref(), |batch| {
+                model.issue(backend, mixture, state, batch, dropout.as_ref()).0
+            });
+            let step = issued.read(backend, &batch, label_tokens.len());
             loss += step.per_run.iter().sum::<f64>();
             entropy -= step.attention.iter().filter(|&&a| a > 0.0).map(|&a| a * a.ln()).sum::<f64>();
             rows += step.attention.len() / self.prompts().max(1);

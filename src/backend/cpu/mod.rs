@@ -17,6 +17,7 @@ mod pool;
 mod rows;
 mod vector;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,8 +34,8 @@ use self::matrix::{View, ViewMut};
 use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
-    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, Mixing, OptimizerReport,
-    OptimizerStep, Readers, Scope, Side, StateLayout,
+    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Heads, Loss, Mask, Mixing,
+    OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
 
@@ -212,6 +213,7 @@ impl<E: Element> Backend for Cpu<E> {
     type MixKept = MixKept<E>;
     type Cache = Cache<E>;
     type LossKept = Loss;
+    type Recorder = ();
 
     fn operand_rounding(&self) -> f64 {
         E::epsilon().widen() / 2.0
@@ -226,6 +228,16 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
         weight.row(row).iter().map(|value| value.widen() as f32).collect()
+    }
+
+    fn record<T: 'static>(
+        &self,
+        (): &mut (),
+        batch: &Batch,
+        _dropout: Option<&DropoutStep>,
+        mut work: impl FnMut(&Batch) -> T,
+    ) -> Rc<T> {
+        Rc::new(work(batch))
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {

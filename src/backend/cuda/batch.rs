@@ -1,6 +1,9 @@
 //! The batch descriptor on the device: one array of integers a batch, as `kernels/batch.cuh` reads it.
 
-use super::memory::Buffer;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::memory::{Buffer, address};
 use super::{Cuda, failure};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
@@ -15,7 +18,7 @@ const HEADER: usize = COUNTS + ARRAYS;
 /// A batch's descriptor on the device.
 #[derive(Debug)]
 pub struct DeviceBatch {
-    pub(super) data: Buffer<i32>,
+    data: RefCell<Buffer<i32>>,
     id: u64,
     encoder_tiles: usize,
     prompt_tiles: usize,
@@ -37,7 +40,7 @@ impl DeviceBatch {
     /// # Errors
     /// If its allocation failed.
     pub fn address(&self, cuda: &Cuda) -> Result<u64> {
-        Ok(super::memory::address(&self.data.view()?, cuda.kernels().stream()))
+        Ok(address(&self.data.borrow().view()?, cuda.kernels().stream()))
     }
 }
 
@@ -122,7 +125,7 @@ fn describe(batch: &Batch) -> (Vec<i32>, [usize; 3]) {
 
 impl Cuda {
     /// The descriptor of `batch`, uploaded unless the device has it.
-    pub(super) fn describe(&self, batch: &Batch) -> Result<std::rc::Rc<DeviceBatch>> {
+    pub(super) fn describe(&self, batch: &Batch) -> Result<Rc<DeviceBatch>> {
         if let Some(known) = self.batches.borrow().iter().find(|known| known.id == batch.id()) {
             return Ok(known.clone());
         }
@@ -132,19 +135,30 @@ impl Cuda {
             return Err(failure::absent());
         }
         self.upload(&data, &mut buffer)?;
-        let described = std::rc::Rc::new(DeviceBatch {
-            data: buffer,
+        let described = Rc::new(DeviceBatch {
+            data: RefCell::new(buffer),
             id: batch.id(),
             encoder_tiles,
             prompt_tiles,
             decoder_tiles,
         });
+        self.keep(&described);
+        Ok(described)
+    }
+
+    /// Keeps a descriptor, in the place of the oldest, unless it is there.
+    pub(super) fn keep(&self, described: &Rc<DeviceBatch>) {
         let mut batches = self.batches.borrow_mut();
+        batches.retain(|known| known.id != described.id);
         if batches.len() == KEPT_BATCHES {
             batches.pop_front();
         }
         batches.push_back(described.clone());
-        Ok(described)
+    }
+
+    /// Overwrites a descriptor with that of another batch of the same capacity.
+    pub(super) fn describe_again(&self, described: &DeviceBatch, batch: &Batch) -> Result<()> {
+        self.upload(&describe(batch).0, &mut described.data.borrow_mut())
     }
 }
 

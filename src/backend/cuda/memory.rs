@@ -28,6 +28,7 @@ pub(super) struct Memory {
     peak: Cell<usize>,
     allocated: Cell<usize>,
     poison: bool,
+    capturing: Cell<bool>,
 }
 
 impl Memory {
@@ -39,6 +40,7 @@ impl Memory {
             peak: Cell::new(0),
             allocated: Cell::new(0),
             poison,
+            capturing: Cell::new(false),
         })
     }
 
@@ -48,6 +50,13 @@ impl Memory {
         let reused = self.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
         let mut slice = match reused {
             Some(slice) => slice,
+            None if self.capturing.get() => {
+                return Err(Error::device(
+                    "capture a step",
+                    format!("it needs {bytes} bytes more than the step before it"),
+                    "this is a defect of promptmix: report it",
+                ));
+            }
             None => {
                 // SAFETY: a buffer's content is unspecified until something is written to it.
                 let fresh = unsafe { self.stream.alloc::<u8>(bytes) };
@@ -57,7 +66,7 @@ impl Memory {
                 fresh
             }
         };
-        if self.poison {
+        if self.poison && !self.capturing.get() {
             self.stream
                 .memset_zeros(&mut slice)
                 .and_then(|()| self.stream.memcpy_htod(&vec![POISON; bytes], &mut slice))
@@ -66,6 +75,11 @@ impl Memory {
         self.held.set(self.held.get() + bytes);
         self.peak.set(self.peak.get().max(self.held.get()));
         Ok(Buffer { slice: Some(slice), length, memory: Some(self.clone()), numbers: PhantomData })
+    }
+
+    /// While a step is captured nothing may be allocated: all it needs must be free already.
+    pub(super) fn capturing(&self, capturing: bool) {
+        self.capturing.set(capturing);
     }
 
     /// Bytes asked of the driver so far.

@@ -14,6 +14,7 @@ pub mod decode;
 mod dropout;
 pub mod embedding;
 mod failure;
+mod graph;
 mod kernels;
 pub mod linear;
 pub mod loss;
@@ -33,6 +34,7 @@ use cudarc::driver::{CudaContext, DeviceRepr};
 
 pub use batch::{ATTENTION_TILE, DeviceBatch};
 pub use dropout::MaskArgument;
+pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
 pub use memory::{Buffer, address, address_mut};
 pub use rows::{NORM_COLUMNS, Operand, PositionBias, Rows, Weight};
@@ -47,8 +49,8 @@ use self::memory::Memory;
 use self::mix::{MixKept, Sources};
 use self::optimizer::State;
 use super::{
-    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, Mixing, OptimizerReport,
-    OptimizerStep, Readers, Scope, Side, StateLayout,
+    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Heads, Loss, Mask, Mixing,
+    OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
 
@@ -144,13 +146,15 @@ fn compiler_release() -> Option<i32> {
 #[derive(Debug)]
 pub struct Cuda {
     kernels: Kernels,
-    memory: Rc<Memory>,
+    memory: RefCell<Rc<Memory>>,
     precision: Precision,
     info: DeviceInfo,
     failure: RefCell<Option<(String, String, String)>>,
     batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
     dropout: RefCell<Option<DeviceDropout>>,
     operations: Cell<u64>,
+    poisons: bool,
+    graphs: Cell<bool>,
 }
 
 impl Cuda {
@@ -190,7 +194,9 @@ impl Cuda {
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
         Ok(Self {
             kernels: Kernels::new(stream.clone())?,
-            memory: Memory::new(stream, poison),
+            memory: RefCell::new(Memory::new(stream, poison)),
+            poisons: poison,
+            graphs: Cell::new(true),
             precision,
             info,
             failure: RefCell::default(),
@@ -217,12 +223,17 @@ impl Cuda {
 
     /// Bytes that it has asked the driver for.
     pub fn allocated_bytes(&self) -> usize {
-        self.memory.allocated()
+        self.memory.borrow().allocated()
     }
 
     /// The most bytes that were in use at a time.
     pub fn peak_bytes(&self) -> usize {
-        self.memory.peak()
+        self.memory.borrow().peak()
+    }
+
+    /// Whether [`Backend::record`] captures graphs; it does unless told otherwise.
+    pub fn set_graphs(&self, capture: bool) {
+        self.graphs.set(capture);
     }
 
     /// Waits until all that was launched has run.
@@ -247,11 +258,18 @@ impl Cuda {
         }
     }
 
+    fn first_failure(&self) -> Result<()> {
+        match self.failure.borrow().as_ref() {
+            Some((action, found, advice)) => Err(Error::device(action, found, advice)),
+            None => Ok(()),
+        }
+    }
+
     /// `length` numbers of unspecified content; a buffer that fails every use if there is no memory.
     fn allocate<T: DeviceRepr>(&self, length: usize) -> Buffer<T> {
         let mut buffer = Buffer::absent();
         self.attempt(|| {
-            buffer = self.memory.take(length)?;
+            buffer = self.memory.borrow().take(length)?;
             Ok(())
         });
         buffer
@@ -313,6 +331,7 @@ impl Backend for Cuda {
     type MixKept = MixKept;
     type Cache = Cache;
     type LossKept = LossKept;
+    type Recorder = Recorder;
 
     fn operand_rounding(&self) -> f64 {
         match self.precision {
@@ -331,10 +350,17 @@ impl Backend for Cuda {
 
     fn health(&self) -> Result<()> {
         self.attempt(|| self.synchronize());
-        match self.failure.borrow().as_ref() {
-            Some((action, found, advice)) => Err(Error::device(action, found, advice)),
-            None => Ok(()),
-        }
+        self.first_failure()
+    }
+
+    fn record<T: 'static>(
+        &self,
+        recorder: &mut Self::Recorder,
+        batch: &Batch,
+        dropout: Option<&DropoutStep>,
+        work: impl FnMut(&Batch) -> T,
+    ) -> Rc<T> {
+        self.record_or_replay(recorder, batch, dropout, work)
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
