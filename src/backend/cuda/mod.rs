@@ -142,6 +142,9 @@ fn compiler_release() -> Option<i32> {
     Some(1000 * major.parse::<i32>().ok()? + 10 * minor.parse::<i32>().ok()?)
 }
 
+/// Tiles that a product in parts may have.
+const MOST_COUNTERS: usize = 4096;
+
 /// A GPU as a device. Not for use by two threads at a time.
 #[derive(Debug)]
 pub struct Cuda {
@@ -155,6 +158,8 @@ pub struct Cuda {
     operations: Cell<u64>,
     poisons: bool,
     graphs: Cell<bool>,
+    /// Counters of thin products' tiles: zero whenever no kernel runs.
+    counters: RefCell<Buffer<i32>>,
 }
 
 impl Cuda {
@@ -192,9 +197,14 @@ impl Cuda {
         // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
+        let memory = Memory::new(stream.clone(), poison);
+        let mut counters = memory.take::<i32>(MOST_COUNTERS)?;
+        stream
+            .memset_zeros(&mut counters.view_mut()?)
+            .map_err(|error| driver("clear the counters", error))?;
         Ok(Self {
-            kernels: Kernels::new(stream.clone())?,
-            memory: RefCell::new(Memory::new(stream, poison)),
+            kernels: Kernels::new(stream)?,
+            memory: RefCell::new(memory),
             poisons: poison,
             graphs: Cell::new(true),
             precision,
@@ -203,6 +213,7 @@ impl Cuda {
             batches: RefCell::default(),
             dropout: RefCell::default(),
             operations: Cell::new(0),
+            counters: RefCell::new(counters),
         })
     }
 
@@ -307,6 +318,11 @@ impl Cuda {
             self.synchronize()
         });
         values
+    }
+
+    fn copy<T: DeviceRepr>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {
+        let copied = self.kernels.stream().memcpy_dtod(&from.view()?, &mut to.view_mut()?);
+        copied.map_err(|error| driver("copy on the GPU", error))
     }
 
     fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {

@@ -2,9 +2,10 @@
 
 use half::bf16;
 
-use super::memory::Buffer;
-use super::{Cuda, Precision};
-use crate::backend::{Format, Heads};
+use super::memory::{Buffer, address};
+use super::{Cuda, Precision, failure};
+use crate::backend::Format;
+use crate::error::{Error, Result};
 
 /// Columns of a residual row that one partial sum of squares covers; `NORM_COLUMNS` of `kernels/number.cuh`.
 pub const NORM_COLUMNS: usize = 64;
@@ -72,6 +73,49 @@ impl Rows {
     }
 }
 
+impl Operand {
+    /// Where it lies, for a kernel's argument.
+    pub(super) fn address(&self, cuda: &Cuda) -> Result<u64> {
+        match self {
+            Self::Bf16(buffer) => cuda.address_of(buffer),
+            Self::F32(buffer) => cuda.address_of(buffer),
+        }
+    }
+}
+
+impl Rows {
+    /// Where the f32 part lies: residual rows, a norm's partial sums, plain f32.
+    pub(super) fn float_address(&self, cuda: &Cuda) -> Result<u64> {
+        cuda.address_of(self.float.as_ref().ok_or_else(|| self.lacks("an f32 part"))?)
+    }
+
+    /// Where what products read lies: the operand part, or in f32 the residual rows themselves.
+    pub(super) fn operand_address(&self, cuda: &Cuda) -> Result<u64> {
+        match (&self.operand, &self.float) {
+            (Some(operand), _) => operand.address(cuda),
+            (None, Some(float)) if cuda.precision == Precision::F32 => cuda.address_of(float),
+            _ => Err(self.lacks("an operand part")),
+        }
+    }
+
+    /// Where the operand copy beside the f32 part lies; 0 where there is none, in f32.
+    pub(super) fn copy_address(&self, cuda: &Cuda) -> Result<u64> {
+        self.operand.as_ref().map_or(Ok(0), |operand| operand.address(cuda))
+    }
+
+    fn lacks(&self, part: &str) -> Error {
+        Error::tensor("an activation", part, format!("the format {:?}", self.format), "")
+    }
+
+    /// Fails unless it has that shape.
+    pub(super) fn expect(&self, what: &str, rows: usize, width: usize) -> Result<()> {
+        if (self.rows, self.width) == (rows, width) {
+            return Ok(());
+        }
+        Err(Error::tensor(what, format!("[{rows}, {width}]"), format!("[{}, {}]", self.rows, self.width), ""))
+    }
+}
+
 /// A frozen matrix `[out, in]`.
 #[derive(Debug)]
 pub struct Weight {
@@ -90,7 +134,46 @@ pub struct PositionBias {
     pub(super) reach: usize,
 }
 
+impl Weight {
+    /// Where the operand format of it lies.
+    pub(super) fn operand_address(&self, cuda: &Cuda) -> Result<u64> {
+        self.operand.as_ref().ok_or_else(failure::absent)?.address(cuda)
+    }
+
+    /// Where its f32 copy lies, which only a weight that is looked up has.
+    pub(super) fn float_address(&self, cuda: &Cuda) -> Result<u64> {
+        let missing = || Error::tensor("a weight", "an f32 copy, for looking up rows", "none", "");
+        cuda.address_of(self.float.as_ref().ok_or_else(missing)?)
+    }
+}
+
+/// Widths are multiples of this, so that every row begins on 16 bytes.
+pub(super) const WIDTH_MULTIPLE: usize = 8;
+
 impl Cuda {
+    /// Where a buffer lies, for a kernel's argument.
+    pub(super) fn address_of<T>(&self, buffer: &Buffer<T>) -> Result<u64> {
+        Ok(address(&buffer.view()?, self.kernels.stream()))
+    }
+
+    /// The suffix of kernels in this precision.
+    pub(super) fn named(&self, bf16: &'static str, f32: &'static str) -> &'static str {
+        match self.precision {
+            Precision::Bf16 => bf16,
+            Precision::F32 => f32,
+        }
+    }
+
+    /// Copies what products read of `from` to `to`.
+    pub(super) fn copy_operand(&self, from: &Rows, to: &mut Rows) -> Result<()> {
+        to.expect("a copy", from.rows, from.width)?;
+        match (&from.operand, &mut to.operand) {
+            (Some(Operand::Bf16(from)), Some(Operand::Bf16(to))) => self.copy(from, to),
+            (Some(Operand::F32(from)), Some(Operand::F32(to))) => self.copy(from, to),
+            _ => Err(from.lacks("an operand part")),
+        }
+    }
+
     /// `length` numbers in the operand format, content unspecified.
     pub(super) fn operand(&self, length: usize) -> Operand {
         match self.precision {
@@ -133,6 +216,18 @@ impl Cuda {
     pub(super) fn frozen(&self, values: &[f32], out: usize, input: usize, lookup: bool) -> Weight {
         assert_eq!(values.len(), out * input, "weight [out, in]");
         let mut weight = Weight { out, input, operand: None, float: None };
+        self.attempt(|| {
+            if input % WIDTH_MULTIPLE == 0 {
+                return Ok(());
+            }
+            let expected = format!("a width that is a multiple of {WIDTH_MULTIPLE}, as the GPU kernels need");
+            Err(Error::tensor(
+                "a weight",
+                expected,
+                input.to_string(),
+                "leave --device out to compute on the CPU",
+            ))
+        });
         let mut operand = self.operand(values.len());
         match &mut operand {
             Operand::Bf16(buffer) => self.attempt(|| self.upload(&narrowed(values), buffer)),
@@ -187,11 +282,6 @@ impl Cuda {
             (None, None) => vec![f64::NAN; rows.rows * rows.width],
         }
     }
-}
-
-/// H·K of an activation that holds q, k and v side by side.
-pub(super) fn expect_heads(what: &str, rows: &Rows, parts: usize, heads: Heads) {
-    assert_eq!(rows.width, parts * heads.total(), "width of {what}");
 }
 
 fn widened(values: &[f32]) -> Vec<f64> {

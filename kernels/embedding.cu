@@ -1,0 +1,72 @@
+// Embedding: token rows of the residual stream from the frozen table, the embedding's dropout, and each row's partial sums
+// of squares; and the same dropout on the gradient of the prompt rows.
+//
+//   x[row] = mask(table[id[row]])  on token rows;  x[row] = mask(x[row])  on prompt rows, which the mixture wrote
+//   partials[row, i] = sum of x[row, 64 i .. 64 i + 63]^2
+//
+// Shapes: table [V, D] f32, x [rows, D] f32, copy [rows, D] bf16 (none in f32), partials [rows, ceil(D / 64)] f32.
+// Grid: a warp a row, four rows a block; rows beyond the batch's exit.
+// Bytes: reads 4 D a row and its id, writes 4 D + 2 D + D / 16. Backward keeps nothing: masks are drawn again.
+// embed: 40 registers or fewer, no shared memory: full occupancy on sm_80.
+#include "rows.cuh"
+
+using namespace promptmix;
+
+struct EmbedArguments {
+    const int* batch;
+    const float* table;
+    float* x;
+    bf16* copy;
+    float* partials;
+    Mask mask;
+    int side;
+    int width;
+};
+static_assert(sizeof(EmbedArguments) == 64, "as backend/cuda/embedding.rs has it");
+
+extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int id = __ldg(batch.array(arguments.side == ENCODER ? ENCODER_IDS : DECODER_IDS) + row);
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    float* const x = arguments.x + static_cast<int64_t>(row) * width;
+    const float* const from = id < 0 ? x : arguments.table + static_cast<int64_t>(id) * width;
+    for (int start = 0; start < width; start += WARP_COLUMNS) {
+        const int column = start + lane * LANE_COLUMNS;
+        Columns c = {};
+        if (column < width) {
+            c = load_columns(from + column);
+            drop(c, mask, column);
+            if (id >= 0 || mask.any) store_columns(x + column, c);
+            if (arguments.copy != nullptr) store_columns(arguments.copy + static_cast<int64_t>(row) * width + column, c);
+        }
+        write_partials(arguments.partials, row, width, column, c);
+    }
+}
+
+struct EmbedBackwardArguments {
+    const int* batch;
+    float* d_x;
+    Mask mask;
+    int width;
+    int padding;
+};
+static_assert(sizeof(EmbedBackwardArguments) == 40, "as backend/cuda/embedding.rs has it");
+
+extern "C" __global__ void __launch_bounds__(128) embed_backward(EmbedBackwardArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int prompt_row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (prompt_row >= batch.rows(ENCODER, PROMPT)) return;
+    const int row = batch.row_of_prompt_row(prompt_row);
+    const int example = batch.example_of_row(ENCODER, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(ENCODER, example));
+    float* const d_x = arguments.d_x + static_cast<int64_t>(row) * arguments.width;
+    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
+        Columns c = load_columns(d_x + column);
+        drop(c, mask, column);
+        store_columns(d_x + column, c);
+    }
+}

@@ -1,0 +1,143 @@
+// What stands between the two products of a gated feed-forward, and the row passes around a sublayer's backward.
+//
+//   gate           a = act(z0)·z1·mask                     z = [z0, z1] pre-activations, act gelu (tanh form) or silu
+//   gate backward  dz0 = d_a·mask·z1·act'(z0), dz1 = d_a·mask·act(z0); inner = <dz, z>
+//   row inner      inner = <d_x, x_next - x>: with ReLU, which is positively homogeneous, that is <dz, z>
+//   mask copy      the operand copy of d_x times the output mask of the sublayer below
+//
+// Shapes: z, dz [rows, 2 F] in the operand format, a, d_a [rows, F], inner [rows, 1] f32; x, x_next, d_x [rows, D] f32.
+// Grid: a warp a row, four rows a block; rows beyond the batch's exit.
+// Bytes a row, in bf16: gate reads 4 F, writes 2 F; its backward reads 6 F, writes 4 F; row inner reads 12 D; mask copy
+// reads 4 D, writes 2 D. Backward keeps z.
+#include "rows.cuh"
+
+using namespace promptmix;
+
+struct GateArguments {
+    const int* batch;
+    void* z;
+    void* a;       // a, or d_a
+    void* dz;
+    float* inner;
+    Mask mask;
+    int side;
+    int width;     // F
+    int silu;
+    int padding;
+};
+static_assert(sizeof(GateArguments) == 72, "as backend/cuda/linear.rs has it");
+
+struct Activated {
+    float value, slope;
+};
+
+__device__ __forceinline__ Activated activate(float z, bool silu) {
+    if (silu) {
+        const float s = 1.0f / (1.0f + expf(-z));
+        return {z * s, s * (1.0f + z * (1.0f - s))};
+    }
+    // 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3)))
+    constexpr float ROOT = 0.7978845608028654f, CUBE = 0.044715f;
+    const float t = tanhf(ROOT * (z + CUBE * z * z * z));
+    return {0.5f * z * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * z * (1.0f - t * t) * ROOT * (1.0f + 3.0f * CUBE * z * z)};
+}
+
+template <typename T> __device__ __forceinline__ void gate(const GateArguments& arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
+    T* const a = static_cast<T*>(arguments.a) + static_cast<int64_t>(row) * width;
+    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
+        Columns c = load_columns(z + column);
+        const Columns other = load_columns(z + width + column);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = activate(c.value[i], arguments.silu).value * other.value[i];
+        drop(c, mask, column);
+        store_columns(a + column, c);
+    }
+}
+
+template <typename T> __device__ __forceinline__ void gate_backward(const GateArguments& arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
+    const T* const d_a = static_cast<const T*>(arguments.a) + static_cast<int64_t>(row) * width;
+    T* const dz = static_cast<T*>(arguments.dz) + static_cast<int64_t>(row) * 2 * width;
+    float inner = 0.0f;
+    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
+        const Columns z0 = load_columns(z + column), z1 = load_columns(z + width + column);
+        Columns d = load_columns(d_a + column), dz0, dz1;
+        drop(d, mask, column);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) {
+            const Activated activated = activate(z0.value[i], arguments.silu);
+            dz0.value[i] = d.value[i] * z1.value[i] * activated.slope;
+            dz1.value[i] = d.value[i] * activated.value;
+            inner = fmaf(dz0.value[i], z0.value[i], inner);
+            inner = fmaf(dz1.value[i], z1.value[i], inner);
+        }
+        store_columns(dz + column, dz0);
+        store_columns(dz + width + column, dz1);
+    }
+    inner = warp_sum(inner);
+    if (lane == 0) arguments.inner[row] = inner;
+}
+
+extern "C" __global__ void __launch_bounds__(128) gate_bf16(GateArguments arguments) { gate<bf16>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) gate_f32(GateArguments arguments) { gate<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) gate_backward_bf16(GateArguments arguments) { gate_backward<bf16>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) gate_backward_f32(GateArguments arguments) { gate_backward<float>(arguments); }
+
+struct RowArguments {
+    const int* batch;
+    const float* d_x;
+    const float* x;
+    const float* x_next;
+    float* inner;
+    void* copy;
+    Mask mask;
+    int side;
+    int width;
+};
+static_assert(sizeof(RowArguments) == 72, "as backend/cuda/linear.rs has it");
+
+extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int64_t start = static_cast<int64_t>(row) * arguments.width;
+    float inner = 0.0f;
+    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
+        const Columns d_x = load_columns(arguments.d_x + start + column), x = load_columns(arguments.x + start + column);
+        const Columns next = load_columns(arguments.x_next + start + column);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) inner = fmaf(d_x.value[i], next.value[i] - x.value[i], inner);
+    }
+    inner = warp_sum(inner);
+    if (lane == 0) arguments.inner[row] = inner;
+}
+
+template <typename T> __device__ __forceinline__ void mask_copy(const RowArguments& arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int64_t start = static_cast<int64_t>(row) * arguments.width;
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
+        Columns c = load_columns(arguments.d_x + start + column);
+        drop(c, mask, column);
+        store_columns(static_cast<T*>(arguments.copy) + start + column, c);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) mask_copy_bf16(RowArguments arguments) { mask_copy<bf16>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) mask_copy_f32(RowArguments arguments) { mask_copy<float>(arguments); }

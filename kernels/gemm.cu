@@ -1,0 +1,389 @@
+// Products of packed rows with a frozen weight, and everything around them in the epilogue.
+//
+//   forward    C = A W^T    A [m, k], W [n, k]: the weight's rows lie along k
+//   backward   C = A W      A [m, k], W [k, n]: the same stored weight, read the other way
+//
+// Epilogues, with r = 1 / rms of the row from its partial sums of squares:
+//   project        z = r·C                                        a projection behind a folded norm
+//   relu           a = max(r·C, 0)·mask; one bit an element: positive and kept
+//   add            x' = x + mask(C); its bf16 copy and its partial sums of squares: the end of a sublayer
+//   plain          C in the operand format
+//   relu backward  C·bit / (1 - p)
+//   norm backward  d_x += r·C - r^2·(inner / D)·x, and its copy; inner = <dz, z> of the row, from partials
+//   float          C in f32
+//   accumulate     what was there in f32, plus C
+//
+// Grid: x over columns, y over rows, z over parts of k where the problem is thin: the last part of a tile to come sums them
+// all in order and runs the epilogue. The true number of rows is the batch's; surplus blocks exit.
+// bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma) or 64x64 (4 warps of 32x32),
+// k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
+// f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
+// Bytes: A once for every column of blocks, W once for every row of blocks, C once.
+#include "mma.cuh"
+#include "rows.cuh"
+
+using namespace promptmix;
+
+enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE };
+
+struct GemmArguments {
+    const int* batch;
+    const void* a;
+    const void* weight;
+    void* out;               // operand format; of `float`, f32
+    const float* x;          // [rows, n] residual rows
+    float* x_next;           // [rows, n], or d_x
+    bf16* copy;              // bf16 copy of x_next or d_x
+    const float* partials;   // of the norm that is read
+    float* partials_next;    // of x_next
+    const float* inner;      // [m, inner_parts]
+    uint8_t* bits;           // [rows, n / 8]
+    float* workspace;        // [tiles, parts, tile]
+    int* counters;           // [tiles], zero before and after
+    Mask mask;
+    int side;
+    int scope;
+    int n;
+    int k;
+    int a_stride;
+    int epilogue;
+    int inner_parts;
+    float epsilon;
+};
+static_assert(sizeof(GemmArguments) == 152, "as backend/cuda/linear.rs has it");
+
+// Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
+template <typename T>
+__device__ __forceinline__ void finish(const GemmArguments& arguments, const Batch& batch, int a_row, int column, Columns c,
+                                       bool inside) {
+    const int n = arguments.n;
+    const int row = arguments.scope == PROMPT && inside ? batch.row_of_prompt_row(a_row) : a_row;
+    const int64_t at = static_cast<int64_t>(row) * n + column;
+    MaskRow mask;
+    if (arguments.mask.step != nullptr && inside) {
+        const int example = batch.example_of_row(arguments.side, row);
+        mask = MaskRow(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    }
+    switch (arguments.epilogue) {
+    case PROJECT:
+    case RELU: {
+        if (!inside) break;
+        // The norm's rows are as wide as the product is deep.
+        const float r = Norm{arguments.partials, arguments.k, arguments.epsilon}.reciprocal_rms(row);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= r;
+        if (arguments.epilogue == RELU) {
+#pragma unroll
+            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
+            drop(c, mask, column);
+            if (arguments.bits != nullptr) {
+                uint32_t bits = 0;
+#pragma unroll
+                for (int i = 0; i < LANE_COLUMNS; ++i) bits |= (c.value[i] > 0.0f ? 1u : 0u) << i;
+                arguments.bits[at / 8] = static_cast<uint8_t>(bits);
+            }
+        }
+        store_columns(static_cast<T*>(arguments.out) + at, c);
+        break;
+    }
+    case ADD: {
+        if (inside) {
+            drop(c, mask, column);
+            const Columns x = load_columns(arguments.x + at);
+#pragma unroll
+            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] += x.value[i];
+            store_columns(arguments.x_next + at, c);
+            if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
+        } else {
+            c = {};
+        }
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) sum = fmaf(c.value[i], c.value[i], sum);
+#pragma unroll
+        for (int step = 4; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        if (inside && column % NORM_COLUMNS == 0) {
+            const int count = (n + NORM_COLUMNS - 1) / NORM_COLUMNS;
+            arguments.partials_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
+        }
+        break;
+    }
+    case PLAIN:
+        if (inside) store_columns(static_cast<T*>(arguments.out) + at, c);
+        break;
+    case RELU_BACKWARD: {
+        if (!inside) break;
+        const uint32_t bits = arguments.bits[at / 8];
+        const float scale = mask.any ? mask.scale : 1.0f;
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = (bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
+        store_columns(static_cast<T*>(arguments.out) + at, c);
+        break;
+    }
+    case NORM_BACKWARD: {
+        if (!inside) break;
+        const float r = Norm{arguments.partials, n, arguments.epsilon}.reciprocal_rms(row);
+        float inner = 0.0f;
+        for (int i = 0; i < arguments.inner_parts; ++i) {
+            inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
+        }
+        const float along = r * r * inner / static_cast<float>(n);
+        const Columns x = load_columns(arguments.x + at), before = load_columns(arguments.x_next + at);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = before.value[i] + r * c.value[i] - along * x.value[i];
+        store_columns(arguments.x_next + at, c);
+        if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
+        break;
+    }
+    case ACCUMULATE: {
+        if (!inside) break;
+        const Columns before = load_columns(arguments.x_next + at);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] += before.value[i];
+        store_columns(arguments.x_next + at, c);
+        break;
+    }
+    case FLOAT: {
+        if (!inside) break;
+        float* const out = static_cast<float*>(arguments.out) + at;
+        if (n % 4 == 0) {
+            store_columns(out, c);
+        } else {
+            for (int i = 0; i < LANE_COLUMNS && column + i < n; ++i) out[i] = c.value[i];
+        }
+        break;
+    }
+    }
+}
+
+// Runs the epilogue over a tile of f32 in shared memory, eight columns a lane; first sums the parts of k if there are any.
+template <typename T, int Rows, int Width, int Stride, int Threads>
+__device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const Batch& batch, float* tile, int first_row,
+                                            int first_column, int rows) {
+    constexpr int Lanes = Width / LANE_COLUMNS;  // of a row
+    const int parts = gridDim.z;
+    const int lane = threadIdx.x % Lanes, start = threadIdx.x / Lanes;
+    if (parts > 1) {
+        __shared__ int came;
+        const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+        float* const slabs = arguments.workspace + tile_index * parts * Rows * Width;
+        for (int row = start; row < Rows; row += Threads / Lanes) {
+            const Columns c = load_columns(tile + row * Stride + lane * LANE_COLUMNS);
+            store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * LANE_COLUMNS, c);
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) came = atomicAdd(arguments.counters + tile_index, 1);
+        __syncthreads();
+        if (came != parts - 1) return;
+        __threadfence();
+        if (threadIdx.x == 0) arguments.counters[tile_index] = 0;
+        for (int row = start; row < Rows; row += Threads / Lanes) {
+            Columns sum = {};
+            for (int part = 0; part < parts; ++part) {
+                const float* const slab = slabs + (static_cast<int64_t>(part) * Rows + row) * Width;
+                const Columns c = load_columns(slab + lane * LANE_COLUMNS);
+#pragma unroll
+                for (int i = 0; i < LANE_COLUMNS; ++i) sum.value[i] += c.value[i];
+            }
+            store_columns(tile + row * Stride + lane * LANE_COLUMNS, sum);
+        }
+        // Each lane reads back what it wrote itself.
+    }
+    const int column = first_column + lane * LANE_COLUMNS;
+    for (int row = start; row < Rows; row += Threads / Lanes) {
+        const bool inside = first_row + row < rows && column < arguments.n;
+        const Columns c = load_columns(tile + row * Stride + lane * LANE_COLUMNS);
+        finish<T>(arguments, batch, first_row + row, column, c, inside);
+    }
+}
+
+constexpr int DEPTH = 32;   // of a stage, in k
+constexpr int STAGES = 4;
+
+// Where chunk `chunk` (16 bytes) of row `row` of a tile with rows of 64 bytes lies: eight neighbouring rows of one chunk
+// fall on all banks.
+__device__ __forceinline__ uint32_t deep_offset(int row, int chunk) { return row * 64 + ((chunk ^ ((row >> 1) & 3)) << 4); }
+// The same for rows of Width columns of bf16, read along the rows.
+template <int Width> __device__ __forceinline__ uint32_t wide_offset(int row, int chunk) {
+    return row * (Width * 2) + ((chunk ^ (row & 7)) << 4);
+}
+
+template <int Rows, int Width, int WarpRows, int WarpWidth, bool Backward>
+__device__ __forceinline__ void gemm(const GemmArguments& arguments) {
+    constexpr int Threads = Rows / WarpRows * (Width / WarpWidth) * 32;
+    constexpr int BytesA = Rows * DEPTH * 2, BytesB = Width * DEPTH * 2, BytesStage = BytesA + BytesB;
+    constexpr int Stride = Width + 8;  // of the tile that the epilogue reads
+    constexpr int Fragments = WarpRows / 16, Columns8 = WarpWidth / 8;
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    const int rows = batch.rows(arguments.side, arguments.scope);
+    const int first_row = blockIdx.y * Rows, first_column = blockIdx.x * Width;
+    if (first_row >= rows) return;
+    const int n = arguments.n, k = arguments.k;
+    const int stretches = (k + DEPTH - 1) / DEPTH;
+    const int share = (stretches + gridDim.z - 1) / gridDim.z;
+    const int first = min(static_cast<int>(blockIdx.z) * share, stretches), last = min(first + share, stretches);
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int warp_row = warp / (Width / WarpWidth) * WarpRows, warp_column = warp % (Width / WarpWidth) * WarpWidth;
+    const uint32_t base = shared_address(shared);
+    const bf16* const a = static_cast<const bf16*>(arguments.a);
+    const bf16* const weight = static_cast<const bf16*>(arguments.weight);
+
+    const auto load = [&](int stretch, int stage) {
+        const uint32_t to = base + stage * BytesStage;
+        const int depth = stretch * DEPTH;
+#pragma unroll
+        for (int i = 0; i < Rows * 4 / Threads; ++i) {
+            const int row = (thread + i * Threads) / 4, chunk = (thread + i * Threads) % 4;
+            const bool any = first_row + row < rows && depth + chunk * 8 < k;
+            const bf16* const from = a + static_cast<int64_t>(first_row + row) * arguments.a_stride + depth + chunk * 8;
+            copy_async(to + deep_offset(row, chunk), any ? from : a, any);
+        }
+        if (Backward) {
+            constexpr int Chunks = Width / 8;
+#pragma unroll
+            for (int i = 0; i < DEPTH * Chunks / Threads; ++i) {
+                const int row = (thread + i * Threads) / Chunks, chunk = (thread + i * Threads) % Chunks;
+                const bool any = depth + row < k && first_column + chunk * 8 < n;
+                const bf16* const from = weight + static_cast<int64_t>(depth + row) * n + first_column + chunk * 8;
+                copy_async(to + BytesA + wide_offset<Width>(row, chunk), any ? from : weight, any);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < Width * 4 / Threads; ++i) {
+                const int row = (thread + i * Threads) / 4, chunk = (thread + i * Threads) % 4;
+                const bool any = first_column + row < n && depth + chunk * 8 < k;
+                const bf16* const from = weight + static_cast<int64_t>(first_column + row) * k + depth + chunk * 8;
+                copy_async(to + BytesA + deep_offset(row, chunk), any ? from : weight, any);
+            }
+        }
+    };
+
+    float sums[Fragments][Columns8][4] = {};
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (first + stage < last) load(first + stage, stage);
+        commit_copies();
+    }
+    int stage = 0, free_stage = STAGES - 1;
+    for (int stretch = first; stretch < last; ++stretch) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();
+        if (stretch + STAGES - 1 < last) load(stretch + STAGES - 1, free_stage);
+        commit_copies();
+        const uint32_t from = base + stage * BytesStage;
+#pragma unroll
+        for (int half = 0; half < DEPTH / 16; ++half) {
+            uint32_t left[Fragments][4];
+#pragma unroll
+            for (int i = 0; i < Fragments; ++i) {
+                // Matrices: rows 0-7 and 8-15 of the first eight of k, then of the next eight.
+                load_matrices(left[i], from + deep_offset(warp_row + i * 16 + lane % 16, half * 2 + lane / 16));
+            }
+#pragma unroll
+            for (int j = 0; j < Columns8; j += 2) {
+                uint32_t right[4];
+                if (Backward) {
+                    // Rows are k: eight and eight of them, for columns of j, then of j + 1.
+                    const int row = half * 16 + lane % 16, chunk = (warp_column + j * 8) / 8 + lane / 16;
+                    load_matrices_transposed(right, from + BytesA + wide_offset<Width>(row, chunk));
+                } else {
+                    // Rows are columns of C: those of j for both halves of k, then those of j + 1.
+                    const int row = warp_column + j * 8 + lane / 16 * 8 + lane % 8;
+                    load_matrices(right, from + BytesA + deep_offset(row, half * 2 + lane / 8 % 2));
+                }
+#pragma unroll
+                for (int i = 0; i < Fragments; ++i) {
+                    multiply_add(sums[i][j], left[i], right[0], right[1]);
+                    multiply_add(sums[i][j + 1], left[i], right[2], right[3]);
+                }
+            }
+        }
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        free_stage = free_stage + 1 == STAGES ? 0 : free_stage + 1;
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    float* const tile = reinterpret_cast<float*>(shared);
+#pragma unroll
+    for (int i = 0; i < Fragments; ++i) {
+#pragma unroll
+        for (int j = 0; j < Columns8; ++j) {
+            float* const to = tile + (warp_row + i * 16 + lane / 4) * Stride + warp_column + j * 8 + lane % 4 * 2;
+            *reinterpret_cast<float2*>(to) = make_float2(sums[i][j][0], sums[i][j][1]);
+            *reinterpret_cast<float2*>(to + 8 * Stride) = make_float2(sums[i][j][2], sums[i][j][3]);
+        }
+    }
+    __syncthreads();
+    finish_tile<bf16, Rows, Width, Stride, Threads>(arguments, batch, tile, first_row, first_column, rows);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArguments arguments) {
+    gemm<128, 128, 64, 64, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 2) gemm_backward_large(GemmArguments arguments) {
+    gemm<128, 128, 64, 64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) gemm_forward_small(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) gemm_backward_small(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true>(arguments);
+}
+
+// f32: 256 threads, each 4x4 numbers of a 64x64 block, k in stretches of 16.
+template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArguments& arguments) {
+    constexpr int Side64 = 64, Depth = 16, Stride = Side64 + 8;
+    __shared__ __align__(16) float tile[Side64 * Stride];
+    float* const left = tile;                             // [Depth][Stride], k by rows of A
+    float* const right = tile + Depth * Stride;           // [Depth][Stride], k by columns of C
+    const Batch batch{arguments.batch};
+    const int rows = batch.rows(arguments.side, arguments.scope);
+    const int first_row = blockIdx.y * Side64, first_column = blockIdx.x * Side64;
+    if (first_row >= rows) return;
+    const int n = arguments.n, k = arguments.k, thread = threadIdx.x;
+    const float* const a = static_cast<const float*>(arguments.a);
+    const float* const weight = static_cast<const float*>(arguments.weight);
+    const int own_row = thread / 16 * 4, own_column = thread % 16 * 4;
+    float sums[4][4] = {};
+    for (int depth = 0; depth < k; depth += Depth) {
+        for (int i = thread; i < Side64 * Depth; i += 256) {
+            const int row = i / Depth, offset = i % Depth;
+            const bool any = first_row + row < rows && depth + offset < k;
+            left[offset * Stride + row] =
+                any ? a[static_cast<int64_t>(first_row + row) * arguments.a_stride + depth + offset] : 0.0f;
+            if (Backward) {
+                const int line = i / Side64, column = i % Side64;
+                const bool some = depth + line < k && first_column + column < n;
+                right[line * Stride + column] =
+                    some ? weight[static_cast<int64_t>(depth + line) * n + first_column + column] : 0.0f;
+            } else {
+                const bool some = first_column + row < n && depth + offset < k;
+                right[offset * Stride + row] =
+                    some ? weight[static_cast<int64_t>(first_column + row) * k + depth + offset] : 0.0f;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int offset = 0; offset < Depth; ++offset) {
+            const float4 l = load4(left + offset * Stride + own_row), r = load4(right + offset * Stride + own_column);
+            const float ls[4] = {l.x, l.y, l.z, l.w}, rs[4] = {r.x, r.y, r.z, r.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(ls[i], rs[j], sums[i][j]);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        store4(tile + (own_row + i) * Stride + own_column, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+    }
+    __syncthreads();
+    finish_tile<float, Side64, Side64, Stride, 256>(arguments, batch, tile, first_row, first_column, rows);
+}
+
+extern "C" __global__ void __launch_bounds__(256) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }
+extern "C" __global__ void __launch_bounds__(256) gemm_backward_f32(GemmArguments arguments) { gemm_f32<true>(arguments); }

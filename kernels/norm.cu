@@ -1,0 +1,123 @@
+// The final norm of a stack, and its backward.
+//
+//   h = mask(x · r) · gain · scale,  r = 1 / rms(x)
+//   g = mask(d_h) · gain · scale;    d_x = r·g - r^3·(<g, x> / D)·x
+//
+// The encoder's gain is folded into cross attention (gain is null, scale 1); the decoder's multiplies its few label rows,
+// with D^-0.5 where embeddings are tied.
+// Shapes: x [rows, D] f32, partials [rows, ceil(D / 64)], gain [D] f32, h [rows, D] in the operand format, d_h [rows, D]
+// f32, d_x [rows, D] f32 and its bf16 copy.
+// Grid: forward a warp a row; backward a block of 128 threads a row, which holds the row in registers (D up to 4,096).
+// Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D, writes 6 D. Backward keeps x and the partials.
+#include "rows.cuh"
+
+using namespace promptmix;
+
+struct FinalNormArguments {
+    const int* batch;
+    const float* x;
+    const float* partials;
+    const float* gain;
+    void* h;
+    Mask mask;
+    int side;
+    int width;
+    float epsilon;
+    float scale;
+};
+static_assert(sizeof(FinalNormArguments) == 72, "as backend/cuda/norm.rs has it");
+
+template <typename T> __device__ __forceinline__ void final_norm(const FinalNormArguments& arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const Norm norm{arguments.partials, width, arguments.epsilon};
+    const float factor = norm.reciprocal_rms(row) * arguments.scale;
+    const int64_t start = static_cast<int64_t>(row) * width;
+    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
+        Columns c = load_columns(arguments.x + start + column);
+        drop(c, mask, column);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= factor;
+        if (arguments.gain != nullptr) {
+            const Columns gain = load_columns(arguments.gain + column);
+#pragma unroll
+            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= gain.value[i];
+        }
+        store_columns(static_cast<T*>(arguments.h) + start + column, c);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) final_norm_bf16(FinalNormArguments arguments) {
+    final_norm<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) final_norm_f32(FinalNormArguments arguments) {
+    final_norm<float>(arguments);
+}
+
+struct FinalNormBackwardArguments {
+    const int* batch;
+    const float* x;
+    const float* partials;
+    const float* gain;
+    const float* d_h;
+    float* d_x;
+    bf16* copy;
+    Mask mask;
+    int side;
+    int width;
+    float epsilon;
+    float scale;
+};
+static_assert(sizeof(FinalNormBackwardArguments) == 88, "as backend/cuda/norm.rs has it");
+
+constexpr int STRETCHES = 4;  // of 1,024 columns each, one for every thread's eight
+
+extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormBackwardArguments arguments) {
+    __shared__ float sums[4];
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int example = batch.example_of_row(arguments.side, row);
+    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const Norm norm{arguments.partials, width, arguments.epsilon};
+    const float r = norm.reciprocal_rms(row);
+    const int64_t start = static_cast<int64_t>(row) * width;
+    Columns g[STRETCHES], x[STRETCHES];
+    float sum = 0.0f;
+#pragma unroll
+    for (int stretch = 0; stretch < STRETCHES; ++stretch) {
+        const int column = (stretch * 128 + threadIdx.x) * LANE_COLUMNS;
+        if (column >= width) break;
+        g[stretch] = load_columns(arguments.d_h + start + column);
+        x[stretch] = load_columns(arguments.x + start + column);
+        drop(g[stretch], mask, column);
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) g[stretch].value[i] *= arguments.scale;
+        if (arguments.gain != nullptr) {
+            const Columns gain = load_columns(arguments.gain + column);
+#pragma unroll
+            for (int i = 0; i < LANE_COLUMNS; ++i) g[stretch].value[i] *= gain.value[i];
+        }
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) sum = fmaf(g[stretch].value[i], x[stretch].value[i], sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    const float along = r * r * r * (sums[0] + sums[1] + sums[2] + sums[3]) / static_cast<float>(width);
+#pragma unroll
+    for (int stretch = 0; stretch < STRETCHES; ++stretch) {
+        const int column = (stretch * 128 + threadIdx.x) * LANE_COLUMNS;
+        if (column >= width) break;
+        Columns d;
+#pragma unroll
+        for (int i = 0; i < LANE_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
+        store_columns(arguments.d_x + start + column, d);
+        if (arguments.copy != nullptr) store_columns(arguments.copy + start + column, d);
+    }
+}
