@@ -1,0 +1,466 @@
+// The mixture of prompts, all in f32: pool, scorer, scores, softmax, interpolation; and back.
+//
+//   x_b = max over the example's embedding rows;  h by the scorer;  a = softmax_j(key_j · h / temperature)
+//   Z_b = P_tgt + sum_j a_j P_j, written into the encoder's prompt rows
+//   d_a_j = <d_Z_b, P_j>;  d_P_tgt by the value, the residual add and its key; the scorer's gradients
+//
+// Shapes: table [V, D], sources [S, M, D] with keys [S, D], the trained state [runs, length] by offsets, x and d_x [R, D];
+// attention and scores [B, P] ([B, M, P] for the token scorer), P = S + 1 with the target last, or S without it.
+// Kernels and grids: `target_keys` a thread a column of each target prompt; `mix_scores` a block an example; `token_scores` a
+// block a prompt row and eight examples; `mix_rows` a block a prompt row and sixteen examples, so that a source number is
+// read once for sixteen; `mix_d_attention` a block a prompt row and eight examples; `mix_d_scores` a block an example;
+// `mix_d_state` a thread a number of the state, which sums over its run's examples in order: no atomics.
+// Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M·D.
+// Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
+#include "batch.cuh"
+#include "number.cuh"
+
+using namespace promptmix;
+
+enum ScorerKind : int { PLAIN_PROMPT = -1, BOTTLENECK = 0, LINEAR = 1, DOT = 2, TOKEN = 3, UNIFORM = 4 };
+
+struct MixArguments {
+    const int* batch;
+    const float* table;
+    const float* sources;
+    const float* source_keys;
+    const float* values;        // the trained state
+    float* gradient;
+    float* x;                   // or d_x, which is read
+    float* attention;
+    float* scores;
+    float* pooled;              // [B, D]
+    float* down;                // [B, Q]
+    float* standardised;        // [B, D]
+    float* reciprocal_deviation;// [B]
+    float* h;                   // [B, D]
+    float* target_keys;         // [runs·targets, D]
+    int* target_rows;           // [runs·targets, D]
+    float* d_attention;         // [M, B, P]
+    float* d_scores;            // as attention
+    float* d_h;                 // [B, D]
+    float* d_v;                 // [B, D]: of the LayerNorm's input
+    float* d_down;              // [B, Q]
+    int64_t state_length;       // of one run
+    // Where each part lies in a run's state; -1 where it is not.
+    int64_t target_prompts;
+    int64_t w_down;
+    int64_t w_up;
+    int64_t weight;
+    int64_t norm_weight;
+    int64_t norm_bias;
+    int64_t log_temperature;
+    int source_count;
+    int prompts;                // P
+    int scorer;
+    int length;                 // M
+    int width;                  // D
+    int rank;                   // Q
+    int targets;
+    int runs;
+    float temperature;
+    float layer_norm_epsilon;
+};
+static_assert(sizeof(MixArguments) == 272, "as backend/cuda/mix.rs has it");
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+
+__device__ __forceinline__ int64_t target_index(const MixArguments& m, const Batch& batch, int b) {
+    return static_cast<int64_t>(batch.example_field(EXAMPLE_RUN, b)) * m.targets + batch.example_field(EXAMPLE_TARGET, b);
+}
+__device__ __forceinline__ int64_t target_start(const MixArguments& m, const Batch& batch, int b) {
+    const int64_t prompt = static_cast<int64_t>(m.length) * m.width;
+    return batch.example_field(EXAMPLE_RUN, b) * m.state_length + m.target_prompts +
+           batch.example_field(EXAMPLE_TARGET, b) * prompt;
+}
+__device__ __forceinline__ int attention_rows(const MixArguments& m) { return m.scorer == TOKEN ? m.length : 1; }
+__device__ __forceinline__ float inverse_temperature(const MixArguments& m, int run) {
+    if (m.log_temperature < 0) return 1.0f / m.temperature;
+    return 1.0f / expf(m.values[run * m.state_length + m.log_temperature]);
+}
+
+// Sum over the block in one fixed order; every thread gets the sum. Ends with all threads past the shared memory.
+__device__ __forceinline__ float block_sum(float value, float* shared) {
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < WARPS; ++i) sum += shared[i];
+    __syncthreads();
+    return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) target_keys(MixArguments m) {
+    const int column = blockIdx.x * THREADS + threadIdx.x;
+    if (column >= m.width) return;
+    const int64_t prompt = blockIdx.y, run = prompt / m.targets, target = prompt % m.targets;
+    const float* const values = m.values + run * m.state_length + m.target_prompts + target * m.length * m.width + column;
+    float most = values[0];
+    int kept = 0;
+    for (int row = 1; row < m.length; ++row) {
+        const float value = values[static_cast<int64_t>(row) * m.width];
+        if (value > most) {
+            most = value;
+            kept = row;
+        }
+    }
+    m.target_keys[prompt * m.width + column] = most;
+    m.target_rows[prompt * m.width + column] = kept;
+}
+
+__device__ __forceinline__ float sigmoid(float u) { return 1.0f / (1.0f + expf(-u)); }
+
+// Softmax of `count` scores by one warp, `from` and `to` in global memory.
+__device__ __forceinline__ void warp_softmax(const float* from, float* to, int count) {
+    const int lane = threadIdx.x % 32;
+    float most = -INFINITY, sum = 0.0f;
+    for (int j = lane; j < count; j += 32) most = fmaxf(most, from[j]);
+    most = warp_max(most);
+    for (int j = lane; j < count; j += 32) sum += expf(from[j] - most);
+    sum = warp_sum(sum);
+    for (int j = lane; j < count; j += 32) to[j] = expf(from[j] - most) / sum;
+}
+
+__device__ __forceinline__ float dot(const float* a, const float* b, int width) {
+    float sum = 0.0f;
+    for (int i = threadIdx.x % 32; i < width; i += 32) sum = fmaf(a[i], b[i], sum);
+    return warp_sum(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) mix_scores(MixArguments m) {
+    extern __shared__ float shared[];  // x_b, then h: D each; then W_down x_b: Q; then a sum a warp
+    const Batch batch{m.batch};
+    const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (b >= batch.examples()) return;
+    const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width;
+    float *const x = shared, *const h = shared + width, *const down = h + width, *const sums = down + m.rank;
+    if (m.scorer == UNIFORM) {
+        for (int j = threadIdx.x; j < m.prompts; j += THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
+        return;
+    }
+    const int first = batch.offset(ENCODER, b) + m.length, last = batch.offset(ENCODER, b + 1);
+    const int padding = batch.example_field(POOLED_PADDING, b);
+    const int* const ids = batch.array(ENCODER_IDS);
+    for (int column = threadIdx.x; column < width; column += THREADS) {
+        float most = -INFINITY;
+        for (int row = first; row < last + (padding >= 0 ? 1 : 0); ++row) {
+            const int id = row < last ? __ldg(ids + row) : padding;
+            const float value = m.table[static_cast<int64_t>(id) * width + column];
+            if (value > most || isnan(value)) most = value;
+        }
+        x[column] = most;
+        h[column] = most;
+        m.pooled[static_cast<int64_t>(b) * width + column] = most;
+    }
+    __syncthreads();
+    const float* const state = m.values + run * m.state_length;
+    if (m.scorer == LINEAR) {
+        for (int row = warp; row < width; row += WARPS) {
+            const float value = dot(state + m.weight + static_cast<int64_t>(row) * width, x, width);
+            if (lane == 0) h[row] = value;
+        }
+        __syncthreads();
+    }
+    if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
+        for (int row = warp; row < m.rank; row += WARPS) {
+            const float value = dot(state + m.w_down + static_cast<int64_t>(row) * width, x, width);
+            if (lane == 0) {
+                m.down[static_cast<int64_t>(b) * m.rank + row] = value;
+                down[row] = value * sigmoid(value);
+            }
+        }
+        __syncthreads();
+        for (int row = warp; row < width; row += WARPS) {
+            const float value = dot(state + m.w_up + static_cast<int64_t>(row) * m.rank, down, m.rank);
+            if (lane == 0) h[row] = value;
+        }
+        __syncthreads();
+    }
+    if (m.scorer != DOT) {
+        float sum = 0.0f;
+        for (int column = threadIdx.x; column < width; column += THREADS) sum += h[column];
+        const float mean = block_sum(sum, sums) / width;
+        sum = 0.0f;
+        for (int column = threadIdx.x; column < width; column += THREADS) sum += (h[column] - mean) * (h[column] - mean);
+        const float reciprocal = 1.0f / sqrtf(block_sum(sum, sums) / width + m.layer_norm_epsilon);
+        for (int column = threadIdx.x; column < width; column += THREADS) {
+            const float standard = (h[column] - mean) * reciprocal;
+            m.standardised[static_cast<int64_t>(b) * width + column] = standard;
+            h[column] = standard * state[m.norm_weight + column] + state[m.norm_bias + column];
+        }
+        if (threadIdx.x == 0) m.reciprocal_deviation[b] = reciprocal;
+        __syncthreads();
+    }
+    for (int column = threadIdx.x; column < width; column += THREADS) m.h[static_cast<int64_t>(b) * width + column] = h[column];
+    if (m.scorer == TOKEN) return;
+    const float inverse = inverse_temperature(m, run);
+    float* const scores = m.scores + static_cast<int64_t>(b) * m.prompts;
+    for (int j = warp; j < m.prompts; j += WARPS) {
+        const float* const key = j < m.source_count ? m.source_keys + static_cast<int64_t>(j) * width
+                                                    : m.target_keys + target_index(m, batch, b) * width;
+        const float value = inverse * dot(key, h, width);
+        if (lane == 0) scores[j] = value;
+    }
+    __syncthreads();
+    if (warp == 0) warp_softmax(scores, m.attention + static_cast<int64_t>(b) * m.prompts, m.prompts);
+}
+
+// A prompt row against eight examples, a warp each.
+extern "C" __global__ void __launch_bounds__(THREADS) token_scores(MixArguments m) {
+    const Batch batch{m.batch};
+    const int row = blockIdx.x, b = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (b >= batch.examples()) return;
+    const int width = m.width;
+    const float inverse = inverse_temperature(m, batch.example_field(EXAMPLE_RUN, b));
+    const float* const h = m.h + static_cast<int64_t>(b) * width;
+    const int64_t at = (static_cast<int64_t>(b) * m.length + row) * m.prompts;
+    for (int j = 0; j < m.prompts; ++j) {
+        const float* const key = j < m.source_count
+                                     ? m.sources + (static_cast<int64_t>(j) * m.length + row) * width
+                                     : m.values + target_start(m, batch, b) + static_cast<int64_t>(row) * width;
+        const float value = inverse * dot(key, h, width);
+        if (lane == 0) m.scores[at + j] = value;
+    }
+    __syncwarp();
+    warp_softmax(m.scores + at, m.attention + at, m.prompts);
+}
+
+constexpr int MIXED = 16;       // examples that share one reading of the sources
+constexpr int ATTENTION_PART = 64;  // prompts whose weights are in shared memory at a time
+
+// x[prompt row of b] = sum_j a_j P_j + (1 + a_own) P_tgt, for 16 examples; a thread four columns.
+extern "C" __global__ void __launch_bounds__(128) mix_rows(MixArguments m) {
+    __shared__ float weights[MIXED][ATTENTION_PART];
+    const Batch batch{m.batch};
+    const int row = blockIdx.x, first = blockIdx.z * MIXED, column = (blockIdx.y * 128 + threadIdx.x) * 4;
+    const int examples = min(MIXED, batch.examples() - first);
+    if (examples <= 0) return;
+    const int attention_row = m.scorer == TOKEN ? row : 0, rows = attention_rows(m);
+    float4 z[MIXED] = {};
+    const int mixed = m.scorer == PLAIN_PROMPT ? 0 : m.source_count;
+    for (int part = 0; part < mixed; part += ATTENTION_PART) {
+        const int count = min(ATTENTION_PART, mixed - part);
+        __syncthreads();
+        for (int i = threadIdx.x; i < MIXED * ATTENTION_PART; i += 128) {
+            const int b = i / ATTENTION_PART, j = i % ATTENTION_PART;
+            const bool any = b < examples && j < count;
+            weights[b][j] = any ? m.attention[(static_cast<int64_t>(first + b) * rows + attention_row) * m.prompts + part + j] : 0.0f;
+        }
+        __syncthreads();
+        if (column < m.width) {
+            for (int j = 0; j < count; ++j) {
+                const float4 p = load4(m.sources + (static_cast<int64_t>(part + j) * m.length + row) * m.width + column);
+#pragma unroll
+                for (int b = 0; b < MIXED; ++b) {
+                    const float a = weights[b][j];
+                    z[b].x = fmaf(a, p.x, z[b].x);
+                    z[b].y = fmaf(a, p.y, z[b].y);
+                    z[b].z = fmaf(a, p.z, z[b].z);
+                    z[b].w = fmaf(a, p.w, z[b].w);
+                }
+            }
+        }
+    }
+    if (column >= m.width) return;
+#pragma unroll
+    for (int b = 0; b < MIXED; ++b) {
+        if (b >= examples) break;
+        const int example = first + b;
+        if (m.target_prompts >= 0) {
+            float own = 1.0f;
+            if (m.scorer != PLAIN_PROMPT) {
+                own += m.attention[(static_cast<int64_t>(example) * rows + attention_row) * m.prompts + m.source_count];
+            }
+            const float4 p = load4(m.values + target_start(m, batch, example) + static_cast<int64_t>(row) * m.width + column);
+            z[b].x = fmaf(own, p.x, z[b].x);
+            z[b].y = fmaf(own, p.y, z[b].y);
+            z[b].z = fmaf(own, p.z, z[b].z);
+            z[b].w = fmaf(own, p.w, z[b].w);
+        }
+        store4(m.x + static_cast<int64_t>(batch.offset(ENCODER, example) + row) * m.width + column, z[b]);
+    }
+}
+
+constexpr int D_PROMPTS = 8;    // prompts whose row is in shared memory at a time
+constexpr int D_COLUMNS = 512;  // columns of them
+
+// <d_Z_b[row], P_j[row]> for eight examples, a warp each.
+extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArguments m) {
+    __shared__ float rows[D_PROMPTS][D_COLUMNS];
+    const Batch batch{m.batch};
+    const int row = blockIdx.x, b = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int examples = batch.examples();
+    if (static_cast<int>(blockIdx.y) * WARPS >= examples) return;
+    const bool any = b < examples;
+    const float* const d_z = m.x + static_cast<int64_t>(any ? batch.offset(ENCODER, b) + row : 0) * m.width;
+    float* const to = m.d_attention + (static_cast<int64_t>(row) * examples + b) * m.prompts;
+    for (int first = 0; first < m.source_count; first += D_PROMPTS) {
+        const int count = min(D_PROMPTS, m.source_count - first);
+        float sums[D_PROMPTS] = {};
+        for (int start = 0; start < m.width; start += D_COLUMNS) {
+            const int columns = min(D_COLUMNS, m.width - start);
+            __syncthreads();
+            for (int i = threadIdx.x; i < D_PROMPTS * D_COLUMNS; i += THREADS) {
+                const int j = i / D_COLUMNS, column = i % D_COLUMNS;
+                const bool some = j < count && column < columns;
+                rows[j][column] =
+                    some ? m.sources[(static_cast<int64_t>(first + j) * m.length + row) * m.width + start + column] : 0.0f;
+            }
+            __syncthreads();
+            if (any) {
+                for (int column = lane; column < columns; column += 32) {
+                    const float d = d_z[start + column];
+#pragma unroll
+                    for (int j = 0; j < D_PROMPTS; ++j) sums[j] = fmaf(d, rows[j][column], sums[j]);
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < D_PROMPTS; ++j) {
+            const float sum = warp_sum(sums[j]);
+            if (any && lane == 0 && j < count) to[first + j] = sum;
+        }
+    }
+    if (any && m.target_prompts >= 0) {
+        const float sum = dot(m.values + target_start(m, batch, b) + static_cast<int64_t>(row) * m.width, d_z, m.width);
+        if (lane == 0) to[m.source_count] = sum;
+    }
+}
+
+// d_scores of an example, d_h, the LayerNorm's backward and d_down.
+extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments m) {
+    extern __shared__ float shared[];  // d_h, then d_v: D; then a sum a warp
+    const Batch batch{m.batch};
+    const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, examples = batch.examples();
+    if (b >= examples) return;
+    const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width, rows = attention_rows(m);
+    float *const d_h = shared, *const sums = shared + width;
+    const int64_t start = static_cast<int64_t>(b) * rows * m.prompts;
+    float* const d_scores = m.d_scores + start;
+    const float* const attention = m.attention + start;
+    // d_a of one softmax is the sum over its prompt rows, in order.
+    for (int i = threadIdx.x; i < rows * m.prompts; i += THREADS) {
+        const int j = i % m.prompts, only = i / m.prompts;
+        float sum = 0.0f;
+        for (int row = rows == 1 ? 0 : only; row < (rows == 1 ? m.length : only + 1); ++row) {
+            sum += m.d_attention[(static_cast<int64_t>(row) * examples + b) * m.prompts + j];
+        }
+        d_scores[i] = sum;
+    }
+    __syncthreads();
+    for (int row = warp; row < rows; row += WARPS) {
+        const float mean = dot(d_scores + row * m.prompts, attention + row * m.prompts, m.prompts);
+        for (int j = lane; j < m.prompts; j += 32) {
+            const int i = row * m.prompts + j;
+            d_scores[i] = attention[i] * (d_scores[i] - mean);
+        }
+    }
+    __syncthreads();
+    const float inverse = inverse_temperature(m, run);
+    for (int column = threadIdx.x; column < width; column += THREADS) {
+        float sum = 0.0f;
+        for (int row = 0; row < rows; ++row) {
+            for (int j = 0; j < m.prompts; ++j) {
+                float key;
+                if (j < m.source_count) {
+                    key = rows == 1 ? m.source_keys[static_cast<int64_t>(j) * width + column]
+                                    : m.sources[(static_cast<int64_t>(j) * m.length + row) * width + column];
+                } else {
+                    key = rows == 1 ? m.target_keys[target_index(m, batch, b) * width + column]
+                                    : m.values[target_start(m, batch, b) + static_cast<int64_t>(row) * width + column];
+                }
+                sum = fmaf(d_scores[row * m.prompts + j] * inverse, key, sum);
+            }
+        }
+        d_h[column] = sum;
+        m.d_h[static_cast<int64_t>(b) * width + column] = sum;
+    }
+    __syncthreads();
+    const float* const state = m.values + run * m.state_length;
+    if (m.scorer != DOT) {
+        const float* const standard = m.standardised + static_cast<int64_t>(b) * width;
+        float sum = 0.0f, along = 0.0f;
+        for (int column = threadIdx.x; column < width; column += THREADS) {
+            const float d = d_h[column] * state[m.norm_weight + column];
+            d_h[column] = d;
+            sum += d;
+            along = fmaf(d, standard[column], along);
+        }
+        sum = block_sum(sum, sums) / width;
+        along = block_sum(along, sums) / width;
+        for (int column = threadIdx.x; column < width; column += THREADS) {
+            const float d = m.reciprocal_deviation[b] * (d_h[column] - sum - standard[column] * along);
+            d_h[column] = d;
+            m.d_v[static_cast<int64_t>(b) * width + column] = d;
+        }
+        __syncthreads();
+    }
+    if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
+        for (int q = threadIdx.x; q < m.rank; q += THREADS) {
+            float sum = 0.0f;
+            for (int column = 0; column < width; ++column) {
+                sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.rank + q], sum);
+            }
+            const float u = m.down[static_cast<int64_t>(b) * m.rank + q], s = sigmoid(u);
+            m.d_down[static_cast<int64_t>(b) * m.rank + q] = sum * (s + u * s * (1.0f - s));
+        }
+    }
+}
+
+// Adds to the gradient: a thread one number of one run's state.
+extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m) {
+    const Batch batch{m.batch};
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
+    const int run = blockIdx.y, examples = batch.examples(), width = m.width;
+    if (index >= m.state_length) return;
+    const int64_t prompt = static_cast<int64_t>(m.length) * width;
+    const bool scored = m.scorer != PLAIN_PROMPT && m.scorer != UNIFORM;
+    const auto within = [&](int64_t start, int64_t length) { return start >= 0 && index >= start && index < start + length; };
+    float sum = 0.0f;
+    if (within(m.target_prompts, prompt * m.targets)) {
+        const int64_t offset = index - m.target_prompts;
+        const int target = static_cast<int>(offset / prompt);
+        const int row = static_cast<int>(offset % prompt / width), column = static_cast<int>(offset % width);
+        for (int b = 0; b < examples; ++b) {
+            if (batch.example_field(EXAMPLE_RUN, b) != run || batch.example_field(EXAMPLE_TARGET, b) != target) continue;
+            float own = 1.0f, by_key = 0.0f;
+            if (m.scorer != PLAIN_PROMPT) {
+                const int64_t at = (static_cast<int64_t>(b) * attention_rows(m) + (m.scorer == TOKEN ? row : 0)) * m.prompts + m.source_count;
+                own += m.attention[at];
+                const bool reached = m.scorer == TOKEN ||
+                                     (scored && m.target_rows[(static_cast<int64_t>(run) * m.targets + target) * width + column] == row);
+                if (reached) by_key = m.d_scores[at] * inverse_temperature(m, run) * m.h[static_cast<int64_t>(b) * width + column];
+            }
+            const float d_z = m.x[static_cast<int64_t>(batch.offset(ENCODER, b) + row) * width + column];
+            sum += own * d_z + by_key;
+        }
+    } else {
+        for (int b = 0; b < examples && scored; ++b) {
+            if (batch.example_field(EXAMPLE_RUN, b) != run) continue;
+            const int64_t wide = static_cast<int64_t>(b) * width, narrow = static_cast<int64_t>(b) * m.rank;
+            if (within(m.w_down, static_cast<int64_t>(m.rank) * width)) {
+                const int64_t offset = index - m.w_down;
+                sum = fmaf(m.d_down[narrow + offset / width], m.pooled[wide + offset % width], sum);
+            } else if (within(m.w_up, static_cast<int64_t>(m.rank) * width)) {
+                const int64_t offset = index - m.w_up;
+                const float u = m.down[narrow + offset % m.rank];
+                sum = fmaf(m.d_v[wide + offset / m.rank], u * sigmoid(u), sum);
+            } else if (within(m.weight, static_cast<int64_t>(width) * width)) {
+                const int64_t offset = index - m.weight;
+                sum = fmaf(m.d_v[wide + offset / width], m.pooled[wide + offset % width], sum);
+            } else if (within(m.norm_weight, width)) {
+                const int64_t column = index - m.norm_weight;
+                sum = fmaf(m.d_h[wide + column], m.standardised[wide + column], sum);
+            } else if (within(m.norm_bias, width)) {
+                sum += m.d_h[wide + index - m.norm_bias];
+            } else if (index == m.log_temperature) {
+                const int count = attention_rows(m) * m.prompts;
+                for (int i = 0; i < count; ++i) {
+                    sum = fmaf(-m.d_scores[static_cast<int64_t>(b) * count + i], m.scores[static_cast<int64_t>(b) * count + i], sum);
+                }
+            }
+        }
+    }
+    m.gradient[run * m.state_length + index] += sum;
+}
