@@ -242,7 +242,7 @@ impl Warp {
             }
             let outcome = match &decoded.op {
                 Op::Lanes { run, slots } => {
-                    // SAFETY: loading picked the compilation that this CPU can run.
+                    // SAFETY: loading made sure that the CPU has the features that the code was compiled for.
                     unsafe { run(&mut self.registers, mask, slots) };
                     continue;
                 }

@@ -46,6 +46,11 @@ pub fn load(
         opcodes: HashMap::new(),
         instruction: None,
     };
+    if !super::lanes::cpu_suffices() {
+        return Err(
+            loader.fail("the virtual GPU needs a CPU with AVX2 and FMA on x86-64, and this one lacks them")
+        );
+    }
     let static_shared = loader.place_variables(dynamic_shared)?;
     if function.wants_cluster {
         return Err(loader.fail("it asks for a cluster of blocks, and clusters are not modelled"));
@@ -862,7 +867,7 @@ fn guard_of(instruction: &Instruction) -> Option<(u32, bool)> {
 fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
     let mut slots = Slots { destination, sources: [0; 4] };
     slots.sources[..sources.len()].copy_from_slice(sources);
-    Op::Lanes { run: op.pick(), slots }
+    Op::Lanes { run: op.run, slots }
 }
 
 fn classify(parts: &[&str]) -> InstructionClass {
