@@ -1,11 +1,14 @@
 //! Runs a kernel: blocks over threads, warps of a block in turn, 32 lanes at a time.
 
+mod access;
+mod banks;
 mod block;
+mod copies;
 mod global;
 mod group;
-mod local_shared;
 mod product;
 mod shared;
+mod shared_access;
 mod tensor;
 mod warp;
 

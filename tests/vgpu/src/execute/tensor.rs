@@ -9,9 +9,9 @@
 //! * B, tf32: row `thread + 4 * i`, column `group`.
 //! * C and D: elements 0 and 1 are row `group`, columns `2 * thread` and the next; 2 and 3 are row `group + 8`.
 
+use super::banks::wavefronts;
 use super::block::Room;
 use super::product::{Tile, halves, multiply_add_tile, product};
-use super::shared::wavefronts;
 use super::warp::{Next, Warp, space_of};
 use crate::number::{read_tf32, to_f16};
 use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
@@ -136,60 +136,46 @@ impl Warp {
             traffic.wavefronts += passes;
             traffic.conflicts += passes - least;
         }
-        for (matrix, &slot) in op.registers.iter().enumerate() {
-            let mut places = [0usize; 8];
-            for (row, place) in places.iter_mut().enumerate() {
-                let lane = matrix * 8 + row;
-                match self.shared_place(room, me, at, lane, rows[lane], 16) {
-                    Some(found) => *place = found,
-                    None => return Next::Fault,
-                }
-            }
-            if op.store {
-                let register = self.registers.words[slot as usize].0;
-                let mut elements = [[0u16; 8]; 8];
-                for (lane, word) in register.iter().enumerate() {
-                    let (row, column) = (lane / 4, 2 * (lane % 4));
-                    for (part, value) in [*word as u16, (*word >> 16) as u16].into_iter().enumerate() {
-                        if op.transposed {
-                            elements[column + part][row] = value;
-                        } else {
-                            elements[row][column + part] = value;
-                        }
-                    }
-                }
-                for (row, (&place, elements)) in places.iter().zip(&elements).enumerate() {
-                    let mut bytes = [0u8; 16];
-                    for (pair, element) in bytes.chunks_exact_mut(2).zip(elements) {
-                        pair.copy_from_slice(&element.to_le_bytes());
-                    }
-                    self.write_shared::<CHECKS>(room, me, at, matrix * 8 + row, place, &bytes);
-                }
-                continue;
-            }
-            let mut words = [0u32; LANES];
-            let mut elements = [[0u16; 8]; 8];
-            for (row, &place) in places.iter().enumerate() {
-                if CHECKS {
-                    // Which lane reads what is the instruction's own affair: the row counts as read by the
-                    // lane that named it.
-                    self.touch_shared(room, me, at, matrix * 8 + row, place, 16, false, false);
-                }
-                let bytes = &room.shared.data[place..place + 16];
+        let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
+        if !self.shared_places(room, me, at, &rows, lanes, 16) {
+            return Next::Fault;
+        }
+        if op.store {
+            let mut data = [[0u8; 16]; LANES];
+            for (rows, &slot) in data.as_chunks_mut::<8>().0.iter_mut().zip(&op.registers) {
+                let mut elements = elements_of(&self.registers.words[slot as usize].0);
                 if op.transposed {
-                    for (column, pair) in bytes.chunks_exact(2).enumerate() {
-                        elements[column][row] = u16::from_le_bytes([pair[0], pair[1]]);
+                    elements = transposed(&elements);
+                }
+                for (row, elements) in rows.iter_mut().zip(&elements) {
+                    for (pair, element) in row.as_chunks_mut::<2>().0.iter_mut().zip(elements) {
+                        *pair = element.to_le_bytes();
                     }
-                } else {
-                    for (thread, word) in bytes.chunks_exact(4).enumerate() {
-                        words[row * 4 + thread] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-                    }
+                }
+            }
+            self.put_shared::<CHECKS, 16>(room, me, at, &rows, lanes, &data);
+            return Next::Continue;
+        }
+        if CHECKS {
+            // Which lane reads what is the instruction's own affair: a row counts as read by the lane that
+            // named it.
+            self.touch_shared_lanes(room, me, at, &rows, lanes, 16);
+        }
+        for (rows, &slot) in rows.as_chunks::<8>().0.iter().zip(&op.registers) {
+            let mut words = [0u32; LANES];
+            for (words, &place) in words.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                let place = place as usize;
+                let (bytes, _) = room.shared.data[place..place + 16].as_chunks::<4>();
+                for (word, bytes) in words.iter_mut().zip(bytes) {
+                    *word = u32::from_le_bytes(*bytes);
                 }
             }
             if op.transposed {
-                for (lane, word) in words.iter_mut().enumerate() {
-                    let (row, column) = (lane / 4, 2 * (lane % 4));
-                    *word = u32::from(elements[row][column]) | u32::from(elements[row][column + 1]) << 16;
+                let elements = transposed(&elements_of(&words));
+                for (words, row) in words.as_chunks_mut::<4>().0.iter_mut().zip(&elements) {
+                    for (word, pair) in words.iter_mut().zip(row.as_chunks::<2>().0) {
+                        *word = u32::from(pair[0]) | u32::from(pair[1]) << 16;
+                    }
                 }
             }
             self.registers.words[slot as usize].0 = words;
@@ -291,4 +277,21 @@ impl Warp {
         }
         outcome
     }
+}
+
+/// The eight rows of eight elements that a register holds, a row in every four lanes.
+#[inline(always)]
+fn elements_of(register: &[u32; LANES]) -> [[u16; 8]; 8] {
+    let mut rows = [[0u16; 8]; 8];
+    for (row, words) in rows.iter_mut().zip(register.as_chunks::<4>().0) {
+        for (pair, word) in row.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+            *pair = [*word as u16, (*word >> 16) as u16];
+        }
+    }
+    rows
+}
+
+#[inline(always)]
+fn transposed(rows: &[[u16; 8]; 8]) -> [[u16; 8]; 8] {
+    std::array::from_fn(|row| std::array::from_fn(|column| rows[column][row]))
 }

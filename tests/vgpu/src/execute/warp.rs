@@ -5,7 +5,7 @@
 //! others go first, so that lanes may wait for each other.
 
 use super::block::Room;
-use super::local_shared::PendingCopy;
+use super::copies::PendingCopy;
 use crate::check::Check;
 use crate::program::{Address, FULL, LANES, Op, Program, Registers, VoteKind};
 use crate::ptx::Space;
@@ -107,6 +107,11 @@ impl Warp {
         if !self.valid_at_start.is_empty() {
             for slot in fixed {
                 self.valid_at_start[slot] = FULL;
+            }
+            for (valid, _) in
+                self.valid_at_start.iter_mut().zip(&program.definite).filter(|(_, definite)| **definite)
+            {
+                *valid = FULL;
             }
         }
     }
@@ -213,11 +218,12 @@ impl Warp {
                 let bits = self.registers.predicates[guard as usize];
                 mask &= if negated { !bits } else { bits };
             }
-            let note = &program.notes[here];
-            room.counters.classes[note.class as usize] += 1;
+            room.counters.classes[decoded.class as usize] += 1;
             if CHECKS {
                 room.counters.lanes += u64::from(mask.count_ones());
-                self.follow_validity(room, me, here, lanes, mask);
+                if decoded.followed {
+                    self.follow_validity(room, me, here, lanes, mask);
+                }
             }
             if let Op::Branch(target) = decoded.op {
                 room.counters.branches += 1;
@@ -426,7 +432,6 @@ impl Warp {
     }
 
     /// Passes on which lanes of the registers were written, and reports where an unwritten one decides something.
-    #[inline(always)]
     fn follow_validity(&mut self, room: &mut Room<'_>, me: usize, at: usize, lanes: u32, mask: u32) {
         let note = &room.launch.program.notes[at];
         let mut valid = FULL;

@@ -391,9 +391,8 @@ impl<'a> Loader<'a> {
             op,
             Op::Lanes { .. } | Op::Convert(_) | Op::Carry(_) | Op::Join(_) | Op::Split(_) | Op::Shuffle(_)
         );
-        self.code.push(Decoded { op, guard });
+        self.code.push(Decoded { op, guard, class, followed: true });
         self.notes.push(Note {
-            class,
             location: self.instruction.map(|instruction| instruction.location).unwrap_or_default(),
             line: self.instruction.map_or(0, |instruction| instruction.line),
             opcode,
@@ -844,6 +843,7 @@ impl<'a> Loader<'a> {
             long_constants: self.longs.iter().map(|(&value, &slot)| (slot, value)).collect(),
             predicate_constants: self.predicates.iter().map(|(&value, &slot)| (slot, value)).collect(),
             specials: self.specials,
+            definite: Vec::new(),
             parameters: self.function.parameters.iter().map(|p| (p.size, p.offset)).collect(),
             parameter_bytes,
             static_shared,
@@ -854,6 +854,7 @@ impl<'a> Loader<'a> {
             estimated_registers: 0,
             files,
         };
+        super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);
         Ok(program)
     }
