@@ -1,7 +1,7 @@
 //! How fast the virtual GPU is: multiply-adds a second through a bf16 tensor-core GEMM, unchecked and checked,
 //! instructions a second through attention and a row kernel, and the cost of a launch of many trivial blocks.
 //!
-//! `cargo bench -p vgpu` prints the figures; the best of three runs counts, as other work on the machine only
+//! `cargo bench -p vgpu --bench speed` prints the figures; the best of three runs counts, as other work on the machine only
 //! slows. The rate for each second of processor time is what a core that is left alone would give.
 
 #[path = "../tests/support/mod.rs"]
@@ -125,19 +125,32 @@ fn instructions(counters: &Counters) -> f64 {
 }
 
 fn main() {
+    // `cargo bench -p vgpu -- gemm checked` runs the figures that it names.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |name: &str, checks: bool| {
+        let checks = if checks { "checked" } else { "unchecked" };
+        words.iter().all(|word| word == name || word == checks)
+    };
+    let benches: [(&str, fn(bool) -> Option<()>); 4] =
+        [("gemm", gemm), ("attention", attention), ("rows", rows), ("trivial", trivial)];
     for checks in [false, true] {
-        // Without a compiler there is nothing to run; a line on standard error says so.
-        if gemm(checks).and_then(|()| attention(checks)).and_then(|()| rows(checks)).is_none() {
-            return;
+        for (name, bench) in benches {
+            // Without a compiler there is nothing to run; a line on standard error says so.
+            if wanted(name, checks) && bench(checks).is_none() {
+                return;
+            }
         }
     }
-    for checks in [false, true] {
-        let mut bench = Bench::of_text(TRIVIAL);
-        bench.device.settings.checks = checks;
-        let out = bench.empty(400_000);
-        let start = Instant::now();
-        bench.clean("trivial", [100_000, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(out));
-        println!("100,000 trivial blocks, checks {checks}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        assert_eq!(bench.download::<u32>(out, 100_000), (0..100_000).collect::<Vec<u32>>());
-    }
+}
+
+/// A launch of many blocks that do next to nothing.
+fn trivial(checks: bool) -> Option<()> {
+    let mut bench = Bench::of_text(TRIVIAL);
+    bench.device.settings.checks = checks;
+    let out = bench.empty(400_000);
+    let start = Instant::now();
+    bench.clean("trivial", [100_000, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(out));
+    println!("100,000 trivial blocks, checks {checks}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    assert_eq!(bench.download::<u32>(out, 100_000), (0..100_000).collect::<Vec<u32>>());
+    Some(())
 }

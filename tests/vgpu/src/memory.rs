@@ -21,8 +21,8 @@ const PAGE: usize = 4096;
 /// What fresh memory is filled with: NaN in every float format, -1 as an integer.
 const POISON: u8 = 0xff;
 
-/// Bytes of a chunk: what a lane moves at most, and what the shadow keeps together where it can.
-const CHUNK: usize = 16;
+/// Bytes of a chunk: what the shadow keeps together where it can.
+pub const CHUNK: usize = 16;
 
 /// Who touched one word last during a launch, packed: epoch, block, clock, flags and bytes.
 #[derive(Default)]
@@ -44,12 +44,97 @@ struct Chunk {
 struct Page {
     chunks: Box<[Chunk]>,
     words: OnceLock<Box<[Word]>>,
+    /// The epoch, and how many chunks several blocks have read in it: when all have been, further reads
+    /// change nothing.
+    read_by_many: AtomicU64,
+    /// The last epoch in which anybody wrote here.
+    written: AtomicU16,
 }
 
 impl Default for Page {
     fn default() -> Self {
         let chunks = (0..PAGE / CHUNK).map(|_| Chunk::default()).collect();
-        Self { chunks, words: OnceLock::new() }
+        let (read_by_many, written) = (AtomicU64::new(0), AtomicU16::new(0));
+        Self { chunks, words: OnceLock::new(), read_by_many, written }
+    }
+}
+
+impl Page {
+    /// Whether a read can neither conflict nor change what is known.
+    #[inline(always)]
+    fn is_read_by_many(&self, epoch: u16) -> bool {
+        self.read_by_many.load(Relaxed) == u64::from(epoch) << 48 | (PAGE / CHUNK) as u64
+            && self.written.load(Relaxed) != epoch
+    }
+
+    fn count_read_by_many(&self, epoch: u16) {
+        let start = u64::from(epoch) << 48;
+        let next = |before: u64| Some(1 + if before >> 48 == u64::from(epoch) { before } else { start });
+        // The closure always gives a value, so this cannot fail.
+        let _ = self.read_by_many.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    #[inline(always)]
+    fn note_write(&self, epoch: u16) {
+        if self.written.load(Relaxed) != epoch {
+            self.written.store(epoch, Relaxed);
+        }
+    }
+
+    /// A plain touch of a whole chunk.
+    #[inline]
+    fn touch_chunk(&self, index: usize, write: bool, who: Toucher) -> Touch {
+        let chunk = &self.chunks[index];
+        let epoch = u64::from(who.epoch) << 48;
+        let marks = chunk.marks.load(Relaxed);
+        let parts = PARTS_WRITTEN | if write { PARTS_READ } else { 0 };
+        if marks >> 48 == u64::from(who.epoch) && marks & parts != 0 {
+            return self.touch_words(index, u16::MAX, write, false, who);
+        }
+        let mut out = Touch::default();
+        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8 | 0xf;
+        let (writer, reader) = (chunk.writer.load(Relaxed), chunk.reader.load(Relaxed));
+        out.conflict = conflict(writer, 0xf, false, who);
+        out.fresh = chunk.mark(who.epoch, 0xffff << if write { 16 } else { 0 });
+        if write {
+            self.note_write(who.epoch);
+            out.conflict = out.conflict.or(conflict(reader, 0xf, false, who));
+            if writer != stamp {
+                chunk.writer.store(stamp, Relaxed);
+            }
+        } else if reader != stamp {
+            let now = reader >> 48 == u64::from(who.epoch);
+            if now && reader & MANY == 0 && (reader >> 16) as u32 != who.block {
+                let before = chunk.reader.swap(stamp | MANY, Relaxed);
+                if before & MANY == 0 {
+                    self.count_read_by_many(who.epoch);
+                }
+            } else if !now || reader & MANY == 0 {
+                // Of many readers it does not matter which is named.
+                chunk.reader.store(stamp, Relaxed);
+            }
+        }
+        out
+    }
+
+    /// A touch of some bytes of a chunk, word by word.
+    fn touch_words(&self, index: usize, bits: u16, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let chunk = &self.chunks[index];
+        let words = self.words.get_or_init(|| (0..PAGE / 4).map(|_| Word::default()).collect());
+        let marks = if write { u64::from(bits) << 16 | PARTS_WRITTEN } else { u64::from(bits) | PARTS_READ };
+        let mut out = Touch { fresh: chunk.mark(who.epoch, marks), conflict: None };
+        out.conflict = conflict(chunk.writer.load(Relaxed), 0xf, false, who);
+        if write {
+            self.note_write(who.epoch);
+            out.conflict = out.conflict.or(conflict(chunk.reader.load(Relaxed), 0xf, false, who));
+        }
+        for (part, word) in words[index * 4..index * 4 + 4].iter().enumerate() {
+            let mine = u64::from(bits) >> (4 * part) & 0xf;
+            if mine != 0 {
+                out.conflict = out.conflict.or(word.touch(mine, write, atomic, who));
+            }
+        }
+        out
     }
 }
 
@@ -177,6 +262,24 @@ impl Allocation {
         });
     }
 
+    /// Marks the bytes of one chunk that `bits` names as written.
+    #[inline(always)]
+    pub fn mark_written_bits(&self, chunk: usize, bits: u16) {
+        if let Some(cell) = self.written.get(chunk)
+            && cell.load(Relaxed) & bits != bits
+        {
+            cell.fetch_or(bits, Relaxed);
+        }
+    }
+
+    /// Whether up to 32 bytes are there already, and were written.
+    #[inline(always)]
+    pub fn holds(&self, address: u64, bytes: &[u8]) -> bool {
+        let mut before = [0u8; 32];
+        let Some(before) = before.get_mut(..bytes.len()) else { return false };
+        self.read(address, before) && before == bytes && self.is_written(address, bytes.len())
+    }
+
     /// Marks a stretch as written exactly where another is.
     pub fn copy_marks(&self, to: u64, from: &Self, source: u64, bytes: usize) {
         if from.is_written(source, bytes) {
@@ -193,20 +296,36 @@ impl Allocation {
     #[inline]
     pub fn touch(&self, address: u64, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
         let mut out = Touch::default();
-        let Some(mut from) = self.offset(address, bytes) else { return out };
-        let end = from + bytes;
-        while from < end {
-            let count = (CHUNK - from % CHUNK).min(end - from);
-            let found = if count == CHUNK && !atomic {
-                self.touch_chunk(from, write, who)
-            } else {
-                self.touch_words(from, count, write, atomic, who)
-            };
+        let Some(offset) = self.offset(address, bytes) else { return out };
+        each_chunk(offset, bytes, |chunk, bits| {
+            let found = self.touch_bits(chunk, bits, write, atomic, who);
             out.fresh += found.fresh;
             out.conflict = out.conflict.or(found.conflict);
-            from += count;
-        }
+            true
+        });
         out
+    }
+
+    /// [`Allocation::touch`] of the bytes of one chunk that `bits` names, which lie inside.
+    #[inline]
+    pub fn touch_bits(&self, chunk: usize, bits: u16, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let Some(page) = self.shadow.get(chunk * CHUNK / PAGE) else { return Touch::default() };
+        let page = page.get_or_init(Page::default);
+        let chunk = chunk % (PAGE / CHUNK);
+        if !write && !atomic && page.is_read_by_many(who.epoch) {
+            return Touch::default();
+        }
+        if bits == u16::MAX && !atomic {
+            page.touch_chunk(chunk, write, who)
+        } else {
+            page.touch_words(chunk, bits, write, atomic, who)
+        }
+    }
+
+    /// Whether the bytes of one chunk that `bits` names were written since the chunk was allocated.
+    #[inline(always)]
+    pub fn is_written_bits(&self, chunk: usize, bits: u16) -> bool {
+        self.written.get(chunk).is_some_and(|written| written.load(Relaxed) & bits == bits)
     }
 
     /// Counts a write that changes nothing, which conflicts with nobody: the bytes that are written first by it.
@@ -221,62 +340,10 @@ impl Allocation {
         fresh
     }
 
-    /// A plain touch of a whole chunk at its offset.
-    #[inline]
-    fn touch_chunk(&self, offset: usize, write: bool, who: Toucher) -> Touch {
-        let page = self.shadow[offset / PAGE].get_or_init(Page::default);
-        let chunk = &page.chunks[offset % PAGE / CHUNK];
-        let epoch = u64::from(who.epoch) << 48;
-        let marks = chunk.marks.load(Relaxed);
-        let parts = PARTS_WRITTEN | if write { PARTS_READ } else { 0 };
-        if marks >> 48 == u64::from(who.epoch) && marks & parts != 0 {
-            return self.touch_words(offset, CHUNK, write, false, who);
-        }
-        let mut out = Touch::default();
-        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8 | 0xf;
-        let (writer, reader) = (chunk.writer.load(Relaxed), chunk.reader.load(Relaxed));
-        out.conflict = conflict(writer, 0xf, false, who);
-        if write {
-            out.conflict = out.conflict.or(conflict(reader, 0xf, false, who));
-            if writer != stamp {
-                chunk.writer.store(stamp, Relaxed);
-            }
-        } else if reader != stamp {
-            let many = reader >> 48 == u64::from(who.epoch)
-                && (reader & MANY != 0 || (reader >> 16) as u32 != who.block);
-            // Of many readers it does not matter which is named.
-            if !(many && reader & MANY != 0) {
-                chunk.reader.store(stamp | if many { MANY } else { 0 }, Relaxed);
-            }
-        }
-        out.fresh = chunk.mark(who.epoch, 0xffff << if write { 16 } else { 0 });
-        out
-    }
-
-    /// A touch of bytes of one chunk, word by word.
-    fn touch_words(&self, offset: usize, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
-        let page = self.shadow[offset / PAGE].get_or_init(Page::default);
-        let chunk = &page.chunks[offset % PAGE / CHUNK];
-        let words = page.words.get_or_init(|| (0..PAGE / 4).map(|_| Word::default()).collect());
-        let (bits, parts) = ((1u64 << bytes) - 1, if write { PARTS_WRITTEN } else { PARTS_READ });
-        let bits = bits << (offset % CHUNK) << if write { 16 } else { 0 };
-        let mut out = Touch { fresh: chunk.mark(who.epoch, bits | parts), conflict: None };
-        out.conflict = conflict(chunk.writer.load(Relaxed), 0xf, false, who);
-        if write {
-            out.conflict = out.conflict.or(conflict(chunk.reader.load(Relaxed), 0xf, false, who));
-        }
-        let (mut from, end) = (offset, offset + bytes);
-        while from < end {
-            let count = (4 - from % 4).min(end - from);
-            let mine = ((1u64 << count) - 1) << (from % 4);
-            out.conflict = out.conflict.or(words[from % PAGE / 4].touch(mine, write, atomic, who));
-            from += count;
-        }
-        out
-    }
-
     fn forget_touches(&self) {
         for page in self.shadow.iter().filter_map(OnceLock::get) {
+            page.read_by_many.store(0, Relaxed);
+            page.written.store(0, Relaxed);
             for chunk in &page.chunks {
                 for entry in [&chunk.writer, &chunk.reader, &chunk.marks] {
                     entry.store(0, Relaxed);

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::access::{covers, extent, lanes_of};
+use super::access::{extent, lanes_of};
 use super::banks::sectors;
 use super::block::Room;
-use super::shared::CHUNK;
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::memory::{Allocation, Toucher};
+use crate::memory::{Allocation, CHUNK, Toucher};
 use crate::number::{BF16, F16, Rounding};
 use crate::program::{Access, Atomic, AtomicKind, LANES, Op, Program};
 
@@ -89,6 +88,49 @@ impl Knowledge {
     }
 }
 
+/// The bytes that lanes touch, put together by chunk: the chunk, a bit for each of its bytes, and the first lane.
+/// To the check of races between blocks all lanes of a warp are one.
+struct Pieces {
+    found: [(usize, u16, u8); 2 * LANES],
+    count: usize,
+}
+
+impl Pieces {
+    /// Of accesses that lie inside an allocation, of at most one chunk each.
+    #[inline(always)]
+    fn new(allocation: &Allocation, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Self {
+        let mut out = Self { found: [(0, 0, 0); 2 * LANES], count: 0 };
+        for lane in lanes_of(mask) {
+            let offset = (addresses[lane] - allocation.base) as usize;
+            // An allocation of the host's own may begin anywhere, and then an access may span two chunks.
+            let bits = ((1u32 << bytes) - 1) << (offset % CHUNK);
+            out.add(offset / CHUNK, bits as u16, lane as u8);
+            if bits >> CHUNK != 0 {
+                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane as u8);
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn add(&mut self, chunk: usize, bits: u16, lane: u8) {
+        // Neighbours are near; a piece that is found twice only costs time.
+        let first = self.count.saturating_sub(4);
+        for piece in self.found[first..self.count].iter_mut().rev() {
+            if piece.0 == chunk {
+                piece.1 |= bits;
+                return;
+            }
+        }
+        self.found[self.count] = (chunk, bits, lane);
+        self.count += 1;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(usize, u16, u8)> {
+        self.found[..self.count].iter()
+    }
+}
+
 impl Warp {
     /// The allocation that holds a lane's bytes, or a report.
     #[inline(always)]
@@ -151,11 +193,25 @@ impl Warp {
         bytes: usize,
     ) {
         if !allocation.is_written(address, bytes) {
-            let offset = address - allocation.base;
-            room.report(Check::UninitializedGlobal, at, me, lane, || {
-                format!("{bytes} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
-            });
+            let offset = (address - allocation.base) as usize;
+            self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
         }
+    }
+
+    #[cold]
+    fn report_unwritten(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        offset: usize,
+        bytes: usize,
+    ) {
+        room.report(Check::UninitializedGlobal, at, me, lane, || {
+            format!("{bytes} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
+        });
     }
 
     /// Checks and notes one touch of global memory.
@@ -174,20 +230,40 @@ impl Warp {
     ) {
         let who = room.knowledge.toucher(room);
         let touch = allocation.touch(address, bytes, write, atomic, who);
+        let offset = (address - allocation.base) as usize;
+        // Of what spans several chunks, the first is named.
+        let bits = (((1u64 << bytes.min(CHUNK)) - 1) << (offset % CHUNK)) as u16;
+        self.report_global(room, me, at, lane, allocation, (offset / CHUNK, bits), write, touch);
+    }
+
+    /// Counts what a touch of bytes of a chunk found fresh, and reports a race.
+    #[inline(always)]
+    fn report_global(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        (chunk, bits): (usize, u16),
+        write: bool,
+        touch: crate::memory::Touch,
+    ) {
         let traffic = if write { &mut room.counters.stores } else { &mut room.counters.loads };
         traffic.unique_bytes += u64::from(touch.fresh);
         if let Some((block, clock, many)) = touch.conflict
             && !room.knowledge.knows(&room.launch.releases, block, clock, many)
         {
             let other = if many { "several blocks".to_string() } else { format!("block {block}") };
-            let offset = address - allocation.base;
+            let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
+            let own = room.linear;
             room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
                 format!(
-                    "{} {bytes} bytes at offset {offset} of an allocation of {} bytes that {other} touched in the \
-                     same launch (this is block {})",
+                    "{} {} bytes at offset {offset} of an allocation of {} bytes that {other} touched in the same \
+                     launch (this is block {own})",
                     if write { "writes" } else { "reads" },
+                    bits.count_ones(),
                     allocation.size,
-                    who.block
                 )
             });
         }
@@ -296,29 +372,26 @@ impl Warp {
         for lane in lanes_of(mask) {
             allocation.read(addresses[lane], &mut data[lane]);
         }
-        if CHECKS {
-            let group = if matches!(N, 2 | 4 | 8) && !strong { CHUNK / N } else { 1 };
-            let mut first = 0;
-            let mut last = u64::MAX;
-            while first < LANES {
-                if group > 1 && covers(addresses, mask, first, N) {
-                    self.check_read(room, me, at, first, allocation, addresses[first], CHUNK, strong);
-                } else {
-                    for lane in lanes_of(mask & (((1u64 << group) - 1) << first) as u32) {
-                        // All lanes of a block are one, so what was just read says nothing new.
-                        if addresses[lane] != last {
-                            last = addresses[lane];
-                            self.check_read(room, me, at, lane, allocation, last, N, strong);
-                        }
-                    }
+        if CHECKS && (strong || N > CHUNK) {
+            for lane in lanes_of(mask) {
+                self.check_read(room, me, at, lane, allocation, addresses[lane], N, strong);
+            }
+        } else if CHECKS {
+            let pieces = Pieces::new(allocation, addresses, mask, N);
+            let who = room.knowledge.toucher(room);
+            for &(chunk, bits, lane) in pieces.iter() {
+                if !allocation.is_written_bits(chunk, bits) {
+                    let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
+                    let (lane, bytes) = (usize::from(lane), bits.count_ones() as usize);
+                    self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
                 }
-                first += group;
+                let touch = allocation.touch_bits(chunk, bits, false, false, who);
+                self.report_global(room, me, at, usize::from(lane), allocation, (chunk, bits), false, touch);
             }
         }
         Next::Continue
     }
 
-    #[inline(always)]
     fn check_read(
         &self,
         room: &mut Room<'_>,
@@ -348,34 +421,54 @@ impl Warp {
         data: &[[u8; N]; LANES],
     ) -> Next {
         let all = self.locate_all(room, at, addresses, mask, N);
-        let plain = !access.strong && all.is_some();
-        let group = if matches!(N, 2 | 4 | 8) && plain { CHUNK / N } else { 1 };
-        let mut first = 0;
-        while first < LANES {
-            if group > 1
-                && let Some(allocation) = all
-                && covers(addresses, mask, first, N)
-            {
-                let bytes = data[first..first + group].as_flattened();
-                self.put::<CHECKS, CHUNK>(room, me, at, first, access, allocation, addresses[first], bytes);
-                first += group;
-                continue;
+        match all {
+            Some(allocation) if !CHECKS => {
+                for lane in lanes_of(mask) {
+                    allocation.write(addresses[lane], &data[lane]);
+                    allocation.mark_written(addresses[lane], N);
+                }
             }
-            for lane in lanes_of(mask & (((1u64 << group) - 1) << first) as u32) {
-                let address = addresses[lane];
-                let allocation = match all {
-                    Some(allocation) => allocation,
-                    None if !address.is_multiple_of(N as u64) => {
+            Some(allocation) if !access.strong && N <= CHUNK => {
+                let mut changing = 0;
+                for lane in lanes_of(mask) {
+                    let address = addresses[lane];
+                    if allocation.holds(address, &data[lane]) {
+                        let fresh = allocation.touch_unchanged(address, N, room.launch.memory.epoch);
+                        room.counters.stores.unique_bytes += u64::from(fresh);
+                    } else {
+                        changing |= 1 << lane;
+                        allocation.write(address, &data[lane]);
+                    }
+                    self.check_declared(room, me, at, lane, allocation, address, N);
+                }
+                let who = room.knowledge.toucher(room);
+                for &(chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
+                    let touch = allocation.touch_bits(chunk, bits, true, false, who);
+                    self.report_global(
+                        room,
+                        me,
+                        at,
+                        usize::from(lane),
+                        allocation,
+                        (chunk, bits),
+                        true,
+                        touch,
+                    );
+                    allocation.mark_written_bits(chunk, bits);
+                }
+            }
+            _ => {
+                for lane in lanes_of(mask) {
+                    let address = addresses[lane];
+                    if !address.is_multiple_of(N as u64) {
                         return self.misaligned(room, me, at, lane, address, N);
                     }
-                    None => match self.locate(room, me, at, lane, address, N) {
-                        Some(allocation) => allocation,
-                        None => return Next::Fault,
-                    },
-                };
-                self.put::<CHECKS, N>(room, me, at, lane, access, allocation, address, &data[lane]);
+                    let Some(allocation) = self.locate(room, me, at, lane, address, N) else {
+                        return Next::Fault;
+                    };
+                    self.put::<CHECKS, N>(room, me, at, lane, access, allocation, address, &data[lane]);
+                }
             }
-            first += group;
         }
         if CHECKS {
             let traffic = &mut room.counters.stores;
@@ -406,10 +499,8 @@ impl Warp {
             if access.strong && room.launch.synchronizes {
                 room.knowledge.meet(&room.launch.releases, address, room.linear, true);
             }
-            let mut before = [0u8; N];
-            allocation.read(address, &mut before);
             // Whoever writes what is there already harms nobody, in whatever order.
-            if !access.strong && before == *bytes && allocation.is_written(address, N) {
+            if !access.strong && allocation.holds(address, bytes) {
                 let fresh = allocation.touch_unchanged(address, N, room.launch.memory.epoch);
                 room.counters.stores.unique_bytes += u64::from(fresh);
             } else {

@@ -60,6 +60,20 @@ pub fn product(
     None
 }
 
+/// Eight rows of eight 16-bit elements, turned over. A row is in the words of four lanes.
+#[inline]
+pub fn turned(register: &[u32; LANES]) -> [u32; LANES] {
+    #[cfg(target_arch = "x86_64")]
+    return fast::turned(register);
+    #[cfg(not(target_arch = "x86_64"))]
+    std::array::from_fn(|lane| {
+        let element =
+            |row: usize, column: usize| register[row * 4 + column / 2] >> (16 * (column % 2)) & 0xffff;
+        let (row, column) = (lane / 4, 2 * (lane % 4));
+        element(column, row) | element(column + 1, row) << 16
+    })
+}
+
 /// Whether the CPU has what the fast forms need.
 #[cfg(target_arch = "x86_64")]
 fn is_fast() -> bool {
@@ -139,6 +153,34 @@ mod fast {
             _mm256_permute2f128_ps::<0x31>(q2, q6),
             _mm256_permute2f128_ps::<0x31>(q3, q7),
         ]
+    }
+
+    /// Every x86-64 CPU has what this needs.
+    #[inline]
+    pub fn turned(register: &[u32; LANES]) -> [u32; LANES] {
+        let mut out = [0; LANES];
+        // SAFETY: SSE2 belongs to x86-64; both arrays have eight times sixteen bytes, and neither the loads nor
+        // the stores ask for alignment.
+        unsafe {
+            let row = |index: usize| _mm_loadu_si128(register.as_ptr().add(4 * index).cast());
+            let pair = |index: usize| {
+                let (a, b) = (row(index), row(index + 1));
+                (_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b))
+            };
+            let ((a0, a1), (b0, b1), (c0, c1), (d0, d1)) = (pair(0), pair(2), pair(4), pair(6));
+            let mut put = |index: usize, value: __m128i| {
+                _mm_storeu_si128(out.as_mut_ptr().add(4 * index).cast(), value);
+            };
+            for (first, [a, b, c, d]) in [(0, [a0, b0, c0, d0]), (4, [a1, b1, c1, d1])] {
+                let (low, high) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+                let (low_after, high_after) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+                put(first, _mm_unpacklo_epi64(low, low_after));
+                put(first + 1, _mm_unpackhi_epi64(low, low_after));
+                put(first + 2, _mm_unpacklo_epi64(high, high_after));
+                put(first + 3, _mm_unpackhi_epi64(high, high_after));
+            }
+        }
+        out
     }
 
     /// Eight rows of sums, each of which goes by k on its own: eight chains that do not wait for each other.

@@ -58,6 +58,14 @@ impl Warp {
         bytes: usize,
     ) {
         let touch = Touch { write: false, atomic: false, warp: me };
+        if bytes == CHUNK {
+            for lane in lanes_of(mask) {
+                let (place, lanes) = (addresses[lane] as usize, lane as u64 * 0x0101_0101_0101_0101);
+                let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
+                self.report_shared(room, me, at, lane, place, CHUNK, false, found);
+            }
+            return;
+        }
         let group = if matches!(bytes, 2 | 4 | 8) { CHUNK / bytes } else { 1 };
         let mut first = 0;
         let mut last = (u64::MAX, 0);

@@ -11,7 +11,7 @@
 
 use super::banks::wavefronts;
 use super::block::Room;
-use super::product::{Tile, halves, multiply_add_tile, product};
+use super::product::{Tile, halves, multiply_add_tile, product, turned};
 use super::warp::{Next, Warp, space_of};
 use crate::number::{read_tf32, to_f16};
 use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
@@ -143,13 +143,11 @@ impl Warp {
         if op.store {
             let mut data = [[0u8; 16]; LANES];
             for (rows, &slot) in data.as_chunks_mut::<8>().0.iter_mut().zip(&op.registers) {
-                let mut elements = elements_of(&self.registers.words[slot as usize].0);
-                if op.transposed {
-                    elements = transposed(&elements);
-                }
-                for (row, elements) in rows.iter_mut().zip(&elements) {
-                    for (pair, element) in row.as_chunks_mut::<2>().0.iter_mut().zip(elements) {
-                        *pair = element.to_le_bytes();
+                let register = &self.registers.words[slot as usize].0;
+                let words = if op.transposed { turned(register) } else { *register };
+                for (row, words) in rows.iter_mut().zip(words.as_chunks::<4>().0) {
+                    for (bytes, word) in row.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                        *bytes = word.to_le_bytes();
                     }
                 }
             }
@@ -171,12 +169,7 @@ impl Warp {
                 }
             }
             if op.transposed {
-                let elements = transposed(&elements_of(&words));
-                for (words, row) in words.as_chunks_mut::<4>().0.iter_mut().zip(&elements) {
-                    for (word, pair) in words.iter_mut().zip(row.as_chunks::<2>().0) {
-                        *word = u32::from(pair[0]) | u32::from(pair[1]) << 16;
-                    }
-                }
+                words = turned(&words);
             }
             self.registers.words[slot as usize].0 = words;
         }
@@ -277,21 +270,4 @@ impl Warp {
         }
         outcome
     }
-}
-
-/// The eight rows of eight elements that a register holds, a row in every four lanes.
-#[inline(always)]
-fn elements_of(register: &[u32; LANES]) -> [[u16; 8]; 8] {
-    let mut rows = [[0u16; 8]; 8];
-    for (row, words) in rows.iter_mut().zip(register.as_chunks::<4>().0) {
-        for (pair, word) in row.as_chunks_mut::<2>().0.iter_mut().zip(words) {
-            *pair = [*word as u16, (*word >> 16) as u16];
-        }
-    }
-    rows
-}
-
-#[inline(always)]
-fn transposed(rows: &[[u16; 8]; 8]) -> [[u16; 8]; 8] {
-    std::array::from_fn(|row| std::array::from_fn(|column| rows[column][row]))
 }

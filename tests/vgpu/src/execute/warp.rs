@@ -186,13 +186,18 @@ impl Warp {
 
     /// Runs until everything waits or `turn` instructions are over.
     pub fn run(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
-        if room.launch.settings.checks {
-            self.go::<true>(room, me, turn)
-        } else {
-            self.go::<false>(room, me, turn)
+        #[allow(unused_unsafe, reason = "only x86-64 has features that make it unsafe")]
+        // SAFETY: loading made sure that the CPU has the features that the code was compiled for.
+        unsafe {
+            if room.launch.settings.checks {
+                self.go::<true>(room, me, turn)
+            } else {
+                self.go::<false>(room, me, turn)
+            }
         }
     }
 
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn go<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
         let program = room.launch.program;
         let mut left = turn;
