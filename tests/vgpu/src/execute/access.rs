@@ -124,13 +124,11 @@ impl Warp {
         mask: u32,
     ) -> Next {
         let addresses = self.addresses(&access.address);
-        let bytes = access.size * access.elements.len();
         match access.space {
             Space::Generic => self.by_space(&addresses, mask, |warp, space, addresses, mask| {
-                let moved = Access { space, ..access.clone() };
-                warp.load_from::<CHECKS>(room, me, at, &moved, addresses, mask, bytes)
+                warp.load_from::<CHECKS>(room, me, at, access, space, addresses, mask)
             }),
-            _ => self.load_from::<CHECKS>(room, me, at, access, &addresses, mask, bytes),
+            space => self.load_from::<CHECKS>(room, me, at, access, space, &addresses, mask),
         }
     }
 
@@ -143,13 +141,11 @@ impl Warp {
         mask: u32,
     ) -> Next {
         let addresses = self.addresses(&access.address);
-        let bytes = access.size * access.elements.len();
         match access.space {
             Space::Generic => self.by_space(&addresses, mask, |warp, space, addresses, mask| {
-                let moved = Access { space, ..access.clone() };
-                warp.store_to::<CHECKS>(room, me, at, &moved, addresses, mask, bytes)
+                warp.store_to::<CHECKS>(room, me, at, access, space, addresses, mask)
             }),
-            _ => self.store_to::<CHECKS>(room, me, at, access, &addresses, mask, bytes),
+            space => self.store_to::<CHECKS>(room, me, at, access, space, &addresses, mask),
         }
     }
 
@@ -187,17 +183,17 @@ impl Warp {
         me: usize,
         at: usize,
         access: &Access,
+        space: Space,
         addresses: &[u64; LANES],
         mask: u32,
-        bytes: usize,
     ) -> Next {
-        match bytes {
-            1 => self.load_sized::<CHECKS, 1>(room, me, at, access, addresses, mask),
-            2 => self.load_sized::<CHECKS, 2>(room, me, at, access, addresses, mask),
-            4 => self.load_sized::<CHECKS, 4>(room, me, at, access, addresses, mask),
-            8 => self.load_sized::<CHECKS, 8>(room, me, at, access, addresses, mask),
-            16 => self.load_sized::<CHECKS, 16>(room, me, at, access, addresses, mask),
-            _ => self.load_sized::<CHECKS, 32>(room, me, at, access, addresses, mask),
+        match access.size * access.elements.len() {
+            1 => self.load_sized::<CHECKS, 1>(room, me, at, access, space, addresses, mask),
+            2 => self.load_sized::<CHECKS, 2>(room, me, at, access, space, addresses, mask),
+            4 => self.load_sized::<CHECKS, 4>(room, me, at, access, space, addresses, mask),
+            8 => self.load_sized::<CHECKS, 8>(room, me, at, access, space, addresses, mask),
+            16 => self.load_sized::<CHECKS, 16>(room, me, at, access, space, addresses, mask),
+            _ => self.load_sized::<CHECKS, 32>(room, me, at, access, space, addresses, mask),
         }
     }
 
@@ -207,11 +203,12 @@ impl Warp {
         me: usize,
         at: usize,
         access: &Access,
+        space: Space,
         addresses: &[u64; LANES],
         mask: u32,
     ) -> Next {
         let mut data = [[0u8; N]; LANES];
-        let outcome = match access.space {
+        let outcome = match space {
             Space::Global | Space::Constant | Space::Generic => {
                 self.read_global::<CHECKS, N>(room, me, at, access.strong, addresses, mask, &mut data)
             }
@@ -231,17 +228,17 @@ impl Warp {
         me: usize,
         at: usize,
         access: &Access,
+        space: Space,
         addresses: &[u64; LANES],
         mask: u32,
-        bytes: usize,
     ) -> Next {
-        match bytes {
-            1 => self.store_sized::<CHECKS, 1>(room, me, at, access, addresses, mask),
-            2 => self.store_sized::<CHECKS, 2>(room, me, at, access, addresses, mask),
-            4 => self.store_sized::<CHECKS, 4>(room, me, at, access, addresses, mask),
-            8 => self.store_sized::<CHECKS, 8>(room, me, at, access, addresses, mask),
-            16 => self.store_sized::<CHECKS, 16>(room, me, at, access, addresses, mask),
-            _ => self.store_sized::<CHECKS, 32>(room, me, at, access, addresses, mask),
+        match access.size * access.elements.len() {
+            1 => self.store_sized::<CHECKS, 1>(room, me, at, access, space, addresses, mask),
+            2 => self.store_sized::<CHECKS, 2>(room, me, at, access, space, addresses, mask),
+            4 => self.store_sized::<CHECKS, 4>(room, me, at, access, space, addresses, mask),
+            8 => self.store_sized::<CHECKS, 8>(room, me, at, access, space, addresses, mask),
+            16 => self.store_sized::<CHECKS, 16>(room, me, at, access, space, addresses, mask),
+            _ => self.store_sized::<CHECKS, 32>(room, me, at, access, space, addresses, mask),
         }
     }
 
@@ -251,11 +248,12 @@ impl Warp {
         me: usize,
         at: usize,
         access: &Access,
+        space: Space,
         addresses: &[u64; LANES],
         mask: u32,
     ) -> Next {
         let data = self.gather::<N>(access);
-        match access.space {
+        match space {
             Space::Global | Space::Generic => {
                 self.write_global::<CHECKS, N>(room, me, at, access, addresses, mask, &data)
             }
@@ -385,13 +383,11 @@ impl Warp {
         places: &[u64; LANES],
     ) -> Next {
         let full = crate::program::FULL;
-        let bytes = access.size * access.elements.len();
         let mut go = |warp: &mut Self, space, places: &[u64; LANES], mask| {
-            let access = Access { space, ..access.clone() };
             if store {
-                warp.store_to::<CHECKS>(room, me, at, &access, places, mask, bytes)
+                warp.store_to::<CHECKS>(room, me, at, access, space, places, mask)
             } else {
-                warp.load_from::<CHECKS>(room, me, at, &access, places, mask, bytes)
+                warp.load_from::<CHECKS>(room, me, at, access, space, places, mask)
             }
         };
         if access.space == Space::Generic {
