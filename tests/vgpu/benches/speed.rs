@@ -1,7 +1,7 @@
 //! How fast the virtual GPU is: multiply-adds a second through a bf16 tensor-core GEMM, unchecked and checked,
-//! and the cost of a launch of many trivial blocks.
+//! instructions a second through attention and a row kernel, and the cost of a launch of many trivial blocks.
 //!
-//! `cargo bench -p vgpu` prints the figures; the best of three runs counts, as other work on the machine only
+//! `cargo bench -p vgpu --bench speed` prints the figures; the best of three runs counts, as other work on the machine only
 //! slows. The rate for each second of processor time is what a core that is left alone would give.
 
 #[path = "../tests/support/mod.rs"]
@@ -10,6 +10,7 @@ mod support;
 use std::time::Instant;
 
 use support::{Bench, Draw};
+use vgpu::counters::Counters;
 use vgpu::device::Arguments;
 
 const TRIVIAL: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry trivial(.param .u64 p)\n{\n\
@@ -27,39 +28,129 @@ fn processor_time() -> f64 {
     usage.ru_utime.tv_sec as f64 + usage.ru_utime.tv_usec as f64 / 1e6
 }
 
-fn main() {
+/// The best of three runs, by the clock and in processor time, in seconds.
+fn best(mut run: impl FnMut()) -> (f64, f64) {
+    let (mut clock, mut processor) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..3 {
+        let (start, used) = (Instant::now(), processor_time());
+        run();
+        clock = clock.min(start.elapsed().as_secs_f64());
+        processor = processor.min(processor_time() - used);
+    }
+    (clock, processor)
+}
+
+fn gemm(checks: bool) -> Option<()> {
     let (m, n, k) = (1024usize, 1024usize, 512usize);
+    let mut bench = Bench::new("gemm", &[])?;
+    bench.device.settings.checks = checks;
+    let mut draw = Draw(1);
+    let (a, b, bias) = (draw.brains(m * k), draw.brains(n * k), draw.floats(n));
+    let (pa, pb, pbias, pc) =
+        (bench.upload(&a), bench.upload(&b), bench.upload(&bias), bench.empty(m * n * 2));
+    let arguments = Arguments::new().pointer(pa).pointer(pb).pointer(pc).pointer(pbias);
+    let arguments = arguments.int(m as i32).int(n as i32).int(k as i32);
+    let (clock, processor) = best(|| {
+        bench.clean("gemm", [8, 8, 1], [256, 1, 1], 65_536, &arguments);
+    });
+    let billions = (m * n * k) as f64 / 1e9;
+    println!(
+        "gemm {m}x{n}x{k}, checks {checks}: {:.0} ms, {:.2} G multiply-adds/s; {:.2} G per processor second",
+        clock * 1e3,
+        billions / clock,
+        billions / processor
+    );
+    Some(())
+}
+
+/// Flash attention: products, exponentials, shuffles, shared loads.
+fn attention(checks: bool) -> Option<()> {
+    let (heads, n) = (8usize, 512usize);
+    let mut bench = Bench::new("attention", &[])?;
+    bench.device.settings.checks = checks;
+    let mut draw = Draw(2);
+    let count = heads * n * 64;
+    let (pq, pk, pv) = (
+        bench.upload(&draw.brains(count)),
+        bench.upload(&draw.brains(count)),
+        bench.upload(&draw.brains(count)),
+    );
+    let pbias = bench.upload(&draw.floats(heads * (2 * n - 1)));
+    let (po, plse) = (bench.empty(count * 2), bench.empty(heads * n * 4));
+    let arguments =
+        Arguments::new().pointer(pq).pointer(pk).pointer(pv).pointer(pbias).pointer(po).pointer(plse);
+    let arguments = arguments.int(n as i32).int(n as i32);
+    let mut counters = Default::default();
+    let (clock, processor) = best(|| {
+        let outcome = bench.clean("attention", [n as u32 / 64, heads as u32, 1], [128, 1, 1], 0, &arguments);
+        counters = outcome.counters;
+    });
+    let instructions = instructions(&counters);
+    println!(
+        "attention {heads}x{n}x64, checks {checks}: {:.0} ms, {:.2} G multiply-adds/s; {:.2} G per processor second, \
+         {:.1} M warp instructions per processor second",
+        clock * 1e3,
+        counters.tensor_multiply_adds as f64 / 1e9 / clock,
+        counters.tensor_multiply_adds as f64 / 1e9 / processor,
+        instructions / 1e6 / processor
+    );
+    Some(())
+}
+
+/// Row kernels: f32 loads, exponentials, reductions over a block.
+fn rows(checks: bool) -> Option<()> {
+    let (rows, vocabulary) = (128usize, 8192usize);
+    let mut bench = Bench::new("rows", &[])?;
+    bench.device.settings.checks = checks;
+    let mut draw = Draw(3);
+    let (plogits, plabels) = (bench.upload(&draw.brains(rows * vocabulary)), bench.upload(&vec![5i64; rows]));
+    let (pd, ploss) = (bench.empty(rows * vocabulary * 4), bench.empty(rows * 4));
+    let arguments = Arguments::new().pointer(plogits).pointer(plabels).pointer(pd).pointer(ploss);
+    let arguments = arguments.int(vocabulary as i32);
+    let mut counters = Default::default();
+    let (clock, processor) = best(|| {
+        let outcome = bench.clean("cross_entropy", [rows as u32, 1, 1], [256, 1, 1], 0, &arguments);
+        counters = outcome.counters;
+    });
+    println!(
+        "cross entropy {rows}x{vocabulary}, checks {checks}: {:.0} ms; {:.1} M warp instructions per processor second",
+        clock * 1e3,
+        instructions(&counters) / 1e6 / processor
+    );
+    Some(())
+}
+
+fn instructions(counters: &Counters) -> f64 {
+    counters.classes.iter().sum::<u64>() as f64
+}
+
+fn main() {
+    // `cargo bench -p vgpu -- gemm checked` runs the figures that it names.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |name: &str, checks: bool| {
+        let checks = if checks { "checked" } else { "unchecked" };
+        words.iter().all(|word| word == name || word == checks)
+    };
+    let benches: [(&str, fn(bool) -> Option<()>); 4] =
+        [("gemm", gemm), ("attention", attention), ("rows", rows), ("trivial", trivial)];
     for checks in [false, true] {
-        let Some(mut bench) = Bench::new("gemm", &[]) else { return };
-        bench.device.settings.checks = checks;
-        let mut draw = Draw(1);
-        let (a, b, bias) = (draw.brains(m * k), draw.brains(n * k), draw.floats(n));
-        let (pa, pb, pbias, pc) =
-            (bench.upload(&a), bench.upload(&b), bench.upload(&bias), bench.empty(m * n * 2));
-        let arguments = Arguments::new().pointer(pa).pointer(pb).pointer(pc).pointer(pbias);
-        let arguments = arguments.int(m as i32).int(n as i32).int(k as i32);
-        let (mut best, mut least) = (f64::INFINITY, f64::INFINITY);
-        for _ in 0..3 {
-            let (start, used) = (Instant::now(), processor_time());
-            bench.clean("gemm", [8, 8, 1], [256, 1, 1], 65_536, &arguments);
-            best = best.min(start.elapsed().as_secs_f64());
-            least = least.min(processor_time() - used);
+        for (name, bench) in benches {
+            // Without a compiler there is nothing to run; a line on standard error says so.
+            if wanted(name, checks) && bench(checks).is_none() {
+                return;
+            }
         }
-        let billions = (m * n * k) as f64 / 1e9;
-        println!(
-            "gemm {m}x{n}x{k}, checks {checks}: {:.0} ms, {:.2} G multiply-adds/s; {:.2} G per processor second",
-            best * 1e3,
-            billions / best,
-            billions / least
-        );
     }
-    for checks in [false, true] {
-        let mut bench = Bench::of_text(TRIVIAL);
-        bench.device.settings.checks = checks;
-        let out = bench.empty(400_000);
-        let start = Instant::now();
-        bench.clean("trivial", [100_000, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(out));
-        println!("100,000 trivial blocks, checks {checks}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        assert_eq!(bench.download::<u32>(out, 100_000), (0..100_000).collect::<Vec<u32>>());
-    }
+}
+
+/// A launch of many blocks that do next to nothing.
+fn trivial(checks: bool) -> Option<()> {
+    let mut bench = Bench::of_text(TRIVIAL);
+    bench.device.settings.checks = checks;
+    let out = bench.empty(400_000);
+    let start = Instant::now();
+    bench.clean("trivial", [100_000, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(out));
+    println!("100,000 trivial blocks, checks {checks}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    assert_eq!(bench.download::<u32>(out, 100_000), (0..100_000).collect::<Vec<u32>>());
+    Some(())
 }

@@ -7,7 +7,7 @@
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 /// Where device addresses start.
@@ -21,15 +21,127 @@ const PAGE: usize = 4096;
 /// What fresh memory is filled with: NaN in every float format, -1 as an integer.
 const POISON: u8 = 0xff;
 
+/// Bytes of a chunk: what the shadow keeps together where it can.
+pub const CHUNK: usize = 16;
+
 /// Who touched one word last during a launch, packed: epoch, block, clock, flags and bytes.
 #[derive(Default)]
-pub struct Touched {
+struct Word {
     writer: AtomicU64,
     reader: AtomicU64,
 }
 
+/// Who touched one chunk as a whole, packed likewise, and which of its bytes anybody touched.
+#[derive(Default)]
+struct Chunk {
+    writer: AtomicU64,
+    reader: AtomicU64,
+    /// The epoch; whether words were read and written on their own; a bit for every byte written, and read.
+    marks: AtomicU64,
+}
+
+/// The shadow of one page. Words are kept once one is touched on its own.
+struct Page {
+    chunks: Box<[Chunk]>,
+    words: OnceLock<Box<[Word]>>,
+    /// The epoch, and how many chunks several blocks have read in it: when all have been, further reads
+    /// change nothing.
+    read_by_many: AtomicU64,
+    /// The last epoch in which anybody wrote here.
+    written: AtomicU16,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        let chunks = (0..PAGE / CHUNK).map(|_| Chunk::default()).collect();
+        let (read_by_many, written) = (AtomicU64::new(0), AtomicU16::new(0));
+        Self { chunks, words: OnceLock::new(), read_by_many, written }
+    }
+}
+
+impl Page {
+    /// Whether a read can neither conflict nor change what is known.
+    #[inline(always)]
+    fn is_read_by_many(&self, epoch: u16) -> bool {
+        self.read_by_many.load(Relaxed) == u64::from(epoch) << 48 | (PAGE / CHUNK) as u64
+            && self.written.load(Relaxed) != epoch
+    }
+
+    fn count_read_by_many(&self, epoch: u16) {
+        let start = u64::from(epoch) << 48;
+        let next = |before: u64| Some(1 + if before >> 48 == u64::from(epoch) { before } else { start });
+        // The closure always gives a value, so this cannot fail.
+        let _ = self.read_by_many.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    #[inline(always)]
+    fn note_write(&self, epoch: u16) {
+        if self.written.load(Relaxed) != epoch {
+            self.written.store(epoch, Relaxed);
+        }
+    }
+
+    /// A plain touch of a whole chunk.
+    #[inline]
+    fn touch_chunk(&self, index: usize, write: bool, who: Toucher) -> Touch {
+        let chunk = &self.chunks[index];
+        let epoch = u64::from(who.epoch) << 48;
+        let marks = chunk.marks.load(Relaxed);
+        let parts = PARTS_WRITTEN | if write { PARTS_READ } else { 0 };
+        if marks >> 48 == u64::from(who.epoch) && marks & parts != 0 {
+            return self.touch_words(index, u16::MAX, write, false, who);
+        }
+        let mut out = Touch::default();
+        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8 | 0xf;
+        let (writer, reader) = (chunk.writer.load(Relaxed), chunk.reader.load(Relaxed));
+        out.conflict = conflict(writer, 0xf, false, who);
+        out.fresh = chunk.mark(who.epoch, 0xffff << if write { 16 } else { 0 });
+        if write {
+            self.note_write(who.epoch);
+            out.conflict = out.conflict.or(conflict(reader, 0xf, false, who));
+            if writer != stamp {
+                chunk.writer.store(stamp, Relaxed);
+            }
+        } else if reader != stamp {
+            let now = reader >> 48 == u64::from(who.epoch);
+            if now && reader & MANY == 0 && (reader >> 16) as u32 != who.block {
+                let before = chunk.reader.swap(stamp | MANY, Relaxed);
+                if before & MANY == 0 {
+                    self.count_read_by_many(who.epoch);
+                }
+            } else if !now || reader & MANY == 0 {
+                // Of many readers it does not matter which is named.
+                chunk.reader.store(stamp, Relaxed);
+            }
+        }
+        out
+    }
+
+    /// A touch of some bytes of a chunk, word by word.
+    fn touch_words(&self, index: usize, bits: u16, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let chunk = &self.chunks[index];
+        let words = self.words.get_or_init(|| (0..PAGE / 4).map(|_| Word::default()).collect());
+        let marks = if write { u64::from(bits) << 16 | PARTS_WRITTEN } else { u64::from(bits) | PARTS_READ };
+        let mut out = Touch { fresh: chunk.mark(who.epoch, marks), conflict: None };
+        out.conflict = conflict(chunk.writer.load(Relaxed), 0xf, false, who);
+        if write {
+            self.note_write(who.epoch);
+            out.conflict = out.conflict.or(conflict(chunk.reader.load(Relaxed), 0xf, false, who));
+        }
+        for (part, word) in words[index * 4..index * 4 + 4].iter().enumerate() {
+            let mine = u64::from(bits) >> (4 * part) & 0xf;
+            if mine != 0 {
+                out.conflict = out.conflict.or(word.touch(mine, write, atomic, who));
+            }
+        }
+        out
+    }
+}
+
 const ATOMIC: u64 = 1 << 4;
 const MANY: u64 = 1 << 5;
+const PARTS_READ: u64 = 1 << 32;
+const PARTS_WRITTEN: u64 = 1 << 33;
 
 /// A stretch of device memory.
 pub struct Allocation {
@@ -39,8 +151,9 @@ pub struct Allocation {
     pub size: usize,
     host: *mut u8,
     layout: Option<Layout>,
-    written: Vec<AtomicU8>,
-    shadow: Vec<OnceLock<Box<[Touched]>>>,
+    /// A bit a byte, for every chunk: whether it was written since it was allocated.
+    written: Vec<AtomicU16>,
+    shadow: Vec<OnceLock<Page>>,
 }
 
 // SAFETY: the pointer is to memory that the allocation owns (or that the driver keeps pinned as long), and
@@ -131,22 +244,40 @@ impl Allocation {
     #[inline(always)]
     pub fn is_written(&self, address: u64, bytes: usize) -> bool {
         let Some(offset) = self.offset(address, bytes) else { return false };
-        each_byte_group(offset, bytes, |group, bits| self.written[group].load(Relaxed) & bits == bits)
+        each_chunk(offset, bytes, |chunk, bits| self.written[chunk].load(Relaxed) & bits == bits)
     }
 
     /// Marks a stretch as written.
     #[inline(always)]
     pub fn mark_written(&self, address: u64, bytes: usize) {
         let Some(offset) = self.offset(address, bytes) else { return };
-        each_byte_group(offset, bytes, |group, bits| {
-            let cell = &self.written[group];
-            if bits == u8::MAX {
+        each_chunk(offset, bytes, |chunk, bits| {
+            let cell = &self.written[chunk];
+            if bits == u16::MAX {
                 cell.store(bits, Relaxed);
             } else if cell.load(Relaxed) & bits != bits {
                 cell.fetch_or(bits, Relaxed);
             }
             true
         });
+    }
+
+    /// Marks the bytes of one chunk that `bits` names as written.
+    #[inline(always)]
+    pub fn mark_written_bits(&self, chunk: usize, bits: u16) {
+        if let Some(cell) = self.written.get(chunk)
+            && cell.load(Relaxed) & bits != bits
+        {
+            cell.fetch_or(bits, Relaxed);
+        }
+    }
+
+    /// Whether up to 32 bytes are there already, and were written.
+    #[inline(always)]
+    pub fn holds(&self, address: u64, bytes: &[u8]) -> bool {
+        let mut before = [0u8; 32];
+        let Some(before) = before.get_mut(..bytes.len()) else { return false };
+        self.read(address, before) && before == bytes && self.is_written(address, bytes.len())
     }
 
     /// Marks a stretch as written exactly where another is.
@@ -161,108 +292,64 @@ impl Allocation {
         }
     }
 
-    /// Notes that a block reads or writes up to 4 bytes of one word, and tells of conflicts.
+    /// Notes that a block reads or writes, and tells of the first conflict. `atomic` touches meet each other unharmed.
     #[inline]
     pub fn touch(&self, address: u64, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
-        let Some(offset) = self.offset(address, bytes) else { return Touch::default() };
-        self.touch_at(offset, bytes, write, atomic, who)
-    }
-
-    /// [`Allocation::touch`] for a read of several whole words of one page, when nobody wrote there in this
-    /// launch: the bytes that are fresh, or none when each word must be looked at.
-    #[inline]
-    pub fn touch_quickly(&self, address: u64, bytes: usize, who: Toucher) -> Option<u32> {
-        let offset = self.offset(address, bytes)?;
-        if offset % 4 != 0
-            || !bytes.is_multiple_of(4)
-            || bytes == 0
-            || offset / PAGE != (offset + bytes - 1) / PAGE
-        {
-            return None;
-        }
-        let page =
-            self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
-        let epoch = u64::from(who.epoch) << 48;
-        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8 | 0xf;
-        let mut fresh = 0;
-        let words = &page[offset % PAGE / 4..offset % PAGE / 4 + bytes / 4];
-        if words.iter().any(|word| word.writer.load(Relaxed) >> 48 == u64::from(who.epoch)) {
-            return None;
-        }
-        for word in words {
-            let reader = word.reader.load(Relaxed);
-            if reader >> 48 != u64::from(who.epoch) {
-                fresh += 4;
-                word.reader.store(stamp, Relaxed);
-            } else if reader != stamp {
-                fresh += 4 - (reader & 0xf).count_ones();
-                let others = reader & MANY != 0 || (reader >> 16) as u32 != who.block;
-                let next = stamp | if others { MANY } else { 0 };
-                // Of many readers it does not matter which is named.
-                if !others || reader & (MANY | ATOMIC | 0xf) != MANY | 0xf {
-                    word.reader.store(next, Relaxed);
-                }
-            }
-        }
-        Some(fresh)
-    }
-
-    #[inline]
-    fn touch_at(&self, offset: usize, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
-        let page =
-            self.shadow[offset / PAGE].get_or_init(|| (0..PAGE / 4).map(|_| Touched::default()).collect());
-        let word = &page[offset % PAGE / 4];
-        let mine = ((1u64 << bytes) - 1) << (offset % 4);
-        let epoch = u64::from(who.epoch) << 48;
-        let stamp = epoch | u64::from(who.block) << 16 | u64::from(who.clock) << 8;
-        let now = |entry: u64| entry >> 48 == u64::from(who.epoch);
-        let block = |entry: u64| (entry >> 16) as u32;
         let mut out = Touch::default();
-        let writer = word.writer.load(Relaxed);
-        let reader = word.reader.load(Relaxed);
-        if now(writer)
-            && writer & mine != 0
-            && block(writer) != who.block
-            && !(atomic && writer & ATOMIC != 0)
-        {
-            out.conflict = Some((block(writer), (writer >> 8) as u8, false));
-        }
-        if write {
-            if out.conflict.is_none()
-                && now(reader)
-                && reader & mine != 0
-                && (block(reader) != who.block || reader & MANY != 0)
-                && !(atomic && reader & ATOMIC != 0)
-            {
-                out.conflict = Some((block(reader), (reader >> 8) as u8, reader & MANY != 0));
-            }
-            let before = if now(writer) { writer & 0xf } else { 0 };
-            out.fresh = (mine & !before).count_ones();
-            // Bytes of another block's write stay known only when they are not of this word.
-            let kept = if block(writer) == who.block { before } else { before & !mine };
-            let next = stamp
-                | mine
-                | if block(writer) == who.block { kept } else { 0 }
-                | if atomic { ATOMIC } else { 0 };
-            if next != writer {
-                word.writer.store(next, Relaxed);
-            }
-        } else {
-            let before = if now(reader) { reader & 0xf } else { 0 };
-            out.fresh = (mine & !before).count_ones();
-            let many = now(reader) && (block(reader) != who.block || reader & MANY != 0);
-            let all_atomic = if atomic && (!now(reader) || reader & ATOMIC != 0) { ATOMIC } else { 0 };
-            let next = stamp | mine | before | if many { MANY } else { 0 } | all_atomic;
-            if next != reader {
-                word.reader.store(next, Relaxed);
-            }
-        }
+        let Some(offset) = self.offset(address, bytes) else { return out };
+        each_chunk(offset, bytes, |chunk, bits| {
+            let found = self.touch_bits(chunk, bits, write, atomic, who);
+            out.fresh += found.fresh;
+            out.conflict = out.conflict.or(found.conflict);
+            true
+        });
         out
+    }
+
+    /// [`Allocation::touch`] of the bytes of one chunk that `bits` names, which lie inside.
+    #[inline]
+    pub fn touch_bits(&self, chunk: usize, bits: u16, write: bool, atomic: bool, who: Toucher) -> Touch {
+        let Some(page) = self.shadow.get(chunk * CHUNK / PAGE) else { return Touch::default() };
+        let page = page.get_or_init(Page::default);
+        let chunk = chunk % (PAGE / CHUNK);
+        if !write && !atomic && page.is_read_by_many(who.epoch) {
+            return Touch::default();
+        }
+        if bits == u16::MAX && !atomic {
+            page.touch_chunk(chunk, write, who)
+        } else {
+            page.touch_words(chunk, bits, write, atomic, who)
+        }
+    }
+
+    /// Whether the bytes of one chunk that `bits` names were written since the chunk was allocated.
+    #[inline(always)]
+    pub fn is_written_bits(&self, chunk: usize, bits: u16) -> bool {
+        self.written.get(chunk).is_some_and(|written| written.load(Relaxed) & bits == bits)
+    }
+
+    /// Counts a write that changes nothing, which conflicts with nobody: the bytes that are written first by it.
+    pub fn touch_unchanged(&self, address: u64, bytes: usize, epoch: u16) -> u32 {
+        let Some(offset) = self.offset(address, bytes) else { return 0 };
+        let mut fresh = 0;
+        each_chunk(offset, bytes, |chunk, bits| {
+            let page = self.shadow[chunk * CHUNK / PAGE].get_or_init(Page::default);
+            fresh += page.chunks[chunk % (PAGE / CHUNK)].mark(epoch, u64::from(bits) << 16);
+            true
+        });
+        fresh
     }
 
     fn forget_touches(&self) {
         for page in self.shadow.iter().filter_map(OnceLock::get) {
-            for word in page {
+            page.read_by_many.store(0, Relaxed);
+            page.written.store(0, Relaxed);
+            for chunk in &page.chunks {
+                for entry in [&chunk.writer, &chunk.reader, &chunk.marks] {
+                    entry.store(0, Relaxed);
+                }
+            }
+            for word in page.words.get().into_iter().flatten() {
                 word.writer.store(0, Relaxed);
                 word.reader.store(0, Relaxed);
             }
@@ -270,16 +357,78 @@ impl Allocation {
     }
 }
 
-/// Calls `visit` with each group of 8 bytes that a stretch touches and the bits it takes of it, while it says so.
+impl Chunk {
+    /// Sets marks of an epoch, and tells how many of them were not set.
+    #[inline(always)]
+    fn mark(&self, epoch: u16, bits: u64) -> u32 {
+        let mut before = self.marks.load(Relaxed);
+        loop {
+            let old = if before >> 48 == u64::from(epoch) { before } else { u64::from(epoch) << 48 };
+            let new = old | bits;
+            let fresh = (new & !old & 0xffff_ffff).count_ones();
+            if new == before {
+                return fresh;
+            }
+            match self.marks.compare_exchange_weak(before, new, Relaxed, Relaxed) {
+                Ok(_) => return fresh,
+                Err(now) => before = now,
+            }
+        }
+    }
+}
+
+impl Word {
+    /// Notes a touch of the bytes of a word that `mine` names, and tells of a conflict.
+    #[inline]
+    fn touch(&self, mine: u64, write: bool, atomic: bool, who: Toucher) -> Option<(u32, u8, bool)> {
+        let stamp = u64::from(who.epoch) << 48 | u64::from(who.block) << 16 | u64::from(who.clock) << 8;
+        let now = |entry: u64| entry >> 48 == u64::from(who.epoch);
+        let block = |entry: u64| (entry >> 16) as u32;
+        let (writer, reader) = (self.writer.load(Relaxed), self.reader.load(Relaxed));
+        let mut out = conflict(writer, mine, atomic, who);
+        if write {
+            out = out.or(conflict(reader, mine, atomic, who));
+            // Bytes of another block's write stay known only when they are not of this word.
+            let kept = if now(writer) && block(writer) == who.block { writer & 0xf } else { 0 };
+            let next = stamp | mine | kept | if atomic { ATOMIC } else { 0 };
+            if next != writer {
+                self.writer.store(next, Relaxed);
+            }
+        } else {
+            let before = if now(reader) { reader & 0xf } else { 0 };
+            let many = now(reader) && (block(reader) != who.block || reader & MANY != 0);
+            let all_atomic = if atomic && (!now(reader) || reader & ATOMIC != 0) { ATOMIC } else { 0 };
+            let next = stamp | mine | before | if many { MANY } else { 0 } | all_atomic;
+            if next != reader {
+                self.reader.store(next, Relaxed);
+            }
+        }
+        out
+    }
+}
+
+/// Whether an entry is of another block that touched some of the bytes in this launch: the block, its clock, and
+/// whether there were many such.
 #[inline(always)]
-fn each_byte_group(offset: usize, bytes: usize, mut visit: impl FnMut(usize, u8) -> bool) -> bool {
+fn conflict(entry: u64, mine: u64, atomic: bool, who: Toucher) -> Option<(u32, u8, bool)> {
+    let many = entry & MANY != 0;
+    (entry >> 48 == u64::from(who.epoch)
+        && entry & mine != 0
+        && (many || (entry >> 16) as u32 != who.block)
+        && !(atomic && entry & ATOMIC != 0))
+        .then_some(((entry >> 16) as u32, (entry >> 8) as u8, many))
+}
+
+/// Calls `visit` with each chunk that a stretch touches and the bits of the bytes it takes of it, while it says so.
+#[inline(always)]
+fn each_chunk(offset: usize, bytes: usize, mut visit: impl FnMut(usize, u16) -> bool) -> bool {
     let end = offset + bytes;
     let mut at = offset;
     while at < end {
-        let from = at % 8;
-        let count = (8 - from).min(end - at);
-        let bits = (((1u16 << count) - 1) << from) as u8;
-        if !visit(at / 8, bits) {
+        let from = at % CHUNK;
+        let count = (CHUNK - from).min(end - at);
+        let bits = (((1u32 << count) - 1) << from) as u16;
+        if !visit(at / CHUNK, bits) {
             return false;
         }
         at += count;
@@ -342,7 +491,7 @@ impl Memory {
     }
 
     fn insert(&mut self, base: u64, size: usize, host: *mut u8, layout: Option<Layout>) {
-        let written = (0..size.div_ceil(8)).map(|_| AtomicU8::new(0)).collect();
+        let written = (0..size.div_ceil(CHUNK)).map(|_| AtomicU16::new(0)).collect();
         let shadow = (0..size.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
         self.freed.remove(&base);
         self.live.insert(base, Arc::new(Allocation { base, size, host, layout, written, shadow }));

@@ -275,3 +275,21 @@ pub fn integral(value: f64, rounding: Rounding) -> f64 {
 pub fn flush(value: f32) -> f32 {
     if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }
+
+/// 2 to the power of `x`, to within a part in 2^40 before it is rounded to f32; written so that lanes go side by side.
+#[inline(always)]
+pub fn power_of_two(x: f32) -> f32 {
+    // Beyond these every result is infinite or zero.
+    let wide = f64::from(x).clamp(-160.0, 136.0);
+    // Adding 1.5 * 2^52 leaves the nearest whole number in the low bits.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let shifted = wide + SHIFT;
+    let part = (wide - (shifted - SHIFT)) * std::f64::consts::LN_2;
+    // The series of e^part, of which the next term is below 0.35^11 / 11! = 2.4e-13.
+    let mut sum = 1.0 / 3_628_800.0;
+    for divisor in [362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
+        sum = sum * part + 1.0 / divisor;
+    }
+    let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    if x.is_nan() { x } else { (sum * scale) as f32 }
+}

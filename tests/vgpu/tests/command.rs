@@ -38,6 +38,31 @@ fn a_program_runs_and_its_counters_are_written() {
 }
 
 #[test]
+fn a_sample_of_blocks_stands_for_all() {
+    let json = std::env::temp_dir().join(format!("vgpu-sample-{}.json", std::process::id()));
+    let output = run(&["--sample-blocks", "8", "--json", json.to_str().unwrap()], &["many"]);
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    // Eight blocks of 32 threads ran, and no more.
+    assert!(out.contains("256 of 2048 squared"), "{out}");
+    let summary: vgpu::Summary = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    let counters = &summary.counters[0];
+    assert_eq!((counters.blocks, counters.blocks_run), (64, 8));
+    // What was counted is scaled to all blocks: each loads and stores 128 bytes, which are 4 sectors.
+    assert_eq!((counters.loads.requests, counters.loads.sectors), (64, 256));
+    assert_eq!((counters.loads.bytes, counters.stores.unique_bytes), (8192, 8192));
+    assert_eq!(summary.predictions[0].floor_bytes, 16_384);
+}
+
+#[test]
+fn a_sample_of_more_blocks_than_there_are_runs_them_all() {
+    let output = run(&["--sample-blocks", "1000"], &["many"]);
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(out.contains("2048 of 2048 squared"), "{out}");
+}
+
+#[test]
 fn a_failed_check_fails_the_program() {
     let output = run(&[], &["past"]);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -50,6 +75,7 @@ fn wrong_options_are_explained() {
     for (options, words) in [
         (&["--profile", "sm_1"][..], "sm_80, sm_89, sm_90, sm_120"),
         (&["--seed", "x"], "--seed needs a number"),
+        (&["--sample-blocks", "some"], "--sample-blocks needs a number"),
         (&["--frob"], "--frob is no option"),
     ] {
         let output = run(options, &[]);

@@ -257,3 +257,71 @@ fn events_measure_only_when_asked_to() {
     assert!(start.elapsed_ms(&end).is_err(), "an event without timing has no time");
     gpu.finish();
 }
+
+/// A fatbin of the calibration kernels with SASS of sm_80 and PTX of two architectures; none without nvcc.
+fn fatbin(name: &str, flags: &[&str]) -> Option<std::path::PathBuf> {
+    let nvcc = support::cuda_tool("nvcc").or_else(|| {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI runs without nvcc; run scripts/install-cuda-compiler first"
+        );
+        eprintln!("skipped: no nvcc; run scripts/install-cuda-compiler");
+        None
+    })?;
+    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let output = std::process::Command::new(nvcc)
+        .args(["-fatbin", "-std=c++17", "-gencode", "arch=compute_80,code=[sm_80,compute_80]"])
+        .args(["-gencode", "arch=compute_90,code=compute_90"])
+        .args(flags)
+        .arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/calibration.cu"))
+        .arg("-o")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "nvcc: {}", String::from_utf8_lossy(&output.stderr));
+    Some(out)
+}
+
+#[test]
+fn a_fatbin_of_nvcc_is_loaded_from_its_ptx() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let Some(path) = fatbin("calibration.fatbin", &["--compress-mode=none"]) else { return };
+    let context = context();
+    let stream = context.default_stream();
+    // From a file, and from memory.
+    let bytes = std::fs::read(&path).unwrap();
+    for image in [Ptx::from_file(&path), Ptx::from_binary(bytes.clone())] {
+        let function = context.load_module(image).unwrap().load_function("global_stride").unwrap();
+        let input: Vec<f32> = (0..64).map(|at| at as f32).collect();
+        let x = stream.clone_htod(&input).unwrap();
+        let mut y = stream.alloc_zeros::<f32>(32).unwrap();
+        let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the kernel takes two pointers and a stride, and 32 lanes two apart stay within 64 numbers.
+        unsafe { stream.launch_builder(&function).arg(&x).arg(&mut y).arg(&2i32).launch(config) }.unwrap();
+        let expected: Vec<f32> = (0..32).map(|lane| 2.0 * lane as f32).collect();
+        assert_eq!(stream.clone_dtoh(&y).unwrap(), expected);
+    }
+    if gpu.is_virtual() {
+        // A file that was cut off is refused, wherever it was cut.
+        let cut = path.with_extension("cut");
+        for length in [3, 15, 17, 100, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&cut, &bytes[..length]).unwrap();
+            assert!(context.load_module(Ptx::from_file(&cut)).is_err(), "{length} of {} bytes", bytes.len());
+        }
+    }
+    gpu.finish();
+}
+
+#[test]
+fn compressed_ptx_in_a_fatbin_is_refused_with_209() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    if !gpu.is_virtual() {
+        return;
+    }
+    let Some(path) = fatbin("compressed.fatbin", &["--compress-mode=size"]) else { return };
+    let error = context().load_module(Ptx::from_file(&path)).map(|_| ()).unwrap_err();
+    assert_eq!(code(error), 209);
+    gpu.finish();
+}

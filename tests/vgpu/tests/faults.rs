@@ -184,6 +184,26 @@ fn every_planted_fault_is_caught_by_its_check() {
 }
 
 #[test]
+fn memory_that_was_freed_is_told_from_memory_that_never_was() {
+    for (freed, check) in [(true, Check::Freed), (false, Check::OutOfBounds)] {
+        let Some(text) = support::ptx("faults", &["-DFAULT=0", "-arch=compute_80"]) else { return };
+        let mut bench = Bench::of_text(&text);
+        let (rows, columns) = (3usize, 65usize);
+        let x = bench.upload(&vec![1f32; rows * columns]);
+        let y = bench.empty(rows * columns * 4);
+        // Another allocation does not take the address of the one that is gone.
+        assert!(!freed || bench.device.memory.free(x));
+        let (z, from) = (bench.empty(rows * columns * 4), if freed { x } else { x - 4096 });
+        assert!(z != x && z != y);
+        let sizes = Arguments::new().pointer(from).pointer(y).int(rows as i32).int(columns as i32);
+        let outcome = bench.launch("scale_rows", [3, 1, 1], [32, 1, 1], 0, &sizes.int(columns as i32));
+        assert_eq!(checks(&outcome.reports), [check], "{}", describe(&outcome.reports));
+        assert_eq!(outcome.device_error, 700);
+        assert_eq!(outcome.reports[0].detail.contains("that was freed"), freed, "{}", outcome.reports[0]);
+    }
+}
+
+#[test]
 fn every_planted_fault_of_the_gemm_is_caught() {
     let (m, n, k) = (130usize, 136usize, 200usize);
     for (flag, fault) in GEMM_TABLE {

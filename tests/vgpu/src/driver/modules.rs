@@ -158,11 +158,12 @@ exported! {
     fn cuModuleLoad(to: *mut usize, path: *const c_char) {
         let mut bytes = std::fs::read(text(path)?).map_err(|_| FILE_NOT_FOUND)?;
         // Text must end in 0; a fatbin says its own size, which a cut-off file must not exceed.
+        let length = bytes.len() as u64;
         bytes.push(0);
         bytes.resize(bytes.len().max(16), 0);
         if bytes[..4] == [0x50, 0xed, 0x55, 0xba] {
             let size = u64::from_le_bytes(bytes[8..16].try_into().unwrap_or_default());
-            if size > bytes.len() as u64 - 16 {
+            if length < 16 || size > length - 16 {
                 return Err(INVALID_PTX);
             }
         }

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::access::{extent, lanes_of};
+use super::banks::sectors;
 use super::block::Room;
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::memory::{Allocation, Toucher};
+use crate::memory::{Allocation, CHUNK, Toucher};
 use crate::number::{BF16, F16, Rounding};
 use crate::program::{Access, Atomic, AtomicKind, LANES, Op, Program};
 
@@ -86,27 +88,47 @@ impl Knowledge {
     }
 }
 
-/// Sectors that the lanes of a request touch.
-pub(super) fn sectors(addresses: &[u64; LANES], mask: u32, bytes: usize) -> u64 {
-    let mut seen = [0u64; 2 * LANES];
-    let mut count = 0usize;
-    let mut highest = None;
-    let mut lanes = mask;
-    while lanes != 0 {
-        let lane = lanes.trailing_zeros() as usize;
-        lanes &= lanes - 1;
-        let (first, last) = (addresses[lane] / 32, (addresses[lane] + bytes as u64 - 1) / 32);
-        for sector in first..=last {
-            if highest.is_none_or(|high| sector > high) {
-                highest = Some(sector);
-            } else if seen[..count].contains(&sector) {
-                continue;
+/// The bytes that lanes touch, put together by chunk: the chunk, a bit for each of its bytes, and the first lane.
+/// To the check of races between blocks all lanes of a warp are one.
+struct Pieces {
+    found: [(usize, u16, u8); 2 * LANES],
+    count: usize,
+}
+
+impl Pieces {
+    /// Of accesses that lie inside an allocation, of at most one chunk each.
+    #[inline(always)]
+    fn new(allocation: &Allocation, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Self {
+        let mut out = Self { found: [(0, 0, 0); 2 * LANES], count: 0 };
+        for lane in lanes_of(mask) {
+            let offset = (addresses[lane] - allocation.base) as usize;
+            // An allocation of the host's own may begin anywhere, and then an access may span two chunks.
+            let bits = ((1u32 << bytes) - 1) << (offset % CHUNK);
+            out.add(offset / CHUNK, bits as u16, lane as u8);
+            if bits >> CHUNK != 0 {
+                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane as u8);
             }
-            seen[count.min(2 * LANES - 1)] = sector;
-            count += 1;
         }
+        out
     }
-    count as u64
+
+    #[inline(always)]
+    fn add(&mut self, chunk: usize, bits: u16, lane: u8) {
+        // Neighbours are near; a piece that is found twice only costs time.
+        let first = self.count.saturating_sub(4);
+        for piece in self.found[first..self.count].iter_mut().rev() {
+            if piece.0 == chunk {
+                piece.1 |= bits;
+                return;
+            }
+        }
+        self.found[self.count] = (chunk, bits, lane);
+        self.count += 1;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(usize, u16, u8)> {
+        self.found[..self.count].iter()
+    }
 }
 
 impl Warp {
@@ -140,7 +162,7 @@ impl Warp {
         }
     }
 
-    fn misaligned(
+    pub(super) fn misaligned(
         &self,
         room: &mut Room<'_>,
         me: usize,
@@ -158,7 +180,41 @@ impl Warp {
         Next::Fault
     }
 
-    /// Checks and notes one lane's touch of global memory.
+    /// Reports bytes that nobody ever wrote.
+    #[inline(always)]
+    pub(super) fn check_written(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        address: u64,
+        bytes: usize,
+    ) {
+        if !allocation.is_written(address, bytes) {
+            let offset = (address - allocation.base) as usize;
+            self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
+        }
+    }
+
+    #[cold]
+    fn report_unwritten(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        offset: usize,
+        bytes: usize,
+    ) {
+        room.report(Check::UninitializedGlobal, at, me, lane, || {
+            format!("{bytes} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
+        });
+    }
+
+    /// Checks and notes one touch of global memory.
     #[inline]
     pub(super) fn touch_global(
         &self,
@@ -173,41 +229,60 @@ impl Warp {
         atomic: bool,
     ) {
         let who = room.knowledge.toucher(room);
-        if !write
-            && !atomic
-            && let Some(fresh) = allocation.touch_quickly(address, bytes, who)
-        {
-            room.counters.loads.unique_bytes += u64::from(fresh);
-            return;
-        }
-        let mut from = address;
-        let end = address + bytes as u64;
-        let mut fresh = 0;
-        while from < end {
-            let count = (4 - from % 4).min(end - from) as usize;
-            let touch = allocation.touch(from, count, write, atomic, who);
-            fresh += u64::from(touch.fresh);
-            if let Some((block, clock, many)) = touch.conflict
-                && !room.knowledge.knows(&room.launch.releases, block, clock, many)
-            {
-                let other = if many { "several blocks".to_string() } else { format!("block {block}") };
-                let offset = from - allocation.base;
-                room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
-                        format!(
-                            "{} {count} bytes at offset {offset} of an allocation of {} bytes that {other} touched \
-                             in the same launch (this is block {})",
-                            if write { "writes" } else { "reads" },
-                            allocation.size,
-                            who.block
-                        )
-                    });
-            }
-            from += count as u64;
-        }
+        let touch = allocation.touch(address, bytes, write, atomic, who);
+        let offset = (address - allocation.base) as usize;
+        // Of what spans several chunks, the first is named.
+        let bits = (((1u64 << bytes.min(CHUNK)) - 1) << (offset % CHUNK)) as u16;
+        self.report_global(room, me, at, lane, allocation, (offset / CHUNK, bits), write, touch);
+    }
+
+    /// Counts what a touch of bytes of a chunk found fresh, and reports a race.
+    #[inline(always)]
+    fn report_global(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        (chunk, bits): (usize, u16),
+        write: bool,
+        touch: crate::memory::Touch,
+    ) {
         let traffic = if write { &mut room.counters.stores } else { &mut room.counters.loads };
-        traffic.unique_bytes += fresh;
-        if write
-            && let Some(outputs) = &room.launch.settings.outputs
+        traffic.unique_bytes += u64::from(touch.fresh);
+        if let Some((block, clock, many)) = touch.conflict
+            && !room.knowledge.knows(&room.launch.releases, block, clock, many)
+        {
+            let other = if many { "several blocks".to_string() } else { format!("block {block}") };
+            let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
+            let own = room.linear;
+            room.report(Check::GlobalRaceBetweenBlocks, at, me, lane, || {
+                format!(
+                    "{} {} bytes at offset {offset} of an allocation of {} bytes that {other} touched in the same \
+                     launch (this is block {own})",
+                    if write { "writes" } else { "reads" },
+                    bits.count_ones(),
+                    allocation.size,
+                )
+            });
+        }
+    }
+
+    /// Reports a write outside the outputs that a test declared.
+    #[inline(always)]
+    fn check_declared(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        address: u64,
+        bytes: usize,
+    ) {
+        let end = address + bytes as u64;
+        if let Some(outputs) = &room.launch.settings.outputs
             && !outputs.iter().any(|(start, size)| address >= *start && end <= start + size)
         {
             let offset = address - allocation.base;
@@ -220,92 +295,221 @@ impl Warp {
         }
     }
 
-    pub(super) fn load_global<const CHECKS: bool, const N: usize>(
-        &mut self,
+    /// The allocation that holds the bytes of all lanes, if one does and all are aligned.
+    #[inline(always)]
+    fn locate_all<'m>(
+        &self,
+        room: &mut Room<'m>,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+    ) -> Option<&'m Allocation> {
+        let (aligned, low, high) = extent(addresses, mask, bytes);
+        let span = (high - low) as usize + bytes;
+        let view = room.launch.memory;
+        if !aligned {
+            return None;
+        }
+        match view.get(room.sites[at]) {
+            Some(known) if known.contains(low, span) => Some(known),
+            _ => {
+                let index = view.find(low, span)?;
+                room.sites[at] = index;
+                view.get(index)
+            }
+        }
+    }
+
+    pub(super) fn read_global<const CHECKS: bool, const N: usize>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        strong: bool,
+        addresses: &[u64; LANES],
+        mask: u32,
+        data: &mut [[u8; N]; LANES],
+    ) -> Next {
+        let outcome = self.fetch_global::<CHECKS, N>(room, me, at, strong, addresses, mask, data);
+        if CHECKS {
+            let traffic = &mut room.counters.loads;
+            traffic.requests += 1;
+            traffic.sectors += sectors(addresses, mask);
+            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+        }
+        outcome
+    }
+
+    /// Reads under the checks, but counts no request.
+    pub(super) fn fetch_global<const CHECKS: bool, const N: usize>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        strong: bool,
+        addresses: &[u64; LANES],
+        mask: u32,
+        data: &mut [[u8; N]; LANES],
+    ) -> Next {
+        let Some(allocation) = self.locate_all(room, at, addresses, mask, N) else {
+            // Lanes in several allocations, or a fault that one of them makes.
+            for lane in lanes_of(mask) {
+                let address = addresses[lane];
+                if !address.is_multiple_of(N as u64) {
+                    return self.misaligned(room, me, at, lane, address, N);
+                }
+                let Some(allocation) = self.locate(room, me, at, lane, address, N) else {
+                    return Next::Fault;
+                };
+                allocation.read(address, &mut data[lane]);
+                if CHECKS {
+                    self.check_read(room, me, at, lane, allocation, address, N, strong);
+                }
+            }
+            return Next::Continue;
+        };
+        for lane in lanes_of(mask) {
+            allocation.read(addresses[lane], &mut data[lane]);
+        }
+        if CHECKS && (strong || N > CHUNK) {
+            for lane in lanes_of(mask) {
+                self.check_read(room, me, at, lane, allocation, addresses[lane], N, strong);
+            }
+        } else if CHECKS {
+            let pieces = Pieces::new(allocation, addresses, mask, N);
+            let who = room.knowledge.toucher(room);
+            for &(chunk, bits, lane) in pieces.iter() {
+                if !allocation.is_written_bits(chunk, bits) {
+                    let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
+                    let (lane, bytes) = (usize::from(lane), bits.count_ones() as usize);
+                    self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
+                }
+                let touch = allocation.touch_bits(chunk, bits, false, false, who);
+                self.report_global(room, me, at, usize::from(lane), allocation, (chunk, bits), false, touch);
+            }
+        }
+        Next::Continue
+    }
+
+    fn check_read(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        allocation: &Allocation,
+        address: u64,
+        bytes: usize,
+        strong: bool,
+    ) {
+        self.check_written(room, me, at, lane, allocation, address, bytes);
+        if strong && room.launch.synchronizes {
+            room.knowledge.meet(&room.launch.releases, address, room.linear, false);
+        }
+        self.touch_global(room, me, at, lane, allocation, address, bytes, false, strong);
+    }
+
+    pub(super) fn write_global<const CHECKS: bool, const N: usize>(
+        &self,
         room: &mut Room<'_>,
         me: usize,
         at: usize,
         access: &Access,
         addresses: &[u64; LANES],
         mask: u32,
+        data: &[[u8; N]; LANES],
     ) -> Next {
-        let mut lanes = mask;
-        while lanes != 0 {
-            let lane = lanes.trailing_zeros() as usize;
-            lanes &= lanes - 1;
-            let address = addresses[lane];
-            if !address.is_multiple_of(N as u64) {
-                return self.misaligned(room, me, at, lane, address, N);
-            }
-            let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
-            let mut bytes = [0u8; N];
-            allocation.read(address, &mut bytes);
-            if CHECKS {
-                if !allocation.is_written(address, N) {
-                    let offset = address - allocation.base;
-                    room.report(Check::UninitializedGlobal, at, me, lane, || {
-                        format!("{N} bytes at offset {offset} of an allocation of {} bytes", allocation.size)
-                    });
+        let all = self.locate_all(room, at, addresses, mask, N);
+        match all {
+            Some(allocation) if !CHECKS => {
+                for lane in lanes_of(mask) {
+                    allocation.write(addresses[lane], &data[lane]);
+                    allocation.mark_written(addresses[lane], N);
                 }
-                if access.strong && room.launch.synchronizes {
-                    room.knowledge.meet(&room.launch.releases, address, room.linear, false);
-                }
-                self.touch_global(room, me, at, lane, allocation, address, N, false, access.strong);
             }
-            self.scatter(access, lane, &bytes);
+            Some(allocation) if !access.strong && N <= CHUNK => {
+                let mut changing = 0;
+                for lane in lanes_of(mask) {
+                    let address = addresses[lane];
+                    if allocation.holds(address, &data[lane]) {
+                        let fresh = allocation.touch_unchanged(address, N, room.launch.memory.epoch);
+                        room.counters.stores.unique_bytes += u64::from(fresh);
+                    } else {
+                        changing |= 1 << lane;
+                        allocation.write(address, &data[lane]);
+                    }
+                    self.check_declared(room, me, at, lane, allocation, address, N);
+                }
+                let who = room.knowledge.toucher(room);
+                for &(chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
+                    let touch = allocation.touch_bits(chunk, bits, true, false, who);
+                    self.report_global(
+                        room,
+                        me,
+                        at,
+                        usize::from(lane),
+                        allocation,
+                        (chunk, bits),
+                        true,
+                        touch,
+                    );
+                    allocation.mark_written_bits(chunk, bits);
+                }
+            }
+            _ => {
+                for lane in lanes_of(mask) {
+                    let address = addresses[lane];
+                    if !address.is_multiple_of(N as u64) {
+                        return self.misaligned(room, me, at, lane, address, N);
+                    }
+                    let Some(allocation) = self.locate(room, me, at, lane, address, N) else {
+                        return Next::Fault;
+                    };
+                    self.put::<CHECKS, N>(room, me, at, lane, access, allocation, address, &data[lane]);
+                }
+            }
         }
         if CHECKS {
-            let traffic = &mut room.counters.loads;
+            let traffic = &mut room.counters.stores;
             traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask, N);
+            traffic.sectors += sectors(addresses, mask);
             traffic.bytes += u64::from(mask.count_ones()) * N as u64;
         }
         Next::Continue
     }
 
-    pub(super) fn store_global<const CHECKS: bool, const N: usize>(
-        &mut self,
+    /// Writes `N` bytes under the checks.
+    #[inline(always)]
+    fn put<const CHECKS: bool, const N: usize>(
+        &self,
         room: &mut Room<'_>,
         me: usize,
         at: usize,
+        lane: usize,
         access: &Access,
-        addresses: &[u64; LANES],
-        mask: u32,
-    ) -> Next {
-        let mut lanes = mask;
-        while lanes != 0 {
-            let lane = lanes.trailing_zeros() as usize;
-            lanes &= lanes - 1;
-            let address = addresses[lane];
-            if !address.is_multiple_of(N as u64) {
-                return self.misaligned(room, me, at, lane, address, N);
-            }
-            let Some(allocation) = self.locate(room, me, at, lane, address, N) else { return Next::Fault };
-            let mut bytes = [0u8; N];
-            self.gather(access, lane, &mut bytes);
-            if CHECKS {
-                if access.ordered && room.launch.synchronizes {
-                    room.knowledge.fence();
-                }
-                if access.strong && room.launch.synchronizes {
-                    room.knowledge.meet(&room.launch.releases, address, room.linear, true);
-                }
-                let mut before = [0u8; N];
-                allocation.read(address, &mut before);
-                // The same value from everybody is no race worth a word.
-                let same = before == bytes && allocation.is_written(address, N);
-                self.touch_global(room, me, at, lane, allocation, address, N, true, access.strong || same);
-            }
-            allocation.write(address, &bytes);
-            allocation.mark_written(address, N);
-        }
+        allocation: &Allocation,
+        address: u64,
+        bytes: &[u8],
+    ) {
         if CHECKS {
-            let traffic = &mut room.counters.stores;
-            traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask, N);
-            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+            if access.ordered && room.launch.synchronizes {
+                room.knowledge.fence();
+            }
+            if access.strong && room.launch.synchronizes {
+                room.knowledge.meet(&room.launch.releases, address, room.linear, true);
+            }
+            // Whoever writes what is there already harms nobody, in whatever order.
+            if !access.strong && allocation.holds(address, bytes) {
+                let fresh = allocation.touch_unchanged(address, N, room.launch.memory.epoch);
+                room.counters.stores.unique_bytes += u64::from(fresh);
+            } else {
+                self.touch_global(room, me, at, lane, allocation, address, N, true, access.strong);
+            }
+            self.check_declared(room, me, at, lane, allocation, address, N);
         }
-        Next::Continue
+        allocation.write(address, bytes);
+        allocation.mark_written(address, N);
     }
 
     pub(super) fn atomic_global<const CHECKS: bool>(
@@ -318,7 +522,7 @@ impl Warp {
         mask: u32,
     ) -> Next {
         let count = op.operands.len();
-        for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
+        for lane in lanes_of(mask) {
             let total = op.size * count;
             if !addresses[lane].is_multiple_of(total as u64) {
                 return self.misaligned(room, me, at, lane, addresses[lane], total);
@@ -342,6 +546,7 @@ impl Warp {
                         room.knowledge.meet(&room.launch.releases, address, room.linear, true);
                     }
                     self.touch_global(room, me, at, lane, allocation, address, op.size, true, true);
+                    self.check_declared(room, me, at, lane, allocation, address, op.size);
                 }
                 let (operand, swap) = self.atomic_operands(op, lane, element);
                 let old = if op.size == 8 {
@@ -383,7 +588,7 @@ impl Warp {
         if CHECKS {
             let traffic = &mut room.counters.stores;
             traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask, op.size * count);
+            traffic.sectors += sectors(addresses, mask);
             traffic.bytes += u64::from(mask.count_ones()) * (op.size * count) as u64;
         }
         Next::Continue

@@ -1,10 +1,14 @@
 //! Runs a kernel: blocks over threads, warps of a block in turn, 32 lanes at a time.
 
+mod access;
+mod banks;
 mod block;
+mod copies;
 mod global;
 mod group;
-mod local_shared;
+mod product;
 mod shared;
+mod shared_access;
 mod tensor;
 mod warp;
 
@@ -19,7 +23,7 @@ use crate::program::Program;
 use block::Block;
 use global::Releases;
 
-pub use tensor::multiply_add_tile;
+pub use product::multiply_add_tile;
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
@@ -264,21 +268,4 @@ pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Order;
-
-    #[test]
-    fn every_seed_runs_every_block_once() {
-        for blocks in [1u64, 2, 3, 7, 64, 100, 1023] {
-            for seed in [0, 1, 99] {
-                let order = Order::new(blocks, blocks, seed);
-                let mut seen: Vec<u64> = (0..blocks).map(|turn| order.block(turn)).collect();
-                seen.sort_unstable();
-                assert_eq!(seen, (0..blocks).collect::<Vec<_>>());
-            }
-        }
-    }
 }

@@ -1,18 +1,28 @@
-//! The shared memory of a block, and who may touch it when.
+//! Shared memory of a block, and what its check knows: which bytes were written, which are still
+//! awaited from `cp.async`, and who touched them when.
 //!
 //! Order between warps is kept as vector clocks: a warp's own entry ticks at every barrier it passes, and
 //! whoever passes the barrier with it learns all it knew. Two touches of which neither is known to the
 //! other race. Lanes of one warp are ordered by `__syncwarp` and barriers, which move the warp's tick.
+//!
+//! Touches are kept for chunks of 16 bytes while a warp touches whole chunks, as tiles are moved. A chunk that is
+//! touched in part gets a cell for each word, and a word that is touched in part one for each byte, until
+//! somebody writes the whole chunk again.
 
 use std::collections::HashMap;
 
 const NOBODY: u16 = u16::MAX;
 const MANY_LANES: u8 = u8::MAX;
+/// Bytes of a chunk.
+pub const CHUNK: usize = 16;
+/// One in every byte.
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// What the warps of a block know of each other.
 pub struct Clocks {
-    /// `known[w][u]`: touches by warp `u` at clocks below this came before what warp `w` does now.
-    pub known: Vec<Vec<u16>>,
+    /// `known[w * warps + u]`: touches by warp `u` at clocks below this came before what warp `w` does now.
+    known: Vec<u16>,
+    warps: usize,
     /// Moves at everything that orders the lanes of a warp.
     pub ticks: Vec<u32>,
 }
@@ -20,21 +30,28 @@ pub struct Clocks {
 impl Clocks {
     /// For a block of so many warps.
     pub fn new(warps: usize) -> Self {
-        Self { known: vec![vec![1; warps]; warps], ticks: vec![1; warps] }
+        Self { known: vec![1; warps * warps], warps, ticks: vec![1; warps] }
     }
 
     /// Forgets everything.
     pub fn reset(&mut self) {
-        self.known.iter_mut().for_each(|row| row.fill(1));
+        self.known.fill(1);
         self.ticks.fill(1);
+    }
+
+    /// What a warp knows.
+    #[inline(always)]
+    fn of(&self, warp: usize) -> &[u16] {
+        &self.known[warp * self.warps..(warp + 1) * self.warps]
     }
 
     /// Ends the warp's present interval and adds what it knows to `pool`.
     pub fn give(&mut self, warp: usize, pool: &mut Vec<u16>) {
-        self.known[warp][warp] = self.known[warp][warp].saturating_add(1);
+        let own = &mut self.known[warp * self.warps + warp];
+        *own = own.saturating_add(1);
         self.ticks[warp] += 1;
-        pool.resize(self.known.len(), 0);
-        for (into, from) in pool.iter_mut().zip(&self.known[warp]) {
+        pool.resize(self.warps, 0);
+        for (into, from) in pool.iter_mut().zip(self.of(warp)) {
             *into = (*into).max(*from);
         }
     }
@@ -42,11 +59,40 @@ impl Clocks {
     /// Lets a warp learn what is in `pool`.
     pub fn take(&mut self, warp: usize, pool: &[u16]) {
         self.ticks[warp] += 1;
-        for (into, from) in self.known[warp].iter_mut().zip(pool) {
+        for (into, from) in self.known[warp * self.warps..(warp + 1) * self.warps].iter_mut().zip(pool) {
             *into = (*into).max(*from);
         }
     }
 }
+
+/// Who touched a chunk, as long as whole chunks are touched.
+#[derive(Clone, Copy)]
+struct Chunk {
+    /// The lane of the last writer of every two bytes.
+    writer_lanes: u64,
+    /// The lane that read every two bytes last, or [`MANY_LANES`].
+    reader_lanes: u64,
+    tick: u32,
+    reader_tick: u32,
+    writer: u16,
+    clock: u16,
+    reader_warp: u16,
+    atomic: bool,
+    /// Whether the cells of its words say more.
+    split: bool,
+}
+
+const FRESH_CHUNK: Chunk = Chunk {
+    writer_lanes: 0,
+    reader_lanes: 0,
+    tick: 0,
+    reader_tick: 0,
+    writer: NOBODY,
+    clock: 0,
+    reader_warp: 0,
+    atomic: false,
+    split: false,
+};
 
 /// Who touched one word (or one byte of a word that is touched in parts).
 #[derive(Clone, Copy)]
@@ -72,13 +118,15 @@ pub enum Collision {
     Lanes(u32),
 }
 
-/// A touch: by which thread, at which of its warp's clocks.
+/// A touch: what of, by which warp.
 #[derive(Clone, Copy, Debug)]
-pub struct Who {
+pub struct Touch {
+    /// Whether it writes.
+    pub write: bool,
+    /// Whether it is an atomic, which meets other atomics unharmed.
+    pub atomic: bool,
     /// The warp.
     pub warp: usize,
-    /// The lane.
-    pub lane: usize,
 }
 
 /// The shared memory of a block.
@@ -87,20 +135,25 @@ pub struct Shared {
     pub data: Vec<u8>,
     checked: bool,
     warps: usize,
-    /// Four bits a word: which bytes were written.
-    written: Vec<u8>,
-    /// Four bits a word: which bytes an asynchronous copy will still write.
-    pending: Vec<u8>,
-    pending_words: usize,
+    /// A bit a byte, for every chunk: which bytes were written.
+    written: Vec<u16>,
+    /// Likewise: which bytes an asynchronous copy will still write.
+    pending: Vec<u16>,
+    pending_chunks: usize,
+    chunks: Vec<Chunk>,
+    /// By chunk and warp: the clock of the warp's last read.
+    chunk_reads: Vec<u16>,
+    /// Cells of words, of which those count whose chunk is split; then groups of four for the bytes of words.
     cells: Vec<Cell>,
     reads: Vec<u16>,
     /// For words that are touched in parts: where the cells of their bytes begin.
-    split: HashMap<u32, u32>,
+    bytes: HashMap<u32, u32>,
+    free_bytes: Vec<u32>,
     words: usize,
 }
 
 /// What a read or write of shared memory found wrong.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Finding {
     /// Bytes that were never written.
     pub unwritten: bool,
@@ -110,22 +163,33 @@ pub struct Finding {
     pub collision: Option<Collision>,
 }
 
+impl Finding {
+    /// Whether nothing is wrong.
+    #[inline(always)]
+    pub fn is_clean(&self) -> bool {
+        !self.unwritten && !self.pending && self.collision.is_none()
+    }
+}
+
 impl Shared {
     /// Memory of a size in bytes.
     pub fn new(bytes: usize, warps: usize, checked: bool) -> Self {
         let words = bytes.div_ceil(4);
-        let tracked = if checked { words } else { 0 };
+        let chunks = if checked { bytes.div_ceil(CHUNK) } else { 0 };
         Self {
             data: vec![0xff; words * 4],
             checked,
             warps,
-            written: vec![0; tracked],
-            pending: vec![0; tracked],
-            pending_words: 0,
-            cells: vec![FRESH; tracked],
-            reads: vec![0; tracked * warps],
-            split: HashMap::new(),
-            words: tracked,
+            written: vec![0; chunks],
+            pending: vec![0; chunks],
+            pending_chunks: 0,
+            chunks: vec![FRESH_CHUNK; chunks],
+            chunk_reads: vec![0; chunks * warps],
+            cells: vec![FRESH; chunks * 4],
+            reads: vec![0; chunks * 4 * warps],
+            bytes: HashMap::new(),
+            free_bytes: Vec::new(),
+            words: chunks * 4,
         }
     }
 
@@ -133,149 +197,237 @@ impl Shared {
     pub fn reset(&mut self) {
         self.data.fill(0xff);
         self.written.fill(0);
-        if self.pending_words > 0 {
+        if self.pending_chunks > 0 {
             self.pending.fill(0);
-            self.pending_words = 0;
+            self.pending_chunks = 0;
         }
+        self.chunks.fill(FRESH_CHUNK);
+        self.chunk_reads.fill(0);
         self.cells.truncate(self.words);
-        self.cells.fill(FRESH);
         self.reads.truncate(self.words * self.warps);
-        self.reads.fill(0);
-        self.split.clear();
+        self.bytes.clear();
+        self.free_bytes.clear();
     }
 
-    /// The cells of the bytes of a word, made of the word's cell at first.
-    fn split(&mut self, word: usize) -> usize {
-        if let Some(&first) = self.split.get(&(word as u32)) {
-            return first as usize;
-        }
-        let first = self.cells.len();
-        let (cell, reads) = (self.cells[word], word * self.warps..(word + 1) * self.warps);
-        for _ in 0..4 {
-            self.cells.push(cell);
-            self.reads.extend_from_within(reads.clone());
-        }
-        self.split.insert(word as u32, first as u32);
-        first
-    }
-
-    /// Checks and notes a touch of bytes that lie inside. `unchanged` says that a write leaves the bytes as they are.
+    /// Checks and notes a touch of bytes that lie inside, by one lane.
     #[inline]
-    pub fn touch(
-        &mut self,
-        at: usize,
-        bytes: usize,
-        write: bool,
-        atomic: bool,
-        who: Who,
-        clocks: &Clocks,
-    ) -> Finding {
+    pub fn touch(&mut self, at: usize, bytes: usize, lane: usize, touch: Touch, clocks: &Clocks) -> Finding {
         let mut out = Finding::default();
         if !self.checked {
             return out;
         }
-        if at.is_multiple_of(4) && bytes.is_multiple_of(4) && self.split.is_empty() {
-            return self.touch_words(at / 4, bytes / 4, write, atomic, who, clocks);
-        }
-        let mut offset = at;
-        let end = at + bytes;
-        while offset < end {
-            let word = offset / 4;
-            let count = (4 - offset % 4).min(end - offset);
-            let mask = ((1u8 << count) - 1) << (offset % 4);
-            if self.pending_words > 0 && self.pending[word] & mask != 0 {
-                out.pending = true;
-            }
-            if write {
-                self.written[word] |= mask;
-            } else if self.written[word] & mask != mask {
-                out.unwritten = true;
-            }
-            if count == 4 && (self.split.is_empty() || !self.split.contains_key(&(word as u32))) {
-                let found = self.cell(word, write, atomic, who, clocks);
-                out.collision = out.collision.or(found);
+        let (mut from, end) = (at, at + bytes);
+        while from < end {
+            let count = (CHUNK - from % CHUNK).min(end - from);
+            let found = if count == CHUNK {
+                self.touch_chunk(from / CHUNK, lane as u64 * ONES, touch, clocks)
             } else {
-                let first = self.split(word);
-                for byte in 0..4 {
-                    if mask >> byte & 1 != 0 {
-                        let found = self.cell(first + byte, write, atomic, who, clocks);
-                        out.collision = out.collision.or(found);
-                    }
-                }
-            }
-            offset += count;
+                self.touch_part(from, count, lane, touch, clocks)
+            };
+            out.unwritten |= found.unwritten;
+            out.pending |= found.pending;
+            out.collision = out.collision.or(found.collision);
+            from += count;
         }
         out
     }
 
-    /// [`Shared::touch`] for whole words while no word is split: the common case, kept short.
-    #[inline]
-    fn touch_words(
-        &mut self,
-        word: usize,
-        count: usize,
-        write: bool,
-        atomic: bool,
-        who: Who,
-        clocks: &Clocks,
-    ) -> Finding {
-        let mut out = Finding::default();
-        let range = word..word + count;
-        if self.pending_words > 0 {
-            out.pending = self.pending[range.clone()].iter().any(|&pending| pending != 0);
-        }
+    /// Notes bytes as written and awaited no longer than they are; tells which were wrong.
+    #[inline(always)]
+    fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
+        let pending = self.pending_chunks > 0 && self.pending[chunk] & mask != 0;
+        let written = &mut self.written[chunk];
+        let unwritten = !write && *written & mask != mask;
         if write {
-            self.written[range.clone()].fill(0xf);
-        } else {
-            out.unwritten = self.written[range.clone()].iter().any(|&written| written != 0xf);
+            *written |= mask;
         }
-        let Who { warp, lane } = who;
-        let known = &clocks.known[warp][..];
-        let (now, tick) = (known[warp], clocks.ticks[warp]);
-        let thread = (warp * 32 + lane) as u16;
-        if !write {
-            let first = range.start;
-            let warps = self.warps;
-            for (index, cell) in self.cells[range.clone()].iter_mut().enumerate() {
-                // Whoever wrote last did so before, as this warp knows.
-                let other = usize::from(cell.writer) / 32;
-                let ordered = cell.writer == NOBODY
-                    || cell.writer == thread
-                    || if other == warp { cell.tick != tick } else { known[other] > cell.clock }
-                    || atomic && cell.atomic;
-                if !ordered {
-                    let lanes = Collision::Lanes(u32::from(cell.writer) % 32);
-                    let found = if other == warp { lanes } else { Collision::Warps(other as u32) };
-                    out.collision = out.collision.or(Some(found));
-                }
-                let last = &mut self.reads[(first + index) * warps + warp];
-                let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && *last == now;
-                cell.reader_lane =
-                    if again && cell.reader_lane != lane as u8 { MANY_LANES } else { lane as u8 };
-                cell.reader_warp = warp as u8;
-                cell.reader_tick = tick;
-                *last = now;
+        Finding { unwritten, pending, collision: None }
+    }
+
+    /// Checks and notes a touch of a whole chunk, by the lanes that the bytes of `lanes` name, one for every two
+    /// bytes of the chunk.
+    #[inline]
+    pub fn touch_chunk(&mut self, index: usize, lanes: u64, touch: Touch, clocks: &Clocks) -> Finding {
+        let mut out = self.mark(index, u16::MAX, touch.write);
+        let Touch { write, atomic, warp } = touch;
+        if self.chunks[index].split {
+            for part in 0..4 {
+                let own = (lanes >> (16 * part)) as u16;
+                let word = index * 4 + part;
+                let found = if own as u8 == (own >> 8) as u8 {
+                    self.touch_word(word, 0xf, own as usize & 0xff, touch, clocks)
+                } else {
+                    let first = self.touch_word(word, 0x3, own as usize & 0xff, touch, clocks);
+                    first.or(self.touch_word(word, 0xc, own as usize >> 8, touch, clocks))
+                };
+                out.collision = out.collision.or(found);
+            }
+            if write {
+                self.unite(index, lanes, touch, clocks);
             }
             return out;
         }
-        for index in range {
-            let found = self.cell(index, write, atomic, who, clocks);
+        let known = clocks.of(warp);
+        let (now, tick) = (known[warp], clocks.ticks[warp]);
+        let reads = &mut self.chunk_reads[index * self.warps..(index + 1) * self.warps];
+        let chunk = &mut self.chunks[index];
+        if chunk.writer != NOBODY && !(atomic && chunk.atomic) {
+            let other = usize::from(chunk.writer);
+            if other == warp {
+                if chunk.tick == tick && chunk.writer_lanes != lanes {
+                    out.collision = Some(Collision::Lanes(first_other(chunk.writer_lanes, lanes)));
+                }
+            } else if known[other] <= chunk.clock {
+                out.collision = Some(Collision::Warps(other as u32));
+            }
+        }
+        if write {
+            if out.collision.is_none() {
+                out.collision = unordered_read(reads, known, warp);
+                let own = reads[warp] == now
+                    && usize::from(chunk.reader_warp) == warp
+                    && chunk.reader_tick == tick
+                    && chunk.reader_lanes != lanes;
+                if out.collision.is_none() && own {
+                    out.collision = Some(Collision::Lanes(first_other(chunk.reader_lanes, lanes)));
+                }
+            }
+            chunk.writer_lanes = lanes;
+            chunk.writer = warp as u16;
+            chunk.clock = now;
+            chunk.tick = tick;
+            chunk.atomic = atomic;
+        } else {
+            let again =
+                usize::from(chunk.reader_warp) == warp && chunk.reader_tick == tick && reads[warp] == now;
+            let before = if again { chunk.reader_lanes } else { lanes };
+            chunk.reader_lanes = lanes | differing_bytes(before ^ lanes);
+            chunk.reader_warp = warp as u16;
+            chunk.reader_tick = tick;
+            reads[warp] = now;
+        }
+        out
+    }
+
+    /// Checks and notes a touch of a part of a chunk.
+    fn touch_part(&mut self, at: usize, bytes: usize, lane: usize, touch: Touch, clocks: &Clocks) -> Finding {
+        let chunk = at / CHUNK;
+        let mask = (((1u32 << bytes) - 1) << (at % CHUNK)) as u16;
+        let mut out = self.mark(chunk, mask, touch.write);
+        if !self.chunks[chunk].split {
+            self.split(chunk, clocks);
+        }
+        for part in at % CHUNK / 4..=(at % CHUNK + bytes - 1) / 4 {
+            let found =
+                self.touch_word(chunk * 4 + part, (mask >> (4 * part)) as u8 & 0xf, lane, touch, clocks);
             out.collision = out.collision.or(found);
         }
         out
     }
 
-    #[inline(always)]
-    fn cell(
+    /// Gives the words of a chunk cells of their own, made of the chunk's.
+    fn split(&mut self, index: usize, clocks: &Clocks) {
+        let chunk = &mut self.chunks[index];
+        chunk.split = true;
+        let chunk = *chunk;
+        let row = index * self.warps..(index + 1) * self.warps;
+        for part in 0..4 {
+            let word = index * 4 + part;
+            let (writers, readers) =
+                ((chunk.writer_lanes >> (16 * part)) as u16, (chunk.reader_lanes >> (16 * part)) as u16);
+            let lane_of = |lanes: u16, upper: bool| if upper { (lanes >> 8) as u8 } else { lanes as u8 };
+            let cell = |upper: bool| Cell {
+                writer: if chunk.writer == NOBODY {
+                    NOBODY
+                } else {
+                    chunk.writer * 32 + u16::from(lane_of(writers, upper))
+                },
+                clock: chunk.clock,
+                tick: chunk.tick,
+                atomic: chunk.atomic,
+                reader_warp: chunk.reader_warp as u8,
+                reader_lane: if readers as u8 == (readers >> 8) as u8 { readers as u8 } else { MANY_LANES },
+                reader_tick: chunk.reader_tick,
+            };
+            self.cells[word] = cell(false);
+            self.reads[word * self.warps..(word + 1) * self.warps]
+                .copy_from_slice(&self.chunk_reads[row.clone()]);
+            // Two lanes wrote the halves of the word, which matters as long as the warp has not moved on.
+            let differ = writers as u8 != (writers >> 8) as u8;
+            if differ && chunk.writer != NOBODY && clocks.ticks[usize::from(chunk.writer)] == chunk.tick {
+                let first = self.split_word(word);
+                self.cells[first + 2] = cell(true);
+                self.cells[first + 3] = cell(true);
+            }
+        }
+    }
+
+    /// Makes a chunk one again that was just written as a whole.
+    fn unite(&mut self, index: usize, lanes: u64, touch: Touch, clocks: &Clocks) {
+        if !self.bytes.is_empty() {
+            for word in index * 4..index * 4 + 4 {
+                self.free_bytes.extend(self.bytes.remove(&(word as u32)));
+            }
+        }
+        // Reads that came before this write need not be kept: whoever is ordered after it is so after them.
+        self.chunk_reads[index * self.warps..(index + 1) * self.warps].fill(0);
+        self.chunks[index] = Chunk {
+            writer_lanes: lanes,
+            tick: clocks.ticks[touch.warp],
+            writer: touch.warp as u16,
+            clock: clocks.of(touch.warp)[touch.warp],
+            atomic: touch.atomic,
+            ..FRESH_CHUNK
+        };
+    }
+
+    /// The cells of the bytes of a word, made of the word's cell at first.
+    fn split_word(&mut self, word: usize) -> usize {
+        if let Some(&first) = self.bytes.get(&(word as u32)) {
+            return first as usize;
+        }
+        let first = self.free_bytes.pop().map_or(self.cells.len(), |first| first as usize);
+        if first == self.cells.len() {
+            self.cells.resize(first + 4, FRESH);
+            self.reads.resize((first + 4) * self.warps, 0);
+        }
+        let row = word * self.warps..(word + 1) * self.warps;
+        for byte in first..first + 4 {
+            self.cells[byte] = self.cells[word];
+            self.reads.copy_within(row.clone(), byte * self.warps);
+        }
+        self.bytes.insert(word as u32, first as u32);
+        first
+    }
+
+    /// Checks and notes a touch of some bytes of a word.
+    #[inline]
+    fn touch_word(
         &mut self,
-        index: usize,
-        write: bool,
-        atomic: bool,
-        who: Who,
+        word: usize,
+        mask: u8,
+        lane: usize,
+        touch: Touch,
         clocks: &Clocks,
     ) -> Option<Collision> {
-        let Who { warp, lane } = who;
-        let known = &clocks.known[warp];
+        let whole = mask == 0xf;
+        if whole && (self.bytes.is_empty() || !self.bytes.contains_key(&(word as u32))) {
+            return self.touch_cell(word, lane, touch, clocks);
+        }
+        let first = self.split_word(word);
+        let mut out = None;
+        for byte in 0..4 {
+            if mask >> byte & 1 != 0 {
+                out = out.or(self.touch_cell(first + byte, lane, touch, clocks));
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn touch_cell(&mut self, index: usize, lane: usize, touch: Touch, clocks: &Clocks) -> Option<Collision> {
+        let Touch { write, atomic, warp } = touch;
+        let known = clocks.of(warp);
         let (now, tick) = (known[warp], clocks.ticks[warp]);
         let thread = (warp * 32 + lane) as u16;
         let reads = &mut self.reads[index * self.warps..(index + 1) * self.warps];
@@ -291,21 +443,11 @@ impl Shared {
                 out = Some(Collision::Warps(other as u32));
             }
         }
+        let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
         if write {
             if out.is_none() {
-                // Counted first, as that goes in one sweep; its own reads are always among them or never.
-                let mut unordered = 0u16;
-                for (&read, &known) in reads.iter().zip(known) {
-                    unordered += u16::from(read >= known);
-                }
-                if unordered > u16::from(reads[warp] >= now) {
-                    let mut pairs = reads.iter().zip(known).enumerate();
-                    let other = pairs.find(|(other, (read, known))| read >= known && *other != warp);
-                    out = other.map(|(other, _)| Collision::Warps(other as u32));
-                }
-                let own =
-                    reads[warp] == now && usize::from(cell.reader_warp) == warp && cell.reader_tick == tick;
-                if out.is_none() && own && cell.reader_lane != lane as u8 {
+                out = unordered_read(reads, known, warp);
+                if out.is_none() && again && cell.reader_lane != lane as u8 {
                     out = Some(Collision::Lanes(u32::from(cell.reader_lane)));
                 }
             }
@@ -314,8 +456,6 @@ impl Shared {
             cell.tick = tick;
             cell.atomic = atomic;
         } else {
-            let again =
-                usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
             cell.reader_lane = if again && cell.reader_lane != lane as u8 { MANY_LANES } else { lane as u8 };
             cell.reader_warp = warp as u8;
             cell.reader_tick = tick;
@@ -324,93 +464,70 @@ impl Shared {
         out
     }
 
-    /// Whether any of some bytes inside one word were never written.
+    /// Whether any of some bytes were never written.
     pub fn is_unwritten(&self, at: usize, bytes: usize) -> bool {
-        self.checked && (at..at + bytes).any(|byte| self.written[byte / 4] >> (byte % 4) & 1 == 0)
+        self.checked && (at..at + bytes).any(|byte| self.written[byte / CHUNK] >> (byte % CHUNK) & 1 == 0)
+    }
+
+    /// Whether writing some bytes would change nothing at all: they are there, written and awaited by nobody.
+    /// Such a write harms nobody in any order.
+    #[inline(always)]
+    pub fn holds(&self, at: usize, bytes: &[u8]) -> bool {
+        self.data[at..at + bytes.len()] == *bytes
+            && !self.is_unwritten(at, bytes.len())
+            && (self.pending_chunks == 0
+                || (at..at + bytes.len()).all(|byte| self.pending[byte / CHUNK] >> (byte % CHUNK) & 1 == 0))
     }
 
     /// Marks bytes as awaiting an asynchronous copy, or as arrived.
+    #[inline]
     pub fn set_pending(&mut self, at: usize, bytes: usize, pending: bool) {
         if !self.checked {
             return;
         }
-        let (mut offset, end) = (at, at + bytes);
-        while offset < end {
-            let word = offset / 4;
-            let count = (4 - offset % 4).min(end - offset);
-            let mask = ((1u8 << count) - 1) << (offset % 4);
-            let before = self.pending[word];
-            let after = if pending { before | mask } else { before & !mask };
-            self.pending[word] = after;
-            self.pending_words += usize::from(before == 0 && after != 0);
-            self.pending_words -= usize::from(before != 0 && after == 0);
-            offset += count;
+        let (mut from, end) = (at, at + bytes);
+        while from < end {
+            let count = (CHUNK - from % CHUNK).min(end - from);
+            let mask = (((1u32 << count) - 1) << (from % CHUNK)) as u16;
+            let state = &mut self.pending[from / CHUNK];
+            let before = *state;
+            *state = if pending { before | mask } else { before & !mask };
+            self.pending_chunks += usize::from(before == 0 && *state != 0);
+            self.pending_chunks -= usize::from(before != 0 && *state == 0);
+            from += count;
         }
     }
 }
 
-/// Passes over the banks that the accesses of some lanes need together, and the fewest that their bytes would.
-///
-/// Lanes come in groups that the hardware serves together: 32 lanes of up to 4 bytes, 16 of 8, 8 of 16.
-pub fn wavefronts(addresses: &[u64; 32], mask: u32, bytes: usize) -> (u64, u64) {
-    let group = match bytes {
-        0..=4 => 32,
-        5..=8 => 16,
-        _ => 8,
-    };
-    let (mut total, mut least) = (0, 0);
-    let mut first = 0;
-    while first < 32 {
-        let lanes = (mask >> first) & if group == 32 { u32::MAX } else { (1 << group) - 1 };
-        if lanes != 0 {
-            total += if spread(addresses, first, lanes, bytes) {
-                1
-            } else {
-                passes(addresses, first, lanes, bytes)
-            };
-            least += 1;
-        }
-        first += group;
-    }
-    (total, least)
-}
-
-/// Whether no two lanes meet on a bank, as a quick look can tell.
+/// Another warp that read and is not known to have done so before.
 #[inline(always)]
-fn spread(addresses: &[u64; 32], first: usize, mut lanes: u32, bytes: usize) -> bool {
-    let words = bytes.div_ceil(4) as u32;
-    let banks = ((1u64 << words) - 1) as u32;
-    let (mut seen, mut clash) = (0u32, false);
-    while lanes != 0 {
-        let lane = first + lanes.trailing_zeros() as usize;
-        lanes &= lanes - 1;
-        let own = banks.rotate_left((addresses[lane] / 4 % 32) as u32);
-        clash |= seen & own != 0;
-        seen |= own;
+fn unordered_read(reads: &[u16], known: &[u16], warp: usize) -> Option<Collision> {
+    // Counted first, as that goes in one sweep; the warp's own reads are always among them or never.
+    let mut unordered = 0u16;
+    for (&read, &known) in reads.iter().zip(known) {
+        unordered += u16::from(read >= known);
     }
-    !clash && words <= 8
+    if unordered <= u16::from(reads[warp] >= known[warp]) {
+        return None;
+    }
+    let mut pairs = reads.iter().zip(known).enumerate();
+    let other = pairs.find(|(other, (read, known))| read >= known && *other != warp);
+    other.map(|(other, _)| Collision::Warps(other as u32))
 }
 
-/// The most distinct words that fall on one bank.
-fn passes(addresses: &[u64; 32], first: usize, mut lanes: u32, bytes: usize) -> u64 {
-    let mut seen = [u64::MAX; 32];
-    let mut clash: Vec<u64> = Vec::new();
-    while lanes != 0 {
-        let lane = first + lanes.trailing_zeros() as usize;
-        lanes &= lanes - 1;
-        let (from, to) = (addresses[lane] / 4, (addresses[lane] + bytes as u64 - 1) / 4);
-        for word in from..=to {
-            let bank = (word % 32) as usize;
-            if seen[bank] == u64::MAX {
-                seen[bank] = word;
-            } else if seen[bank] != word && !clash.contains(&word) {
-                clash.push(word);
-            }
-        }
+/// 255 in every byte that is not 0.
+#[inline(always)]
+fn differing_bytes(value: u64) -> u64 {
+    if value == 0 {
+        return 0;
     }
-    let mut per_bank = [1u64; 32];
-    for word in clash {
-        per_bank[(word % 32) as usize] += 1;
-    }
-    per_bank.into_iter().max().unwrap_or(1)
+    let low = 0x7f * ONES;
+    let high = ((value & low) + low | value) & !low;
+    (high >> 7) * 0xff
+}
+
+/// The lane that the first differing byte of `before` names.
+fn first_other(before: u64, lanes: u64) -> u32 {
+    let byte = (before ^ lanes).trailing_zeros() / 8 * 8;
+    (before >> byte) as u32 & 0xff
 }

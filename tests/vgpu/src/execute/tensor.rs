@@ -9,165 +9,33 @@
 //! * B, tf32: row `thread + 4 * i`, column `group`.
 //! * C and D: elements 0 and 1 are row `group`, columns `2 * thread` and the next; 2 and 3 are row `group + 8`.
 
+use super::banks::wavefronts;
 use super::block::Room;
-use super::shared::wavefronts;
+use super::product::{Tile, halves, multiply_add_tile, product, turned};
 use super::warp::{Next, Warp, space_of};
-
-use crate::number::{from_bf16, from_f16, read_tf32, to_f16};
+use crate::number::{read_tf32, to_f16};
 use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
 use crate::ptx::Space;
 
-/// A tile of a product: 16 rows of 8 columns.
-pub type Tile = [[f32; 8]; 16];
-
-/// `c += a b` for 16 x K times K x 8, summed in order of k with one rounding a step.
-#[inline(always)]
-fn multiply_add<const K: usize>(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
-    for (row, sums) in a.iter().zip(c.iter_mut()) {
-        let mut sum = *sums;
-        for k in 0..K {
-            for column in 0..8 {
-                sum[column] = row[k].mul_add(b[k][column], sum[column]);
-            }
-        }
-        *sums = sum;
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_add_fast(depth: usize, a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
-    match depth {
-        4 => multiply_add::<4>(a, b, c),
-        8 => multiply_add::<8>(a, b, c),
-        _ => multiply_add::<16>(a, b, c),
-    }
-}
-
-/// `c += a b`, of which `a` has `depth` columns and `b` as many rows.
-pub fn multiply_add_tile(depth: usize, a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut Tile) {
-    #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-        // SAFETY: both features were just found.
-        return unsafe { multiply_add_fast(depth, a, b, c) };
-    }
-    match depth {
-        4 => multiply_add::<4>(a, b, c),
-        8 => multiply_add::<8>(a, b, c),
-        _ => multiply_add::<16>(a, b, c),
-    }
-}
-
-#[inline(always)]
-fn halves(format: TensorFormat, word: u32) -> [f32; 2] {
-    match format {
-        TensorFormat::Brain => [from_bf16(word & 0xffff), f32::from_bits(word & 0xffff_0000)],
-        _ => [from_f16(word & 0xffff), from_f16(word >> 16)],
-    }
-}
-
-/// The sixteen-bit numbers of a register as f32, in order of lanes: as every row of a fragment takes four lanes,
-/// this is eight rows of eight columns.
-#[inline(always)]
-fn rows_of(format: TensorFormat, register: &[u32; LANES]) -> [[f32; 8]; 8] {
-    let mut out = [[0f32; 8]; 8];
-    for (row, words) in out.iter_mut().zip(register.chunks_exact(4)) {
-        for (pair, &word) in row.chunks_exact_mut(2).zip(words) {
-            pair.copy_from_slice(&halves(format, word));
-        }
-    }
-    out
-}
-
-/// `d = a b + c` of 16-bit numbers and f32 sums, from registers to registers; A has `2 * b.len()` of them.
-#[inline(always)]
-fn product(
-    format: TensorFormat,
-    a: &[&[u32; LANES]],
-    b: &[&[u32; LANES]],
-    c: [&[u32; LANES]; 4],
-) -> [[u32; LANES]; 4] {
-    let mut columns = [[0f32; 8]; 16];
-    for (part, register) in b.iter().enumerate() {
-        let rows = rows_of(format, register);
-        for k in 0..8 {
-            for column in 0..8 {
-                columns[part * 8 + k][column] = rows[column][k];
-            }
-        }
-    }
-    let mut out = [[0u32; LANES]; 4];
-    for half in 0..2 {
-        let low = rows_of(format, a[half]);
-        let high = if b.len() == 2 { rows_of(format, a[half + 2]) } else { [[0f32; 8]; 8] };
-        for group in 0..8 {
-            let mut sum = [0f32; 8];
-            for thread in 0..4 {
-                sum[2 * thread] = f32::from_bits(c[2 * half][group * 4 + thread]);
-                sum[2 * thread + 1] = f32::from_bits(c[2 * half + 1][group * 4 + thread]);
-            }
-            for k in 0..8 {
-                for column in 0..8 {
-                    sum[column] = low[group][k].mul_add(columns[k][column], sum[column]);
-                }
-            }
-            if b.len() == 2 {
-                for k in 0..8 {
-                    for column in 0..8 {
-                        sum[column] = high[group][k].mul_add(columns[8 + k][column], sum[column]);
-                    }
-                }
-            }
-            let bits = sum.map(|value| if value.is_nan() { 0x7fff_ffff } else { value.to_bits() });
-            for thread in 0..4 {
-                out[2 * half][group * 4 + thread] = bits[2 * thread];
-                out[2 * half + 1][group * 4 + thread] = bits[2 * thread + 1];
-            }
-        }
-    }
-    out
-}
-
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn product_brain_fast(a: &[&[u32; LANES]], b: &[&[u32; LANES]], c: [&[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
-    match (a, b) {
-        // Constant lengths let the loops unroll.
-        (&[a0, a1, a2, a3], &[b0, b1]) => product(TensorFormat::Brain, &[a0, a1, a2, a3], &[b0, b1], c),
-        _ => product(TensorFormat::Brain, a, b, c),
-    }
-}
-
-/// Whether the CPU has what the fast forms need.
-fn is_fast() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
 impl Warp {
     pub(super) fn mma(&mut self, op: &Mma) {
-        if op.format == TensorFormat::Brain && is_fast() {
-            let words = |slot: &u32| &self.registers.words[*slot as usize].0;
-            let mut a = [words(&op.a[0]); 4];
-            let mut b = [words(&op.b[0]); 2];
-            for (into, slot) in a.iter_mut().zip(&op.a) {
-                *into = words(slot);
+        if !op.half_accumulator && op.c.len() == 4 {
+            let words = |slot: u32| &self.registers.words[slot as usize].0;
+            let c = [words(op.c[0]), words(op.c[1]), words(op.c[2]), words(op.c[3])];
+            let out = match (&op.a[..], &op.b[..]) {
+                (&[a0, a1, a2, a3], &[b0, b1]) => {
+                    let a = [words(a0), words(a1), words(a2), words(a3)];
+                    product(op.format, &a, &[words(b0), words(b1)], c)
+                }
+                (&[a0, a1], &[b0]) => product(op.format, &[words(a0), words(a1)], &[words(b0)], c),
+                _ => None,
+            };
+            if let Some(out) = out {
+                for (slot, values) in op.d.iter().zip(out) {
+                    self.registers.words[*slot as usize].0 = values;
+                }
+                return;
             }
-            for (into, slot) in b.iter_mut().zip(&op.b) {
-                *into = words(slot);
-            }
-            let c = [words(&op.c[0]), words(&op.c[1]), words(&op.c[2]), words(&op.c[3])];
-            // SAFETY: `is_fast` found both features.
-            #[allow(
-                unused_unsafe,
-                reason = "the attribute that makes it unsafe is not there on every architecture"
-            )]
-            let out = unsafe { product_brain_fast(&a[..op.a.len()], &b[..op.b.len()], c) };
-            for (slot, values) in op.d.iter().zip(out) {
-                self.registers.words[*slot as usize].0 = values;
-            }
-            return;
         }
         self.mma_plainly(op);
     }
@@ -268,61 +136,40 @@ impl Warp {
             traffic.wavefronts += passes;
             traffic.conflicts += passes - least;
         }
-        for (matrix, &slot) in op.registers.iter().enumerate() {
-            let mut places = [0usize; 8];
-            for (row, place) in places.iter_mut().enumerate() {
-                let lane = matrix * 8 + row;
-                match self.shared_place(room, me, at, lane, rows[lane], 16) {
-                    Some(found) => *place = found,
-                    None => return Next::Fault,
-                }
-            }
-            if op.store {
-                let register = self.registers.words[slot as usize].0;
-                let mut elements = [[0u16; 8]; 8];
-                for (lane, word) in register.iter().enumerate() {
-                    let (row, column) = (lane / 4, 2 * (lane % 4));
-                    for (part, value) in [*word as u16, (*word >> 16) as u16].into_iter().enumerate() {
-                        if op.transposed {
-                            elements[column + part][row] = value;
-                        } else {
-                            elements[row][column + part] = value;
-                        }
+        let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
+        if !self.shared_places(room, me, at, &rows, lanes, 16) {
+            return Next::Fault;
+        }
+        if op.store {
+            let mut data = [[0u8; 16]; LANES];
+            for (rows, &slot) in data.as_chunks_mut::<8>().0.iter_mut().zip(&op.registers) {
+                let register = &self.registers.words[slot as usize].0;
+                let words = if op.transposed { turned(register) } else { *register };
+                for (row, words) in rows.iter_mut().zip(words.as_chunks::<4>().0) {
+                    for (bytes, word) in row.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                        *bytes = word.to_le_bytes();
                     }
                 }
-                for (row, (&place, elements)) in places.iter().zip(&elements).enumerate() {
-                    let mut bytes = [0u8; 16];
-                    for (pair, element) in bytes.chunks_exact_mut(2).zip(elements) {
-                        pair.copy_from_slice(&element.to_le_bytes());
-                    }
-                    self.write_shared::<CHECKS>(room, me, at, matrix * 8 + row, place, &bytes);
-                }
-                continue;
             }
+            self.put_shared::<CHECKS, 16>(room, me, at, &rows, lanes, &data);
+            return Next::Continue;
+        }
+        if CHECKS {
+            // Which lane reads what is the instruction's own affair: a row counts as read by the lane that
+            // named it.
+            self.touch_shared_lanes(room, me, at, &rows, lanes, 16);
+        }
+        for (rows, &slot) in rows.as_chunks::<8>().0.iter().zip(&op.registers) {
             let mut words = [0u32; LANES];
-            let mut elements = [[0u16; 8]; 8];
-            for (row, &place) in places.iter().enumerate() {
-                if CHECKS {
-                    // Which lane reads what is the instruction's own affair: the row counts as read by the
-                    // lane that named it.
-                    self.touch_shared(room, me, at, matrix * 8 + row, place, 16, false, false);
-                }
-                let bytes = &room.shared.data[place..place + 16];
-                if op.transposed {
-                    for (column, pair) in bytes.chunks_exact(2).enumerate() {
-                        elements[column][row] = u16::from_le_bytes([pair[0], pair[1]]);
-                    }
-                } else {
-                    for (thread, word) in bytes.chunks_exact(4).enumerate() {
-                        words[row * 4 + thread] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-                    }
+            for (words, &place) in words.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                let place = place as usize;
+                let (bytes, _) = room.shared.data[place..place + 16].as_chunks::<4>();
+                for (word, bytes) in words.iter_mut().zip(bytes) {
+                    *word = u32::from_le_bytes(*bytes);
                 }
             }
             if op.transposed {
-                for (lane, word) in words.iter_mut().enumerate() {
-                    let (row, column) = (lane / 4, 2 * (lane % 4));
-                    *word = u32::from(elements[row][column]) | u32::from(elements[row][column + 1]) << 16;
-                }
+                words = turned(&words);
             }
             self.registers.words[slot as usize].0 = words;
         }

@@ -5,7 +5,7 @@
 //! others go first, so that lanes may wait for each other.
 
 use super::block::Room;
-use super::local_shared::PendingCopy;
+use super::copies::PendingCopy;
 use crate::check::Check;
 use crate::program::{Address, FULL, LANES, Op, Program, Registers, VoteKind};
 use crate::ptx::Space;
@@ -108,6 +108,11 @@ impl Warp {
             for slot in fixed {
                 self.valid_at_start[slot] = FULL;
             }
+            for (valid, _) in
+                self.valid_at_start.iter_mut().zip(&program.definite).filter(|(_, definite)| **definite)
+            {
+                *valid = FULL;
+            }
         }
     }
 
@@ -181,13 +186,18 @@ impl Warp {
 
     /// Runs until everything waits or `turn` instructions are over.
     pub fn run(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
-        if room.launch.settings.checks {
-            self.go::<true>(room, me, turn)
-        } else {
-            self.go::<false>(room, me, turn)
+        #[allow(unused_unsafe, reason = "only x86-64 has features that make it unsafe")]
+        // SAFETY: loading made sure that the CPU has the features that the code was compiled for.
+        unsafe {
+            if room.launch.settings.checks {
+                self.go::<true>(room, me, turn)
+            } else {
+                self.go::<false>(room, me, turn)
+            }
         }
     }
 
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn go<const CHECKS: bool>(&mut self, room: &mut Room<'_>, me: usize, turn: u64) -> Pause {
         let program = room.launch.program;
         let mut left = turn;
@@ -213,11 +223,12 @@ impl Warp {
                 let bits = self.registers.predicates[guard as usize];
                 mask &= if negated { !bits } else { bits };
             }
-            let note = &program.notes[here];
-            room.counters.classes[note.class as usize] += 1;
+            room.counters.classes[decoded.class as usize] += 1;
             if CHECKS {
                 room.counters.lanes += u64::from(mask.count_ones());
-                self.follow_validity(room, me, here, lanes, mask);
+                if decoded.followed {
+                    self.follow_validity(room, me, here, lanes, mask);
+                }
             }
             if let Op::Branch(target) = decoded.op {
                 room.counters.branches += 1;
@@ -242,7 +253,7 @@ impl Warp {
             }
             let outcome = match &decoded.op {
                 Op::Lanes { run, slots } => {
-                    // SAFETY: loading picked the compilation that this CPU can run.
+                    // SAFETY: loading made sure that the CPU has the features that the code was compiled for.
                     unsafe { run(&mut self.registers, mask, slots) };
                     continue;
                 }
@@ -426,7 +437,6 @@ impl Warp {
     }
 
     /// Passes on which lanes of the registers were written, and reports where an unwritten one decides something.
-    #[inline(always)]
     fn follow_validity(&mut self, room: &mut Room<'_>, me: usize, at: usize, lanes: u32, mask: u32) {
         let note = &room.launch.program.notes[at];
         let mut valid = FULL;

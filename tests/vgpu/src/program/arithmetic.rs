@@ -430,7 +430,7 @@ fn single(name: &str, parts: &[&str], rounding: Rounding) -> Option<LaneOp> {
         "sqrt" if has("approx") => lane_op!(|a: f32| -> f32 { a.sqrt() }),
         "sqrt" => rounded!(|a| a.sqrt(), |mode| number::sqrt_f32(a, mode)),
         "rsqrt" => lane_op!(|a: f32| -> f32 { (1.0 / f64::from(a).sqrt()) as f32 }),
-        "ex2" => lane_op!(|a: f32| -> f32 { a.exp2() }),
+        "ex2" => lane_op!(|a: f32| -> f32 { number::power_of_two(a) }),
         "lg2" => lane_op!(|a: f32| -> f32 { a.log2() }),
         "sin" => lane_op!(|a: f32| -> f32 { a.sin() }),
         "cos" => lane_op!(|a: f32| -> f32 { a.cos() }),

@@ -1,8 +1,8 @@
 //! Registers as vectors of 32 lanes, and how a scalar expression becomes an operation on them.
 //!
-//! [`lane_op!`] compiles an expression twice: plainly, and for AVX2 with FMA, which loading a program
-//! picks where the CPU has them. An operation computes all lanes and keeps those of the mask, so it
-//! may have no side effects and no input that traps.
+//! On x86-64 [`lane_op!`] compiles an expression for AVX2 with FMA, and loading a program fails where the CPU
+//! lacks them ([`cpu_suffices`]); other architectures get what the compiler makes of it by itself. An operation
+//! computes all lanes and keeps those of the mask, so it may have no side effects and no input that traps.
 
 use crate::ptx::Class;
 
@@ -44,28 +44,23 @@ pub struct Slots {
 /// A pure operation on registers.
 pub type Run = unsafe fn(&mut Registers, u32, &Slots);
 
-/// An operation, its two compilations and its operand types.
+/// An operation and its operand types.
 #[derive(Clone, Copy)]
 pub struct LaneOp {
-    /// For any CPU.
-    pub portable: Run,
-    /// For AVX2 and FMA; the portable one on other architectures.
-    pub fast: Run,
+    /// The code.
+    pub run: Run,
     /// Type of the destination.
     pub destination: Kind,
     /// Types of the sources.
     pub sources: &'static [Kind],
 }
 
-impl LaneOp {
-    /// The compilation that this CPU can run.
-    pub fn pick(&self) -> Run {
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return self.fast;
-        }
-        self.portable
-    }
+/// Whether this CPU can run what [`lane_op!`] compiles.
+pub fn cpu_suffices() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    return true;
 }
 
 /// The type of an operand as far as operands are concerned: its class and its bits.
@@ -244,15 +239,12 @@ macro_rules! lane_op {
             }
             <$result as Lane>::store(&out, registers, slots.destination, mask);
         }
-        fn portable(registers: &mut Registers, mask: u32, slots: &Slots) {
-            body(registers, mask, slots);
-        }
         #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-        fn fast(registers: &mut Registers, mask: u32, slots: &Slots) {
+        fn run(registers: &mut Registers, mask: u32, slots: &Slots) {
             body(registers, mask, slots);
         }
         const SOURCES: &[Kind] = &[$(<$type as Lane>::KIND),*];
-        LaneOp { portable, fast, destination: <$result as Lane>::KIND, sources: SOURCES }
+        LaneOp { run, destination: <$result as Lane>::KIND, sources: SOURCES }
     }};
 }
 pub(crate) use lane_op;

@@ -46,6 +46,11 @@ pub fn load(
         opcodes: HashMap::new(),
         instruction: None,
     };
+    if !super::lanes::cpu_suffices() {
+        return Err(
+            loader.fail("the virtual GPU needs a CPU with AVX2 and FMA on x86-64, and this one lacks them")
+        );
+    }
     let static_shared = loader.place_variables(dynamic_shared)?;
     if function.wants_cluster {
         return Err(loader.fail("it asks for a cluster of blocks, and clusters are not modelled"));
@@ -386,9 +391,8 @@ impl<'a> Loader<'a> {
             op,
             Op::Lanes { .. } | Op::Convert(_) | Op::Carry(_) | Op::Join(_) | Op::Split(_) | Op::Shuffle(_)
         );
-        self.code.push(Decoded { op, guard });
+        self.code.push(Decoded { op, guard, class, followed: true });
         self.notes.push(Note {
-            class,
             location: self.instruction.map(|instruction| instruction.location).unwrap_or_default(),
             line: self.instruction.map_or(0, |instruction| instruction.line),
             opcode,
@@ -839,6 +843,7 @@ impl<'a> Loader<'a> {
             long_constants: self.longs.iter().map(|(&value, &slot)| (slot, value)).collect(),
             predicate_constants: self.predicates.iter().map(|(&value, &slot)| (slot, value)).collect(),
             specials: self.specials,
+            definite: Vec::new(),
             parameters: self.function.parameters.iter().map(|p| (p.size, p.offset)).collect(),
             parameter_bytes,
             static_shared,
@@ -849,6 +854,7 @@ impl<'a> Loader<'a> {
             estimated_registers: 0,
             files,
         };
+        super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);
         Ok(program)
     }
@@ -862,7 +868,7 @@ fn guard_of(instruction: &Instruction) -> Option<(u32, bool)> {
 fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
     let mut slots = Slots { destination, sources: [0; 4] };
     slots.sources[..sources.len()].copy_from_slice(sources);
-    Op::Lanes { run: op.pick(), slots }
+    Op::Lanes { run: op.run, slots }
 }
 
 fn classify(parts: &[&str]) -> InstructionClass {

@@ -3,6 +3,7 @@
 
 pub mod arithmetic;
 pub mod convert;
+mod definite;
 pub mod lanes;
 mod live;
 mod load;
@@ -600,13 +601,15 @@ pub struct Decoded {
     pub op: Op,
     /// The predicate that guards it, and whether that is negated.
     pub guard: Option<(u32, bool)>,
+    /// Its kind of work.
+    pub class: InstructionClass,
+    /// Whether it touches a register that may be read before it has a value.
+    pub followed: bool,
 }
 
 /// What the reports and counters want to know of an instruction.
 #[derive(Clone, Debug)]
 pub struct Note {
-    /// Its kind of work.
-    pub class: InstructionClass,
     /// Its place in the source.
     pub location: Location,
     /// Its place in the PTX.
@@ -671,6 +674,8 @@ pub struct Program {
     pub predicate_constants: Vec<(u32, bool)>,
     /// Special registers.
     pub specials: Vec<(u32, Special)>,
+    /// By register, numbered over all classes: whether it has a value wherever it is read.
+    pub definite: Vec<bool>,
     /// Size and offset of every argument.
     pub parameters: Vec<(usize, usize)>,
     /// Bytes of all arguments.

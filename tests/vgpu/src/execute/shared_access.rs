@@ -1,0 +1,310 @@
+//! What loads, stores and atomics do in shared memory, under its checks.
+
+use super::access::{covers, extent, lanes_of};
+use super::banks::wavefronts;
+use super::block::Room;
+use super::global::combine;
+use super::shared::{CHUNK, Collision, Finding, Touch};
+use super::warp::{Next, Warp};
+use crate::check::Check;
+use crate::program::{Atomic, LANES};
+
+/// One lane in every two bytes of a chunk: the lane itself for 16 bytes a lane, neighbours for less.
+const fn pattern(bytes: usize) -> u64 {
+    match bytes {
+        2 => 0x0706_0504_0302_0100,
+        4 => 0x0303_0202_0101_0000,
+        8 => 0x0101_0101_0000_0000,
+        _ => 0,
+    }
+}
+
+impl Warp {
+    pub(super) fn read_shared<const CHECKS: bool, const N: usize>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        data: &mut [[u8; N]; LANES],
+    ) -> Next {
+        if !self.shared_places(room, me, at, addresses, mask, N) {
+            return Next::Fault;
+        }
+        for lane in lanes_of(mask) {
+            let place = addresses[lane] as usize;
+            data[lane].copy_from_slice(&room.shared.data[place..place + N]);
+        }
+        if CHECKS {
+            let (passes, least) = wavefronts(addresses, mask, N);
+            let traffic = &mut room.counters.shared_loads;
+            traffic.requests += 1;
+            traffic.wavefronts += passes;
+            traffic.conflicts += passes - least;
+            self.touch_shared_lanes(room, me, at, addresses, mask, N);
+        }
+        Next::Continue
+    }
+
+    /// Checks and notes a read of several lanes.
+    pub(super) fn touch_shared_lanes(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+    ) {
+        let touch = Touch { write: false, atomic: false, warp: me };
+        if bytes == CHUNK {
+            for lane in lanes_of(mask) {
+                let (place, lanes) = (addresses[lane] as usize, lane as u64 * 0x0101_0101_0101_0101);
+                let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
+                self.report_shared(room, me, at, lane, place, CHUNK, false, found);
+            }
+            return;
+        }
+        let group = if matches!(bytes, 2 | 4 | 8) { CHUNK / bytes } else { 1 };
+        let mut first = 0;
+        let mut last = (u64::MAX, 0);
+        while first < LANES {
+            if group > 1 && covers(addresses, mask, first, bytes) {
+                let (place, lanes) =
+                    (addresses[first] as usize, pattern(bytes) + first as u64 * 0x0101_0101_0101_0101);
+                let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
+                self.report_shared(room, me, at, first, place, CHUNK, false, found);
+            } else {
+                for lane in lanes_of(mask & (((1u64 << group) - 1) << first) as u32) {
+                    // The second lane that reads the same says that there are several; more say nothing new.
+                    last =
+                        if last.0 == addresses[lane] { (last.0, last.1 + 1) } else { (addresses[lane], 0) };
+                    if last.1 < 2 {
+                        let place = addresses[lane] as usize;
+                        let found = room.shared.touch(place, bytes, lane, touch, &room.clocks);
+                        self.report_shared(room, me, at, lane, place, bytes, false, found);
+                    }
+                }
+            }
+            first += group;
+        }
+    }
+
+    pub(super) fn write_shared<const CHECKS: bool, const N: usize>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        data: &[[u8; N]; LANES],
+    ) -> Next {
+        if !self.shared_places(room, me, at, addresses, mask, N) {
+            return Next::Fault;
+        }
+        if CHECKS {
+            let (passes, least) = wavefronts(addresses, mask, N);
+            let traffic = &mut room.counters.shared_stores;
+            traffic.requests += 1;
+            traffic.wavefronts += passes;
+            traffic.conflicts += passes - least;
+        }
+        self.put_shared::<CHECKS, N>(room, me, at, addresses, mask, data);
+        Next::Continue
+    }
+
+    /// Writes what lanes store at places that were found good, under the checks.
+    pub(super) fn put_shared<const CHECKS: bool, const N: usize>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        data: &[[u8; N]; LANES],
+    ) {
+        if !CHECKS {
+            for lane in lanes_of(mask) {
+                let place = addresses[lane] as usize;
+                room.shared.data[place..place + N].copy_from_slice(&data[lane]);
+            }
+            return;
+        }
+        let touch = Touch { write: true, atomic: false, warp: me };
+        let group = if matches!(N, 2 | 4 | 8) { CHUNK / N } else { 1 };
+        let mut first = 0;
+        while first < LANES {
+            if group > 1 && covers(addresses, mask, first, N) {
+                let place = addresses[first] as usize;
+                let bytes = data[first..first + group].as_flattened();
+                if !room.shared.holds(place, bytes) {
+                    let lanes = pattern(N) + first as u64 * 0x0101_0101_0101_0101;
+                    let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
+                    self.report_shared(room, me, at, first, place, CHUNK, true, found);
+                    room.shared.data[place..place + CHUNK].copy_from_slice(bytes);
+                }
+            } else {
+                for lane in lanes_of(mask & (((1u64 << group) - 1) << first) as u32) {
+                    let place = addresses[lane] as usize;
+                    if !room.shared.holds(place, &data[lane]) {
+                        let found = room.shared.touch(place, N, lane, touch, &room.clocks);
+                        self.report_shared(room, me, at, lane, place, N, true, found);
+                        room.shared.data[place..place + N].copy_from_slice(&data[lane]);
+                    }
+                }
+            }
+            first += group;
+        }
+    }
+
+    /// Whether the accesses of all lanes are aligned and inside; the first that is not is reported.
+    #[inline]
+    pub(super) fn shared_places(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+    ) -> bool {
+        let (aligned, _, high) = extent(addresses, mask, bytes);
+        let size = room.shared.data.len() as u64;
+        (aligned && high <= size && bytes as u64 <= size - high)
+            || lanes_of(mask)
+                .all(|lane| self.shared_place(room, me, at, lane, addresses[lane], bytes).is_some())
+    }
+
+    /// The offset of a lane's bytes in shared memory, or a report.
+    #[inline(always)]
+    pub(super) fn shared_place(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+    ) -> Option<usize> {
+        if !address.is_multiple_of(bytes as u64) {
+            room.report(Check::Misaligned, at, me, lane, || {
+                format!("an access of {bytes} bytes at shared offset {address}")
+            });
+            return None;
+        }
+        let size = room.shared.data.len() as u64;
+        if address > size || bytes as u64 > size - address {
+            room.report(Check::OutOfBounds, at, me, lane, || {
+                format!("{bytes} bytes at offset {address} of {size} bytes of shared memory")
+            });
+            return None;
+        }
+        Some(address as usize)
+    }
+
+    /// Checks and notes one lane's touch of shared memory.
+    #[inline]
+    pub(super) fn touch_shared(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        place: usize,
+        bytes: usize,
+        write: bool,
+        atomic: bool,
+    ) {
+        let touch = Touch { write, atomic, warp: me };
+        let found = room.shared.touch(place, bytes, lane, touch, &room.clocks);
+        self.report_shared(room, me, at, lane, place, bytes, write, found);
+    }
+
+    /// Reports what a touch found wrong.
+    #[inline(always)]
+    pub(super) fn report_shared(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        lane: usize,
+        place: usize,
+        bytes: usize,
+        write: bool,
+        found: Finding,
+    ) {
+        if !found.is_clean() {
+            report(room, me, at, lane, place, bytes, write, found);
+        }
+    }
+
+    pub(super) fn atomic_shared<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Atomic,
+        addresses: &[u64; LANES],
+        mask: u32,
+    ) -> Next {
+        for lane in lanes_of(mask) {
+            for element in 0..op.operands.len() {
+                let address = addresses[lane] + (element * op.size) as u64;
+                let Some(place) = self.shared_place(room, me, at, lane, address, op.size) else {
+                    return Next::Fault;
+                };
+                if CHECKS {
+                    // An atomic reads too; what was never written is reported before the write marks it.
+                    if room.shared.is_unwritten(place, op.size) {
+                        room.report(Check::UninitializedShared, at, me, lane, || {
+                            format!("an atomic on {} bytes at shared offset {place}", op.size)
+                        });
+                    }
+                    self.touch_shared(room, me, at, lane, place, op.size, true, true);
+                }
+                let mut bytes = [0u8; 8];
+                bytes[..op.size].copy_from_slice(&room.shared.data[place..place + op.size]);
+                let old = u64::from_le_bytes(bytes);
+                let (operand, swap) = self.atomic_operands(op, lane, element);
+                let new = combine(op.kind, op.size, old, operand, swap);
+                room.shared.data[place..place + op.size].copy_from_slice(&new.to_le_bytes()[..op.size]);
+                self.atomic_result(op, lane, element, old);
+            }
+        }
+        Next::Continue
+    }
+}
+
+#[cold]
+fn report(
+    room: &mut Room<'_>,
+    me: usize,
+    at: usize,
+    lane: usize,
+    place: usize,
+    bytes: usize,
+    write: bool,
+    found: Finding,
+) {
+    if found.pending {
+        room.report(Check::AsyncCopyNotAwaited, at, me, lane, || {
+            format!("{bytes} bytes at shared offset {place} belong to an asynchronous copy that was not waited for")
+        });
+    } else if found.unwritten {
+        room.report(Check::UninitializedShared, at, me, lane, || {
+            format!("{bytes} bytes at shared offset {place}")
+        });
+    }
+    let verb = if write { "writes" } else { "reads" };
+    match found.collision {
+        None => {}
+        Some(Collision::Warps(other)) => room.report(Check::SharedRaceBetweenWarps, at, me, lane, || {
+            format!("{verb} {bytes} bytes at shared offset {place}; warp {other} touched them with no barrier between")
+        }),
+        Some(Collision::Lanes(other)) => room.report(Check::SharedRaceBetweenLanes, at, me, lane, || {
+            let other = if other > 31 { "other lanes".to_string() } else { format!("lane {other}") };
+            format!("{verb} {bytes} bytes at shared offset {place}; {other} touched them with no __syncwarp between")
+        }),
+    }
+}
