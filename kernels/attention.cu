@@ -355,17 +355,16 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
         const float* const q = static_cast<const float*>(arguments.q) + (tile.query_row + query) * arguments.q_stride + head * width;
         float most = -INFINITY, sum = 0.0f, out[LANE_PARTS] = {};
         for (int first = 0; first < tile.keys; first += 32) {
-            const int key = first + lane;
-            float score = -INFINITY;
-            if (sees(arguments, tile, query, key)) {
-                score = dot_f32(q, k + static_cast<int64_t>(key) * arguments.kv_stride, width) + bias_f32(arguments, head, query, key);
-            }
+            // Every lane works, one behind the last key on that: a warp that shuffles must not part.
+            const int key = first + lane, safe = min(key, tile.keys - 1);
+            const float product = dot_f32(q, k + static_cast<int64_t>(safe) * arguments.kv_stride, width);
+            const float score = sees(arguments, tile, query, key) ? product + bias_f32(arguments, head, query, key) : -INFINITY;
             const float next = fmaxf(most, warp_max(score));
             if (next == -INFINITY) continue;
             const float shrink = expf(most - next), p = expf(score - next);
             sum = sum * shrink + warp_sum(p);
             most = next;
-            const float kept = key < tile.keys ? p * mask_f32(arguments, batch, tile, head, query, key) : 0.0f;
+            const float kept = p * mask_f32(arguments, batch, tile, head, query, safe);
             for (int part = 0; part < LANE_PARTS; ++part) out[part] *= shrink;
             for (int j = 0; j < 32 && first + j < tile.keys; ++j) {
                 const float weight = __shfl_sync(0xffffffffu, kept, j);
@@ -402,13 +401,11 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(Attentio
         const float delta = arguments.delta[packed * arguments.heads + head];
         float out[LANE_PARTS] = {};
         for (int first = 0; first < tile.keys; first += 32) {
-            const int key = first + lane;
-            float ds = 0.0f;
-            if (sees(arguments, tile, query, key)) {
-                const int64_t skipped = static_cast<int64_t>(key) * arguments.kv_stride;
-                const float p = expf(dot_f32(q, k + skipped, width) + bias_f32(arguments, head, query, key) - log_sum_exp);
-                ds = p * (dot_f32(d_o, v + skipped, width) * mask_f32(arguments, batch, tile, head, query, key) - delta);
-            }
+            const int key = first + lane, safe = min(key, tile.keys - 1);
+            const int64_t skipped = static_cast<int64_t>(safe) * arguments.kv_stride;
+            const float score = dot_f32(q, k + skipped, width) + bias_f32(arguments, head, query, safe);
+            const float p = sees(arguments, tile, query, key) ? expf(score - log_sum_exp) : 0.0f;
+            const float ds = p * (dot_f32(d_o, v + skipped, width) * mask_f32(arguments, batch, tile, head, query, safe) - delta);
             for (int j = 0; j < 32 && first + j < tile.keys; ++j) {
                 const float weight = __shfl_sync(0xffffffffu, ds, j);
                 for (int part = 0; part < LANE_PARTS; ++part) {
@@ -448,16 +445,14 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionAr
         const float* const v = static_cast<const float*>(arguments.v) + packed * arguments.kv_stride + head * width;
         float d_k[LANE_PARTS] = {}, d_v[LANE_PARTS] = {};
         for (int first = 0; first < tile.queries; first += 32) {
-            const int query = first + lane;
-            float ds = 0.0f, kept = 0.0f;
-            if (query < tile.queries && sees(arguments, tile, query, key)) {
-                const int64_t at = (tile.query_row + query) * arguments.heads + head;
-                const float p = expf(dot_f32(q + static_cast<int64_t>(query) * arguments.q_stride, k, width) +
-                                     bias_f32(arguments, head, query, key) - arguments.log_sum_exp[at]);
-                const float factor = mask_f32(arguments, batch, tile, head, query, key);
-                ds = p * (dot_f32(d_o + query * total, v, width) * factor - arguments.delta[at]);
-                kept = p * factor;
-            }
+            const int query = first + lane, safe = min(query, tile.queries - 1);
+            const int64_t at = (tile.query_row + safe) * arguments.heads + head;
+            const float score = dot_f32(q + static_cast<int64_t>(safe) * arguments.q_stride, k, width) +
+                                bias_f32(arguments, head, safe, key);
+            const bool any = query < tile.queries && sees(arguments, tile, query, key);
+            const float p = any ? expf(score - arguments.log_sum_exp[at]) : 0.0f;
+            const float factor = mask_f32(arguments, batch, tile, head, safe, key), kept = p * factor;
+            const float ds = p * (dot_f32(d_o + safe * total, v, width) * factor - arguments.delta[at]);
             for (int j = 0; j < 32 && first + j < tile.queries; ++j) {
                 const float of_k = __shfl_sync(0xffffffffu, ds, j), of_v = __shfl_sync(0xffffffffu, kept, j);
                 for (int part = 0; part < LANE_PARTS; ++part) {

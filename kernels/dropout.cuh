@@ -38,11 +38,11 @@ __device__ __forceinline__ uint4 philox(uint32_t key0, uint32_t key1, uint4 coun
 
 // The mask of one row: what is constant along it.
 struct MaskRow {
-    uint32_t seed, site, step, index, row, threshold;
-    float scale;
-    bool any;
+    uint32_t seed = 0, site = 0, step = 0, index = 0, row = 0, threshold = 0;
+    float scale = 1.0f;
+    bool any = false;
 
-    __device__ MaskRow() : any(false) {}
+    __device__ MaskRow() {}
     // Row `row` within example `example` of the batch; head is 0 but for attention probabilities.
     __device__ MaskRow(const Mask& mask, const Batch& batch, int example, int row_in_example, int head = 0)
         : any(mask.step != nullptr) {

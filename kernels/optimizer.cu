@@ -84,6 +84,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient_norm(OptimizerArg
     if (threadIdx.x == 0) arguments.partials[run * arguments.blocks + blockIdx.x] = sum;
 }
 
+// base^exponent by squaring.
+__device__ double power(double base, unsigned long long exponent) {
+    double result = 1.0;
+    for (; exponent > 0; exponent >>= 1) {
+        if (exponent & 1) result *= base;
+        base *= base;
+    }
+    return result;
+}
+
 __device__ double norm_of(const OptimizerArguments& arguments, int64_t run) {
     double sum = 0.0;
     for (int block = threadIdx.x; block < arguments.blocks; block += THREADS) {
@@ -97,10 +107,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(OptimizerArguments a
     const double norm = norm_of(arguments, run);
     if (!isfinite(norm)) return;
     const Settings settings = arguments.settings[run];
-    const double updates = static_cast<double>(arguments.updates[run] + 1);
+    const unsigned long long updates = arguments.updates[run] + 1;
     const float clip = static_cast<float>(fmin(settings.clip_norm / (norm + 1e-6), 1.0));
-    const double correction1 = 1.0 - pow(settings.beta1, updates);
-    const float correction2 = static_cast<float>(sqrt(1.0 - pow(settings.beta2, updates)));
+    const double correction1 = 1.0 - power(settings.beta1, updates);
+    const float correction2 = static_cast<float>(sqrt(1.0 - power(settings.beta2, updates)));
     const float beta1 = static_cast<float>(settings.beta1), beta2 = static_cast<float>(settings.beta2);
     // Rounded once: in f32 the difference itself would be off by one part in 80,000.
     const float rest1 = static_cast<float>(1.0 - settings.beta1), rest2 = static_cast<float>(1.0 - settings.beta2);

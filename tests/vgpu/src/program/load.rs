@@ -721,9 +721,13 @@ impl<'a> Loader<'a> {
     fn cvt(&mut self, instruction: &'a Instruction) -> Result<()> {
         let opcode = instruction.opcode.as_str();
         if let Some(op) = convert::lookup(opcode) {
-            // A narrow result may also land in a 64-bit register; those go the general way.
+            // A narrow result may also land in a 64-bit register, and a narrow source lie in one; those go the general way.
             let to = self.operand(0)?;
-            if matches!(to, Operand::Register(register) if register.class == op.destination.class) {
+            let narrow = Conversion::parse(opcode).is_some_and(|conversion| conversion.from.0.bits() < 64);
+            let wider = instruction.operands.iter().skip(1).any(
+                |operand| matches!(operand, Operand::Register(register) if narrow && register.class == Class::Long),
+            );
+            if !wider && matches!(to, Operand::Register(register) if register.class == op.destination.class) {
                 return self.lane_op(instruction, &op, InstructionClass::Convert);
             }
         }
