@@ -63,7 +63,7 @@ pub(super) struct Shape {
 impl Shape {
     fn fill(&self, cuda: &Cuda, batch: &Batch, mask: Mask<'_>) -> Result<AttentionArguments> {
         let width = self.heads.width;
-        if width > WIDEST_HEAD || width % 8 != 0 {
+        if width > WIDEST_HEAD || !width.is_multiple_of(8) {
             let expected = format!("a head width up to {WIDEST_HEAD} that is a multiple of 8");
             return Err(Error::tensor(
                 "q",

@@ -217,7 +217,7 @@ impl Cuda {
         assert_eq!(values.len(), out * input, "weight [out, in]");
         let mut weight = Weight { out, input, operand: None, float: None };
         self.attempt(|| {
-            if input % WIDTH_MULTIPLE == 0 {
+            if input.is_multiple_of(WIDTH_MULTIPLE) {
                 return Ok(());
             }
             let expected = format!("a width that is a multiple of {WIDTH_MULTIPLE}, as the GPU kernels need");

@@ -131,7 +131,8 @@ fn main() {
         let checks = if checks { "checked" } else { "unchecked" };
         words.iter().all(|word| word == name || word == checks)
     };
-    let benches: [(&str, fn(bool) -> Option<()>); 4] =
+    type Bench = fn(bool) -> Option<()>;
+    let benches: [(&str, Bench); 4] =
         [("gemm", gemm), ("attention", attention), ("rows", rows), ("trivial", trivial)];
     for checks in [false, true] {
         for (name, bench) in benches {

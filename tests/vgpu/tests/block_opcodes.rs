@@ -73,10 +73,10 @@ fn stmatrix_puts_fragments_into_rows() {
              shl.b32 %w4, %w15, 2;\nadd.u32 %w4, %w14, %w4;\nld.shared.u32 %w0, [%w4];"
         )
     };
-    assert_eq!(block("sm_90", 32, &body("")), each(32, |lane| (2 * lane + 1) << 16 | 2 * lane));
+    assert_eq!(block("sm_90", 32, &body("")), each(32, |lane| ((2 * lane + 1) << 16) | (2 * lane)));
     let turned = each(32, |lane| {
         let (row, column) = (lane / 4, 2 * (lane % 4));
-        (8 * (column + 1) + row) << 16 | (8 * column + row)
+        ((8 * (column + 1) + row) << 16) | (8 * column + row)
     });
     assert_eq!(block("sm_90", 32, &body(".trans")), turned);
 }

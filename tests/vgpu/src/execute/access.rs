@@ -43,7 +43,7 @@ pub(super) fn extent(addresses: &[u64; LANES], mask: u32, bytes: usize) -> (bool
 pub(super) fn covers(addresses: &[u64; LANES], mask: u32, first: usize, bytes: usize) -> bool {
     let count = CHUNK / bytes;
     let wanted = ((1u32 << count) - 1) << first;
-    if mask & wanted != wanted || addresses[first] % CHUNK as u64 != 0 {
+    if mask & wanted != wanted || !addresses[first].is_multiple_of(CHUNK as u64) {
         return false;
     }
     let mut wrong = 0;

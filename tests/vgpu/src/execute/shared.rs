@@ -522,7 +522,7 @@ fn differing_bytes(value: u64) -> u64 {
         return 0;
     }
     let low = 0x7f * ONES;
-    let high = ((value & low) + low | value) & !low;
+    let high = (((value & low) + low) | value) & !low;
     (high >> 7) * 0xff
 }
 
