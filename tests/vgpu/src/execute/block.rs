@@ -195,7 +195,11 @@ impl<'a> Block<'a> {
             alive |= *lanes != 0;
         }
         if alive && !moved {
-            self.give_up(Check::Deadlock, "threads wait at a barrier that the others will never reach");
+            let room = &mut self.room;
+            let mut warps = self.warps.iter().enumerate();
+            if !warps.any(|(index, warp)| room.live_lanes[index] != 0 && warp.report_waiting(room, index)) {
+                self.give_up(Check::Deadlock, "threads wait at a barrier that the others will never reach");
+            }
             self.room.launch.stop();
             return true;
         }

@@ -391,7 +391,8 @@ impl<'a> Loader<'a> {
             op,
             Op::Lanes { .. } | Op::Convert(_) | Op::Carry(_) | Op::Join(_) | Op::Split(_) | Op::Shuffle(_)
         );
-        self.code.push(Decoded { op, guard, class, followed: true });
+        let members = op.members();
+        self.code.push(Decoded { op, guard, class, followed: true, members });
         self.notes.push(Note {
             location: self.instruction.map(|instruction| instruction.location).unwrap_or_default(),
             line: self.instruction.map_or(0, |instruction| instruction.line),
