@@ -1,7 +1,7 @@
 //! Whole steps of small random models against the CPU's in f64: every activation, scorer and setting.
 
-use promptmix::backend::Scorer;
 use promptmix::backend::cpu::Cpu;
+use promptmix::backend::{Backend, Scorer};
 use promptmix::cuda::Precision;
 use promptmix::pretrained::{Activation, T5Config};
 use promptmix::verify::{Tolerance, compare};
@@ -23,12 +23,13 @@ fn check(what: &str, setting: &Setting) {
         let case = setting.build_on(device.cuda);
         let (found_loss, found) = case.gradient();
         let again = case.gradient();
+        case.backend.health().unwrap_or_else(|error| panic!("{what} {precision:?}: {error}"));
         assert!(again == (found_loss.clone(), found.clone()), "{what} {precision:?}: the same step twice");
         // f32: about 2,000 terms behind one another, each off by half a place. bf16: a small model of two layers is not
         // PyTorch's fixture, so the bounds are wide here; the fixtures hold the narrow ones.
         let (of_loss, of_gradient) = match precision {
             Precision::F32 => (1e-5, Tolerance::OfLargest(2e-5)),
-            _ => (2e-2, Tolerance::Cosine(5e-3)),
+            _ => (2e-2, Tolerance::Cosine(2e-2)),
         };
         let loss = compare(&found_loss.per_run, &loss.per_run);
         assert!(loss.passes(Tolerance::OfLargest(of_loss)), "{what} {precision:?}: loss {loss:?}");
