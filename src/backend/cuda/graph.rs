@@ -97,7 +97,8 @@ impl Cuda {
             // Products are cut up by the room there is for rows: with the same room the numbers are those of the graph.
             return Rc::new(work(&roomy));
         }
-        let fresh_memory = || Memory::new(self.kernels().stream().clone(), self.poisons);
+        let totals = || self.memory.borrow().totals().clone();
+        let fresh_memory = || Memory::new(self.kernels().stream().clone(), self.poisons, totals());
         let memory = recorder.memory.get_or_insert_with(fresh_memory).clone();
         let Some(index) = recorder.entries.iter().position(|entry| entry.bucket == bucket) else {
             let mut described = None;
