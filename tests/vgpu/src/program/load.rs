@@ -858,6 +858,7 @@ impl<'a> Loader<'a> {
             min_blocks: self.function.min_blocks,
             estimated_registers: 0,
             files,
+            text: Arc::from(""),
         };
         super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);

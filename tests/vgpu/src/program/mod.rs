@@ -723,6 +723,8 @@ pub struct Program {
     pub estimated_registers: u32,
     /// Paths of the source files, by number.
     pub files: std::sync::Arc<Vec<(u32, String)>>,
+    /// The PTX of its module, for the real compiler; empty where nobody keeps it.
+    pub text: std::sync::Arc<str>,
 }
 
 impl Program {
