@@ -34,11 +34,11 @@ extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments
     const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
     float* const x = arguments.x + static_cast<int64_t>(row) * width;
     const float* const from = id < 0 ? x : arguments.table + static_cast<int64_t>(id) * width;
-    for (int start = 0; start < width; start += WARP_COLUMNS) {
-        const int column = start + lane * LANE_COLUMNS;
-        Columns c = {};
+    for (int start = 0; start < width; start += 32 * FLOAT_COLUMNS) {
+        const int column = start + lane * FLOAT_COLUMNS;
+        Columns<FLOAT_COLUMNS> c = {};
         if (column < width) {
-            c = load_columns(from + column);
+            c = load_columns<FLOAT_COLUMNS>(from + column);
             drop(c, mask, column);
             if (id >= 0 || mask.any) store_columns(x + column, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + static_cast<int64_t>(row) * width + column, c);
@@ -64,8 +64,8 @@ extern "C" __global__ void __launch_bounds__(128) embed_backward(EmbedBackwardAr
     const int example = batch.example_of_row(ENCODER, row);
     const MaskRow mask(arguments.mask, batch, example, row - batch.offset(ENCODER, example));
     float* const d_x = arguments.d_x + static_cast<int64_t>(row) * arguments.width;
-    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
-        Columns c = load_columns(d_x + column);
+    for (int column = lane * FLOAT_COLUMNS; column < arguments.width; column += 32 * FLOAT_COLUMNS) {
+        Columns<FLOAT_COLUMNS> c = load_columns<FLOAT_COLUMNS>(d_x + column);
         drop(c, mask, column);
         store_columns(d_x + column, c);
     }
