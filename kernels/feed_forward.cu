@@ -47,8 +47,7 @@ template <typename T> __device__ __forceinline__ void gate(const GateArguments& 
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
     T* const a = static_cast<T*>(arguments.a) + static_cast<int64_t>(row) * width;
     for (int column = lane * PACKED_COLUMNS; column < width; column += 32 * PACKED_COLUMNS) {
@@ -66,8 +65,7 @@ template <typename T> __device__ __forceinline__ void gate_backward(const GateAr
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
     const T* const d_a = static_cast<const T*>(arguments.a) + static_cast<int64_t>(row) * width;
     T* const dz = static_cast<T*>(arguments.dz) + static_cast<int64_t>(row) * 2 * width;
@@ -130,8 +128,7 @@ template <typename T> __device__ __forceinline__ void mask_copy(const RowArgumen
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int64_t start = static_cast<int64_t>(row) * arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     for (int column = lane * FLOAT_COLUMNS; column < arguments.width; column += 32 * FLOAT_COLUMNS) {
         Columns<FLOAT_COLUMNS> c = load_columns<FLOAT_COLUMNS>(arguments.d_x + start + column);
         drop(c, mask, column);

@@ -61,11 +61,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
     const int n = arguments.n;
     const int row = arguments.scope == PROMPT && inside ? batch.row_of_prompt_row(a_row) : a_row;
     const int64_t at = static_cast<int64_t>(row) * n + column;
-    MaskRow mask;
-    if (arguments.mask.step != nullptr && inside) {
-        const int example = batch.example_of_row(arguments.side, row);
-        mask = MaskRow(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
-    }
+    const MaskRow mask = inside ? mask_of_row(arguments.mask, batch, arguments.side, row) : MaskRow();
     switch (arguments.epilogue) {
     case PROJECT:
     case RELU: {

@@ -32,8 +32,7 @@ template <typename T> __device__ __forceinline__ void final_norm(const FinalNorm
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const Norm norm{arguments.partials, width, arguments.epsilon};
     const float factor = norm.reciprocal_rms(row) * arguments.scale;
     const int64_t start = static_cast<int64_t>(row) * width;
@@ -82,8 +81,7 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     const int row = blockIdx.x;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const Norm norm{arguments.partials, width, arguments.epsilon};
     const float r = norm.reciprocal_rms(row);
     const int64_t start = static_cast<int64_t>(row) * width;
