@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use vgpu::compiled::{CompileError, Compiled, compile, find_tools};
+use vgpu::compiled::{CompileError, Compiled, Tools, compile};
 
-fn tools() -> PathBuf {
-    find_tools(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("ptxas beside the nvcc that made the PTX")
+fn tools() -> Tools {
+    Tools::find(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("ptxas beside the nvcc that made the PTX")
 }
 
 fn gemm() -> Option<(String, Compiled)> {
@@ -65,6 +65,7 @@ fn what_ptxas_refuses_is_passed_on() {
 
 #[test]
 fn tools_that_are_missing_are_named() {
-    let error = compile(Path::new("/nowhere"), "", &[], "sm_80").unwrap_err().to_string();
+    let nowhere = Tools { ptxas: "/nowhere/ptxas".into(), cuobjdump: "/nowhere/cuobjdump".into() };
+    let error = compile(&nowhere, "", &[], "sm_80").unwrap_err().to_string();
     assert!(error.contains("/nowhere/ptxas") && error.contains("VGPU_CUDA_BIN"), "{error}");
 }
