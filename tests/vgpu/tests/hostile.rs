@@ -42,7 +42,7 @@ fn scrambled_texts_are_survived() {
     let mut random = Random(2024);
     let lines: Vec<&str> = SEED_TEXT.lines().collect();
     let words: Vec<&str> = SEED_TEXT.split_whitespace().collect();
-    for round in 0..3000 {
+    for round in 0..6000 {
         let text = match round % 4 {
             0 => {
                 // Lines dropped, doubled and swapped.

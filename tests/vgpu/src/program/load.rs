@@ -125,7 +125,8 @@ impl<'a> Loader<'a> {
                     continue;
                 }
                 Space::Shared => (&mut shared, Space::Shared),
-                Space::Local => (&mut local, Space::Local),
+                // What calls pass lies with what is local.
+                Space::Local | Space::Parameter => (&mut local, Space::Local),
                 _ => {
                     return Err(LoadError {
                         kernel: self.function.name.clone(),
