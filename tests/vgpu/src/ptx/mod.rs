@@ -1,6 +1,7 @@
 //! PTX as text and as a syntax tree: registers, labels and variables resolved, opcodes not yet
 //! understood. What an opcode means is for [`crate::program`].
 
+mod body;
 mod inline;
 mod lexer;
 mod names;
