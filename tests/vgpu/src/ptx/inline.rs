@@ -264,7 +264,7 @@ impl<'a> Expansion<'a> {
             ));
         };
         let variable = self.out.variables.iter().find(|variable| variable.name == *name);
-        if !variable.is_some_and(|variable| variable.size >= formal.size) {
+        if variable.is_none_or(|variable| variable.size < formal.size) {
             return Err(PtxError::at(
                 call.line,
                 format!("{name} is no .param variable of {} bytes, as {} needs", formal.size, formal.name),

@@ -1,7 +1,5 @@
 //! Hostile PTX gives an error, never a panic: cut, spliced and scrambled texts go through parser and loader.
 
-mod support;
-
 const SEED_TEXT: &str = include_str!("hostile.ptx");
 
 /// Splitmix64.
@@ -20,12 +18,12 @@ impl Random {
 fn survives(text: &str) {
     let text = text.to_string();
     // Loading either works or gives an error; a panic fails the test by itself.
-    let _ = support::device().load(&text);
+    let _ = crate::bench::device().load(&text);
 }
 
 #[test]
 fn the_seed_is_right() {
-    support::device().load(SEED_TEXT).map(|_| ()).unwrap();
+    crate::bench::device().load(SEED_TEXT).map(|_| ()).unwrap();
 }
 
 #[test]

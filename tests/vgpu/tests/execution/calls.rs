@@ -1,8 +1,7 @@
 //! Calls of device functions: arguments and results, calls inside calls, divergent calls, and what cannot be called.
 
-mod support;
-
-use support::{Bench, checks};
+use crate::bench::Bench;
+use crate::compare::checks;
 use vgpu::check::Check;
 use vgpu::device::{Arguments, describe};
 
@@ -49,7 +48,7 @@ fn a_failed_assertion_stops_the_kernel_at_its_line() {
     let Some((outcome, _, _)) = run(&input) else { return };
     assert_eq!(checks(&outcome.reports), [Check::Trap], "{}", describe(&outcome.reports));
     let report = &outcome.reports[0];
-    let source = include_str!("kernels/calls.cu");
+    let source = include_str!("../kernels/calls.cu");
     let line = source.lines().position(|line| line.contains("assert(in[i]")).unwrap() as u32 + 1;
     assert_eq!((report.warp, report.lane, report.line), (2, 6, line), "{report}");
     assert_eq!(outcome.device_error, 719);
@@ -149,7 +148,7 @@ fn what_cannot_be_called_is_an_error_that_says_why() {
         (&doubling(&nops), "call.uni f39;", "make more than 1048576 instructions"),
         (&doubling(".reg .b32 %w<60000>;\n"), "call.uni f39;", "need too many registers"),
     ] {
-        let error = support::device().load(&text(functions, body)).err().map(|error| error.to_string());
+        let error = crate::bench::device().load(&text(functions, body)).err().map(|error| error.to_string());
         assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{words}: {error:?}");
     }
 }

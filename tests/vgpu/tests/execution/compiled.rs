@@ -1,7 +1,5 @@
 //! What ptxas and cuobjdump say of kernels reaches the table: registers, spills, shared memory, instruction counts.
 
-mod support;
-
 use std::path::Path;
 
 use vgpu::compiled::{CompileError, Compiled, Tools, compile};
@@ -11,7 +9,7 @@ fn tools() -> Tools {
 }
 
 fn gemm() -> Option<(String, Compiled)> {
-    let text = support::ptx("gemm", &[])?;
+    let text = crate::bench::ptx("gemm", &[])?;
     let [found] = compile(&tools(), &text, &["gemm"], "sm_80").unwrap().try_into().unwrap();
     Some((text, found))
 }
@@ -41,7 +39,7 @@ fn a_kernel_short_of_registers_spills() {
 
 #[test]
 fn only_the_kernels_that_are_asked_for_are_compiled_with_their_shared_memory() {
-    let Some(text) = support::ptx("faults", &["-DFAULT=0", "-arch=compute_90"]) else { return };
+    let Some(text) = crate::bench::ptx("faults", &["-DFAULT=0", "-arch=compute_90"]) else { return };
     let names = ["two_steps", "turn_tile"];
     let mut found = compile(&tools(), &text, &names, "sm_90").unwrap();
     found.sort_by(|a, b| b.kernel.cmp(&a.kernel));
@@ -53,7 +51,7 @@ fn only_the_kernels_that_are_asked_for_are_compiled_with_their_shared_memory() {
 
 #[test]
 fn what_ptxas_refuses_is_passed_on() {
-    if support::ptx("gemm", &[]).is_none() {
+    if crate::bench::ptx("gemm", &[]).is_none() {
         return;
     }
     let text =
