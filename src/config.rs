@@ -21,6 +21,17 @@ pub enum Method {
     Spot,
 }
 
+impl Method {
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attempt => "attempt",
+            Self::PromptTuning => "prompt-tuning",
+            Self::Spot => "spot",
+        }
+    }
+}
+
 /// A set of defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

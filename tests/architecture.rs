@@ -8,7 +8,19 @@ use std::path::Path;
 const ARROWS: [(&str, &[&str]); 14] = [
     (
         "cli",
-        &["backend", "config", "data", "demo", "evaluate", "model", "pretrained", "tasks", "train", "verify"],
+        &[
+            "backend",
+            "config",
+            "data",
+            "demo",
+            "evaluate",
+            "model",
+            "pretrained",
+            "prompts",
+            "tasks",
+            "train",
+            "verify",
+        ],
     ),
     ("demo", &["backend", "config", "data", "evaluate", "model", "prompts", "tasks", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),

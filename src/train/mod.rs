@@ -1,5 +1,6 @@
 //! Training: the step, its schedule, validation, and what a run leaves behind.
 
+mod change_sources;
 mod initial;
 mod log;
 mod run_folder;
@@ -7,8 +8,9 @@ mod schedule;
 mod trained_run;
 mod trainer;
 
+pub use change_sources::change_sources;
 pub(crate) use initial::normal;
-pub use initial::{Start, similarity, state as initial_state, temperature};
+pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
 pub use run_folder::{Checkpoint, RunFolder, Saved};
 pub use schedule::factor;

@@ -179,7 +179,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let metadata = PromptMetadata {
             task: Some(self.task.name.clone()),
             model_sha256: Some(self.frozen.model_hash.clone()),
-            method: Some(method_name(self.config.method).into()),
+            method: Some(self.config.method.name().into()),
             steps: best.map(|(_, step)| step),
             learning_rate: Some(self.config.learning_rate),
             seed: Some(self.config.seed),
@@ -427,14 +427,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         });
         let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
-    }
-}
-
-fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::Attempt => "attempt",
-        Method::PromptTuning => "prompt-tuning",
-        Method::Spot => "spot",
     }
 }
 
