@@ -1,5 +1,6 @@
 //! Training: the step, its schedule, validation, and what a run leaves behind.
 
+mod events;
 mod initial;
 mod log;
 mod run_folder;
@@ -10,7 +11,7 @@ mod trainer;
 pub(crate) use initial::normal;
 pub use initial::{Start, similarity, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
-pub use run_folder::{Checkpoint, RunFolder, Saved};
+pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
