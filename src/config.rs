@@ -1,5 +1,7 @@
 //! The settings of a run: one struct, from flags and files alike; every default is here and nowhere else.
 
+pub mod file;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -171,6 +173,8 @@ pub struct RunConfig {
 
     /// Validate every so many steps instead of after each epoch.
     pub validate_every: Option<u64>,
+    /// Save a checkpoint every so many steps, beside the one behind each validation.
+    pub save_every: Option<u64>,
     /// Validate on at most so many rows.
     pub validation_rows: Option<usize>,
     /// Stop after so many validations without a better one.
@@ -222,6 +226,7 @@ impl Default for RunConfig {
             class_balanced: false,
             data_seed: None,
             validate_every: None,
+            save_every: None,
             validation_rows: None,
             patience: None,
             decoding: Decoding::default(),
@@ -268,6 +273,7 @@ impl RunConfig {
             ("--epochs", self.epochs),
             ("--steps", self.steps),
             ("--validate-every", self.validate_every),
+            ("--save-every", self.save_every),
             ("--patience", self.patience),
         ] {
             if value.is_some_and(|value| value == 0 || value > u64::from(u32::MAX)) {
@@ -289,6 +295,19 @@ impl RunConfig {
         }
         if !self.temperature.is_none_or(|temperature| temperature > 0.0 && temperature.is_finite()) {
             return reject("--temperature", "above 0", self.temperature.unwrap_or(0.0).to_string(), "");
+        }
+        if self.class_balanced && self.few_shot.is_none() {
+            return reject(
+                "--class-balanced",
+                "--few-shot beside it",
+                "none".into(),
+                "say how many rows a class",
+            );
+        }
+        for (flag, seed) in [("--seed", self.seed), ("--data-seed", self.data_seed())] {
+            if i64::try_from(seed).is_err() {
+                return reject(flag, &format!("0 to {}", i64::MAX), seed.to_string(), "");
+            }
         }
         if self.epochs.is_some() && self.steps.is_some() {
             return reject("--steps", "--epochs or --steps", "both".into(), "leave one out");

@@ -27,6 +27,23 @@ pub struct StepRecord {
     pub attention_entropy: Option<f64>,
 }
 
+impl StepRecord {
+    /// What is worth a curve, by TensorBoard's tags.
+    pub(super) fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars: Vec<(String, f64)> = [
+            ("train/loss", self.loss),
+            ("train/gradient_norm", self.gradient_norm),
+            ("train/learning_rate", self.learning_rate),
+            ("train/scorer_learning_rate", self.scorer_learning_rate),
+            ("train/tokens_per_second", self.tokens_per_second),
+        ]
+        .map(|(tag, value)| (tag.to_owned(), value))
+        .into();
+        scalars.extend(self.attention_entropy.map(|entropy| ("train/attention_entropy".to_owned(), entropy)));
+        scalars
+    }
+}
+
 impl std::fmt::Display for StepRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -63,6 +80,21 @@ pub struct ValidationRecord {
     pub attention: Vec<f64>,
     /// Generations that are no label of the task.
     pub invalid: usize,
+}
+
+impl ValidationRecord {
+    /// What is worth a curve, by TensorBoard's tags.
+    pub(super) fn scalars(&self) -> Vec<(String, f64)> {
+        let metrics = self.metrics.iter().filter_map(|(name, value)| {
+            value.map(|value| (format!("validation/{}", name.replace(' ', "_")), value))
+        });
+        let last = self.attention.len().saturating_sub(1);
+        let attention = self.attention.iter().enumerate().map(|(index, &weight)| {
+            let prompt = if index == last { "target".to_owned() } else { format!("source_{}", index + 1) };
+            (format!("attention/{prompt}"), weight)
+        });
+        metrics.chain(attention).collect()
+    }
 }
 
 impl std::fmt::Display for ValidationRecord {

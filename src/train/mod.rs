@@ -1,6 +1,7 @@
 //! Training: the step, its schedule, validation, and what a run leaves behind.
 
 mod change_sources;
+mod events;
 mod initial;
 mod log;
 mod run_folder;
@@ -12,7 +13,7 @@ pub use change_sources::change_sources;
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
-pub use run_folder::{Checkpoint, RunFolder, Saved};
+pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};

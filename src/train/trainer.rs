@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::initial::{self, Start};
 use super::log::{Monitor, StepRecord, ValidationRecord};
-use super::run_folder::{Checkpoint, RunFolder};
+use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 use super::schedule::factor;
 use super::task;
 use crate::backend::{Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, Side, StateLayout};
@@ -21,6 +21,9 @@ use crate::tasks::{Purpose, Task};
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
 const EVALUATION_BATCH: usize = 64;
+/// Validation examples that are written down at the best step, and the tokens of each.
+const EXAMPLE_RECORDS: usize = 64;
+const EXAMPLE_RECORD_TOKENS: usize = 48;
 
 /// A run that is ready to take steps.
 pub struct Trainer<'a, B: Backend> {
@@ -37,6 +40,7 @@ pub struct Trainer<'a, B: Backend> {
     warmup: u64,
     checkpoint: Checkpoint,
     best: Vec<f64>,
+    best_examples: Vec<ExampleRecord>,
     recorder: B::Recorder,
 }
 
@@ -115,23 +119,23 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warmup,
             checkpoint: Checkpoint::default(),
             best: values,
+            best_examples: Vec::new(),
             recorder: B::Recorder::default(),
         })
     }
 
-    /// Goes on from the last checkpoint in `folder`, as if the run had never stopped.
+    /// Goes on from the last checkpoint in `folder`, as if the run had never stopped; from the start if it was broken off
+    /// before the first one.
     ///
     /// # Errors
-    /// If the checkpoint is missing, malformed or of another state.
+    /// If the checkpoint is malformed, damaged or of another state, or missing though the run has taken steps.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
-        let ([values, first, second], checkpoint) = RunFolder::load_last(folder, self.mixture.layout.len())?;
-        self.frozen.backend.write_state(&mut self.state, [&values, &first, &second], &[checkpoint.updates]);
-        self.batches.seek(checkpoint.step);
-        self.best = match checkpoint.best {
-            Some(_) => RunFolder::load_best(folder, &self.mixture.layout)?,
-            None => values,
-        };
-        self.checkpoint = checkpoint;
+        let Some(last) = RunFolder::load_last(folder, self.mixture.layout.len())? else { return Ok(()) };
+        let [values, first, second] = &last.state;
+        self.frozen.backend.write_state(&mut self.state, [values, first, second], &[last.checkpoint.updates]);
+        self.batches.seek(last.checkpoint.step);
+        self.best = last.best;
+        self.checkpoint = last.checkpoint;
         Ok(())
     }
 
@@ -195,37 +199,89 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; those of writing the folder.
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
-        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
-        let mut stopped_early = false;
-        while self.checkpoint.step < self.steps {
+        self.begin(folder.as_deref_mut())?;
+        while !self.is_done() {
             let record = self.step()?;
-            monitor.step(&record);
-            if let Some(folder) = folder.as_deref_mut() {
-                folder.step(&record)?;
-            }
-            if record.step % every != 0 && record.step != self.steps {
-                continue;
-            }
+            self.finish_step(&record, folder.as_deref_mut(), monitor)?;
+        }
+        Ok(self.outcome())
+    }
+
+    /// Makes the folder hold what the run can go on from, before it goes on.
+    pub(super) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
+        let Some(folder) = folder else { return Ok(()) };
+        if self.checkpoint.best.is_some() {
+            // A kill may have come between the best's files and the checkpoint.
+            self.save_best(folder)?;
+        }
+        self.save_last(folder)
+    }
+
+    /// Whether all steps are taken, or patience is at its end.
+    pub(super) fn is_done(&self) -> bool {
+        self.checkpoint.step >= self.steps || self.is_out_of_patience()
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.config.patience.is_some_and(|patience| self.checkpoint.without_improvement >= patience)
+    }
+
+    /// Logs a step, and validates and saves where it is time to.
+    pub(super) fn finish_step(
+        &mut self,
+        record: &StepRecord,
+        mut folder: Option<&mut RunFolder>,
+        monitor: &mut dyn Monitor,
+    ) -> Result<()> {
+        monitor.step(record);
+        if let Some(folder) = folder.as_deref_mut() {
+            folder.step(record)?;
+        }
+        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
+        let validates = record.step.is_multiple_of(every) || record.step == self.steps;
+        if validates {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
             if let Some(folder) = folder.as_deref_mut() {
                 folder.validation(&record)?;
                 if record.best {
-                    folder.save_best(&self.mixture.layout, &self.best, record.step)?;
-                    if let Some(prompt) = self.best_prompt()? {
-                        prompt.save(&folder.path().join("prompt.safetensors"))?;
-                    }
+                    self.save_best(folder)?;
+                    folder.save_examples(&self.best_examples)?;
                 }
-                folder.save_last(&self.frozen.backend.read_state(&self.state), &self.checkpoint)?;
-            }
-            let patience = self.config.patience.unwrap_or(u64::MAX);
-            if self.checkpoint.without_improvement >= patience {
-                stopped_early = true;
-                break;
             }
         }
+        match folder {
+            Some(folder)
+                if validates
+                    || self.config.save_every.is_some_and(|every| record.step.is_multiple_of(every)) =>
+            {
+                self.save_last(folder)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn outcome(&self) -> Outcome {
         let (best, best_step) = self.checkpoint.best.unwrap_or((f64::NAN, 0));
-        Ok(Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early })
+        let stopped_early = self.checkpoint.step < self.steps && self.is_out_of_patience();
+        Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early }
+    }
+
+    fn save_best(&self, folder: &RunFolder) -> Result<()> {
+        let step = self.checkpoint.best.map_or(0, |(_, step)| step);
+        folder.save_best(&self.mixture.layout, &self.best, step)?;
+        match self.best_prompt()? {
+            Some(prompt) => prompt.save(&folder.path().join("prompt.safetensors")),
+            None => Ok(()),
+        }
+    }
+
+    fn save_last(&self, folder: &RunFolder) -> Result<()> {
+        folder.save_last(&LastState {
+            state: self.frozen.backend.read_state(&self.state),
+            best: self.best.clone(),
+            checkpoint: self.checkpoint.clone(),
+        })
     }
 
     /// One optimizer step: all its micro-batches, then the update.
@@ -308,6 +364,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             self.checkpoint.best = Some((mean, self.checkpoint.step));
             self.checkpoint.without_improvement = 0;
             self.best = self.parameters();
+            self.best_examples = self.example_records(&evaluation)?;
         } else {
             self.checkpoint.without_improvement += 1;
         }
@@ -320,6 +377,24 @@ impl<'a, B: Backend> Trainer<'a, B> {
             attention: evaluation.mean_attention(),
             invalid: evaluation.scores.invalid,
         })
+    }
+
+    /// What was said to the first validation examples.
+    fn example_records(&self, evaluation: &Evaluation) -> Result<Vec<ExampleRecord>> {
+        let answers = evaluation.answers.iter().zip(&evaluation.attention).take(EXAMPLE_RECORDS);
+        answers
+            .enumerate()
+            .map(|(example, (prediction, attention))| {
+                let mut ids = self.validation.source(example);
+                ids.truncate(EXAMPLE_RECORD_TOKENS);
+                Ok(ExampleRecord {
+                    example,
+                    source: self.frozen.tokenizer.decode(&ids)?,
+                    prediction: prediction.clone(),
+                    attention: attention.clone(),
+                })
+            })
+            .collect()
     }
 
     /// Answers `split` of the run's data with the best parameters so far, or with `parameters`.
