@@ -28,7 +28,10 @@ pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
-    /// Rows as .jsonl, .csv or .tsv, with the fields that the task reads; labels are not needed
+    /// Which of the run's tasks to answer as, if it has several
+    #[arg(long)]
+    task: Option<String>,
+    /// Rows as .jsonl, .csv, .tsv or .parquet, with the fields that the task reads; labels are not needed
     #[arg(long)]
     input: PathBuf,
     /// Where to write JSONL [default: standard output]
@@ -54,7 +57,15 @@ impl Arguments {
     fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
         let rows = data::open(&self.input)?;
         let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
-        let run = TrainedRun::open(&frozen, &self.run, saved)?;
+        let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
+        match (&self.task, run.tasks()) {
+            (Some(task), _) => run.select(task)?,
+            (None, [_]) => {}
+            (None, tasks) => {
+                let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+                return Err(Error::setting("--task", format!("one of {}", names.join(", ")), "none", ""));
+            }
+        }
         match &self.out {
             None => self.answer(&run, rows, &mut std::io::stdout().lock())?,
             Some(path) => {

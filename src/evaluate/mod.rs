@@ -16,6 +16,8 @@ pub struct Evaluator<'a, B: Backend> {
     pub mixture: &'a Mixture<B>,
     /// The task that judges.
     pub task: &'a Task,
+    /// Which of the run's target prompts stands before the examples.
+    pub target_prompt: u32,
     /// How answers are got.
     pub decoding: Decoding,
     /// Examples a batch.
@@ -103,6 +105,7 @@ impl<B: Backend> Evaluator<'_, B> {
                 .map(|source| Example {
                     source: source.clone(),
                     target: target.clone(),
+                    target_prompt: self.target_prompt,
                     ..Example::default()
                 })
                 .collect();

@@ -34,6 +34,15 @@ pub struct SavedScorer {
 }
 
 impl SavedScorer {
+    /// A scorer of these segments.
+    pub fn new(
+        segments: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+        model_sha256: Option<String>,
+        temperature: Option<f64>,
+    ) -> Self {
+        Self { segments, model_sha256, temperature }
+    }
+
     /// Reads what [`save`](Self::save) wrote at `path`, or `scorer.safetensors` in the folder of a run, or the files of
     /// the authors' release in a folder.
     ///
