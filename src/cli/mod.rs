@@ -10,6 +10,8 @@ mod info;
 mod predict;
 mod progress;
 mod random_model;
+#[cfg(feature = "report")]
+mod report;
 mod tasks;
 mod train;
 mod verify;
@@ -36,6 +38,9 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
     Predict(predict::Arguments),
+    /// Show runs as one HTML page with curves, attention heat maps and tables, and its figures as SVG and PNG
+    #[cfg(feature = "report")]
+    Report(report::Arguments),
     /// Compare this build's numbers with PyTorch's, for a fixture folder
     Verify(verify::Arguments),
     /// Measure speed and memory
@@ -66,6 +71,8 @@ impl Command {
             Self::Train(arguments) => arguments.run(),
             Self::Evaluate(arguments) => arguments.run(),
             Self::Predict(arguments) => arguments.run(),
+            #[cfg(feature = "report")]
+            Self::Report(arguments) => arguments.run(),
             Self::Verify(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Demo(arguments) => arguments.run(),

@@ -16,6 +16,8 @@ pub use schedule::factor;
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
 
+use std::path::PathBuf;
+
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::tasks::Task;
@@ -39,4 +41,22 @@ pub fn task(config: &RunConfig) -> Result<Task> {
         }
     };
     Ok(task.with_lowercase(config.lowercase))
+}
+
+/// What to call the prompts at `paths` where people read it: a run's own `prompt.safetensors` by its folder, others by
+/// their stem; equal names get numbers.
+pub fn source_names(paths: &[PathBuf]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let folder = path.parent().and_then(std::path::Path::file_name);
+        let name = match folder {
+            Some(folder) if stem == "prompt" => folder.to_string_lossy().into_owned(),
+            _ => stem.into_owned(),
+        };
+        let same =
+            names.iter().filter(|other| **other == name || other.starts_with(&format!("{name} ("))).count();
+        names.push(if same == 0 { name } else { format!("{name} ({})", same + 1) });
+    }
+    names
 }
