@@ -12,6 +12,7 @@ mod progress;
 mod random_model;
 #[cfg(feature = "report")]
 mod report;
+mod sweep;
 mod tasks;
 mod train;
 mod verify;
@@ -34,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Learn a prompt: prompt tuning, SPoT or ATTEMPT
     Train(Box<train::Arguments>),
+    /// Learn many runs over tasks, seeds and rates, several in one batch
+    Sweep(sweep::Arguments),
     /// Judge a trained run on a split of its task's data
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
@@ -69,6 +72,7 @@ impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
             Self::Train(arguments) => arguments.run(),
+            Self::Sweep(arguments) => arguments.run(),
             Self::Evaluate(arguments) => arguments.run(),
             Self::Predict(arguments) => arguments.run(),
             #[cfg(feature = "report")]

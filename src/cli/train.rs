@@ -212,15 +212,7 @@ impl Arguments {
         let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
         let mut trainer = Trainer::new(&frozen, config, &mut monitor)?;
         let mut folder = if self.resume {
-            let saved = RunFolder::saved(&self.out)?;
-            if saved.model_hash != frozen.model_hash {
-                return Err(Error::setting(
-                    "--resume",
-                    format!("the model that the run began with, {}", saved.model_hash),
-                    frozen.model_hash.clone(),
-                    "the files of the model have changed since",
-                ));
-            }
+            RunFolder::saved(&self.out)?.check_model(&frozen.model_hash, "--resume")?;
             trainer.resume(&self.out)?;
             let mut folder = RunFolder::open(&self.out)?;
             folder.rewind(trainer.step_count())?;

@@ -12,13 +12,14 @@ const RIGHT: f64 = 14.0;
 const LEGEND_LINE: f64 = 18.0;
 /// Points of a line at most: a pixel's width each is enough.
 const MOST_POINTS: usize = 400;
+/// Points that get a dot each: more would hide their line.
+const MOST_DOTS: usize = 60;
 /// Entries of the legend at most.
 const MOST_NAMES: usize = 12;
 /// The part of a curve that its moving mean spans.
 const SMOOTHED_PART: usize = 20;
 /// Colours that the colour-blind can tell apart (Okabe and Ito, 2008), dark enough for lines on white.
-const COLOURS: [&str; 7] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#444444"];
+const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#444444"];
 /// The same colours come again with another dash.
 const DASHES: [&str; 3] = ["none", "6 3", "2 3"];
 
@@ -37,7 +38,6 @@ struct Line {
     points: Vec<(f64, f64)>,
     /// The step that is marked.
     marked: Option<u64>,
-    sparse: bool,
 }
 
 /// An axis: where its values lie, and which of them have a mark.
@@ -73,7 +73,7 @@ impl Chart {
         self
     }
 
-    /// The axis spans at least 0 to 1 if all values lie there.
+    /// For few values, each of which gets a dot: the axis spans at least 0 to 1 if all lie there.
     pub(super) fn unit_interval(mut self) -> Self {
         self.unit_interval = true;
         self
@@ -85,8 +85,7 @@ impl Chart {
         let points = points.into_iter().filter(|(_, value)| shown(*value));
         let scaled = |value: f64| if self.logarithmic { value.log10() } else { value };
         let points: Vec<(f64, f64)> = points.map(|(step, value)| (step as f64, scaled(value))).collect();
-        let sparse = points.len() <= 60 && !self.smoothed;
-        self.lines.push(Line { name, points, marked, sparse });
+        self.lines.push(Line { name, points, marked });
     }
 
     pub(super) fn svg(&self) -> Markup {
@@ -105,7 +104,7 @@ impl Chart {
         let y = |value: f64| top + (1.0 - y_axis.part(value)) * PLOT_HEIGHT;
         html! {
             svg viewBox=(format!("0 0 {WIDTH} {}", number(height))) width=(WIDTH) height=(number(height)) role="img"
-                aria-label=(self.title) font-family="sans-serif" font-size="12" fill="#222" {
+                aria-label=(self.title) font-family="sans-serif" font-size="13" fill="#222" {
                 rect width="100%" height="100%" fill="white" {}
                 text x="6" y="18" font-size="14" font-weight="bold" { (self.title) }
                 @for (name, at, line, index) in &legend {
@@ -149,7 +148,7 @@ impl Chart {
                             stroke=(colour(index)) stroke-dasharray=(dash(index)) stroke-linejoin="round"
                             stroke-width="2" {}
                     }
-                    @if line.sparse {
+                    @if self.unit_interval && line.points.len() <= MOST_DOTS {
                         @for (step, value) in &line.points {
                             @let best = line.marked == Some(*step as u64);
                             circle cx=(number(x(*step))) cy=(number(y(*value))) r=(if best { "5" } else { "2.5" })

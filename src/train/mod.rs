@@ -3,16 +3,21 @@
 mod events;
 mod initial;
 mod log;
+mod predictor;
 mod run_folder;
 mod schedule;
+mod step;
+mod sweep;
 mod trained_run;
 mod trainer;
 
 pub(crate) use initial::normal;
 pub use initial::{Start, similarity, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
+pub use predictor::{Prediction, Predictor, Request};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
+pub use sweep::{Member, SweepMonitor, run_together};
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
 
