@@ -1,10 +1,13 @@
 //! The settings of a run: one struct, from flags and files alike; every default is here and nowhere else.
 
 pub mod file;
+mod sweep;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use sweep::read_sweep;
 
 use crate::backend::Scorer;
 use crate::error::{Error, Result};

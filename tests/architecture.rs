@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Everything may also use `error` and `files`.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     (
         "cli",
         &[
@@ -17,11 +17,13 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "model",
             "pretrained",
             "prompts",
+            "report",
             "tasks",
             "train",
             "verify",
         ],
     ),
+    ("report", &["prompts", "train"]),
     ("demo", &["backend", "config", "data", "evaluate", "model", "prompts", "tasks", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),
     ("evaluate", &["backend", "config", "data", "metrics", "model", "tasks"]),

@@ -11,6 +11,9 @@ mod predict;
 mod progress;
 mod prompts;
 mod random_model;
+#[cfg(feature = "report")]
+mod report;
+mod sweep;
 mod tasks;
 mod train;
 mod verify;
@@ -33,10 +36,15 @@ struct Arguments {
 enum Command {
     /// Learn a prompt: prompt tuning, SPoT or ATTEMPT
     Train(Box<train::Arguments>),
+    /// Learn many runs over tasks, seeds and rates, several in one batch
+    Sweep(sweep::Arguments),
     /// Judge a trained run on a split of its task's data
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
     Predict(predict::Arguments),
+    /// Show runs as one HTML page with curves, attention heat maps and tables, and its figures as SVG and PNG
+    #[cfg(feature = "report")]
+    Report(report::Arguments),
     /// Compare this build's numbers with PyTorch's, for a fixture folder
     Verify(verify::Arguments),
     /// Measure speed and memory
@@ -67,8 +75,11 @@ impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
             Self::Train(arguments) => arguments.run(),
+            Self::Sweep(arguments) => arguments.run(),
             Self::Evaluate(arguments) => arguments.run(),
             Self::Predict(arguments) => arguments.run(),
+            #[cfg(feature = "report")]
+            Self::Report(arguments) => arguments.run(),
             Self::Verify(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Demo(arguments) => arguments.run(),

@@ -86,7 +86,7 @@ struct Remove {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
-    /// A source's file or its name, as `promptmix evaluate` lists them
+    /// A source's file or its name: its stem, or its run's folder for a `prompt.safetensors`
     #[arg(long, required = true, value_delimiter = ',')]
     source: Vec<String>,
     /// The new run's folder; the old one stays as it is
@@ -285,7 +285,7 @@ impl Add {
 impl Remove {
     fn run(&self) -> Result<()> {
         let mut sources = RunFolder::saved(&self.run)?.config.sources;
-        let names = prompts::source_names(&sources);
+        let names = train::source_names(&sources);
         let mut gone = Vec::new();
         for wanted in &self.source {
             let found: Vec<usize> = (0..sources.len())

@@ -270,7 +270,7 @@ pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
 }
 
 /// The names by which sources are told apart: the stem of each file, with its folder where two stems are equal.
-pub fn source_names(paths: &[PathBuf]) -> Vec<String> {
+fn source_names(paths: &[PathBuf]) -> Vec<String> {
     let name = |path: &PathBuf| {
         let stem_of_path = stem(path);
         let alike = paths.iter().filter(|&other| stem(other) == stem_of_path).count();

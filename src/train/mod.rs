@@ -6,9 +6,12 @@ mod events;
 mod few_shot;
 mod initial;
 mod log;
+mod predictor;
 mod run_folder;
 mod schedule;
 mod setup;
+mod step;
+mod sweep;
 mod task_data;
 mod trained_run;
 mod trainer;
@@ -18,12 +21,16 @@ pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
+pub use predictor::{Prediction, Predictor, Request};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
+pub use sweep::{Member, SweepMonitor, run_together};
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
 
-use std::path::Path;
+pub use crate::prompts::similarity;
+
+use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
 use crate::config::RunConfig;
@@ -35,15 +42,7 @@ use crate::tasks::Task;
 /// # Errors
 /// If the run was begun on another model, or its files are damaged.
 pub fn resume<B: Backend>(trainer: &mut Trainer<'_, B>, path: &Path) -> Result<RunFolder> {
-    let saved = RunFolder::saved(path)?;
-    if saved.model_hash != trainer.model_hash() {
-        return Err(Error::setting(
-            "--resume",
-            format!("the model that the run began with, {}", saved.model_hash),
-            trainer.model_hash(),
-            "the files of the model have changed since",
-        ));
-    }
+    RunFolder::saved(path)?.check_model(trainer.model_hash(), "--resume")?;
     trainer.resume(path)?;
     let mut folder = RunFolder::open(path)?;
     folder.rewind(trainer.step_count())?;
@@ -90,4 +89,22 @@ pub fn task(config: &RunConfig) -> Result<Task> {
     // A task's own file may ask for it, whatever the flag says.
     let lowercase = config.lowercase || task.lowercase;
     Ok(task.with_lowercase(lowercase))
+}
+
+/// What to call the prompts at `paths` where people read it: a run's own `prompt.safetensors` by its folder, others by
+/// their stem; equal names get numbers.
+pub fn source_names(paths: &[PathBuf]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let folder = path.parent().and_then(Path::file_name);
+        let name = match folder {
+            Some(folder) if stem == "prompt" => folder.to_string_lossy().into_owned(),
+            _ => stem.into_owned(),
+        };
+        let same =
+            names.iter().filter(|other| **other == name || other.starts_with(&format!("{name} ("))).count();
+        names.push(if same == 0 { name } else { format!("{name} ({})", same + 1) });
+    }
+    names
 }

@@ -44,6 +44,24 @@ pub struct Saved {
     pub config: RunConfig,
 }
 
+impl Saved {
+    /// Whether the run was trained with the model of this SHA-256; `flag` named the run.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it was another one.
+    pub fn check_model(&self, model_hash: &str, flag: &str) -> Result<()> {
+        if self.model_hash == model_hash {
+            return Ok(());
+        }
+        Err(Error::setting(
+            flag,
+            format!("a run on this model, {model_hash}"),
+            format!("one on {}", self.model_hash),
+            "prompts are of use only to the model they were trained with; its files may have changed since",
+        ))
+    }
+}
+
 /// Names of files that are still being written, and of what a kill left of them.
 const TEMPORARY: &str = ".promptmix-";
 

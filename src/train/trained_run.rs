@@ -1,4 +1,4 @@
-//! A trained run, opened to answer with.
+//! A trained run, opened to be judged.
 
 use std::path::Path;
 
@@ -36,14 +36,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
     /// # Errors
     /// If the model is another one, or the run has no saved state.
     pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &Saved) -> Result<Self> {
-        if saved.model_hash != frozen.model_hash {
-            return Err(Error::setting(
-                "--run",
-                format!("a run on this model, {}", frozen.model_hash),
-                format!("one on {}", saved.model_hash),
-                "prompts are of use only to the model they were trained with",
-            ));
-        }
+        saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.config.clone();
         let tasks = super::tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
@@ -112,26 +105,6 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         let examples = split_examples(self.frozen, config, &self.task, folder, split, longest)?;
         let count = examples.len();
         self.evaluator(decoding).evaluate(&self.state, &examples, &mut |done| progress(done, count))
-    }
-
-    /// The answer to each source text, and its mixture; a text longer than the run's limit is cut as in training.
-    ///
-    /// # Errors
-    /// Those of tokenising and decoding.
-    pub fn answer(&self, texts: &[String], decoding: Decoding) -> Result<(Vec<String>, Vec<Vec<f64>>)> {
-        let limit = self.config.max_source_length;
-        let sources = texts
-            .iter()
-            .map(|text| {
-                let mut ids = self.frozen.tokenizer.encode(text)?;
-                if ids.len() > limit {
-                    ids.truncate(limit);
-                    ids[limit - 1] = self.frozen.model.config().eos_token_id;
-                }
-                Ok(ids)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        self.evaluator(decoding).answer(&self.state, &sources, &mut |_| {})
     }
 
     fn evaluator(&self, decoding: Decoding) -> Evaluator<'_, B> {

@@ -7,14 +7,15 @@ use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
 use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 use super::schedule::factor;
 use super::setup::{initial_values, load_sources, mixture};
+use super::step::{self, RunPart, Shared, TakenPart};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep, Side};
+use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
 use crate::config::RunConfig;
 use crate::data::{Batches, Split};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Frozen, Mixture, Pass, label_weights};
+use crate::model::{Frozen, Mixture, Pass};
 use crate::tasks::Task;
 
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
@@ -139,6 +140,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.checkpoint.step
     }
 
+    /// Steps still to take, unless patience ends the run before.
+    pub fn steps_left(&self) -> u64 {
+        self.steps.saturating_sub(self.checkpoint.step)
+    }
+
     /// The current parameters, flat, by the mixture's layout.
     pub fn parameters(&self) -> Vec<f64> {
         let [values, ..] = self.frozen.backend.read_state(&self.state);
@@ -193,8 +199,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let Some(folder) = folder.as_deref_mut() {
             folder.step(record)?;
         }
-        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
-        let validates = record.step.is_multiple_of(every) || record.step == self.steps;
+        let validates = self.validates_behind(record.step);
         if validates {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
@@ -207,14 +212,45 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
         }
         match folder {
-            Some(folder)
-                if validates
-                    || self.config.save_every.is_some_and(|every| record.step.is_multiple_of(every)) =>
-            {
-                self.save_last(folder)
-            }
+            Some(folder) if validates || self.saves_behind(record.step) => self.save_last(folder),
             _ => Ok(()),
         }
+    }
+
+    fn validates_behind(&self, step: u64) -> bool {
+        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
+        step.is_multiple_of(every) || step == self.steps
+    }
+
+    fn saves_behind(&self, step: u64) -> bool {
+        self.config.save_every.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// Whether the state is looked at behind `step`.
+    pub(super) fn looks_behind(&self, step: u64) -> bool {
+        self.validates_behind(step) || self.saves_behind(step)
+    }
+
+    /// Whether this run and `other` can take their next step in one batch: equal in all that is not stacked.
+    pub(super) fn stacks_with(&self, other: &Self) -> bool {
+        let key = |trainer: &Self| {
+            let Shared { step, dropout, pooled_width, .. } = trainer.shared();
+            (step, dropout.to_bits(), pooled_width, trainer.config.sources.clone())
+        };
+        self.mixture.mixing == other.mixture.mixing
+            && self.mixture.layout == other.mixture.layout
+            && key(self) == key(other)
+    }
+
+    /// Parameters and moments, flat, and the updates they have had.
+    pub(super) fn full_state(&self) -> ([Vec<f64>; 3], u64) {
+        (self.frozen.backend.read_state(&self.state), self.checkpoint.updates)
+    }
+
+    /// Takes over what a stack's step made of this run's parameters and moments.
+    pub(super) fn set_state(&mut self, [values, first, second]: [&[f64]; 3]) {
+        let updates = [self.checkpoint.updates];
+        self.frozen.backend.write_state(&mut self.state, [values, first, second], &updates);
     }
 
     pub(super) fn outcome(&self) -> Outcome {
@@ -237,30 +273,22 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step.
     pub fn step(&mut self) -> Result<StepRecord> {
         let started = Instant::now();
-        let backend = self.frozen.backend;
+        let part = self.next_part(0)?;
+        let shared = self.shared();
+        let (state, recorder) = (&mut self.state, &mut self.recorder);
+        let taken =
+            step::take(self.frozen, &self.mixture, state, recorder, &shared, std::slice::from_ref(&part))?;
+        if !taken.parts[0].applied() {
+            return Err(self.not_finite(part.step + 1, &taken.batches, taken.dropout.as_ref()));
+        }
+        Ok(self.record(&part, &taken.parts[0], started.elapsed().as_secs_f64()))
+    }
+
+    /// What this run, as number `run` of a stack, gives to the next step.
+    pub(super) fn next_part(&mut self, run: u32) -> Result<RunPart> {
         let Some(next) = self.batches.next() else {
             return Err(Error::setting("steps", "a run that goes on", "its end", ""));
         };
-        let micro_batches = self.pack(&next.indices)?;
-        let label_tokens = [micro_batches.iter().map(|batch| batch.label_tokens(0)).sum::<usize>()];
-        let dropout = self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate));
-        let dropout = DropoutStep::new(dropout, next.step, &[self.config.seed]);
-        backend.zero_gradient(&mut self.state);
-        let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0);
-        let mut rows = 0;
-        for batch in &micro_batches {
-            let batch = batch.weighted(label_weights(batch, &label_tokens));
-            let (model, mixture, state) = (&self.frozen.model, &self.mixture, &mut self.state);
-            let issued = backend.record(&mut self.recorder, &batch, dropout.as_ref(), |batch| {
-                model.issue(backend, mixture, state, batch, dropout.as_ref()).0
-            });
-            let step = issued.read(backend, &batch, label_tokens.len());
-            loss += step.per_run.iter().sum::<f64>();
-            entropy -= step.attention.iter().filter(|&&a| a > 0.0).map(|&a| a * a.ln()).sum::<f64>();
-            rows += step.attention.len() / self.prompts().max(1);
-            tokens += batch.rows(Side::Encoder) - batch.examples() * batch.prompt_length()
-                + batch.rows(Side::Decoder);
-        }
         let factor = factor(self.config.schedule, next.step, self.warmup, self.steps);
         let mut optimizer = OptimizerStep::new(
             self.config.learning_rate * factor,
@@ -268,31 +296,48 @@ impl<'a, B: Backend> Trainer<'a, B> {
         );
         optimizer.weight_decay = self.config.weight_decay();
         optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
-        let mut reports = Vec::new();
-        if loss.is_finite() {
-            backend.schedule(&mut self.state, &[optimizer]);
-            backend.optimizer_step(&mut self.state);
-            reports = backend.optimizer_reports(&self.state);
+        let examples = next.indices.iter().enumerate().map(|(position, &index)| {
+            let (task, row) = self.batches.locate(index);
+            let training = &self.tasks[task].training;
+            Example {
+                source: training.source(row),
+                target: training.target(row),
+                index: position as u32,
+                run,
+                target_prompt: task as u32,
+            }
+        });
+        let examples = examples.collect();
+        let batch_size = self.config.batch_size;
+        Ok(RunPart { step: next.step, epoch: next.epoch, examples, batch_size, optimizer })
+    }
+
+    /// What all runs of a step have in common.
+    pub(super) fn shared(&self) -> Shared {
+        Shared {
+            step: self.checkpoint.step,
+            dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
+            seeds: vec![self.config.seed],
+            pooled_width: self.pooled_width(),
         }
-        backend.health()?;
-        let Some(report) = reports.first().filter(|report| report.applied) else {
-            return Err(self.not_finite(next.step + 1, &micro_batches, dropout.as_ref()));
-        };
-        self.checkpoint.step = next.step + 1;
+    }
+
+    /// Counts a step that was taken.
+    pub(super) fn record(&mut self, part: &RunPart, taken: &TakenPart, seconds: f64) -> StepRecord {
+        self.checkpoint.step = part.step + 1;
         self.checkpoint.updates += 1;
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(StepRecord {
-            step: next.step + 1,
+        StepRecord {
+            step: part.step + 1,
             steps: self.steps,
-            epoch: next.epoch + 1,
-            loss,
-            gradient_norm: report.gradient_norm,
-            learning_rate: optimizer.prompt_learning_rate,
-            scorer_learning_rate: optimizer.scorer_learning_rate,
+            epoch: part.epoch + 1,
+            loss: taken.loss,
+            gradient_norm: taken.report.map_or(f64::NAN, |report| report.gradient_norm),
+            learning_rate: part.optimizer.prompt_learning_rate,
+            scorer_learning_rate: part.optimizer.scorer_learning_rate,
             milliseconds: seconds * 1e3,
-            tokens_per_second: tokens as f64 / seconds,
-            attention_entropy: (rows > 0).then(|| entropy / rows as f64),
-        })
+            tokens_per_second: taken.tokens as f64 / seconds,
+            attention_entropy: taken.attention_entropy,
+        }
     }
 
     /// Answers the validation rows of every task with the current state, and remembers it if it is the best so far: the
@@ -386,44 +431,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     fn pooled_width(&self) -> Option<usize> {
         self.config.pools_padding().then_some(self.config.max_source_length)
-    }
-
-    fn prompts(&self) -> usize {
-        self.mixture.source_count + usize::from(!self.mixture.mixing.without_target)
-    }
-
-    fn pack(&self, indices: &[u32]) -> Result<Vec<Batch>> {
-        let config = self.frozen.model.config();
-        let examples: Vec<Example> = indices
-            .iter()
-            .enumerate()
-            .map(|(position, &index)| {
-                let (task, row) = self.batches.locate(index);
-                let training = &self.tasks[task].training;
-                Example {
-                    source: training.source(row),
-                    target: training.target(row),
-                    index: position as u32,
-                    target_prompt: task as u32,
-                    ..Example::default()
-                }
-            })
-            .collect();
-        examples
-            .chunks(self.config.batch_size)
-            .map(|examples| {
-                let batch = Batch::pack(
-                    examples,
-                    self.mixture.layout.prompt_length,
-                    config.decoder_start_token_id,
-                    config.vocab_size,
-                )?;
-                Ok(match self.pooled_width() {
-                    Some(width) => batch.pooling_padding(width, config.pad_token_id),
-                    None => batch,
-                })
-            })
-            .collect()
     }
 
     /// Runs the step's forward again, looking at every tensor, to name the first that is not finite.
