@@ -10,7 +10,8 @@ use promptmix::data::{Batches, Split};
 use promptmix::model::Frozen;
 use promptmix::prompts::{Prompt, SavedScorer};
 use promptmix::train::{
-    FewShotRuns, RunFolder, Silent, Spread, TrainedRun, Trainer, change_sources, resume, tasks,
+    FewShotRuns, Predictor, Request, RunFolder, Silent, Spread, TrainedRun, Trainer, change_sources, resume,
+    tasks,
 };
 
 fn model() -> PathBuf {
@@ -306,21 +307,19 @@ fn a_source_goes_into_a_trained_run_and_out_again_without_training() {
     let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
     trainer.run(Some(&mut folder), &mut Silent).expect("four steps");
     let attention = |folder: &Path| {
-        let run =
-            TrainedRun::open(&frozen, folder, &RunFolder::saved(folder).expect("settings")).expect("a run");
-        let (answers, attention) =
-            run.answer(&["sst2 sentence: good".to_owned()], Decoding::Labels).expect("said");
-        (answers, attention)
+        let predictor = Predictor::open(&frozen, &[folder], None).expect("a run");
+        let said = predictor.predict(&[Request::new(0, "sst2 sentence: good")]).expect("an answer");
+        (said[0].answer.clone(), said[0].attention.clone())
     };
     let (more, less) = (runs.path().join("more"), runs.path().join("less"));
     assert_eq!(change_sources(&out, &more, &both).expect("added"), ["source1", "source2"]);
     let before = attention(&out);
     let with = attention(&more);
-    assert_eq!((before.1[0].len(), with.1[0].len()), (2, 3));
-    assert!((with.1[0].iter().sum::<f64>() - 1.0).abs() < 1e-5);
+    assert_eq!((before.1.len(), with.1.len()), (2, 3));
+    assert!((with.1.iter().sum::<f64>() - 1.0).abs() < 1e-5);
     // Softmax: what a prompt gets against another does not depend on a third.
     let odds = |row: &[f64], a: usize, b: usize| row[a] / row[b];
-    let (old, new) = (odds(&before.1[0], 0, 1), odds(&with.1[0], 0, 2));
+    let (old, new) = (odds(&before.1, 0, 1), odds(&with.1, 0, 2));
     assert!((old - new).abs() < 1e-4 * old, "{old} and {new}");
     change_sources(&more, &less, &both[..1]).expect("removed");
     assert_eq!(attention(&less), before, "as if it had never been there");

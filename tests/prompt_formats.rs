@@ -11,6 +11,7 @@ use random::Random;
 use tempfile::tempdir;
 
 #[path = "common/random.rs"]
+#[allow(dead_code)] // whole numbers are enough here
 mod random;
 
 fn fixture(name: &str) -> PathBuf {
