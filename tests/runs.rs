@@ -316,10 +316,10 @@ fn a_run_whose_disk_fills_up_goes_on_when_there_is_room_again() {
 fn a_folder_that_cannot_be_written_is_named() {
     let setting = Setting::new();
     // The system's own folder of processes takes no files, whoever asks.
-    let mut command = setting.train("run", &[]);
-    let out = command.iter().position(|word| word == "--out").expect("a flag") + 1;
-    command[out] = "/proc/run".into();
-    let message = error(&words(&command));
+    let mut elsewhere = setting.train("run", &[]);
+    let out = elsewhere.iter().position(|word| word == "--out").expect("a flag") + 1;
+    elsewhere[out] = "/proc/run".into();
+    let message = error(&words(&elsewhere));
     assert!(message.contains("could not create /proc/run"), "{message}");
 
     success(&words(&setting.train("run", &["--steps", "3"])));
