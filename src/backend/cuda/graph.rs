@@ -80,7 +80,7 @@ impl Cuda {
         dropout: Option<&DropoutStep>,
         mut work: impl FnMut(&Batch) -> T,
     ) -> Rc<T> {
-        if !self.graphs.get() || self.precision == Precision::F32 {
+        if self.precision == Precision::F32 {
             return Rc::new(work(batch));
         }
         let bucket = Bucket {
@@ -93,7 +93,12 @@ impl Cuda {
         // Uploaded before anything is captured: within a graph it is only read.
         self.attempt(|| self.mask(dropout.map(|step| (step, Site(0)))).map(drop));
         let roomy = batch.with_capacity(bucket.encoder_rows, bucket.decoder_rows);
-        let fresh_memory = || Memory::new(self.kernels().stream().clone(), self.poisons);
+        if !self.graphs.get() {
+            // Products are cut up by the room there is for rows: with the same room the numbers are those of the graph.
+            return Rc::new(work(&roomy));
+        }
+        let totals = || self.memory.borrow().totals().clone();
+        let fresh_memory = || Memory::new(self.kernels().stream().clone(), self.poisons, totals());
         let memory = recorder.memory.get_or_insert_with(fresh_memory).clone();
         let Some(index) = recorder.entries.iter().position(|entry| entry.bucket == bucket) else {
             let mut described = None;

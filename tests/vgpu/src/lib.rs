@@ -15,6 +15,7 @@
 
 pub mod check;
 pub(crate) mod codes;
+pub mod compiled;
 pub mod counters;
 pub mod device;
 mod driver;

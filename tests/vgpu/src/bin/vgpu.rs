@@ -14,6 +14,7 @@ usage: vgpu run [options] [--] PROGRAM [ARGUMENTS...]
   --json FILE          write checks, counters and predictions to FILE
   --sample-blocks N    run at most N blocks of every launch, spread evenly, and scale the counters;
                        what the kernels compute is then incomplete
+  --no-ptxas           do not compile the kernels that ran for the table of registers and spills
   --no-checks          run faster: no checks, no memory counters
   --seed N             order of blocks and warps; 0 is the natural one (default 1)
   --threads N          worker threads (default: all cores)
@@ -27,6 +28,7 @@ Exit code: the program's own; 101 when a check failed; 2 when the options are wr
 struct Options {
     settings: Vec<(&'static str, OsString)>,
     program: Vec<OsString>,
+    no_ptxas: bool,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
                 options.settings.push(("VGPU_JSON", path.into()));
             }
             "--sample-blocks" => options.settings.push(("VGPU_SAMPLE_BLOCKS", number(value()?)?)),
+            "--no-ptxas" => options.no_ptxas = true,
             "--no-checks" => options.settings.push(("VGPU_CHECKS", "0".into())),
             "--seed" => options.settings.push(("VGPU_SEED", number(value()?)?)),
             "--threads" => options.settings.push(("VGPU_THREADS", number(value()?)?)),
@@ -106,6 +109,11 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
     }
     let mut command = Command::new(&options.program[0]);
     command.args(&options.program[1..]).env("LD_PRELOAD", preload).env("VGPU_TABLE", "1");
+    let start = std::env::current_exe().unwrap_or_default();
+    match vgpu::compiled::find_tools(&start) {
+        Some(tools) if !options.no_ptxas => command.env(vgpu::compiled::FOLDER_VARIABLE, tools),
+        _ => command.env_remove(vgpu::compiled::FOLDER_VARIABLE),
+    };
     // A program of this project's tests must not look for another device.
     command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);
     let error = command.exec();

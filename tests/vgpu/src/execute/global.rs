@@ -91,43 +91,48 @@ impl Knowledge {
 /// The bytes that lanes touch, put together by chunk: the chunk, a bit for each of its bytes, and the first lane.
 /// To the check of races between blocks all lanes of a warp are one.
 struct Pieces {
-    found: [(usize, u16, u8); 2 * LANES],
+    /// Chunk, bits and lane, packed: this is filled for every access, and tuples are slow to clear.
+    found: [u64; 2 * LANES],
     count: usize,
+    /// By the low bits of a chunk: where it may have been put, counted from 1.
+    hints: [u8; LANES],
 }
 
 impl Pieces {
     /// Of accesses that lie inside an allocation, of at most one chunk each.
     #[inline(always)]
     fn new(allocation: &Allocation, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Self {
-        let mut out = Self { found: [(0, 0, 0); 2 * LANES], count: 0 };
+        let mut out = Self { found: [0; 2 * LANES], count: 0, hints: [0; LANES] };
         for lane in lanes_of(mask) {
             let offset = (addresses[lane] - allocation.base) as usize;
             // An allocation of the host's own may begin anywhere, and then an access may span two chunks.
             let bits = ((1u32 << bytes) - 1) << (offset % CHUNK);
-            out.add(offset / CHUNK, bits as u16, lane as u8);
+            out.add(offset / CHUNK, bits as u16, lane);
             if bits >> CHUNK != 0 {
-                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane as u8);
+                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane);
             }
         }
         out
     }
 
+    /// A chunk that is put down twice only costs time.
     #[inline(always)]
-    fn add(&mut self, chunk: usize, bits: u16, lane: u8) {
-        // Neighbours are near; a piece that is found twice only costs time.
-        let first = self.count.saturating_sub(4);
-        for piece in self.found[first..self.count].iter_mut().rev() {
-            if piece.0 == chunk {
-                piece.1 |= bits;
-                return;
-            }
+    fn add(&mut self, chunk: usize, bits: u16, lane: usize) {
+        let hint = &mut self.hints[chunk % LANES];
+        if let Some(known) = usize::from(*hint).checked_sub(1)
+            && self.found[known] >> 24 == chunk as u64
+        {
+            self.found[known] |= u64::from(bits) << 8;
+        } else {
+            self.found[self.count] = (chunk as u64) << 24 | u64::from(bits) << 8 | lane as u64;
+            self.count += 1;
+            *hint = self.count as u8;
         }
-        self.found[self.count] = (chunk, bits, lane);
-        self.count += 1;
     }
 
-    fn iter(&self) -> impl Iterator<Item = &(usize, u16, u8)> {
-        self.found[..self.count].iter()
+    fn iter(&self) -> impl Iterator<Item = (usize, u16, usize)> {
+        let unpack = |&piece: &u64| ((piece >> 24) as usize, (piece >> 8) as u16, piece as usize & 0xff);
+        self.found[..self.count].iter().map(unpack)
     }
 }
 
@@ -379,14 +384,13 @@ impl Warp {
         } else if CHECKS {
             let pieces = Pieces::new(allocation, addresses, mask, N);
             let who = room.knowledge.toucher(room);
-            for &(chunk, bits, lane) in pieces.iter() {
+            for (chunk, bits, lane) in pieces.iter() {
                 if !allocation.is_written_bits(chunk, bits) {
                     let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
-                    let (lane, bytes) = (usize::from(lane), bits.count_ones() as usize);
-                    self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
+                    self.report_unwritten(room, me, at, lane, allocation, offset, bits.count_ones() as usize);
                 }
                 let touch = allocation.touch_bits(chunk, bits, false, false, who);
-                self.report_global(room, me, at, usize::from(lane), allocation, (chunk, bits), false, touch);
+                self.report_global(room, me, at, lane, allocation, (chunk, bits), false, touch);
             }
         }
         Next::Continue
@@ -442,18 +446,9 @@ impl Warp {
                     self.check_declared(room, me, at, lane, allocation, address, N);
                 }
                 let who = room.knowledge.toucher(room);
-                for &(chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
+                for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
                     let touch = allocation.touch_bits(chunk, bits, true, false, who);
-                    self.report_global(
-                        room,
-                        me,
-                        at,
-                        usize::from(lane),
-                        allocation,
-                        (chunk, bits),
-                        true,
-                        touch,
-                    );
+                    self.report_global(room, me, at, lane, allocation, (chunk, bits), true, touch);
                     allocation.mark_written_bits(chunk, bits);
                 }
             }

@@ -6,6 +6,7 @@ mod block;
 mod copies;
 mod global;
 mod group;
+mod meeting;
 mod product;
 mod shared;
 mod shared_access;

@@ -4,7 +4,7 @@ use super::access::{covers, extent, lanes_of};
 use super::banks::wavefronts;
 use super::block::Room;
 use super::global::combine;
-use super::shared::{CHUNK, Collision, Finding, Touch};
+use super::shared::{CHUNK, Collision, Finding, MANY_LANES, ONES, Touch};
 use super::warp::{Next, Warp};
 use crate::check::Check;
 use crate::program::{Atomic, LANES};
@@ -16,6 +16,32 @@ const fn pattern(bytes: usize) -> u64 {
         4 => 0x0303_0202_0101_0000,
         8 => 0x0101_0101_0000_0000,
         _ => 0,
+    }
+}
+
+/// Whole chunks that lanes read, put together by chunk: the chunk, its reader or [`MANY_LANES`], and the first of them.
+#[derive(Default)]
+struct Readers {
+    found: [(usize, u8, u8); LANES],
+    count: usize,
+    /// By the low bits of a chunk: where it may have been put, counted from 1.
+    hints: [u8; LANES],
+}
+
+impl Readers {
+    /// A chunk that is put down twice only costs time.
+    #[inline(always)]
+    fn add(&mut self, chunk: usize, lane: u8) {
+        let hint = &mut self.hints[chunk % LANES];
+        if let Some(known) = usize::from(*hint).checked_sub(1)
+            && self.found[known].0 == chunk
+        {
+            self.found[known].1 = MANY_LANES;
+        } else {
+            self.found[self.count] = (chunk, lane, lane);
+            self.count += 1;
+            *hint = self.count as u8;
+        }
     }
 }
 
@@ -59,10 +85,13 @@ impl Warp {
     ) {
         let touch = Touch { write: false, atomic: false, warp: me };
         if bytes == CHUNK {
+            let mut readers = Readers::default();
             for lane in lanes_of(mask) {
-                let (place, lanes) = (addresses[lane] as usize, lane as u64 * 0x0101_0101_0101_0101);
-                let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
-                self.report_shared(room, me, at, lane, place, CHUNK, false, found);
+                readers.add(addresses[lane] as usize / CHUNK, lane as u8);
+            }
+            for &(chunk, reader, lane) in &readers.found[..readers.count] {
+                let found = room.shared.touch_chunk(chunk, u64::from(reader) * ONES, touch, &room.clocks);
+                self.report_shared(room, me, at, usize::from(lane), chunk * CHUNK, CHUNK, false, found);
             }
             return;
         }
@@ -139,7 +168,7 @@ impl Warp {
                 let place = addresses[first] as usize;
                 let bytes = data[first..first + group].as_flattened();
                 if !room.shared.holds(place, bytes) {
-                    let lanes = pattern(N) + first as u64 * 0x0101_0101_0101_0101;
+                    let lanes = pattern(N) + first as u64 * ONES;
                     let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
                     self.report_shared(room, me, at, first, place, CHUNK, true, found);
                     room.shared.data[place..place + CHUNK].copy_from_slice(bytes);

@@ -391,7 +391,8 @@ impl<'a> Loader<'a> {
             op,
             Op::Lanes { .. } | Op::Convert(_) | Op::Carry(_) | Op::Join(_) | Op::Split(_) | Op::Shuffle(_)
         );
-        self.code.push(Decoded { op, guard, class, followed: true });
+        let members = op.members();
+        self.code.push(Decoded { op, guard, class, followed: true, members });
         self.notes.push(Note {
             location: self.instruction.map(|instruction| instruction.location).unwrap_or_default(),
             line: self.instruction.map_or(0, |instruction| instruction.line),
@@ -857,6 +858,7 @@ impl<'a> Loader<'a> {
             min_blocks: self.function.min_blocks,
             estimated_registers: 0,
             files,
+            text: Arc::from(""),
         };
         super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);

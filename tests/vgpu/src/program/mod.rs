@@ -439,8 +439,8 @@ pub enum Op {
     Reduce(Box<Reduce>),
     /// `activemask`.
     ActiveMask(u32),
-    /// `elect.sync`.
-    Elect(Option<u32>, u32),
+    /// `elect.sync`: where the leader's lane goes, where each lane learns whether it leads, and the member mask.
+    Elect(Option<u32>, u32, u32),
     /// An `mbarrier` operation.
     Mbarrier(Box<Mbarrier>, Address),
     /// `%clock` and its like: whether 64 bits.
@@ -594,6 +594,33 @@ pub struct Reduce {
     pub members: u32,
 }
 
+/// Which lanes of a warp an instruction waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// None: every lane goes on by itself.
+    None,
+    /// Those that the mask in this word register names.
+    Named(u32),
+    /// All that live, as `.aligned` has it.
+    All,
+}
+
+impl Op {
+    /// Which lanes it waits for.
+    pub fn members(&self) -> Members {
+        match self {
+            Self::SyncWarp(members) | Self::Elect(_, _, members) => Members::Named(*members),
+            Self::Shuffle(op) => Members::Named(op.members),
+            Self::Vote(op) => Members::Named(op.members),
+            Self::Match(op) => Members::Named(op.members),
+            Self::Reduce(op) => Members::Named(op.members),
+            Self::Matrix(_) | Self::Mma(_) | Self::Wmma(_) => Members::All,
+            Self::Barrier(op) if op.aligned => Members::All,
+            _ => Members::None,
+        }
+    }
+}
+
 /// One decoded instruction.
 #[derive(Clone, Debug)]
 pub struct Decoded {
@@ -605,6 +632,8 @@ pub struct Decoded {
     pub class: InstructionClass,
     /// Whether it touches a register that may be read before it has a value.
     pub followed: bool,
+    /// Which lanes it waits for.
+    pub members: Members,
 }
 
 /// What the reports and counters want to know of an instruction.
@@ -694,6 +723,8 @@ pub struct Program {
     pub estimated_registers: u32,
     /// Paths of the source files, by number.
     pub files: std::sync::Arc<Vec<(u32, String)>>,
+    /// The PTX of its module, for the real compiler; empty where nobody keeps it.
+    pub text: std::sync::Arc<str>,
 }
 
 impl Program {
