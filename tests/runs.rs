@@ -419,6 +419,45 @@ fn tensorboard_event_files_hold_the_log() {
     assert!(tags.contains(&"validation/accuracy"), "{tags:?}");
 }
 
+/// A killed sweep goes on, by the same command, to the bytes of an unbroken one.
+#[test]
+fn a_killed_sweep_goes_on_bit_for_bit() {
+    let setting = Setting::new();
+    setting.write("sweep.toml", "[sweep]\nseed = [1, 2]\nlearning-rate = [0.1, 0.3]\n");
+    let file = setting.path("sweep.toml");
+    let sweep = |out: &str| -> Vec<String> {
+        ["sweep".into(), file.clone(), "--out".into(), setting.path(out)].into()
+    };
+    let started = Instant::now();
+    success(&words(&sweep("unbroken")));
+    let duration = started.elapsed();
+    let mut child = command(&words(&sweep("killed")))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    std::thread::sleep(duration.mul_f64(0.6));
+    child.kill().expect("a signal");
+    child.wait().expect("an end");
+    success(&words(&sweep("killed")));
+    let runs: Vec<String> = ["0.1", "0.3"]
+        .iter()
+        .flat_map(|rate| [1, 2].map(|seed| format!("learning-rate-{rate}-seed-{seed}")))
+        .collect();
+    for run in &runs {
+        let [killed, unbroken] = ["killed", "unbroken"].map(|sweep| setting.path(&format!("{sweep}/{run}")));
+        assert!(result(Path::new(&killed)) == result(Path::new(&unbroken)), "{run}");
+    }
+    let table = fs::read_to_string(setting.path("killed/results.tsv")).expect("a table");
+    assert_eq!(table, fs::read_to_string(setting.path("unbroken/results.tsv")).expect("a table"));
+    assert_eq!(table.lines().count(), 1 + 4);
+
+    // Another sweep does not take the folder over.
+    setting.write("sweep.toml", "patience = 5\n[sweep]\nseed = [1, 2]\nlearning-rate = [0.1, 0.3]\n");
+    let message = error(&words(&sweep("killed")));
+    assert!(message.contains("other settings"), "{message}");
+}
+
 /// A run's end is an end: going on with it changes nothing.
 #[test]
 fn a_run_that_patience_ended_stays_ended() {

@@ -180,10 +180,9 @@ fn examples(runs: &[History]) -> Markup {
                             td.text { (example.source) }
                             td data-label="answer" { (example.prediction) }
                             @for (weight, name) in example.attention.iter().zip(run.columns()) {
-                                @let weight = Some(*weight);
                                 td.cell data-label=(cut(&name, 18)) style=(format!(
-                                    "background:{};color:{}", colour(weight.unwrap_or(0.0)), ink(weight)
-                                )) { (shown(weight)) }
+                                    "background:{};color:{}", colour(*weight), ink(Some(*weight))
+                                )) { (shown(Some(*weight))) }
                             }
                         }
                     }

@@ -7,6 +7,7 @@ mod few_shot;
 mod initial;
 mod log;
 mod predictor;
+mod ranks;
 mod run_folder;
 mod schedule;
 mod setup;
@@ -22,6 +23,9 @@ pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
 pub use predictor::{Prediction, Predictor, Request};
+#[cfg(feature = "mpi")]
+pub use ranks::Mpi;
+pub use ranks::{Alone, Ranks};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};

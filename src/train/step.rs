@@ -2,6 +2,9 @@
 //!
 //! An example carries its run's number; loss, gradient, norm, clip and learning rates are each run's own.
 
+use std::rc::Rc;
+
+use super::ranks::Ranks;
 use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerReport, OptimizerStep, Side};
 use crate::error::Result;
 use crate::model::{Frozen, Mixture, label_weights};
@@ -25,6 +28,7 @@ pub(super) struct Shared {
     pub(super) dropout: f64,
     pub(super) seeds: Vec<u64>,
     pub(super) pooled_width: Option<usize>,
+    pub(super) ranks: Rc<dyn Ranks>,
 }
 
 /// What a step came to.
@@ -69,8 +73,11 @@ pub(super) fn take<B: Backend>(
 ) -> Result<Taken> {
     let backend = frozen.backend;
     let batches = pack(frozen, mixture, shared, parts)?;
-    let label_tokens: Vec<usize> =
-        (0..parts.len()).map(|run| batches.iter().map(|batch| batch.label_tokens(run)).sum()).collect();
+    let own_tokens = |run| batches.iter().map(|batch| batch.label_tokens(run)).sum::<usize>();
+    // Whole numbers below 2^53, which f64 adds up exactly.
+    let mut label_tokens: Vec<f64> = (0..parts.len()).map(|run| own_tokens(run) as f64).collect();
+    shared.ranks.sum(&mut label_tokens)?;
+    let label_tokens: Vec<usize> = label_tokens.into_iter().map(|tokens| tokens as usize).collect();
     let dropout = DropoutStep::new(shared.dropout, shared.step, &shared.seeds);
     backend.zero_gradient(state);
     let mut taken = vec![TakenPart::default(); parts.len()];
@@ -96,6 +103,7 @@ pub(super) fn take<B: Backend>(
             entropies[run].1 += per_example / prompts.max(1);
         }
     }
+    add_up_ranks(backend, state, shared.ranks.as_ref(), &mut taken, &mut entropies)?;
     for (taken, (sum, rows)) in taken.iter_mut().zip(entropies) {
         taken.attention_entropy = (rows > 0).then(|| sum / rows as f64);
     }
@@ -111,6 +119,33 @@ pub(super) fn take<B: Backend>(
     Ok(Taken { parts: taken, batches, dropout })
 }
 
+/// Adds up over all ranks the gradient and what is told of the step, in one call.
+fn add_up_ranks<B: Backend>(
+    backend: &B,
+    state: &mut B::State,
+    ranks: &dyn Ranks,
+    taken: &mut [TakenPart],
+    entropies: &mut [(f64, usize)],
+) -> Result<()> {
+    if ranks.count() == 1 {
+        return Ok(());
+    }
+    let mut values = backend.read_gradient(state);
+    let gradient = values.len();
+    for (taken, (entropy, rows)) in taken.iter().zip(&*entropies) {
+        values.extend([taken.loss, taken.tokens as f64, *entropy, *rows as f64]);
+    }
+    ranks.sum(&mut values)?;
+    backend.write_gradient(state, &values[..gradient]);
+    let told = values[gradient..].chunks_exact(4);
+    for ((taken, (entropy, rows)), told) in taken.iter_mut().zip(entropies).zip(told) {
+        (taken.loss, taken.tokens) = (told[0], told[1] as usize);
+        (*entropy, *rows) = (told[2], told[3] as usize);
+    }
+    Ok(())
+}
+
+/// This rank's micro-batches: every so-manyth example of each run.
 fn pack<B: Backend>(
     frozen: &Frozen<'_, B>,
     mixture: &Mixture<B>,
@@ -118,15 +153,17 @@ fn pack<B: Backend>(
     parts: &[RunPart],
 ) -> Result<Vec<Batch>> {
     let config = frozen.model.config();
-    let micro_batches = parts.iter().map(|part| part.examples.len().div_ceil(part.batch_size)).max();
+    let ranks = shared.ranks.as_ref();
+    let own: Vec<Vec<&Example>> = parts
+        .iter()
+        .map(|part| part.examples.iter().skip(ranks.rank()).step_by(ranks.count()).collect())
+        .collect();
+    let micro_batches = own.iter().zip(parts).map(|(own, part)| own.len().div_ceil(part.batch_size)).max();
     (0..micro_batches.unwrap_or(0))
         .map(|micro| {
-            let examples: Vec<Example> = parts
-                .iter()
-                .filter_map(|part| part.examples.chunks(part.batch_size).nth(micro))
-                .flatten()
-                .cloned()
-                .collect();
+            let chunks =
+                own.iter().zip(parts).filter_map(|(own, part)| own.chunks(part.batch_size).nth(micro));
+            let examples: Vec<Example> = chunks.flatten().copied().cloned().collect();
             let length = mixture.layout.prompt_length;
             let batch = Batch::pack(&examples, length, config.decoder_start_token_id, config.vocab_size)?;
             Ok(match shared.pooled_width {

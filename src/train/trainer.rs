@@ -1,9 +1,11 @@
 //! One run: steps, validation, best and last, early stop.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
+use super::ranks::{Alone, Ranks};
 use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 use super::schedule::factor;
 use super::setup::{initial_values, load_sources, mixture};
@@ -36,6 +38,7 @@ pub struct Trainer<'a, B: Backend> {
     pub(super) best: Vec<f64>,
     best_examples: Vec<ExampleRecord>,
     recorder: B::Recorder,
+    ranks: Rc<dyn Ranks>,
 }
 
 /// How a run ended.
@@ -92,7 +95,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
             best: values,
             best_examples: Vec::new(),
             recorder: B::Recorder::default(),
+            ranks: Rc::new(Alone),
         })
+    }
+
+    /// Shares every step's rows out among `ranks`; each of them makes a trainer of equal settings.
+    #[must_use]
+    pub fn on_ranks(mut self, ranks: Rc<dyn Ranks>) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// Goes on from the last checkpoint in `folder`, as if the run had never stopped; from the start if it was broken off
@@ -319,6 +330,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
             seeds: vec![self.config.seed],
             pooled_width: self.pooled_width(),
+            ranks: self.ranks.clone(),
         }
     }
 
