@@ -17,5 +17,6 @@ mod loss;
 mod mix;
 mod model;
 mod optimizer;
+mod raw;
 mod rows;
 mod training;

@@ -1,10 +1,14 @@
 //! Attention: `kernels/attention.cu`.
 
+use cudarc::driver::{CudaView, CudaViewMut};
+use half::bf16;
+
 use super::dropout::MaskArgument;
 use super::embedding::side_number;
-use super::kernels::{Arguments, Kernel};
-use super::memory::Buffer;
+use super::kernels::{Arguments, Kernel, Kernels};
+use super::memory::{Buffer, address, address_mut, check_length};
 use super::rows::{PositionBias, Rows};
+use super::sequences::Sequences;
 use super::{Cuda, Precision};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
 use crate::error::{Error, Result};
@@ -48,6 +52,33 @@ const _: () = assert!(size_of::<AttentionArguments>() == 160);
 // SAFETY: the struct of that name in the kernel header.
 unsafe impl Arguments for AttentionArguments {}
 
+fn check_width(width: usize, advice: &str) -> Result<()> {
+    if width <= WIDEST_HEAD && width.is_multiple_of(8) && width > 0 {
+        return Ok(());
+    }
+    let expected = format!("a head width up to {WIDEST_HEAD} that is a multiple of 8");
+    Err(Error::tensor("q", expected, width.to_string(), advice))
+}
+
+/// The bf16 kernel for heads of `width`, and its dynamic shared memory: some tiles, and the bias where there is one.
+fn instance(
+    names: [&'static str; 3],
+    width: usize,
+    tiles: usize,
+    reach: Option<usize>,
+) -> (&'static str, u32) {
+    let (name, columns) = if width <= 64 { (names[0], 64) } else { (names[1], 128) };
+    let bias = reach.map_or(0, |reach| (2 * reach + 1) * 4);
+    (name, (tiles * TILE * columns * 2 + SIDE_BYTES + bias) as u32)
+}
+
+/// Forward kernels by head width, then the one of f32.
+const FORWARD: [&str; 3] = ["attention_64", "attention_128", "attention_f32"];
+/// Kernels of d_q.
+const QUERIES: [&str; 3] = ["attention_queries_64", "attention_queries_128", "attention_queries_f32"];
+/// Kernels of d_k and d_v.
+const KEYS: [&str; 3] = ["attention_keys_64", "attention_keys_128", "attention_keys_f32"];
+
 /// Which rows ask which, and how they lie.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
@@ -63,15 +94,7 @@ pub(super) struct Shape {
 impl Shape {
     fn fill(&self, cuda: &Cuda, batch: &Batch, mask: Mask<'_>) -> Result<AttentionArguments> {
         let width = self.heads.width;
-        if width > WIDEST_HEAD || !width.is_multiple_of(8) {
-            let expected = format!("a head width up to {WIDEST_HEAD} that is a multiple of 8");
-            return Err(Error::tensor(
-                "q",
-                expected,
-                width.to_string(),
-                "leave --device out to compute on the CPU",
-            ));
-        }
+        check_width(width, "leave --device out to compute on the CPU")?;
         Ok(AttentionArguments {
             batch: cuda.describe(batch)?.address(cuda)?,
             mask: cuda.mask(mask)?,
@@ -100,17 +123,15 @@ impl Cuda {
         tiles: usize,
         arguments: &AttentionArguments,
     ) -> Result<()> {
-        let columns = if shape.heads.width <= 64 { 64 } else { 128 };
-        let bias = if arguments.bias == 0 { 0 } else { (2 * shape.reach + 1) * 4 };
-        let (name, shared) = match (self.precision(), columns) {
-            (Precision::F32, _) => (names[2], 0),
-            (Precision::Bf16, 64) => (names[0], tiles * TILE * columns * 2 + SIDE_BYTES + bias),
-            (Precision::Bf16, _) => (names[1], tiles * TILE * columns * 2 + SIDE_BYTES + bias),
+        let reach = (arguments.bias != 0).then_some(shape.reach);
+        let (name, shared) = match self.precision() {
+            Precision::F32 => (names[2], 0),
+            Precision::Bf16 => instance(names, shape.heads.width, tiles, reach),
         };
         let grid = [self.describe(batch)?.tiles(side, shape.scope) as u32, shape.heads.count as u32, 1];
         let kernel = Kernel { file: "attention", name };
         // SAFETY: the callers checked every operand's shape; tiles beyond the batch's exit, rows beyond a tile's are zeros.
-        unsafe { self.kernels().launch(kernel, grid, 128, shared as u32, arguments) }
+        unsafe { self.kernels().launch(kernel, grid, 128, shared, arguments) }
     }
 
     /// o and log-sum-exp; `arguments` has the addresses.
@@ -124,8 +145,7 @@ impl Cuda {
         let arguments = merged(shape.fill(self, batch, mask)?, addresses);
         let (queries, keys) = (batch.rows(shape.query_side), batch.rows(shape.key_side));
         self.count((4 * queries * shape.heads.total() * keys / batch.examples().max(1)) as u64);
-        let names = ["attention_64", "attention_128", "attention_f32"];
-        self.attention_kernel(names, batch, shape.query_side, shape, 5, &arguments)
+        self.attention_kernel(FORWARD, batch, shape.query_side, shape, 5, &arguments)
     }
 
     /// d_q where it is wanted, d_k and d_v; `addresses` has all but delta.
@@ -145,11 +165,9 @@ impl Cuda {
         // SAFETY: delta has a number for each row and head; rows beyond the batch's exit.
         unsafe { self.kernels().launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &arguments)? };
         if arguments.d_q != 0 {
-            let names = ["attention_queries_64", "attention_queries_128", "attention_queries_f32"];
-            self.attention_kernel(names, batch, shape.query_side, shape, 6, &arguments)?;
+            self.attention_kernel(QUERIES, batch, shape.query_side, shape, 6, &arguments)?;
         }
-        let names = ["attention_keys_64", "attention_keys_128", "attention_keys_f32"];
-        self.attention_kernel(names, batch, shape.key_side, shape, 6, &arguments)
+        self.attention_kernel(KEYS, batch, shape.key_side, shape, 6, &arguments)
     }
 
     /// Bytes of a number in the operand format.
@@ -281,5 +299,132 @@ fn merged(shape: AttentionArguments, addresses: AttentionArguments) -> Attention
         reach,
         causal,
         ..addresses
+    }
+}
+
+/// A self attention over packed sequences, for launches on cudarc's own buffers.
+///
+/// o = softmax(q k^T + bias) v for each sequence and head, without 1 / sqrt(K). Rows are packed end to end: `qkv` is
+/// \[rows, 3·H·K\], q before k before v, in bf16.
+#[derive(Clone, Copy)]
+pub struct SelfAttention<'a> {
+    /// How the rows are cut into sequences.
+    pub sequences: &'a Sequences,
+    /// Head count and width; the width a multiple of 8, up to 128.
+    pub heads: Heads,
+    /// Whether a row sees only itself and those before it.
+    pub causal: bool,
+    /// \[H, 2·reach + 1\]: what is added for key - query from -reach on; beyond either end the end value holds.
+    pub bias: Option<(&'a CudaView<'a, f32>, usize)>,
+}
+
+impl SelfAttention<'_> {
+    fn arguments(&self, kernels: &Kernels, qkv: &CudaView<'_, bf16>) -> Result<AttentionArguments> {
+        let Heads { count, width } = self.heads;
+        let (rows, total) = (self.sequences.rows(), self.heads.total());
+        check_width(width, "")?;
+        check_length("qkv", rows * 3 * total, qkv.len())?;
+        let (mut bias, mut reach) = (0, 0);
+        if let Some((values, of)) = self.bias {
+            check_length("bias", count * (2 * of + 1), values.len())?;
+            (bias, reach) = (address(values, kernels.stream()), of);
+        }
+        let (q, step) = (address(qkv, kernels.stream()), total as u64 * 2);
+        let side = side_number(Side::Decoder);
+        Ok(AttentionArguments {
+            batch: self.sequences.address(kernels),
+            q,
+            k: q + step,
+            v: q + 2 * step,
+            bias,
+            query_side: side,
+            key_side: side,
+            heads: count as i32,
+            width: width as i32,
+            q_stride: 3 * total as i32,
+            kv_stride: 3 * total as i32,
+            reach: reach as i32,
+            causal: i32::from(self.causal),
+            ..AttentionArguments::default()
+        })
+    }
+
+    fn launch(
+        &self,
+        kernels: &Kernels,
+        names: [&'static str; 3],
+        tiles: usize,
+        arguments: &AttentionArguments,
+    ) -> Result<()> {
+        let (name, shared) = instance(names, self.heads.width, tiles, self.bias.map(|(_, reach)| reach));
+        let grid = [self.sequences.tiles() as u32, self.heads.count as u32, 1];
+        // SAFETY: `arguments` and its callers checked every operand's length; rows beyond a tile's are zeros.
+        unsafe { kernels.launch(Kernel { file: "attention", name }, grid, 128, shared, arguments) }
+    }
+
+    /// Launches the forward pass: `o` \[rows, H·K\] and `log_sum_exp` \[rows, H\], which backward needs.
+    ///
+    /// Costs 4·n²·H·K operations for a sequence of n rows (half that when causal), and moves qkv, o and log-sum-exp once for
+    /// every 64 queries that read them.
+    ///
+    /// # Errors
+    /// A length or head width that does not fit, and what the driver says.
+    pub fn forward(
+        &self,
+        kernels: &Kernels,
+        qkv: &CudaView<'_, bf16>,
+        o: &mut CudaViewMut<'_, bf16>,
+        log_sum_exp: &mut CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        let rows = self.sequences.rows();
+        check_length("o", rows * self.heads.total(), o.len())?;
+        check_length("log_sum_exp", rows * self.heads.count, log_sum_exp.len())?;
+        let arguments = AttentionArguments {
+            o: address_mut(o, kernels.stream()),
+            log_sum_exp: address_mut(log_sum_exp, kernels.stream()),
+            ..self.arguments(kernels, qkv)?
+        };
+        self.launch(kernels, FORWARD, 5, &arguments)
+    }
+
+    /// Launches the backward pass: `d_qkv` \[rows, 3·H·K\] from `d_o` \[rows, H·K\] and what forward gave; the bias has no
+    /// gradient. `delta` \[rows, H\] is scratch. Costs 2.5 times the forward pass; deterministic, no atomics.
+    ///
+    /// # Errors
+    /// As [`SelfAttention::forward`].
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
+    pub fn backward(
+        &self,
+        kernels: &Kernels,
+        qkv: &CudaView<'_, bf16>,
+        o: &CudaView<'_, bf16>,
+        log_sum_exp: &CudaView<'_, f32>,
+        d_o: &CudaView<'_, bf16>,
+        delta: &mut CudaViewMut<'_, f32>,
+        d_qkv: &mut CudaViewMut<'_, bf16>,
+    ) -> Result<()> {
+        let (rows, total, stream) = (self.sequences.rows(), self.heads.total(), kernels.stream());
+        check_length("o", rows * total, o.len())?;
+        check_length("d_o", rows * total, d_o.len())?;
+        check_length("log_sum_exp", rows * self.heads.count, log_sum_exp.len())?;
+        check_length("delta", rows * self.heads.count, delta.len())?;
+        check_length("d_qkv", rows * 3 * total, d_qkv.len())?;
+        let (d_q, step) = (address_mut(d_qkv, stream), total as u64 * 2);
+        let arguments = AttentionArguments {
+            o: address(o, stream),
+            log_sum_exp: address(log_sum_exp, stream),
+            d_o: address(d_o, stream),
+            delta: address_mut(delta, stream),
+            d_q,
+            d_k: d_q + step,
+            d_v: d_q + 2 * step,
+            ..self.arguments(kernels, qkv)?
+        };
+        let kernel = Kernel { file: "attention", name: "attention_delta_bf16" };
+        let grid = [(rows * self.heads.count).div_ceil(4) as u32, 1, 1];
+        // SAFETY: delta has a number for each row and head, and every other length was checked.
+        unsafe { kernels.launch(kernel, grid, 128, 0, &arguments)? };
+        self.launch(kernels, QUERIES, 6, &arguments)?;
+        self.launch(kernels, KEYS, 6, &arguments)
     }
 }

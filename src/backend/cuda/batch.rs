@@ -58,7 +58,7 @@ fn most_tiles(rows: usize, examples: usize) -> usize {
 }
 
 /// The descriptor's integers, and the most tiles of the encoder, its prompt rows and the decoder.
-fn describe(batch: &Batch) -> (Vec<i32>, [usize; 3]) {
+pub(super) fn describe(batch: &Batch) -> (Vec<i32>, [usize; 3]) {
     let examples = batch.examples();
     let lengths = |side: Side| (0..examples).map(move |b| batch.range(side, b).len());
     let offsets = |side: Side| {
