@@ -2,6 +2,7 @@
 //! instructions as `cuobjdump` shows them. Only kernels that ran are asked for, when a program ends.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counters;
 use crate::profile::Profile;
 
-/// Names the folder of the tools.
+/// Lists the folders of the tools.
 pub const FOLDER_VARIABLE: &str = "VGPU_CUDA_BIN";
 
 /// A kernel as ptxas leaves it.
@@ -43,7 +44,7 @@ pub struct Compiled {
 #[non_exhaustive]
 pub enum CompileError {
     /// A tool or a temporary file is not to be had.
-    #[error("{}: {error}; {FOLDER_VARIABLE} names the folder of ptxas and cuobjdump", path.display())]
+    #[error("{}: {error}; {FOLDER_VARIABLE} lists folders with ptxas and cuobjdump", path.display())]
     File {
         /// The tool or file.
         path: PathBuf,
@@ -62,19 +63,38 @@ pub enum CompileError {
     },
 }
 
-/// The folder of ptxas and cuobjdump: `VGPU_CUDA_BIN`, `bin` of `CUDA_HOME` or `CUDA_PATH`, a folder of `PATH`, or
-/// where this project's script installs them above `start`. None where there are none.
-pub fn find_tools(start: &Path) -> Option<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os);
-    let mut folders: Vec<PathBuf> =
-        std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from).into_iter().collect();
-    folders.extend(homes.map(|home| Path::new(&home).join("bin")));
-    folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
-    for above in start.ancestors() {
-        let Ok(entries) = std::fs::read_dir(above.join(".cuda/lib")) else { continue };
-        folders.extend(entries.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13/bin")));
+/// The tools of the CUDA compiler that are asked.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// The assembler.
+    pub ptxas: PathBuf,
+    /// The disassembler. It calls nvdisasm, which lies beside it or on `PATH`.
+    pub cuobjdump: PathBuf,
+}
+
+impl Tools {
+    /// Each from the first folder that has it: those that `VGPU_CUDA_BIN` lists, `bin` of `CUDA_HOME` and `CUDA_PATH`,
+    /// those of `PATH`, and where this project's script installs them above `start`. None where one is missing.
+    pub fn find(start: &Path) -> Option<Self> {
+        let listed = |name: &str| std::env::var_os(name).map(|list| std::env::split_paths(&list).collect());
+        let mut folders: Vec<PathBuf> = listed(FOLDER_VARIABLE).unwrap_or_default();
+        let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os);
+        folders.extend(homes.map(|home| Path::new(&home).join("bin")));
+        folders.extend(listed("PATH").unwrap_or_default());
+        for above in start.ancestors() {
+            let Ok(entries) = std::fs::read_dir(above.join(".cuda/lib")) else { continue };
+            folders.extend(entries.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13/bin")));
+        }
+        let find = |name: &str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        Some(Self { ptxas: find("ptxas")?, cuobjdump: find("cuobjdump")? })
     }
-    folders.into_iter().find(|folder| folder.join("ptxas").is_file() && folder.join("cuobjdump").is_file())
+
+    /// Their folders, as `VGPU_CUDA_BIN` takes them.
+    pub fn folders(&self) -> OsString {
+        let folders = [&self.ptxas, &self.cuobjdump].map(|tool| tool.parent().unwrap_or(tool));
+        // Folders that came from such a list can be listed again.
+        std::env::join_paths(folders).unwrap_or_default()
+    }
 }
 
 /// Compiles kernels of one PTX text for an architecture.
@@ -82,7 +102,7 @@ pub fn find_tools(start: &Path) -> Option<PathBuf> {
 /// # Errors
 /// A tool that is missing, fails, or says what is not understood; a temporary file that cannot be written.
 pub fn compile(
-    tools: &Path,
+    tools: &Tools,
     text: &str,
     kernels: &[&str],
     target: &str,
@@ -90,16 +110,15 @@ pub fn compile(
     let scratch = Scratch::new()?;
     let (source, binary) = (scratch.0.join("kernels.ptx"), scratch.0.join("kernels.cubin"));
     std::fs::write(&source, text).map_err(|error| CompileError::File { path: source.clone(), error })?;
-    let mut ptxas = Command::new(tools.join("ptxas"));
+    let mut ptxas = Command::new(&tools.ptxas);
     ptxas.arg("-v").arg(format!("-arch={target}")).arg("-o").arg(&binary).arg(&source);
     for kernel in kernels {
         ptxas.arg("-e").arg(kernel);
     }
     let said = run("ptxas", target, &mut ptxas)?;
     let mut out = facts(&String::from_utf8_lossy(&said.stderr), target);
-    let mut dump = Command::new(tools.join("cuobjdump"));
-    // It calls nvdisasm by its name.
-    let mut path = vec![tools.to_path_buf()];
+    let mut dump = Command::new(&tools.cuobjdump);
+    let mut path: Vec<PathBuf> = tools.cuobjdump.parent().map(Path::to_path_buf).into_iter().collect();
     path.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
     dump.arg("-sass").arg(&binary);
     if let Ok(path) = std::env::join_paths(path) {

@@ -13,7 +13,7 @@ use crate::execute::{self, Outcome, Settings, Shape};
 use crate::memory::{Memory, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
-use crate::ptx::{PtxError, Space, parse};
+use crate::ptx::{PtxError, Space, inline, parse};
 
 /// Why a module cannot be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,7 +155,7 @@ impl Device {
         if !self.profile.runs(&parsed.target) {
             return Err(ModuleError::Target { target: parsed.target, profile: self.profile.name });
         }
-        let files = Arc::new(parsed.files);
+        let files = Arc::new(parsed.files.clone());
         let text: Arc<str> = Arc::from(text);
         let mut symbols: HashMap<String, (Space, u64)> = HashMap::new();
         let mut variables = HashMap::new();
@@ -190,7 +190,8 @@ impl Device {
         }
         let mut kernels = HashMap::new();
         for function in parsed.functions.iter().filter(|function| function.is_entry && function.has_body) {
-            let mut program = load(function, files.clone(), &symbols, &dynamic_shared)?;
+            let whole = inline(&parsed, function)?;
+            let mut program = load(&whole, files.clone(), &symbols, &dynamic_shared)?;
             program.text = text.clone();
             kernels.insert(function.name.clone(), Arc::new(program));
         }

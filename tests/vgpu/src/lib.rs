@@ -27,6 +27,7 @@ pub mod prediction;
 pub mod profile;
 pub mod program;
 pub mod ptx;
+mod shadow;
 
 pub use driver::{Change, Summary};
 pub use host::{Gpu, HostError, find_library, load};

@@ -48,7 +48,7 @@ fn the_table_has_what_ptxas_says_where_it_is_installed() {
         let summary: vgpu::Summary = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
         std::fs::remove_file(&json).unwrap();
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        if wanted && vgpu::compiled::find_tools(root).is_some() {
+        if wanted && vgpu::compiled::Tools::find(root).is_some() {
             assert!(errors.contains("kernel (compiled by ptxas)"), "{errors}");
             let compiled = &summary.compiled[0];
             assert_eq!((compiled.kernel.as_str(), compiled.target.as_str()), ("square", "sm_80"));

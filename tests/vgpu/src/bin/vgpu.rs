@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
+use vgpu::compiled::{FOLDER_VARIABLE, Tools};
+
 const USAGE: &str = "\
 Runs a CUDA program on the virtual GPU and prints failed checks and counters at its end.
 
@@ -110,9 +112,9 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
     let mut command = Command::new(&options.program[0]);
     command.args(&options.program[1..]).env("LD_PRELOAD", preload).env("VGPU_TABLE", "1");
     let start = std::env::current_exe().unwrap_or_default();
-    match vgpu::compiled::find_tools(&start) {
-        Some(tools) if !options.no_ptxas => command.env(vgpu::compiled::FOLDER_VARIABLE, tools),
-        _ => command.env_remove(vgpu::compiled::FOLDER_VARIABLE),
+    match Tools::find(&start) {
+        Some(tools) if !options.no_ptxas => command.env(FOLDER_VARIABLE, tools.folders()),
+        _ => command.env_remove(FOLDER_VARIABLE),
     };
     // A program of this project's tests must not look for another device.
     command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::exported;
 use super::state::{state, this_thread};
 use crate::check::Report;
-use crate::compiled::{self, Compiled};
+use crate::compiled::{self, Compiled, Tools};
 use crate::device::registers_of;
 use crate::prediction::Prediction;
 use crate::program::Program;
@@ -78,7 +78,13 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
 
 /// Asks the real compiler of the kernels that ran, if `vgpu run` found it; what it cannot do is said and left out.
 fn compile() -> Vec<Compiled> {
-    let Some(tools) = std::env::var_os(compiled::FOLDER_VARIABLE) else { return Vec::new() };
+    if std::env::var_os(compiled::FOLDER_VARIABLE).is_none() {
+        return Vec::new();
+    }
+    let Some(tools) = Tools::find("/".as_ref()) else {
+        eprintln!("vgpu: {} lists no folders with ptxas and cuobjdump", compiled::FOLDER_VARIABLE);
+        return Vec::new();
+    };
     let (kernels, target) = {
         let state = state();
         (state.device.kernels().to_vec(), state.device.profile.name)
@@ -90,7 +96,7 @@ fn compile() -> Vec<Compiled> {
         let text = first.text.clone();
         let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|one| Arc::ptr_eq(&one.text, &text));
         let names: Vec<&str> = now.iter().map(|program| program.name.as_str()).collect();
-        match compiled::compile(tools.as_ref(), &text, &names, target) {
+        match compiled::compile(&tools, &text, &names, target) {
             Ok(found) => out.extend(found),
             Err(error) => eprintln!("vgpu: {error}"),
         }

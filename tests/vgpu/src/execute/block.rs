@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::global::Knowledge;
+use super::order::Knowledge;
 use super::shared::{Clocks, Shared};
 use super::warp::{Path, Pause, Warp};
 use super::{Launch, mix};

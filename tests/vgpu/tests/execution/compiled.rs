@@ -1,17 +1,15 @@
 //! What ptxas and cuobjdump say of kernels reaches the table: registers, spills, shared memory, instruction counts.
 
-mod support;
+use std::path::Path;
 
-use std::path::{Path, PathBuf};
+use vgpu::compiled::{CompileError, Compiled, Tools, compile};
 
-use vgpu::compiled::{CompileError, Compiled, compile, find_tools};
-
-fn tools() -> PathBuf {
-    find_tools(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("ptxas beside the nvcc that made the PTX")
+fn tools() -> Tools {
+    Tools::find(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("ptxas beside the nvcc that made the PTX")
 }
 
 fn gemm() -> Option<(String, Compiled)> {
-    let text = support::ptx("gemm", &[])?;
+    let text = crate::bench::ptx("gemm", &[])?;
     let [found] = compile(&tools(), &text, &["gemm"], "sm_80").unwrap().try_into().unwrap();
     Some((text, found))
 }
@@ -41,7 +39,7 @@ fn a_kernel_short_of_registers_spills() {
 
 #[test]
 fn only_the_kernels_that_are_asked_for_are_compiled_with_their_shared_memory() {
-    let Some(text) = support::ptx("faults", &["-DFAULT=0", "-arch=compute_90"]) else { return };
+    let Some(text) = crate::bench::ptx("faults", &["-DFAULT=0", "-arch=compute_90"]) else { return };
     let names = ["two_steps", "turn_tile"];
     let mut found = compile(&tools(), &text, &names, "sm_90").unwrap();
     found.sort_by(|a, b| b.kernel.cmp(&a.kernel));
@@ -53,7 +51,7 @@ fn only_the_kernels_that_are_asked_for_are_compiled_with_their_shared_memory() {
 
 #[test]
 fn what_ptxas_refuses_is_passed_on() {
-    if support::ptx("gemm", &[]).is_none() {
+    if crate::bench::ptx("gemm", &[]).is_none() {
         return;
     }
     let text =
@@ -65,6 +63,7 @@ fn what_ptxas_refuses_is_passed_on() {
 
 #[test]
 fn tools_that_are_missing_are_named() {
-    let error = compile(Path::new("/nowhere"), "", &[], "sm_80").unwrap_err().to_string();
+    let nowhere = Tools { ptxas: "/nowhere/ptxas".into(), cuobjdump: "/nowhere/cuobjdump".into() };
+    let error = compile(&nowhere, "", &[], "sm_80").unwrap_err().to_string();
     assert!(error.contains("/nowhere/ptxas") && error.contains("VGPU_CUDA_BIN"), "{error}");
 }

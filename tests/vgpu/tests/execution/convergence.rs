@@ -2,9 +2,8 @@
 //!
 //! The virtual GPU runs the lowest instruction first, so a block of code behind the meeting point makes lanes late.
 
-mod support;
-
-use support::{Bench, checks};
+use crate::bench::Bench;
+use crate::compare::checks;
 use vgpu::check::Check;
 use vgpu::device::{Arguments, describe};
 use vgpu::execute::Outcome;
@@ -18,7 +17,7 @@ fn run(threads: u32, body: &str) -> (Outcome, Vec<u32>) {
          ld.param.u64 %d1, [out];\nmul.wide.u32 %d2, %w15, 4;\nadd.s64 %d1, %d1, %d2;\nst.global.u32 [%d1], %w0;\n\
          ret;\n}}\n"
     );
-    let mut device = support::device();
+    let mut device = crate::bench::device();
     device.profile = vgpu::profile::Profile::by_name("sm_90").unwrap();
     let module = device.load(&text).unwrap();
     let mut bench = Bench { device, module };
@@ -41,8 +40,11 @@ fn brings(lane: u32) -> u32 {
     if lane < 10 { 100 } else { lane + 200 }
 }
 
+/// What a lane gets.
+type Lane = fn(u32) -> u32;
+
 /// Opcodes with member masks or `.aligned`, and what each lane gets of what all bring.
-fn table() -> Vec<(&'static str, fn(u32) -> u32)> {
+fn table() -> Vec<(&'static str, Lane)> {
     vec![
         ("shfl.sync.bfly.b32 %w0, %w1, 31, 31, -1;", |lane| brings(lane ^ 31)),
         ("shfl.sync.idx.b32 %w0|%p2, %w1, 20, 31, -1;", |_| 220),
