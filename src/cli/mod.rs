@@ -10,6 +10,7 @@ mod info;
 mod predict;
 mod progress;
 mod random_model;
+mod ranks;
 #[cfg(feature = "report")]
 mod report;
 mod sweep;
