@@ -321,6 +321,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_128(AttentionAr
 // f32. A warp works on one row of a tile; a lane on one key (or query) of 32 at a time, then on columns lane, lane + 32, ..
 constexpr int LANE_PARTS = 4;  // columns a lane holds: K up to 128
 
+// The column of a lane's part, the last one for lanes beyond it: a warp that shuffles must not part, so they compute too, and
+// what they have is never stored.
+__device__ __forceinline__ int column_of(int lane, int part, int width) { return min(lane + part * 32, width - 1); }
+
 __device__ __forceinline__ float dot_f32(const float* a, const float* b, int width) {
     float sum = 0.0f;
     for (int i = 0; i < width; ++i) sum = fmaf(a[i], b[i], sum);
@@ -368,9 +372,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
             for (int part = 0; part < LANE_PARTS; ++part) out[part] *= shrink;
             for (int j = 0; j < 32 && first + j < tile.keys; ++j) {
                 const float weight = __shfl_sync(0xffffffffu, kept, j);
+                const float* const row_v = v + static_cast<int64_t>(first + j) * arguments.kv_stride;
                 for (int part = 0; part < LANE_PARTS; ++part) {
-                    const int column = lane + part * 32;
-                    if (column < width) out[part] = fmaf(weight, v[static_cast<int64_t>(first + j) * arguments.kv_stride + column], out[part]);
+                    if (part * 32 < width) out[part] = fmaf(weight, row_v[column_of(lane, part, width)], out[part]);
                 }
             }
         }
@@ -408,9 +412,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(Attentio
             const float ds = p * (dot_f32(d_o, v + skipped, width) * mask_f32(arguments, batch, tile, head, query, safe) - delta);
             for (int j = 0; j < 32 && first + j < tile.keys; ++j) {
                 const float weight = __shfl_sync(0xffffffffu, ds, j);
+                const float* const row_k = k + static_cast<int64_t>(first + j) * arguments.kv_stride;
                 for (int part = 0; part < LANE_PARTS; ++part) {
-                    const int column = lane + part * 32;
-                    if (column < width) out[part] = fmaf(weight, k[static_cast<int64_t>(first + j) * arguments.kv_stride + column], out[part]);
+                    if (part * 32 < width) out[part] = fmaf(weight, row_k[column_of(lane, part, width)], out[part]);
                 }
             }
         }
@@ -455,12 +459,12 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionAr
             const float ds = p * (dot_f32(d_o + safe * total, v, width) * factor - arguments.delta[at]);
             for (int j = 0; j < 32 && first + j < tile.queries; ++j) {
                 const float of_k = __shfl_sync(0xffffffffu, ds, j), of_v = __shfl_sync(0xffffffffu, kept, j);
+                const float* const row_q = q + static_cast<int64_t>(first + j) * arguments.q_stride;
+                const float* const row_d_o = d_o + (first + j) * total;
                 for (int part = 0; part < LANE_PARTS; ++part) {
-                    const int column = lane + part * 32;
-                    if (column < width) {
-                        d_k[part] = fmaf(of_k, q[static_cast<int64_t>(first + j) * arguments.q_stride + column], d_k[part]);
-                        d_v[part] = fmaf(of_v, d_o[(first + j) * total + column], d_v[part]);
-                    }
+                    if (part * 32 >= width) break;
+                    d_k[part] = fmaf(of_k, row_q[column_of(lane, part, width)], d_k[part]);
+                    d_v[part] = fmaf(of_v, row_d_o[column_of(lane, part, width)], d_v[part]);
                 }
             }
         }

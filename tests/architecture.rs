@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "evaluate",
             "model",
             "pretrained",
+            "prompts",
             "report",
             "tasks",
             "train",

@@ -43,6 +43,7 @@ fn run(folder: &Path, name: &str, steps: u64, sources: &[&str]) -> PathBuf {
                 best: step == steps,
                 attention: attention.clone(),
                 invalid: 1,
+                tasks: Vec::new(),
             };
             run.validation(&record).expect("logged");
         }

@@ -8,12 +8,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
-use super::device::Device;
+use super::device::{Device, Opened, on_device};
 use super::random_model::RandomModel;
-use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Batch, DropoutStep, Example, Mixing, OptimizerStep, Scorer, StateLayout};
 use crate::error::{Error, Result};
-use crate::model::{Mixture, Pass, T5};
+use crate::model::{Mixture, Pass, T5, label_weights};
 use crate::pretrained::T5Config;
 
 /// Flags of `promptmix bench`.
@@ -33,7 +32,8 @@ enum What {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   promptmix bench step --dims t5-small --batch-size 8 --source-lengths 128 --target-length 8
-  promptmix bench step --dims t5-base --batch-size 32 --source-lengths lengths.txt --json")]
+  promptmix bench step --dims t5-base --batch-size 32 --source-lengths lengths.txt --json
+  promptmix bench step --dims t5-base --batch-size 32 --device cuda")]
 struct Step {
     /// t5-small, t5-base, t5-large, t5-v1_1-small, t5-v1_1-base, or a config.json
     #[arg(long, default_value = "t5-small")]
@@ -129,40 +129,54 @@ impl Step {
                 "",
             ));
         }
-        let cpu = self.device.open_cpu()?;
+        let opened = self.device.open()?;
+        on_device!(opened, backend => self.measure(backend, &opened, &config, &lengths, started))
+    }
+
+    fn measure<B: Backend>(
+        &self,
+        backend: &B,
+        opened: &Opened,
+        config: &T5Config,
+        lengths: &[usize],
+        started: Instant,
+    ) -> Result<ExitCode> {
         let idle = peak_memory();
-        let model = T5::load(&cpu, &RandomModel { config: config.clone() })?;
+        let model = T5::load(backend, &RandomModel { config: config.clone() })?;
+        backend.health()?;
         let loaded = peak_memory();
         if self.idle {
             println!("{}", json!({ "idle_mib": idle, "loaded_mib": loaded }));
             return Ok(ExitCode::SUCCESS);
         }
-        let mut bench = Bench::new(&cpu, &model, &self, &lengths);
+        let mut bench = Bench::new(backend, &model, self, lengths);
         bench.step()?;
         let first_step = started.elapsed().as_secs_f64();
-        let rate_before = self.product_rate(&cpu);
+        let product_rate = || if self.no_product { Ok(0.0) } else { opened.product_rate() };
+        let rate_before = product_rate()?;
         let forward = bench.measure(self.repeats, Bench::forward)?;
         let step = bench.measure(self.repeats, Bench::step)?;
         let peak = peak_memory();
-        let rate = rate_before.max(self.product_rate(&cpu));
+        let rate = rate_before.max(product_rate()?);
+        let device = opened.name();
+        let on_device = opened.device_memory().map(|bytes| bytes as f64 / f64::from(1 << 20));
         let report = json!({
             "dims": self.dims, "batch_size": self.batch_size, "source_lengths": self.source_lengths,
             "target_length": self.target_length, "prompt_length": self.prompt_length,
-            "dropout": self.dropout, "threads": cpu.threads(), "version": env!("CARGO_PKG_VERSION"),
+            "dropout": self.dropout, "device": device, "version": env!("CARGO_PKG_VERSION"),
             "forward": forward.json(), "step": step.json(),
             "product_gflop_per_s": rate / 1e9,
             "share_of_product_rate": if rate > 0.0 { Some(step.gflop_per_second() * 1e9 / rate) } else { None },
             "seconds_to_first_step": first_step,
-            "idle_mib": idle, "loaded_mib": loaded, "peak_mib": peak,
+            "idle_mib": idle, "loaded_mib": loaded, "peak_mib": peak, "device_peak_mib": on_device,
         });
         if self.json {
             println!("{report}");
             return Ok(ExitCode::SUCCESS);
         }
         println!(
-            "{} on {} threads, batch {}, source {}, target {}, prompt {}, dropout {}",
+            "{} on {device}, batch {}, source {}, target {}, prompt {}, dropout {}",
             self.dims,
-            cpu.threads(),
             self.batch_size,
             self.source_lengths,
             self.target_length,
@@ -191,11 +205,10 @@ impl Step {
             "memory   {idle:.0} MiB idle, {loaded:.0} MiB with the model, {peak:.0} MiB at the peak; \
              {first_step:.2} s from start to the end of the first step"
         );
+        if let Some(on_device) = on_device {
+            println!("         {on_device:.0} MiB on the device at the peak");
+        }
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn product_rate(&self, cpu: &Cpu<f32>) -> f64 {
-        if self.no_product { 0.0 } else { cpu.product_rate(2048, 4) }
     }
 
     fn lengths(&self) -> Result<Vec<usize>> {
@@ -245,11 +258,12 @@ fn dimensions(name: &str) -> Result<T5Config> {
 }
 
 /// A model, a mixture and an endless row of batches.
-struct Bench<'a> {
-    cpu: &'a Cpu<f32>,
-    model: &'a T5<Cpu<f32>>,
-    mixture: Mixture<Cpu<f32>>,
-    state: <Cpu<f32> as Backend>::State,
+struct Bench<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a T5<B>,
+    mixture: Mixture<B>,
+    state: B::State,
+    recorder: B::Recorder,
     lengths: &'a [usize],
     settings: &'a Step,
     next: usize,
@@ -257,8 +271,8 @@ struct Bench<'a> {
     random: ChaCha8Rng,
 }
 
-impl<'a> Bench<'a> {
-    fn new(cpu: &'a Cpu<f32>, model: &'a T5<Cpu<f32>>, settings: &'a Step, lengths: &'a [usize]) -> Self {
+impl<'a, B: Backend> Bench<'a, B> {
+    fn new(backend: &'a B, model: &'a T5<B>, settings: &'a Step, lengths: &'a [usize]) -> Self {
         let width = model.config().d_model;
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let mut draw = |count: usize, half_width: f32| -> Vec<f32> {
@@ -274,12 +288,23 @@ impl<'a> Bench<'a> {
         let length = settings.prompt_length;
         let layout = StateLayout::new(&mixing, 1, length, width, 100, false);
         let values: Vec<f64> = draw(layout.len(), 0.1).into_iter().map(f64::from).collect();
-        let state = cpu.state(&layout, &values, 1);
+        let state = backend.state(&layout, &values, 1);
         let sources = (settings.sources > 0).then(|| {
-            cpu.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
+            backend.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
         });
         let mixture = Mixture { mixing, sources, source_count: settings.sources, layout };
-        Self { cpu, model, mixture, state, lengths, settings, next: 0, steps: 0, random }
+        Self {
+            backend,
+            model,
+            mixture,
+            state,
+            recorder: B::Recorder::default(),
+            lengths,
+            settings,
+            next: 0,
+            steps: 0,
+            random,
+        }
     }
 
     fn batch(&mut self) -> Result<Batch> {
@@ -301,12 +326,12 @@ impl<'a> Bench<'a> {
         self.next = 0;
         let mut timing = Timing { milliseconds: Vec::new(), tokens: 0, operations: 0 };
         for repeat in 0..repeats + 2 {
-            let operations = self.cpu.operations();
+            let operations = self.backend.operations();
             let (milliseconds, tokens) = pass(self)?;
             if repeat >= 2 {
                 timing.milliseconds.push(milliseconds);
                 timing.tokens += tokens;
-                timing.operations += self.cpu.operations() - operations;
+                timing.operations += self.backend.operations() - operations;
             }
         }
         Ok(timing)
@@ -326,7 +351,8 @@ impl<'a> Bench<'a> {
         let started = Instant::now();
         let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
         let tokens = [batch.label_tokens(0)];
-        self.model.loss(self.cpu, &self.mixture, &self.state, &batch, &tokens, pass);
+        self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass);
+        self.backend.health()?;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
     }
 
@@ -334,13 +360,18 @@ impl<'a> Bench<'a> {
         let batch = self.batch()?;
         let dropout = self.dropout();
         let started = Instant::now();
-        let tokens = [batch.label_tokens(0)];
-        self.cpu.zero_gradient(&mut self.state);
-        let (model, cpu, mixture) = (self.model, self.cpu, &self.mixture);
+        let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
+        let (model, backend, mixture, state) = (self.model, self.backend, &self.mixture, &mut self.state);
         let dropout = dropout.as_ref();
-        model.loss_and_gradient(cpu, mixture, &mut self.state, &batch, &tokens, dropout);
-        self.cpu.schedule(&mut self.state, &[OptimizerStep::new(1e-3, 1e-3)]);
-        self.cpu.optimizer_step(&mut self.state);
+        backend.zero_gradient(state);
+        let issued = backend.record(&mut self.recorder, &batch, dropout, |batch| {
+            model.issue(backend, mixture, state, batch, dropout).0
+        });
+        issued.read(backend, &batch, 1);
+        backend.schedule(state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        backend.optimizer_step(state);
+        backend.optimizer_reports(state);
+        backend.health()?;
         self.steps += 1;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
     }

@@ -35,6 +35,38 @@ pub(super) enum Opened {
     Cuda(Box<Cuda>),
 }
 
+impl Opened {
+    /// What computes, for people.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Cpu(cpu) => format!("{} threads", cpu.threads()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => format!("{} in {}", cuda.info().name, cuda.precision()),
+        }
+    }
+
+    /// The rate of a large product alone, in operations a second.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub(super) fn product_rate(&self) -> Result<f64> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu.product_rate(2048, 4)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.product_rate(8192, 10),
+        }
+    }
+
+    /// The most bytes of device memory in use at a time; `None` on the CPU.
+    pub(super) fn device_memory(&self) -> Option<usize> {
+        match self {
+            Self::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Some(cuda.allocated_bytes()),
+        }
+    }
+}
+
 /// Runs an expression with the opened device as `$backend`, whichever it is.
 macro_rules! on_device {
     ($opened:expr, $backend:ident => $work:expr) => {

@@ -9,6 +9,7 @@ mod evaluate;
 mod info;
 mod predict;
 mod progress;
+mod prompts;
 mod random_model;
 mod ranks;
 #[cfg(feature = "report")]
@@ -51,6 +52,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Compare prompt tuning, SPoT and ATTEMPT on generated tasks with the small T5 that comes with the program
     Demo(demo::Arguments),
+    /// Look at prompts, exchange them with other programs, put them into trained runs
+    Prompts(prompts::Arguments),
     /// List the known tasks, or show one with rows of your data
     Tasks(tasks::Arguments),
     /// Versions, devices, threads, and what was compiled in
@@ -81,6 +84,7 @@ impl Command {
             Self::Verify(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Demo(arguments) => arguments.run(),
+            Self::Prompts(arguments) => arguments.run(),
             Self::Tasks(arguments) => arguments.run(),
             Self::Info(arguments) => arguments.run(),
         }

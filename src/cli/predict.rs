@@ -34,7 +34,10 @@ pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote, or NAME=FOLDER; give it again for more runs on the same model
     #[arg(long = "run", required = true)]
     runs: Vec<String>,
-    /// Rows as .jsonl, .csv or .tsv, with the fields that the task reads, or - for JSON lines on standard input; labels
+    /// Which of a run's tasks to answer as, for rows without a field `task`, if it has several
+    #[arg(long)]
+    task: Option<String>,
+    /// Rows as .jsonl, .csv, .tsv or .parquet, with the fields that the task reads, or - for JSON lines on standard input; labels
     /// are not needed
     #[arg(long)]
     input: PathBuf,
@@ -110,7 +113,7 @@ impl Arguments {
             }
             let requests = chunk
                 .iter()
-                .map(|row| predictor.request(self.run_of(row, runs)?, row))
+                .map(|row| predictor.request_as(self.run_of(row, runs)?, self.task.as_deref(), row))
                 .collect::<Result<Vec<_>>>()?;
             let predictions = predictor.predict(&requests)?;
             for ((row, request), prediction) in chunk.iter().zip(&requests).zip(predictions) {

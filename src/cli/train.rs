@@ -10,11 +10,11 @@ use super::device::{Device, on_device};
 use super::progress::Shown;
 use super::ranks;
 use crate::backend::{Backend, Scorer};
-use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Schedule};
+use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Sampling, Schedule};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{Monitor, Ranks, RunFolder, Silent, Trainer};
+use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Silent, Trainer};
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,10 @@ use crate::train::{Monitor, Ranks, RunFolder, Silent, Trainer};
       --sources runs/sst2/prompt.safetensors,runs/mnli/prompt.safetensors --out runs/mrpc
   promptmix train --model t5-small --template 'review: {text}' --labels bad,good --label-field stars \\
       --data reviews --method prompt-tuning --out runs/reviews
+  promptmix train --model t5-small --task mrpc,rte,cola --data glue --sampling equal \\
+      --sources mnli.safetensors,qnli.safetensors --out runs/glue
+  promptmix train --model t5-small --task cb --data data/cb --few-shot 16 --class-balanced \\
+      --sources mnli.safetensors --initial-scorer runs/glue --out runs/cb-16
   promptmix train --config mrpc.toml --learning-rate 0.1 --out runs/mrpc
   promptmix train --resume --out runs/mrpc
   mpirun -n 4 promptmix train --config mrpc.toml --out runs/mrpc
@@ -36,7 +40,8 @@ pub(super) struct Arguments {
     /// Folder or hub id of the frozen T5
     #[arg(long, required_unless_present_any = ["resume", "config"])]
     model: Option<String>,
-    /// A known task (see `promptmix tasks`), or a free name with --template
+    /// A known task (see `promptmix tasks`) or a task's .toml file; several with commas between share one scorer. A free
+    /// name with --template
     #[arg(long)]
     task: Option<String>,
     /// Source text of a task of your own, with {field} slots
@@ -51,7 +56,8 @@ pub(super) struct Arguments {
     /// Lower-case the source text
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lowercase: Option<bool>,
-    /// Folder with train, validation and maybe test, as .jsonl, .csv or .tsv
+    /// Folder with train, validation and maybe test, as .jsonl, .csv, .tsv or .parquet; with several tasks a folder of such
+    /// folders by the tasks' names
     #[arg(long, required_unless_present_any = ["resume", "config"])]
     data: Option<PathBuf>,
     /// Take test rows from the labelled files, by the task's split rule
@@ -100,6 +106,18 @@ pub(super) struct Arguments {
     /// Neither mix nor add the target prompt
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     without_target: Option<bool>,
+    /// The trained scorer to start from: scorer.safetensors, a run's folder, or a folder of the authors' code
+    #[arg(long)]
+    initial_scorer: Option<PathBuf>,
+    /// Train the scorer alone, on the sources' own tasks, for --initial-scorer of other runs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pretrain_scorer: Option<bool>,
+    /// How often each of several tasks is drawn [default: proportional]
+    #[arg(long, value_enum)]
+    sampling: Option<SamplingName>,
+    /// With --sampling temperature: rows to the power of one over this [default: 2]
+    #[arg(long)]
+    sampling_temperature: Option<f64>,
 
     /// Passes over the training rows [default: 20]
     #[arg(long)]
@@ -143,15 +161,21 @@ pub(super) struct Arguments {
     /// Tokens of a target at most [default: the longest label's]
     #[arg(long)]
     max_target_length: Option<usize>,
-    /// Learn from this many rows
+    /// Learn from at most so many rows of each task
+    #[arg(long)]
+    training_rows: Option<usize>,
+    /// Learn from this many rows, in runs on five draws of them
     #[arg(long)]
     few_shot: Option<usize>,
     /// Draw that many rows of each class
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     class_balanced: Option<bool>,
-    /// Seed of the draw of few-shot rows [default: --seed]
+    /// Seed of the one draw of few-shot rows, instead of --draws
     #[arg(long)]
     data_seed: Option<u64>,
+    /// Draws of few-shot rows, by data seeds from --seed on; mean and deviation go to few_shot.json [default: 5]
+    #[arg(long)]
+    draws: Option<usize>,
 
     /// Validate every so many steps instead of after each epoch
     #[arg(long)]
@@ -192,6 +216,7 @@ flag_values!(PresetName for Preset { Paper, Reference });
 flag_values!(InitialisationName for Initialisation { Vocabulary, Prompt, Labels, Normal, Uniform });
 flag_values!(ScorerName for Scorer { Bottleneck, Linear, Dot, Token, Uniform });
 flag_values!(ScheduleName for Schedule { Linear, Constant, Cosine });
+flag_values!(SamplingName for Sampling { Proportional, Temperature, Equal });
 flag_values!(DecodingName for Decoding { Greedy, Labels });
 
 impl Arguments {
@@ -206,7 +231,11 @@ impl Arguments {
     }
 
     fn run_rank(mut self, ranks: &Rc<dyn Ranks>) -> Result<ExitCode> {
-        let config = if self.resume { RunFolder::saved(&self.out)?.config } else { self.config()? };
+        let config = match (self.resume, FewShotRuns::saved(&self.out)?) {
+            (true, Some(runs)) => runs.config,
+            (true, None) => RunFolder::saved(&self.out)?.config,
+            (false, _) => self.config()?,
+        };
         for (flag, is_missing) in
             [("--model", config.model.is_empty()), ("--data", config.data.as_os_str().is_empty())]
         {
@@ -234,20 +263,24 @@ impl Arguments {
         monitor: &mut dyn Monitor,
     ) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
-        let mut trainer = Trainer::new(&frozen, config, monitor)?.on_ranks(ranks.clone());
-        if self.resume {
-            RunFolder::saved(&self.out)?.check_model(&frozen.model_hash, "--resume")?;
-            trainer.resume(&self.out)?;
+        if !config.draw_seeds().is_empty() {
+            if ranks.count() > 1 {
+                let reason = "each is small, and they run one after the other";
+                return Err(Error::unsupported("several draws on several ranks", reason, "leave mpirun out"));
+            }
+            return self.run_draws(&frozen, config, monitor);
         }
+        let mut trainer = Trainer::new(&frozen, config, monitor)?.on_ranks(ranks.clone());
         // All ranks hold the same state; one of them writes it down.
         let mut folder = match (ranks.rank(), self.resume) {
             (0, false) => Some(RunFolder::create(&self.out, config, &frozen.model_hash)?),
-            (0, true) => {
-                let mut folder = RunFolder::open(&self.out)?;
-                folder.rewind(trainer.step_count())?;
-                Some(folder)
+            (0, true) => Some(train::resume(&mut trainer, &self.out)?),
+            (_, false) => None,
+            (_, true) => {
+                RunFolder::saved(&self.out)?.check_model(&frozen.model_hash, "--resume")?;
+                trainer.resume(&self.out)?;
+                None
             }
-            _ => None,
         };
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
         let outcome = trainer.run(folder.as_mut(), monitor)?;
@@ -259,6 +292,36 @@ impl Arguments {
                 outcome.best,
                 outcome.best_step,
                 self.out.display()
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn run_draws<B: Backend>(
+        &self,
+        frozen: &Frozen<'_, B>,
+        config: &RunConfig,
+        monitor: &mut dyn Monitor,
+    ) -> Result<ExitCode> {
+        let runs = FewShotRuns::run(frozen, config, &self.out, self.resume, monitor)?;
+        for draw in &runs.draws {
+            let folder = self.out.join(&draw.folder);
+            println!(
+                "data seed {}: best validation {:.4} behind step {} of {}; {}",
+                draw.data_seed,
+                draw.validation,
+                draw.best_step,
+                draw.steps,
+                folder.display()
+            );
+        }
+        for spread in &runs.summary {
+            println!(
+                "{}: {:.4} on average over {} draws, deviation {:.4}",
+                spread.name,
+                spread.mean,
+                runs.draws.len(),
+                spread.deviation
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -300,6 +363,11 @@ impl Arguments {
             learn_temperature: self.learn_temperature.unwrap_or(base.learn_temperature),
             freeze_scorer: self.freeze_scorer.unwrap_or(base.freeze_scorer),
             without_target: self.without_target.unwrap_or(base.without_target),
+            initial_scorer: self.initial_scorer.clone().or(base.initial_scorer),
+            pretrain_scorer: self.pretrain_scorer.unwrap_or(base.pretrain_scorer),
+            sampling: self.sampling.map_or(base.sampling, Into::into),
+            sampling_temperature: self.sampling_temperature.unwrap_or(base.sampling_temperature),
+            training_rows: self.training_rows.or(base.training_rows),
             epochs,
             steps,
             batch_size: self.batch_size.unwrap_or(base.batch_size),
@@ -317,6 +385,7 @@ impl Arguments {
             few_shot: self.few_shot.or(base.few_shot),
             class_balanced: self.class_balanced.unwrap_or(base.class_balanced),
             data_seed: self.data_seed.or(base.data_seed),
+            draws: self.draws.unwrap_or(base.draws),
             validate_every: self.validate_every.or(base.validate_every),
             save_every: self.save_every.or(base.save_every),
             validation_rows: self.validation_rows.or(base.validation_rows),

@@ -20,6 +20,8 @@ pub struct Evaluator<'a, B: Backend> {
     pub mixture: &'a Mixture<B>,
     /// The task that judges.
     pub task: &'a Task,
+    /// Which of the run's target prompts stands before the examples.
+    pub target_prompt: u32,
     /// How answers are got.
     pub decoding: Decoding,
     /// Examples a batch.
@@ -104,7 +106,12 @@ impl<B: Backend> Evaluator<'_, B> {
         for sources in sources.chunks(self.batch_size.max(1)) {
             let questions: Vec<Question<'_>> = sources
                 .iter()
-                .map(|source| Question { source: source.clone(), run: 0, target_prompt: 0, answering })
+                .map(|source| Question {
+                    source: source.clone(),
+                    run: 0,
+                    target_prompt: self.target_prompt,
+                    answering,
+                })
                 .collect();
             for answer in answer(self.frozen, self.mixture, state, self.pooled_width, &questions)? {
                 answers.push(answer.text);

@@ -74,6 +74,17 @@ impl<B: Backend> T5<B> {
         &self.embedding
     }
 
+    /// Every frozen matrix, encoder before decoder, layer by layer.
+    pub fn weights(&self) -> Vec<&B::Weight> {
+        let encoder = self.encoder.iter().flat_map(|layer| [&layer.qkv, &layer.o, &layer.w_in, &layer.w_out]);
+        let decoder = self.decoder.iter().flat_map(|layer| {
+            let cross = [&layer.cross_q, &layer.cross_k, &layer.cross_v, &layer.cross_o];
+            [&layer.qkv, &layer.o].into_iter().chain(cross).chain([&layer.w_in, &layer.w_out])
+        });
+        let ends = [&self.embedding, &self.decoder_gain].into_iter().chain(&self.head);
+        encoder.chain(decoder).chain(ends).collect()
+    }
+
     fn head(&self) -> &B::Weight {
         self.head.as_ref().unwrap_or(&self.embedding)
     }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::trainer::{load_sources, mixture};
-use super::{RunFolder, source_names, task};
+use super::setup::{load_sources, mixture};
+use super::task_data::longest_target;
+use super::{RunFolder, source_names, tasks};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::error::{Error, Result};
@@ -20,14 +21,16 @@ const BATCH: usize = 64;
 pub struct Request {
     /// The run, counted from 0 in the order in which they were opened.
     pub run: usize,
+    /// The run's task, counted from 0.
+    pub task: usize,
     /// What the encoder reads, as the run's task writes it; longer than the run's limit, it is cut as in training.
     pub text: String,
 }
 
 impl Request {
-    /// `text` for `run`.
+    /// `text` for the first task of `run`.
     pub fn new(run: usize, text: impl Into<String>) -> Self {
-        Self { run, text: text.into() }
+        Self { run, task: 0, text: text.into() }
     }
 }
 
@@ -50,14 +53,19 @@ pub struct Predictor<'a, B: Backend> {
 
 struct OpenedRun {
     config: RunConfig,
-    task: Task,
-    longest_target: usize,
-    /// Label texts and their tokens, where they are ranked.
-    labels: Option<(Vec<String>, Vec<Vec<u32>>)>,
+    /// In the order of their target prompts.
+    tasks: Vec<OpenedTask>,
     prompts: Vec<String>,
     stack: usize,
     /// Which run of the stack it is.
     place: usize,
+}
+
+struct OpenedTask {
+    task: Task,
+    longest_target: usize,
+    /// Label texts and their tokens, where they are ranked.
+    labels: Option<(Vec<String>, Vec<Vec<u32>>)>,
 }
 
 /// States of runs that one mixture serves.
@@ -88,26 +96,25 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let saved = RunFolder::saved(folder)?;
         saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.config;
-        let task = task(&config)?;
+        let described = tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
-        let mixture = mixture(frozen, &config, &sources)?;
+        let mixture = mixture(frozen, &config, &sources, described.len())?;
         let values = RunFolder::load_best(folder, &mixture.layout)?;
-        let tokenizer = &frozen.tokenizer;
-        let longest_target = match config.max_target_length {
-            Some(length) => length,
-            None => task.longest_target(|text: &str| tokenizer.encode(text))?,
+        let decoding = decoding.unwrap_or(config.decoding);
+        let open = |task: Task| {
+            let longest_target = longest_target(frozen, &config, &task)?;
+            let texts = if decoding == Decoding::Labels { task.labels() } else { None };
+            let labels = match texts {
+                Some(texts) => {
+                    let tokens = texts.iter().map(|text| frozen.tokenizer.encode(text));
+                    let tokens = tokens.collect::<Result<Vec<_>>>()?;
+                    Some((texts, tokens))
+                }
+                None => None,
+            };
+            Ok(OpenedTask { task, longest_target, labels })
         };
-        let labels = match decoding.unwrap_or(config.decoding) {
-            Decoding::Labels => task.labels(),
-            Decoding::Greedy => None,
-        };
-        let labels = match labels {
-            Some(texts) => {
-                let tokens = texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>>>()?;
-                Some((texts, tokens))
-            }
-            None => None,
-        };
+        let tasks = described.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut prompts = if mixture.source_count > 0 { source_names(&config.sources) } else { Vec::new() };
         if !mixture.mixing.without_target {
             prompts.push("target".into());
@@ -132,7 +139,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let place = opened.values.len() / opened.mixture.layout.len().max(1);
         opened.values.extend(values);
         opened.state = frozen.backend.state(&opened.mixture.layout, &opened.values, place + 1);
-        self.runs.push(OpenedRun { config, task, longest_target, labels, prompts, stack, place });
+        self.runs.push(OpenedRun { config, tasks, prompts, stack, place });
         Ok(())
     }
 
@@ -149,12 +156,35 @@ impl<'a, B: Backend> Predictor<'a, B> {
         self.stacks.len()
     }
 
-    /// A row of data as a request to `run`.
+    /// A row of data as a request to `run`. Of a run on several tasks, the row's field `task` names the one.
     ///
     /// # Errors
-    /// If the row lacks a field that the run's task reads, or there is no such run.
+    /// If the row lacks a field that the run's task reads, or there is no such run or task.
     pub fn request(&self, run: usize, row: &Row) -> Result<Request> {
-        Ok(Request::new(run, self.run(run)?.task.source_text(row)?))
+        self.request_as(run, None, row)
+    }
+
+    /// As [`request`](Self::request), taking `task` for a row that does not name one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn request_as(&self, run: usize, task: Option<&str>, row: &Row) -> Result<Request> {
+        let tasks = &self.run(run)?.tasks;
+        let named = row.fields().get("task").and_then(serde_json::Value::as_str).filter(|_| tasks.len() > 1);
+        let index = match named.or(task) {
+            None if tasks.len() == 1 => 0,
+            wanted => {
+                let found = tasks.iter().position(|opened| wanted == Some(opened.task.name.as_str()));
+                found.ok_or_else(|| {
+                    let names: Vec<&str> = tasks.iter().map(|opened| opened.task.name.as_str()).collect();
+                    let expected = format!("a field `task` or --task with one of {}", names.join(", "));
+                    let advice = "a run on several tasks answers with the prompt of one";
+                    row.error(expected, wanted.unwrap_or("none"), advice)
+                })?
+            }
+        };
+        let text = tasks[index].task.source_text(row)?;
+        Ok(Request { run, task: index, text })
     }
 
     fn run(&self, run: usize) -> Result<&OpenedRun> {
@@ -170,7 +200,11 @@ impl<'a, B: Backend> Predictor<'a, B> {
     pub fn predict(&self, requests: &[Request]) -> Result<Vec<Prediction>> {
         let mut predictions: Vec<Option<Prediction>> = vec![None; requests.len()];
         for request in requests {
-            self.run(request.run)?;
+            let tasks = self.run(request.run)?.tasks.len();
+            if request.task >= tasks {
+                let (expected, found) = (format!("a task below {tasks}"), request.task.to_string());
+                return Err(Error::setting("request", expected, found, ""));
+            }
         }
         for (index, stack) in self.stacks.iter().enumerate() {
             let mut own: Vec<usize> =
@@ -199,10 +233,11 @@ impl<'a, B: Backend> Predictor<'a, B> {
             source.truncate(limit);
             source[limit - 1] = self.frozen.model.config().eos_token_id;
         }
-        let answering = match &run.labels {
+        let task = &run.tasks[request.task];
+        let answering = match &task.labels {
             Some((texts, tokens)) => Answering::Labels { texts, tokens },
-            None => Answering::Greedy { longest: run.longest_target },
+            None => Answering::Greedy { longest: task.longest_target },
         };
-        Ok(Question { source, run: run.place as u32, target_prompt: 0, answering })
+        Ok(Question { source, run: run.place as u32, target_prompt: request.task as u32, answering })
     }
 }

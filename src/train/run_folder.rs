@@ -106,6 +106,9 @@ pub struct Checkpoint {
     pub updates: u64,
     /// The best validation so far, and its step.
     pub best: Option<(f64, u64)>,
+    /// The mean metric of each task at the best validation.
+    #[serde(default)]
+    pub best_of_tasks: Vec<f64>,
     /// Validations since.
     pub without_improvement: u64,
 }

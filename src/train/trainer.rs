@@ -4,45 +4,38 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::initial::{self, Start};
-use super::log::{Monitor, StepRecord, ValidationRecord};
+use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
 use super::ranks::{Alone, Ranks};
 use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 use super::schedule::factor;
+use super::setup::{initial_values, load_sources, mixture};
 use super::step::{self, RunPart, Shared, TakenPart};
-use super::task;
-use crate::backend::{Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, StateLayout};
-use crate::config::{Method, RunConfig};
-use crate::data::{Batches, ExampleSettings, Examples, FewShot, Part, Split, Splits};
+use super::task_data::{TaskData, split_examples};
+use super::tasks;
+use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
+use crate::config::RunConfig;
+use crate::data::{Batches, Split};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
 use crate::model::{Frozen, Mixture, Pass};
-use crate::prompts::{Prompt, PromptMetadata};
-use crate::tasks::{Purpose, Task};
+use crate::tasks::Task;
 
-/// Epsilon of the scorer's LayerNorm.
-const LAYER_NORM_EPSILON: f64 = 1e-5;
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
 const EVALUATION_BATCH: usize = 64;
-/// Validation examples that are written down at the best step, and the tokens of each.
-const EXAMPLE_RECORDS: usize = 64;
-const EXAMPLE_RECORD_TOKENS: usize = 48;
 
 /// A run that is ready to take steps.
 pub struct Trainer<'a, B: Backend> {
-    frozen: &'a Frozen<'a, B>,
-    config: RunConfig,
-    task: Task,
-    training: Examples,
-    validation: Examples,
-    longest_target: usize,
-    mixture: Mixture<B>,
+    pub(super) frozen: &'a Frozen<'a, B>,
+    pub(super) config: RunConfig,
+    /// One or more; the index of each is that of its target prompt.
+    pub(super) tasks: Vec<TaskData>,
+    pub(super) mixture: Mixture<B>,
     state: B::State,
     batches: Batches,
     steps: u64,
     warmup: u64,
-    checkpoint: Checkpoint,
-    best: Vec<f64>,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) best: Vec<f64>,
     best_examples: Vec<ExampleRecord>,
     recorder: B::Recorder,
     ranks: Rc<dyn Ranks>,
@@ -71,36 +64,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Those of the settings, the data and the prompts.
     pub fn new(frozen: &'a Frozen<'a, B>, config: &RunConfig, monitor: &mut dyn Monitor) -> Result<Self> {
         config.check()?;
-        let task = task(config)?;
-        let tokenizer = &frozen.tokenizer;
-        let encode = |text: &str| tokenizer.encode(text);
-        let longest_target = match config.max_target_length {
-            Some(length) => length,
-            None => task.longest_target(encode)?,
-        };
-        let splits = Splits::open(&config.data, task.split, config.split_validation_test)?;
-        let training_rows = match config.few_shot {
-            Some(shots) => {
-                let few = FewShot { shots, class_balanced: config.class_balanced, seed: config.data_seed() };
-                few.draw(splits.get(Split::Train)?, &task)?
-            }
-            None => splits.get(Split::Train)?.clone(),
-        };
-        let load = |part: &Part, purpose, most: Option<usize>| {
-            let mut settings = ExampleSettings::new(config.max_source_length, longest_target, purpose);
-            settings.max_rows = most;
-            Examples::load(part, &task, &encode, &settings)
-        };
-        let training = load(&training_rows, Purpose::Training, None)?;
-        let validation = load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
-        monitor.note(&format!("training: {}", training.counts()));
-        monitor.note(&format!("validation: {}", validation.counts()));
-
+        let described = tasks(config)?;
         let sources = load_sources(frozen, config)?;
-        let mixture = mixture(frozen, config, &sources)?;
-        let values = initial_values(frozen, config, &task, &mixture.layout, &sources)?;
+        let mixture = mixture(frozen, config, &sources, described.len())?;
+        let values = initial_values(frozen, config, &described, &mixture.layout, &sources)?;
+        let load = |task| TaskData::load(frozen, config, task, monitor);
+        let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
-        let batches = Batches::new(training.len(), config.batch_size * config.accumulate, config.seed)?;
+        let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
+        let batch_size = config.batch_size * config.accumulate;
+        let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
         let steps = config.steps(batches.steps_per_epoch());
         let warmup = config.warmup(steps);
         if steps <= warmup {
@@ -112,10 +85,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(Self {
             frozen,
             config: config.clone(),
-            task,
-            training,
-            validation,
-            longest_target,
+            tasks,
             mixture,
             state,
             batches,
@@ -151,9 +121,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(())
     }
 
-    /// The task.
-    pub fn task(&self) -> &Task {
-        &self.task
+    /// The tasks, in the order of their target prompts.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.iter().map(|data| &data.task)
+    }
+
+    /// SHA-256 of the frozen model.
+    pub fn model_hash(&self) -> &str {
+        &self.frozen.model_hash
+    }
+
+    /// Training examples of each task.
+    pub fn training_rows(&self) -> Vec<usize> {
+        self.tasks.iter().map(|data| data.training.len()).collect()
     }
 
     /// The mixture.
@@ -185,30 +165,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// The parameters of the best validation so far.
     pub fn best_parameters(&self) -> &[f64] {
         &self.best
-    }
-
-    /// The best target prompt as one that other runs can use; `None` without a target.
-    ///
-    /// # Errors
-    /// If its numbers cannot make a prompt.
-    pub fn best_prompt(&self) -> Result<Option<Prompt>> {
-        let Some(range) = self.mixture.layout.target_prompt(0, 0) else { return Ok(None) };
-        let layout = &self.mixture.layout;
-        let values = self.best[range].iter().map(|&value| value as f32).collect();
-        let best = self.checkpoint.best;
-        let metric = self.task.metrics.first();
-        let metadata = PromptMetadata {
-            task: Some(self.task.name.clone()),
-            model_sha256: Some(self.frozen.model_hash.clone()),
-            method: Some(method_name(self.config.method).into()),
-            steps: best.map(|(_, step)| step),
-            learning_rate: Some(self.config.learning_rate),
-            seed: Some(self.config.seed),
-            metric: metric.zip(best).map(|(metric, (value, _))| (metric.to_string(), value)),
-            ..PromptMetadata::default()
-        };
-        let prompt = Prompt::new(&self.task.name, values, layout.prompt_length, layout.width, metadata)?;
-        Ok(Some(prompt))
     }
 
     /// Takes all steps that are left, validating, logging and saving on the way.
@@ -314,15 +270,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early }
     }
 
-    fn save_best(&self, folder: &RunFolder) -> Result<()> {
-        let step = self.checkpoint.best.map_or(0, |(_, step)| step);
-        folder.save_best(&self.mixture.layout, &self.best, step)?;
-        match self.best_prompt()? {
-            Some(prompt) => prompt.save(&folder.path().join("prompt.safetensors")),
-            None => Ok(()),
-        }
-    }
-
     fn save_last(&self, folder: &RunFolder) -> Result<()> {
         folder.save_last(&LastState {
             state: self.frozen.backend.read_state(&self.state),
@@ -360,12 +307,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
         );
         optimizer.weight_decay = self.config.weight_decay();
         optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
-        let examples = next.indices.iter().enumerate().map(|(position, &index)| Example {
-            source: self.training.source(index as usize),
-            target: self.training.target(index as usize),
-            index: position as u32,
-            run,
-            ..Example::default()
+        let examples = next.indices.iter().enumerate().map(|(position, &index)| {
+            let (task, row) = self.batches.locate(index);
+            let training = &self.tasks[task].training;
+            Example {
+                source: training.source(row),
+                target: training.target(row),
+                index: position as u32,
+                run,
+                target_prompt: task as u32,
+            }
         });
         let examples = examples.collect();
         let batch_size = self.config.batch_size;
@@ -401,56 +352,42 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }
     }
 
-    /// Answers the validation rows with the current state, and remembers it if it is the best so far.
+    /// Answers the validation rows of every task with the current state, and remembers it if it is the best so far: the
+    /// one whose mean over the tasks of the mean over their metrics is the highest.
     ///
     /// # Errors
     /// Those of evaluation.
     pub fn validate(&mut self, monitor: &mut dyn Monitor) -> Result<ValidationRecord> {
-        let examples = self.validation.len();
-        let evaluation = self.evaluator().evaluate(&self.state, &self.validation, &mut |done| {
-            monitor.validating(done, examples);
-        })?;
-        let mean = evaluation.scores.mean().unwrap_or(f64::NAN);
+        let examples = self.tasks.iter().map(|data| data.validation.len()).sum();
+        let mut evaluations = Vec::with_capacity(self.tasks.len());
+        let mut before = 0;
+        for (index, data) in self.tasks.iter().enumerate() {
+            evaluations.push(self.evaluator(index).evaluate(&self.state, &data.validation, &mut |done| {
+                monitor.validating(before + done, examples);
+            })?);
+            before += data.validation.len();
+        }
+        let records: Vec<TaskRecord> = self.tasks().zip(&evaluations).map(TaskRecord::new).collect();
+        let mean = records.iter().map(|record| record.mean).sum::<f64>() / records.len() as f64;
         // The first validation counts even where its metric is not defined: there must be a best.
         let best = self.checkpoint.best.is_none_or(|(best, _)| mean > best || best.is_nan());
         if best {
             self.checkpoint.best = Some((mean, self.checkpoint.step));
+            self.checkpoint.best_of_tasks = records.iter().map(|record| record.mean).collect();
             self.checkpoint.without_improvement = 0;
             self.best = self.parameters();
-            self.best_examples = self.example_records(&evaluation)?;
+            self.best_examples.clear();
+            for (index, evaluation) in evaluations.iter().enumerate() {
+                let records = self.example_records(index, evaluation)?;
+                self.best_examples.extend(records);
+            }
         } else {
             self.checkpoint.without_improvement += 1;
         }
-        let metrics = &evaluation.scores.values;
-        Ok(ValidationRecord {
-            step: self.checkpoint.step,
-            metrics: metrics.iter().map(|(metric, value)| (metric.to_string(), *value)).collect(),
-            mean,
-            best,
-            attention: evaluation.mean_attention(),
-            invalid: evaluation.scores.invalid,
-        })
+        Ok(ValidationRecord::new(self.checkpoint.step, mean, best, records))
     }
 
-    /// What was said to the first validation examples.
-    fn example_records(&self, evaluation: &Evaluation) -> Result<Vec<ExampleRecord>> {
-        let answers = evaluation.answers.iter().zip(&evaluation.attention).take(EXAMPLE_RECORDS);
-        answers
-            .enumerate()
-            .map(|(example, (prediction, attention))| {
-                let mut ids = self.validation.source(example);
-                ids.truncate(EXAMPLE_RECORD_TOKENS);
-                Ok(ExampleRecord {
-                    example,
-                    source: self.frozen.tokenizer.decode(&ids)?,
-                    prediction: prediction.clone(),
-                    attention: attention.clone(),
-                })
-            })
-            .collect()
-    }
-
-    /// Answers `split` of the run's data with the best parameters so far, or with `parameters`.
+    /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`.
     ///
     /// # Errors
     /// Those of the data and of evaluation.
@@ -460,26 +397,46 @@ impl<'a, B: Backend> Trainer<'a, B> {
         parameters: Option<&[f64]>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Evaluation> {
-        let splits = Splits::open(&self.config.data, self.task.split, self.config.split_validation_test)?;
-        let settings =
-            ExampleSettings::new(self.config.max_source_length, self.longest_target, Purpose::Evaluation);
-        let tokenizer = &self.frozen.tokenizer;
-        let encode = |text: &str| tokenizer.encode(text);
-        let examples = Examples::load(splits.get(split)?, &self.task, &encode, &settings)?;
-        let values = parameters.unwrap_or(&self.best);
-        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
-        self.evaluator().evaluate(&state, &examples, progress)
+        self.evaluate_task(0, split, parameters, progress)
     }
 
-    /// Puts the trainer's settings to work on answers.
-    pub fn evaluator(&self) -> Evaluator<'_, B> {
+    /// As [`evaluate`](Self::evaluate), of the task with this index.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    pub fn evaluate_task(
+        &self,
+        task: usize,
+        split: Split,
+        parameters: Option<&[f64]>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Evaluation> {
+        let data = &self.tasks[task];
+        let folder = self.config.data_folder(&data.task.name);
+        let examples =
+            split_examples(self.frozen, &self.config, &data.task, &folder, split, data.longest_target)?;
+        let values = parameters.unwrap_or(&self.best);
+        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
+        self.evaluator(task).evaluate(&state, &examples, progress)
+    }
+
+    /// Puts the trainer's settings to work on answers of the task with this index.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    pub fn evaluator(&self, task: usize) -> Evaluator<'_, B> {
+        let data = &self.tasks[task];
         Evaluator {
             frozen: self.frozen,
             mixture: &self.mixture,
-            task: &self.task,
+            task: &data.task,
+            target_prompt: task as u32,
             decoding: self.config.decoding,
             batch_size: EVALUATION_BATCH,
-            longest_target: self.longest_target,
+            longest_target: data.longest_target,
             pooled_width: self.pooled_width(),
         }
     }
@@ -523,107 +480,4 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
     }
-}
-
-fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::Attempt => "attempt",
-        Method::PromptTuning => "prompt-tuning",
-        Method::Spot => "spot",
-    }
-}
-
-/// The source prompts of `config`, which must fit the model and have its prompt length.
-pub(super) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<Vec<Prompt>> {
-    let width = frozen.model.config().d_model;
-    let sources = if config.sources.is_empty() {
-        Vec::new()
-    } else {
-        crate::prompts::load_sources(&config.sources, width)?
-    };
-    for (source, path) in sources.iter().zip(&config.sources) {
-        source.check_fits(width, Some(&frozen.model_hash))?;
-        if source.length() != config.prompt_length {
-            return Err(Error::setting(
-                "--prompt-length",
-                format!("{}, the length of {}", source.length(), path.display()),
-                config.prompt_length.to_string(),
-                "sources and target prompt are mixed row by row and must be of one length",
-            ));
-        }
-    }
-    Ok(sources)
-}
-
-/// The mixture that `config` describes, its sources on the device.
-pub(super) fn mixture<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    config: &RunConfig,
-    sources: &[Prompt],
-) -> Result<Mixture<B>> {
-    let width = frozen.model.config().d_model;
-    let mixes = config.method == Method::Attempt;
-    let mixing = Mixing {
-        scorer: mixes.then_some(config.scorer),
-        temperature: initial::temperature(config, width),
-        without_target: mixes && config.without_target,
-        layer_norm_epsilon: LAYER_NORM_EPSILON,
-    };
-    let layout = StateLayout::new(
-        &mixing,
-        1,
-        config.prompt_length,
-        width,
-        config.rank,
-        mixes && config.learn_temperature,
-    )
-    .freezing(|segment| {
-        let norm = segment.name.starts_with("norm_") && !config.trains_layer_norm();
-        norm || (config.freeze_scorer && segment.group == Group::Scorer)
-    });
-    let on_device = if mixes {
-        let values: Vec<f32> = sources.iter().flat_map(|source| source.values()).copied().collect();
-        Some(frozen.backend.sources(&values, sources.len(), config.prompt_length, width))
-    } else {
-        None
-    };
-    Ok(Mixture { mixing, sources: on_device, source_count: if mixes { sources.len() } else { 0 }, layout })
-}
-
-fn initial_values<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    config: &RunConfig,
-    task: &Task,
-    layout: &StateLayout,
-    sources: &[Prompt],
-) -> Result<Vec<f64>> {
-    let width = frozen.model.config().d_model;
-    let initial_prompt = match &config.initial_prompt {
-        Some(path) => {
-            let prompt = Prompt::load(path)?;
-            prompt.check_fits(width, Some(&frozen.model_hash))?;
-            if prompt.length() != config.prompt_length {
-                return Err(Error::setting(
-                    "--initial-prompt",
-                    format!("a prompt of {} rows", config.prompt_length),
-                    format!("{} rows in {}", prompt.length(), path.display()),
-                    "set --prompt-length to match",
-                ));
-            }
-            Some(prompt)
-        }
-        None => None,
-    };
-    let mut label_ids = Vec::new();
-    for label in task.labels().unwrap_or_default() {
-        label_ids.extend(frozen.tokenizer.encode_without_eos(&label)?);
-    }
-    let start = Start {
-        embedding: &|row| frozen.backend.weight_row(frozen.model.embedding(), row),
-        vocabulary: frozen.model.config().vocab_size.min(frozen.tokenizer.vocabulary_size()),
-        label_ids: &label_ids,
-        sources,
-        initial_prompt: initial_prompt.as_ref(),
-    };
-    initial::state(config, layout, &start)
 }

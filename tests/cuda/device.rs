@@ -1,12 +1,11 @@
 //! The device of a test, its operands, and how closely its results must follow.
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, Batch, Example, Format};
-use promptmix::cuda::{Cuda, FATBINS, Precision, Rows};
+use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
+use promptmix::cuda::{Cuda, FATBINS, Precision};
 use promptmix::verify::{Tolerance, compare};
 
-/// Half a place of bf16, relative: its significand has 8 bits.
-pub const BF16_ROUNDING: f64 = 1.0 / 256.0;
+use crate::random::Random;
 
 /// A GPU whose checks fail the test that it is dropped in.
 pub struct Device {
@@ -30,46 +29,112 @@ pub fn device(precision: Precision) -> Option<Device> {
     Some(Device { cuda, gpu })
 }
 
-/// The CPU as the reference, in f64.
-pub fn reference() -> Cpu<f64> {
-    Cpu::poisoning(Some(2)).expect("threads")
+/// A backend that a test can put numbers on.
+pub trait Place: Backend {
+    /// An activation that holds `values`, \[rows, width\].
+    fn place(&self, values: &[f64], width: usize, format: Format) -> Self::Rows;
 }
 
-/// Uniform numbers from -1 to 1 that bf16 holds exactly.
-pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut draw = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        half::bf16::from_f32((state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).to_f32()
-    };
-    (0..count).map(|_| draw()).collect()
+impl Place for Cpu<f64> {
+    fn place(&self, values: &[f64], width: usize, _: Format) -> Self::Rows {
+        self.activation_of(values, width)
+    }
+}
+
+impl Place for Cuda {
+    fn place(&self, values: &[f64], width: usize, format: Format) -> Self::Rows {
+        self.activation_of(&narrowed(values), width, format)
+    }
+}
+
+/// An op on given operands, for any device.
+pub trait Case: std::fmt::Debug {
+    /// Runs it and reads back all that it gives, by name.
+    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)>;
+}
+
+/// How far a result may be off, as a part of its largest entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Terms of the longest sum. f32: each term may be off by half a place of a partial sum (2^-24), and partial sums
+    /// reach a few times the largest result.
+    pub terms: usize,
+    /// In bf16.
+    pub bf16: Tolerance,
+}
+
+/// A bound for bf16: so many roundings (2^-9 each) that the result is behind, with the growth that sums between them give
+/// it, as a part of the largest entry.
+pub fn roundings(count: f64) -> Tolerance {
+    Tolerance::OfLargest(count * 2.0_f64.powi(-9))
+}
+
+/// Runs `case` on the CPU in f64 and on the device in both precisions: twice, the second time with blocks and warps in
+/// another order, which must change no bit.
+pub fn follow(case: &impl Case, bounds: Bounds) {
+    let expected = case.run(&Cpu::<f64>::poisoning(Some(2)).expect("threads"));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let Some(device) = device(precision) else { return };
+        let seed = |seed| {
+            device.gpu.change(&vgpu::Change { seed: Some(seed), ..Default::default() });
+        };
+        seed(1);
+        let found = case.run(&device.cuda);
+        seed(1234);
+        let again = case.run(&device.cuda);
+        if let Err(error) = device.cuda.health() {
+            panic!("{case:?} {precision:?}: {error}\n{:#?}", device.gpu.take_reports().first());
+        }
+        let tolerance = match precision {
+            Precision::F32 => Tolerance::OfLargest(4.0 * bounds.terms.max(16) as f64 * 2.0_f64.powi(-24)),
+            _ => bounds.bf16,
+        };
+        assert_eq!(found.len(), expected.len());
+        for (((name, expected), (_, found)), (_, again)) in expected.iter().zip(&found).zip(&again) {
+            let what = format!("{name} of {case:?} in {precision:?}");
+            let comparison = compare(found, expected);
+            assert!(comparison.passes(tolerance), "{what}: {comparison:?}, wanted {tolerance}");
+            assert!(found == again, "{what}: other bits in another order of blocks");
+        }
+    }
+}
+
+/// Normal numbers that bf16 holds exactly, so that only the op itself rounds.
+pub fn numbers(seed: u64, count: usize, deviation: f64) -> Vec<f64> {
+    let normals = Random::new(seed).normals(count, deviation);
+    normals.into_iter().map(|value| half::bf16::from_f64(value).to_f64()).collect()
+}
+
+/// Frozen numbers of an `[out, in]` matrix, spread so that its products keep the size of their input.
+pub fn matrix(seed: u64, out: usize, input: usize) -> Vec<f32> {
+    narrowed(&numbers(seed, out * input, (input as f64).powf(-0.5)))
+}
+
+pub fn narrowed(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&value| value as f32).collect()
 }
 
 /// Examples of the given source and target lengths before prompts of `prompt_length`; ids below `vocabulary`.
 pub fn batch(lengths: &[(usize, usize)], prompt_length: usize, vocabulary: usize) -> Batch {
-    let examples = lengths.iter().enumerate().map(|(index, &(n, t))| Example {
-        source: (0..n).map(|i| ((7 * index + 3 * i + 1) % vocabulary) as u32).collect(),
-        target: (0..t).map(|i| ((5 * index + 11 * i + 2) % vocabulary) as u32).collect(),
-        index: 3 + index as u32,
-        ..Example::default()
-    });
-    Batch::pack(&examples.collect::<Vec<_>>(), prompt_length, 0, vocabulary).expect("a batch")
+    let mut random = Random::new(41);
+    let mut ids = |count: usize| (0..count).map(|_| random.below(vocabulary) as u32).collect();
+    let lengths = lengths.iter().enumerate();
+    let examples: Vec<Example> = lengths
+        .map(|(index, &(n, t))| Example {
+            source: ids(n),
+            target: ids(t),
+            index: 3 + index as u32,
+            ..Example::default()
+        })
+        .collect();
+    Batch::pack(&examples, prompt_length, 0, vocabulary).expect("a batch")
 }
 
-/// The same activation on the reference, which has one format alone.
-pub fn on_reference(cpu: &Cpu<f64>, values: &[f32], width: usize) -> promptmix::backend::cpu::Rows<f64> {
-    cpu.activation_of(&values.iter().copied().map(f64::from).collect::<Vec<_>>(), width)
+/// A step's dropout, or none for probability 0.
+pub fn dropout(probability: f64) -> Option<DropoutStep> {
+    DropoutStep::new(probability, 5, &[77])
 }
 
-/// An activation on the device.
-pub fn on_device(cuda: &Cuda, values: &[f32], width: usize, format: Format) -> Rows {
-    let rows = cuda.activation_of(values, width, format);
-    cuda.health().expect("an upload");
-    rows
-}
-
-/// Fails unless `found` follows `expected` within `tolerance`; also on a NaN, another length, and all zeros.
-pub fn close(what: &str, found: &[f64], expected: &[f64], tolerance: Tolerance) {
-    let comparison = compare(found, expected);
-    assert!(comparison.passes(tolerance), "{what}: {comparison:?}, wanted {tolerance}");
+pub fn mask_of(dropout: &Option<DropoutStep>, side: Side, kind: promptmix::backend::SiteKind) -> Mask<'_> {
+    dropout.as_ref().map(|step| (step, Site::new(side, kind, 1)))
 }

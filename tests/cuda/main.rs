@@ -1,5 +1,21 @@
 //! The CUDA backend against the CPU's, on the virtual GPU or a real one.
 
+#[path = "../common/random.rs"]
+mod random;
+#[path = "../common/setting.rs"]
+mod setting;
+
+mod attention;
+mod cross_attention;
+mod decode;
 mod device;
+mod embedding;
 mod fixtures;
+mod graph;
+mod linear;
+mod loss;
+mod mix;
+mod model;
+mod optimizer;
 mod rows;
+mod training;

@@ -3,17 +3,16 @@
 use promptmix::backend::{Backend, Format};
 use promptmix::cuda::Precision;
 
-use crate::device::{device, numbers, on_device};
+use crate::device::{Place, device, numbers};
 
 #[test]
 fn rows_come_back_as_they_went() {
     for precision in [Precision::Bf16, Precision::F32] {
         let Some(device) = device(precision) else { return };
-        let values = numbers(1, 7 * 24);
+        let values = numbers(1, 7 * 24, 1.0);
         for format in [Format::Residual, Format::Operand, Format::Float] {
-            let rows = on_device(&device.cuda, &values, 24, format);
-            let back: Vec<f32> = device.cuda.read(&rows).into_iter().map(|value| value as f32).collect();
-            assert_eq!(back, values, "{precision:?} {format:?}");
+            let rows = device.cuda.place(&values, 24, format);
+            assert_eq!(device.cuda.read(&rows), values, "{precision:?} {format:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Gradient accumulation: micro-batches that share the step's label tokens add up to the large batch.
 
 use promptmix::backend::Backend;
-use promptmix::backend::cpu::Element;
+use promptmix::backend::cpu::{Cpu, Element};
 use promptmix::pretrained::Activation;
 use promptmix::verify::{Tolerance, compare};
 
@@ -17,24 +17,24 @@ fn micro_batches_add_up<E: Element>(tolerance: f64) {
         (example.run, example.target_prompt) = (u32::from(place > 3), place as u32 % 2);
         example.index = place as u32 % 4;
     }
-    let case: Case<E> = setting.build(2);
+    let case: Case<Cpu<E>> = setting.build(2);
     let tokens = case.label_tokens();
     assert_eq!(tokens, [7, 7]);
     let (large, gradient) = case.gradient();
 
     // Unequal micro-batches; the first run's examples are spread over two of them, the second's over two.
-    let mut state = case.cpu.state(&case.mixture.layout, &case.values, 2);
+    let mut state = case.backend.state(&case.mixture.layout, &case.values, 2);
     let mut losses = vec![0.0; 2];
     for micro in [0..3, 3..5, 5..7] {
         let batch = setting.pack(&setting.examples[micro]);
         let dropout = case.dropout.as_ref();
         let loss =
-            case.model.loss_and_gradient(&case.cpu, &case.mixture, &mut state, &batch, &tokens, dropout);
+            case.model.loss_and_gradient(&case.backend, &case.mixture, &mut state, &batch, &tokens, dropout);
         losses.iter_mut().zip(loss.per_run).for_each(|(sum, part)| *sum += part);
     }
     for (what, actual, expected, tolerance) in [
         ("loss", &losses, &large.per_run, tolerance),
-        ("gradient", &case.cpu.read_gradient(&state), &gradient, 10.0 * tolerance),
+        ("gradient", &case.backend.read_gradient(&state), &gradient, 10.0 * tolerance),
     ] {
         let comparison = compare(actual, expected);
         println!("{what}: {:.1e} of the largest", comparison.worst_relative);
@@ -46,8 +46,8 @@ fn micro_batches_add_up<E: Element>(tolerance: f64) {
     let (loss, _) = case.gradient_of(&first, &own);
     assert!((loss.per_run[0] - large.per_run[0]).abs() > 1e-3);
 
-    case.cpu.zero_gradient(&mut state);
-    assert!(case.cpu.read_gradient(&state).iter().all(|&g| g == 0.0));
+    case.backend.zero_gradient(&mut state);
+    assert!(case.backend.read_gradient(&state).iter().all(|&g| g == 0.0));
 }
 
 /// A few dozen roundings of 6e-8; gradients sum over more rows.

@@ -10,8 +10,8 @@ use promptmix::pretrained::{Activation, T5Config};
 use crate::setting::{Case, Setting, examples, small_config};
 
 /// Loss, attention and gradient of a step in f32, bit by bit.
-fn bytes(case: &mut Case<f32>, threads: usize) -> Vec<u64> {
-    case.cpu = Cpu::poisoning(Some(threads)).expect("threads");
+fn bytes(case: &mut Case<Cpu<f32>>, threads: usize) -> Vec<u64> {
+    case.backend = Cpu::poisoning(Some(threads)).expect("threads");
     let (loss, gradient) = case.gradient();
     let numbers = loss.per_run.iter().chain(&loss.attention).chain(&gradient);
     let bits: Vec<u64> = numbers.map(|number| number.to_bits()).collect();

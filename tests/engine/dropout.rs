@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{DropoutStep, Side, Site, SiteKind, philox};
 use promptmix::pretrained::Activation;
 
@@ -139,7 +140,7 @@ fn evaluation_ignores_the_rate_and_steps_differ() {
     let config = small_config(Activation::GatedGelu, false, 2, 2);
     let mut setting = Setting::new(config.clone(), examples(1, &config, &[(5, 2), (9, 1)]));
     let loss = |setting: &Setting| {
-        let case: Case<f64> = setting.build(1);
+        let case: Case<Cpu<f64>> = setting.build(1);
         case.loss(&case.values)
     };
     setting.dropout = (0.3, 1);
@@ -174,7 +175,7 @@ fn masks_follow_the_example_wherever_it_is_packed() {
         for (place, example) in setting.examples.iter_mut().enumerate() {
             (example.run, example.index) = (u32::from(place >= 3), 10 + place as u32);
         }
-        let case: Case<f64> = setting.build(1);
+        let case: Case<Cpu<f64>> = setting.build(1);
         let tokens = case.label_tokens();
         let (together, gradient) = case.gradient();
 

@@ -3,6 +3,7 @@
 //!
 //! The counts are exact: the operations of every matrix product, by formula, against [`Backend::operations`].
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
@@ -168,12 +169,12 @@ impl<'a> Step<'a> {
 
 /// Counted operations of the loss alone, and of the loss with its gradient.
 fn counted(setting: &Setting) -> [u64; 2] {
-    let case: Case<f32> = setting.build(2);
-    let before = case.cpu.operations();
+    let case: Case<Cpu<f32>> = setting.build(2);
+    let before = case.backend.operations();
     case.loss(&case.values);
-    let between = case.cpu.operations();
+    let between = case.backend.operations();
     case.gradient();
-    [between - before, case.cpu.operations() - between]
+    [between - before, case.backend.operations() - between]
 }
 
 const SHORT: [(usize, usize); 3] = [(17, 1), (30, 2), (1, 1)];

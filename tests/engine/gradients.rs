@@ -5,6 +5,7 @@
 //! 2h adds 1e-10. Gradients here have norms from 1e-2 up, so 5e-7 of the norm holds both (the worst seen is 6e-8), and a term left out or
 //! scaled wrongly by one part in 10,000 does not pass.
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Mixing, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
@@ -31,7 +32,7 @@ fn architectures() -> [T5Config; 3] {
 
 /// The largest difference between `gradient` and central differences, as a part of the norm of its segment's gradient,
 /// and where. Three random directions a segment, its largest entry, and two entries at random.
-fn worst_disagreement(case: &Case<f64>, gradient: &[f64]) -> (f64, String) {
+fn worst_disagreement(case: &Case<Cpu<f64>>, gradient: &[f64]) -> (f64, String) {
     let mut worst = (0.0, "nothing was compared".to_owned());
     let total = |values: &[f64]| case.loss(values).iter().sum::<f64>();
     let mut random = Random::new(99);

@@ -4,6 +4,7 @@
 #[path = "../common/random.rs"]
 mod random;
 
+#[path = "../common/setting.rs"]
 mod setting;
 
 mod accumulation;

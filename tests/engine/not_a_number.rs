@@ -1,5 +1,6 @@
 //! A NaN in any weight, source or parameter that the pass reads shows in its loss: no max, softmax or ReLU hides it.
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, OptimizerStep, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
@@ -14,7 +15,7 @@ fn setting(config: &T5Config) -> Setting {
 }
 
 fn loss(setting: &Setting) -> f64 {
-    let case: Case<f32> = setting.build(1);
+    let case: Case<Cpu<f32>> = setting.build(1);
     let (with_gradient, _) = case.gradient();
     let loss = case.loss(&case.values)[0];
     assert_eq!(loss.is_nan(), with_gradient.per_run[0].is_nan());
@@ -70,7 +71,7 @@ fn in_any_parameter_or_source() {
     for scorer in [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform] {
         let mut setting = setting(&config);
         setting.mixing.scorer = Some(scorer);
-        let mut case: Case<f32> = setting.build(1);
+        let mut case: Case<Cpu<f32>> = setting.build(1);
         let clean = case.values.clone();
         for segment in case.mixture.layout.segments() {
             for index in [segment.range.start, segment.range.end - 1] {
@@ -84,11 +85,11 @@ fn in_any_parameter_or_source() {
         for index in [0, length / 2, length - 1] {
             let mut sources: Vec<f32> = (0..length).map(|place| (place as f32 * 0.7).sin()).collect();
             case.mixture.sources =
-                Some(case.cpu.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
+                Some(case.backend.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
             assert!(case.loss(&clean)[0].is_finite());
             sources[index] = f32::NAN;
             case.mixture.sources =
-                Some(case.cpu.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
+                Some(case.backend.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
             let loss = case.loss(&clean)[0];
             assert!(loss.is_nan(), "{scorer:?}: a NaN at {index} of the sources gives {loss}");
         }
@@ -102,20 +103,20 @@ fn a_gradient_that_is_not_finite_leaves_its_run_alone_as_it_was() {
     let mut setting = setting(&config);
     setting.runs = 2;
     setting.examples[2].run = 1;
-    let case: Case<f32> = setting.build(1);
+    let case: Case<Cpu<f32>> = setting.build(1);
     let (_, gradient) = case.gradient();
     let half = case.mixture.layout.len();
     for damage in [f64::NAN, f64::INFINITY] {
-        let mut state = case.cpu.state(&case.mixture.layout, &case.values, 2);
+        let mut state = case.backend.state(&case.mixture.layout, &case.values, 2);
         let mut damaged = gradient.clone();
         damaged[half - 1] = damage;
-        case.cpu.write_gradient(&mut state, &damaged);
-        case.cpu.schedule(&mut state, &[OptimizerStep::new(0.3, 0.1); 2]);
-        case.cpu.optimizer_step(&mut state);
-        let reports = case.cpu.optimizer_reports(&state);
+        case.backend.write_gradient(&mut state, &damaged);
+        case.backend.schedule(&mut state, &[OptimizerStep::new(0.3, 0.1); 2]);
+        case.backend.optimizer_step(&mut state);
+        let reports = case.backend.optimizer_reports(&state);
         assert_eq!([reports[0].applied, reports[1].applied], [false, true]);
-        assert_eq!(case.cpu.updates(&state), [0, 1]);
-        let [values, first, _] = case.cpu.read_state(&state);
+        assert_eq!(case.backend.updates(&state), [0, 1]);
+        let [values, first, _] = case.backend.read_state(&state);
         assert_eq!(values[..half], case.values[..half]);
         assert!(first[..half].iter().all(|&moment| moment == 0.0));
         assert_ne!(values[half..], case.values[half..]);

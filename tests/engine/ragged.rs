@@ -1,7 +1,7 @@
 //! Packing is not seen: not by an example, not by its neighbours, and not by greedy decoding or label scoring. What
 //! cannot be packed is refused.
 
-use promptmix::backend::cpu::Element;
+use promptmix::backend::cpu::{Cpu, Element};
 use promptmix::backend::{Backend, Batch, Example, Scope, Side};
 use promptmix::model::Pass;
 use promptmix::pretrained::Activation;
@@ -25,14 +25,18 @@ fn alone_equals_packed<E: Element>(tolerance: f64) {
         // Both ways through cross attention, and a source longer than the position bias reaches.
         for lengths in [&[(17, 1), (1, 1), (40, 2), (6, 1)][..], &[(3, 12), (1, 9), (12, 20)][..]] {
             let setting = Setting::new(config.clone(), examples(1, &config, lengths));
-            let case: Case<E> = setting.build(2);
-            let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+            let case: Case<Cpu<E>> = setting.build(2);
+            let state = case.backend.state(&case.mixture.layout, &case.values, 1);
             let outputs = |batch: &Batch| {
                 let mut pass = Pass::evaluation();
-                let encoding = case.model.encode(&case.cpu, &case.mixture, &state, batch, &mut pass);
-                let decoding = case.model.decode(&case.cpu, batch, &encoding, &mut pass);
-                let logits = case.model.logits(&case.cpu, batch, &decoding);
-                [case.cpu.attention(encoding.mix()), case.cpu.read(encoding.rows()), case.cpu.read(&logits)]
+                let encoding = case.model.encode(&case.backend, &case.mixture, &state, batch, &mut pass);
+                let decoding = case.model.decode(&case.backend, batch, &encoding, &mut pass);
+                let logits = case.model.logits(&case.backend, batch, &decoding);
+                [
+                    case.backend.attention(encoding.mix()),
+                    case.backend.read(encoding.rows()),
+                    case.backend.read(&logits),
+                ]
             };
             let together = outputs(&case.batch);
             let mut alone = [Vec::new(), Vec::new(), Vec::new()];
@@ -78,12 +82,12 @@ fn absorbed_cross_attention_equals_plain() {
     let setting = Setting::new(config.clone(), examples(2, &config, &lengths));
     for dropout in [0.0, 0.2] {
         let setting = Setting { dropout: (dropout, 1), ..setting.clone() };
-        let case: Case<f64> = setting.build(1);
+        let case: Case<Cpu<f64>> = setting.build(1);
         let tokens = [10];
         let counted = |examples: &[Example]| {
-            let before = case.cpu.operations();
+            let before = case.backend.operations();
             let (_, gradient) = case.gradient_of(&setting.pack(examples), &tokens);
-            (case.cpu.operations() - before, gradient)
+            (case.backend.operations() - before, gradient)
         };
         let (absorbed_operations, mut gradient) = counted(&setting.examples[..2]);
         let (last_operations, last) = counted(&setting.examples[2..]);
@@ -95,12 +99,12 @@ fn absorbed_cross_attention_equals_plain() {
         );
         close(&format!("gradient, dropout {dropout}"), &gradient, &plain, 10.0 * F64);
 
-        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
         let logits = |examples: &[Example]| {
             let (batch, mut pass) = (setting.pack(examples), Pass::evaluation());
-            let encoding = case.model.encode(&case.cpu, &case.mixture, &state, &batch, &mut pass);
-            let decoding = case.model.decode(&case.cpu, &batch, &encoding, &mut pass);
-            case.cpu.read(&case.model.logits(&case.cpu, &batch, &decoding))
+            let encoding = case.model.encode(&case.backend, &case.mixture, &state, &batch, &mut pass);
+            let decoding = case.model.decode(&case.backend, &batch, &encoding, &mut pass);
+            case.backend.read(&case.model.logits(&case.backend, &batch, &decoding))
         };
         let short = logits(&setting.examples[..2]);
         close("logits", &logits(&setting.examples)[..short.len()], &short, F64);
@@ -113,17 +117,18 @@ fn the_cache_changes_nothing_that_greedy_decoding_says() {
     for (activation, tied) in [(Activation::Relu, true), (Activation::GatedGelu, false)] {
         let config = small_config(activation, tied, 2, 3);
         let setting = Setting::new(config.clone(), examples(3, &config, &[(17, 1), (1, 1), (25, 1), (6, 1)]));
-        let case: Case<f32> = setting.build(2);
-        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let case: Case<Cpu<f32>> = setting.build(2);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
         let (batch, longest) = (&case.batch, 14);
-        let encoding = case.model.encode(&case.cpu, &case.mixture, &state, batch, &mut Pass::evaluation());
-        let said = case.model.greedy(&case.cpu, batch, &encoding, longest).expect("decoded");
+        let encoding =
+            case.model.encode(&case.backend, &case.mixture, &state, batch, &mut Pass::evaluation());
+        let said = case.model.greedy(&case.backend, batch, &encoding, longest).expect("decoded");
 
         let mut prefixes = vec![vec![config.decoder_start_token_id]; batch.examples()];
         for _ in 0..longest {
             let step = batch.with_decoder(&prefixes, &prefixes).expect("decoder rows");
-            let decoding = case.model.decode(&case.cpu, &step, &encoding, &mut Pass::evaluation());
-            let logits = case.cpu.read(&case.model.logits(&case.cpu, &step, &decoding));
+            let decoding = case.model.decode(&case.backend, &step, &encoding, &mut Pass::evaluation());
+            let logits = case.backend.read(&case.model.logits(&case.backend, &step, &decoding));
             for (b, prefix) in prefixes.iter_mut().enumerate() {
                 let last = step.range(Side::Decoder, b).end - 1;
                 let row = &logits[last * config.vocab_size..(last + 1) * config.vocab_size];
@@ -147,11 +152,11 @@ fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() {
     let mut config = small_config(Activation::Relu, true, 1, 1);
     let decode = |config: &promptmix::pretrained::T5Config, longest| {
         let setting = Setting::new(config.clone(), examples(3, config, &[(17, 1), (1, 1), (25, 1)]));
-        let case: Case<f32> = setting.build(1);
-        let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
+        let case: Case<Cpu<f32>> = setting.build(1);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
         let encoding =
-            case.model.encode(&case.cpu, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
-        case.model.greedy(&case.cpu, &case.batch, &encoding, longest).expect("decoded")
+            case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
+        case.model.greedy(&case.backend, &case.batch, &encoding, longest).expect("decoded")
     };
     assert_eq!(decode(&config, 0), vec![Vec::<u32>::new(); 3]);
     let free = decode(&config, 6);
@@ -169,13 +174,14 @@ fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() {
 fn scoring_equals_the_loss_of_the_candidate_as_target() {
     let config = small_config(Activation::GatedSilu, true, 2, 2);
     let setting = Setting::new(config.clone(), examples(4, &config, &[(17, 1), (1, 1), (6, 3)]));
-    let case: Case<f64> = setting.build(1);
-    let state = case.cpu.state(&case.mixture.layout, &case.values, 1);
-    let encoding = case.model.encode(&case.cpu, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
+    let case: Case<Cpu<f64>> = setting.build(1);
+    let state = case.backend.state(&case.mixture.layout, &case.values, 1);
+    let encoding =
+        case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
     let candidates = [vec![5, 1], vec![9], vec![7, 7, 30, 1]];
     // Each example has candidates of its own; the second has none.
     let own: [&[Vec<u32>]; 3] = [&candidates, &[], &candidates[1..]];
-    let scores = case.model.score(&case.cpu, &case.batch, &encoding, &own).expect("scored");
+    let scores = case.model.score(&case.backend, &case.batch, &encoding, &own).expect("scored");
     assert_eq!(scores.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 2]);
     for (b, (example, scores)) in setting.examples.iter().zip(&scores).enumerate() {
         for (candidate, score) in own[b].iter().zip(scores) {
@@ -183,12 +189,14 @@ fn scoring_equals_the_loss_of_the_candidate_as_target() {
             let batch = setting.pack(&[example]);
             let pass = Pass::evaluation();
             // Weighted by one over one token: the sum over the candidate's tokens.
-            let loss = case.model.loss(&case.cpu, &case.mixture, &state, &batch, &[1], pass).per_run[0];
+            let loss = case.model.loss(&case.backend, &case.mixture, &state, &batch, &[1], pass).per_run[0];
             close(&format!("example {b}, {candidate:?}"), &[*score], &[-loss], F64);
         }
     }
-    let error =
-        case.model.score(&case.cpu, &case.batch, &encoding, &[&[vec![]], &[], &[]]).expect_err("no token");
+    let error = case
+        .model
+        .score(&case.backend, &case.batch, &encoding, &[&[vec![]], &[], &[]])
+        .expect_err("no token");
     assert!(error.to_string().contains("at least one"), "{error}");
 }
 

@@ -24,24 +24,34 @@ const POISON: u8 = 0xFF;
 pub(super) struct Memory {
     stream: Arc<CudaStream>,
     free: RefCell<BTreeMap<usize, Vec<CudaSlice<u8>>>>,
-    held: Cell<usize>,
-    peak: Cell<usize>,
-    allocated: Cell<usize>,
+    totals: Rc<Totals>,
     poison: bool,
     capturing: Cell<bool>,
 }
 
+/// Bytes of all pools of a device.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    held: Cell<usize>,
+    peak: Cell<usize>,
+    allocated: Cell<usize>,
+}
+
+impl Totals {
+    /// Bytes asked of the driver so far.
+    pub(super) fn allocated(&self) -> usize {
+        self.allocated.get()
+    }
+
+    /// The most bytes that were in use at a time.
+    pub(super) fn peak(&self) -> usize {
+        self.peak.get()
+    }
+}
+
 impl Memory {
-    pub(super) fn new(stream: Arc<CudaStream>, poison: bool) -> Rc<Self> {
-        Rc::new(Self {
-            stream,
-            free: RefCell::default(),
-            held: Cell::new(0),
-            peak: Cell::new(0),
-            allocated: Cell::new(0),
-            poison,
-            capturing: Cell::new(false),
-        })
+    pub(super) fn new(stream: Arc<CudaStream>, poison: bool, totals: Rc<Totals>) -> Rc<Self> {
+        Rc::new(Self { stream, free: RefCell::default(), totals, poison, capturing: Cell::new(false) })
     }
 
     /// `length` numbers of unspecified content.
@@ -62,7 +72,7 @@ impl Memory {
                 let fresh = unsafe { self.stream.alloc::<u8>(bytes) };
                 let fresh =
                     fresh.map_err(|error| driver(&format!("allocate {bytes} bytes on the GPU"), error))?;
-                self.allocated.set(self.allocated.get() + bytes);
+                self.totals.allocated.set(self.totals.allocated.get() + bytes);
                 fresh
             }
         };
@@ -72,8 +82,9 @@ impl Memory {
                 .and_then(|()| self.stream.memcpy_htod(&vec![POISON; bytes], &mut slice))
                 .map_err(|error| driver("poison a buffer", error))?;
         }
-        self.held.set(self.held.get() + bytes);
-        self.peak.set(self.peak.get().max(self.held.get()));
+        let held = self.totals.held.get() + bytes;
+        self.totals.held.set(held);
+        self.totals.peak.set(self.totals.peak.get().max(held));
         Ok(Buffer { slice: Some(slice), length, memory: Some(self.clone()), numbers: PhantomData })
     }
 
@@ -82,14 +93,9 @@ impl Memory {
         self.capturing.set(capturing);
     }
 
-    /// Bytes asked of the driver so far.
-    pub(super) fn allocated(&self) -> usize {
-        self.allocated.get()
-    }
-
-    /// The most bytes that were in use at a time.
-    pub(super) fn peak(&self) -> usize {
-        self.peak.get()
+    /// What all pools of the device hold together.
+    pub(super) fn totals(&self) -> &Rc<Totals> {
+        &self.totals
     }
 }
 
@@ -144,7 +150,7 @@ impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if let (Some(slice), Some(memory)) = (self.slice.take(), self.memory.take()) {
             let bytes = slice.len();
-            memory.held.set(memory.held.get() - bytes);
+            memory.totals.held.set(memory.totals.held.get() - bytes);
             memory.free.borrow_mut().entry(bytes).or_default().push(slice);
         }
     }

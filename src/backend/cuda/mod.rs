@@ -31,6 +31,7 @@ use std::rc::Rc;
 
 use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
 use cudarc::driver::{CudaContext, DeviceRepr};
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use batch::{ATTENTION_TILE, DeviceBatch};
 pub use dropout::MaskArgument;
@@ -49,7 +50,7 @@ use self::memory::Memory;
 use self::mix::{MixKept, Sources};
 use self::optimizer::State;
 use super::{
-    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Heads, Loss, Mask, Mixing,
+    Backend, Batch, CrossAttention, DropoutStep, Example, FeedForward, Format, Heads, Loss, Mask, Mixing,
     OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
@@ -63,6 +64,15 @@ pub enum Precision {
     Bf16,
     /// f32 without tensor cores, never TF32: slow, to verify with.
     F32,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        })
+    }
 }
 
 /// What a machine's GPU is.
@@ -197,7 +207,7 @@ impl Cuda {
         // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
-        let memory = Memory::new(stream.clone(), poison);
+        let memory = Memory::new(stream.clone(), poison, Rc::default());
         let mut counters = memory.take::<i32>(MOST_COUNTERS)?;
         stream
             .memset_zeros(&mut counters.view_mut()?)
@@ -232,14 +242,39 @@ impl Cuda {
         &self.kernels
     }
 
-    /// Bytes that it has asked the driver for.
+    /// Bytes that it has asked the driver for, those of captured steps included.
     pub fn allocated_bytes(&self) -> usize {
-        self.memory.borrow().allocated()
+        self.memory.borrow().totals().allocated()
     }
 
     /// The most bytes that were in use at a time.
     pub fn peak_bytes(&self) -> usize {
-        self.memory.borrow().peak()
+        self.memory.borrow().totals().peak()
+    }
+
+    /// The rate of this build's own product of `size` × `size` matrices, in operations a second, over `repeats`.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub fn product_rate(&self, size: usize, repeats: usize) -> Result<f64> {
+        let example = Example { source: vec![0], target: vec![0; size], ..Example::default() };
+        let batch = Batch::pack(&[example], 1, 0, 1)?;
+        // Bits that toggle: a GPU multiplies constants at a higher clock than it does numbers.
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+        let mut numbers =
+            || (0..size * size).map(|_| random.next_u32() as i32 as f32 / (1u32 << 31) as f32).collect();
+        let weight = self.weight(numbers(), size, size, Readers::Many);
+        let a: Vec<f32> = numbers();
+        let a = self.activation_of(&a, size, Format::Operand);
+        let mut out = self.activation(size, size, Format::Operand);
+        self.launch_product(&batch, Side::Decoder, &a, &weight, &mut out)?;
+        self.health()?;
+        let started = std::time::Instant::now();
+        for _ in 0..repeats {
+            self.launch_product(&batch, Side::Decoder, &a, &weight, &mut out)?;
+        }
+        self.health()?;
+        Ok((2 * size * size * size * repeats) as f64 / started.elapsed().as_secs_f64())
     }
 
     /// Whether [`Backend::record`] captures graphs; it does unless told otherwise.

@@ -140,6 +140,17 @@ impl Weight {
         self.operand.as_ref().ok_or_else(failure::absent)?.address(cuda)
     }
 
+    /// Its numbers as products read them, \[out, in\]: they never change.
+    pub fn read(&self, cuda: &Cuda) -> Vec<f32> {
+        match &self.operand {
+            Some(Operand::Bf16(operand)) => {
+                cuda.download(operand, operand.len()).into_iter().map(f32::from).collect()
+            }
+            Some(Operand::F32(operand)) => cuda.download(operand, operand.len()),
+            None => vec![f32::NAN; self.out * self.input],
+        }
+    }
+
     /// Where its f32 copy lies, which only a weight that is looked up has.
     pub(super) fn float_address(&self, cuda: &Cuda) -> Result<u64> {
         let missing = || Error::tensor("a weight", "an f32 copy, for looking up rows", "none", "");

@@ -4,12 +4,14 @@
 //! `cargo bench -p vgpu --bench speed` prints the figures; the best of three runs counts, as other work on the machine only
 //! slows. The rate for each second of processor time is what a core that is left alone would give.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+#[path = "../tests/support/bench.rs"]
+mod bench;
+#[path = "../tests/support/tools.rs"]
+mod tools;
 
 use std::time::Instant;
 
-use support::{Bench, Draw};
+use bench::{Bench, Draw};
 use vgpu::counters::Counters;
 use vgpu::device::Arguments;
 

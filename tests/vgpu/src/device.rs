@@ -13,7 +13,7 @@ use crate::execute::{self, Outcome, Settings, Shape};
 use crate::memory::{Memory, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
-use crate::ptx::{PtxError, Space, parse};
+use crate::ptx::{PtxError, Space, inline, parse};
 
 /// Why a module cannot be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +74,8 @@ pub struct Device {
     /// How launches run.
     pub settings: Settings,
     counters: HashMap<String, Counters>,
-    counter_order: Vec<String>,
+    /// Kernels that ran, in the order of their first launch.
+    ran: Vec<Arc<Program>>,
 }
 
 /// Everything that one launch needs, taken from the device so that it can run without it.
@@ -124,7 +125,7 @@ impl Device {
             memory: Memory::new(memory),
             settings: Settings::from_environment(profile),
             counters: HashMap::new(),
-            counter_order: Vec::new(),
+            ran: Vec::new(),
         }
     }
 
@@ -154,7 +155,8 @@ impl Device {
         if !self.profile.runs(&parsed.target) {
             return Err(ModuleError::Target { target: parsed.target, profile: self.profile.name });
         }
-        let files = Arc::new(parsed.files);
+        let files = Arc::new(parsed.files.clone());
+        let text: Arc<str> = Arc::from(text);
         let mut symbols: HashMap<String, (Space, u64)> = HashMap::new();
         let mut variables = HashMap::new();
         let mut dynamic_shared = Vec::new();
@@ -188,7 +190,9 @@ impl Device {
         }
         let mut kernels = HashMap::new();
         for function in parsed.functions.iter().filter(|function| function.is_entry && function.has_body) {
-            let program = load(function, files.clone(), &symbols, &dynamic_shared)?;
+            let whole = inline(&parsed, function)?;
+            let mut program = load(&whole, files.clone(), &symbols, &dynamic_shared)?;
+            program.text = text.clone();
             kernels.insert(function.name.clone(), Arc::new(program));
         }
         Ok(Module { kernels, variables })
@@ -282,11 +286,11 @@ impl Device {
     }
 
     /// Adds up what a launch counted.
-    pub fn count(&mut self, counters: &Counters) {
+    pub fn count(&mut self, program: &Arc<Program>, counters: &Counters) {
         match self.counters.get_mut(&counters.kernel) {
             Some(sum) => sum.add(counters),
             None => {
-                self.counter_order.push(counters.kernel.clone());
+                self.ran.push(program.clone());
                 self.counters.insert(counters.kernel.clone(), counters.clone());
             }
         }
@@ -294,13 +298,18 @@ impl Device {
 
     /// The counters of all kernels, in the order of their first launch.
     pub fn counters(&self) -> Vec<Counters> {
-        self.counter_order.iter().filter_map(|name| self.counters.get(name)).cloned().collect()
+        self.ran.iter().filter_map(|program| self.counters.get(&program.name)).cloned().collect()
+    }
+
+    /// The kernels that ran, in the order of [`Device::counters`].
+    pub fn kernels(&self) -> &[Arc<Program>] {
+        &self.ran
     }
 
     /// Starts counting anew.
     pub fn reset_counters(&mut self) {
         self.counters.clear();
-        self.counter_order.clear();
+        self.ran.clear();
     }
 
     /// Checks, runs and counts a launch. The arguments are laid out as the kernel's parameters; [`Arguments`]
@@ -316,7 +325,7 @@ impl Device {
     ) -> Result<Outcome, LaunchError> {
         self.check_limits(program, shape, self.profile.shared_per_block_optin)?;
         let outcome = self.prepare(program, shape, arguments).run();
-        self.count(&outcome.counters);
+        self.count(program, &outcome.counters);
         Ok(outcome)
     }
 

@@ -15,6 +15,7 @@
 
 pub mod check;
 pub(crate) mod codes;
+pub mod compiled;
 pub mod counters;
 pub mod device;
 mod driver;
@@ -26,6 +27,7 @@ pub mod prediction;
 pub mod profile;
 pub mod program;
 pub mod ptx;
+mod shadow;
 
 pub use driver::{Change, Summary};
 pub use host::{Gpu, HostError, find_library, load};

@@ -38,6 +38,30 @@ fn a_program_runs_and_its_counters_are_written() {
 }
 
 #[test]
+fn the_table_has_what_ptxas_says_where_it_is_installed() {
+    let json = std::env::temp_dir().join(format!("vgpu-ptxas-{}.json", std::process::id()));
+    for wanted in [true, false] {
+        let options: &[&str] = if wanted { &[] } else { &["--no-ptxas"] };
+        let output = run(&[&["--json", json.to_str().unwrap()], options].concat(), &[]);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{errors}");
+        let summary: vgpu::Summary = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        std::fs::remove_file(&json).unwrap();
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        if wanted && vgpu::compiled::Tools::find(root).is_some() {
+            assert!(errors.contains("kernel (compiled by ptxas)"), "{errors}");
+            let compiled = &summary.compiled[0];
+            assert_eq!((compiled.kernel.as_str(), compiled.target.as_str()), ("square", "sm_80"));
+            assert!(compiled.registers > 0 && compiled.instructions > 4, "{compiled:?}");
+            assert_eq!(summary.predictions[0].registers, compiled.registers);
+        } else {
+            assert!(!errors.contains("ptxas"), "{errors}");
+            assert!(summary.compiled.is_empty());
+        }
+    }
+}
+
+#[test]
 fn a_sample_of_blocks_stands_for_all() {
     let json = std::env::temp_dir().join(format!("vgpu-sample-{}.json", std::process::id()));
     let output = run(&["--sample-blocks", "8", "--json", json.to_str().unwrap()], &["many"]);

@@ -1,6 +1,7 @@
 //! The driver as cudarc sees it: copies, launches, graphs, limits, errors.
 
-mod support;
+#[path = "support/tools.rs"]
+mod tools;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, LaunchConfig, PushKernelArg, sys};
 use cudarc::nvrtc::Ptx;
@@ -260,7 +261,7 @@ fn events_measure_only_when_asked_to() {
 
 /// A fatbin of the calibration kernels with SASS of sm_80 and PTX of two architectures; none without nvcc.
 fn fatbin(name: &str, flags: &[&str]) -> Option<std::path::PathBuf> {
-    let nvcc = support::cuda_tool("nvcc").or_else(|| {
+    let nvcc = tools::cuda_tool("nvcc").or_else(|| {
         assert!(
             std::env::var_os("CI").is_none(),
             "CI runs without nvcc; run scripts/install-cuda-compiler first"

@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
+use vgpu::compiled::{FOLDER_VARIABLE, Tools};
+
 const USAGE: &str = "\
 Runs a CUDA program on the virtual GPU and prints failed checks and counters at its end.
 
@@ -14,6 +16,7 @@ usage: vgpu run [options] [--] PROGRAM [ARGUMENTS...]
   --json FILE          write checks, counters and predictions to FILE
   --sample-blocks N    run at most N blocks of every launch, spread evenly, and scale the counters;
                        what the kernels compute is then incomplete
+  --no-ptxas           do not compile the kernels that ran for the table of registers and spills
   --no-checks          run faster: no checks, no memory counters
   --seed N             order of blocks and warps; 0 is the natural one (default 1)
   --threads N          worker threads (default: all cores)
@@ -27,6 +30,7 @@ Exit code: the program's own; 101 when a check failed; 2 when the options are wr
 struct Options {
     settings: Vec<(&'static str, OsString)>,
     program: Vec<OsString>,
+    no_ptxas: bool,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
                 options.settings.push(("VGPU_JSON", path.into()));
             }
             "--sample-blocks" => options.settings.push(("VGPU_SAMPLE_BLOCKS", number(value()?)?)),
+            "--no-ptxas" => options.no_ptxas = true,
             "--no-checks" => options.settings.push(("VGPU_CHECKS", "0".into())),
             "--seed" => options.settings.push(("VGPU_SEED", number(value()?)?)),
             "--threads" => options.settings.push(("VGPU_THREADS", number(value()?)?)),
@@ -106,6 +111,11 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
     }
     let mut command = Command::new(&options.program[0]);
     command.args(&options.program[1..]).env("LD_PRELOAD", preload).env("VGPU_TABLE", "1");
+    let start = std::env::current_exe().unwrap_or_default();
+    match Tools::find(&start) {
+        Some(tools) if !options.no_ptxas => command.env(FOLDER_VARIABLE, tools.folders()),
+        _ => command.env_remove(FOLDER_VARIABLE),
+    };
     // A program of this project's tests must not look for another device.
     command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);
     let error = command.exec();

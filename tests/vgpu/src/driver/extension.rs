@@ -1,13 +1,17 @@
 //! Functions beyond CUDA's, by which tests and `vgpu run` talk to the library that they loaded.
 
 use std::ffi::{CStr, CString, c_char};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use serde::{Deserialize, Serialize};
 
 use super::exported;
 use super::state::{state, this_thread};
 use crate::check::Report;
+use crate::compiled::{self, Compiled, Tools};
+use crate::device::registers_of;
+use crate::prediction::Prediction;
+use crate::program::Program;
 
 /// Settings that a test changes while it runs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -38,24 +42,28 @@ pub struct Summary {
     /// The counters of every kernel.
     pub counters: Vec<crate::counters::Counters>,
     /// Predictions from the counters.
-    pub predictions: Vec<crate::prediction::Prediction>,
+    pub predictions: Vec<Prediction>,
+    /// What the real compiler makes of the kernels that ran; empty where it was not asked.
+    pub compiled: Vec<Compiled>,
 }
 
 fn give_text(text: String) -> *mut c_char {
     CString::new(text).map_or(std::ptr::null_mut(), CString::into_raw)
 }
 
-/// The summary as it stands.
-pub fn summary() -> Summary {
+/// The summary as it stands. The registers of kernels that are not among `compiled` are estimated.
+fn summary(compiled: Vec<Compiled>) -> Summary {
     let state = state();
     let counters = state.device.counters();
-    let registers = |name: &str| {
-        let program = state.functions.values().find(|function| function.program.name == name);
-        program.map(|function| crate::device::registers_of(&function.program))
+    let registers = |program: &Arc<Program>| {
+        let known = compiled.iter().find(|compiled| compiled.kernel == program.name);
+        known.map_or_else(|| registers_of(program), |compiled| compiled.registers)
     };
+    let kernels = state.device.kernels().iter();
     let predictions = counters
         .iter()
-        .map(|counters| crate::prediction::Prediction::of(counters, registers(&counters.kernel)))
+        .zip(kernels)
+        .map(|(counters, program)| Prediction::of(counters, Some(registers(program))))
         .collect();
     Summary {
         profile: state.device.profile.name.to_string(),
@@ -64,7 +72,39 @@ pub fn summary() -> Summary {
         reports: state.reports.iter().map(|(_, report)| report.clone()).collect(),
         counters,
         predictions,
+        compiled,
     }
+}
+
+/// Asks the real compiler of the kernels that ran, if `vgpu run` found it; what it cannot do is said and left out.
+fn compile() -> Vec<Compiled> {
+    if std::env::var_os(compiled::FOLDER_VARIABLE).is_none() {
+        return Vec::new();
+    }
+    let Some(tools) = Tools::find("/".as_ref()) else {
+        eprintln!("vgpu: {} lists no folders with ptxas and cuobjdump", compiled::FOLDER_VARIABLE);
+        return Vec::new();
+    };
+    let (kernels, target) = {
+        let state = state();
+        (state.device.kernels().to_vec(), state.device.profile.name)
+    };
+    let mut out: Vec<Compiled> = Vec::new();
+    let mut left: Vec<&Arc<Program>> = kernels.iter().collect();
+    while let Some(first) = left.first() {
+        // Kernels of one module are compiled together.
+        let text = first.text.clone();
+        let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|one| Arc::ptr_eq(&one.text, &text));
+        let names: Vec<&str> = now.iter().map(|program| program.name.as_str()).collect();
+        match compiled::compile(&tools, &text, &names, target) {
+            Ok(found) => out.extend(found),
+            Err(error) => eprintln!("vgpu: {error}"),
+        }
+        left = later;
+    }
+    // In the order of the counters.
+    out.sort_by_key(|one| kernels.iter().position(|program| program.name == one.kernel));
+    out
 }
 
 /// At the end of the process, unclaimed reports fail it, and `vgpu run` gets its table.
@@ -78,7 +118,8 @@ pub fn watch_exit() {
 
 extern "C" fn at_exit() {
     let outcome = std::panic::catch_unwind(|| {
-        let summary = summary();
+        let table = std::env::var_os("VGPU_TABLE").is_some();
+        let summary = summary(if table { compile() } else { Vec::new() });
         if let Some(path) = std::env::var_os("VGPU_JSON") {
             let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
             let fresh = std::path::PathBuf::from(&path).with_extension("json.new");
@@ -87,7 +128,7 @@ extern "C" fn at_exit() {
                 eprintln!("vgpu: the counters cannot be written to {}: {error}", path.to_string_lossy());
             }
         }
-        if std::env::var_os("VGPU_TABLE").is_some() {
+        if table {
             eprintln!(
                 "vgpu: profile {}, checks {}, seed {}",
                 summary.profile,
@@ -95,12 +136,16 @@ extern "C" fn at_exit() {
                 summary.seed
             );
             eprint!("{}", crate::prediction::table(&summary.counters, &summary.predictions));
+            if !summary.compiled.is_empty() {
+                let profile = state().device.profile;
+                eprint!("{}", compiled::table(&summary.compiled, &summary.counters, profile));
+            }
         }
         let count = summary.reports.len();
         if count > 0 {
             eprintln!("vgpu: {count} failed checks:");
             eprint!("{}", crate::device::describe(&summary.reports));
-        } else if std::env::var_os("VGPU_TABLE").is_some() && summary.checks {
+        } else if table && summary.checks {
             eprintln!("vgpu: no check failed");
         }
         count
@@ -136,7 +181,7 @@ extern "C" fn vgpu_take_reports() -> *mut c_char {
 /// Everything counted so far, as JSON.
 #[unsafe(no_mangle)]
 extern "C" fn vgpu_summary() -> *mut c_char {
-    give_text(serde_json::to_string(&summary()).unwrap_or_default())
+    give_text(serde_json::to_string(&summary(Vec::new())).unwrap_or_default())
 }
 
 /// Gives back a text of these functions.

@@ -22,7 +22,7 @@ pub fn perform(work: &Work) -> u32 {
             let prepared = state().device.prepare(program, shape, arguments);
             let outcome = prepared.run();
             let mut state = state();
-            state.device.count(&outcome.counters);
+            state.device.count(program, &outcome.counters);
             let mut code = SUCCESS;
             if outcome.device_error != 0 {
                 state.sticky = outcome.device_error;

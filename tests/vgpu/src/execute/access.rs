@@ -6,7 +6,7 @@ use super::shared::CHUNK;
 use super::warp::{Next, Warp, space_of};
 use crate::check::Check;
 use crate::program::lanes::merge;
-use crate::program::{Access, Atomic, LANES, LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
+use crate::program::{Access, LANES, LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 use crate::ptx::Space;
 
 /// The lanes of a mask, in order.
@@ -351,25 +351,6 @@ impl Warp {
             return None;
         }
         Some(lane * room.launch.program.local + address as usize)
-    }
-
-    pub(super) fn atomic<const CHECKS: bool>(
-        &mut self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        op: &Atomic,
-        mask: u32,
-    ) -> Next {
-        let addresses = self.addresses(&op.address);
-        match op.space {
-            Space::Shared => self.atomic_shared::<CHECKS>(room, me, at, op, &addresses, mask),
-            Space::Global => self.atomic_global::<CHECKS>(room, me, at, op, &addresses, mask),
-            _ => self.by_space(&addresses, mask, |warp, space, addresses, mask| match space {
-                Space::Shared => warp.atomic_shared::<CHECKS>(room, me, at, op, addresses, mask),
-                _ => warp.atomic_global::<CHECKS>(room, me, at, op, addresses, mask),
-            }),
-        }
     }
 
     /// A load or store of all lanes at given addresses rather than those of the access.

@@ -1,6 +1,28 @@
 //! What requests to memory cost: passes over the banks of shared memory, sectors of global memory.
 
+use crate::counters::{GlobalTraffic, SharedTraffic};
 use crate::program::LANES;
+
+impl SharedTraffic {
+    /// Counts an instruction whose lanes move `bytes` each.
+    #[inline]
+    pub(super) fn count(&mut self, addresses: &[u64; LANES], mask: u32, bytes: usize) {
+        let (passes, least) = wavefronts(addresses, mask, bytes);
+        self.requests += 1;
+        self.wavefronts += passes;
+        self.conflicts += passes - least;
+    }
+}
+
+impl GlobalTraffic {
+    /// Counts an instruction whose lanes move `bytes` together.
+    #[inline]
+    pub(super) fn count(&mut self, addresses: &[u64; LANES], mask: u32, bytes: u64) {
+        self.requests += 1;
+        self.sectors += sectors(addresses, mask);
+        self.bytes += bytes;
+    }
+}
 
 /// Passes over the banks that the accesses of some lanes need together, and the fewest that their bytes would.
 ///

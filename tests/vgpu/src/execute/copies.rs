@@ -1,7 +1,6 @@
 //! Asynchronous copies into and out of shared memory: `cp.async`, and bulk copies that an mbarrier counts.
 
 use super::access::lanes_of;
-use super::banks::{sectors, wavefronts};
 use super::block::{Landing, Room};
 use super::shared::Touch;
 use super::warp::{Next, Warp, space_of};
@@ -123,16 +122,10 @@ impl Warp {
         }
         self.copies.push(copy);
         if CHECKS {
-            let (passes, least) = wavefronts(&to, mask, N);
-            let traffic = &mut room.counters.async_stores;
-            traffic.requests += 1;
-            traffic.wavefronts += passes;
-            traffic.conflicts += passes - least;
+            room.counters.async_stores.count(&to, mask, N);
             let reading = whole | partly;
             if reading != 0 {
-                room.counters.loads.requests += 1;
-                room.counters.loads.sectors += sectors(&from, reading);
-                room.counters.loads.bytes += u64::from(whole.count_ones()) * N as u64;
+                room.counters.loads.count(&from, reading, u64::from(whole.count_ones()) * N as u64);
             }
         }
         Next::Continue

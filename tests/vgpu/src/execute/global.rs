@@ -1,133 +1,58 @@
 //! Accesses to global memory: bounds, alignment, what was written, races between blocks, sectors.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use super::access::{extent, lanes_of};
-use super::banks::sectors;
 use super::block::Room;
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::memory::{Allocation, CHUNK, Toucher};
-use crate::number::{BF16, F16, Rounding};
-use crate::program::{Access, Atomic, AtomicKind, LANES, Op, Program};
-
-/// Whether a kernel has anything by which blocks could order their accesses.
-pub(super) fn synchronizes(program: &Program) -> bool {
-    program.code.iter().any(|decoded| match &decoded.op {
-        Op::Fence(wide) => *wide,
-        Op::Atomic(atomic) => atomic.ordered,
-        Op::Load(access) | Op::Store(access) => access.ordered,
-        _ => false,
-    })
-}
-
-/// By address: the blocks that released there, each with its clock, in order.
-#[derive(Default)]
-pub(crate) struct Releases {
-    by_address: Mutex<HashMap<u64, Vec<(u32, u8)>>>,
-    any: AtomicBool,
-}
-
-/// What a block knows of others: how much of which addresses' releases it has seen.
-#[derive(Default)]
-pub(super) struct Knowledge {
-    clock: u8,
-    seen: Vec<(u64, usize)>,
-}
-
-impl Knowledge {
-    /// What the block did so far becomes part of its next release.
-    pub fn fence(&mut self) {
-        // A block that fences more often than can be told apart releases everything at once.
-        self.clock = self.clock.saturating_add(1);
-    }
-
-    fn toucher(&self, room: &Room<'_>) -> Toucher {
-        Toucher { epoch: room.launch.memory.epoch, block: room.linear, clock: self.clock }
-    }
-
-    fn meet(&mut self, releases: &Releases, address: u64, block: u32, releasing: bool) {
-        if !releasing && !releases.any.load(Relaxed) {
-            return;
-        }
-        let Ok(mut map) = releases.by_address.lock() else { return };
-        let list = map.entry(address).or_default();
-        if releasing && self.clock > 0 {
-            releases.any.store(true, Relaxed);
-            match list.last_mut() {
-                Some(last) if last.0 == block => last.1 = self.clock,
-                _ => list.push((block, self.clock)),
-            }
-        }
-        let count = list.len();
-        match self.seen.iter_mut().find(|(known, _)| *known == address) {
-            Some((_, seen)) => *seen = count,
-            None => self.seen.push((address, count)),
-        }
-    }
-
-    /// Whether what another block did at a clock came before what this one does now.
-    fn knows(&self, releases: &Releases, block: u32, clock: u8, many: bool) -> bool {
-        if self.seen.is_empty() {
-            return false;
-        }
-        // Of many readers only some are known by name; whoever synchronised at all is trusted with the rest.
-        if many {
-            return true;
-        }
-        let Ok(map) = releases.by_address.lock() else { return true };
-        self.seen.iter().any(|(address, count)| {
-            map.get(address).is_some_and(|list| {
-                list[..(*count).min(list.len())]
-                    .iter()
-                    .any(|&(other, at)| other == block && (at > clock || at == u8::MAX))
-            })
-        })
-    }
-}
+use crate::memory::{Allocation, CHUNK};
+use crate::program::{Access, LANES};
+use crate::shadow::Touch;
 
 /// The bytes that lanes touch, put together by chunk: the chunk, a bit for each of its bytes, and the first lane.
 /// To the check of races between blocks all lanes of a warp are one.
 struct Pieces {
-    found: [(usize, u16, u8); 2 * LANES],
+    /// Chunk, bits and lane, packed: this is filled for every access, and tuples are slow to clear.
+    found: [u64; 2 * LANES],
     count: usize,
+    /// By the low bits of a chunk: where it may have been put, counted from 1.
+    hints: [u8; LANES],
 }
 
 impl Pieces {
     /// Of accesses that lie inside an allocation, of at most one chunk each.
     #[inline(always)]
     fn new(allocation: &Allocation, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Self {
-        let mut out = Self { found: [(0, 0, 0); 2 * LANES], count: 0 };
+        let mut out = Self { found: [0; 2 * LANES], count: 0, hints: [0; LANES] };
         for lane in lanes_of(mask) {
             let offset = (addresses[lane] - allocation.base) as usize;
             // An allocation of the host's own may begin anywhere, and then an access may span two chunks.
             let bits = ((1u32 << bytes) - 1) << (offset % CHUNK);
-            out.add(offset / CHUNK, bits as u16, lane as u8);
+            out.add(offset / CHUNK, bits as u16, lane);
             if bits >> CHUNK != 0 {
-                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane as u8);
+                out.add(offset / CHUNK + 1, (bits >> CHUNK) as u16, lane);
             }
         }
         out
     }
 
+    /// A chunk that is put down twice only costs time.
     #[inline(always)]
-    fn add(&mut self, chunk: usize, bits: u16, lane: u8) {
-        // Neighbours are near; a piece that is found twice only costs time.
-        let first = self.count.saturating_sub(4);
-        for piece in self.found[first..self.count].iter_mut().rev() {
-            if piece.0 == chunk {
-                piece.1 |= bits;
-                return;
-            }
+    fn add(&mut self, chunk: usize, bits: u16, lane: usize) {
+        let hint = &mut self.hints[chunk % LANES];
+        if let Some(known) = usize::from(*hint).checked_sub(1)
+            && self.found[known] >> 24 == chunk as u64
+        {
+            self.found[known] |= u64::from(bits) << 8;
+        } else {
+            self.found[self.count] = (chunk as u64) << 24 | u64::from(bits) << 8 | lane as u64;
+            self.count += 1;
+            *hint = self.count as u8;
         }
-        self.found[self.count] = (chunk, bits, lane);
-        self.count += 1;
     }
 
-    fn iter(&self) -> impl Iterator<Item = &(usize, u16, u8)> {
-        self.found[..self.count].iter()
+    fn iter(&self) -> impl Iterator<Item = (usize, u16, usize)> {
+        let unpack = |&piece: &u64| ((piece >> 24) as usize, (piece >> 8) as u16, piece as usize & 0xff);
+        self.found[..self.count].iter().map(unpack)
     }
 }
 
@@ -247,7 +172,7 @@ impl Warp {
         allocation: &Allocation,
         (chunk, bits): (usize, u16),
         write: bool,
-        touch: crate::memory::Touch,
+        touch: Touch,
     ) {
         let traffic = if write { &mut room.counters.stores } else { &mut room.counters.loads };
         traffic.unique_bytes += u64::from(touch.fresh);
@@ -271,7 +196,7 @@ impl Warp {
 
     /// Reports a write outside the outputs that a test declared.
     #[inline(always)]
-    fn check_declared(
+    pub(super) fn check_declared(
         &self,
         room: &mut Room<'_>,
         me: usize,
@@ -333,10 +258,7 @@ impl Warp {
     ) -> Next {
         let outcome = self.fetch_global::<CHECKS, N>(room, me, at, strong, addresses, mask, data);
         if CHECKS {
-            let traffic = &mut room.counters.loads;
-            traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask);
-            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+            room.counters.loads.count(addresses, mask, u64::from(mask.count_ones()) * N as u64);
         }
         outcome
     }
@@ -379,14 +301,13 @@ impl Warp {
         } else if CHECKS {
             let pieces = Pieces::new(allocation, addresses, mask, N);
             let who = room.knowledge.toucher(room);
-            for &(chunk, bits, lane) in pieces.iter() {
+            for (chunk, bits, lane) in pieces.iter() {
                 if !allocation.is_written_bits(chunk, bits) {
                     let offset = chunk * CHUNK + bits.trailing_zeros() as usize;
-                    let (lane, bytes) = (usize::from(lane), bits.count_ones() as usize);
-                    self.report_unwritten(room, me, at, lane, allocation, offset, bytes);
+                    self.report_unwritten(room, me, at, lane, allocation, offset, bits.count_ones() as usize);
                 }
                 let touch = allocation.touch_bits(chunk, bits, false, false, who);
-                self.report_global(room, me, at, usize::from(lane), allocation, (chunk, bits), false, touch);
+                self.report_global(room, me, at, lane, allocation, (chunk, bits), false, touch);
             }
         }
         Next::Continue
@@ -442,18 +363,9 @@ impl Warp {
                     self.check_declared(room, me, at, lane, allocation, address, N);
                 }
                 let who = room.knowledge.toucher(room);
-                for &(chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
+                for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
                     let touch = allocation.touch_bits(chunk, bits, true, false, who);
-                    self.report_global(
-                        room,
-                        me,
-                        at,
-                        usize::from(lane),
-                        allocation,
-                        (chunk, bits),
-                        true,
-                        touch,
-                    );
+                    self.report_global(room, me, at, lane, allocation, (chunk, bits), true, touch);
                     allocation.mark_written_bits(chunk, bits);
                 }
             }
@@ -471,10 +383,7 @@ impl Warp {
             }
         }
         if CHECKS {
-            let traffic = &mut room.counters.stores;
-            traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask);
-            traffic.bytes += u64::from(mask.count_ones()) * N as u64;
+            room.counters.stores.count(addresses, mask, u64::from(mask.count_ones()) * N as u64);
         }
         Next::Continue
     }
@@ -511,155 +420,4 @@ impl Warp {
         allocation.write(address, bytes);
         allocation.mark_written(address, N);
     }
-
-    pub(super) fn atomic_global<const CHECKS: bool>(
-        &mut self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        op: &Atomic,
-        addresses: &[u64; LANES],
-        mask: u32,
-    ) -> Next {
-        let count = op.operands.len();
-        for lane in lanes_of(mask) {
-            let total = op.size * count;
-            if !addresses[lane].is_multiple_of(total as u64) {
-                return self.misaligned(room, me, at, lane, addresses[lane], total);
-            }
-            for element in 0..count {
-                let address = addresses[lane] + (element * op.size) as u64;
-                let Some(allocation) = self.locate(room, me, at, lane, address, op.size) else {
-                    return Next::Fault;
-                };
-                if CHECKS {
-                    room.counters.global_atomics += 1;
-                    if !allocation.is_written(address, op.size) && op.kind != AtomicKind::Exchange {
-                        room.report(Check::UninitializedGlobal, at, me, lane, || {
-                            format!("an atomic on memory that was never written, at 0x{address:x}")
-                        });
-                    }
-                    if room.launch.synchronizes {
-                        if op.ordered {
-                            room.knowledge.fence();
-                        }
-                        room.knowledge.meet(&room.launch.releases, address, room.linear, true);
-                    }
-                    self.touch_global(room, me, at, lane, allocation, address, op.size, true, true);
-                    self.check_declared(room, me, at, lane, allocation, address, op.size);
-                }
-                let (operand, swap) = self.atomic_operands(op, lane, element);
-                let old = if op.size == 8 {
-                    let Some(cell) = allocation.atomic_long(address) else { return Next::Fault };
-                    let mut old = cell.load(Relaxed);
-                    while let Err(now) = cell.compare_exchange_weak(
-                        old,
-                        combine(op.kind, 8, old, operand, swap),
-                        Relaxed,
-                        Relaxed,
-                    ) {
-                        old = now;
-                    }
-                    old
-                } else {
-                    // Halves share a word with their neighbours.
-                    let shift = (address % 4) * 8;
-                    let keep = if op.size == 4 { 0 } else { !(0xffffu32 << shift) };
-                    let Some(cell) = allocation.atomic_word(address & !3) else { return Next::Fault };
-                    let mut word = cell.load(Relaxed);
-                    loop {
-                        let old = u64::from((word & !keep) >> shift);
-                        let new = (combine(op.kind, op.size, old, operand, swap) as u32) << shift;
-                        match cell.compare_exchange_weak(
-                            word,
-                            (word & keep) | (new & !keep),
-                            Relaxed,
-                            Relaxed,
-                        ) {
-                            Ok(_) => break old,
-                            Err(now) => word = now,
-                        }
-                    }
-                };
-                allocation.mark_written(address, op.size);
-                self.atomic_result(op, lane, element, old);
-            }
-        }
-        if CHECKS {
-            let traffic = &mut room.counters.stores;
-            traffic.requests += 1;
-            traffic.sectors += sectors(addresses, mask);
-            traffic.bytes += u64::from(mask.count_ones()) * (op.size * count) as u64;
-        }
-        Next::Continue
-    }
-
-    pub(super) fn atomic_operands(&self, op: &Atomic, lane: usize, element: usize) -> (u64, u64) {
-        let get = |slot: u32| {
-            if op.size == 8 {
-                self.registers.longs[slot as usize].0[lane]
-            } else {
-                u64::from(self.registers.words[slot as usize].0[lane])
-            }
-        };
-        (get(op.operands[element]), op.swap.map_or(0, get))
-    }
-
-    pub(super) fn atomic_result(&mut self, op: &Atomic, lane: usize, element: usize, old: u64) {
-        if let Some(&slot) = op.destinations.get(element) {
-            if op.size == 8 {
-                self.registers.longs[slot as usize].0[lane] = old;
-            } else {
-                self.registers.words[slot as usize].0[lane] = old as u32;
-            }
-        }
-    }
-}
-
-/// What an atomic leaves behind.
-pub(super) fn combine(kind: AtomicKind, size: usize, old: u64, operand: u64, swap: u64) -> u64 {
-    let extend = |value: u64| if size == 8 { value as i64 } else { i64::from(value as u32 as i32) };
-    let limit = if size == 8 { u64::MAX } else { u64::from(u32::MAX) };
-    let single = |value: u64| f32::from_bits(value as u32);
-    let narrow = |format: crate::number::Format, a: u64, b: u64| {
-        let sum = format.decode(a as u32 & 0xffff) + format.decode(b as u32 & 0xffff);
-        u64::from(format.encode(sum, Rounding::Nearest, false))
-    };
-    let pair = |format| narrow(format, old, operand) | narrow(format, old >> 16, operand >> 16) << 16;
-    let value = match kind {
-        AtomicKind::Add => old.wrapping_add(operand),
-        AtomicKind::AddSingle => u64::from((single(old) + single(operand)).to_bits()),
-        AtomicKind::AddDouble => (f64::from_bits(old) + f64::from_bits(operand)).to_bits(),
-        AtomicKind::AddHalf => narrow(F16, old, operand),
-        AtomicKind::AddBrain => narrow(BF16, old, operand),
-        AtomicKind::AddHalfPair => pair(F16),
-        AtomicKind::AddBrainPair => pair(BF16),
-        AtomicKind::MinSigned => extend(old).min(extend(operand)) as u64,
-        AtomicKind::MaxSigned => extend(old).max(extend(operand)) as u64,
-        AtomicKind::MinUnsigned => old.min(operand),
-        AtomicKind::MaxUnsigned => old.max(operand),
-        AtomicKind::And => old & operand,
-        AtomicKind::Or => old | operand,
-        AtomicKind::Xor => old ^ operand,
-        AtomicKind::Exchange => operand,
-        AtomicKind::CompareSwap => {
-            let same = if size == 2 { old & 0xffff == operand & 0xffff } else { old == operand };
-            if same { swap } else { old }
-        }
-        AtomicKind::Increment => {
-            if old >= operand {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomicKind::Decrement => {
-            if old == 0 || old > operand {
-                operand
-            } else {
-                old - 1
-            }
-        }
-    };
-    value & limit
 }

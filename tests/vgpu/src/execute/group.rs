@@ -8,27 +8,7 @@ use crate::program::{
 };
 
 impl Warp {
-    /// Checks that the lanes that came are those that the member mask names, exited ones aside.
-    pub(super) fn check_members(
-        &self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        members: &[u32; LANES],
-        mask: u32,
-    ) {
-        let lane = mask.trailing_zeros() as usize;
-        let wanted = members[lane & 31];
-        let live = room.live_lanes[me];
-        // Lanes that are named but have not come arrive later on a device, and the results differ.
-        if wanted & live & !mask != 0 || mask & !wanted != 0 {
-            room.report(Check::MemberMask, at, me, lane, || {
-                format!("the mask names lanes {wanted:08x}, of which {live:08x} live, but {mask:08x} came together")
-            });
-        }
-    }
-
-    /// Checks that all living lanes came, as `.aligned` asks.
+    /// Checks that all 32 lanes came, as tensor cores ask.
     pub(super) fn whole_warp(&self, room: &mut Room<'_>, me: usize, at: usize, mask: u32) {
         let live = room.live_lanes[me];
         if mask != FULL {
@@ -46,8 +26,6 @@ impl Warp {
         op: &Shuffle,
         mask: u32,
     ) {
-        let members = self.registers.words[op.members as usize].0;
-        self.check_members(room, me, at, &members, mask);
         let source = self.registers.words[op.source as usize].0;
         let distance = self.registers.words[op.lane as usize].0;
         let clamp = self.registers.words[op.clamp as usize].0;
@@ -87,9 +65,7 @@ impl Warp {
         }
     }
 
-    pub(super) fn vote(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Vote, mask: u32) {
-        let members = self.registers.words[op.members as usize].0;
-        self.check_members(room, me, at, &members, mask);
+    pub(super) fn vote(&mut self, op: &Vote, mask: u32) {
         let bits = self.registers.predicates[op.source as usize];
         let held = if op.negated { !bits } else { bits } & mask;
         let answer = match op.kind {
@@ -102,9 +78,7 @@ impl Warp {
         *register = if answer { *register | mask } else { *register & !mask };
     }
 
-    pub(super) fn match_values(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Match, mask: u32) {
-        let members = self.registers.words[op.members as usize].0;
-        self.check_members(room, me, at, &members, mask);
+    pub(super) fn match_values(&mut self, op: &Match, mask: u32) {
         let values: [u64; LANES] = if op.long {
             self.registers.longs[op.source as usize].0
         } else {
@@ -127,9 +101,7 @@ impl Warp {
         }
     }
 
-    pub(super) fn reduce(&mut self, room: &mut Room<'_>, me: usize, at: usize, op: &Reduce, mask: u32) {
-        let members = self.registers.words[op.members as usize].0;
-        self.check_members(room, me, at, &members, mask);
+    pub(super) fn reduce(&mut self, op: &Reduce, mask: u32) {
         let values = self.registers.words[op.source as usize].0;
         let answer =
             (0..LANES).filter(|lane| mask >> lane & 1 != 0).map(|lane| values[lane]).reduce(|a, b| match op
@@ -157,12 +129,6 @@ impl Warp {
     ) -> Next {
         let lane = mask.trailing_zeros() as usize;
         let number = self.registers.words[op.number as usize].0[lane & 31] as usize;
-        let live = room.live_lanes[me];
-        if op.aligned && mask != live {
-            room.report(Check::BarrierInDivergentCode, at, me, lane, || {
-                format!("lanes {mask:08x} came to a barrier that all of {live:08x} must reach together")
-            });
-        }
         if number >= room.barriers.len() {
             room.report(Check::Trap, at, me, lane, || {
                 format!("barrier {number} does not exist; there are 16")

@@ -1,12 +1,16 @@
 //! Runs a kernel: blocks over threads, warps of a block in turn, 32 lanes at a time.
 
 mod access;
+mod atomic;
 mod banks;
 mod block;
 mod copies;
 mod global;
 mod group;
+mod meeting;
+mod order;
 mod product;
+mod registers;
 mod shared;
 mod shared_access;
 mod tensor;
@@ -21,7 +25,7 @@ use crate::counters::Counters;
 use crate::memory::View;
 use crate::program::Program;
 use block::Block;
-use global::Releases;
+use order::Releases;
 
 pub use product::multiply_add_tile;
 
@@ -125,7 +129,7 @@ pub fn run(
         arguments,
         memory,
         releases: Releases::default(),
-        synchronizes: global::synchronizes(program),
+        synchronizes: order::synchronizes(program),
         stop: AtomicBool::new(false),
         deadline: Instant::now() + settings.timeout,
     };

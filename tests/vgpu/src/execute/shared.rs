@@ -12,11 +12,14 @@
 use std::collections::HashMap;
 
 const NOBODY: u16 = u16::MAX;
-const MANY_LANES: u8 = u8::MAX;
+/// A thread that is no writer of anything: several lanes of a warp.
+const SEVERAL: u16 = u16::MAX - 1;
+/// Several lanes instead of one.
+pub const MANY_LANES: u8 = u8::MAX;
 /// Bytes of a chunk.
 pub const CHUNK: usize = 16;
 /// One in every byte.
-const ONES: u64 = 0x0101_0101_0101_0101;
+pub const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// What the warps of a block know of each other.
 pub struct Clocks {
@@ -429,7 +432,7 @@ impl Shared {
         let Touch { write, atomic, warp } = touch;
         let known = clocks.of(warp);
         let (now, tick) = (known[warp], clocks.ticks[warp]);
-        let thread = (warp * 32 + lane) as u16;
+        let thread = if lane == usize::from(MANY_LANES) { SEVERAL } else { (warp * 32 + lane) as u16 };
         let reads = &mut self.reads[index * self.warps..(index + 1) * self.warps];
         let cell = &mut self.cells[index];
         let mut out = None;

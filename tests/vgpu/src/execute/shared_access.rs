@@ -1,13 +1,11 @@
 //! What loads, stores and atomics do in shared memory, under its checks.
 
 use super::access::{covers, extent, lanes_of};
-use super::banks::wavefronts;
 use super::block::Room;
-use super::global::combine;
-use super::shared::{CHUNK, Collision, Finding, Touch};
+use super::shared::{CHUNK, Collision, Finding, MANY_LANES, ONES, Touch};
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::program::{Atomic, LANES};
+use crate::program::LANES;
 
 /// One lane in every two bytes of a chunk: the lane itself for 16 bytes a lane, neighbours for less.
 const fn pattern(bytes: usize) -> u64 {
@@ -16,6 +14,32 @@ const fn pattern(bytes: usize) -> u64 {
         4 => 0x0303_0202_0101_0000,
         8 => 0x0101_0101_0000_0000,
         _ => 0,
+    }
+}
+
+/// Whole chunks that lanes read, put together by chunk: the chunk, its reader or [`MANY_LANES`], and the first of them.
+#[derive(Default)]
+struct Readers {
+    found: [(usize, u8, u8); LANES],
+    count: usize,
+    /// By the low bits of a chunk: where it may have been put, counted from 1.
+    hints: [u8; LANES],
+}
+
+impl Readers {
+    /// A chunk that is put down twice only costs time.
+    #[inline(always)]
+    fn add(&mut self, chunk: usize, lane: u8) {
+        let hint = &mut self.hints[chunk % LANES];
+        if let Some(known) = usize::from(*hint).checked_sub(1)
+            && self.found[known].0 == chunk
+        {
+            self.found[known].1 = MANY_LANES;
+        } else {
+            self.found[self.count] = (chunk, lane, lane);
+            self.count += 1;
+            *hint = self.count as u8;
+        }
     }
 }
 
@@ -37,11 +61,7 @@ impl Warp {
             data[lane].copy_from_slice(&room.shared.data[place..place + N]);
         }
         if CHECKS {
-            let (passes, least) = wavefronts(addresses, mask, N);
-            let traffic = &mut room.counters.shared_loads;
-            traffic.requests += 1;
-            traffic.wavefronts += passes;
-            traffic.conflicts += passes - least;
+            room.counters.shared_loads.count(addresses, mask, N);
             self.touch_shared_lanes(room, me, at, addresses, mask, N);
         }
         Next::Continue
@@ -59,10 +79,13 @@ impl Warp {
     ) {
         let touch = Touch { write: false, atomic: false, warp: me };
         if bytes == CHUNK {
+            let mut readers = Readers::default();
             for lane in lanes_of(mask) {
-                let (place, lanes) = (addresses[lane] as usize, lane as u64 * 0x0101_0101_0101_0101);
-                let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
-                self.report_shared(room, me, at, lane, place, CHUNK, false, found);
+                readers.add(addresses[lane] as usize / CHUNK, lane as u8);
+            }
+            for &(chunk, reader, lane) in &readers.found[..readers.count] {
+                let found = room.shared.touch_chunk(chunk, u64::from(reader) * ONES, touch, &room.clocks);
+                self.report_shared(room, me, at, usize::from(lane), chunk * CHUNK, CHUNK, false, found);
             }
             return;
         }
@@ -104,11 +127,7 @@ impl Warp {
             return Next::Fault;
         }
         if CHECKS {
-            let (passes, least) = wavefronts(addresses, mask, N);
-            let traffic = &mut room.counters.shared_stores;
-            traffic.requests += 1;
-            traffic.wavefronts += passes;
-            traffic.conflicts += passes - least;
+            room.counters.shared_stores.count(addresses, mask, N);
         }
         self.put_shared::<CHECKS, N>(room, me, at, addresses, mask, data);
         Next::Continue
@@ -139,7 +158,7 @@ impl Warp {
                 let place = addresses[first] as usize;
                 let bytes = data[first..first + group].as_flattened();
                 if !room.shared.holds(place, bytes) {
-                    let lanes = pattern(N) + first as u64 * 0x0101_0101_0101_0101;
+                    let lanes = pattern(N) + first as u64 * ONES;
                     let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
                     self.report_shared(room, me, at, first, place, CHUNK, true, found);
                     room.shared.data[place..place + CHUNK].copy_from_slice(bytes);
@@ -237,42 +256,6 @@ impl Warp {
         if !found.is_clean() {
             report(room, me, at, lane, place, bytes, write, found);
         }
-    }
-
-    pub(super) fn atomic_shared<const CHECKS: bool>(
-        &mut self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        op: &Atomic,
-        addresses: &[u64; LANES],
-        mask: u32,
-    ) -> Next {
-        for lane in lanes_of(mask) {
-            for element in 0..op.operands.len() {
-                let address = addresses[lane] + (element * op.size) as u64;
-                let Some(place) = self.shared_place(room, me, at, lane, address, op.size) else {
-                    return Next::Fault;
-                };
-                if CHECKS {
-                    // An atomic reads too; what was never written is reported before the write marks it.
-                    if room.shared.is_unwritten(place, op.size) {
-                        room.report(Check::UninitializedShared, at, me, lane, || {
-                            format!("an atomic on {} bytes at shared offset {place}", op.size)
-                        });
-                    }
-                    self.touch_shared(room, me, at, lane, place, op.size, true, true);
-                }
-                let mut bytes = [0u8; 8];
-                bytes[..op.size].copy_from_slice(&room.shared.data[place..place + op.size]);
-                let old = u64::from_le_bytes(bytes);
-                let (operand, swap) = self.atomic_operands(op, lane, element);
-                let new = combine(op.kind, op.size, old, operand, swap);
-                room.shared.data[place..place + op.size].copy_from_slice(&new.to_le_bytes()[..op.size]);
-                self.atomic_result(op, lane, element, old);
-            }
-        }
-        Next::Continue
     }
 }
 

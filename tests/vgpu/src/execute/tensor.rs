@@ -9,7 +9,6 @@
 //! * B, tf32: row `thread + 4 * i`, column `group`.
 //! * C and D: elements 0 and 1 are row `group`, columns `2 * thread` and the next; 2 and 3 are row `group + 8`.
 
-use super::banks::wavefronts;
 use super::block::Room;
 use super::product::{Tile, halves, multiply_add_tile, product, turned};
 use super::warp::{Next, Warp, space_of};
@@ -130,11 +129,7 @@ impl Warp {
         let matrices = op.registers.len();
         if CHECKS {
             let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
-            let (passes, least) = wavefronts(&rows, lanes, 16);
-            let traffic = &mut room.counters.matrix;
-            traffic.requests += 1;
-            traffic.wavefronts += passes;
-            traffic.conflicts += passes - least;
+            room.counters.matrix.count(&rows, lanes, 16);
         }
         let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
         if !self.shared_places(room, me, at, &rows, lanes, 16) {

@@ -7,7 +7,7 @@
 use super::block::Room;
 use super::copies::PendingCopy;
 use crate::check::Check;
-use crate::program::{Address, FULL, LANES, Op, Program, Registers, VoteKind};
+use crate::program::{Address, FULL, LANES, Members, Op, Program, Registers, VoteKind};
 use crate::ptx::Space;
 
 /// Lanes that stand at one instruction.
@@ -23,6 +23,20 @@ pub(super) struct Path {
     pub reduce: Option<(VoteKind, u32)>,
     /// Whether others go first.
     pub parked: bool,
+    /// The lanes without which it does not go on, its own among them; 0 for none.
+    pub awaits: u32,
+}
+
+impl Path {
+    /// Lanes that can run.
+    pub fn new(at: usize, lanes: u32) -> Self {
+        Self { at, lanes, barrier: None, reduce: None, parked: false, awaits: 0 }
+    }
+
+    /// Whether it waits for nobody.
+    fn is_ready(&self) -> bool {
+        self.barrier.is_none() && self.awaits == 0
+    }
 }
 
 /// Why a warp stopped running.
@@ -124,7 +138,7 @@ impl Warp {
         self.registers.predicates[..predicates].fill(0);
         self.valid.copy_from_slice(&self.valid_at_start);
         self.paths.clear();
-        self.paths.push(Path { at: 0, lanes, barrier: None, reduce: None, parked: false });
+        self.paths.push(Path::new(0, lanes));
         self.copies.clear();
         self.groups = [0; LANES];
         self.local.fill(0xff);
@@ -133,7 +147,7 @@ impl Warp {
 
     /// Whether any path can run.
     pub fn has_ready(&self) -> bool {
-        self.paths.iter().any(|path| path.barrier.is_none())
+        self.paths.iter().any(Path::is_ready)
     }
 
     /// Lets the paths go on that wait at a barrier; `votes` is of how many lanes and for how many it held.
@@ -166,7 +180,7 @@ impl Warp {
     /// Takes the ready path with the lowest instruction, joined with all that stand there too, and says
     /// where the next one stands.
     fn select(&mut self) -> Option<(usize, u32, usize)> {
-        let ready = |path: &Path| path.barrier.is_none() && !path.parked;
+        let ready = |path: &Path| path.is_ready() && !path.parked;
         if !self.paths.iter().any(ready) {
             self.paths.iter_mut().for_each(|path| path.parked = false);
         }
@@ -179,9 +193,13 @@ impl Warp {
             }
             !take
         });
-        let next =
-            self.paths.iter().filter(|path| ready(path)).map(|path| path.at).min().unwrap_or(usize::MAX);
-        Some((at, lanes, next))
+        Some((at, lanes, self.lowest()))
+    }
+
+    /// The lowest instruction that a path stands at which can run and is not parked.
+    fn lowest(&self) -> usize {
+        let ready = self.paths.iter().filter(|path| path.is_ready() && !path.parked);
+        ready.map(|path| path.at).min().unwrap_or(usize::MAX)
     }
 
     /// Runs until everything waits or `turn` instructions are over.
@@ -204,14 +222,14 @@ impl Warp {
         let Some((mut at, mut lanes, mut next)) = self.select() else { return Pause::Turn };
         loop {
             if at >= next {
-                self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                self.paths.push(Path::new(at, lanes));
                 match self.select() {
                     Some(chosen) => (at, lanes, next) = chosen,
                     None => return Pause::Turn,
                 }
             }
             if left == 0 {
-                self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: true });
+                self.paths.push(Path { parked: true, ..Path::new(at, lanes) });
                 return Pause::Turn;
             }
             left -= 1;
@@ -222,6 +240,23 @@ impl Warp {
             if let Some((guard, negated)) = decoded.guard {
                 let bits = self.registers.predicates[guard as usize];
                 mask &= if negated { !bits } else { bits };
+            }
+            if decoded.members != Members::None
+                && mask != 0
+                && !self.all_came(room, me, decoded.members, mask)
+            {
+                mask = self.meet(room, me, here, mask, &mut lanes);
+                // Of lanes that part here, those that can run stand at this very instruction.
+                next = self.lowest();
+                if mask == 0 {
+                    if lanes == 0 {
+                        match self.select() {
+                            Some(chosen) => (at, lanes, next) = chosen,
+                            None => return Pause::Turn,
+                        }
+                    }
+                    continue;
+                }
             }
             room.counters.classes[decoded.class as usize] += 1;
             if CHECKS {
@@ -236,13 +271,7 @@ impl Warp {
                     at = target;
                 } else if mask != 0 {
                     room.counters.divergent_branches += 1;
-                    self.paths.push(Path {
-                        at: target,
-                        lanes: mask,
-                        barrier: None,
-                        reduce: None,
-                        parked: false,
-                    });
+                    self.paths.push(Path::new(target, mask));
                     lanes &= !mask;
                     next = next.min(target);
                 }
@@ -272,25 +301,15 @@ impl Warp {
                         if mask >> lane & 1 != 0 {
                             let target =
                                 targets.get(index as usize).copied().unwrap_or(program.code.len() - 1);
-                            match self
-                                .paths
-                                .iter_mut()
-                                .find(|path| path.at == target && path.barrier.is_none())
-                            {
+                            match self.paths.iter_mut().find(|path| path.at == target && path.is_ready()) {
                                 Some(path) => path.lanes |= 1 << lane,
-                                None => self.paths.push(Path {
-                                    at: target,
-                                    lanes: 1 << lane,
-                                    barrier: None,
-                                    reduce: None,
-                                    parked: false,
-                                }),
+                                None => self.paths.push(Path::new(target, 1 << lane)),
                             }
                         }
                     }
                     lanes &= !mask;
                     if lanes != 0 {
-                        self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                        self.paths.push(Path::new(at, lanes));
                     }
                     match self.select() {
                         Some(chosen) => (at, lanes, next) = chosen,
@@ -301,6 +320,7 @@ impl Warp {
                 Op::Exit => {
                     self.exit_lanes(room, me, mask);
                     lanes &= !mask;
+                    next = self.lowest();
                     if lanes == 0 {
                         match self.select() {
                             Some(chosen) => (at, lanes, next) = chosen,
@@ -318,9 +338,7 @@ impl Warp {
                     room.counters.barriers += 1;
                     self.barrier(room, me, here, barrier, mask)
                 }
-                Op::SyncWarp(members) => {
-                    let members = self.registers.words[*members as usize].0;
-                    self.check_members(room, me, here, &members, mask);
+                Op::SyncWarp(_) => {
                     room.clocks.ticks[me] += 1;
                     Next::Continue
                 }
@@ -359,22 +377,22 @@ impl Warp {
                     Next::Continue
                 }
                 Op::Vote(vote) => {
-                    self.vote(room, me, here, vote, mask);
+                    self.vote(vote, mask);
                     Next::Continue
                 }
                 Op::Match(values) => {
-                    self.match_values(room, me, here, values, mask);
+                    self.match_values(values, mask);
                     Next::Continue
                 }
                 Op::Reduce(reduce) => {
-                    self.reduce(room, me, here, reduce, mask);
+                    self.reduce(reduce, mask);
                     Next::Continue
                 }
                 Op::ActiveMask(to) => {
                     self.set_words(*to, mask, mask);
                     Next::Continue
                 }
-                Op::Elect(lane, predicate) => {
+                Op::Elect(lane, predicate, _) => {
                     let leader = mask.trailing_zeros();
                     if let Some(to) = lane {
                         self.set_words(*to, leader, mask);
@@ -414,7 +432,7 @@ impl Warp {
             match outcome {
                 Next::Continue => {}
                 Next::Fault => {
-                    self.paths.push(Path { at: here, lanes, barrier: None, reduce: None, parked: false });
+                    self.paths.push(Path::new(here, lanes));
                     return Pause::Fault;
                 }
                 Next::Wait(number) => {
@@ -422,10 +440,10 @@ impl Warp {
                         Op::Barrier(barrier) => barrier.reduce.map(|(kind, _, _, to)| (kind, to)),
                         _ => None,
                     };
-                    self.paths.push(Path { at, lanes: mask, barrier: Some(number), reduce, parked: false });
+                    self.paths.push(Path { barrier: Some(number), reduce, ..Path::new(at, mask) });
                     lanes &= !mask;
                     if lanes != 0 {
-                        self.paths.push(Path { at, lanes, barrier: None, reduce: None, parked: false });
+                        self.paths.push(Path::new(at, lanes));
                     }
                     match self.select() {
                         Some(chosen) => (at, lanes, next) = chosen,
@@ -489,115 +507,9 @@ impl Warp {
 
     fn exit_lanes(&mut self, room: &mut Room<'_>, me: usize, mask: u32) {
         room.live_lanes[me] &= !mask;
+        self.miss(room, me, mask);
         // Copies that nobody waits for still land.
         self.land_copies(room, me, 0, mask, |_, _| true);
-    }
-
-    fn convert(&mut self, conversion: &crate::program::Conversion, mask: u32) -> Next {
-        let read = |registers: &Registers, id: u32, lane: usize| match id >> 28 {
-            0 => u64::from(registers.words[id as usize].0[lane]),
-            _ => registers.longs[(id & 0xfff_ffff) as usize].0[lane],
-        };
-        for lane in 0..LANES {
-            if mask >> lane & 1 == 0 {
-                continue;
-            }
-            let mut sources = [0u64; 2];
-            for (into, id) in sources.iter_mut().zip(&conversion.sources) {
-                *into = read(&self.registers, *id, lane);
-            }
-            let value = conversion.convert(&sources[..conversion.sources.len().min(2)]);
-            let id = conversion.destination;
-            match id >> 28 {
-                0 => self.registers.words[id as usize].0[lane] = value as u32,
-                _ => self.registers.longs[(id & 0xfff_ffff) as usize].0[lane] = value,
-            }
-        }
-        Next::Continue
-    }
-
-    fn carry(&mut self, carry: &crate::program::Carry, mask: u32) -> Next {
-        let bits = if carry.long { 64 } else { 32 };
-        let limit = (1u128 << bits) - 1;
-        for lane in 0..LANES {
-            if mask >> lane & 1 == 0 {
-                continue;
-            }
-            let registers = &mut self.registers;
-            let get = |index: usize| {
-                let slot = carry.slots.sources[index] as usize;
-                if carry.long {
-                    u128::from(registers.longs[slot].0[lane])
-                } else {
-                    u128::from(registers.words[slot].0[lane])
-                }
-            };
-            let (a, b) = match carry.product {
-                None => (get(0), get(1)),
-                Some(high) => {
-                    let product = if carry.signed {
-                        let extend = |value: u128| (value as i128) << (128 - bits) >> (128 - bits);
-                        extend(get(0)).wrapping_mul(extend(get(1))) as u128
-                    } else {
-                        get(0).wrapping_mul(get(1))
-                    };
-                    ((if high { product >> bits } else { product }) & limit, get(2))
-                }
-            };
-            let flag = u128::from(registers.predicates[carry.carry as usize] >> lane & 1);
-            let flag = if carry.reads { flag } else { 0 };
-            let (value, out) = if carry.subtract {
-                (a.wrapping_sub(b).wrapping_sub(flag), a < b + flag)
-            } else {
-                (a + b + flag, a + b + flag > limit)
-            };
-            let slot = carry.slots.destination as usize;
-            if carry.long {
-                registers.longs[slot].0[lane] = (value & limit) as u64;
-            } else {
-                registers.words[slot].0[lane] = (value & limit) as u32;
-            }
-            if carry.writes {
-                let register = &mut registers.predicates[carry.carry as usize];
-                *register = (*register & !(1 << lane)) | u32::from(out) << lane;
-            }
-        }
-        Next::Continue
-    }
-
-    fn join(&mut self, pack: &crate::program::Pack, mask: u32) -> Next {
-        let part_mask = u64::MAX >> (64 - pack.bits);
-        let mut whole = [0u64; LANES];
-        for (position, part) in pack.parts.iter().enumerate() {
-            let Some(part) = part else { continue };
-            let part = &self.registers.words[*part as usize].0;
-            for lane in 0..LANES {
-                whole[lane] |= (u64::from(part[lane]) & part_mask) << (position as u32 * pack.bits);
-            }
-        }
-        if pack.long {
-            crate::program::lanes::merge(&mut self.registers.longs[pack.whole as usize].0, &whole, mask);
-        } else {
-            let words = whole.map(|value| value as u32);
-            crate::program::lanes::merge(&mut self.registers.words[pack.whole as usize].0, &words, mask);
-        }
-        Next::Continue
-    }
-
-    fn split(&mut self, pack: &crate::program::Pack, mask: u32) -> Next {
-        let part_mask = u64::MAX >> (64 - pack.bits);
-        let whole: [u64; LANES] = if pack.long {
-            self.registers.longs[pack.whole as usize].0
-        } else {
-            self.registers.words[pack.whole as usize].0.map(u64::from)
-        };
-        for (position, part) in pack.parts.iter().enumerate() {
-            let Some(part) = part else { continue };
-            let shift = position as u32 * pack.bits;
-            let words = whole.map(|value| (value >> shift & part_mask) as u32);
-            crate::program::lanes::merge(&mut self.registers.words[*part as usize].0, &words, mask);
-        }
-        Next::Continue
     }
 }
 

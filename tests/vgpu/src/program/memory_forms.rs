@@ -154,7 +154,13 @@ impl Loader<'_> {
         }
         let strong = parts.iter().any(|part| matches!(*part, "volatile" | "relaxed" | "acquire" | "release"));
         let ordered = parts.iter().any(|part| matches!(*part, "acquire" | "release"));
+        // Arguments and results of calls are local variables here, and registers on a device.
+        let passes = space == Space::Parameter && symbol_space == Some(Space::Local);
+        if passes {
+            space = Space::Local;
+        }
         let class = match space {
+            _ if passes => InstructionClass::Move,
             Space::Shared => InstructionClass::Shared,
             Space::Local => InstructionClass::Local,
             Space::Parameter | Space::Constant => InstructionClass::Constant,

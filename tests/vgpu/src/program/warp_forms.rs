@@ -47,7 +47,8 @@ impl Loader<'_> {
                 let predicate = self.destination(is_elected, Class::Predicate)?;
                 let mut defines = vec![Self::unified(Class::Predicate, predicate)];
                 defines.extend(lane);
-                self.emit_current(Op::Elect(lane, predicate), class, &[], &defines);
+                let members = self.word(self.operand(1)?)?;
+                self.emit_current(Op::Elect(lane, predicate, members), class, &[members], &defines);
             }
             "shfl" => self.shuffle(&parts)?,
             "vote" => self.vote(&parts)?,

@@ -1,10 +1,13 @@
 //! PTX as text and as a syntax tree: registers, labels and variables resolved, opcodes not yet
 //! understood. What an opcode means is for [`crate::program`].
 
+mod body;
+mod inline;
 mod lexer;
 mod names;
 mod parser;
 
+pub use inline::inline;
 pub use parser::parse;
 
 /// What is wrong with a PTX text, and on which of its lines.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Class, Function, Location, Module, Operand, PtxError, Register};
 
 /// Registers of one function at which a text is taken for hostile.
-const MOST_REGISTERS: u32 = 1 << 20;
+pub(super) const MOST_REGISTERS: u32 = 1 << 20;
 
 /// Names visible in one `{ }` of a body.
 #[derive(Default)]

@@ -4,12 +4,8 @@ use std::collections::HashMap;
 
 use super::lexer::{Placed, Token, tokens};
 use super::names::{Body, Scope, fold_inlined, resolve_labels};
-use super::{
-    Base, Class, Function, Instruction, Location, Module, Operand, Parameter, PtxError, Space, Variable,
-};
+use super::{Class, Function, Location, Module, Parameter, PtxError, Space, Variable};
 
-/// Depth of nested `{` at which a text is taken for hostile.
-const DEEPEST_SCOPE: usize = 64;
 /// Bytes of one variable at which a text is taken for hostile.
 const LARGEST_VARIABLE: usize = 1 << 30;
 
@@ -27,9 +23,9 @@ pub fn parse(text: &str) -> Result<Module, PtxError> {
     Ok(module)
 }
 
-struct Parser<'a> {
-    tokens: Vec<Placed<'a>>,
-    at: usize,
+pub(super) struct Parser<'a> {
+    pub(super) tokens: Vec<Placed<'a>>,
+    pub(super) at: usize,
     module: Module,
     /// For a place inside an inlined function: the place that it was inlined at.
     inlined: HashMap<(u32, u32, u32), (u32, u32, u32)>,
@@ -38,30 +34,30 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn peek(&self) -> Token<'a> {
+    pub(super) fn peek(&self) -> Token<'a> {
         self.tokens[self.at].token
     }
 
-    fn peek_after(&self) -> Token<'a> {
+    pub(super) fn peek_after(&self) -> Token<'a> {
         self.tokens[(self.at + 1).min(self.tokens.len() - 1)].token
     }
 
-    fn line(&self) -> u32 {
+    pub(super) fn line(&self) -> u32 {
         self.tokens[self.at].line
     }
 
-    fn next(&mut self) -> Token<'a> {
+    pub(super) fn next(&mut self) -> Token<'a> {
         let token = self.peek();
         // The last token is End and stays.
         self.at = (self.at + 1).min(self.tokens.len() - 1);
         token
     }
 
-    fn error<T>(&self, expected: &str) -> Result<T, PtxError> {
+    pub(super) fn error<T>(&self, expected: &str) -> Result<T, PtxError> {
         Err(PtxError::at(self.line(), format!("expected {expected}, found {:?}", self.peek())))
     }
 
-    fn accept(&mut self, mark: u8) -> bool {
+    pub(super) fn accept(&mut self, mark: u8) -> bool {
         let found = self.peek() == Token::Mark(mark);
         if found {
             self.next();
@@ -69,11 +65,11 @@ impl<'a> Parser<'a> {
         found
     }
 
-    fn expect(&mut self, mark: u8) -> Result<(), PtxError> {
+    pub(super) fn expect(&mut self, mark: u8) -> Result<(), PtxError> {
         if self.accept(mark) { Ok(()) } else { self.error(&format!("'{}'", mark as char)) }
     }
 
-    fn accept_word(&mut self, word: &str) -> bool {
+    pub(super) fn accept_word(&mut self, word: &str) -> bool {
         let found = self.peek() == Token::Word(word);
         if found {
             self.next();
@@ -81,7 +77,7 @@ impl<'a> Parser<'a> {
         found
     }
 
-    fn word(&mut self, what: &str) -> Result<&'a str, PtxError> {
+    pub(super) fn word(&mut self, what: &str) -> Result<&'a str, PtxError> {
         match self.peek() {
             Token::Word(word) => {
                 self.next();
@@ -91,7 +87,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn integer(&mut self, what: &str) -> Result<u64, PtxError> {
+    pub(super) fn integer(&mut self, what: &str) -> Result<u64, PtxError> {
         match self.peek() {
             Token::Integer(value) => {
                 self.next();
@@ -101,7 +97,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn small(&mut self, what: &str) -> Result<u32, PtxError> {
+    pub(super) fn small(&mut self, what: &str) -> Result<u32, PtxError> {
         let value = self.integer(what)?;
         u32::try_from(value).or_else(|_| self.error(&format!("{what} below 2^32")))
     }
@@ -192,7 +188,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn location(&mut self) -> Result<usize, PtxError> {
+    pub(super) fn location(&mut self) -> Result<usize, PtxError> {
         self.next();
         let here = (self.small("a file number")?, self.small("a line")?, self.small("a column")?);
         if self.accept(b',') {
@@ -226,7 +222,7 @@ impl<'a> Parser<'a> {
         Ok(self.chains.len() - 1)
     }
 
-    fn skip_to_semicolon(&mut self) -> Result<(), PtxError> {
+    pub(super) fn skip_to_semicolon(&mut self) -> Result<(), PtxError> {
         loop {
             match self.next() {
                 Token::Mark(b';') => return Ok(()),
@@ -237,7 +233,7 @@ impl<'a> Parser<'a> {
     }
 
     /// `.shared .align 16 .b8 name[32], ... ;` from its state space on.
-    fn variables(&mut self) -> Result<Vec<Variable>, PtxError> {
+    pub(super) fn variables(&mut self) -> Result<Vec<Variable>, PtxError> {
         let space = match self.word("a state space")? {
             ".global" => Space::Global,
             ".const" => Space::Constant,
@@ -462,289 +458,10 @@ impl<'a> Parser<'a> {
         }
         Ok(out)
     }
-
-    fn body(&mut self, body: &mut Body<'a>) -> Result<(), PtxError> {
-        loop {
-            let line = self.line();
-            match self.peek() {
-                Token::Mark(b'{') => {
-                    self.next();
-                    let parent = body.scope().id;
-                    body.parents.push(parent);
-                    body.scopes.push(Scope { id: body.parents.len() - 1, ..Scope::default() });
-                    if body.scopes.len() > DEEPEST_SCOPE {
-                        return self.error("fewer nested scopes");
-                    }
-                }
-                Token::Mark(b'}') => {
-                    self.next();
-                    body.scopes.pop();
-                    if body.scopes.is_empty() {
-                        return Ok(());
-                    }
-                }
-                Token::Mark(b';') => {
-                    self.next();
-                }
-                Token::Word(".reg") => self.registers(body)?,
-                Token::Word(".shared" | ".local" | ".param" | ".global" | ".const") => {
-                    for mut variable in self.variables()? {
-                        let scope = body.scopes.last_mut().map_or(0, |scope| scope.id);
-                        let unique = format!("{}#{scope}", variable.name);
-                        let plain = self.find_name(&variable.name);
-                        if let (Some(plain), Some(last)) = (plain, body.scopes.last_mut()) {
-                            last.variables.insert(plain, unique.clone());
-                        }
-                        variable.name = unique;
-                        body.function.variables.push(variable);
-                    }
-                }
-                Token::Word(".loc") => body.chain = self.location()?,
-                Token::Word(".pragma") => self.skip_to_semicolon()?,
-                Token::Word(name) if self.peek_after() == Token::Mark(b':') => {
-                    self.next();
-                    self.next();
-                    let scope = body.scope().id;
-                    match self.peek() {
-                        Token::Word(".branchtargets") => {
-                            self.next();
-                            let mut targets = Vec::new();
-                            loop {
-                                targets.push((self.word("a label")?, line));
-                                if !self.accept(b',') {
-                                    break;
-                                }
-                            }
-                            self.expect(b';')?;
-                            body.tables.insert((scope, name), targets);
-                        }
-                        Token::Word(".callprototype" | ".calltargets") => self.skip_to_semicolon()?,
-                        _ => {
-                            if body.labels.insert((scope, name), body.function.body.len()).is_some() {
-                                return Err(PtxError::at(
-                                    line,
-                                    format!("the label {name} stands twice in one scope"),
-                                ));
-                            }
-                        }
-                    }
-                }
-                Token::Mark(b'@') | Token::Word(_) => self.instruction(body)?,
-                _ => return self.error("an instruction"),
-            }
-        }
-    }
-
-    /// The text of a variable's name, as a borrow of the PTX: the last occurrence just read.
-    fn find_name(&self, name: &str) -> Option<&'a str> {
-        self.tokens[..self.at].iter().rev().find_map(|placed| match placed.token {
-            Token::Word(word) if word == name => Some(word),
-            _ => None,
-        })
-    }
-
-    fn registers(&mut self, body: &mut Body<'a>) -> Result<(), PtxError> {
-        self.next();
-        let mut class = Class::Word;
-        let mut kind = self.word("the type of registers")?;
-        if matches!(kind, ".v2" | ".v4") {
-            return self.error("scalar registers; vector registers are not supported");
-        }
-        if kind == ".align" {
-            self.integer("an alignment")?;
-            kind = self.word("the type of registers")?;
-        }
-        match (kind, type_size(kind)) {
-            (".pred", _) => class = Class::Predicate,
-            (_, Some(8)) => class = Class::Long,
-            (_, Some(1 | 2 | 4)) => {}
-            _ => return self.error(&format!("registers of up to 64 bits; {kind} is not supported")),
-        }
-        loop {
-            let name = self.word("the name of a register")?;
-            let scope = body.scopes.len() - 1;
-            if self.accept(b'<') {
-                let count = self.small("a number of registers")?;
-                self.expect(b'>')?;
-                match body.new_registers(class, count) {
-                    Some(first) => body.scopes[scope].ranges.push((name, first, count)),
-                    None => return self.error("fewer registers"),
-                }
-            } else {
-                match body.new_registers(class, 1) {
-                    Some(register) => {
-                        body.scopes[scope].registers.insert(name, register);
-                    }
-                    None => return self.error("fewer registers"),
-                }
-            }
-            if !self.accept(b',') {
-                break;
-            }
-        }
-        self.expect(b';')
-    }
-
-    fn instruction(&mut self, body: &mut Body<'a>) -> Result<(), PtxError> {
-        let line = self.line();
-        let mut guard = None;
-        if self.accept(b'@') {
-            let negated = self.accept(b'!');
-            let name = self.word("a predicate")?;
-            match body.register(name) {
-                Some(register) if register.class == Class::Predicate => guard = Some((register, negated)),
-                _ => {
-                    return Err(PtxError::at(
-                        line,
-                        format!("{name} guards an instruction but is no predicate"),
-                    ));
-                }
-            }
-        }
-        let opcode = self.word("an opcode")?.to_string();
-        let mut operands = Vec::new();
-        if !self.accept(b';') {
-            loop {
-                operands.push(self.operand(body, 0)?);
-                if self.accept(b'|') {
-                    let second = self.operand(body, 0)?;
-                    if let Some(first) = operands.pop() {
-                        operands.push(Operand::Pair(Box::new(first), Box::new(second)));
-                    }
-                }
-                if self.accept(b';') {
-                    break;
-                }
-                self.expect(b',')?;
-            }
-        }
-        // The chain of places stands in for the place until the files are known, at the end of the text.
-        let location = Location { file: 0, line: body.chain as u32 };
-        body.instruction_scopes.push(body.scope().id);
-        body.function.body.push(Instruction { guard, opcode, operands, location, line });
-        Ok(())
-    }
-
-    fn operand(&mut self, body: &Body<'a>, depth: usize) -> Result<Operand, PtxError> {
-        if depth > 4 {
-            return self.error("a shallower operand");
-        }
-        match self.peek() {
-            Token::Mark(b'{') => {
-                self.next();
-                let mut parts = Vec::new();
-                while !self.accept(b'}') {
-                    parts.push(self.operand(body, depth + 1)?);
-                    if !self.accept(b',') && self.peek() != Token::Mark(b'}') {
-                        return self.error("',' or '}'");
-                    }
-                }
-                Ok(Operand::Vector(parts))
-            }
-            Token::Mark(b'(') => {
-                self.next();
-                let mut parts = Vec::new();
-                while !self.accept(b')') {
-                    parts.push(self.operand(body, depth + 1)?);
-                    if !self.accept(b',') && self.peek() != Token::Mark(b')') {
-                        return self.error("',' or ')'");
-                    }
-                }
-                Ok(Operand::List(parts))
-            }
-            Token::Mark(b'[') => {
-                self.next();
-                let (base, offset) = self.address(body)?;
-                if self.accept(b',') {
-                    let coordinates = self.operand(body, depth + 1)?;
-                    self.expect(b']')?;
-                    return Ok(Operand::Tensor(base, vec![coordinates]));
-                }
-                self.expect(b']')?;
-                Ok(Operand::Address(base, offset))
-            }
-            Token::Mark(b'!') => {
-                self.next();
-                let name = self.word("a predicate")?;
-                match body.register(name) {
-                    Some(register) if register.class == Class::Predicate => Ok(Operand::Not(register)),
-                    _ => self.error("a predicate after '!'"),
-                }
-            }
-            Token::Mark(b'-') => {
-                self.next();
-                match self.next() {
-                    Token::Integer(value) => Ok(Operand::Integer(value.wrapping_neg())),
-                    Token::Single(bits) => Ok(Operand::Single(bits ^ (1 << 31))),
-                    Token::Double(bits) => Ok(Operand::Double(bits ^ (1 << 63))),
-                    _ => self.error("a number after '-'"),
-                }
-            }
-            Token::Integer(value) => {
-                self.next();
-                Ok(Operand::Integer(value))
-            }
-            Token::Single(bits) => {
-                self.next();
-                Ok(Operand::Single(bits))
-            }
-            Token::Double(bits) => {
-                self.next();
-                Ok(Operand::Double(bits))
-            }
-            Token::Word("_") => {
-                self.next();
-                Ok(Operand::Sink)
-            }
-            Token::Word(word) => {
-                self.next();
-                if let Some(register) = body.register(word) {
-                    return Ok(Operand::Register(register));
-                }
-                if word.starts_with('%') {
-                    return Ok(Operand::Special(word.to_string()));
-                }
-                let name = body.variable(word);
-                let mut offset = 0i64;
-                if self.accept(b'+') {
-                    offset = self.integer("an offset")? as i64;
-                }
-                Ok(Operand::Symbol(name, offset))
-            }
-            _ => self.error("an operand"),
-        }
-    }
-
-    fn address(&mut self, body: &Body<'a>) -> Result<(Base, i64), PtxError> {
-        let base = match self.peek() {
-            Token::Integer(value) => {
-                self.next();
-                return Ok((Base::Absolute, value as i64));
-            }
-            Token::Word(word) => {
-                self.next();
-                match body.register(word) {
-                    Some(register) => Base::Register(register),
-                    None if word.starts_with('%') => return self.error("a declared register as address"),
-                    None => Base::Symbol(body.variable(word)),
-                }
-            }
-            _ => return self.error("an address"),
-        };
-        let mut offset = 0i64;
-        if self.accept(b'+') {
-            let negative = self.accept(b'-');
-            let value = self.integer("an offset")? as i64;
-            offset = if negative { value.wrapping_neg() } else { value };
-        } else if self.accept(b'-') {
-            offset = (self.integer("an offset")? as i64).wrapping_neg();
-        }
-        Ok((base, offset))
-    }
 }
 
 /// Bytes of a PTX type with its leading dot; none for what is no type.
-fn type_size(name: &str) -> Option<usize> {
+pub(super) fn type_size(name: &str) -> Option<usize> {
     Some(match name {
         ".b8" | ".u8" | ".s8" | ".e4m3" | ".e5m2" => 1,
         ".b16" | ".u16" | ".s16" | ".f16" | ".bf16" => 2,

@@ -1,9 +1,8 @@
 //! Planted faults: every broken variant is caught by the check that the table names, and the right
 //! kernel of each reports nothing and computes what it should.
 
-mod support;
-
-use support::{Bench, Draw, checks};
+use crate::bench::{Bench, Draw};
+use crate::compare::checks;
 use vgpu::check::Check;
 use vgpu::device::{Arguments, describe};
 use vgpu::execute::Outcome;
@@ -51,8 +50,8 @@ enum Fault {
 fn run(kernel: &str, fault: u32) -> Option<(Outcome, Vec<f32>, Vec<f32>)> {
     let flag = format!("-DFAULT={fault}");
     let arch = if kernel == "copy_bulk" { "-arch=compute_90" } else { "-arch=compute_80" };
-    let text = support::ptx("faults", &[&flag, arch])?;
-    let mut device = support::device();
+    let text = crate::bench::ptx("faults", &[&flag, arch])?;
+    let mut device = crate::bench::device();
     if kernel == "copy_bulk" {
         device.profile = vgpu::profile::Profile::by_name("sm_90").unwrap();
     }
@@ -186,7 +185,7 @@ fn every_planted_fault_is_caught_by_its_check() {
 #[test]
 fn memory_that_was_freed_is_told_from_memory_that_never_was() {
     for (freed, check) in [(true, Check::Freed), (false, Check::OutOfBounds)] {
-        let Some(text) = support::ptx("faults", &["-DFAULT=0", "-arch=compute_80"]) else { return };
+        let Some(text) = crate::bench::ptx("faults", &["-DFAULT=0", "-arch=compute_80"]) else { return };
         let mut bench = Bench::of_text(&text);
         let (rows, columns) = (3usize, 65usize);
         let x = bench.upload(&vec![1f32; rows * columns]);
@@ -226,9 +225,9 @@ fn every_planted_fault_of_the_gemm_is_caught() {
             }
             Fault::Numbers => {
                 assert!(found.is_empty(), "{flag}: {found:?}");
-                let first = support::wide(bench.download::<u16>(pc, 1)[0]);
+                let first = crate::compare::wide(bench.download::<u16>(pc, 1)[0]);
                 let product = |row: usize| -> f32 {
-                    (0..k).map(|i| support::wide(a[row * k + i]) * support::wide(b[i])).sum()
+                    (0..k).map(|i| crate::compare::wide(a[row * k + i]) * crate::compare::wide(b[i])).sum()
                 };
                 assert!((first - (product(0) + bias[0])).abs() > 0.1, "row 0 should be wrong");
                 assert!((first - (product(8) + bias[0])).abs() < 0.1, "row 0 should hold row 8");

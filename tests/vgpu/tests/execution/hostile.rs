@@ -1,7 +1,5 @@
 //! Hostile PTX gives an error, never a panic: cut, spliced and scrambled texts go through parser and loader.
 
-mod support;
-
 const SEED_TEXT: &str = include_str!("hostile.ptx");
 
 /// Splitmix64.
@@ -20,12 +18,12 @@ impl Random {
 fn survives(text: &str) {
     let text = text.to_string();
     // Loading either works or gives an error; a panic fails the test by itself.
-    let _ = support::device().load(&text);
+    let _ = crate::bench::device().load(&text);
 }
 
 #[test]
 fn the_seed_is_right() {
-    support::device().load(SEED_TEXT).map(|_| ()).unwrap();
+    crate::bench::device().load(SEED_TEXT).map(|_| ()).unwrap();
 }
 
 #[test]
@@ -42,7 +40,7 @@ fn scrambled_texts_are_survived() {
     let mut random = Random(2024);
     let lines: Vec<&str> = SEED_TEXT.lines().collect();
     let words: Vec<&str> = SEED_TEXT.split_whitespace().collect();
-    for round in 0..3000 {
+    for round in 0..6000 {
         let text = match round % 4 {
             0 => {
                 // Lines dropped, doubled and swapped.

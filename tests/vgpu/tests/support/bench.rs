@@ -1,32 +1,17 @@
-//! What the tests of the virtual GPU share: compiled kernels, numbers, comparisons.
-#![allow(dead_code, reason = "every test binary uses its own part of this")]
+//! Compiled kernels on a device, and numbers for them. Whoever takes this in takes in `tools.rs` beside it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use vgpu::check::Report;
+use crate::tools::cuda_tool;
 use vgpu::device::{Arguments, Device, Module, describe};
 use vgpu::execute::{Outcome, Shape};
 use vgpu::profile::PROFILES;
 use vgpu::program::Program;
-
-/// The folder of the project.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// A tool of the CUDA compiler, from `CUDA_HOME` or from where the project's script installs it.
-pub fn cuda_tool(name: &str) -> Option<PathBuf> {
-    let mut homes: Vec<PathBuf> = std::env::var_os("CUDA_HOME").map(PathBuf::from).into_iter().collect();
-    if let Ok(entries) = std::fs::read_dir(root().join(".cuda/lib")) {
-        homes.extend(entries.flatten().map(|entry| entry.path().join("site-packages/nvidia/cu13")));
-    }
-    homes.into_iter().map(|home| home.join("bin").join(name)).find(|path| path.is_file())
-}
 
 /// The PTX of a test kernel, compiled once for every content. None without a compiler, which in CI fails.
 pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
@@ -172,14 +157,10 @@ macro_rules! numbers {
 }
 numbers!(u8, u16, u32, u64, i32, i64, f32, f64);
 
-/// A bfloat16 of an f32, and back.
+/// A bfloat16 of an f32.
 pub fn bf16(value: f32) -> u16 {
     vgpu::number::to_bf16(value) as u16
 }
-pub fn wide(bits: u16) -> f32 {
-    vgpu::number::from_bf16(u32::from(bits))
-}
-
 /// Numbers drawn evenly from -1 to 1.
 pub struct Draw(pub u64);
 
@@ -194,29 +175,4 @@ impl Draw {
     pub fn brains(&mut self, count: usize) -> Vec<u16> {
         (0..count).map(|_| bf16(self.next())).collect()
     }
-}
-
-/// Fails unless every value lies within `tolerance(expected)`; also on NaN, other lengths, and when all came out zero.
-pub fn close(what: &str, actual: &[f32], expected: &[f64], tolerance: impl Fn(f64) -> f64) {
-    assert_eq!(actual.len(), expected.len(), "{what}: length");
-    for (index, (&actual, &expected)) in actual.iter().zip(expected).enumerate() {
-        let difference = (f64::from(actual) - expected).abs();
-        let allowed = tolerance(expected);
-        assert!(
-            difference <= allowed,
-            "{what}[{index}]: {actual} instead of {expected}, {difference} > {allowed}"
-        );
-    }
-    assert!(
-        actual.iter().any(|&value| value != 0.0) || expected.iter().all(|&value| value == 0.0),
-        "{what}: all zero"
-    );
-}
-
-/// The distinct checks that reports name.
-pub fn checks(reports: &[Report]) -> Vec<vgpu::check::Check> {
-    let mut out: Vec<_> = reports.iter().map(|report| report.check).collect();
-    out.sort_unstable();
-    out.dedup();
-    out
 }

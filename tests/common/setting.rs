@@ -139,12 +139,12 @@ impl Setting {
     }
 
     /// On `threads` threads, with poisoned buffers: a value read before it is written shows as NaN.
-    pub fn build<E: Element>(&self, threads: usize) -> Case<E> {
+    pub fn build<E: Element>(&self, threads: usize) -> Case<Cpu<E>> {
         self.build_on(Cpu::poisoning(Some(threads)).expect("threads"))
     }
 
-    pub fn build_on<E: Element>(&self, cpu: Cpu<E>) -> Case<E> {
-        let model = T5::load(&cpu, &self.tensors).expect("a model");
+    pub fn build_on<B: Backend>(&self, backend: B) -> Case<B> {
+        let model = T5::load(&backend, &self.tensors).expect("a model");
         let width = self.config().d_model;
         let layout = StateLayout::new(
             &self.mixing,
@@ -157,7 +157,7 @@ impl Setting {
         let sources = (self.mixing.scorer.is_some() && self.sources > 0).then(|| {
             let values = Random::new(3).normals(self.sources * self.prompt_length * width, 1.0);
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-            cpu.sources(&values, self.sources, self.prompt_length, width)
+            backend.sources(&values, self.sources, self.prompt_length, width)
         });
         let values = (0..self.runs).flat_map(|run| start(&layout, run as u64)).collect();
         let seeds: Vec<u64> = (0..self.runs as u64).map(|run| 1_000 + run).collect();
@@ -166,7 +166,7 @@ impl Setting {
             mixture: Mixture { mixing: self.mixing.clone(), sources, source_count: self.sources, layout },
             runs: self.runs,
             dropout: DropoutStep::new(self.dropout.0, self.dropout.1, &seeds),
-            cpu,
+            backend,
             model,
             values,
         }
@@ -194,10 +194,10 @@ fn start(layout: &StateLayout, run: u64) -> Vec<f64> {
 }
 
 /// All that a step needs.
-pub struct Case<E: Element> {
-    pub cpu: Cpu<E>,
-    pub model: T5<Cpu<E>>,
-    pub mixture: Mixture<Cpu<E>>,
+pub struct Case<B: Backend> {
+    pub backend: B,
+    pub model: T5<B>,
+    pub mixture: Mixture<B>,
     pub batch: Batch,
     /// Parameters of all runs.
     pub values: Vec<f64>,
@@ -205,17 +205,17 @@ pub struct Case<E: Element> {
     pub dropout: Option<DropoutStep>,
 }
 
-impl<E: Element> Case<E> {
+impl<B: Backend> Case<B> {
     pub fn label_tokens(&self) -> Vec<usize> {
         (0..self.runs).map(|run| self.batch.label_tokens(run)).collect()
     }
 
     /// Each run's loss at `values`.
     pub fn loss(&self, values: &[f64]) -> Vec<f64> {
-        let state = self.cpu.state(&self.mixture.layout, values, self.runs);
+        let state = self.backend.state(&self.mixture.layout, values, self.runs);
         let pass = Pass { dropout: self.dropout.as_ref(), keep: false, observe: None };
         let tokens = self.label_tokens();
-        self.model.loss(&self.cpu, &self.mixture, &state, &self.batch, &tokens, pass).per_run
+        self.model.loss(&self.backend, &self.mixture, &state, &self.batch, &tokens, pass).per_run
     }
 
     /// The loss and its gradient, flat over all runs.
@@ -225,10 +225,16 @@ impl<E: Element> Case<E> {
 
     /// As [`Case::gradient`] for another batch, each of its rows weighted by one over `label_tokens` of its run.
     pub fn gradient_of(&self, batch: &Batch, label_tokens: &[usize]) -> (StepLoss, Vec<f64>) {
-        let mut state = self.cpu.state(&self.mixture.layout, &self.values, self.runs);
+        let mut state = self.backend.state(&self.mixture.layout, &self.values, self.runs);
         let dropout = self.dropout.as_ref();
-        let loss =
-            self.model.loss_and_gradient(&self.cpu, &self.mixture, &mut state, batch, label_tokens, dropout);
-        (loss, self.cpu.read_gradient(&state))
+        let loss = self.model.loss_and_gradient(
+            &self.backend,
+            &self.mixture,
+            &mut state,
+            batch,
+            label_tokens,
+            dropout,
+        );
+        (loss, self.backend.read_gradient(&state))
     }
 }

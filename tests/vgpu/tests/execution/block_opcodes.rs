@@ -1,9 +1,7 @@
 //! Opcodes in which lanes and warps meet: barriers, matrix moves, tensor-core shapes, mbarriers, branch tables.
 //! What is expected follows from the figures and semantics of the PTX manual.
 
-mod support;
-
-use support::Bench;
+use crate::bench::Bench;
 use vgpu::device::Arguments;
 use vgpu::number::{from_f16, to_f16};
 use vgpu::profile::Profile;
@@ -17,7 +15,7 @@ fn block(target: &str, threads: u32, body: &str) -> Vec<u32> {
          ld.param.u64 %d8, [out];\nmul.wide.u32 %d9, %w15, 4;\nadd.s64 %d8, %d8, %d9;\nst.global.u32 [%d8], %w0;\n\
          ret;\n}}\n"
     );
-    let mut device = support::device();
+    let mut device = crate::bench::device();
     device.profile = Profile::by_name(target).unwrap();
     let module = device.load(&text).unwrap();
     let mut bench = Bench { device, module };

@@ -1,8 +1,6 @@
 //! How launches are run: every block once, in any order, on any number of workers.
 
-mod support;
-
-use support::Bench;
+use crate::bench::Bench;
 use vgpu::device::Arguments;
 
 const COUNT: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry count(.param .u64 p)\n{\n\

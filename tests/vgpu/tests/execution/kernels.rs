@@ -1,8 +1,7 @@
 //! Kernels of the kinds that a transformer needs, right to their number format, with no check failing.
 
-mod support;
-
-use support::{Bench, Draw, bf16, close, wide};
+use crate::bench::{Bench, Draw, bf16};
+use crate::compare::{close, wide};
 use vgpu::device::Arguments;
 
 /// Half a place of bf16, relative: its significand has 8 bits.

@@ -1,8 +1,6 @@
 //! Counters calibrated on kernels whose answer is known by hand.
 
-mod support;
-
-use support::{Bench, Draw};
+use crate::bench::{Bench, Draw};
 use vgpu::counters::Counters;
 use vgpu::device::Arguments;
 use vgpu::prediction::{Prediction, table};

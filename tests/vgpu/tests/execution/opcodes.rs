@@ -1,9 +1,7 @@
 //! A vector of cases per opcode, edge values included. Every case is one kernel of one instruction, run on
 //! a full warp whose lanes take the rows of the case in turn.
 
-mod support;
-
-use support::Bench;
+use crate::bench::Bench;
 use vgpu::device::Arguments;
 
 /// Runs `opcode d, sources...` for every row of source bits, and gives the bits of d.
@@ -423,6 +421,6 @@ fn shared_atomics_and_narrow_accesses() {
 #[test]
 fn an_unknown_opcode_is_named() {
     let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r<3>;\nfns.b32 %r1, %r2, 0, 1;\nret;\n}\n";
-    let error = support::device().load(text).map(|_| ()).unwrap_err().to_string();
+    let error = crate::bench::device().load(text).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("fns.b32") && error.contains("line 7"), "{error}");
 }

@@ -1,9 +1,7 @@
 //! Tensor-core fragments: code built from CUDA's own mma.h, which knows no lanes, agrees with mma.sync filled
 //! by the figures of the PTX manual, and both with the product itself.
 
-mod support;
-
-use support::{Bench, Draw, bf16};
+use crate::bench::{Bench, Draw, bf16};
 use vgpu::device::Arguments;
 
 /// Small whole numbers: every product and sum is exact in every format, so results must be equal.

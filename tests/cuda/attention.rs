@@ -1,0 +1,123 @@
+//! Self attention behind its projection, and back through both: `kernels/attention.cu`.
+
+use promptmix::backend::{Format, Heads, Readers, Scope, Side, SiteKind};
+
+use crate::device::{
+    Bounds, Case, Place, batch, dropout, follow, mask_of, matrix, narrowed, numbers, roundings,
+};
+
+#[derive(Debug)]
+struct SelfAttention {
+    lengths: Vec<(usize, usize)>,
+    side: Side,
+    scope: Scope,
+    heads: Heads,
+    width: usize,
+    dropped: f64,
+}
+
+/// Prompt rows before each example.
+const PROMPT: usize = 3;
+/// Largest |key - query| with a bias of its own.
+const REACH: usize = 9;
+
+impl Case for SelfAttention {
+    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Self { side, scope, heads, width, .. } = *self;
+        let batch = batch(&self.lengths, PROMPT, 50);
+        let (rows, total) = (batch.rows(side), heads.total());
+        let dropout = dropout(self.dropped);
+        let mask = mask_of(&dropout, side, SiteKind::SelfAttention);
+        let mut projection = matrix(1, 3 * total, width);
+        // T5 does not scale its scores: the spread of q does.
+        let shrink = (heads.width as f32).powf(-0.5);
+        projection[..total * width].iter_mut().for_each(|q| *q *= shrink);
+        let w_qkv = backend.weight(projection, 3 * total, width, Readers::Many);
+        let before = backend.weight(matrix(2, width, width), width, width, Readers::Many);
+        let bias = (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * REACH + 1, 0.7)));
+        let bias = backend.position_bias(bias.collect(), REACH);
+        let y = backend.place(&numbers(3, rows * width, 1.0), width, Format::Operand);
+        let start = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual);
+        let mut x = backend.rows(rows, width, Format::Residual);
+        let mut r = backend.rows(rows, width, Format::Norm);
+        backend.add_project(&batch, side, &y, &before, None, 1e-6, &start, &mut x, &mut r);
+        let mut qkv = backend.rows(rows, 3 * total, Format::Operand);
+        backend.project(&batch, side, &x, &r, &w_qkv, &mut qkv);
+        let mut o = backend.rows(rows, total, Format::Operand);
+        let mut log_sum_exp = backend.rows(rows, heads.count, Format::Float);
+        backend.self_attention(&batch, side, heads, &bias, mask, &qkv, &mut o, &mut log_sum_exp);
+
+        let scoped = match scope {
+            Scope::All => rows,
+            Scope::Prompt => batch.examples() * PROMPT,
+        };
+        let d_o = backend.place(&numbers(5, rows * total, 1.0), total, Format::Operand);
+        let mut d_qkv = backend.rows(scoped, 3 * total, Format::ProjectionGradient);
+        backend.self_attention_backward(
+            &batch,
+            side,
+            scope,
+            heads,
+            &bias,
+            mask,
+            &qkv,
+            &o,
+            &log_sum_exp,
+            &d_o,
+            &mut d_qkv,
+        );
+        let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual);
+        backend.project_backward(&batch, side, scope, &d_qkv, &w_qkv, &x, &r, &mut d_x);
+        vec![
+            ("o", backend.read(&o)),
+            ("log_sum_exp", backend.read(&log_sum_exp)),
+            ("d_qkv", backend.read(&d_qkv)),
+            ("d_x", backend.read(&d_x)),
+        ]
+    }
+}
+
+fn attention(lengths: &[(usize, usize)], side: Side, scope: Scope, heads: Heads, width: usize, dropped: f64) {
+    let case = SelfAttention { lengths: lengths.to_vec(), side, scope, heads, width, dropped };
+    let longest = lengths.iter().map(|(n, t)| n + t + PROMPT).max().unwrap_or(0);
+    // bf16: q, k, v, the probabilities, o, d_scores and d_qkv are each rounded once, and scores of size s move a
+    // probability by s roundings.
+    follow(&case, Bounds { terms: 2 * (longest + width + heads.total()), bf16: roundings(16.0) });
+}
+
+/// Lengths that with three prompt rows lie beside a warp and a tile.
+const BESIDE: [(usize, usize); 8] =
+    [(1, 1), (28, 31), (29, 32), (30, 33), (60, 63), (61, 64), (62, 65), (67, 70)];
+
+#[test]
+fn lengths_beside_a_warp_and_a_tile() {
+    for (side, scope) in
+        [(Side::Encoder, Scope::All), (Side::Encoder, Scope::Prompt), (Side::Decoder, Scope::All)]
+    {
+        for dropped in [0.0, 0.2] {
+            attention(&BESIDE, side, scope, Heads { count: 3, width: 8 }, 40, dropped);
+        }
+    }
+}
+
+#[test]
+fn heads_of_every_width() {
+    for width in [16, 24, 40, 64, 72, 96, 128] {
+        attention(&[(1, 1), (66, 5), (9, 70)], Side::Encoder, Scope::All, Heads { count: 2, width }, 40, 0.1);
+        attention(&[(1, 1), (3, 5), (9, 70)], Side::Decoder, Scope::All, Heads { count: 2, width }, 40, 0.1);
+    }
+}
+
+#[test]
+fn a_single_token() {
+    attention(&[(1, 1)], Side::Encoder, Scope::All, Heads { count: 1, width: 8 }, 8, 0.0);
+    attention(&[(1, 2)], Side::Decoder, Scope::All, Heads { count: 1, width: 8 }, 8, 0.0);
+}
+
+#[test]
+fn heads_of_released_models() {
+    // t5-small, t5-base and t5-3b.
+    attention(&[(37, 2), (90, 3)], Side::Encoder, Scope::All, Heads { count: 8, width: 64 }, 512, 0.1);
+    attention(&[(37, 2), (70, 3)], Side::Encoder, Scope::Prompt, Heads { count: 12, width: 64 }, 768, 0.0);
+    attention(&[(37, 2)], Side::Encoder, Scope::All, Heads { count: 32, width: 128 }, 1_024, 0.0);
+}

@@ -1,0 +1,529 @@
+//! What one decoded instruction does, and its operands as register slots.
+
+use super::{Conversion, Run, Slots};
+use crate::ptx::Space;
+
+/// An address: an optional register and a constant.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    /// The register, and whether it is a 64-bit one.
+    pub base: Option<(u32, bool)>,
+    /// What is added to it.
+    pub offset: i64,
+}
+
+/// One element of a load or store.
+#[derive(Clone, Copy, Debug)]
+pub struct Element {
+    /// The register slot; none for `_`.
+    pub slot: Option<u32>,
+    /// Whether it is a 64-bit register.
+    pub long: bool,
+}
+
+/// A load or a store.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The state space.
+    pub space: Space,
+    /// Bytes of one element.
+    pub size: usize,
+    /// Whether narrow loads extend the sign.
+    pub signed: bool,
+    /// `.volatile`, `.relaxed`, `.acquire` or `.release`: may meet other blocks' accesses.
+    pub strong: bool,
+    /// `.acquire` or `.release` orders others around it.
+    pub ordered: bool,
+    /// The elements, in order of address.
+    pub elements: Vec<Element>,
+    /// Where.
+    pub address: Address,
+}
+
+/// What an atomic does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtomicKind {
+    /// Integer addition.
+    Add,
+    /// f32 addition.
+    AddSingle,
+    /// f64 addition.
+    AddDouble,
+    /// f16 addition.
+    AddHalf,
+    /// bf16 addition.
+    AddBrain,
+    /// Two f16 additions.
+    AddHalfPair,
+    /// Two bf16 additions.
+    AddBrainPair,
+    /// Signed minimum.
+    MinSigned,
+    /// Signed maximum.
+    MaxSigned,
+    /// Unsigned minimum.
+    MinUnsigned,
+    /// Unsigned maximum.
+    MaxUnsigned,
+    /// Bitwise and.
+    And,
+    /// Bitwise or.
+    Or,
+    /// Bitwise exclusive or.
+    Xor,
+    /// Exchange.
+    Exchange,
+    /// Compare and swap.
+    CompareSwap,
+    /// Increment with wrap.
+    Increment,
+    /// Decrement with wrap.
+    Decrement,
+}
+
+/// `atom` and `red`.
+#[derive(Clone, Debug)]
+pub struct Atomic {
+    /// What it does.
+    pub kind: AtomicKind,
+    /// The state space.
+    pub space: Space,
+    /// Bytes of one element.
+    pub size: usize,
+    /// Old values; empty for `red`.
+    pub destinations: Vec<u32>,
+    /// Operands, one an element.
+    pub operands: Vec<u32>,
+    /// What is swapped in by a compare and swap.
+    pub swap: Option<u32>,
+    /// Where.
+    pub address: Address,
+    /// Whether it carries acquire or release semantics itself.
+    pub ordered: bool,
+}
+
+/// How `shfl` picks its source lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShuffleKind {
+    /// `.up`
+    Up,
+    /// `.down`
+    Down,
+    /// `.bfly`
+    Butterfly,
+    /// `.idx`
+    Index,
+}
+
+/// What `vote` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VoteKind {
+    /// `.all`
+    All,
+    /// `.any`
+    Any,
+    /// `.uni`
+    Uniform,
+    /// `.ballot`
+    Ballot,
+}
+
+/// What `redux` computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReduceKind {
+    /// Sum.
+    Add,
+    /// Minimum.
+    Min,
+    /// Maximum.
+    Max,
+    /// Bitwise and.
+    And,
+    /// Bitwise or.
+    Or,
+    /// Bitwise exclusive or.
+    Xor,
+}
+
+/// Element formats of tensor-core operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorFormat {
+    /// bfloat16.
+    Brain,
+    /// IEEE half.
+    Half,
+    /// tf32.
+    Tf32,
+}
+
+/// `mma.sync`, row.col, m16n8.
+#[derive(Clone, Debug)]
+pub struct Mma {
+    /// Format of A and B.
+    pub format: TensorFormat,
+    /// Depth: 4, 8 or 16.
+    pub depth: usize,
+    /// Whether C and D hold halves, two a register.
+    pub half_accumulator: bool,
+    /// D, C, A, B slots.
+    pub d: Vec<u32>,
+    /// C.
+    pub c: Vec<u32>,
+    /// A.
+    pub a: Vec<u32>,
+    /// B.
+    pub b: Vec<u32>,
+}
+
+/// Which matrix a `wmma` instruction moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WmmaMatrix {
+    /// 16 x 16, the left factor.
+    A,
+    /// 16 x 16, the right factor.
+    B,
+    /// 16 x 16, accumulator.
+    C,
+}
+
+/// `wmma.load`, `wmma.store` and `wmma.mma` for m16n16k16.
+#[derive(Clone, Debug)]
+pub enum Wmma {
+    /// A load or, for the accumulator, a store.
+    Move {
+        /// Which matrix.
+        matrix: WmmaMatrix,
+        /// Whether it is a store.
+        store: bool,
+        /// Whether elements of a row are neighbours.
+        row_major: bool,
+        /// Bytes of an element.
+        size: usize,
+        /// State space.
+        space: Space,
+        /// Registers of the fragment.
+        registers: Vec<u32>,
+        /// Where.
+        address: Address,
+        /// Elements from one row (or column) to the next; none for packed.
+        stride: Option<u32>,
+    },
+    /// D = A B + C.
+    Multiply {
+        /// Format of A and B.
+        format: TensorFormat,
+        /// D, A, B, C.
+        d: Vec<u32>,
+        /// A.
+        a: Vec<u32>,
+        /// B.
+        b: Vec<u32>,
+        /// C.
+        c: Vec<u32>,
+    },
+}
+
+/// `ldmatrix` and `stmatrix`, m8n8, b16.
+#[derive(Clone, Debug)]
+pub struct MatrixMove {
+    /// `stmatrix`.
+    pub store: bool,
+    /// `.trans`.
+    pub transposed: bool,
+    /// One register a matrix.
+    pub registers: Vec<u32>,
+    /// Row addresses, one a lane.
+    pub address: Address,
+}
+
+/// `mbarrier` operations on a 64-bit object in shared memory.
+#[derive(Clone, Debug)]
+pub enum Mbarrier {
+    /// `init`, with the expected arrivals.
+    Init {
+        /// Expected arrivals.
+        count: u32,
+    },
+    /// `inval`.
+    Invalidate,
+    /// `arrive`, also `arrive.expect_tx` and `arrive_drop`.
+    Arrive {
+        /// Where the state goes.
+        state: Option<u32>,
+        /// Arrivals; one when not stated.
+        count: Option<u32>,
+        /// Bytes that are expected.
+        bytes: Option<u32>,
+        /// Whether this lane leaves later phases.
+        drop: bool,
+    },
+    /// `expect_tx` alone.
+    Expect {
+        /// Bytes that are expected.
+        bytes: u32,
+    },
+    /// `test_wait` and `try_wait`.
+    Wait {
+        /// Where the answer goes.
+        done: u32,
+        /// The state, or the parity.
+        token: u32,
+        /// Whether the token is a parity.
+        parity: bool,
+    },
+    /// `cp.async.mbarrier.arrive`: arrives when this lane's earlier copies are done.
+    CopiesDone {
+        /// `.noinc`.
+        counted: bool,
+    },
+}
+
+/// What one instruction does.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Nothing: hints.
+    Nothing,
+    /// A pure operation on registers.
+    Lanes {
+        /// The code.
+        run: Run,
+        /// Its operands.
+        slots: Slots,
+    },
+    /// A conversion without a form of its own.
+    Convert(Box<Conversion>),
+    /// Addition with carry in and out through the carry register.
+    Carry(Box<Carry>),
+    /// `mov` of a vector into one register.
+    Join(Box<Pack>),
+    /// `mov` of one register into a vector.
+    Split(Box<Pack>),
+    /// A load.
+    Load(Box<Access>),
+    /// A store.
+    Store(Box<Access>),
+    /// An atomic.
+    Atomic(Box<Atomic>),
+    /// A branch.
+    Branch(usize),
+    /// A branch through a table.
+    BranchTable(u32, Box<[usize]>),
+    /// `ret` and `exit`.
+    Exit,
+    /// `trap`.
+    Trap,
+    /// `bar.sync`, `barrier.sync`, `bar.arrive`, `bar.red`.
+    Barrier(Box<Barrier>),
+    /// `bar.warp.sync`, with its mask.
+    SyncWarp(u32),
+    /// `membar` and `fence`: whether it reaches past the block.
+    Fence(bool),
+    /// `cp.async` of 4, 8 or 16 bytes.
+    AsyncCopy(Box<AsyncCopy>),
+    /// `cp.async.commit_group`.
+    AsyncCommit,
+    /// `cp.async.wait_group` and `wait_all` (0, and uncommitted too).
+    AsyncWait(u32, bool),
+    /// `cp.async.bulk` between global and shared memory.
+    BulkCopy(Box<BulkCopy>),
+    /// `cp.async.bulk.commit_group`.
+    BulkCommit,
+    /// `cp.async.bulk.wait_group`.
+    BulkWait,
+    /// `ldmatrix` and `stmatrix`.
+    Matrix(Box<MatrixMove>),
+    /// `mma.sync`.
+    Mma(Box<Mma>),
+    /// `wmma`.
+    Wmma(Box<Wmma>),
+    /// `shfl.sync`.
+    Shuffle(Box<Shuffle>),
+    /// `vote.sync`.
+    Vote(Box<Vote>),
+    /// `match.sync`.
+    Match(Box<Match>),
+    /// `redux.sync`.
+    Reduce(Box<Reduce>),
+    /// `activemask`.
+    ActiveMask(u32),
+    /// `elect.sync`: where the leader's lane goes, where each lane learns whether it leads, and the member mask.
+    Elect(Option<u32>, u32, u32),
+    /// An `mbarrier` operation.
+    Mbarrier(Box<Mbarrier>, Address),
+    /// `%clock` and its like: whether 64 bits.
+    Clock(u32, bool),
+    /// `isspacep`.
+    IsSpace(Space, u32, u32),
+}
+
+/// Addition or subtraction with a carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Carry {
+    /// Subtract instead of add.
+    pub subtract: bool,
+    /// Whether the first two sources are multiplied: low or high half.
+    pub product: Option<bool>,
+    /// Whether the product is signed.
+    pub signed: bool,
+    /// Whether the registers are 64-bit.
+    pub long: bool,
+    /// Whether the carry is added.
+    pub reads: bool,
+    /// Whether the carry is set.
+    pub writes: bool,
+    /// The carry register.
+    pub carry: u32,
+    /// Its operands.
+    pub slots: Slots,
+}
+
+/// A register and the parts it is made of.
+#[derive(Clone, Debug)]
+pub struct Pack {
+    /// The whole.
+    pub whole: u32,
+    /// Whether the whole is a 64-bit register.
+    pub long: bool,
+    /// Bits of a part.
+    pub bits: u32,
+    /// The parts, lowest first; none for `_`.
+    pub parts: Vec<Option<u32>>,
+}
+
+/// A barrier of a block.
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    /// Its number.
+    pub number: u32,
+    /// Threads that take part; none for all.
+    pub count: Option<u32>,
+    /// Whether the warp waits (`bar.arrive` does not).
+    pub waits: bool,
+    /// Whether all lanes of a warp must come together.
+    pub aligned: bool,
+    /// `bar.red`: what is computed, of which predicate, into what.
+    pub reduce: Option<(VoteKind, u32, bool, u32)>,
+}
+
+/// A 4, 8 or 16 byte asynchronous copy into shared memory.
+#[derive(Clone, Debug)]
+pub struct AsyncCopy {
+    /// To shared memory.
+    pub to: Address,
+    /// From global memory.
+    pub from: Address,
+    /// Bytes written.
+    pub size: usize,
+    /// Bytes read, the rest being zero; none for all.
+    pub source_size: Option<u32>,
+    /// A predicate that, when set, reads nothing.
+    pub ignore: Option<u32>,
+}
+
+/// A bulk copy.
+#[derive(Clone, Debug)]
+pub struct BulkCopy {
+    /// Whether it goes to shared memory (else from it).
+    pub to_shared: bool,
+    /// Destination.
+    pub to: Address,
+    /// Source.
+    pub from: Address,
+    /// Bytes.
+    pub size: u32,
+    /// The `mbarrier` that counts the bytes.
+    pub barrier: Option<Address>,
+}
+
+/// `shfl.sync`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shuffle {
+    /// How the source lane is found.
+    pub kind: ShuffleKind,
+    /// Destination and source.
+    pub destination: u32,
+    /// Source.
+    pub source: u32,
+    /// Lane or distance.
+    pub lane: u32,
+    /// Clamp and segment.
+    pub clamp: u32,
+    /// Member mask.
+    pub members: u32,
+    /// Whether the source lane was in range.
+    pub in_range: Option<u32>,
+}
+
+/// `vote.sync`.
+#[derive(Clone, Copy, Debug)]
+pub struct Vote {
+    /// What is asked.
+    pub kind: VoteKind,
+    /// Where the answer goes: a word for a ballot, else a predicate.
+    pub destination: u32,
+    /// The predicate.
+    pub source: u32,
+    /// Whether it is negated.
+    pub negated: bool,
+    /// Member mask.
+    pub members: u32,
+}
+
+/// `match.sync`.
+#[derive(Clone, Copy, Debug)]
+pub struct Match {
+    /// `.all` rather than `.any`.
+    pub all: bool,
+    /// Whether the value is 64-bit.
+    pub long: bool,
+    /// The mask found.
+    pub destination: u32,
+    /// Whether all match.
+    pub uniform: Option<u32>,
+    /// The value.
+    pub source: u32,
+    /// Member mask.
+    pub members: u32,
+}
+
+/// `redux.sync`.
+#[derive(Clone, Copy, Debug)]
+pub struct Reduce {
+    /// What is computed.
+    pub kind: ReduceKind,
+    /// Whether values are signed.
+    pub signed: bool,
+    /// Where the answer goes.
+    pub destination: u32,
+    /// The value.
+    pub source: u32,
+    /// Member mask.
+    pub members: u32,
+}
+
+/// Which lanes of a warp an instruction waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// None: every lane goes on by itself.
+    None,
+    /// Those that the mask in this word register names.
+    Named(u32),
+    /// All that live, as `.aligned` has it.
+    All,
+}
+
+impl Op {
+    /// Which lanes it waits for.
+    pub fn members(&self) -> Members {
+        match self {
+            Self::SyncWarp(members) | Self::Elect(_, _, members) => Members::Named(*members),
+            Self::Shuffle(op) => Members::Named(op.members),
+            Self::Vote(op) => Members::Named(op.members),
+            Self::Match(op) => Members::Named(op.members),
+            Self::Reduce(op) => Members::Named(op.members),
+            Self::Matrix(_) | Self::Mma(_) | Self::Wmma(_) => Members::All,
+            Self::Barrier(op) if op.aligned => Members::All,
+            _ => Members::None,
+        }
+    }
+}

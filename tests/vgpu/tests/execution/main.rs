@@ -1,0 +1,19 @@
+//! Programs on the virtual GPU, without the driver: opcodes, kernels, checks that fail as they should, counters.
+
+#[path = "../support/bench.rs"]
+mod bench;
+#[path = "../support/tools.rs"]
+mod tools;
+
+mod block_opcodes;
+mod calls;
+mod compare;
+mod compiled;
+mod convergence;
+mod counters;
+mod faults;
+mod fragments;
+mod hostile;
+mod kernels;
+mod launch;
+mod opcodes;
