@@ -87,7 +87,7 @@ impl Device {
     pub(super) fn open(&self) -> Result<Opened> {
         let ordinal = match self.device.as_str() {
             "cpu" => return self.open_cpu().map(Opened::Cpu),
-            "cuda" => Some(0),
+            "cuda" => Some(super::ranks::local_rank()),
             other => other.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
         let Some(ordinal) = ordinal else {

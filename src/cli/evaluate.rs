@@ -8,7 +8,7 @@ use super::progress;
 use super::train::DecodingName;
 use crate::backend::Backend;
 use crate::data::Split;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::pretrained;
 use crate::train::{self, RunFolder, Saved, TrainedRun};
@@ -69,6 +69,10 @@ impl Arguments {
             }
             return Ok(ExitCode::SUCCESS);
         };
+        if own.len() > 1 && self.labels.is_some() {
+            let advice = "each of the run's tasks has its own labels";
+            return Err(Error::setting("--labels", "none for a run on several tasks", "some", advice));
+        }
         if own.len() > 1 || own.contains(task) && self.labels.is_none() {
             run.select(task)?;
         } else {

@@ -11,6 +11,7 @@ mod predict;
 mod progress;
 mod prompts;
 mod random_model;
+mod ranks;
 #[cfg(feature = "report")]
 mod report;
 mod sweep;

@@ -256,9 +256,11 @@ impl Show {
             ("validation", metric),
             ("origin", about.origin.clone()),
             ("written by", about.promptmix_version.as_ref().map(|version| format!("promptmix {version}"))),
-            ("note", note),
         ] {
             println!("  {name:<14} {}", value.as_deref().unwrap_or("not known"));
+        }
+        if let Some(note) = note {
+            println!("  {:<14} {note}", "note");
         }
         let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         let norms: Vec<f64> = prompt.values().chunks_exact(prompt.width()).map(norm).collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::config::RunConfig;
-use crate::data::{ExampleSettings, Examples, Part, Split, Splits};
+use crate::data::{ExampleSettings, Examples, Part, Split, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::pretrained::{self, T5Config, Tokenizer};
 use crate::tasks::{Purpose, Task, names};
@@ -35,7 +35,7 @@ pub(super) struct Arguments {
     /// Show one task, a name or a .toml file, with rows of --data
     #[arg(long)]
     show: Option<String>,
-    /// Folder with the task's train, validation and maybe test
+    /// Folder with the task's train, validation and maybe test, or hub:owner/name/folder
     #[arg(long, requires = "show")]
     data: Option<PathBuf>,
     /// Count tokens as the tokenizer of this model does: a folder or hub id
@@ -69,7 +69,8 @@ impl Arguments {
             println!("\ngive --data to see rows of it");
             return Ok(());
         };
-        let splits = Splits::open(data, task.split, self.split_validation_test)?;
+        let data = pretrained::locate_data(data, &is_split_file)?;
+        let splits = Splits::open(&data, task.split, self.split_validation_test)?;
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {
                 println!("{split:<10} {} rows of {}", part.row_count()?, part.path().display());

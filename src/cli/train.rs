@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use clap::ValueEnum;
 
 use super::device::{Device, on_device};
 use super::progress::Shown;
+use super::ranks;
 use crate::backend::{Backend, Scorer};
 use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Sampling, Schedule};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, FewShotRuns, Monitor, RunFolder, Trainer};
+use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Silent, Trainer};
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
@@ -28,6 +30,7 @@ use crate::train::{self, FewShotRuns, Monitor, RunFolder, Trainer};
       --sources mnli.safetensors --initial-scorer runs/glue --out runs/cb-16
   promptmix train --config mrpc.toml --learning-rate 0.1 --out runs/mrpc
   promptmix train --resume --out runs/mrpc
+  mpirun -n 4 promptmix train --config mrpc.toml --out runs/mrpc
 
 A file for --config has the flags as keys (`learning-rate = 0.3`); a run's config.toml is one.")]
 pub(super) struct Arguments {
@@ -54,7 +57,7 @@ pub(super) struct Arguments {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lowercase: Option<bool>,
     /// Folder with train, validation and maybe test, as .jsonl, .csv, .tsv or .parquet; with several tasks a folder of such
-    /// folders by the tasks' names
+    /// folders by the tasks' names. hub:owner/name/folder is a data set of the hub's
     #[arg(long, required_unless_present_any = ["resume", "config"])]
     data: Option<PathBuf>,
     /// Take test rows from the labelled files, by the task's split rule
@@ -217,8 +220,17 @@ flag_values!(SamplingName for Sampling { Proportional, Temperature, Equal });
 flag_values!(DecodingName for Decoding { Greedy, Labels });
 
 impl Arguments {
-    pub(super) fn run(mut self) -> Result<ExitCode> {
-        let monitor = Shown::new();
+    pub(super) fn run(self) -> Result<ExitCode> {
+        let ranks = ranks::join()?;
+        let done = self.run_rank(&ranks);
+        if let (Err(error), true) = (&done, ranks.count() > 1) {
+            eprintln!("error on rank {}: {error}", ranks.rank());
+            ranks.abort();
+        }
+        done
+    }
+
+    fn run_rank(mut self, ranks: &Rc<dyn Ranks>) -> Result<ExitCode> {
         let config = match (self.resume, FewShotRuns::saved(&self.out)?) {
             (true, Some(runs)) => runs.config,
             (true, None) => RunFolder::saved(&self.out)?.config,
@@ -233,31 +245,55 @@ impl Arguments {
         }
         config.check()?;
         self.device.threads = self.device.threads.or(config.threads);
+        if ranks.count() > 1 && self.device.threads.is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            self.device.threads = Some((cores / ranks::local_count()).max(1));
+        }
         let device = self.device.open()?;
-        on_device!(device, backend => self.run_on(backend, &config, monitor))
+        let mut monitor: Box<dyn Monitor> =
+            if ranks.rank() == 0 { Box::new(Shown::new()) } else { Box::new(Silent) };
+        on_device!(device, backend => self.run_on(backend, &config, ranks, monitor.as_mut()))
     }
 
-    fn run_on<B: Backend>(&self, backend: &B, config: &RunConfig, mut monitor: Shown) -> Result<ExitCode> {
+    fn run_on<B: Backend>(
+        &self,
+        backend: &B,
+        config: &RunConfig,
+        ranks: &Rc<dyn Ranks>,
+        monitor: &mut dyn Monitor,
+    ) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
         if !config.draw_seeds().is_empty() {
-            return self.run_draws(&frozen, config, &mut monitor);
+            if ranks.count() > 1 {
+                let reason = "each is small, and they run one after the other";
+                return Err(Error::unsupported("several draws on several ranks", reason, "leave mpirun out"));
+            }
+            return self.run_draws(&frozen, config, monitor);
         }
-        let mut trainer = Trainer::new(&frozen, config, &mut monitor)?;
-        let mut folder = if self.resume {
-            train::resume(&mut trainer, &self.out)?
-        } else {
-            RunFolder::create(&self.out, config, &frozen.model_hash)?
+        let mut trainer = Trainer::new(&frozen, config, monitor)?.on_ranks(ranks.clone());
+        // All ranks hold the same state; one of them writes it down.
+        let mut folder = match (ranks.rank(), self.resume) {
+            (0, false) => Some(RunFolder::create(&self.out, config, &frozen.model_hash)?),
+            (0, true) => Some(train::resume(&mut trainer, &self.out)?),
+            (_, false) => None,
+            (_, true) => {
+                RunFolder::saved(&self.out)?.check_model(&frozen.model_hash, "--resume")?;
+                trainer.resume(&self.out)?;
+                None
+            }
         };
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
-        let outcome = trainer.run(Some(&mut folder), &mut monitor)?;
+        let outcome = trainer.run(folder.as_mut(), monitor)?;
         let why = if outcome.stopped_early { ", stopped by --patience" } else { "" };
-        println!(
-            "{} steps{why}; best validation {:.4} behind step {}; written to {}",
-            outcome.steps,
-            outcome.best,
-            outcome.best_step,
-            self.out.display()
-        );
+        if ranks.rank() == 0 {
+            println!(
+                "{} steps{why}; best validation {:.4} behind step {}; written to {}",
+                outcome.steps,
+                outcome.best,
+                outcome.best_step,
+                self.out.display()
+            );
+        }
         Ok(ExitCode::SUCCESS)
     }
 
@@ -265,7 +301,7 @@ impl Arguments {
         &self,
         frozen: &Frozen<'_, B>,
         config: &RunConfig,
-        monitor: &mut Shown,
+        monitor: &mut dyn Monitor,
     ) -> Result<ExitCode> {
         let runs = FewShotRuns::run(frozen, config, &self.out, self.resume, monitor)?;
         for draw in &runs.draws {

@@ -17,4 +17,4 @@ pub use examples::{Counts, Encode, ExampleSettings, Examples};
 pub use few_shot::FewShot;
 pub use index::RowIndex;
 pub use reader::{Format, LINE_LIMIT, Reader, count_rows, open};
-pub use splits::{Part, Rows, Split, Splits};
+pub use splits::{Part, Rows, Split, Splits, is_split_file};

@@ -329,6 +329,17 @@ fn find(folder: &Path, stem: &str) -> Result<Option<Vec<PathBuf>>> {
     Ok(found.pop())
 }
 
+/// Whether a file of this path below a data set's folder is one that [`Splits::open`] would look at.
+pub fn is_split_file(path: &str) -> bool {
+    let name = path.strip_prefix("data/").unwrap_or(path);
+    let stem = ["train", "validation_matched", "validation_mismatched", "validation", "test"]
+        .into_iter()
+        .find_map(|stem| name.strip_prefix(stem));
+    let is_shard = |rest: &str| rest.starts_with('-') && rest.contains("-of-");
+    stem.is_some_and(|rest| (rest.starts_with('.') || is_shard(rest)) && !rest.contains('/'))
+        && Format::of(Path::new(path)).is_ok()
+}
+
 /// The hub's shards of a split: path, number, and how many there are said to be.
 fn shards(folder: &Path, stem: &str) -> Vec<(PathBuf, usize, usize)> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };

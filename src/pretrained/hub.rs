@@ -1,7 +1,7 @@
-//! Finding a model by name: a folder on this machine, or an id on the hub, fetched once into the cache that Python's
-//! tools use too.
+//! Finding a model or a data set by name: a folder on this machine, or an id on the hub, fetched once into the cache that
+//! Python's tools use too.
 //!
-//! Not for reading it: what is found is a folder for [`super::Checkpoint`] and [`super::Tokenizer`].
+//! Not for reading it: what is found is a folder for [`super::Checkpoint`] and [`super::Tokenizer`], or one of rows.
 
 use std::path::{Path, PathBuf};
 
@@ -40,6 +40,32 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     fetch(model)
 }
 
+/// The folder of `data`: itself, or of `hub:owner/name` and `hub:owner/name/folder` that folder of the hub's data set, of which
+/// the files whose path `wanted` accepts are fetched. The version that was fetched first stays.
+///
+/// # Errors
+/// [`Error::Setting`] if what follows `hub:` is no id, or is not in the cache while offline; [`Error::Format`] if the data set has
+/// no such files; [`Error::File`] if it cannot be fetched; [`Error::Unsupported`] in a build without the feature `hub`.
+pub fn locate_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    let Some(name) = data.to_str().and_then(|data| data.strip_prefix("hub:")) else {
+        return Ok(data.to_owned());
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    match parts.as_slice() {
+        [owner, name, folder @ ..]
+            if is_id(&format!("{owner}/{name}")) && folder.iter().all(|part| is_id(part)) =>
+        {
+            fetch_data(&format!("{owner}/{name}"), &folder.join("/"), wanted)
+        }
+        _ => Err(Error::setting(
+            "data",
+            "hub:owner/name, or hub:owner/name/folder",
+            format!("`{}`", data.display().to_string().escape_debug()),
+            "check the id",
+        )),
+    }
+}
+
 /// Letters, digits, `-`, `_`, `.`, with one `/` at most; no part that is a step in a path.
 fn is_id(model: &str) -> bool {
     let parts: Vec<&str> = model.split('/').collect();
@@ -62,8 +88,17 @@ fn fetch(id: &str) -> Result<PathBuf> {
     ))
 }
 
+#[cfg(not(feature = "hub"))]
+fn fetch_data(id: &str, _: &str, _: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    Err(Error::unsupported(
+        format!("the data set `{id}`"),
+        "this build has no access to the hub",
+        "fetch its files into a folder and give that, or build with the feature `hub`",
+    ))
+}
+
 #[cfg(feature = "hub")]
-use online::fetch;
+use online::{fetch, fetch_data};
 
 #[cfg(feature = "hub")]
 mod online {
@@ -72,7 +107,7 @@ mod online {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::path::{Component, Path, PathBuf};
 
-    use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+    use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
     use hf_hub::{Cache, Repo, RepoType};
     use serde::Deserialize;
     use sha2::{Digest, Sha256};
@@ -177,7 +212,76 @@ mod online {
         Ok(None)
     }
 
-    fn download(id: &str, settings: &Settings) -> Result<PathBuf> {
+    pub(super) fn fetch_data(id: &str, folder: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+        let settings = Settings::from_environment()?;
+        let repo = Repo::new(id.to_owned(), RepoType::Dataset);
+        let root = settings.cache.join(repo.folder_name());
+        let version = std::fs::read_to_string(root.join("refs/main")).unwrap_or_default();
+        let version = version.trim();
+        let snapshot = root.join("snapshots").join(version).join(folder);
+        if settings.offline {
+            if !version.is_empty() && snapshot.is_dir() {
+                return Ok(snapshot);
+            }
+            return Err(Error::setting(
+                "data",
+                format!("{id} in the cache {}, as HF_HUB_OFFLINE is set", settings.cache.display()),
+                "no files of it",
+                "unset HF_HUB_OFFLINE once to fetch it, or give a folder",
+            ));
+        }
+        let fetched =
+            catch_unwind(AssertUnwindSafe(|| download_data(id, folder, version, wanted, &settings)));
+        let commit =
+            fetched.unwrap_or_else(|_| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
+        let cached = Cache::new(settings.cache.clone()).repo(repo);
+        cached.create_ref(&commit).map_err(|source| Error::file("record", &root, source))?;
+        Ok(root.join("snapshots").join(commit).join(folder))
+    }
+
+    /// Fetches the wanted files of `version`, or of the newest if that is empty; gives back the commit.
+    fn download_data(
+        id: &str,
+        folder: &str,
+        version: &str,
+        wanted: &dyn Fn(&str) -> bool,
+        settings: &Settings,
+    ) -> Result<String> {
+        let api = connect(id, settings)?;
+        let revision = if version.is_empty() { "main" } else { version };
+        let at = |revision: &str| {
+            api.repo(Repo::with_revision(id.to_owned(), RepoType::Dataset, revision.to_owned()))
+        };
+        let about = at(revision).info().map_err(|error| explain(id, &error))?;
+        check_commit(id, &about.sha)?;
+        let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let all = about.siblings.iter().map(|file| file.rfilename.as_str());
+        let files: Vec<&str> =
+            all.clone().filter(|file| file.strip_prefix(below.as_str()).is_some_and(wanted)).collect();
+        if files.is_empty() {
+            let mut known: Vec<&str> = all.take(20).collect();
+            known.sort_unstable();
+            return Err(Error::format(
+                id,
+                None,
+                format!("train, validation or test files in `{below}`"),
+                format!("only {}", known.join(", ")),
+                "name a folder of the data set, as in hub:owner/name/folder",
+            ));
+        }
+        let repo = at(&about.sha);
+        for file in files {
+            // A path out of the folder is not followed, whatever the server answers.
+            let plain = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+            if !plain {
+                return Err(unreachable_hub(id, &format!("the file name `{}`", file.escape_debug())));
+            }
+            get(id, &repo, file)?;
+        }
+        Ok(about.sha)
+    }
+
+    fn connect(id: &str, settings: &Settings) -> Result<Api> {
         let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone())).with_retries(RETRIES);
         if let Some(endpoint) = &settings.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
@@ -185,13 +289,21 @@ mod online {
         if settings.token.is_some() {
             builder = builder.with_token(settings.token.clone());
         }
-        let api = builder.build().map_err(|error| unreachable_hub(id, &error.to_string()))?;
-        let about = api.model(id.to_owned()).info().map_err(|error| explain(id, &error))?;
-        // The commit becomes a folder's name, so it must be nothing else than a hash.
-        let is_hash = about.sha.len() >= 7 && about.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_hash {
-            return Err(unreachable_hub(id, "a version that is not a commit hash"));
+        builder.build().map_err(|error| unreachable_hub(id, &error.to_string()))
+    }
+
+    /// The commit becomes a folder's name, so it must be nothing else than a hash.
+    fn check_commit(id: &str, commit: &str) -> Result<()> {
+        if commit.len() >= 7 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(());
         }
+        Err(unreachable_hub(id, "a version that is not a commit hash"))
+    }
+
+    fn download(id: &str, settings: &Settings) -> Result<PathBuf> {
+        let api = connect(id, settings)?;
+        let about = api.model(id.to_owned()).info().map_err(|error| explain(id, &error))?;
+        check_commit(id, &about.sha)?;
         let files: BTreeSet<&str> = about.siblings.iter().map(|file| file.rfilename.as_str()).collect();
         // Every file from this one commit, though the model may be changed meanwhile.
         let repo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, about.sha.clone()));
@@ -283,14 +395,16 @@ mod online {
         if ["401", "403", "404"].iter().any(|status| said.ends_with(status)) {
             return unreachable_hub(
                 what,
-                &format!("{said}: there is no such model, or it is private and HF_TOKEN does not open it"),
+                &format!(
+                    "{said}: there is nothing of that name, or it is private and HF_TOKEN does not open it"
+                ),
             );
         }
         unreachable_hub(what, &said)
     }
 
     fn unreachable_hub(what: &str, said: &str) -> Error {
-        let advice = "check the name and the network, or give the folder of a checkpoint";
+        let advice = "check the name and the network, or give a folder";
         Error::file("fetch from the hub", what, std::io::Error::other(format!("{said} ({advice})")))
     }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
-pub use hub::locate;
+pub use hub::{locate, locate_data};
 pub use tensor_file::{ElementType, TensorFile};
 pub use tokenizer::Tokenizer;
 

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::task_data::open_splits;
 use super::{Monitor, RunFolder, Trainer};
 use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::data::{Split, Splits};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Frozen;
@@ -156,7 +157,7 @@ impl FewShotRuns {
         let mut test = Vec::new();
         for (index, task) in trainer.tasks().enumerate() {
             let data = config.data_folder(&task.name);
-            let splits = Splits::open(&data, task.split, config.split_validation_test)?;
+            let splits = open_splits(config, task, &data)?;
             if splits.get(Split::Test).is_err() {
                 continue;
             }

@@ -16,6 +16,8 @@ pub trait Ranks {
     /// # Errors
     /// If the processes cannot reach each other.
     fn sum(&self, values: &mut [f64]) -> Result<()>;
+    /// Ends the others, which would wait for this one for ever. What went wrong should have been said before.
+    fn abort(&self) {}
 }
 
 /// One process.
@@ -50,12 +52,6 @@ impl Mpi {
         let refused = || crate::error::Error::unsupported("MPI", "it was started before in this process", "");
         Ok(Self { universe: mpi::initialize().ok_or_else(refused)? })
     }
-
-    /// Ends all ranks: without it they would wait for this one.
-    pub fn abort(&self) -> ! {
-        use mpi::traits::Communicator;
-        self.universe.world().abort(1)
-    }
 }
 
 #[cfg(feature = "mpi")]
@@ -80,5 +76,10 @@ impl Ranks for Mpi {
             values.iter_mut().zip(rank).for_each(|(sum, value)| *sum += value);
         }
         Ok(())
+    }
+
+    fn abort(&self) {
+        use mpi::traits::Communicator;
+        self.universe.world().abort(1)
     }
 }

@@ -1,11 +1,14 @@
 //! One task of a run: its training and validation examples.
 
+use std::path::Path;
+
 use super::Monitor;
 use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits};
+use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
 use crate::error::Result;
 use crate::model::Frozen;
+use crate::pretrained::locate_data;
 use crate::tasks::{Purpose, Task};
 
 /// A task and its tokenised rows.
@@ -28,7 +31,7 @@ impl TaskData {
         let tokenizer = &frozen.tokenizer;
         let encode = |text: &str| tokenizer.encode(text);
         let longest_target = longest_target(frozen, config, &task)?;
-        let splits = Splits::open(&config.data_folder(&task.name), task.split, config.split_validation_test)?;
+        let splits = open_splits(config, &task, &config.data_folder(&task.name))?;
         let all = splits.get(Split::Train)?;
         let draw = |shots, class_balanced| {
             FewShot { shots, class_balanced, seed: config.data_seed() }.draw(all, &task)
@@ -52,6 +55,11 @@ impl TaskData {
     }
 }
 
+/// The splits of a task's data in `folder`, which may be one of the hub's.
+pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
+    Splits::open(&locate_data(folder, &is_split_file)?, task.split, config.split_validation_test)
+}
+
 /// Tokens of an answer of `task` at most.
 pub(super) fn longest_target<B: Backend>(
     frozen: &Frozen<'_, B>,
@@ -69,11 +77,11 @@ pub(super) fn split_examples<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
     task: &Task,
-    folder: &std::path::Path,
+    folder: &Path,
     split: Split,
     longest_target: usize,
 ) -> Result<Examples> {
-    let splits = Splits::open(folder, task.split, config.split_validation_test)?;
+    let splits = open_splits(config, task, folder)?;
     let settings = ExampleSettings::new(config.max_source_length, longest_target, Purpose::Evaluation);
     let tokenizer = &frozen.tokenizer;
     let encode = |text: &str| tokenizer.encode(text);

@@ -7,7 +7,11 @@ const CASE: &str = "PROMPTMIX_TEST_LOCATE";
 #[test]
 fn locate_in_this_environment() {
     if let Ok(model) = std::env::var(CASE) {
-        match promptmix::pretrained::locate(&model) {
+        let found = match model.starts_with("hub:") {
+            true => promptmix::pretrained::locate_data(model.as_ref(), &promptmix::data::is_split_file),
+            false => promptmix::pretrained::locate(&model),
+        };
+        match found {
             Ok(path) => println!("located: {}", path.display()),
             Err(error) => println!("refused: {error}"),
         }
@@ -63,7 +67,9 @@ mod served {
     use std::path::Path;
     use std::sync::{Arc, Mutex};
 
+    use promptmix::data::{Split, Splits};
     use promptmix::pretrained::Checkpoint;
+    use promptmix::tasks::SplitRule;
     use safetensors::Dtype;
     use sha2::{Digest, Sha256};
     use tempfile::tempdir;
@@ -129,9 +135,15 @@ mod served {
             }
             asked.lock().ok()?.push(format!("{path}{authorised}"));
             let files = files.lock().ok()?.clone();
-            let file =
-                path.strip_prefix(&format!("/owner/tiny/resolve/{COMMIT}/")).and_then(|name| files.get(name));
-            let (status, headers, body) = if path == "/api/models/owner/tiny/revision/main" {
+            let file = path
+                .strip_prefix("/datasets")
+                .unwrap_or(&path)
+                .strip_prefix(&format!("/owner/tiny/resolve/{COMMIT}/"))
+                .and_then(|name| files.get(name));
+            let revisions =
+                ["main", COMMIT].map(|revision| format!("/api/datasets/owner/tiny/revision/{revision}"));
+            let asks_about = path == "/api/models/owner/tiny/revision/main" || revisions.contains(&path);
+            let (status, headers, body) = if asks_about {
                 let siblings: Vec<_> =
                     files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
                 let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
@@ -185,6 +197,42 @@ mod served {
         let cache = format!("{home}/hub");
         assert_eq!(locate("owner/tiny", &[("HF_HUB_CACHE", &cache), ("HF_HUB_OFFLINE", "true")]), Ok(folder));
         assert_eq!(hub.asked(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_of_a_data_set_is_fetched_and_its_first_version_stays() {
+        let shard = |number: usize| format!("sst2/train-0000{number}-of-00002.jsonl");
+        let row = |label: usize| format!("{{\"sentence\": \"s\", \"label\": {label}}}\n").into_bytes();
+        let files = BTreeMap::from([
+            (shard(0), row(0)),
+            (shard(1), row(1)),
+            ("sst2/validation.jsonl".to_owned(), row(1)),
+            ("sst2/README.md".to_owned(), b"not asked for".to_vec()),
+            ("rte/train.jsonl".to_owned(), b"not asked for".to_vec()),
+        ]);
+        let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
+        let home = home.path().to_str().expect("UTF-8");
+        let online = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
+        let folder = locate("hub:owner/tiny/sst2", &online).expect("fetched");
+        let splits = Splits::open(Path::new(&folder), SplitRule::Files, false).expect("splits");
+        assert_eq!(splits.get(Split::Train).expect("both shards").row_count().expect("counted"), 2);
+        assert_eq!(splits.get(Split::Validation).expect("there").row_count().expect("counted"), 1);
+        let asked = hub.asked();
+        assert!(!asked.iter().any(|path| path.contains("README") || path.contains("rte")), "{asked:?}");
+
+        assert_eq!(locate("hub:owner/tiny/sst2", &online), Ok(folder.clone()));
+        assert!(hub.asked()[0].ends_with(COMMIT), "the version that is there, not a newer one");
+        let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
+        assert_eq!(locate("hub:owner/tiny/sst2", &offline), Ok(folder));
+        assert_eq!(hub.asked(), Vec::<String>::new());
+        let error = locate("hub:owner/tiny/rte", &offline).expect_err("not fetched");
+        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+        let error = locate("hub:owner/tiny/wnli", &online).expect_err("no such folder");
+        assert!(error.contains("wnli") && error.contains("rte/train.jsonl"), "{error}");
+        for name in ["hub:", "hub:owner", "hub:owner/..", "hub:owner/tiny/../rte", "hub:/owner/tiny"] {
+            let error = locate(name, &online).expect_err(name);
+            assert!(error.contains("hub:owner/name"), "{name}: {error}");
+        }
     }
 
     #[test]

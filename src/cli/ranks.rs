@@ -1,0 +1,55 @@
+//! The processes that `mpirun` started beside this one.
+
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::train::{Alone, Ranks};
+
+/// Where launchers say how many processes they started.
+const COUNTS: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+/// Where they say which of a machine's processes this is, and how many it has.
+const LOCAL_RANKS: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"];
+const LOCAL_COUNTS: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"];
+
+fn number(names: [&str; 2]) -> Option<usize> {
+    names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+}
+
+/// Which of this machine's processes this is: the GPU it takes if none is named.
+pub(super) fn local_rank() -> usize {
+    number(LOCAL_RANKS).unwrap_or(0)
+}
+
+/// How many of the processes are on this machine, which share its cores.
+pub(super) fn local_count() -> usize {
+    number(LOCAL_COUNTS).unwrap_or(1).max(1)
+}
+
+/// Joins the processes that a launcher started, if one did.
+pub(super) fn join() -> Result<Rc<dyn Ranks>> {
+    if number(COUNTS).unwrap_or(1) < 2 {
+        return Ok(Rc::new(Alone));
+    }
+    start()
+}
+
+#[cfg(feature = "mpi")]
+fn start() -> Result<Rc<dyn Ranks>> {
+    let mpi = crate::train::Mpi::start()?;
+    // A rank that unwinds would wait at its end for the others, and they in their next sum for it.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+    Ok(Rc::new(mpi))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn start() -> Result<Rc<dyn Ranks>> {
+    Err(crate::error::Error::unsupported(
+        "training on several ranks",
+        "this program was built without the feature `mpi`",
+        "build it with --features mpi, or start it without mpirun",
+    ))
+}
