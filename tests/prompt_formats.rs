@@ -278,7 +278,7 @@ fn a_merged_prompt_is_the_weighted_mean_of_its_parts() {
     assert_eq!(merged.values(), [2.0, 3.0, 4.0, 5.0]);
     assert_eq!(merged.metadata().origin.as_deref(), Some("the mean of 0.7500 a, 0.2500 b"));
     merge("m", &[], &[]).expect_err("nothing");
-    merge("m", &[a.clone()], &[1.0, 2.0]).expect_err("a weight too many");
+    merge("m", std::slice::from_ref(&a), &[1.0, 2.0]).expect_err("a weight too many");
     merge("m", &[a.clone(), b.clone()], &[1.0, -1.0]).expect_err("a sum of 0");
     merge("m", &[a.clone(), b.clone()], &[1.0, f64::NAN]).expect_err("no number");
     merge("m", &[a.clone(), prompt("c", &[1.0; 4], 1)], &[1.0, 1.0]).expect_err("lengths");

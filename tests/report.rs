@@ -168,13 +168,14 @@ fn a_run_that_has_only_begun_and_a_damaged_log_are_told_apart() {
     let begun = folder.path().join("begun");
     RunFolder::create(&begun, &RunConfig::default(), "0123").expect("a folder");
     let out = folder.path().join("report");
-    let html = fs::read_to_string(report::write(&[begun.clone()], &out).expect("a report")).expect("text");
+    let html = fs::read_to_string(report::write(std::slice::from_ref(&begun), &out).expect("a report"))
+        .expect("text");
     assert!(html.contains("nothing was logged yet") && html.contains("none yet"));
 
     // A last line that is not yet whole belongs to a run that goes on.
     let line = "{\"step\": 1, \"loss\": 0.5, \"gradient_norm\": null, \"learning_rate\": 0.1, \"milliseconds\": 3}\n";
     fs::write(begun.join("log.jsonl"), format!("{line}{{\"step\": 2, \"lo")).expect("written");
-    report::write(&[begun.clone()], &out).expect("a report");
+    report::write(std::slice::from_ref(&begun), &out).expect("a report");
     fs::write(begun.join("log.jsonl"), format!("{line}nonsense\n{line}")).expect("written");
     let message = report::write(&[begun], &out).expect_err("a damaged log").to_string();
     assert!(message.contains("log.jsonl, line 2"), "{message}");
