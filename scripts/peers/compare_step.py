@@ -1,14 +1,14 @@
 """promptmix's training step against the same step in PyTorch, in turn, as ratios of medians.
 
-Usage: compare_step.py PEER_STEP.py [--rounds 3] [--promptmix target/release/promptmix] [--lengths FILE]
+Usage: compare_step.py [PEER_STEP.py] [--rounds 3] [--promptmix target/release/promptmix] [--lengths FILE]
 PEER_STEP.py times the PyTorch step and prints one JSON line. Needs torch, transformers, safetensors. Rounds alternate
 between the two, so that a machine whose speed drifts drifts for both.
 """
 
-import argparse, json, statistics, subprocess, sys
+import argparse, json, pathlib, statistics, subprocess, sys
 
 parser = argparse.ArgumentParser()
-parser.add_argument("peer")
+parser.add_argument("peer", nargs="?", default=str(pathlib.Path(__file__).with_name("peer_step.py")))
 parser.add_argument("--promptmix", default="target/release/promptmix")
 parser.add_argument("--lengths")
 parser.add_argument("--rounds", type=int, default=3)

@@ -1,5 +1,7 @@
 //! The device of a test, its operands, and how closely its results must follow.
 
+use std::path::PathBuf;
+
 use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
 use promptmix::cuda::{Cuda, FATBINS, Precision};
@@ -12,6 +14,11 @@ pub struct Device {
     pub cuda: Cuda,
     // Dropped behind the backend, which still launches nothing then.
     pub gpu: vgpu::Gpu,
+}
+
+/// The project's folder: where cargo runs the tests, or where a program of tests was carried to.
+pub fn project() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// A poisoned device; none, with a printed reason, in a build without kernels, which in CI fails.

@@ -1,20 +1,18 @@
 //! Whole passes against PyTorch's numbers, in both precisions.
 
-use std::path::Path;
-
 use promptmix::cuda::Precision;
 use promptmix::verify::verify;
 
-use crate::device::device;
+use crate::device::{device, project};
 
 fn check(fixture: &str, precision: Precision) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures").join(fixture);
-    if !folder.is_dir() {
-        eprintln!("skipped: no folder {}", folder.display());
+    let places = ["tests/fixtures", "../shared/fixtures"].map(|place| project().join(place).join(fixture));
+    let Some(folder) = places.iter().find(|folder| folder.is_dir()) else {
+        eprintln!("skipped: no folder {}", places[1].display());
         return;
-    }
+    };
     let Some(device) = device(precision) else { return };
-    let report = verify(&device.cuda, &folder).expect("a fixture");
+    let report = verify(&device.cuda, folder).expect("a fixture");
     eprintln!("{fixture} {precision:?}\n{report}");
     assert!(report.passed(), "{fixture} {precision:?}\n{report}");
 }

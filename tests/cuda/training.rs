@@ -9,7 +9,7 @@ use promptmix::cuda::{Cuda, Precision};
 use promptmix::model::Frozen;
 use promptmix::train::{Silent, Trainer};
 
-use crate::device::device;
+use crate::device::{device, project};
 
 const STEPS: u64 = 50;
 
@@ -30,7 +30,7 @@ fn write_rows(folder: &Path) {
 
 fn config(data: &Path) -> RunConfig {
     let mut config = RunConfig::default();
-    config.model = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").display().to_string();
+    config.model = project().join("demo").display().to_string();
     config.task = "sst2".into();
     config.labels = Some("negative,positive".into());
     config.data = data.to_owned();
