@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use promptmix::config::{Method, RunConfig};
 use promptmix::prompts::{Prompt, PromptMetadata};
 use promptmix::report;
-use promptmix::train::{ExampleRecord, RunFolder, StepRecord, ValidationRecord};
+use promptmix::train::{ExampleRecord, RunFolder, StepRecord, TaskRecord, ValidationRecord};
 
 /// A run folder of `steps` steps, written without training.
 fn run(folder: &Path, name: &str, steps: u64, sources: &[&str]) -> PathBuf {
@@ -120,6 +120,46 @@ fn several_runs_share_a_page_with_their_targets_as_rows_of_one_heat_map() {
     assert_eq!(map.matches(">0.50</text>").count(), 4);
     assert_eq!(map.matches(">–</text>").count(), 2);
     assert!(html.contains("What differs") && html.contains("task-of-c"));
+}
+
+#[test]
+fn the_tasks_of_one_run_are_rows_of_the_heat_map() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run(folder.path(), "one", 8, &[]);
+    let path = run(folder.path(), "several", 8, &["one"]);
+    let task = |task: &str, own: f64| TaskRecord {
+        task: task.into(),
+        metrics: vec![("accuracy".into(), Some(0.5))],
+        mean: 0.5,
+        attention: vec![1.0 - own, own],
+        invalid: 0,
+    };
+    let record = ValidationRecord {
+        step: 9,
+        metrics: vec![("rte accuracy".into(), Some(0.5)), ("cb accuracy".into(), Some(0.5))],
+        mean: 0.5,
+        best: true,
+        attention: vec![0.5, 0.5],
+        invalid: 0,
+        tasks: vec![task("rte", 0.25), task("cb", 0.75)],
+    };
+    RunFolder::open(&path).expect("the folder").validation(&record).expect("logged");
+    fs::remove_file(path.join("prompt.safetensors")).expect("removed");
+    fs::create_dir(path.join("prompts")).expect("a folder");
+    for name in ["rte", "cb"] {
+        let values = (0..8).map(|i| (i as f32 * name.len() as f32).cos()).collect();
+        let prompt = Prompt::new(name, values, 2, 4, PromptMetadata::default()).expect("a prompt");
+        prompt.save(&path.join(format!("prompts/{name}.safetensors"))).expect("saved");
+    }
+    let out = folder.path().join("report");
+    report::write(&[path], &out).expect("a report");
+    let map = fs::read_to_string(out.join("attention.svg")).expect("a figure");
+    for said in [">rte<", ">cb<", ">0.25</text>", ">0.75</text>"] {
+        assert!(map.contains(said), "{said}");
+    }
+    assert_eq!(map.matches("<rect ").count(), 1 + 4);
+    let similarity = fs::read_to_string(out.join("similarity.svg")).expect("a figure");
+    assert!(similarity.contains("rte (learnt)") && similarity.contains("cb (learnt)"));
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl Chart {
                 }
                 @for (index, line) in self.lines.iter().enumerate() {
                     @let raw = thinned(&line.points, MOST_POINTS);
-                    @let smooth = self.smoothed && line.points.len() > 2 * SMOOTHED_PART;
+                    @let smooth = self.smoothed && line.points.len() > SMOOTHED_PART;
                     path d=(path(&raw, x, y)) fill="none" stroke=(colour(index)) stroke-dasharray=(dash(index))
                         stroke-linejoin="round" stroke-width=(if smooth { "1" } else { "2" })
                         opacity=(if smooth { "0.35" } else { "1" }) {}

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::TARGET;
 use crate::error::{Error, Result};
 use crate::prompts::Prompt;
-use crate::train::{ExampleRecord, RunFolder, Saved, source_names};
+use crate::train::{ExampleRecord, RunFolder, Saved, TaskRecord, source_names};
 
 /// A run, read back.
 pub(super) struct History {
@@ -19,7 +19,8 @@ pub(super) struct History {
     pub(super) sources: Vec<String>,
     /// The sources that are still where they were.
     pub(super) source_prompts: Vec<(String, Prompt)>,
-    pub(super) target_prompt: Option<Prompt>,
+    /// What it learnt; with several tasks each under the task's name.
+    pub(super) target_prompts: Vec<(Option<String>, Prompt)>,
 }
 
 /// A step of the log. Numbers that were not finite are none.
@@ -44,6 +45,9 @@ pub(super) struct Validation {
     pub(super) best: bool,
     pub(super) attention: Vec<f64>,
     pub(super) invalid: usize,
+    /// Each task's part, where there are several.
+    #[serde(default)]
+    pub(super) tasks: Vec<TaskRecord>,
 }
 
 #[derive(Deserialize)]
@@ -83,12 +87,11 @@ impl History {
         let source_prompts = source_prompts
             .filter_map(|(name, path)| Some((name.clone(), Prompt::load(path).ok()?)))
             .collect();
-        let target = folder.join("prompt.safetensors");
-        let target_prompt = if target.exists() { Some(Prompt::load(&target)?) } else { None };
+        let target_prompts = target_prompts(folder)?;
         let name = folder.canonicalize().ok();
         let name = name.as_deref().unwrap_or(folder).file_name().unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
-        Ok(Self { name, saved, steps, validations, examples, sources, source_prompts, target_prompt })
+        Ok(Self { name, saved, steps, validations, examples, sources, source_prompts, target_prompts })
     }
 
     /// A value of each step.
@@ -131,7 +134,24 @@ impl History {
     }
 }
 
-/// Puts as much of the folders' paths before equal names as it takes to tell them apart.
+/// The best prompt in a run's folder, or those of its several tasks by name.
+fn target_prompts(folder: &Path) -> Result<Vec<(Option<String>, Prompt)>> {
+    let one = folder.join("prompt.safetensors");
+    if one.exists() {
+        return Ok(vec![(None, Prompt::load(&one)?)]);
+    }
+    let Ok(entries) = std::fs::read_dir(folder.join("prompts")) else { return Ok(Vec::new()) };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    paths.sort();
+    let named = |path: &std::path::PathBuf| {
+        let prompt = Prompt::load(path)?;
+        Ok((Some(prompt.name().to_owned()), prompt))
+    };
+    paths.iter().map(named).collect()
+}
+
+/// Adds task and number to a name that another run has too.
 pub(super) fn name_apart(runs: &mut [History]) {
     for index in 1..runs.len() {
         let same = runs[..index].iter().filter(|run| run.name == runs[index].name).count();

@@ -138,11 +138,18 @@ fn attention_figure(runs: &[History]) -> Option<Figure> {
     let mixing: Vec<&History> =
         runs.iter().filter(|run| run.best().is_some_and(|best| !best.attention.is_empty())).collect();
     let columns = columns(&mixing);
-    let rows = mixing.iter().map(|run| {
-        let weights = run.best().map(|best| best.attention.as_slice()).unwrap_or_default();
-        (run.name.clone(), run.by_column(weights, &columns))
-    });
-    let rows: Vec<_> = rows.collect();
+    let mut rows = Vec::new();
+    for run in &mixing {
+        let Some(best) = run.best() else { continue };
+        if best.tasks.is_empty() {
+            rows.push((run.name.clone(), run.by_column(&best.attention, &columns)));
+        }
+        for task in &best.tasks {
+            let name =
+                if runs.len() == 1 { task.task.clone() } else { format!("{}: {}", run.name, task.task) };
+            rows.push((name, run.by_column(&task.attention, &columns)));
+        }
+    }
     (!rows.is_empty()).then(|| Figure {
         name: "attention",
         caption: format!(
@@ -196,8 +203,9 @@ fn similarity_figure(runs: &[History]) -> Option<Figure> {
         }
     }
     for run in runs {
-        if let Some(prompt) = &run.target_prompt {
-            prompts.push((format!("{} (learnt)", run.name), prompt));
+        for (task, prompt) in &run.target_prompts {
+            let name = task.as_deref().unwrap_or(&run.name);
+            prompts.push((format!("{name} (learnt)"), prompt));
         }
     }
     let width = prompts.first().map_or(0, |(_, prompt)| prompt.width());
