@@ -1,6 +1,8 @@
 //! How launches are run: every block once, in any order, on any number of workers.
 
 use crate::bench::Bench;
+use crate::compare::checks;
+use vgpu::check::Check;
 use vgpu::device::Arguments;
 
 const COUNT: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry count(.param .u64 p)\n{\n\
@@ -18,5 +20,18 @@ fn every_seed_runs_every_block_once() {
             bench.clean("count", [blocks, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(counts));
             assert_eq!(bench.download::<u32>(counts, blocks as usize), vec![1; blocks as usize]);
         }
+    }
+}
+
+#[test]
+fn a_sample_does_not_miss_what_blocks_left_out_would_have_written() {
+    let add_own = COUNT.replace("mov.u32 %r2, 1;", "ld.global.u32 %r2, [%rd3];");
+    for (sample, found) in [(None, &[Check::UninitializedGlobal][..]), (Some(4), &[])] {
+        let mut bench = Bench::of_text(&add_own);
+        bench.device.settings.sample_blocks = sample;
+        let counts = bench.empty(64 * 4);
+        let outcome = bench.launch("count", [64, 1, 1], [1, 1, 1], 0, &Arguments::new().pointer(counts));
+        assert_eq!(checks(&outcome.reports), found, "sample {sample:?}");
+        assert_eq!(outcome.counters.blocks_run, sample.unwrap_or(64));
     }
 }
