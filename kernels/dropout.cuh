@@ -67,4 +67,11 @@ struct MaskRow {
     }
 };
 
+// The mask of packed row `row` of a side; nothing is read where nothing is dropped.
+__device__ __forceinline__ MaskRow mask_of_row(const Mask& mask, const Batch& batch, int side, int row) {
+    if (mask.step == nullptr) return MaskRow();
+    const int example = batch.example_of_row(side, row);
+    return MaskRow(mask, batch, example, row - batch.offset(side, example));
+}
+
 }  // namespace promptmix

@@ -30,15 +30,14 @@ extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
     const int id = __ldg(batch.array(arguments.side == ENCODER ? ENCODER_IDS : DECODER_IDS) + row);
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     float* const x = arguments.x + static_cast<int64_t>(row) * width;
     const float* const from = id < 0 ? x : arguments.table + static_cast<int64_t>(id) * width;
-    for (int start = 0; start < width; start += WARP_COLUMNS) {
-        const int column = start + lane * LANE_COLUMNS;
-        Columns c = {};
+    for (int start = 0; start < width; start += 32 * FLOAT_COLUMNS) {
+        const int column = start + lane * FLOAT_COLUMNS;
+        Columns<FLOAT_COLUMNS> c = {};
         if (column < width) {
-            c = load_columns(from + column);
+            c = load_columns<FLOAT_COLUMNS>(from + column);
             drop(c, mask, column);
             if (id >= 0 || mask.any) store_columns(x + column, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + static_cast<int64_t>(row) * width + column, c);
@@ -61,11 +60,10 @@ extern "C" __global__ void __launch_bounds__(128) embed_backward(EmbedBackwardAr
     const int prompt_row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (prompt_row >= batch.rows(ENCODER, PROMPT)) return;
     const int row = batch.row_of_prompt_row(prompt_row);
-    const int example = batch.example_of_row(ENCODER, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(ENCODER, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, ENCODER, row);
     float* const d_x = arguments.d_x + static_cast<int64_t>(row) * arguments.width;
-    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
-        Columns c = load_columns(d_x + column);
+    for (int column = lane * FLOAT_COLUMNS; column < arguments.width; column += 32 * FLOAT_COLUMNS) {
+        Columns<FLOAT_COLUMNS> c = load_columns<FLOAT_COLUMNS>(d_x + column);
         drop(c, mask, column);
         store_columns(d_x + column, c);
     }

@@ -47,15 +47,14 @@ template <typename T> __device__ __forceinline__ void gate(const GateArguments& 
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
     T* const a = static_cast<T*>(arguments.a) + static_cast<int64_t>(row) * width;
-    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
-        Columns c = load_columns(z + column);
-        const Columns other = load_columns(z + width + column);
+    for (int column = lane * PACKED_COLUMNS; column < width; column += 32 * PACKED_COLUMNS) {
+        Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(z + column);
+        const Columns<PACKED_COLUMNS> other = load_columns<PACKED_COLUMNS>(z + width + column);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = activate(c.value[i], arguments.silu).value * other.value[i];
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = activate(c.value[i], arguments.silu).value * other.value[i];
         drop(c, mask, column);
         store_columns(a + column, c);
     }
@@ -66,18 +65,17 @@ template <typename T> __device__ __forceinline__ void gate_backward(const GateAr
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const T* const z = static_cast<const T*>(arguments.z) + static_cast<int64_t>(row) * 2 * width;
     const T* const d_a = static_cast<const T*>(arguments.a) + static_cast<int64_t>(row) * width;
     T* const dz = static_cast<T*>(arguments.dz) + static_cast<int64_t>(row) * 2 * width;
     float inner = 0.0f;
-    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
-        const Columns z0 = load_columns(z + column), z1 = load_columns(z + width + column);
-        Columns d = load_columns(d_a + column), dz0, dz1;
+    for (int column = lane * PACKED_COLUMNS; column < width; column += 32 * PACKED_COLUMNS) {
+        const Columns<PACKED_COLUMNS> z0 = load_columns<PACKED_COLUMNS>(z + column), z1 = load_columns<PACKED_COLUMNS>(z + width + column);
+        Columns<PACKED_COLUMNS> d = load_columns<PACKED_COLUMNS>(d_a + column), dz0, dz1;
         drop(d, mask, column);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) {
+        for (int i = 0; i < PACKED_COLUMNS; ++i) {
             const Activated activated = activate(z0.value[i], arguments.silu);
             dz0.value[i] = d.value[i] * z1.value[i] * activated.slope;
             dz1.value[i] = d.value[i] * activated.value;
@@ -115,11 +113,11 @@ extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments argumen
     if (row >= batch.rows(arguments.side)) return;
     const int64_t start = static_cast<int64_t>(row) * arguments.width;
     float inner = 0.0f;
-    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
-        const Columns d_x = load_columns(arguments.d_x + start + column), x = load_columns(arguments.x + start + column);
-        const Columns next = load_columns(arguments.x_next + start + column);
+    for (int column = lane * FLOAT_COLUMNS; column < arguments.width; column += 32 * FLOAT_COLUMNS) {
+        const Columns<FLOAT_COLUMNS> d_x = load_columns<FLOAT_COLUMNS>(arguments.d_x + start + column), x = load_columns<FLOAT_COLUMNS>(arguments.x + start + column);
+        const Columns<FLOAT_COLUMNS> next = load_columns<FLOAT_COLUMNS>(arguments.x_next + start + column);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) inner = fmaf(d_x.value[i], next.value[i] - x.value[i], inner);
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) inner = fmaf(d_x.value[i], next.value[i] - x.value[i], inner);
     }
     inner = warp_sum(inner);
     if (lane == 0) arguments.inner[row] = inner;
@@ -130,10 +128,9 @@ template <typename T> __device__ __forceinline__ void mask_copy(const RowArgumen
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int64_t start = static_cast<int64_t>(row) * arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
-    for (int column = lane * LANE_COLUMNS; column < arguments.width; column += WARP_COLUMNS) {
-        Columns c = load_columns(arguments.d_x + start + column);
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
+    for (int column = lane * FLOAT_COLUMNS; column < arguments.width; column += 32 * FLOAT_COLUMNS) {
+        Columns<FLOAT_COLUMNS> c = load_columns<FLOAT_COLUMNS>(arguments.d_x + start + column);
         drop(c, mask, column);
         store_columns(static_cast<T*>(arguments.copy) + start + column, c);
     }

@@ -19,6 +19,8 @@
 // k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
+// sm_80: the large tile has 207 registers a thread and 68 KiB of shared memory (two blocks a multiprocessor), the small one 92
+// and 32 KiB (five). HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop.
 #include "mma.cuh"
 #include "rows.cuh"
 
@@ -54,16 +56,12 @@ static_assert(sizeof(GemmArguments) == 152, "as backend/cuda/linear.rs has it");
 
 // Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
 template <typename T>
-__device__ __forceinline__ void finish(const GemmArguments& arguments, const Batch& batch, int a_row, int column, Columns c,
+__device__ __forceinline__ void finish(const GemmArguments& arguments, const Batch& batch, int a_row, int column, Columns<PACKED_COLUMNS> c,
                                        bool inside) {
     const int n = arguments.n;
     const int row = arguments.scope == PROMPT && inside ? batch.row_of_prompt_row(a_row) : a_row;
     const int64_t at = static_cast<int64_t>(row) * n + column;
-    MaskRow mask;
-    if (arguments.mask.step != nullptr && inside) {
-        const int example = batch.example_of_row(arguments.side, row);
-        mask = MaskRow(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
-    }
+    const MaskRow mask = inside ? mask_of_row(arguments.mask, batch, arguments.side, row) : MaskRow();
     switch (arguments.epilogue) {
     case PROJECT:
     case RELU: {
@@ -71,15 +69,15 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
         // The norm's rows are as wide as the product is deep.
         const float r = Norm{arguments.partials, arguments.k, arguments.epsilon}.reciprocal_rms(row);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= r;
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] *= r;
         if (arguments.epilogue == RELU) {
 #pragma unroll
-            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
+            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
             drop(c, mask, column);
             if (arguments.bits != nullptr) {
                 uint32_t bits = 0;
 #pragma unroll
-                for (int i = 0; i < LANE_COLUMNS; ++i) bits |= (c.value[i] > 0.0f ? 1u : 0u) << i;
+                for (int i = 0; i < PACKED_COLUMNS; ++i) bits |= (c.value[i] > 0.0f ? 1u : 0u) << i;
                 arguments.bits[at / 8] = static_cast<uint8_t>(bits);
             }
         }
@@ -89,19 +87,15 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
     case ADD: {
         if (inside) {
             drop(c, mask, column);
-            const Columns x = load_columns(arguments.x + at);
+            const Columns<PACKED_COLUMNS> x = load_columns<PACKED_COLUMNS>(arguments.x + at);
 #pragma unroll
-            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] += x.value[i];
+            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += x.value[i];
             store_columns(arguments.x_next + at, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         } else {
             c = {};
         }
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) sum = fmaf(c.value[i], c.value[i], sum);
-#pragma unroll
-        for (int step = 4; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        const float sum = squares(c);
         if (inside && column % NORM_COLUMNS == 0) {
             const int count = (n + NORM_COLUMNS - 1) / NORM_COLUMNS;
             arguments.partials_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
@@ -116,7 +110,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
         const uint32_t bits = arguments.bits[at / 8];
         const float scale = mask.any ? mask.scale : 1.0f;
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = (bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = (bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
         store_columns(static_cast<T*>(arguments.out) + at, c);
         break;
     }
@@ -128,18 +122,18 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
             inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
         }
         const float along = r * r * inner / static_cast<float>(n);
-        const Columns x = load_columns(arguments.x + at), before = load_columns(arguments.x_next + at);
+        const Columns<PACKED_COLUMNS> x = load_columns<PACKED_COLUMNS>(arguments.x + at), before = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] = before.value[i] + r * c.value[i] - along * x.value[i];
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = before.value[i] + r * c.value[i] - along * x.value[i];
         store_columns(arguments.x_next + at, c);
         if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         break;
     }
     case ACCUMULATE: {
         if (!inside) break;
-        const Columns before = load_columns(arguments.x_next + at);
+        const Columns<PACKED_COLUMNS> before = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] += before.value[i];
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.value[i];
         store_columns(arguments.x_next + at, c);
         break;
     }
@@ -149,7 +143,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
         if (n % 4 == 0) {
             store_columns(out, c);
         } else {
-            for (int i = 0; i < LANE_COLUMNS && column + i < n; ++i) out[i] = c.value[i];
+            for (int i = 0; i < PACKED_COLUMNS && column + i < n; ++i) out[i] = c.value[i];
         }
         break;
     }
@@ -160,7 +154,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
 template <typename T, int Rows, int Width, int Stride, int Threads>
 __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const Batch& batch, float* tile, int first_row,
                                             int first_column, int rows) {
-    constexpr int Lanes = Width / LANE_COLUMNS;  // of a row
+    constexpr int Lanes = Width / PACKED_COLUMNS;  // of a row
     const int parts = gridDim.z;
     const int lane = threadIdx.x % Lanes, start = threadIdx.x / Lanes;
     if (parts > 1) {
@@ -168,8 +162,8 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
         const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
         float* const slabs = arguments.workspace + tile_index * parts * Rows * Width;
         for (int row = start; row < Rows; row += Threads / Lanes) {
-            const Columns c = load_columns(tile + row * Stride + lane * LANE_COLUMNS);
-            store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * LANE_COLUMNS, c);
+            const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(tile + row * Stride + lane * PACKED_COLUMNS);
+            store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * PACKED_COLUMNS, c);
         }
         __threadfence();
         __syncthreads();
@@ -179,21 +173,21 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
         __threadfence();
         if (threadIdx.x == 0) arguments.counters[tile_index] = 0;
         for (int row = start; row < Rows; row += Threads / Lanes) {
-            Columns sum = {};
+            Columns<PACKED_COLUMNS> sum = {};
             for (int part = 0; part < parts; ++part) {
                 const float* const slab = slabs + (static_cast<int64_t>(part) * Rows + row) * Width;
-                const Columns c = load_columns(slab + lane * LANE_COLUMNS);
+                const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(slab + lane * PACKED_COLUMNS);
 #pragma unroll
-                for (int i = 0; i < LANE_COLUMNS; ++i) sum.value[i] += c.value[i];
+                for (int i = 0; i < PACKED_COLUMNS; ++i) sum.value[i] += c.value[i];
             }
-            store_columns(tile + row * Stride + lane * LANE_COLUMNS, sum);
+            store_columns(tile + row * Stride + lane * PACKED_COLUMNS, sum);
         }
         // Each lane reads back what it wrote itself.
     }
-    const int column = first_column + lane * LANE_COLUMNS;
+    const int column = first_column + lane * PACKED_COLUMNS;
     for (int row = start; row < Rows; row += Threads / Lanes) {
         const bool inside = first_row + row < rows && column < arguments.n;
-        const Columns c = load_columns(tile + row * Stride + lane * LANE_COLUMNS);
+        const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(tile + row * Stride + lane * PACKED_COLUMNS);
         finish<T>(arguments, batch, first_row + row, column, c, inside);
     }
 }
@@ -227,71 +221,89 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int warp_row = warp / (Width / WarpWidth) * WarpRows, warp_column = warp % (Width / WarpWidth) * WarpWidth;
     const uint32_t base = shared_address(shared);
-    const bf16* const a = static_cast<const bf16*>(arguments.a);
-    const bf16* const weight = static_cast<const bf16*>(arguments.weight);
 
-    const auto load = [&](int stretch, int stage) {
-        const uint32_t to = base + stage * BytesStage;
-        const int depth = stretch * DEPTH;
+    // All addresses are made before the loop, where only the depth and the stage move on: what is left of them there is an
+    // addition or an immediate. Rows and columns beyond the matrices read the last one, as what comes of them is not stored;
+    // beyond the depth A is zero, so that there the weight may be any row.
+    constexpr int RowsAtOnce = Threads / 4, CopiesA = Rows / RowsAtOnce;
+    const int chunk = thread % 4;
+    const uint32_t to_a = deep_offset(thread / 4, chunk);
+    const bf16* const a = static_cast<const bf16*>(arguments.a) + static_cast<int64_t>(first_row) * arguments.a_stride;
+    const bf16* a_from = a + first * DEPTH + chunk * 8;
+    int a_row[CopiesA];
 #pragma unroll
-        for (int i = 0; i < Rows * 4 / Threads; ++i) {
-            const int row = (thread + i * Threads) / 4, chunk = (thread + i * Threads) % 4;
-            const bool any = first_row + row < rows && depth + chunk * 8 < k;
-            const bf16* const from = a + static_cast<int64_t>(first_row + row) * arguments.a_stride + depth + chunk * 8;
-            copy_async(to + deep_offset(row, chunk), any ? from : a, any);
-        }
+    for (int i = 0; i < CopiesA; ++i) {
+        a_row[i] = min(thread / 4 + i * RowsAtOnce, rows - 1 - first_row) * arguments.a_stride;
+    }
+    constexpr int Chunks = Backward ? Width / 8 : 4;
+    constexpr int WeightRowsAtOnce = Threads / Chunks, CopiesB = (Backward ? DEPTH : Width) / WeightRowsAtOnce;
+    const bf16* const weight = static_cast<const bf16*>(arguments.weight);
+    const uint32_t to_b = BytesA + (Backward ? wide_offset<Width>(thread / Chunks, thread % Chunks) : to_a);
+    const bf16* const b = Backward ? weight + min(first_column + thread % Chunks * 8, n - 8)
+                                   : weight + static_cast<int64_t>(first_column) * k;
+    const bf16* b_from = b + first * DEPTH + chunk * 8;
+    int b_row[Backward ? 1 : CopiesB];
+    if (!Backward) {
+#pragma unroll
+        for (int i = 0; i < CopiesB; ++i) b_row[i] = min(thread / 4 + i * WeightRowsAtOnce, n - 1 - first_column) * k;
+    }
+    int depth = first * DEPTH;  // of the next stretch to load
+    const auto load = [&](uint32_t to) {
+        const bool any = depth + chunk * 8 < k;
+        const bf16* const left = any ? a_from : a;
+#pragma unroll
+        for (int i = 0; i < CopiesA; ++i) copy_async(to + to_a + i * RowsAtOnce * 64, left + a_row[i], any);
         if (Backward) {
-            constexpr int Chunks = Width / 8;
 #pragma unroll
-            for (int i = 0; i < DEPTH * Chunks / Threads; ++i) {
-                const int row = (thread + i * Threads) / Chunks, chunk = (thread + i * Threads) % Chunks;
-                const bool any = depth + row < k && first_column + chunk * 8 < n;
-                const bf16* const from = weight + static_cast<int64_t>(depth + row) * n + first_column + chunk * 8;
-                copy_async(to + BytesA + wide_offset<Width>(row, chunk), any ? from : weight, any);
+            for (int i = 0; i < CopiesB; ++i) {
+                const int row = min(depth + thread / Chunks + i * WeightRowsAtOnce, k - 1);
+                copy_async(to + to_b + i * WeightRowsAtOnce * Width * 2, b + static_cast<int64_t>(row) * n, true);
             }
         } else {
+            const bf16* const right = any ? b_from : b;
 #pragma unroll
-            for (int i = 0; i < Width * 4 / Threads; ++i) {
-                const int row = (thread + i * Threads) / 4, chunk = (thread + i * Threads) % 4;
-                const bool any = first_column + row < n && depth + chunk * 8 < k;
-                const bf16* const from = weight + static_cast<int64_t>(first_column + row) * k + depth + chunk * 8;
-                copy_async(to + BytesA + deep_offset(row, chunk), any ? from : weight, any);
-            }
+            for (int i = 0; i < CopiesB; ++i) copy_async(to + to_b + i * WeightRowsAtOnce * 64, right + b_row[i], any);
         }
+        a_from += DEPTH;
+        b_from += DEPTH;
+        depth += DEPTH;
     };
 
+    // Both swizzles are exclusive ors of bits that a fragment's place does not touch, so that further fragments lie at
+    // immediates; the second half of a stretch lies 32 bytes across (`deep`), a further column at its own bits (`wide`).
+    const uint32_t left_from = deep_offset(warp_row + lane % 16, lane / 16);
+    const uint32_t right_from = BytesA + (Backward ? wide_offset<Width>(lane % 16, warp_column / 8 + lane / 16)
+                                                   : deep_offset(warp_column + lane / 16 * 8 + lane % 8, lane / 8 % 2));
     float sums[Fragments][Columns8][4] = {};
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (first + stage < last) load(first + stage, stage);
+        if (first + stage < last) load(base + stage * BytesStage);
         commit_copies();
     }
-    int stage = 0, free_stage = STAGES - 1;
-    for (int stretch = first; stretch < last; ++stretch) {
+    uint32_t full = base, empty = base + (STAGES - 1) * BytesStage;
+    for (int left_over = last - first; left_over > 0; --left_over) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
-        if (stretch + STAGES - 1 < last) load(stretch + STAGES - 1, free_stage);
+        if (left_over >= STAGES) load(empty);
         commit_copies();
-        const uint32_t from = base + stage * BytesStage;
 #pragma unroll
         for (int half = 0; half < DEPTH / 16; ++half) {
             uint32_t left[Fragments][4];
+            const uint32_t left_half = full + (left_from ^ half * 32);
 #pragma unroll
             for (int i = 0; i < Fragments; ++i) {
                 // Matrices: rows 0-7 and 8-15 of the first eight of k, then of the next eight.
-                load_matrices(left[i], from + deep_offset(warp_row + i * 16 + lane % 16, half * 2 + lane / 16));
+                load_matrices(left[i], left_half + i * 16 * 64);
             }
 #pragma unroll
             for (int j = 0; j < Columns8; j += 2) {
                 uint32_t right[4];
                 if (Backward) {
                     // Rows are k: eight and eight of them, for columns of j, then of j + 1.
-                    const int row = half * 16 + lane % 16, chunk = (warp_column + j * 8) / 8 + lane / 16;
-                    load_matrices_transposed(right, from + BytesA + wide_offset<Width>(row, chunk));
+                    load_matrices_transposed(right, full + (right_from ^ j * 16) + half * 16 * Width * 2);
                 } else {
                     // Rows are columns of C: those of j for both halves of k, then those of j + 1.
-                    const int row = warp_column + j * 8 + lane / 16 * 8 + lane % 8;
-                    load_matrices(right, from + BytesA + deep_offset(row, half * 2 + lane / 8 % 2));
+                    load_matrices(right, full + (right_from ^ half * 32) + j * 8 * 64);
                 }
 #pragma unroll
                 for (int i = 0; i < Fragments; ++i) {
@@ -300,8 +312,9 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
                 }
             }
         }
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        free_stage = free_stage + 1 == STAGES ? 0 : free_stage + 1;
+        constexpr uint32_t Ring = STAGES * BytesStage;
+        full = full + BytesStage == base + Ring ? base : full + BytesStage;
+        empty = empty + BytesStage == base + Ring ? base : empty + BytesStage;
     }
     wait_for_copies<0>();
     __syncthreads();

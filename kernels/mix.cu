@@ -263,6 +263,8 @@ extern "C" __global__ void __launch_bounds__(128) mix_rows(MixArguments m) {
         }
     }
     if (column >= m.width) return;
+    int64_t held = -1;  // where the target prompt that `p` is of begins: most examples share one
+    float4 p = {};
 #pragma unroll
     for (int b = 0; b < MIXED; ++b) {
         if (b >= examples) break;
@@ -272,9 +274,13 @@ extern "C" __global__ void __launch_bounds__(128) mix_rows(MixArguments m) {
             if (m.scorer != PLAIN_PROMPT) {
                 own += m.attention[(static_cast<int64_t>(example) * rows + attention_row) * m.prompts + m.source_count];
             }
-            const float* const from = m.values + target_start(m, batch, example) + static_cast<int64_t>(row) * m.width + column;
-            // States are stacked without gaps: behind one of an odd length the next begins anywhere.
-            const float4 p = m.state_length % 4 == 0 ? load4(from) : make_float4(from[0], from[1], from[2], from[3]);
+            const int64_t start = target_start(m, batch, example);
+            if (start != held) {
+                held = start;
+                const float* const from = m.values + start + static_cast<int64_t>(row) * m.width + column;
+                // States are stacked without gaps: behind one of an odd length the next begins anywhere.
+                p = m.state_length % 4 == 0 ? load4(from) : make_float4(from[0], from[1], from[2], from[3]);
+            }
             z[b].x = fmaf(own, p.x, z[b].x);
             z[b].y = fmaf(own, p.y, z[b].y);
             z[b].z = fmaf(own, p.z, z[b].z);

@@ -32,20 +32,19 @@ template <typename T> __device__ __forceinline__ void final_norm(const FinalNorm
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const Norm norm{arguments.partials, width, arguments.epsilon};
     const float factor = norm.reciprocal_rms(row) * arguments.scale;
     const int64_t start = static_cast<int64_t>(row) * width;
-    for (int column = lane * LANE_COLUMNS; column < width; column += WARP_COLUMNS) {
-        Columns c = load_columns(arguments.x + start + column);
+    for (int column = lane * FLOAT_COLUMNS; column < width; column += 32 * FLOAT_COLUMNS) {
+        Columns<FLOAT_COLUMNS> c = load_columns<FLOAT_COLUMNS>(arguments.x + start + column);
         drop(c, mask, column);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= factor;
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] *= factor;
         if (arguments.gain != nullptr) {
-            const Columns gain = load_columns(arguments.gain + column);
+            const Columns<FLOAT_COLUMNS> gain = load_columns<FLOAT_COLUMNS>(arguments.gain + column);
 #pragma unroll
-            for (int i = 0; i < LANE_COLUMNS; ++i) c.value[i] *= gain.value[i];
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] *= gain.value[i];
         }
         store_columns(static_cast<T*>(arguments.h) + start + column, c);
     }
@@ -74,7 +73,7 @@ struct FinalNormBackwardArguments {
 };
 static_assert(sizeof(FinalNormBackwardArguments) == 88, "as backend/cuda/norm.rs has it");
 
-constexpr int STRETCHES = 4;  // of 1,024 columns each, one for every thread's eight
+constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
 
 extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormBackwardArguments arguments) {
     __shared__ float sums[4];
@@ -82,29 +81,28 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     const int row = blockIdx.x;
     if (row >= batch.rows(arguments.side)) return;
     const int width = arguments.width;
-    const int example = batch.example_of_row(arguments.side, row);
-    const MaskRow mask(arguments.mask, batch, example, row - batch.offset(arguments.side, example));
+    const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     const Norm norm{arguments.partials, width, arguments.epsilon};
     const float r = norm.reciprocal_rms(row);
     const int64_t start = static_cast<int64_t>(row) * width;
-    Columns g[STRETCHES], x[STRETCHES];
+    Columns<FLOAT_COLUMNS> g[STRETCHES], x[STRETCHES];
     float sum = 0.0f;
 #pragma unroll
     for (int stretch = 0; stretch < STRETCHES; ++stretch) {
-        const int column = (stretch * 128 + threadIdx.x) * LANE_COLUMNS;
+        const int column = (stretch * 128 + threadIdx.x) * FLOAT_COLUMNS;
         if (column >= width) break;
-        g[stretch] = load_columns(arguments.d_h + start + column);
-        x[stretch] = load_columns(arguments.x + start + column);
+        g[stretch] = load_columns<FLOAT_COLUMNS>(arguments.d_h + start + column);
+        x[stretch] = load_columns<FLOAT_COLUMNS>(arguments.x + start + column);
         drop(g[stretch], mask, column);
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) g[stretch].value[i] *= arguments.scale;
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= arguments.scale;
         if (arguments.gain != nullptr) {
-            const Columns gain = load_columns(arguments.gain + column);
+            const Columns<FLOAT_COLUMNS> gain = load_columns<FLOAT_COLUMNS>(arguments.gain + column);
 #pragma unroll
-            for (int i = 0; i < LANE_COLUMNS; ++i) g[stretch].value[i] *= gain.value[i];
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= gain.value[i];
         }
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) sum = fmaf(g[stretch].value[i], x[stretch].value[i], sum);
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) sum = fmaf(g[stretch].value[i], x[stretch].value[i], sum);
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -112,11 +110,11 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     const float along = r * r * r * (sums[0] + sums[1] + sums[2] + sums[3]) / static_cast<float>(width);
 #pragma unroll
     for (int stretch = 0; stretch < STRETCHES; ++stretch) {
-        const int column = (stretch * 128 + threadIdx.x) * LANE_COLUMNS;
+        const int column = (stretch * 128 + threadIdx.x) * FLOAT_COLUMNS;
         if (column >= width) break;
-        Columns d;
+        Columns<FLOAT_COLUMNS> d;
 #pragma unroll
-        for (int i = 0; i < LANE_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
         store_columns(arguments.d_x + start + column, d);
         if (arguments.copy != nullptr) store_columns(arguments.copy + start + column, d);
     }

@@ -63,8 +63,16 @@ struct Norm {
     __device__ __forceinline__ int count() const { return (width + NORM_COLUMNS - 1) / NORM_COLUMNS; }
     __device__ __forceinline__ float reciprocal_rms(int64_t row) const {
         const int n = count();
+        const float* const of_row = partials + row * n;
         float sum = 0.0f;
-        for (int i = 0; i < n; ++i) sum += partials[row * n + i];
+        if (n % 4 == 0) {
+            for (int i = 0; i < n; i += 4) {
+                const float4 four = load4(of_row + i);
+                sum = sum + four.x + four.y + four.z + four.w;
+            }
+        } else {
+            for (int i = 0; i < n; ++i) sum += of_row[i];
+        }
         return rsqrtf(sum / static_cast<float>(width) + epsilon);
     }
 };

@@ -1,8 +1,13 @@
 //! The settings of a run: one struct, from flags and files alike; every default is here and nowhere else.
 
+pub mod file;
+mod sweep;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use sweep::read_sweep;
 
 use crate::backend::Scorer;
 use crate::error::{Error, Result};
@@ -19,6 +24,17 @@ pub enum Method {
     PromptTuning,
     /// Prompt tuning that starts from source prompts (Vu et al., 2022).
     Spot,
+}
+
+impl Method {
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attempt => "attempt",
+            Self::PromptTuning => "prompt-tuning",
+            Self::Spot => "spot",
+        }
+    }
 }
 
 /// A set of defaults.
@@ -76,6 +92,20 @@ pub enum Decoding {
     Labels,
 }
 
+/// How often each of several tasks is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Sampling {
+    /// By its number of rows: every row once an epoch.
+    #[default]
+    Proportional,
+    /// By its number of rows to the power of one over the temperature.
+    Temperature,
+    /// As often as any other.
+    Equal,
+}
+
 /// The settings of a run. Fields that are `None` take the preset's value, by the accessor of the same name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -83,7 +113,8 @@ pub enum Decoding {
 pub struct RunConfig {
     /// Folder or hub id of the frozen T5.
     pub model: String,
-    /// Name of a known task; a free name if `template` is set.
+    /// Name of a known task or a task's TOML file, or several of them with commas between; a free name if `template` is
+    /// set.
     pub task: String,
     /// Source text with `{field}` slots, for a task of one's own.
     pub template: Option<String>,
@@ -93,7 +124,8 @@ pub struct RunConfig {
     pub label_field: String,
     /// Lower-case the source text.
     pub lowercase: bool,
-    /// Folder with `train`, `validation` and maybe `test`, as JSONL, CSV or TSV.
+    /// Folder with `train`, `validation` and maybe `test`, as JSONL, CSV, TSV or Parquet; with several tasks a folder of
+    /// such folders by the tasks' names.
     pub data: PathBuf,
     /// Take test rows from the labelled files by the task's split rule.
     pub split_validation_test: bool,
@@ -122,6 +154,16 @@ pub struct RunConfig {
     pub freeze_scorer: bool,
     /// Neither mix nor add the target prompt.
     pub without_target: bool,
+    /// The trained scorer to start from: a file, a run's folder, or the folder of a run of the authors' code.
+    pub initial_scorer: Option<PathBuf>,
+    /// Train the scorer alone, on the sources' own tasks, for other runs to start from.
+    pub pretrain_scorer: bool,
+    /// How often each of several tasks is drawn.
+    pub sampling: Sampling,
+    /// What the tasks' sizes are taken to the inverse power of, with [`Sampling::Temperature`].
+    pub sampling_temperature: f64,
+    /// Learn from at most so many rows of each task, drawn by the data seed.
+    pub training_rows: Option<usize>,
 
     /// Passes over the training rows; not with `steps`.
     pub epochs: Option<u64>,
@@ -155,11 +197,15 @@ pub struct RunConfig {
     pub few_shot: Option<usize>,
     /// Draw that many rows of each class.
     pub class_balanced: bool,
-    /// Seed of the draw of few-shot rows; `seed` if not given.
+    /// Seed of the draw of few-shot rows; if not given, `seed` in a single run.
     pub data_seed: Option<u64>,
+    /// Few-shot runs, each on another draw of rows, unless `data_seed` names one.
+    pub draws: usize,
 
     /// Validate every so many steps instead of after each epoch.
     pub validate_every: Option<u64>,
+    /// Save a checkpoint every so many steps, beside the one behind each validation.
+    pub save_every: Option<u64>,
     /// Validate on at most so many rows.
     pub validation_rows: Option<usize>,
     /// Stop after so many validations without a better one.
@@ -193,6 +239,12 @@ impl Default for RunConfig {
             learn_temperature: false,
             freeze_scorer: false,
             without_target: false,
+            initial_scorer: None,
+            pretrain_scorer: false,
+            sampling: Sampling::default(),
+            // The best of those that Raffel et al. (2020) tried.
+            sampling_temperature: 2.0,
+            training_rows: None,
             epochs: None,
             steps: None,
             batch_size: 32,
@@ -210,7 +262,9 @@ impl Default for RunConfig {
             few_shot: None,
             class_balanced: false,
             data_seed: None,
+            draws: 5,
             validate_every: None,
+            save_every: None,
             validation_rows: None,
             patience: None,
             decoding: Decoding::default(),
@@ -248,6 +302,8 @@ impl RunConfig {
             ("--max-target-length", self.max_target_length.unwrap_or(1), 1_000_000),
             ("--few-shot", self.few_shot.unwrap_or(1), usize::MAX),
             ("--validation-rows", self.validation_rows.unwrap_or(1), usize::MAX),
+            ("--draws", self.draws, 10_000),
+            ("--training-rows", self.training_rows.unwrap_or(1), usize::MAX),
         ] {
             if value == 0 || value > most {
                 return reject(flag, &format!("1 to {most}"), value.to_string(), "");
@@ -257,6 +313,7 @@ impl RunConfig {
             ("--epochs", self.epochs),
             ("--steps", self.steps),
             ("--validate-every", self.validate_every),
+            ("--save-every", self.save_every),
             ("--patience", self.patience),
         ] {
             if value.is_some_and(|value| value == 0 || value > u64::from(u32::MAX)) {
@@ -278,6 +335,39 @@ impl RunConfig {
         }
         if !self.temperature.is_none_or(|temperature| temperature > 0.0 && temperature.is_finite()) {
             return reject("--temperature", "above 0", self.temperature.unwrap_or(0.0).to_string(), "");
+        }
+        if self.class_balanced && self.few_shot.is_none() {
+            return reject(
+                "--class-balanced",
+                "--few-shot beside it",
+                "none".into(),
+                "say how many rows a class",
+            );
+        }
+        for (flag, seed) in [("--seed", self.seed), ("--data-seed", self.data_seed())] {
+            if i64::try_from(seed).is_err() {
+                return reject(flag, &format!("0 to {}", i64::MAX), seed.to_string(), "");
+            }
+        }
+        if !(self.sampling_temperature > 0.0 && self.sampling_temperature <= 1e6) {
+            let found = self.sampling_temperature.to_string();
+            return reject("--sampling-temperature", "above 0, up to 1e6", found, "");
+        }
+        if self.is_multi_task() && (self.template.is_some() || self.labels.is_some()) {
+            let advice = "write each such task into a TOML file and give the files to --task";
+            return reject("--task", "one task with --template or --labels", self.task.clone(), advice);
+        }
+        let scores = matches!(self.scorer, Scorer::Bottleneck | Scorer::Linear | Scorer::Token);
+        for (flag, is_set) in
+            [("--initial-scorer", self.initial_scorer.is_some()), ("--pretrain-scorer", self.pretrain_scorer)]
+        {
+            if is_set && !(self.method == Method::Attempt && scores) {
+                let found = format!("{} with {:?}", self.method.name(), self.scorer).to_lowercase();
+                return reject(flag, "attempt with a scorer that learns", found, "");
+            }
+        }
+        if self.pretrain_scorer && self.freeze_scorer {
+            return reject("--pretrain-scorer", "a scorer that learns", "--freeze-scorer".into(), "");
         }
         if self.epochs.is_some() && self.steps.is_some() {
             return reject("--steps", "--epochs or --steps", "both".into(), "leave one out");
@@ -302,7 +392,7 @@ impl RunConfig {
                 "train source prompts first: promptmix train --method prompt-tuning",
             ),
             Method::Attempt
-                if self.without_target
+                if self.without_target()
                     && !self.learn_temperature
                     && (self.freeze_scorer || matches!(self.scorer, Scorer::Dot | Scorer::Uniform)) =>
             {
@@ -315,6 +405,36 @@ impl RunConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The names of the tasks; one, maybe empty, where the task is described by a template.
+    pub fn task_names(&self) -> impl Iterator<Item = &str> {
+        self.task.split(',').map(str::trim)
+    }
+
+    /// Whether there are several tasks.
+    pub fn is_multi_task(&self) -> bool {
+        self.task.contains(',')
+    }
+
+    /// The folder with the data of the task called `name`.
+    pub fn data_folder(&self, name: &str) -> PathBuf {
+        if self.is_multi_task() { self.data.join(name) } else { self.data.clone() }
+    }
+
+    /// How often each task is drawn against the others, when they have `sizes` training examples.
+    pub fn shares(&self, sizes: &[usize]) -> Vec<f64> {
+        let share = |&size: &usize| match self.sampling {
+            Sampling::Proportional => size as f64,
+            Sampling::Temperature => (size as f64).powf(1.0 / self.sampling_temperature),
+            Sampling::Equal => 1.0,
+        };
+        sizes.iter().map(share).collect()
+    }
+
+    /// Whether the target prompt is left out; a scorer is pre-trained on the sources alone.
+    pub fn without_target(&self) -> bool {
+        self.without_target || self.pretrain_scorer
     }
 
     /// The scorer's learning rate.
@@ -365,6 +485,14 @@ impl RunConfig {
     /// Whether padding up to the longest source joins the pool.
     pub fn pools_padding(&self) -> bool {
         self.preset == Preset::Reference
+    }
+
+    /// The data seeds of few-shot runs: the run's seed and those after it. None where a single run is asked for.
+    pub fn draw_seeds(&self) -> Vec<u64> {
+        match (self.few_shot, self.data_seed) {
+            (Some(_), None) => (0..self.draws as u64).map(|draw| self.seed.wrapping_add(draw)).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Seed of the draw of few-shot rows.

@@ -30,6 +30,8 @@ pub mod metrics;
 pub mod model;
 pub mod pretrained;
 pub mod prompts;
+#[cfg(feature = "report")]
+pub mod report;
 pub mod tasks;
 pub mod train;
 pub mod verify;

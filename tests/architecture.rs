@@ -5,11 +5,25 @@ use std::fs;
 use std::path::Path;
 
 /// Everything may also use `error` and `files`.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     (
         "cli",
-        &["backend", "config", "data", "demo", "evaluate", "model", "pretrained", "tasks", "train", "verify"],
+        &[
+            "backend",
+            "config",
+            "data",
+            "demo",
+            "evaluate",
+            "model",
+            "pretrained",
+            "prompts",
+            "report",
+            "tasks",
+            "train",
+            "verify",
+        ],
     ),
+    ("report", &["prompts", "train"]),
     ("demo", &["backend", "config", "data", "evaluate", "model", "prompts", "tasks", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),
     ("evaluate", &["backend", "config", "data", "metrics", "model", "tasks"]),

@@ -94,7 +94,9 @@ fn words(command: &[String]) -> Vec<&str> {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["train", "evaluate", "predict", "verify", "tasks", "info", "demo"] {
+    let report = cfg!(feature = "report").then_some("report");
+    let commands = ["train", "sweep", "evaluate", "predict", "verify", "tasks", "info", "demo"];
+    for command in commands.into_iter().chain(report) {
         let help = success(&[command, "--help"]);
         assert!(
             help.contains("Example") && help.contains(&format!("promptmix {command}")),
@@ -137,9 +139,9 @@ fn train_evaluate_and_predict_go_from_data_to_answers() {
     assert_eq!((&answers[0]["id"], &answers[1]["sentence"]), (&"7".into(), &"bad, bad".into()));
     for answer in &answers {
         assert!(["negative", "positive"].contains(&answer["prediction"].as_str().unwrap_or_default()));
-        let weights = answer["attention"].as_array().expect("weights");
-        let sum: f64 = weights.iter().filter_map(serde_json::Value::as_f64).sum();
-        assert!(weights.len() == 2 && (sum - 1.0).abs() < 1e-5, "{answer}");
+        let weights = answer["attention"].as_object().expect("weights");
+        let sum: f64 = weights.values().filter_map(serde_json::Value::as_f64).sum();
+        assert!(weights.len() == 2 && weights.contains_key("source") && (sum - 1.0).abs() < 1e-5, "{answer}");
     }
     assert!(error(&words(&command)).contains("--resume"), "the run is not overwritten");
     success(&["train", "--resume", "--out", &run]);

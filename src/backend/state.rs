@@ -172,9 +172,9 @@ impl StateLayout {
         Some(run * self.len() + range.start..run * self.len() + range.end)
     }
 
-    /// Where target prompt `target` of `run` lies.
+    /// Where target prompt `target` of `run` lies; `None` if there is no such target.
     pub fn target_prompt(&self, run: usize, target: usize) -> Option<Range<usize>> {
-        let all = self.range("target_prompts", run)?;
+        let all = self.range("target_prompts", run).filter(|_| target < self.targets)?;
         let length = self.prompt_length * self.width;
         Some(all.start + target * length..all.start + (target + 1) * length)
     }

@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
-    /// Judge as this task instead of the run's own
+    /// One of the run's tasks instead of all; or, of a run on a single task, judge as this one instead
     #[arg(long)]
     task: Option<String>,
     /// Label strings of --task
@@ -53,17 +53,46 @@ impl Arguments {
     fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
         let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
-        if let Some(task) = &self.task {
+        let own = run.tasks().iter().map(|task| task.name.clone()).collect::<Vec<_>>();
+        let Some(task) = &self.task else {
+            let mut means = Vec::new();
+            for name in &own {
+                run.select(name)?;
+                means.extend(self.judge(&run, saved)?);
+            }
+            if own.len() > 1 && !self.json {
+                println!(
+                    "mean over {} tasks {:.4}",
+                    own.len(),
+                    means.iter().sum::<f64>() / means.len() as f64
+                );
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        if own.len() > 1 || own.contains(task) && self.labels.is_none() {
+            run.select(task)?;
+        } else {
             let mut config = saved.config.clone();
             config.task.clone_from(task);
             config.template = None;
             config.labels.clone_from(&self.labels);
             run.set_task(train::task(&config)?)?;
         }
-        let data = self.data.as_ref().unwrap_or(&saved.config.data);
+        self.judge(&run, saved)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Judges the selected task and prints what came of it; gives back the mean metric.
+    fn judge<B: Backend>(&self, run: &TrainedRun<'_, B>, saved: &Saved) -> Result<Option<f64>> {
+        let own = saved.config.data_folder(&run.task().name);
+        let data = match &self.data {
+            Some(data) if saved.config.is_multi_task() && self.task.is_none() => data.join(&run.task().name),
+            Some(data) => data.clone(),
+            None => own,
+        };
         let decoding = self.decoding.map_or(saved.config.decoding, Into::into);
         let bar = progress::bar(0, "evaluation");
-        let evaluation = run.evaluate(data, self.split, decoding, &mut |done, examples| {
+        let evaluation = run.evaluate(&data, self.split, decoding, &mut |done, examples| {
             bar.set_length(examples as u64);
             bar.set_position(done as u64);
         })?;
@@ -78,7 +107,7 @@ impl Arguments {
                 "invalid": scores.invalid, "metrics": metrics, "attention": attention,
             });
             println!("{json}");
-            return Ok(ExitCode::SUCCESS);
+            return Ok(scores.mean());
         }
         println!("{} {}: {} examples", run.task().name, self.split, scores.examples);
         for (metric, value) in &scores.values {
@@ -95,6 +124,6 @@ impl Arguments {
             let name = source.map_or("target".to_owned(), |path| path.display().to_string());
             println!("  attention {weight:.4}  {name}");
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(scores.mean())
     }
 }

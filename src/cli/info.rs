@@ -26,7 +26,12 @@ impl Arguments {
             println!("          {rate:.1} GFLOP/s in f32, a product of {0}×{0}", self.product_size);
         }
         cuda();
-        let features = [("cli", true), ("cuda", cfg!(feature = "cuda")), ("hub", cfg!(feature = "hub"))];
+        let features = [
+            ("cli", true),
+            ("cuda", cfg!(feature = "cuda")),
+            ("hub", cfg!(feature = "hub")),
+            ("parquet", cfg!(feature = "parquet")),
+        ];
         let built: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         println!("features  {}", built.join(" "));
         Ok(ExitCode::SUCCESS)

@@ -9,7 +9,11 @@ mod evaluate;
 mod info;
 mod predict;
 mod progress;
+mod prompts;
 mod random_model;
+#[cfg(feature = "report")]
+mod report;
+mod sweep;
 mod tasks;
 mod train;
 mod verify;
@@ -32,16 +36,23 @@ struct Arguments {
 enum Command {
     /// Learn a prompt: prompt tuning, SPoT or ATTEMPT
     Train(Box<train::Arguments>),
+    /// Learn many runs over tasks, seeds and rates, several in one batch
+    Sweep(sweep::Arguments),
     /// Judge a trained run on a split of its task's data
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
     Predict(predict::Arguments),
+    /// Show runs as one HTML page with curves, attention heat maps and tables, and its figures as SVG and PNG
+    #[cfg(feature = "report")]
+    Report(report::Arguments),
     /// Compare this build's numbers with PyTorch's, for a fixture folder
     Verify(verify::Arguments),
     /// Measure speed and memory
     Bench(bench::Arguments),
     /// Compare prompt tuning, SPoT and ATTEMPT on generated tasks with the small T5 that comes with the program
     Demo(demo::Arguments),
+    /// Look at prompts, exchange them with other programs, put them into trained runs
+    Prompts(prompts::Arguments),
     /// List the known tasks, or show one with rows of your data
     Tasks(tasks::Arguments),
     /// Versions, devices, threads, and what was compiled in
@@ -64,11 +75,15 @@ impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
             Self::Train(arguments) => arguments.run(),
+            Self::Sweep(arguments) => arguments.run(),
             Self::Evaluate(arguments) => arguments.run(),
             Self::Predict(arguments) => arguments.run(),
+            #[cfg(feature = "report")]
+            Self::Report(arguments) => arguments.run(),
             Self::Verify(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Demo(arguments) => arguments.run(),
+            Self::Prompts(arguments) => arguments.run(),
             Self::Tasks(arguments) => arguments.run(),
             Self::Info(arguments) => arguments.run(),
         }

@@ -1,66 +1,91 @@
 //! `promptmix predict`: rows in, the same rows with answers out, one JSON object a line, in order.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, sync_channel};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::device::{Device, on_device};
 use super::train::DecodingName;
 use crate::backend::Backend;
-use crate::data;
+use crate::data::{self, Format, LINE_LIMIT, Reader};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained;
 use crate::tasks::Row;
-use crate::train::{RunFolder, Saved, TrainedRun};
+use crate::train::{Predictor, RunFolder};
 
 /// Rows answered at a time: what is in memory of a long file.
 const CHUNK: usize = 256;
 
 /// Flags of `promptmix predict`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  promptmix predict --run runs/reviews --input new.jsonl --out answers.jsonl")]
+#[command(after_help = "Examples:
+  promptmix predict --run runs/reviews --input new.jsonl --out answers.jsonl
+  promptmix predict --run runs/mrpc --run runs/rte --input mixed.jsonl
+  producer | promptmix predict --run runs/reviews --input - | consumer
+
+With several runs, the field `run` of a row names the one that answers it: the last part of its folder's path, or NAME of
+--run NAME=FOLDER. Rows of runs that were trained alike are answered in one batch.")]
 pub(super) struct Arguments {
-    /// A folder that `promptmix train` wrote
+    /// A folder that `promptmix train` wrote, or NAME=FOLDER; give it again for more runs on the same model
+    #[arg(long = "run", required = true)]
+    runs: Vec<String>,
+    /// Which of a run's tasks to answer as, for rows without a field `task`, if it has several
     #[arg(long)]
-    run: PathBuf,
-    /// Rows as .jsonl, .csv or .tsv, with the fields that the task reads; labels are not needed
+    task: Option<String>,
+    /// Rows as .jsonl, .csv, .tsv or .parquet, with the fields that the task reads, or - for JSON lines on standard input; labels
+    /// are not needed
     #[arg(long)]
     input: PathBuf,
     /// Where to write JSONL [default: standard output]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// The field of a row that names its run
+    #[arg(long, default_value = "run")]
+    run_field: String,
     /// Add each row's attention over the sources and the target prompt
     #[arg(long)]
     explain: bool,
-    /// How answers are got [default: the run's]
+    /// How answers are got [default: each run's own]
     #[arg(long, value_enum)]
     decoding: Option<DecodingName>,
     #[command(flatten)]
     device: Device,
 }
 
+/// A run and what rows call it.
+struct Named {
+    name: String,
+    folder: PathBuf,
+}
+
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let saved = RunFolder::saved(&self.run)?;
+        let runs: Vec<Named> = self.runs.iter().map(|run| named(run)).collect();
+        if let Some(index) = (1..runs.len()).find(|&i| runs[..i].iter().any(|run| run.name == runs[i].name)) {
+            let advice = "tell them apart: --run NAME=FOLDER";
+            return Err(Error::setting("--run", "runs of different names", &runs[index].name, advice));
+        }
         let device = self.device.open()?;
-        on_device!(device, backend => self.run_on(backend, &saved))
+        on_device!(device, backend => self.run_on(backend, &runs))
     }
 
-    fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
-        let rows = data::open(&self.input)?;
-        let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
-        let run = TrainedRun::open(&frozen, &self.run, saved)?;
+    fn run_on<B: Backend>(&self, backend: &B, runs: &[Named]) -> Result<ExitCode> {
+        let mut rows = Rows::open(&self.input)?;
+        let model = RunFolder::saved(&runs[0].folder)?.config.model;
+        let frozen = Frozen::load(backend, &pretrained::locate(&model)?)?;
+        let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
+        let predictor = Predictor::open(&frozen, &folders, self.decoding.map(Into::into))?;
         match &self.out {
-            None => self.answer(&run, rows, &mut std::io::stdout().lock())?,
+            None => self.answer(&predictor, runs, &mut rows, &mut std::io::stdout().lock())?,
             Some(path) => {
                 let mut failure = None;
                 files::replace(path, |file| {
-                    self.answer(&run, rows, file).map_err(|error| {
+                    self.answer(&predictor, runs, &mut rows, file).map_err(|error| {
                         let message = error.to_string();
                         failure = Some(error);
                         std::io::Error::other(message)
@@ -74,28 +99,100 @@ impl Arguments {
 
     fn answer<B: Backend>(
         &self,
-        run: &TrainedRun<'_, B>,
-        mut rows: impl Iterator<Item = Result<Row>>,
+        predictor: &Predictor<'_, B>,
+        runs: &[Named],
+        rows: &mut Rows,
         output: &mut dyn Write,
     ) -> Result<()> {
-        let decoding = self.decoding.map_or(run.config().decoding, Into::into);
         let destination = self.out.clone().unwrap_or_else(|| PathBuf::from("standard output"));
+        let failed = |source| Error::file("write", &destination, source);
         loop {
-            let chunk = rows.by_ref().take(CHUNK).collect::<Result<Vec<Row>>>()?;
+            let chunk = rows.chunk()?;
             if chunk.is_empty() {
                 return Ok(());
             }
-            let texts = chunk.iter().map(|row| run.task().source_text(row)).collect::<Result<Vec<_>>>()?;
-            let (answers, attention) = run.answer(&texts, decoding)?;
-            for ((row, answer), attention) in chunk.iter().zip(answers).zip(attention) {
+            let requests = chunk
+                .iter()
+                .map(|row| predictor.request_as(self.run_of(row, runs)?, self.task.as_deref(), row))
+                .collect::<Result<Vec<_>>>()?;
+            let predictions = predictor.predict(&requests)?;
+            for ((row, request), prediction) in chunk.iter().zip(&requests).zip(predictions) {
                 let mut fields = row.fields().clone();
-                fields.insert("prediction".into(), Value::from(answer));
+                fields.insert("prediction".into(), Value::from(prediction.answer));
                 if self.explain {
-                    fields.insert("attention".into(), Value::from(attention));
+                    let names = predictor.prompts(request.run).iter().cloned();
+                    let weights = prediction.attention.into_iter().map(Value::from);
+                    fields
+                        .insert("attention".into(), Value::Object(names.zip(weights).collect::<Map<_, _>>()));
                 }
-                writeln!(output, "{}", Value::Object(fields))
-                    .map_err(|source| Error::file("write", &destination, source))?;
+                writeln!(output, "{}", Value::Object(fields)).map_err(failed)?;
             }
+            output.flush().map_err(failed)?;
+        }
+    }
+
+    /// Which run answers a row.
+    fn run_of(&self, row: &Row, runs: &[Named]) -> Result<usize> {
+        if runs.len() == 1 {
+            return Ok(0);
+        }
+        let names = || runs.iter().map(|run| run.name.as_str()).collect::<Vec<_>>().join(", ");
+        let expected = || format!("a field `{}` with one of {}", self.run_field, names());
+        let Some(value) = row.fields().get(&self.run_field) else {
+            return Err(row.error(
+                expected(),
+                "none",
+                "with several runs a row must say which one answers it",
+            ));
+        };
+        let found = runs.iter().position(|run| value.as_str() == Some(&run.name));
+        found.ok_or_else(|| row.error(expected(), value.to_string(), ""))
+    }
+}
+
+fn named(run: &str) -> Named {
+    if let Some((name, folder)) = run.split_once('=')
+        && !Path::new(run).exists()
+    {
+        return Named { name: name.to_owned(), folder: folder.into() };
+    }
+    let folder = PathBuf::from(run);
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+    let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Named { name, folder }
+}
+
+/// Where rows come from.
+enum Rows {
+    /// A file: chunks are full, so that equal files give equal batches.
+    File(Reader),
+    /// Standard input: a chunk is what has come so far, so that no row waits for the next.
+    Stream(Receiver<Result<Row>>),
+}
+
+impl Rows {
+    fn open(input: &Path) -> Result<Self> {
+        if input != Path::new("-") {
+            return Ok(Self::File(data::open(input)?));
+        }
+        let path = Path::new("standard input");
+        let rows = Reader::new(BufReader::new(std::io::stdin()), Format::Jsonl, path, LINE_LIMIT)?;
+        let (sender, receiver) = sync_channel(CHUNK);
+        std::thread::spawn(move || {
+            for row in rows {
+                if sender.send(row).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self::Stream(receiver))
+    }
+
+    /// The next rows; none at the end.
+    fn chunk(&mut self) -> Result<Vec<Row>> {
+        match self {
+            Self::File(rows) => rows.by_ref().take(CHUNK).collect(),
+            Self::Stream(rows) => rows.recv().into_iter().chain(rows.try_iter()).take(CHUNK).collect(),
         }
     }
 }

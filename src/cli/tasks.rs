@@ -1,30 +1,166 @@
 //! `promptmix tasks`.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::error::Result;
-use crate::tasks::{Task, names};
+use crate::config::RunConfig;
+use crate::data::{ExampleSettings, Examples, Part, Split, Splits};
+use crate::error::{Error, Result};
+use crate::pretrained::{self, T5Config, Tokenizer};
+use crate::tasks::{Purpose, Task, names};
+
+/// Rows that are shown.
+const ROWS: usize = 3;
+/// Bars of the histogram, and characters of the longest.
+const BARS: usize = 12;
+const BAR_WIDTH: usize = 40;
+/// No source is this long; the histogram counts whole ones.
+const NO_LIMIT: usize = 1_000_000_000;
 
 /// Flags of `promptmix tasks`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  promptmix tasks")]
-pub(super) struct Arguments {}
+#[command(after_help = "Examples:
+  promptmix tasks
+  promptmix tasks --show sst2 --data data/sst2 --model t5-small
+  promptmix tasks --show reviews.toml --data reviews
+
+A task of your own is a TOML file, which --task and --show take like a name:
+  name = \"reviews\"
+  source = \"reviews text: {text} product: {product or item}\"
+  labels = \"bad,good\"          # for the values 0 and 1; or \"no=bad,yes=good\"; without labels the answer is free text
+  label-field = \"stars\"
+  metrics = [\"f1\", \"accuracy\"]
+  split = \"halve-validation\"   # or { hold-out-training = { rows = 1000 } }; applied by --split-validation-test")]
+pub(super) struct Arguments {
+    /// Show one task, a name or a .toml file, with rows of --data
+    #[arg(long)]
+    show: Option<String>,
+    /// Folder with the task's train, validation and maybe test
+    #[arg(long, requires = "show")]
+    data: Option<PathBuf>,
+    /// Count tokens as the tokenizer of this model does: a folder or hub id
+    #[arg(long, requires = "data")]
+    model: Option<String>,
+    /// train, validation or test
+    #[arg(long, default_value = "train")]
+    split: Split,
+    /// Take test rows from the labelled files, by the task's split rule
+    #[arg(long)]
+    split_validation_test: bool,
+}
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        println!("{:<20} {:<34} {:<22} source", "task", "labels", "metrics");
-        for name in names() {
-            let task = Task::named(name)?;
-            let labels = task.labels().map_or("free answers".to_owned(), |labels| labels.join(" "));
-            let labels: String = if labels.len() > 32 {
-                labels.chars().take(29).chain("...".chars()).collect()
-            } else {
-                labels
-            };
-            let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
-            println!("{name:<20} {labels:<34} {:<22} {}", metrics.join(" "), task.source.as_str());
+        match &self.show {
+            Some(name) => self.show(name)?,
+            None => list()?,
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    fn show(&self, name: &str) -> Result<()> {
+        let task = Task::find(name)?;
+        println!("task     {}", task.name);
+        println!("source   {}", task.source);
+        println!("labels   {}", labels(&task));
+        let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
+        println!("metrics  {}", metrics.join(" "));
+        let Some(data) = &self.data else {
+            println!("\ngive --data to see rows of it");
+            return Ok(());
+        };
+        let splits = Splits::open(data, task.split, self.split_validation_test)?;
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            if let Ok(part) = splits.get(split) {
+                println!("{split:<10} {} rows of {}", part.row_count()?, part.path().display());
+            }
+        }
+        let part = splits.get(self.split)?;
+        let mut shown = 0;
+        for row in part.rows()? {
+            let row = row?;
+            for example in task.examples(&row, Purpose::Evaluation)? {
+                shown += 1;
+                println!(
+                    "\n{}, line {}\n  {}\n  -> {}",
+                    row.path().display(),
+                    row.line(),
+                    example.source,
+                    example.target
+                );
+            }
+            if shown >= ROWS {
+                break;
+            }
+        }
+        match &self.model {
+            Some(model) => histogram(&task, part, model),
+            None => {
+                println!("\ngive --model to see how many tokens the sources have");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn list() -> Result<()> {
+    println!("{:<20} {:<34} {:<22} source", "task", "labels", "metrics");
+    for name in names() {
+        let task = Task::named(name)?;
+        let labels = labels(&task);
+        let labels: String =
+            if labels.len() > 32 { labels.chars().take(29).chain("...".chars()).collect() } else { labels };
+        let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
+        println!("{name:<20} {labels:<34} {:<22} {}", metrics.join(" "), task.source.as_str());
+    }
+    Ok(())
+}
+
+fn labels(task: &Task) -> String {
+    task.labels().map_or("free answers".to_owned(), |labels| labels.join(" "))
+}
+
+/// Prints how many sources have how many tokens, and how many the default limit would cut.
+fn histogram(task: &Task, part: &Part, model: &str) -> Result<()> {
+    let folder = pretrained::locate(model)?;
+    let config = T5Config::read(&config_path(&folder)?)?;
+    let tokenizer = Tokenizer::open(&folder, &config)?;
+    let encode = |text: &str| tokenizer.encode(text);
+    let settings = ExampleSettings::new(NO_LIMIT, NO_LIMIT, Purpose::Training);
+    let examples = Examples::load(part, task, &encode, &settings)?;
+    let mut lengths: Vec<usize> = (0..examples.len()).map(|index| examples.source_length(index)).collect();
+    lengths.sort_unstable();
+    let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share) as usize];
+    println!(
+        "\nsource tokens of {} examples: {} to {}, half up to {}, 95 % up to {}",
+        lengths.len(),
+        at(0.0),
+        at(1.0),
+        at(0.5),
+        at(0.95)
+    );
+    let width = (at(1.0) + 1).div_ceil(BARS).max(1);
+    let mut counts = vec![0_usize; at(1.0) / width + 1];
+    for length in &lengths {
+        counts[length / width] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or(1).max(1);
+    for (bar, count) in counts.iter().enumerate() {
+        let marks = "#".repeat((count * BAR_WIDTH).div_ceil(most));
+        println!("{:>6} to {:<6} {count:>8} {marks}", bar * width, (bar + 1) * width - 1);
+    }
+    let limit = RunConfig::default().max_source_length;
+    let cut = lengths.len() - lengths.partition_point(|&length| length <= limit);
+    println!("{cut} are longer than the default --max-source-length {limit} and would lose their end");
+    println!("target tokens: up to {}", examples.counts().longest_target);
+    Ok(())
+}
+
+fn config_path(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("config.json");
+    if path.is_file() {
+        return Ok(path);
+    }
+    let found = format!("none in {}", folder.display());
+    Err(Error::setting("--model", "a model's folder with config.json", found, ""))
 }

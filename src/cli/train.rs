@@ -8,11 +8,11 @@ use clap::ValueEnum;
 use super::device::{Device, on_device};
 use super::progress::Shown;
 use crate::backend::{Backend, Scorer};
-use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Schedule};
+use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Sampling, Schedule};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{Monitor, RunFolder, Trainer};
+use crate::train::{self, FewShotRuns, Monitor, RunFolder, Trainer};
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
@@ -22,12 +22,23 @@ use crate::train::{Monitor, RunFolder, Trainer};
       --sources runs/sst2/prompt.safetensors,runs/mnli/prompt.safetensors --out runs/mrpc
   promptmix train --model t5-small --template 'review: {text}' --labels bad,good --label-field stars \\
       --data reviews --method prompt-tuning --out runs/reviews
-  promptmix train --resume --out runs/mrpc")]
+  promptmix train --model t5-small --task mrpc,rte,cola --data glue --sampling equal \\
+      --sources mnli.safetensors,qnli.safetensors --out runs/glue
+  promptmix train --model t5-small --task cb --data data/cb --few-shot 16 --class-balanced \\
+      --sources mnli.safetensors --initial-scorer runs/glue --out runs/cb-16
+  promptmix train --config mrpc.toml --learning-rate 0.1 --out runs/mrpc
+  promptmix train --resume --out runs/mrpc
+
+A file for --config has the flags as keys (`learning-rate = 0.3`); a run's config.toml is one.")]
 pub(super) struct Arguments {
+    /// A TOML file of settings; flags win over it
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// Folder or hub id of the frozen T5
-    #[arg(long, required_unless_present = "resume")]
+    #[arg(long, required_unless_present_any = ["resume", "config"])]
     model: Option<String>,
-    /// A known task (see `promptmix tasks`), or a free name with --template
+    /// A known task (see `promptmix tasks`) or a task's .toml file; several with commas between share one scorer. A free
+    /// name with --template
     #[arg(long)]
     task: Option<String>,
     /// Source text of a task of your own, with {field} slots
@@ -40,19 +51,20 @@ pub(super) struct Arguments {
     #[arg(long)]
     label_field: Option<String>,
     /// Lower-case the source text
-    #[arg(long)]
-    lowercase: bool,
-    /// Folder with train, validation and maybe test, as .jsonl, .csv or .tsv
-    #[arg(long, required_unless_present = "resume")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    lowercase: Option<bool>,
+    /// Folder with train, validation and maybe test, as .jsonl, .csv, .tsv or .parquet; with several tasks a folder of such
+    /// folders by the tasks' names
+    #[arg(long, required_unless_present_any = ["resume", "config"])]
     data: Option<PathBuf>,
     /// Take test rows from the labelled files, by the task's split rule
-    #[arg(long)]
-    split_validation_test: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    split_validation_test: Option<bool>,
     /// The run folder to write
     #[arg(long)]
     out: PathBuf,
     /// Go on with the interrupted run in --out, by its own settings
-    #[arg(long, conflicts_with_all = ["model", "data", "task", "template"])]
+    #[arg(long, conflicts_with_all = ["config", "model", "data", "task", "template"])]
     resume: bool,
 
     /// What is learnt [default: attempt]
@@ -83,14 +95,26 @@ pub(super) struct Arguments {
     #[arg(long)]
     temperature: Option<f64>,
     /// Learn the temperature
-    #[arg(long)]
-    learn_temperature: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    learn_temperature: Option<bool>,
     /// Leave the scorer as it starts
-    #[arg(long)]
-    freeze_scorer: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    freeze_scorer: Option<bool>,
     /// Neither mix nor add the target prompt
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    without_target: Option<bool>,
+    /// The trained scorer to start from: scorer.safetensors, a run's folder, or a folder of the authors' code
     #[arg(long)]
-    without_target: bool,
+    initial_scorer: Option<PathBuf>,
+    /// Train the scorer alone, on the sources' own tasks, for --initial-scorer of other runs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pretrain_scorer: Option<bool>,
+    /// How often each of several tasks is drawn [default: proportional]
+    #[arg(long, value_enum)]
+    sampling: Option<SamplingName>,
+    /// With --sampling temperature: rows to the power of one over this [default: 2]
+    #[arg(long)]
+    sampling_temperature: Option<f64>,
 
     /// Passes over the training rows [default: 20]
     #[arg(long)]
@@ -134,19 +158,28 @@ pub(super) struct Arguments {
     /// Tokens of a target at most [default: the longest label's]
     #[arg(long)]
     max_target_length: Option<usize>,
-    /// Learn from this many rows
+    /// Learn from at most so many rows of each task
+    #[arg(long)]
+    training_rows: Option<usize>,
+    /// Learn from this many rows, in runs on five draws of them
     #[arg(long)]
     few_shot: Option<usize>,
     /// Draw that many rows of each class
-    #[arg(long, requires = "few_shot")]
-    class_balanced: bool,
-    /// Seed of the draw of few-shot rows [default: --seed]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    class_balanced: Option<bool>,
+    /// Seed of the one draw of few-shot rows, instead of --draws
     #[arg(long)]
     data_seed: Option<u64>,
+    /// Draws of few-shot rows, by data seeds from --seed on; mean and deviation go to few_shot.json [default: 5]
+    #[arg(long)]
+    draws: Option<usize>,
 
     /// Validate every so many steps instead of after each epoch
     #[arg(long)]
     validate_every: Option<u64>,
+    /// Save a checkpoint every so many steps, beside the one behind each validation
+    #[arg(long)]
+    save_every: Option<u64>,
     /// Validate on at most so many rows
     #[arg(long)]
     validation_rows: Option<usize>,
@@ -180,34 +213,38 @@ flag_values!(PresetName for Preset { Paper, Reference });
 flag_values!(InitialisationName for Initialisation { Vocabulary, Prompt, Labels, Normal, Uniform });
 flag_values!(ScorerName for Scorer { Bottleneck, Linear, Dot, Token, Uniform });
 flag_values!(ScheduleName for Schedule { Linear, Constant, Cosine });
+flag_values!(SamplingName for Sampling { Proportional, Temperature, Equal });
 flag_values!(DecodingName for Decoding { Greedy, Labels });
 
 impl Arguments {
-    pub(super) fn run(self) -> Result<ExitCode> {
+    pub(super) fn run(mut self) -> Result<ExitCode> {
         let monitor = Shown::new();
-        let config = if self.resume { RunFolder::saved(&self.out)?.config } else { self.config() };
+        let config = match (self.resume, FewShotRuns::saved(&self.out)?) {
+            (true, Some(runs)) => runs.config,
+            (true, None) => RunFolder::saved(&self.out)?.config,
+            (false, _) => self.config()?,
+        };
+        for (flag, is_missing) in
+            [("--model", config.model.is_empty()), ("--data", config.data.as_os_str().is_empty())]
+        {
+            if is_missing {
+                return Err(Error::setting(flag, "a value", "none", "give the flag, or its key in --config"));
+            }
+        }
         config.check()?;
+        self.device.threads = self.device.threads.or(config.threads);
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &config, monitor))
     }
 
     fn run_on<B: Backend>(&self, backend: &B, config: &RunConfig, mut monitor: Shown) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
+        if !config.draw_seeds().is_empty() {
+            return self.run_draws(&frozen, config, &mut monitor);
+        }
         let mut trainer = Trainer::new(&frozen, config, &mut monitor)?;
         let mut folder = if self.resume {
-            let saved = RunFolder::saved(&self.out)?;
-            if saved.model_hash != frozen.model_hash {
-                return Err(Error::setting(
-                    "--resume",
-                    format!("the model that the run began with, {}", saved.model_hash),
-                    frozen.model_hash.clone(),
-                    "the files of the model have changed since",
-                ));
-            }
-            trainer.resume(&self.out)?;
-            let mut folder = RunFolder::open(&self.out)?;
-            folder.rewind(trainer.step_count())?;
-            folder
+            train::resume(&mut trainer, &self.out)?
         } else {
             RunFolder::create(&self.out, config, &frozen.model_hash)?
         };
@@ -224,51 +261,101 @@ impl Arguments {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn config(&self) -> RunConfig {
-        let default = RunConfig::default();
+    fn run_draws<B: Backend>(
+        &self,
+        frozen: &Frozen<'_, B>,
+        config: &RunConfig,
+        monitor: &mut Shown,
+    ) -> Result<ExitCode> {
+        let runs = FewShotRuns::run(frozen, config, &self.out, self.resume, monitor)?;
+        for draw in &runs.draws {
+            let folder = self.out.join(&draw.folder);
+            println!(
+                "data seed {}: best validation {:.4} behind step {} of {}; {}",
+                draw.data_seed,
+                draw.validation,
+                draw.best_step,
+                draw.steps,
+                folder.display()
+            );
+        }
+        for spread in &runs.summary {
+            println!(
+                "{}: {:.4} on average over {} draws, deviation {:.4}",
+                spread.name,
+                spread.mean,
+                runs.draws.len(),
+                spread.deviation
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The settings of the file and the flags; a flag wins.
+    fn config(&self) -> Result<RunConfig> {
+        let base = match &self.config {
+            Some(path) => RunConfig::from_toml(path)?,
+            None => RunConfig::default(),
+        };
+        // One of the two as a flag puts the other one of the file out of force.
+        let (epochs, steps) = match (self.epochs, self.steps) {
+            (None, None) => (base.epochs, base.steps),
+            given => given,
+        };
+        Ok(self.over(base, epochs, steps))
+    }
+
+    fn over(&self, base: RunConfig, epochs: Option<u64>, steps: Option<u64>) -> RunConfig {
         RunConfig {
-            model: self.model.clone().unwrap_or_default(),
-            task: self.task.clone().unwrap_or_default(),
-            template: self.template.clone(),
-            labels: self.labels.clone(),
-            label_field: self.label_field.clone().unwrap_or(default.label_field),
-            lowercase: self.lowercase,
-            data: self.data.clone().unwrap_or_default(),
-            split_validation_test: self.split_validation_test,
-            method: self.method.map_or(default.method, Into::into),
-            preset: self.preset.map_or(default.preset, Into::into),
-            sources: self.sources.clone(),
-            initialisation: self.initialisation.map(Into::into),
-            initial_prompt: self.initial_prompt.clone(),
-            prompt_length: self.prompt_length.unwrap_or(default.prompt_length),
-            rank: self.rank.unwrap_or(default.rank),
-            scorer: self.scorer.map_or(default.scorer, Into::into),
-            temperature: self.temperature,
-            learn_temperature: self.learn_temperature,
-            freeze_scorer: self.freeze_scorer,
-            without_target: self.without_target,
-            epochs: self.epochs,
-            steps: self.steps,
-            batch_size: self.batch_size.unwrap_or(default.batch_size),
-            accumulate: self.accumulate.unwrap_or(default.accumulate),
-            learning_rate: self.learning_rate.unwrap_or(default.learning_rate),
-            scorer_learning_rate: self.scorer_learning_rate,
-            weight_decay: self.weight_decay,
-            warmup: self.warmup,
-            schedule: self.schedule.map_or(default.schedule, Into::into),
-            clip: self.clip.unwrap_or(default.clip),
-            dropout: self.dropout,
-            seed: self.seed.unwrap_or(default.seed),
-            max_source_length: self.max_source_length.unwrap_or(default.max_source_length),
-            max_target_length: self.max_target_length,
-            few_shot: self.few_shot,
-            class_balanced: self.class_balanced,
-            data_seed: self.data_seed,
-            validate_every: self.validate_every,
-            validation_rows: self.validation_rows,
-            patience: self.patience,
-            decoding: self.decoding.map_or(default.decoding, Into::into),
-            threads: self.device.threads,
+            model: self.model.clone().unwrap_or(base.model),
+            task: self.task.clone().unwrap_or(base.task),
+            template: self.template.clone().or(base.template),
+            labels: self.labels.clone().or(base.labels),
+            label_field: self.label_field.clone().unwrap_or(base.label_field),
+            lowercase: self.lowercase.unwrap_or(base.lowercase),
+            data: self.data.clone().unwrap_or(base.data),
+            split_validation_test: self.split_validation_test.unwrap_or(base.split_validation_test),
+            method: self.method.map_or(base.method, Into::into),
+            preset: self.preset.map_or(base.preset, Into::into),
+            sources: if self.sources.is_empty() { base.sources } else { self.sources.clone() },
+            initialisation: self.initialisation.map(Into::into).or(base.initialisation),
+            initial_prompt: self.initial_prompt.clone().or(base.initial_prompt),
+            prompt_length: self.prompt_length.unwrap_or(base.prompt_length),
+            rank: self.rank.unwrap_or(base.rank),
+            scorer: self.scorer.map_or(base.scorer, Into::into),
+            temperature: self.temperature.or(base.temperature),
+            learn_temperature: self.learn_temperature.unwrap_or(base.learn_temperature),
+            freeze_scorer: self.freeze_scorer.unwrap_or(base.freeze_scorer),
+            without_target: self.without_target.unwrap_or(base.without_target),
+            initial_scorer: self.initial_scorer.clone().or(base.initial_scorer),
+            pretrain_scorer: self.pretrain_scorer.unwrap_or(base.pretrain_scorer),
+            sampling: self.sampling.map_or(base.sampling, Into::into),
+            sampling_temperature: self.sampling_temperature.unwrap_or(base.sampling_temperature),
+            training_rows: self.training_rows.or(base.training_rows),
+            epochs,
+            steps,
+            batch_size: self.batch_size.unwrap_or(base.batch_size),
+            accumulate: self.accumulate.unwrap_or(base.accumulate),
+            learning_rate: self.learning_rate.unwrap_or(base.learning_rate),
+            scorer_learning_rate: self.scorer_learning_rate.or(base.scorer_learning_rate),
+            weight_decay: self.weight_decay.or(base.weight_decay),
+            warmup: self.warmup.or(base.warmup),
+            schedule: self.schedule.map_or(base.schedule, Into::into),
+            clip: self.clip.unwrap_or(base.clip),
+            dropout: self.dropout.or(base.dropout),
+            seed: self.seed.unwrap_or(base.seed),
+            max_source_length: self.max_source_length.unwrap_or(base.max_source_length),
+            max_target_length: self.max_target_length.or(base.max_target_length),
+            few_shot: self.few_shot.or(base.few_shot),
+            class_balanced: self.class_balanced.unwrap_or(base.class_balanced),
+            data_seed: self.data_seed.or(base.data_seed),
+            draws: self.draws.unwrap_or(base.draws),
+            validate_every: self.validate_every.or(base.validate_every),
+            save_every: self.save_every.or(base.save_every),
+            validation_rows: self.validation_rows.or(base.validation_rows),
+            patience: self.patience.or(base.patience),
+            decoding: self.decoding.map_or(base.decoding, Into::into),
+            threads: self.device.threads.or(base.threads),
         }
     }
 }

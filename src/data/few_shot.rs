@@ -78,6 +78,6 @@ impl FewShot {
             let order = permutation(rows.len(), &mut generator(b"few-shot draw", self.seed, class as u64));
             drawn.extend(order[..self.shots].iter().map(|index| rows[*index as usize]));
         }
-        Ok(Part::some(part.path(), drawn))
+        Ok(part.choosing(drawn))
     }
 }

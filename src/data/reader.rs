@@ -1,4 +1,4 @@
-//! Rows of a JSONL, CSV or TSV file, one at a time; memory does not grow with the file.
+//! Rows of a JSONL, CSV, TSV or Parquet file, one at a time; memory does not grow with the file.
 //!
 //! JSONL: one object a line; blank lines are skipped. CSV: a header line, RFC 4180 quotes. TSV: a header line, no quotes,
 //! as GLUE ships it, where a quotation mark is a letter like any other. All are UTF-8; a byte order mark is skipped.
@@ -28,11 +28,13 @@ pub enum Format {
     Csv,
     /// Tab-separated, with a header line, without quoting.
     Tsv,
+    /// Columns in pages; needs the feature `parquet`.
+    Parquet,
 }
 
 impl Format {
     /// Every format, in the order in which a folder is searched.
-    pub const ALL: [Self; 3] = [Self::Jsonl, Self::Csv, Self::Tsv];
+    pub const ALL: [Self; 4] = [Self::Jsonl, Self::Csv, Self::Tsv, Self::Parquet];
 
     /// The extension, without the dot.
     pub fn extension(self) -> &'static str {
@@ -40,6 +42,7 @@ impl Format {
             Self::Jsonl => "jsonl",
             Self::Csv => "csv",
             Self::Tsv => "tsv",
+            Self::Parquet => "parquet",
         }
     }
 
@@ -57,7 +60,7 @@ impl Format {
                         Some(extension) => format!("it ends in .{extension}"),
                         None => "it has no extension".to_owned(),
                     },
-                    "expected .jsonl, .csv or .tsv",
+                    "expected .jsonl, .csv, .tsv or .parquet",
                 )
             },
         )
@@ -83,6 +86,9 @@ pub fn open(path: &Path) -> Result<Reader> {
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(Error::setting("data file", "a file", format!("the folder {}", path.display()), ""));
     }
+    if format == Format::Parquet {
+        return Reader::parquet(file, path);
+    }
     Reader::new(BufReader::with_capacity(1 << 16, file), format, path, LINE_LIMIT)
 }
 
@@ -93,6 +99,11 @@ pub fn open(path: &Path) -> Result<Reader> {
 pub fn count_rows(path: &Path) -> Result<usize> {
     match Format::of(path)? {
         Format::Jsonl => super::index::count(path),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => {
+            let file = File::open(path).map_err(|source| Error::file("open", path, source))?;
+            super::parquet::count(file, path)
+        }
         _ => {
             let mut count = 0;
             for row in open(path)? {
@@ -108,7 +119,7 @@ impl Reader {
     /// Rows of any stream; `path` stands in errors only. No row may have more than `limit` bytes.
     ///
     /// # Errors
-    /// [`Error::Format`] for a bad CSV or TSV header.
+    /// [`Error::Format`] for a bad CSV or TSV header; [`Error::Unsupported`] for Parquet, which is no stream.
     pub fn new(
         input: impl BufRead + Send + 'static,
         format: Format,
@@ -121,8 +132,30 @@ impl Reader {
                 Box::new(Lines { input, path: path.clone(), line: 0, limit, buffer: Vec::new() })
             }
             Format::Csv | Format::Tsv => Box::new(Records::new(input, format, path.clone(), limit)?),
+            Format::Parquet => {
+                return Err(Error::unsupported(
+                    format!("reading {} as a stream", path.display()),
+                    "the index of a Parquet file stands at its end",
+                    "give a file",
+                ));
+            }
         };
         Ok(Self { path, rows, seen: false, ended: false })
+    }
+
+    #[cfg(feature = "parquet")]
+    fn parquet(file: File, path: &Path) -> Result<Self> {
+        let rows = Box::new(super::parquet::open(file, path)?);
+        Ok(Self { path: Arc::from(path), rows, seen: false, ended: false })
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn parquet(_: File, path: &Path) -> Result<Self> {
+        Err(Error::unsupported(
+            format!("the data file {}", path.display()),
+            "this build cannot read Parquet",
+            "build with the feature `parquet`, or convert the file to .jsonl",
+        ))
     }
 
     /// The file that is read.

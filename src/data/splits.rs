@@ -1,6 +1,7 @@
 //! Which rows of which file train, validate and test.
 //!
-//! A folder holds `train`, `validation` and `test`, each as .jsonl, .csv or .tsv. Many datasets ship a test file without
+//! A folder holds `train`, `validation` and `test`, each as .jsonl, .csv, .tsv or .parquet, or in the hub's shards
+//! (`train-00000-of-00002.parquet`, maybe in a folder `data`). Many datasets ship a test file without
 //! labels; their [`SplitRule`] takes test rows from the labelled files instead. Its permutation is that of
 //! `torch.randperm` seeded with 42, as in the ATTEMPT release, so that the very same rows validate; it has nothing to do
 //! with a run's seed.
@@ -57,29 +58,36 @@ impl FromStr for Split {
     }
 }
 
-/// The rows of a file that belong to one split.
+/// The rows of a file, or of its shards, that belong to one split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    path: PathBuf,
+    /// At least one.
+    paths: Vec<PathBuf>,
     rows: Option<Vec<u32>>,
 }
 
 impl Part {
     /// All rows of a file.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), rows: None }
+        Self { paths: vec![path.into()], rows: None }
     }
 
     /// Some rows of a file, by number from 0 in file order.
-    pub fn some(path: impl Into<PathBuf>, mut rows: Vec<u32>) -> Self {
-        rows.sort_unstable();
-        rows.dedup();
-        Self { path: path.into(), rows: Some(rows) }
+    pub fn some(path: impl Into<PathBuf>, rows: Vec<u32>) -> Self {
+        Self::file(path).choosing(rows)
     }
 
-    /// The file.
+    /// Some rows of the same files, by number from 0 in the order of the files.
+    #[must_use]
+    pub fn choosing(&self, mut rows: Vec<u32>) -> Self {
+        rows.sort_unstable();
+        rows.dedup();
+        Self { paths: self.paths.clone(), rows: Some(rows) }
+    }
+
+    /// The file, or the first of its shards.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.paths[0]
     }
 
     /// The chosen rows in ascending order; `None`: all.
@@ -92,7 +100,10 @@ impl Part {
     /// # Errors
     /// As [`count_rows`].
     pub fn row_count(&self) -> Result<usize> {
-        self.rows.as_ref().map_or_else(|| count_rows(&self.path), |rows| Ok(rows.len()))
+        match &self.rows {
+            Some(rows) => Ok(rows.len()),
+            None => self.paths.iter().map(|path| count_rows(path)).sum(),
+        }
     }
 
     /// Its rows, streamed in file order.
@@ -100,7 +111,8 @@ impl Part {
     /// # Errors
     /// As [`open`]; those of single rows come from the iterator.
     pub fn rows(&self) -> Result<Rows<'_>> {
-        Ok(Rows { reader: open(&self.path)?, chosen: self.rows.as_deref(), position: 0 })
+        let (first, rest) = (open(self.path())?, &self.paths[1..]);
+        Ok(Rows { reader: first, rest, chosen: self.rows.as_deref(), position: 0 })
     }
 }
 
@@ -108,8 +120,18 @@ impl Part {
 #[derive(Debug)]
 pub struct Rows<'a> {
     reader: Reader,
+    /// Shards that are still to be opened.
+    rest: &'a [PathBuf],
     chosen: Option<&'a [u32]>,
     position: u32,
+}
+
+impl Rows<'_> {
+    /// No row comes after this.
+    fn end(&mut self) {
+        self.rest = &[];
+        self.chosen = Some(&[]);
+    }
 }
 
 impl Iterator for Rows<'_> {
@@ -122,6 +144,16 @@ impl Iterator for Rows<'_> {
             }
             let row = match (self.reader.next(), self.chosen) {
                 (Some(row), _) => row,
+                (None, _) if !self.rest.is_empty() => match open(&self.rest[0]) {
+                    Ok(reader) => {
+                        (self.reader, self.rest) = (reader, &self.rest[1..]);
+                        continue;
+                    }
+                    Err(error) => {
+                        self.end();
+                        return Some(Err(error));
+                    }
+                },
                 (None, None) => return None,
                 (None, Some(missing)) => {
                     let expected = format!("{} more rows", missing.len());
@@ -132,9 +164,12 @@ impl Iterator for Rows<'_> {
             };
             let position = self.position;
             self.position = self.position.saturating_add(1);
+            // A bad row ends the file, whichever split it belongs to.
+            if row.is_err() {
+                self.end();
+                return Some(row);
+            }
             match &mut self.chosen {
-                // A bad row ends the file, whichever split it belongs to.
-                Some(chosen) if row.is_err() => *chosen = &[],
                 Some(chosen) if chosen.first() == Some(&position) => *chosen = &chosen[1..],
                 Some(_) => continue,
                 None => {}
@@ -161,7 +196,7 @@ impl Splits {
     /// the rule needs is missing or too small, and those of reading it.
     pub fn open(folder: &Path, rule: SplitRule, split_validation_test: bool) -> Result<Self> {
         std::fs::read_dir(folder).map_err(|source| Error::file("open the folder", folder, source))?;
-        let part = |stem: &str| Ok::<_, Error>(find(folder, stem)?.map(Part::file));
+        let part = |stem: &str| Ok::<_, Error>(find(folder, stem)?.map(|paths| Part { paths, rows: None }));
         let mut splits = Self {
             folder: folder.to_owned(),
             train: part("train")?,
@@ -179,7 +214,7 @@ impl Splits {
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
             return Err(Error::setting(
                 "data folder",
-                "train, validation or test as .jsonl, .csv or .tsv",
+                "train, validation or test as .jsonl, .csv, .tsv or .parquet",
                 format!("none of them in {}", folder.display()),
                 "name the files so, or give another folder",
             ));
@@ -203,7 +238,7 @@ impl Splits {
     fn missing(&self, stem: &str) -> Error {
         Error::setting(
             format!("split {stem}"),
-            format!("a file {stem}.jsonl, {stem}.csv or {stem}.tsv"),
+            format!("a file {stem}.jsonl, .csv, .tsv or .parquet"),
             format!("none in {}", self.folder.display()),
             "add the file, or choose another split",
         )
@@ -213,35 +248,35 @@ impl Splits {
         match rule {
             SplitRule::Files | SplitRule::MatchedAndMismatched => {}
             SplitRule::HalveValidation => {
-                let path = self.get(Split::Validation)?.path.clone();
-                let mut first = torch_permutation(countable(&path)?, SPLIT_SEED);
+                let all = self.get(Split::Validation)?.clone();
+                let mut first = torch_permutation(countable(&all)?, SPLIT_SEED);
                 if first.len() < 2 {
-                    return Err(too_small(&path, 2, first.len()));
+                    return Err(too_small(all.path(), 2, first.len()));
                 }
                 let second = first.split_off(first.len() / 2);
-                self.validation = Some(Part::some(&path, first));
-                self.test = Some(Part::some(&path, second));
+                self.validation = Some(all.choosing(first));
+                self.test = Some(all.choosing(second));
             }
             SplitRule::HoldOutTraining { rows } => {
-                let path = self.get(Split::Train)?.path.clone();
-                let mut held_out = torch_permutation(countable(&path)?, SPLIT_SEED);
+                let all = self.get(Split::Train)?.clone();
+                let mut held_out = torch_permutation(countable(&all)?, SPLIT_SEED);
                 if held_out.len() <= rows as usize {
-                    return Err(too_small(&path, rows as usize + 1, held_out.len()));
+                    return Err(too_small(all.path(), rows as usize + 1, held_out.len()));
                 }
                 let rest = held_out.split_off(rows as usize);
                 self.test = self.validation.take();
-                self.train = Some(Part::some(&path, rest));
-                self.validation = Some(Part::some(&path, held_out));
+                self.train = Some(all.choosing(rest));
+                self.validation = Some(all.choosing(held_out));
             }
         }
         Ok(())
     }
 }
 
-fn countable(path: &Path) -> Result<u32> {
-    let rows = count_rows(path)?;
+fn countable(part: &Part) -> Result<u32> {
+    let rows = part.row_count()?;
     u32::try_from(rows).map_err(|_| {
-        Error::setting("rows", "at most 4294967295", format!("{rows} in {}", path.display()), "")
+        Error::setting("rows", "at most 4294967295", format!("{rows} in {}", part.path().display()), "")
     })
 }
 
@@ -254,15 +289,36 @@ fn too_small(path: &Path, least: usize, rows: usize) -> Error {
     )
 }
 
-/// The one file of that stem; two formats of one split are an error, as no one could tell which was meant.
-fn find(folder: &Path, stem: &str) -> Result<Option<PathBuf>> {
-    let mut found: Vec<PathBuf> = Format::ALL
-        .into_iter()
-        .map(|format| folder.join(format!("{stem}.{}", format.extension())))
-        .filter(|path| path.is_file())
-        .collect();
+/// The one file of that stem, or its shards in order; two formats of one split are an error, as no one could tell which
+/// was meant.
+fn find(folder: &Path, stem: &str) -> Result<Option<Vec<PathBuf>>> {
+    let mut found: Vec<Vec<PathBuf>> = Vec::new();
+    for format in Format::ALL {
+        let whole = folder.join(format!("{stem}.{}", format.extension()));
+        if whole.is_file() {
+            found.push(vec![whole]);
+        }
+    }
+    for folder in [folder.to_owned(), folder.join("data")] {
+        let mut shards = shards(&folder, stem);
+        shards.sort();
+        if let Some((path, _, count)) = shards.first().cloned() {
+            // By number: a shard that is missing would silently be training rows fewer.
+            let complete = shards.len() == count
+                && shards.iter().enumerate().all(|(at, (_, number, of))| *number == at && *of == count);
+            if !complete {
+                return Err(Error::setting(
+                    format!("split {stem}"),
+                    format!("shards 0 to {} of {count}", count.saturating_sub(1)),
+                    format!("{} that begin with {}", shards.len(), path.display()),
+                    "fetch those that are missing, and keep one set of shards in a folder",
+                ));
+            }
+            found.push(shards.into_iter().map(|(path, ..)| path).collect());
+        }
+    }
     if found.len() > 1 {
-        let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+        let names: Vec<_> = found.iter().filter_map(|paths| paths[0].file_name()?.to_str()).collect();
         return Err(Error::setting(
             format!("split {stem}"),
             "one file",
@@ -271,6 +327,19 @@ fn find(folder: &Path, stem: &str) -> Result<Option<PathBuf>> {
         ));
     }
     Ok(found.pop())
+}
+
+/// The hub's shards of a split: path, number, and how many there are said to be.
+fn shards(folder: &Path, stem: &str) -> Vec<(PathBuf, usize, usize)> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let shard = |path: PathBuf| {
+        Format::of(&path).ok()?;
+        let name = path.file_stem()?.to_str()?.strip_prefix(stem)?.strip_prefix('-')?;
+        let (number, count) = name.split_once("-of-")?;
+        let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+        path.is_file().then_some((path, number, count))
+    };
+    entries.flatten().filter_map(|entry| shard(entry.path())).collect()
 }
 
 /// `torch.randperm(rows)` from a generator seeded with `seed`: Mersenne Twister, Fisher and Yates from the front, the

@@ -1,11 +1,15 @@
 //! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
-use crate::backend::{Backend, Batch, Example};
+mod answer;
+
+pub use answer::{Answer, Answering, Question, answer};
+
+use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::Examples;
 use crate::error::Result;
 use crate::metrics::Scores;
-use crate::model::{Frozen, Mixture, Pass};
+use crate::model::{Frozen, Mixture};
 use crate::tasks::Task;
 
 /// How a set of examples is answered and judged.
@@ -16,6 +20,8 @@ pub struct Evaluator<'a, B: Backend> {
     pub mixture: &'a Mixture<B>,
     /// The task that judges.
     pub task: &'a Task,
+    /// Which of the run's target prompts stands before the examples.
+    pub target_prompt: u32,
     /// How answers are got.
     pub decoding: Decoding,
     /// Examples a batch.
@@ -81,81 +87,38 @@ impl<B: Backend> Evaluator<'_, B> {
         sources: &[Vec<u32>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<(Vec<String>, Vec<Vec<f64>>)> {
-        let (model, backend) = (&self.frozen.model, self.frozen.backend);
-        let config = model.config();
         let labels = match self.decoding {
             Decoding::Labels => self.task.labels(),
             Decoding::Greedy => None,
         };
-        let candidates = labels
+        let tokens = labels
             .as_deref()
             .unwrap_or_default()
             .iter()
             .map(|label| self.frozen.tokenizer.encode(label))
             .collect::<Result<Vec<_>>>()?;
+        let answering = match &labels {
+            Some(texts) => Answering::Labels { texts, tokens: &tokens },
+            None => Answering::Greedy { longest: self.longest_target },
+        };
         let mut answers = Vec::with_capacity(sources.len());
         let mut attention = Vec::with_capacity(sources.len());
         for sources in sources.chunks(self.batch_size.max(1)) {
-            // The decoder's rows are set for each candidate or step; a batch needs some to begin with.
-            let target = vec![config.eos_token_id];
-            let packed: Vec<Example> = sources
+            let questions: Vec<Question<'_>> = sources
                 .iter()
-                .map(|source| Example {
+                .map(|source| Question {
                     source: source.clone(),
-                    target: target.clone(),
-                    ..Example::default()
+                    run: 0,
+                    target_prompt: self.target_prompt,
+                    answering,
                 })
                 .collect();
-            let batch = Batch::pack(
-                &packed,
-                self.mixture.layout.prompt_length,
-                config.decoder_start_token_id,
-                config.vocab_size,
-            )?;
-            let batch = match self.pooled_width {
-                Some(width) => batch.pooling_padding(width, config.pad_token_id),
-                None => batch,
-            };
-            let encoding = model.encode(backend, self.mixture, state, &batch, &mut Pass::evaluation());
-            let weights = backend.attention(encoding.mix());
-            let per_example = weights.len() / sources.len().max(1);
-            let prompts = self.prompts();
-            for b in 0..sources.len() {
-                attention.push(mean_rows(&weights[b * per_example..(b + 1) * per_example], prompts));
-            }
-            if let Some(labels) = &labels {
-                for scores in model.score(backend, &batch, &encoding, &candidates)? {
-                    // The first of equals, as the table lists them.
-                    let best = (1..scores.len())
-                        .fold(0, |best, other| if scores[other] > scores[best] { other } else { best });
-                    answers.push(labels[best].clone());
-                }
-            } else {
-                for said in model.greedy(backend, &batch, &encoding, self.longest_target)? {
-                    answers.push(self.frozen.tokenizer.decode(&said)?.trim().to_owned());
-                }
+            for answer in answer(self.frozen, self.mixture, state, self.pooled_width, &questions)? {
+                answers.push(answer.text);
+                attention.push(answer.attention);
             }
             progress(answers.len());
         }
         Ok((answers, attention))
     }
-
-    /// Prompts in the mixture.
-    fn prompts(&self) -> usize {
-        self.mixture.source_count + usize::from(!self.mixture.mixing.without_target)
-    }
-}
-
-fn mean_rows(weights: &[f64], prompts: usize) -> Vec<f64> {
-    if weights.is_empty() {
-        return Vec::new();
-    }
-    let rows = weights.len() / prompts;
-    let mut mean = vec![0.0; prompts];
-    for row in weights.chunks_exact(prompts) {
-        for (mean, weight) in mean.iter_mut().zip(row) {
-            *mean += weight / rows as f64;
-        }
-    }
-    mean
 }

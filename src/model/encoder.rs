@@ -40,6 +40,9 @@ fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_>
 
 impl<B: Backend> T5<B> {
     /// Mixes prompts, embeds the source tokens behind them, and runs the encoder over both.
+    ///
+    /// # Panics
+    /// If an example names a target prompt that the mixture does not have.
     pub fn encode(
         &self,
         backend: &B,
@@ -49,6 +52,9 @@ impl<B: Backend> T5<B> {
         pass: &mut Pass<'_, B>,
     ) -> Encoding<B> {
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
+        let targets = mixture.layout.targets;
+        let known = (0..batch.examples()).all(|b| batch.target_prompt(b) < targets);
+        assert!(known, "every example's target prompt is one of {targets}");
         let dropout = pass.dropout;
         let mut residual = Residual::new(backend, rows, width);
         let sources = mixture.sources.as_ref();

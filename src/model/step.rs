@@ -107,31 +107,37 @@ impl<B: Backend> T5<B> {
         (Issued { loss, mix }, d_input)
     }
 
-    /// log p(candidate) of each candidate for each example, all behind one encoding: \[B\]\[candidates\].
+    /// log p(candidate) of each example's own candidates, all behind one encoding: \[B\]\[its candidates\].
     ///
     /// # Errors
-    /// If a candidate has no token, or the device failed.
+    /// If there are not B lists, a candidate has no token, or the device failed.
     pub fn score(
         &self,
         backend: &B,
         batch: &Batch,
         encoding: &Encoding<B>,
-        candidates: &[Vec<u32>],
+        candidates: &[&[Vec<u32>]],
     ) -> Result<Vec<Vec<f64>>> {
-        let mut scores = vec![Vec::with_capacity(candidates.len()); batch.examples()];
-        for candidate in candidates {
-            let start = self.config.decoder_start_token_id;
-            let shifted: Vec<u32> =
-                std::iter::once(start).chain(candidate.iter().copied()).take(candidate.len()).collect();
-            let examples = batch.examples();
-            let of_candidate =
-                batch.with_decoder(&vec![shifted; examples], &vec![candidate.clone(); examples])?;
-            let decoding = self.decode(backend, &of_candidate, encoding, &mut Pass::evaluation());
-            let loss = backend.loss(&of_candidate, decoding.hidden(), self.head(), None);
+        let start = self.config.decoder_start_token_id;
+        // An example whose candidates are all scored says its end mark meanwhile.
+        let idle = vec![self.config.eos_token_id];
+        let mut scores: Vec<Vec<f64>> =
+            candidates.iter().map(|candidates| Vec::with_capacity(candidates.len())).collect();
+        let most = candidates.iter().map(|candidates| candidates.len()).max().unwrap_or(0);
+        for place in 0..most {
+            let labels: Vec<Vec<u32>> =
+                candidates.iter().map(|own| own.get(place).unwrap_or(&idle).clone()).collect();
+            let shifted: Vec<Vec<u32>> = labels
+                .iter()
+                .map(|label| std::iter::once(start).chain(label.iter().copied()).take(label.len()).collect())
+                .collect();
+            let of_place = batch.with_decoder(&shifted, &labels)?;
+            let decoding = self.decode(backend, &of_place, encoding, &mut Pass::evaluation());
+            let loss = backend.loss(&of_place, decoding.hidden(), self.head(), None);
             let loss = backend.read_loss(&loss);
             backend.health()?;
-            let rows = loss.negative_log_likelihood.chunks_exact(candidate.len());
-            for (scores, rows) in scores.iter_mut().zip(rows) {
+            for (b, scores) in scores.iter_mut().enumerate().filter(|(b, _)| place < candidates[*b].len()) {
+                let rows = &loss.negative_log_likelihood[of_place.range(Side::Decoder, b)];
                 scores.push(-rows.iter().sum::<f64>());
             }
         }

@@ -24,7 +24,7 @@ pub use tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 /// The whole of a file that is known to be small; a larger one is refused before it fills the memory.
-fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
+pub(crate) fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         // Asked before opening: to open a pipe would wait for its other end.

@@ -1,7 +1,15 @@
 //! Soft prompts as files: one safetensors file a prompt, with what is needed to know where it came from and whether it
 //! fits a model.
 //!
-//! Not for training or mixing prompts, and not for the formats of other programs.
+//! [`import()`] reads the formats of other programs and [`export`] writes PEFT's; [`SavedScorer`] is the attention that mixes
+//! prompts. Not for training them.
+
+mod import;
+mod merge;
+mod numpy;
+mod peft;
+mod scorer;
+mod torch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -10,6 +18,12 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{ElementType, TensorFile};
+
+use import::Matrix;
+pub use import::{Imported, import};
+pub use merge::{merge, similarity, weights_by_similarity};
+pub use peft::export;
+pub use scorer::SavedScorer;
 
 /// The name of the one tensor in the file.
 const TENSOR: &str = "prompt";
@@ -34,6 +48,8 @@ pub struct PromptMetadata {
     pub seed: Option<u64>,
     /// The name and value of the validation metric by which it was chosen.
     pub metric: Option<(String, f64)>,
+    /// Where it came from if it was not trained here: the file that was imported, the prompts that were merged.
+    pub origin: Option<String>,
     /// The version of this crate that wrote the file; filled in when it is saved.
     pub promptmix_version: Option<String>,
 }
@@ -128,17 +144,11 @@ impl Prompt {
     /// # Errors
     /// [`Error::File`] if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let header = self.header();
-        files::replace(path, |file| {
-            file.write_all(&(header.len() as u64).to_le_bytes())?;
-            file.write_all(header.as_bytes())?;
-            self.values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
-        })
+        self.save_named(path, TENSOR)
     }
 
-    /// The JSON header of the safetensors format, padded so that the data starts at a multiple of eight bytes. It is
-    /// written here because the format's crate takes metadata as a hash map and orders it differently in every process.
-    fn header(&self) -> String {
+    /// As [`Prompt::save`], with another name for the tensor.
+    fn save_named(&self, path: &Path, tensor: &str) -> Result<()> {
         let metadata = &self.metadata;
         let mut written = BTreeMap::from([
             ("format_version", FORMAT_VERSION.to_string()),
@@ -156,16 +166,17 @@ impl Prompt {
             ("seed", metadata.seed.map(|seed| seed.to_string())),
             ("metric", metric),
             ("metric_value", metric_value.map(|value| value.to_string())),
+            ("origin", metadata.origin.clone()),
         ];
         written.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?))));
-        let bytes = self.values.len() * size_of::<f32>();
-        let mut header = serde_json::json!({
-            "__metadata__": written,
-            TENSOR: { "dtype": "F32", "shape": [self.length, self.width], "data_offsets": [0, bytes] },
-        })
-        .to_string();
-        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        header
+        save_tensors(path, &written, &[(tensor, &[self.length, self.width], &self.values)])
+    }
+
+    /// The same prompt with other metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: PromptMetadata) -> Self {
+        self.metadata = metadata;
+        self
     }
 
     /// Whether the prompt can stand before the inputs of a model of this width and, where both are known, was trained
@@ -231,7 +242,7 @@ impl Prompt {
 /// Whatever [`Prompt::load`] returns, and [`Error::Setting`] if a width or length differs or a file is given twice.
 pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
     let mut prompts: Vec<Prompt> = Vec::new();
-    for path in paths {
+    for (path, name) in paths.iter().zip(&source_names(paths)) {
         let mut prompt = Prompt::load(path)?;
         prompt.check_fits(d_model, None)?;
         if let Some(first) = prompts.first()
@@ -244,13 +255,7 @@ pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
                 "train all source prompts with the same --prompt-length",
             ));
         }
-        if paths.iter().filter(|&other| stem(other) == prompt.name).count() > 1 {
-            let folder = path.canonicalize().ok();
-            let folder = folder.as_deref().and_then(Path::parent).and_then(Path::file_name);
-            if let Some(folder) = folder {
-                prompt.name = format!("{}/{}", folder.to_string_lossy(), prompt.name);
-            }
-        }
+        prompt.name.clone_from(name);
         if let Some(same) = prompts.iter().find(|other| other.name == prompt.name) {
             return Err(Error::setting(
                 "sources",
@@ -262,6 +267,20 @@ pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
         prompts.push(prompt);
     }
     Ok(prompts)
+}
+
+/// The names by which sources are told apart: the stem of each file, with its folder where two stems are equal.
+fn source_names(paths: &[PathBuf]) -> Vec<String> {
+    let name = |path: &PathBuf| {
+        let stem_of_path = stem(path);
+        let alike = paths.iter().filter(|&other| stem(other) == stem_of_path).count();
+        let folder = path.canonicalize().ok();
+        match folder.as_deref().and_then(Path::parent).and_then(Path::file_name) {
+            Some(folder) if alike > 1 => format!("{}/{stem_of_path}", folder.to_string_lossy()),
+            _ => stem_of_path,
+        }
+    };
+    paths.iter().map(name).collect()
 }
 
 /// The metadata, and the length and width it claims.
@@ -305,9 +324,36 @@ fn read_metadata(
         learning_rate: number(path, written, "learning_rate")?,
         seed: number(path, written, "seed")?,
         metric,
+        origin: text("origin"),
         promptmix_version: text("promptmix_version"),
     };
     Ok((metadata, number(path, written, "length")?, number(path, written, "width")?))
+}
+
+/// Writes f32 tensors as safetensors, atomically; equal contents give equal bytes. The header is written here because the
+/// format's crate takes metadata as a hash map and orders it differently in every process. It is padded so that the data
+/// starts at a multiple of eight bytes.
+fn save_tensors(
+    path: &Path,
+    metadata: &BTreeMap<&str, String>,
+    tensors: &[(&str, &[usize], &[f32])],
+) -> Result<()> {
+    let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), serde_json::json!(metadata))]);
+    let mut start = 0;
+    for (name, shape, values) in tensors {
+        let end = start + size_of_val(*values);
+        let about = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        header.insert((*name).to_owned(), about);
+        start = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    files::replace(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        let values = tensors.iter().flat_map(|(_, _, values)| values.iter());
+        values.into_iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
+    })
 }
 
 fn stem(path: &Path) -> String {

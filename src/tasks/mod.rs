@@ -3,8 +3,10 @@
 //! [`Task::named`] knows the datasets of ATTEMPT (Asai et al. 2022), in the source format of the authors' release.
 //! Where that release has a defect the text differs on purpose: winogrande shows both options, piqa and social_i_qa the
 //! whole choices, STS-B is rounded to steps of 0.2, amazon_polarity reads its own data, and an invalid generation is
-//! never the opposite label. [`Task::generic`] makes a task of any other file. Not for reading files or tokenising.
+//! never the opposite label. [`Task::generic`] makes a task of any other
+//! data, [`Task::from_toml`] reads one. Not for reading files or tokenising.
 
+mod file;
 mod row;
 mod table;
 mod target;

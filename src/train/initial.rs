@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use crate::backend::StateLayout;
 use crate::config::{Initialisation, Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::prompts::Prompt;
+use crate::prompts::{self, Prompt};
 
 /// Rows of the embedding that vocabulary initialisation draws from: the most frequent pieces.
 const VOCABULARY_ROWS: usize = 5_000;
@@ -87,7 +87,10 @@ fn target_prompt(
             Ok(rows)
         }
         Initialisation::Prompt => match (config.method, start.initial_prompt, start.sources) {
-            (Method::Spot, target, sources @ [_, _, ..]) => Ok(weighted(sources, target)),
+            (Method::Spot, target, sources @ [_, _, ..]) => {
+                let weights = prompts::weights_by_similarity(sources, target);
+                Ok(widened(prompts::merge("start", sources, &weights)?.values()))
+            }
             (Method::Spot, _, [source, ..]) | (_, Some(source), _) | (_, None, [source, ..]) => {
                 Ok(widened(source.values()))
             }
@@ -119,45 +122,6 @@ fn vocabulary_rows(count: usize, start: &Start<'_>, random: &mut ChaCha8Rng) -> 
         rows.swap(drawn, other);
     }
     Ok(rows[..count].iter().flat_map(|&row| (start.embedding)(row)).map(f64::from).collect())
-}
-
-/// The sources' mean, each weighted by the cosine similarity of its mean row with the target's; alike without a target.
-/// A source that points away from the target has no part in it.
-fn weighted(sources: &[Prompt], target: Option<&Prompt>) -> Vec<f64> {
-    let similarities = match target {
-        Some(target) => sources.iter().map(|source| similarity(source, target).max(0.0)).collect(),
-        None => vec![1.0; sources.len()],
-    };
-    let sum: f64 = similarities.iter().sum();
-    let weights: Vec<f64> = if sum > 0.0 {
-        similarities.iter().map(|similarity| similarity / sum).collect()
-    } else {
-        vec![1.0 / sources.len() as f64; sources.len()]
-    };
-    let mut mean = vec![0.0; sources[0].values().len()];
-    for (source, weight) in sources.iter().zip(weights) {
-        for (mean, &value) in mean.iter_mut().zip(source.values()) {
-            *mean += weight * f64::from(value);
-        }
-    }
-    mean
-}
-
-/// Cosine of the angle between two prompts' mean rows (Vu et al., 2022, section 4).
-pub fn similarity(a: &Prompt, b: &Prompt) -> f64 {
-    let mean_row = |prompt: &Prompt| {
-        let mut mean = vec![0.0; prompt.width()];
-        for row in prompt.values().chunks_exact(prompt.width()) {
-            for (mean, &value) in mean.iter_mut().zip(row) {
-                *mean += f64::from(value);
-            }
-        }
-        mean
-    };
-    let (a, b) = (mean_row(a), mean_row(b));
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-    let norms = (dot(&a, &a) * dot(&b, &b)).sqrt();
-    if norms > 0.0 { dot(&a, &b) / norms } else { 0.0 }
 }
 
 /// Uniform in \[0, 1).

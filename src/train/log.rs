@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::Evaluation;
+use crate::tasks::Task;
+
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -27,6 +30,23 @@ pub struct StepRecord {
     pub attention_entropy: Option<f64>,
 }
 
+impl StepRecord {
+    /// What is worth a curve, by TensorBoard's tags.
+    pub(super) fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars: Vec<(String, f64)> = [
+            ("train/loss", self.loss),
+            ("train/gradient_norm", self.gradient_norm),
+            ("train/learning_rate", self.learning_rate),
+            ("train/scorer_learning_rate", self.scorer_learning_rate),
+            ("train/tokens_per_second", self.tokens_per_second),
+        ]
+        .map(|(tag, value)| (tag.to_owned(), value))
+        .into();
+        scalars.extend(self.attention_entropy.map(|entropy| ("train/attention_entropy".to_owned(), entropy)));
+        scalars
+    }
+}
+
 impl std::fmt::Display for StepRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -48,21 +68,90 @@ impl std::fmt::Display for StepRecord {
     }
 }
 
+/// One task's part in a validation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The task's name.
+    pub task: String,
+    /// Each metric's name and value.
+    pub metrics: Vec<(String, Option<f64>)>,
+    /// The mean of the metrics.
+    pub mean: f64,
+    /// The mixture averaged over the task's validation rows, its target prompt last.
+    pub attention: Vec<f64>,
+    /// Generations that are no label of the task.
+    pub invalid: usize,
+}
+
+impl TaskRecord {
+    pub(super) fn new((task, evaluation): (&Task, &Evaluation)) -> Self {
+        let metrics = &evaluation.scores.values;
+        Self {
+            task: task.name.clone(),
+            metrics: metrics.iter().map(|(metric, value)| (metric.to_string(), *value)).collect(),
+            mean: evaluation.scores.mean().unwrap_or(f64::NAN),
+            attention: evaluation.mean_attention(),
+            invalid: evaluation.scores.invalid,
+        }
+    }
+}
+
 /// One validation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRecord {
     /// Steps before it.
     pub step: u64,
-    /// Each metric's name and value.
+    /// Each metric's name and value; with several tasks the name is that of the task and the metric's.
     pub metrics: Vec<(String, Option<f64>)>,
-    /// The mean of the metrics: what the best is chosen by.
+    /// The mean over the tasks of the mean of their metrics: what the best is chosen by.
     pub mean: f64,
     /// Whether it is the best so far.
     pub best: bool,
-    /// The mixture averaged over the validation rows, the target prompt last.
+    /// The mixture averaged over the validation rows of each task and over the tasks, the target prompt last.
     pub attention: Vec<f64>,
-    /// Generations that are no label of the task.
+    /// Generations that are no label of their task.
     pub invalid: usize,
+    /// Each task's part, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskRecord>,
+}
+
+impl ValidationRecord {
+    pub(super) fn new(step: u64, mean: f64, best: bool, mut tasks: Vec<TaskRecord>) -> Self {
+        let several = tasks.len() > 1;
+        let of = |task: &TaskRecord| if several { format!("{} ", task.task) } else { String::new() };
+        let named = |task: &TaskRecord| {
+            let metrics = task.metrics.iter().map(|(name, value)| (format!("{}{name}", of(task)), *value));
+            metrics.collect::<Vec<_>>()
+        };
+        let mut attention = vec![0.0; tasks.first().map_or(0, |task| task.attention.len())];
+        for task in &tasks {
+            for (mean, weight) in attention.iter_mut().zip(&task.attention) {
+                *mean += weight / tasks.len() as f64;
+            }
+        }
+        let metrics = tasks.iter().flat_map(named).collect();
+        let invalid = tasks.iter().map(|task| task.invalid).sum();
+        if !several {
+            tasks.clear();
+        }
+        Self { step, metrics, mean, best, attention, invalid, tasks }
+    }
+}
+
+impl ValidationRecord {
+    /// What is worth a curve, by TensorBoard's tags.
+    pub(super) fn scalars(&self) -> Vec<(String, f64)> {
+        let metrics = self.metrics.iter().filter_map(|(name, value)| {
+            value.map(|value| (format!("validation/{}", name.replace(' ', "_")), value))
+        });
+        let last = self.attention.len().saturating_sub(1);
+        let attention = self.attention.iter().enumerate().map(|(index, &weight)| {
+            let prompt = if index == last { "target".to_owned() } else { format!("source_{}", index + 1) };
+            (format!("attention/{prompt}"), weight)
+        });
+        metrics.chain(attention).collect()
+    }
 }
 
 impl std::fmt::Display for ValidationRecord {
@@ -76,6 +165,9 @@ impl std::fmt::Display for ValidationRecord {
         }
         if self.invalid > 0 {
             write!(formatter, " ({} answers are no label)", self.invalid)?;
+        }
+        if self.tasks.len() > 1 {
+            write!(formatter, ", mean {:.4}", self.mean)?;
         }
         write!(formatter, "{}", if self.best { " best so far" } else { "" })
     }

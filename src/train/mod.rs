@@ -1,28 +1,81 @@
 //! Training: the step, its schedule, validation, and what a run leaves behind.
 
+mod best;
+mod change_sources;
+mod events;
+mod few_shot;
 mod initial;
 mod log;
+mod predictor;
+mod ranks;
 mod run_folder;
 mod schedule;
+mod setup;
+mod step;
+mod sweep;
+mod task_data;
 mod trained_run;
 mod trainer;
 
+pub use change_sources::change_sources;
+pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use initial::normal;
-pub use initial::{Start, similarity, state as initial_state, temperature};
-pub use log::{Monitor, Silent, StepRecord, ValidationRecord};
-pub use run_folder::{Checkpoint, RunFolder, Saved};
+pub use initial::{Start, state as initial_state, temperature};
+pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
+pub use predictor::{Prediction, Predictor, Request};
+#[cfg(feature = "mpi")]
+pub use ranks::Mpi;
+pub use ranks::{Alone, Ranks};
+pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
+pub use sweep::{Member, SweepMonitor, run_together};
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
 
+pub use crate::prompts::similarity;
+
+use std::path::{Path, PathBuf};
+
+use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tasks::Task;
 
-/// The task that a run's settings describe.
+/// Sets a trainer on the last checkpoint of the run in `path`, and opens its folder to go on with.
 ///
 /// # Errors
-/// If no known task has that name, or the template or labels cannot be read.
+/// If the run was begun on another model, or its files are damaged.
+pub fn resume<B: Backend>(trainer: &mut Trainer<'_, B>, path: &Path) -> Result<RunFolder> {
+    RunFolder::saved(path)?.check_model(trainer.model_hash(), "--resume")?;
+    trainer.resume(path)?;
+    let mut folder = RunFolder::open(path)?;
+    folder.rewind(trainer.step_count())?;
+    Ok(folder)
+}
+
+/// The tasks that a run's settings describe, in the order of their target prompts.
+///
+/// # Errors
+/// If no known task has such a name, a task's file, the template or the labels cannot be read, or a task is given twice.
+pub fn tasks(config: &RunConfig) -> Result<Vec<Task>> {
+    let names: Vec<&str> = config.task_names().collect();
+    let mut tasks: Vec<Task> = Vec::with_capacity(names.len());
+    for name in names {
+        let mut one = config.clone();
+        one.task = name.to_owned();
+        let task = task(&one)?;
+        if tasks.iter().any(|other| other.name == task.name) {
+            return Err(Error::setting("--task", "each task once", format!("{} twice", task.name), ""));
+        }
+        tasks.push(task);
+    }
+    Ok(tasks)
+}
+
+/// The one task that a run's settings describe.
+///
+/// # Errors
+/// As [`tasks`].
 pub fn task(config: &RunConfig) -> Result<Task> {
     let task = match &config.template {
         Some(template) => {
@@ -30,12 +83,32 @@ pub fn task(config: &RunConfig) -> Result<Task> {
             Task::generic(name, template, config.labels.as_deref(), &config.label_field)?
         }
         None => {
-            let task = Task::named(&config.task)?;
+            let task = Task::find(&config.task)?;
             match &config.labels {
                 Some(labels) => task.with_labels(labels)?,
                 None => task,
             }
         }
     };
-    Ok(task.with_lowercase(config.lowercase))
+    // A task's own file may ask for it, whatever the flag says.
+    let lowercase = config.lowercase || task.lowercase;
+    Ok(task.with_lowercase(lowercase))
+}
+
+/// What to call the prompts at `paths` where people read it: a run's own `prompt.safetensors` by its folder, others by
+/// their stem; equal names get numbers.
+pub fn source_names(paths: &[PathBuf]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let folder = path.parent().and_then(Path::file_name);
+        let name = match folder {
+            Some(folder) if stem == "prompt" => folder.to_string_lossy().into_owned(),
+            _ => stem.into_owned(),
+        };
+        let same =
+            names.iter().filter(|other| **other == name || other.starts_with(&format!("{name} ("))).count();
+        names.push(if same == 0 { name } else { format!("{name} ({})", same + 1) });
+    }
+    names
 }

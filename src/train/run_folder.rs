@@ -1,17 +1,25 @@
 //! The folder a run leaves: its settings, its log, its best and its last state.
 //!
-//! `run.json` settings and origin · `log.jsonl` and `log.txt` a line a step · `best.safetensors` the best parameters by
-//! name · `last.safetensors` parameters, moments and counters, to resume from · `prompt.safetensors` the best target
-//! prompt, which serves as a source for other runs.
+//! `run.json` settings and origin · `config.toml` the settings alone, for `--config` · `log.jsonl` and `log.txt` a line a
+//! step · `events.out.tfevents.*` the same for TensorBoard · `examples.jsonl` answers and attention of some validation
+//! rows at the best step · `best.safetensors` the best parameters by name · `last.safetensors` parameters, moments, best
+//! parameters and counters, to resume from · `prompt.safetensors` the best target prompt, which serves as a source for
+//! other runs.
+//!
+//! Every file but the logs is replaced as a whole, and `last.safetensors` alone decides where a run goes on; so it may
+//! be killed between any two writes.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::events::Events;
 use super::log::{StepRecord, ValidationRecord};
 use crate::backend::StateLayout;
 use crate::config::RunConfig;
@@ -20,7 +28,7 @@ use crate::files;
 use crate::pretrained::TensorFile;
 
 /// The version of the folder's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// `run.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,6 +44,59 @@ pub struct Saved {
     pub config: RunConfig,
 }
 
+impl Saved {
+    /// Whether the run was trained with the model of this SHA-256; `flag` named the run.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it was another one.
+    pub fn check_model(&self, model_hash: &str, flag: &str) -> Result<()> {
+        if self.model_hash == model_hash {
+            return Ok(());
+        }
+        Err(Error::setting(
+            flag,
+            format!("a run on this model, {model_hash}"),
+            format!("one on {}", self.model_hash),
+            "prompts are of use only to the model they were trained with; its files may have changed since",
+        ))
+    }
+}
+
+/// Names of files that are still being written, and of what a kill left of them.
+const TEMPORARY: &str = ".promptmix-";
+
+/// All that training goes on from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LastState {
+    /// Parameters, first and second moments, flat.
+    pub state: [Vec<f64>; 3],
+    /// The parameters of the best validation so far; those of the start before the first.
+    pub best: Vec<f64>,
+    /// The counters.
+    pub checkpoint: Checkpoint,
+}
+
+/// What a validation example was answered, and what its mixture was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExampleRecord {
+    /// Its index among the validation examples.
+    pub example: usize,
+    /// The beginning of its source text.
+    pub source: String,
+    /// What the run said.
+    pub prediction: String,
+    /// Its mixture, the target prompt last.
+    pub attention: Vec<f64>,
+}
+
+/// The one piece of metadata of a state file: what is known beside the tensors, and their checksum.
+#[derive(Serialize, Deserialize)]
+struct Sealed<T> {
+    content: T,
+    /// SHA-256 over the tensors' bytes, one tensor after the other in order of names.
+    sha256: String,
+}
+
 /// How far a run has come, beside its state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
@@ -45,6 +106,9 @@ pub struct Checkpoint {
     pub updates: u64,
     /// The best validation so far, and its step.
     pub best: Option<(f64, u64)>,
+    /// The mean metric of each task at the best validation.
+    #[serde(default)]
+    pub best_of_tasks: Vec<f64>,
     /// Validations since.
     pub without_improvement: u64,
 }
@@ -55,6 +119,7 @@ pub struct RunFolder {
     path: PathBuf,
     lines: File,
     text: File,
+    events: Option<Events>,
 }
 
 impl RunFolder {
@@ -63,12 +128,7 @@ impl RunFolder {
     /// # Errors
     /// If the folder exists and is not empty, or cannot be written.
     pub fn create(path: &Path, config: &RunConfig, model_hash: &str) -> Result<Self> {
-        let occupied = match std::fs::read_dir(path) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-            Err(error) => return Err(Error::file("read", path, error)),
-        };
-        if occupied {
+        if occupied(path)? {
             return Err(Error::setting(
                 "--out",
                 "a new or empty folder",
@@ -85,21 +145,34 @@ impl RunFolder {
         };
         let json = serde_json::to_vec_pretty(&saved)
             .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
+        let toml = config.to_toml()?;
+        files::replace(&path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
         files::replace(&path.join("run.json"), |file| file.write_all(&json))?;
         Self::open(path)
     }
 
-    /// Opens an existing folder to go on with.
+    /// Opens an existing folder to go on with; half-written temporary files that a kill left are removed.
     ///
     /// # Errors
     /// If the logs cannot be written.
     pub fn open(path: &Path) -> Result<Self> {
+        for entry in std::fs::read_dir(path).map_err(|source| Error::file("read", path, source))?.flatten() {
+            if is_temporary(&entry.file_name()) {
+                std::fs::remove_file(entry.path())
+                    .map_err(|source| Error::file("remove", entry.path(), source))?;
+            }
+        }
         let append = |name: &str| {
             let path = path.join(name);
             let file = OpenOptions::new().create(true).append(true).open(&path);
             file.map_err(|source| Error::file("open", path, source))
         };
-        Ok(Self { path: path.to_owned(), lines: append("log.jsonl")?, text: append("log.txt")? })
+        Ok(Self {
+            path: path.to_owned(),
+            lines: append("log.jsonl")?,
+            text: append("log.txt")?,
+            events: None,
+        })
     }
 
     /// The folder's path.
@@ -113,8 +186,14 @@ impl RunFolder {
     /// If `run.json` is missing, malformed or of another version.
     pub fn saved(path: &Path) -> Result<Saved> {
         let file = path.join("run.json");
-        let json = std::fs::read(&file).map_err(|source| Error::file("read", &file, source))?;
         let advice = "name a folder that promptmix train wrote";
+        let json = match std::fs::read(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let found = format!("none in {}", path.display());
+                return Err(Error::setting("the run folder", "a folder with run.json", found, advice));
+            }
+            read => read.map_err(|source| Error::file("read", &file, source))?,
+        };
         let malformed = |error: serde_json::Error| {
             Error::format(
                 &file,
@@ -126,8 +205,18 @@ impl RunFolder {
         };
         let version: serde_json::Value = serde_json::from_slice(&json).map_err(malformed)?;
         if version.get("format").and_then(serde_json::Value::as_u64) != Some(u64::from(FORMAT)) {
-            let found = version.get("format").map_or("none".to_owned(), ToString::to_string);
-            return Err(Error::format(&file, None, format!("format {FORMAT}"), found, advice));
+            let by = version.get("promptmix").and_then(serde_json::Value::as_str).unwrap_or("unknown");
+            let Some(found) = version.get("format") else {
+                return Err(Error::format(&file, None, format!("format {FORMAT}"), "none", advice));
+            };
+            return Err(Error::format(
+                &file,
+                None,
+                format!("a run folder of format {FORMAT}"),
+                format!("format {found}, written by promptmix {by}"),
+                "nothing in it was changed: open it with that version; its prompt.safetensors serves as a source or as \
+                 --initial-prompt here",
+            ));
         }
         serde_json::from_value(version).map_err(malformed)
     }
@@ -138,7 +227,9 @@ impl RunFolder {
     /// If the logs cannot be read or replaced.
     pub fn rewind(&mut self, step: u64) -> Result<()> {
         let path = self.path.join("log.jsonl");
-        let log = std::fs::read_to_string(&path).map_err(|source| Error::file("read", &path, source))?;
+        // A kill may have cut the last line within a letter.
+        let log = std::fs::read(&path).map_err(|source| Error::file("read", &path, source))?;
+        let log = String::from_utf8_lossy(&log);
         let kept: Vec<&str> = log
             .lines()
             .filter(|line| {
@@ -157,6 +248,7 @@ impl RunFolder {
     /// If a log cannot be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.line(record)?;
+        self.scalars(record.step, record.scalars())?;
         self.note(&record.to_string())
     }
 
@@ -166,7 +258,16 @@ impl RunFolder {
     /// If a log cannot be written.
     pub fn validation(&mut self, record: &ValidationRecord) -> Result<()> {
         self.line(record)?;
+        self.scalars(record.step, record.scalars())?;
         self.note(&record.to_string())
+    }
+
+    fn scalars(&mut self, step: u64, values: Vec<(String, f64)>) -> Result<()> {
+        let events = match &mut self.events {
+            Some(events) => events,
+            none => none.insert(Events::create(&self.path, step)?),
+        };
+        events.scalars(step, values.into_iter())
     }
 
     fn line(&mut self, record: &impl Serialize) -> Result<()> {
@@ -183,45 +284,54 @@ impl RunFolder {
     /// If it cannot be written.
     pub fn note(&mut self, text: &str) -> Result<()> {
         let path = self.path.join("log.txt");
-        writeln!(self.text, "{text}").map_err(|source| Error::file("append to", path, source))
+        // One write a line: a kill cuts no line in two.
+        self.text
+            .write_all(format!("{text}\n").as_bytes())
+            .map_err(|source| Error::file("append to", path, source))
     }
 
-    /// Writes `last.safetensors`: parameters and both moments, flat, and the counters.
+    /// Writes `last.safetensors`.
     ///
     /// # Errors
     /// If the file cannot be written; the old one then still stands.
-    pub fn save_last(&self, state: &[Vec<f64>; 3], checkpoint: &Checkpoint) -> Result<()> {
-        let [values, first_moment, second_moment] = state;
-        let tensors: Vec<(String, Vec<usize>, &[f64])> =
-            [("parameters", values), ("first_moment", first_moment), ("second_moment", second_moment)]
-                .map(|(name, values)| (name.to_owned(), vec![values.len()], &values[..]))
-                .into();
-        let counters = serde_json::to_string(checkpoint)
-            .map_err(|error| Error::unsupported("a checkpoint", error.to_string(), ""))?;
-        save(&self.path.join("last.safetensors"), &tensors, HashMap::from([("checkpoint".into(), counters)]))
+    pub fn save_last(&self, last: &LastState) -> Result<()> {
+        let [parameters, first_moment, second_moment] = &last.state;
+        let tensors: Vec<(String, Vec<usize>, &[f64])> = [
+            ("best", &last.best),
+            ("first_moment", first_moment),
+            ("parameters", parameters),
+            ("second_moment", second_moment),
+        ]
+        .map(|(name, values)| (name.to_owned(), vec![values.len()], &values[..]))
+        .into();
+        save(&self.path.join("last.safetensors"), &tensors, &last.checkpoint)
     }
 
-    /// Reads `last.safetensors` of a state of `length` numbers.
+    /// Reads `last.safetensors` of a state of `length` numbers; `None` if the run in `path` was broken off before it
+    /// wrote one.
     ///
     /// # Errors
-    /// If it is missing, malformed or of another length.
-    pub fn load_last(path: &Path, length: usize) -> Result<([Vec<f64>; 3], Checkpoint)> {
+    /// If it is malformed, damaged or of another length, or missing though steps were logged.
+    pub fn load_last(path: &Path, length: usize) -> Result<Option<LastState>> {
+        let log = path.join("log.jsonl");
         let path = path.join("last.safetensors");
-        let file = TensorFile::open_safetensors(&path)?;
+        if !path.exists() && log.metadata().is_ok_and(|log| log.len() > 0) {
+            return Err(Error::setting(
+                "--resume",
+                format!("the checkpoint {}", path.display()),
+                "none, though the run has taken steps",
+                "put it back; best.safetensors and prompt.safetensors are as they were",
+            ));
+        }
+        if !path.exists() {
+            return Ok(None);
+        }
+        let (file, checkpoint) = open(&path)?;
         let read = |name: &str| {
             Ok::<_, Error>(file.tensor(name, &[length])?.into_iter().map(f64::from).collect::<Vec<f64>>())
         };
-        let counters = file.metadata().get("checkpoint").map(String::as_str).unwrap_or_default();
-        let checkpoint = serde_json::from_str(counters).map_err(|error| {
-            Error::format(
-                &path,
-                None,
-                "the counters of a checkpoint",
-                error.to_string(),
-                "start the run anew",
-            )
-        })?;
-        Ok(([read("parameters")?, read("first_moment")?, read("second_moment")?], checkpoint))
+        let state = [read("parameters")?, read("first_moment")?, read("second_moment")?];
+        Ok(Some(LastState { state, best: read("best")?, checkpoint }))
     }
 
     /// Writes `best.safetensors`: each segment by its name.
@@ -234,30 +344,53 @@ impl RunFolder {
             .iter()
             .map(|segment| (segment.name.to_owned(), segment.shape.clone(), &values[segment.range.clone()]))
             .collect();
-        let metadata = HashMap::from([("step".into(), step.to_string())]);
-        save(&self.path.join("best.safetensors"), &tensors, metadata)
+        save(&self.path.join("best.safetensors"), &tensors, &step)
     }
 
     /// Reads `best.safetensors` as a flat state of `layout`.
     ///
     /// # Errors
-    /// If it is missing, malformed or does not fit the layout.
+    /// If it is missing, malformed, damaged or does not fit the layout.
     pub fn load_best(path: &Path, layout: &StateLayout) -> Result<Vec<f64>> {
-        let file = TensorFile::open_safetensors(&path.join("best.safetensors"))?;
+        let (file, _step) = open::<u64>(&path.join("best.safetensors"))?;
         let mut values = Vec::with_capacity(layout.len());
         for segment in layout.segments() {
             values.extend(file.tensor(segment.name, &segment.shape)?.into_iter().map(f64::from));
         }
         Ok(values)
     }
+
+    /// Writes `examples.jsonl`.
+    ///
+    /// # Errors
+    /// If the file cannot be written; the old one then still stands.
+    pub fn save_examples(&self, examples: &[ExampleRecord]) -> Result<()> {
+        files::replace(&self.path.join("examples.jsonl"), |file| {
+            examples.iter().try_for_each(|example| {
+                serde_json::to_writer(&mut *file, example)?;
+                file.write_all(b"\n")
+            })
+        })
+    }
 }
 
-/// Writes tensors as f32.
-fn save(
-    path: &Path,
-    tensors: &[(String, Vec<usize>, &[f64])],
-    metadata: HashMap<String, String>,
-) -> Result<()> {
+/// Whether `path` is a folder with more in it than what a kill leaves of a run that was about to begin.
+fn occupied(path: &Path) -> Result<bool> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .any(|entry| !is_temporary(&entry.file_name()) && entry.file_name() != *"config.toml")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::file("read", path, error)),
+    }
+}
+
+fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with(TEMPORARY)
+}
+
+/// Writes tensors as f32, under a seal.
+fn save(path: &Path, tensors: &[(String, Vec<usize>, &[f64])], content: &impl Serialize) -> Result<()> {
     let bytes: Vec<Vec<u8>> = tensors
         .iter()
         .map(|(_, _, values)| values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect())
@@ -272,6 +405,44 @@ fn save(
             Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(refused)?))
         })
         .collect::<Result<Vec<_>>>()?;
+    let mut named: Vec<(&str, &[u8])> =
+        tensors.iter().map(|(name, ..)| name.as_str()).zip(bytes.iter().map(Vec::as_slice)).collect();
+    named.sort_unstable();
+    let sealed = Sealed { content, sha256: checksum(named.into_iter().map(|(_, bytes)| bytes)) };
+    let sealed = serde_json::to_string(&sealed)
+        .map_err(|error| Error::unsupported("a checkpoint", error.to_string(), ""))?;
+    // One entry alone: several would come in another order in every process.
+    let metadata = HashMap::from([(METADATA.to_owned(), sealed)]);
     let file = safetensors::serialize(views, Some(metadata)).map_err(refused)?;
     files::replace(path, |writer| writer.write_all(&file))
+}
+
+/// The key of a state file's metadata.
+const METADATA: &str = "promptmix";
+
+/// Opens what [`save`] wrote, if its seal is unbroken.
+fn open<T: DeserializeOwned>(path: &Path) -> Result<(TensorFile, T)> {
+    let advice = "the file was damaged or edited: put back a copy, or start the run anew; its other files are as they were";
+    let file = TensorFile::open_safetensors(path)?;
+    let sealed = file.metadata().get(METADATA).map(String::as_str).unwrap_or_default();
+    let sealed: Sealed<T> = serde_json::from_str(sealed).map_err(|error| {
+        Error::format(path, None, "the counters and checksum of a checkpoint", error.to_string(), advice)
+    })?;
+    let mut tensors = Vec::new();
+    for name in file.names() {
+        let values = file.tensor(name, file.shape(name)?)?;
+        tensors.push(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    let found = checksum(tensors.iter().map(Vec::as_slice));
+    if found != sealed.sha256 {
+        let expected = format!("tensors of SHA-256 {}", sealed.sha256);
+        return Err(Error::format(path, None, expected, found, advice));
+    }
+    Ok((file, sealed.content))
+}
+
+fn checksum<'a>(tensors: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    tensors.for_each(|bytes| hasher.update(bytes));
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,16 +1,17 @@
-//! A trained run, opened to answer with.
+//! A trained run, opened to be judged.
 
 use std::path::Path;
 
-use super::trainer::{load_sources, mixture};
+use super::setup::{load_sources, mixture};
+use super::task_data::{longest_target, split_examples};
 use super::{RunFolder, Saved};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
-use crate::data::{ExampleSettings, Examples, Split, Splits};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
 use crate::model::{Frozen, Mixture};
-use crate::tasks::{Purpose, Task};
+use crate::tasks::Task;
 
 /// Examples of a batch: forward alone keeps little.
 const BATCH: usize = 64;
@@ -19,7 +20,11 @@ const BATCH: usize = 64;
 pub struct TrainedRun<'a, B: Backend> {
     frozen: &'a Frozen<'a, B>,
     config: RunConfig,
+    /// The run's own tasks, in the order of their target prompts.
+    tasks: Vec<Task>,
+    /// The task that is judged, and the target prompt that answers.
     task: Task,
+    target_prompt: usize,
     mixture: Mixture<B>,
     state: B::State,
     longest_target: usize,
@@ -31,26 +36,37 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
     /// # Errors
     /// If the model is another one, or the run has no saved state.
     pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &Saved) -> Result<Self> {
-        if saved.model_hash != frozen.model_hash {
-            return Err(Error::setting(
-                "--run",
-                format!("a run on this model, {}", frozen.model_hash),
-                format!("one on {}", saved.model_hash),
-                "prompts are of use only to the model they were trained with",
-            ));
-        }
+        saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.config.clone();
-        let task = super::task(&config)?;
+        let tasks = super::tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
-        let mixture = mixture(frozen, &config, &sources)?;
+        let mixture = mixture(frozen, &config, &sources, tasks.len())?;
         let values = RunFolder::load_best(folder, &mixture.layout)?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
-        let tokenizer = &frozen.tokenizer;
-        let longest_target = match config.max_target_length {
-            Some(length) => length,
-            None => task.longest_target(|text: &str| tokenizer.encode(text))?,
+        let task = tasks[0].clone();
+        let longest_target = longest_target(frozen, &config, &task)?;
+        Ok(Self { frozen, config, tasks, task, target_prompt: 0, mixture, state, longest_target })
+    }
+
+    /// The tasks it was trained on, in the order of their target prompts.
+    pub fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// Answers as the task of this name, one of the run's own, from now on; the first does so from the beginning.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the run has no such task.
+    pub fn select(&mut self, name: &str) -> Result<()> {
+        let Some(index) = self.tasks.iter().position(|task| task.name == name) else {
+            let names: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
+            let expected = format!("one of the run's tasks, {}", names.join(", "));
+            return Err(Error::setting("--task", expected, name, "a target prompt belongs to one task"));
         };
-        Ok(Self { frozen, config, task, mixture, state, longest_target })
+        self.target_prompt = index;
+        self.task = self.tasks[index].clone();
+        self.longest_target = longest_target(self.frozen, &self.config, &self.task)?;
+        Ok(())
     }
 
     /// The settings it was trained with.
@@ -58,7 +74,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         &self.config
     }
 
-    /// Its task.
+    /// The task that it answers as.
     pub fn task(&self) -> &Task {
         &self.task
     }
@@ -85,34 +101,10 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         decoding: Decoding,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Evaluation> {
-        let splits = Splits::open(folder, self.task.split, self.config.split_validation_test)?;
-        let settings =
-            ExampleSettings::new(self.config.max_source_length, self.longest_target, Purpose::Evaluation);
-        let tokenizer = &self.frozen.tokenizer;
-        let encode = |text: &str| tokenizer.encode(text);
-        let examples = Examples::load(splits.get(split)?, &self.task, &encode, &settings)?;
+        let (config, longest) = (&self.config, self.longest_target);
+        let examples = split_examples(self.frozen, config, &self.task, folder, split, longest)?;
         let count = examples.len();
         self.evaluator(decoding).evaluate(&self.state, &examples, &mut |done| progress(done, count))
-    }
-
-    /// The answer to each source text, and its mixture; a text longer than the run's limit is cut as in training.
-    ///
-    /// # Errors
-    /// Those of tokenising and decoding.
-    pub fn answer(&self, texts: &[String], decoding: Decoding) -> Result<(Vec<String>, Vec<Vec<f64>>)> {
-        let limit = self.config.max_source_length;
-        let sources = texts
-            .iter()
-            .map(|text| {
-                let mut ids = self.frozen.tokenizer.encode(text)?;
-                if ids.len() > limit {
-                    ids.truncate(limit);
-                    ids[limit - 1] = self.frozen.model.config().eos_token_id;
-                }
-                Ok(ids)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        self.evaluator(decoding).answer(&self.state, &sources, &mut |_| {})
     }
 
     fn evaluator(&self, decoding: Decoding) -> Evaluator<'_, B> {
@@ -120,6 +112,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
             frozen: self.frozen,
             mixture: &self.mixture,
             task: &self.task,
+            target_prompt: self.target_prompt as u32,
             decoding,
             batch_size: BATCH,
             longest_target: self.longest_target,

@@ -1,43 +1,44 @@
 //! One run: steps, validation, best and last, early stop.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
-use super::initial::{self, Start};
-use super::log::{Monitor, StepRecord, ValidationRecord};
-use super::run_folder::{Checkpoint, RunFolder};
+use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
+use super::ranks::{Alone, Ranks};
+use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 use super::schedule::factor;
-use super::task;
-use crate::backend::{Backend, Batch, DropoutStep, Example, Group, Mixing, OptimizerStep, Side, StateLayout};
-use crate::config::{Method, RunConfig};
-use crate::data::{Batches, ExampleSettings, Examples, FewShot, Part, Split, Splits};
+use super::setup::{initial_values, load_sources, mixture};
+use super::step::{self, RunPart, Shared, TakenPart};
+use super::task_data::{TaskData, split_examples};
+use super::tasks;
+use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
+use crate::config::RunConfig;
+use crate::data::{Batches, Split};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Frozen, Mixture, Pass, label_weights};
-use crate::prompts::{Prompt, PromptMetadata};
-use crate::tasks::{Purpose, Task};
+use crate::model::{Frozen, Mixture, Pass};
+use crate::tasks::Task;
 
-/// Epsilon of the scorer's LayerNorm.
-const LAYER_NORM_EPSILON: f64 = 1e-5;
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
 const EVALUATION_BATCH: usize = 64;
 
 /// A run that is ready to take steps.
 pub struct Trainer<'a, B: Backend> {
-    frozen: &'a Frozen<'a, B>,
-    config: RunConfig,
-    task: Task,
-    training: Examples,
-    validation: Examples,
-    longest_target: usize,
-    mixture: Mixture<B>,
+    pub(super) frozen: &'a Frozen<'a, B>,
+    pub(super) config: RunConfig,
+    /// One or more; the index of each is that of its target prompt.
+    pub(super) tasks: Vec<TaskData>,
+    pub(super) mixture: Mixture<B>,
     state: B::State,
     batches: Batches,
     steps: u64,
     warmup: u64,
-    checkpoint: Checkpoint,
-    best: Vec<f64>,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) best: Vec<f64>,
+    best_examples: Vec<ExampleRecord>,
     recorder: B::Recorder,
+    ranks: Rc<dyn Ranks>,
 }
 
 /// How a run ended.
@@ -63,36 +64,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Those of the settings, the data and the prompts.
     pub fn new(frozen: &'a Frozen<'a, B>, config: &RunConfig, monitor: &mut dyn Monitor) -> Result<Self> {
         config.check()?;
-        let task = task(config)?;
-        let tokenizer = &frozen.tokenizer;
-        let encode = |text: &str| tokenizer.encode(text);
-        let longest_target = match config.max_target_length {
-            Some(length) => length,
-            None => task.longest_target(encode)?,
-        };
-        let splits = Splits::open(&config.data, task.split, config.split_validation_test)?;
-        let training_rows = match config.few_shot {
-            Some(shots) => {
-                let few = FewShot { shots, class_balanced: config.class_balanced, seed: config.data_seed() };
-                few.draw(splits.get(Split::Train)?, &task)?
-            }
-            None => splits.get(Split::Train)?.clone(),
-        };
-        let load = |part: &Part, purpose, most: Option<usize>| {
-            let mut settings = ExampleSettings::new(config.max_source_length, longest_target, purpose);
-            settings.max_rows = most;
-            Examples::load(part, &task, &encode, &settings)
-        };
-        let training = load(&training_rows, Purpose::Training, None)?;
-        let validation = load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
-        monitor.note(&format!("training: {}", training.counts()));
-        monitor.note(&format!("validation: {}", validation.counts()));
-
+        let described = tasks(config)?;
         let sources = load_sources(frozen, config)?;
-        let mixture = mixture(frozen, config, &sources)?;
-        let values = initial_values(frozen, config, &task, &mixture.layout, &sources)?;
+        let mixture = mixture(frozen, config, &sources, described.len())?;
+        let values = initial_values(frozen, config, &described, &mixture.layout, &sources)?;
+        let load = |task| TaskData::load(frozen, config, task, monitor);
+        let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
-        let batches = Batches::new(training.len(), config.batch_size * config.accumulate, config.seed)?;
+        let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
+        let batch_size = config.batch_size * config.accumulate;
+        let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
         let steps = config.steps(batches.steps_per_epoch());
         let warmup = config.warmup(steps);
         if steps <= warmup {
@@ -104,10 +85,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(Self {
             frozen,
             config: config.clone(),
-            task,
-            training,
-            validation,
-            longest_target,
+            tasks,
             mixture,
             state,
             batches,
@@ -115,29 +93,47 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warmup,
             checkpoint: Checkpoint::default(),
             best: values,
+            best_examples: Vec::new(),
             recorder: B::Recorder::default(),
+            ranks: Rc::new(Alone),
         })
     }
 
-    /// Goes on from the last checkpoint in `folder`, as if the run had never stopped.
+    /// Shares every step's rows out among `ranks`; each of them makes a trainer of equal settings.
+    #[must_use]
+    pub fn on_ranks(mut self, ranks: Rc<dyn Ranks>) -> Self {
+        self.ranks = ranks;
+        self
+    }
+
+    /// Goes on from the last checkpoint in `folder`, as if the run had never stopped; from the start if it was broken off
+    /// before the first one.
     ///
     /// # Errors
-    /// If the checkpoint is missing, malformed or of another state.
+    /// If the checkpoint is malformed, damaged or of another state, or missing though the run has taken steps.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
-        let ([values, first, second], checkpoint) = RunFolder::load_last(folder, self.mixture.layout.len())?;
-        self.frozen.backend.write_state(&mut self.state, [&values, &first, &second], &[checkpoint.updates]);
-        self.batches.seek(checkpoint.step);
-        self.best = match checkpoint.best {
-            Some(_) => RunFolder::load_best(folder, &self.mixture.layout)?,
-            None => values,
-        };
-        self.checkpoint = checkpoint;
+        let Some(last) = RunFolder::load_last(folder, self.mixture.layout.len())? else { return Ok(()) };
+        let [values, first, second] = &last.state;
+        self.frozen.backend.write_state(&mut self.state, [values, first, second], &[last.checkpoint.updates]);
+        self.batches.seek(last.checkpoint.step);
+        self.best = last.best;
+        self.checkpoint = last.checkpoint;
         Ok(())
     }
 
-    /// The task.
-    pub fn task(&self) -> &Task {
-        &self.task
+    /// The tasks, in the order of their target prompts.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.iter().map(|data| &data.task)
+    }
+
+    /// SHA-256 of the frozen model.
+    pub fn model_hash(&self) -> &str {
+        &self.frozen.model_hash
+    }
+
+    /// Training examples of each task.
+    pub fn training_rows(&self) -> Vec<usize> {
+        self.tasks.iter().map(|data| data.training.len()).collect()
     }
 
     /// The mixture.
@@ -155,6 +151,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.checkpoint.step
     }
 
+    /// Steps still to take, unless patience ends the run before.
+    pub fn steps_left(&self) -> u64 {
+        self.steps.saturating_sub(self.checkpoint.step)
+    }
+
     /// The current parameters, flat, by the mixture's layout.
     pub fn parameters(&self) -> Vec<f64> {
         let [values, ..] = self.frozen.backend.read_state(&self.state);
@@ -166,66 +167,115 @@ impl<'a, B: Backend> Trainer<'a, B> {
         &self.best
     }
 
-    /// The best target prompt as one that other runs can use; `None` without a target.
-    ///
-    /// # Errors
-    /// If its numbers cannot make a prompt.
-    pub fn best_prompt(&self) -> Result<Option<Prompt>> {
-        let Some(range) = self.mixture.layout.target_prompt(0, 0) else { return Ok(None) };
-        let layout = &self.mixture.layout;
-        let values = self.best[range].iter().map(|&value| value as f32).collect();
-        let best = self.checkpoint.best;
-        let metric = self.task.metrics.first();
-        let metadata = PromptMetadata {
-            task: Some(self.task.name.clone()),
-            model_sha256: Some(self.frozen.model_hash.clone()),
-            method: Some(method_name(self.config.method).into()),
-            steps: best.map(|(_, step)| step),
-            learning_rate: Some(self.config.learning_rate),
-            seed: Some(self.config.seed),
-            metric: metric.zip(best).map(|(metric, (value, _))| (metric.to_string(), value)),
-            ..PromptMetadata::default()
-        };
-        let prompt = Prompt::new(&self.task.name, values, layout.prompt_length, layout.width, metadata)?;
-        Ok(Some(prompt))
-    }
-
     /// Takes all steps that are left, validating, logging and saving on the way.
     ///
     /// # Errors
     /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; those of writing the folder.
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
-        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
-        let mut stopped_early = false;
-        while self.checkpoint.step < self.steps {
+        self.begin(folder.as_deref_mut())?;
+        while !self.is_done() {
             let record = self.step()?;
-            monitor.step(&record);
-            if let Some(folder) = folder.as_deref_mut() {
-                folder.step(&record)?;
-            }
-            if record.step % every != 0 && record.step != self.steps {
-                continue;
-            }
+            self.finish_step(&record, folder.as_deref_mut(), monitor)?;
+        }
+        Ok(self.outcome())
+    }
+
+    /// Makes the folder hold what the run can go on from, before it goes on.
+    pub(super) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
+        let Some(folder) = folder else { return Ok(()) };
+        if self.checkpoint.best.is_some() {
+            // A kill may have come between the best's files and the checkpoint.
+            self.save_best(folder)?;
+        }
+        self.save_last(folder)
+    }
+
+    /// Whether all steps are taken, or patience is at its end.
+    pub(super) fn is_done(&self) -> bool {
+        self.checkpoint.step >= self.steps || self.is_out_of_patience()
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.config.patience.is_some_and(|patience| self.checkpoint.without_improvement >= patience)
+    }
+
+    /// Logs a step, and validates and saves where it is time to.
+    pub(super) fn finish_step(
+        &mut self,
+        record: &StepRecord,
+        mut folder: Option<&mut RunFolder>,
+        monitor: &mut dyn Monitor,
+    ) -> Result<()> {
+        monitor.step(record);
+        if let Some(folder) = folder.as_deref_mut() {
+            folder.step(record)?;
+        }
+        let validates = self.validates_behind(record.step);
+        if validates {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
             if let Some(folder) = folder.as_deref_mut() {
                 folder.validation(&record)?;
                 if record.best {
-                    folder.save_best(&self.mixture.layout, &self.best, record.step)?;
-                    if let Some(prompt) = self.best_prompt()? {
-                        prompt.save(&folder.path().join("prompt.safetensors"))?;
-                    }
+                    self.save_best(folder)?;
+                    folder.save_examples(&self.best_examples)?;
                 }
-                folder.save_last(&self.frozen.backend.read_state(&self.state), &self.checkpoint)?;
-            }
-            let patience = self.config.patience.unwrap_or(u64::MAX);
-            if self.checkpoint.without_improvement >= patience {
-                stopped_early = true;
-                break;
             }
         }
+        match folder {
+            Some(folder) if validates || self.saves_behind(record.step) => self.save_last(folder),
+            _ => Ok(()),
+        }
+    }
+
+    fn validates_behind(&self, step: u64) -> bool {
+        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
+        step.is_multiple_of(every) || step == self.steps
+    }
+
+    fn saves_behind(&self, step: u64) -> bool {
+        self.config.save_every.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// Whether the state is looked at behind `step`.
+    pub(super) fn looks_behind(&self, step: u64) -> bool {
+        self.validates_behind(step) || self.saves_behind(step)
+    }
+
+    /// Whether this run and `other` can take their next step in one batch: equal in all that is not stacked.
+    pub(super) fn stacks_with(&self, other: &Self) -> bool {
+        let key = |trainer: &Self| {
+            let Shared { step, dropout, pooled_width, .. } = trainer.shared();
+            (step, dropout.to_bits(), pooled_width, trainer.config.sources.clone())
+        };
+        self.mixture.mixing == other.mixture.mixing
+            && self.mixture.layout == other.mixture.layout
+            && key(self) == key(other)
+    }
+
+    /// Parameters and moments, flat, and the updates they have had.
+    pub(super) fn full_state(&self) -> ([Vec<f64>; 3], u64) {
+        (self.frozen.backend.read_state(&self.state), self.checkpoint.updates)
+    }
+
+    /// Takes over what a stack's step made of this run's parameters and moments.
+    pub(super) fn set_state(&mut self, [values, first, second]: [&[f64]; 3]) {
+        let updates = [self.checkpoint.updates];
+        self.frozen.backend.write_state(&mut self.state, [values, first, second], &updates);
+    }
+
+    pub(super) fn outcome(&self) -> Outcome {
         let (best, best_step) = self.checkpoint.best.unwrap_or((f64::NAN, 0));
-        Ok(Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early })
+        let stopped_early = self.checkpoint.step < self.steps && self.is_out_of_patience();
+        Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early }
+    }
+
+    fn save_last(&self, folder: &RunFolder) -> Result<()> {
+        folder.save_last(&LastState {
+            state: self.frozen.backend.read_state(&self.state),
+            best: self.best.clone(),
+            checkpoint: self.checkpoint.clone(),
+        })
     }
 
     /// One optimizer step: all its micro-batches, then the update.
@@ -234,30 +284,22 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step.
     pub fn step(&mut self) -> Result<StepRecord> {
         let started = Instant::now();
-        let backend = self.frozen.backend;
+        let part = self.next_part(0)?;
+        let shared = self.shared();
+        let (state, recorder) = (&mut self.state, &mut self.recorder);
+        let taken =
+            step::take(self.frozen, &self.mixture, state, recorder, &shared, std::slice::from_ref(&part))?;
+        if !taken.parts[0].applied() {
+            return Err(self.not_finite(part.step + 1, &taken.batches, taken.dropout.as_ref()));
+        }
+        Ok(self.record(&part, &taken.parts[0], started.elapsed().as_secs_f64()))
+    }
+
+    /// What this run, as number `run` of a stack, gives to the next step.
+    pub(super) fn next_part(&mut self, run: u32) -> Result<RunPart> {
         let Some(next) = self.batches.next() else {
             return Err(Error::setting("steps", "a run that goes on", "its end", ""));
         };
-        let micro_batches = self.pack(&next.indices)?;
-        let label_tokens = [micro_batches.iter().map(|batch| batch.label_tokens(0)).sum::<usize>()];
-        let dropout = self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate));
-        let dropout = DropoutStep::new(dropout, next.step, &[self.config.seed]);
-        backend.zero_gradient(&mut self.state);
-        let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0);
-        let mut rows = 0;
-        for batch in &micro_batches {
-            let batch = batch.weighted(label_weights(batch, &label_tokens));
-            let (model, mixture, state) = (&self.frozen.model, &self.mixture, &mut self.state);
-            let issued = backend.record(&mut self.recorder, &batch, dropout.as_ref(), |batch| {
-                model.issue(backend, mixture, state, batch, dropout.as_ref()).0
-            });
-            let step = issued.read(backend, &batch, label_tokens.len());
-            loss += step.per_run.iter().sum::<f64>();
-            entropy -= step.attention.iter().filter(|&&a| a > 0.0).map(|&a| a * a.ln()).sum::<f64>();
-            rows += step.attention.len() / self.prompts().max(1);
-            tokens += batch.rows(Side::Encoder) - batch.examples() * batch.prompt_length()
-                + batch.rows(Side::Decoder);
-        }
         let factor = factor(self.config.schedule, next.step, self.warmup, self.steps);
         let mut optimizer = OptimizerStep::new(
             self.config.learning_rate * factor,
@@ -265,64 +307,87 @@ impl<'a, B: Backend> Trainer<'a, B> {
         );
         optimizer.weight_decay = self.config.weight_decay();
         optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
-        let mut reports = Vec::new();
-        if loss.is_finite() {
-            backend.schedule(&mut self.state, &[optimizer]);
-            backend.optimizer_step(&mut self.state);
-            reports = backend.optimizer_reports(&self.state);
-        }
-        backend.health()?;
-        let Some(report) = reports.first().filter(|report| report.applied) else {
-            return Err(self.not_finite(next.step + 1, &micro_batches, dropout.as_ref()));
-        };
-        self.checkpoint.step = next.step + 1;
-        self.checkpoint.updates += 1;
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(StepRecord {
-            step: next.step + 1,
-            steps: self.steps,
-            epoch: next.epoch + 1,
-            loss,
-            gradient_norm: report.gradient_norm,
-            learning_rate: optimizer.prompt_learning_rate,
-            scorer_learning_rate: optimizer.scorer_learning_rate,
-            milliseconds: seconds * 1e3,
-            tokens_per_second: tokens as f64 / seconds,
-            attention_entropy: (rows > 0).then(|| entropy / rows as f64),
-        })
+        let examples = next.indices.iter().enumerate().map(|(position, &index)| {
+            let (task, row) = self.batches.locate(index);
+            let training = &self.tasks[task].training;
+            Example {
+                source: training.source(row),
+                target: training.target(row),
+                index: position as u32,
+                run,
+                target_prompt: task as u32,
+            }
+        });
+        let examples = examples.collect();
+        let batch_size = self.config.batch_size;
+        Ok(RunPart { step: next.step, epoch: next.epoch, examples, batch_size, optimizer })
     }
 
-    /// Answers the validation rows with the current state, and remembers it if it is the best so far.
+    /// What all runs of a step have in common.
+    pub(super) fn shared(&self) -> Shared {
+        Shared {
+            step: self.checkpoint.step,
+            dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
+            seeds: vec![self.config.seed],
+            pooled_width: self.pooled_width(),
+            ranks: self.ranks.clone(),
+        }
+    }
+
+    /// Counts a step that was taken.
+    pub(super) fn record(&mut self, part: &RunPart, taken: &TakenPart, seconds: f64) -> StepRecord {
+        self.checkpoint.step = part.step + 1;
+        self.checkpoint.updates += 1;
+        StepRecord {
+            step: part.step + 1,
+            steps: self.steps,
+            epoch: part.epoch + 1,
+            loss: taken.loss,
+            gradient_norm: taken.report.map_or(f64::NAN, |report| report.gradient_norm),
+            learning_rate: part.optimizer.prompt_learning_rate,
+            scorer_learning_rate: part.optimizer.scorer_learning_rate,
+            milliseconds: seconds * 1e3,
+            tokens_per_second: taken.tokens as f64 / seconds,
+            attention_entropy: taken.attention_entropy,
+        }
+    }
+
+    /// Answers the validation rows of every task with the current state, and remembers it if it is the best so far: the
+    /// one whose mean over the tasks of the mean over their metrics is the highest.
     ///
     /// # Errors
     /// Those of evaluation.
     pub fn validate(&mut self, monitor: &mut dyn Monitor) -> Result<ValidationRecord> {
-        let examples = self.validation.len();
-        let evaluation = self.evaluator().evaluate(&self.state, &self.validation, &mut |done| {
-            monitor.validating(done, examples);
-        })?;
-        let mean = evaluation.scores.mean().unwrap_or(f64::NAN);
+        let examples = self.tasks.iter().map(|data| data.validation.len()).sum();
+        let mut evaluations = Vec::with_capacity(self.tasks.len());
+        let mut before = 0;
+        for (index, data) in self.tasks.iter().enumerate() {
+            evaluations.push(self.evaluator(index).evaluate(&self.state, &data.validation, &mut |done| {
+                monitor.validating(before + done, examples);
+            })?);
+            before += data.validation.len();
+        }
+        let records: Vec<TaskRecord> = self.tasks().zip(&evaluations).map(TaskRecord::new).collect();
+        let mean = records.iter().map(|record| record.mean).sum::<f64>() / records.len() as f64;
         // The first validation counts even where its metric is not defined: there must be a best.
         let best = self.checkpoint.best.is_none_or(|(best, _)| mean > best || best.is_nan());
         if best {
             self.checkpoint.best = Some((mean, self.checkpoint.step));
+            self.checkpoint.best_of_tasks = records.iter().map(|record| record.mean).collect();
             self.checkpoint.without_improvement = 0;
             self.best = self.parameters();
+            self.best_examples.clear();
+            for (index, evaluation) in evaluations.iter().enumerate() {
+                let records = self.example_records(index, evaluation)?;
+                self.best_examples.extend(records);
+            }
         } else {
             self.checkpoint.without_improvement += 1;
         }
-        let metrics = &evaluation.scores.values;
-        Ok(ValidationRecord {
-            step: self.checkpoint.step,
-            metrics: metrics.iter().map(|(metric, value)| (metric.to_string(), *value)).collect(),
-            mean,
-            best,
-            attention: evaluation.mean_attention(),
-            invalid: evaluation.scores.invalid,
-        })
+        Ok(ValidationRecord::new(self.checkpoint.step, mean, best, records))
     }
 
-    /// Answers `split` of the run's data with the best parameters so far, or with `parameters`.
+    /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`.
     ///
     /// # Errors
     /// Those of the data and of evaluation.
@@ -332,65 +397,52 @@ impl<'a, B: Backend> Trainer<'a, B> {
         parameters: Option<&[f64]>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Evaluation> {
-        let splits = Splits::open(&self.config.data, self.task.split, self.config.split_validation_test)?;
-        let settings =
-            ExampleSettings::new(self.config.max_source_length, self.longest_target, Purpose::Evaluation);
-        let tokenizer = &self.frozen.tokenizer;
-        let encode = |text: &str| tokenizer.encode(text);
-        let examples = Examples::load(splits.get(split)?, &self.task, &encode, &settings)?;
-        let values = parameters.unwrap_or(&self.best);
-        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
-        self.evaluator().evaluate(&state, &examples, progress)
+        self.evaluate_task(0, split, parameters, progress)
     }
 
-    /// Puts the trainer's settings to work on answers.
-    pub fn evaluator(&self) -> Evaluator<'_, B> {
+    /// As [`evaluate`](Self::evaluate), of the task with this index.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    pub fn evaluate_task(
+        &self,
+        task: usize,
+        split: Split,
+        parameters: Option<&[f64]>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Evaluation> {
+        let data = &self.tasks[task];
+        let folder = self.config.data_folder(&data.task.name);
+        let examples =
+            split_examples(self.frozen, &self.config, &data.task, &folder, split, data.longest_target)?;
+        let values = parameters.unwrap_or(&self.best);
+        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
+        self.evaluator(task).evaluate(&state, &examples, progress)
+    }
+
+    /// Puts the trainer's settings to work on answers of the task with this index.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    pub fn evaluator(&self, task: usize) -> Evaluator<'_, B> {
+        let data = &self.tasks[task];
         Evaluator {
             frozen: self.frozen,
             mixture: &self.mixture,
-            task: &self.task,
+            task: &data.task,
+            target_prompt: task as u32,
             decoding: self.config.decoding,
             batch_size: EVALUATION_BATCH,
-            longest_target: self.longest_target,
+            longest_target: data.longest_target,
             pooled_width: self.pooled_width(),
         }
     }
 
     fn pooled_width(&self) -> Option<usize> {
         self.config.pools_padding().then_some(self.config.max_source_length)
-    }
-
-    fn prompts(&self) -> usize {
-        self.mixture.source_count + usize::from(!self.mixture.mixing.without_target)
-    }
-
-    fn pack(&self, indices: &[u32]) -> Result<Vec<Batch>> {
-        let config = self.frozen.model.config();
-        let examples: Vec<Example> = indices
-            .iter()
-            .enumerate()
-            .map(|(position, &index)| Example {
-                source: self.training.source(index as usize),
-                target: self.training.target(index as usize),
-                index: position as u32,
-                ..Example::default()
-            })
-            .collect();
-        examples
-            .chunks(self.config.batch_size)
-            .map(|examples| {
-                let batch = Batch::pack(
-                    examples,
-                    self.mixture.layout.prompt_length,
-                    config.decoder_start_token_id,
-                    config.vocab_size,
-                )?;
-                Ok(match self.pooled_width() {
-                    Some(width) => batch.pooling_padding(width, config.pad_token_id),
-                    None => batch,
-                })
-            })
-            .collect()
     }
 
     /// Runs the step's forward again, looking at every tensor, to name the first that is not finite.
@@ -428,107 +480,4 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
     }
-}
-
-fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::Attempt => "attempt",
-        Method::PromptTuning => "prompt-tuning",
-        Method::Spot => "spot",
-    }
-}
-
-/// The source prompts of `config`, which must fit the model and have its prompt length.
-pub(super) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<Vec<Prompt>> {
-    let width = frozen.model.config().d_model;
-    let sources = if config.sources.is_empty() {
-        Vec::new()
-    } else {
-        crate::prompts::load_sources(&config.sources, width)?
-    };
-    for (source, path) in sources.iter().zip(&config.sources) {
-        source.check_fits(width, Some(&frozen.model_hash))?;
-        if source.length() != config.prompt_length {
-            return Err(Error::setting(
-                "--prompt-length",
-                format!("{}, the length of {}", source.length(), path.display()),
-                config.prompt_length.to_string(),
-                "sources and target prompt are mixed row by row and must be of one length",
-            ));
-        }
-    }
-    Ok(sources)
-}
-
-/// The mixture that `config` describes, its sources on the device.
-pub(super) fn mixture<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    config: &RunConfig,
-    sources: &[Prompt],
-) -> Result<Mixture<B>> {
-    let width = frozen.model.config().d_model;
-    let mixes = config.method == Method::Attempt;
-    let mixing = Mixing {
-        scorer: mixes.then_some(config.scorer),
-        temperature: initial::temperature(config, width),
-        without_target: mixes && config.without_target,
-        layer_norm_epsilon: LAYER_NORM_EPSILON,
-    };
-    let layout = StateLayout::new(
-        &mixing,
-        1,
-        config.prompt_length,
-        width,
-        config.rank,
-        mixes && config.learn_temperature,
-    )
-    .freezing(|segment| {
-        let norm = segment.name.starts_with("norm_") && !config.trains_layer_norm();
-        norm || (config.freeze_scorer && segment.group == Group::Scorer)
-    });
-    let on_device = if mixes {
-        let values: Vec<f32> = sources.iter().flat_map(|source| source.values()).copied().collect();
-        Some(frozen.backend.sources(&values, sources.len(), config.prompt_length, width))
-    } else {
-        None
-    };
-    Ok(Mixture { mixing, sources: on_device, source_count: if mixes { sources.len() } else { 0 }, layout })
-}
-
-fn initial_values<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    config: &RunConfig,
-    task: &Task,
-    layout: &StateLayout,
-    sources: &[Prompt],
-) -> Result<Vec<f64>> {
-    let width = frozen.model.config().d_model;
-    let initial_prompt = match &config.initial_prompt {
-        Some(path) => {
-            let prompt = Prompt::load(path)?;
-            prompt.check_fits(width, Some(&frozen.model_hash))?;
-            if prompt.length() != config.prompt_length {
-                return Err(Error::setting(
-                    "--initial-prompt",
-                    format!("a prompt of {} rows", config.prompt_length),
-                    format!("{} rows in {}", prompt.length(), path.display()),
-                    "set --prompt-length to match",
-                ));
-            }
-            Some(prompt)
-        }
-        None => None,
-    };
-    let mut label_ids = Vec::new();
-    for label in task.labels().unwrap_or_default() {
-        label_ids.extend(frozen.tokenizer.encode_without_eos(&label)?);
-    }
-    let start = Start {
-        embedding: &|row| frozen.backend.weight_row(frozen.model.embedding(), row),
-        vocabulary: frozen.model.config().vocab_size.min(frozen.tokenizer.vocabulary_size()),
-        label_ids: &label_ids,
-        sources,
-        initial_prompt: initial_prompt.as_ref(),
-    };
-    initial::state(config, layout, &start)
 }

@@ -1,6 +1,5 @@
 //! Whole steps of small random models against the CPU's in f64: every activation, scorer and setting.
 
-use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, Scorer};
 use promptmix::cuda::Precision;
 use promptmix::pretrained::{Activation, T5Config};
@@ -17,12 +16,17 @@ pub fn config(activation: Activation, tied: bool) -> T5Config {
 }
 
 fn check(what: &str, setting: &Setting) {
-    let (loss, gradient) = setting.build_on(Cpu::<f64>::poisoning(Some(2)).expect("threads")).gradient();
+    let (loss, gradient) = setting.build::<f64>(2).gradient();
     for precision in [Precision::F32, Precision::Bf16] {
         let Some(device) = device(precision) else { return };
         let case = setting.build_on(device.cuda);
         let (found_loss, found) = case.gradient();
         let again = case.gradient();
+        assert_eq!(
+            case.loss(&case.values),
+            found_loss.per_run,
+            "{what} {precision:?}: keeping changes nothing"
+        );
         case.backend.health().unwrap_or_else(|error| panic!("{what} {precision:?}: {error}"));
         assert!(again == (found_loss.clone(), found.clone()), "{what} {precision:?}: the same step twice");
         // f32: about 2,000 terms behind one another, each off by half a place. bf16: a small model of two layers is not

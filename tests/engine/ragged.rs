@@ -179,9 +179,12 @@ fn scoring_equals_the_loss_of_the_candidate_as_target() {
     let encoding =
         case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
     let candidates = [vec![5, 1], vec![9], vec![7, 7, 30, 1]];
-    let scores = case.model.score(&case.backend, &case.batch, &encoding, &candidates).expect("scored");
+    // Each example has candidates of its own; the second has none.
+    let own: [&[Vec<u32>]; 3] = [&candidates, &[], &candidates[1..]];
+    let scores = case.model.score(&case.backend, &case.batch, &encoding, &own).expect("scored");
+    assert_eq!(scores.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 2]);
     for (b, (example, scores)) in setting.examples.iter().zip(&scores).enumerate() {
-        for (candidate, score) in candidates.iter().zip(scores) {
+        for (candidate, score) in own[b].iter().zip(scores) {
             let example = Example { target: candidate.clone(), ..example.clone() };
             let batch = setting.pack(&[example]);
             let pass = Pass::evaluation();
@@ -190,7 +193,10 @@ fn scoring_equals_the_loss_of_the_candidate_as_target() {
             close(&format!("example {b}, {candidate:?}"), &[*score], &[-loss], F64);
         }
     }
-    let error = case.model.score(&case.backend, &case.batch, &encoding, &[vec![]]).expect_err("no token");
+    let error = case
+        .model
+        .score(&case.backend, &case.batch, &encoding, &[&[vec![]], &[], &[]])
+        .expect_err("no token");
     assert!(error.to_string().contains("at least one"), "{error}");
 }
 

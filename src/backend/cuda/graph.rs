@@ -42,7 +42,14 @@ struct Entry {
     bucket: Bucket,
     batch: Batch,
     described: Rc<DeviceBatch>,
-    graph: Option<(CudaGraph, Rc<dyn Any>)>,
+    graph: Option<Captured>,
+}
+
+/// A captured piece of work, what it returned, and the floating-point operations of its products.
+struct Captured {
+    graph: CudaGraph,
+    outcome: Rc<dyn Any>,
+    operations: u64,
 }
 
 /// The graphs of one piece of work.
@@ -117,15 +124,19 @@ impl Cuda {
         if entry.graph.is_none() {
             // The batch that the bucket began with stands for all: its descriptor now holds this one.
             self.keep(&entry.described);
+            let before = self.operations.get();
             let mut captured = None;
             self.attempt(|| {
                 captured = Some(self.capture(&memory, || work(&entry.batch))?);
                 Ok(())
             });
-            entry.graph = captured.map(|(graph, outcome)| (graph, Rc::new(outcome) as Rc<dyn Any>));
+            let operations = self.operations.replace(before) - before;
+            let whole = |(graph, outcome)| Captured { graph, outcome: Rc::new(outcome), operations };
+            entry.graph = captured.map(whole);
         }
-        if let Some((graph, outcome)) = &entry.graph {
+        if let Some(Captured { graph, outcome, operations }) = &entry.graph {
             self.attempt(|| graph.launch().map_err(|error| driver("launch a captured step", error)));
+            self.count(*operations);
             recorder.replays += 1;
             if let Ok(outcome) = outcome.clone().downcast::<T>() {
                 return outcome;

@@ -1,0 +1,77 @@
+//! A file of many runs: shared settings, and axes along which they differ.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::RunConfig;
+use super::file::{parse, read};
+use crate::error::{Error, Result};
+
+/// Runs of one file at most: more is nearly always a mistake.
+const MOST: usize = 10_000;
+
+/// Reads the runs of the file at `path`: settings as [`RunConfig::from_toml`] reads them, and a table `sweep` of lists.
+/// There is a run for every combination of the lists' entries. An entry is a value of the setting that its list is named
+/// after, or a table of settings that change together. Each run comes with a name that is unique and can name a folder.
+///
+/// # Errors
+/// Those of [`RunConfig::from_toml`]; [`Error::Format`] if there is no table `sweep`, an axis is no list or empty, or there
+/// are too many runs.
+pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
+    let text = read(path)?;
+    let mut shared = parse(path, &text)?;
+    let refuse = |expected: &str, found: String| {
+        let advice = "as in: [sweep] seed = [1, 2, 3] and task = [{ task = \"rte\", data = \"data/rte\" }]";
+        Err(Error::format(path, None, expected, found, advice))
+    };
+    let Some(Value::Table(axes)) = shared.remove("sweep") else {
+        return refuse("a table `sweep` of lists", "none".into());
+    };
+    let mut runs = vec![(String::new(), shared)];
+    for (axis, entries) in &axes {
+        let Value::Array(entries) = entries else {
+            return refuse(&format!("a list as sweep.{axis}"), entries.type_str().into());
+        };
+        if entries.is_empty() || runs.len() * entries.len() > MOST {
+            let expected = format!("1 to {MOST} runs");
+            return refuse(&expected, format!("{} with sweep.{axis}", runs.len() * entries.len()));
+        }
+        runs = runs.iter().flat_map(|run| entries.iter().map(|entry| along(run, axis, entry))).collect();
+    }
+    let mut named: Vec<(String, RunConfig)> = Vec::with_capacity(runs.len());
+    for (name, table) in runs {
+        let name = if name.is_empty() { "run".to_owned() } else { name };
+        if named.iter().any(|(other, _)| *other == name) {
+            return refuse("entries that differ", format!("`{name}` twice"));
+        }
+        named.push((name, RunConfig::from_table(path, &text, table)?));
+    }
+    Ok(named)
+}
+
+/// `run` with an entry of `axis`.
+fn along((name, settings): &(String, Table), axis: &str, entry: &Value) -> (String, Table) {
+    let mut settings = settings.clone();
+    let part = match entry {
+        Value::Table(together) => {
+            settings.extend(together.clone());
+            // The entry's own name for it: the setting that the axis is named after, else its first text.
+            let own = together.get(axis).or_else(|| together.values().find(|value| value.is_str()));
+            own.or(together.values().next()).map(plain).unwrap_or_default()
+        }
+        value => {
+            settings.insert(axis.to_owned(), value.clone());
+            if value.is_str() { plain(value) } else { format!("{axis}-{}", plain(value)) }
+        }
+    };
+    let joined = if name.is_empty() { part } else { format!("{name}-{part}") };
+    (joined, settings)
+}
+
+/// A value as a part of a folder's name.
+fn plain(value: &Value) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let kept = text.chars().map(|c| if c.is_alphanumeric() || ".-_+".contains(c) { c } else { '_' });
+    kept.take(60).collect()
+}

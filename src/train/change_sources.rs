@@ -1,0 +1,87 @@
+//! A trained run with other sources: the scorer's numbers do not depend on how many prompts it mixes, so one can be added
+//! or taken away without training.
+
+use std::path::{Path, PathBuf};
+
+use super::RunFolder;
+use crate::config::Method;
+use crate::error::{Error, Result};
+use crate::prompts::{Prompt, load_sources};
+
+/// What of a run's folder does not depend on its sources.
+const KEPT: [&str; 3] = ["best.safetensors", "prompt.safetensors", "scorer.safetensors"];
+
+/// Writes the run of `folder` to the new folder `out`, mixing `sources` instead of its own; gives back their names.
+///
+/// # Errors
+/// [`Error::Setting`] if it is no ATTEMPT run, there are no sources, one does not fit the run's model or length, or `out`
+/// is not empty; those of reading and writing.
+pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<Vec<String>> {
+    let mut saved = RunFolder::saved(folder)?;
+    if saved.config.method != Method::Attempt {
+        return Err(Error::setting(
+            "--run",
+            "a run of --method attempt, which mixes sources",
+            format!("one of {}", saved.config.method.name()),
+            "",
+        ));
+    }
+    let Some(first) = sources.first() else {
+        return Err(Error::setting(
+            "sources",
+            "at least one",
+            "none",
+            "a mixture needs a source; export the target prompt if it is to stand alone",
+        ));
+    };
+    let prompts = load_sources(sources, Prompt::load(first)?.width())?;
+    for prompt in &prompts {
+        prompt.check_fits(prompt.width(), Some(&saved.model_hash))?;
+        if prompt.length() != saved.config.prompt_length {
+            return Err(Error::setting(
+                format!("prompt {}", prompt.name()),
+                format!("{} rows, as the run's prompts have", saved.config.prompt_length),
+                prompt.length().to_string(),
+                "sources and target prompt are mixed row by row and must be of one length",
+            ));
+        }
+    }
+    check_width(folder, &prompts[0])?;
+    saved.config.sources = sources.to_vec();
+    let mut new = RunFolder::create(out, &saved.config, &saved.model_hash)?;
+    for name in KEPT {
+        copy(&folder.join(name), &out.join(name))?;
+    }
+    let targets = folder.join("prompts");
+    if let Ok(entries) = std::fs::read_dir(&targets) {
+        let kept = out.join("prompts");
+        std::fs::create_dir_all(&kept).map_err(|source| Error::file("create", &kept, source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::file("read", &targets, source))?;
+            copy(&entry.path(), &kept.join(entry.file_name()))?;
+        }
+    }
+    let names: Vec<String> = prompts.iter().map(|prompt| prompt.name().to_owned()).collect();
+    new.note(&format!("sources of {} changed to {}", folder.display(), names.join(", ")))?;
+    Ok(names)
+}
+
+/// The sources must be as wide as what the run trained.
+fn check_width(folder: &Path, source: &Prompt) -> Result<()> {
+    let path = folder.join("best.safetensors");
+    let file = crate::pretrained::TensorFile::open_safetensors(&path)?;
+    let width = file.names().find_map(|name| match (name, file.shape(name)) {
+        ("target_prompts" | "w_down", Ok(shape)) => shape.last().copied(),
+        ("norm_weight", Ok(shape)) => shape.first().copied(),
+        _ => None,
+    });
+    width.map_or(Ok(()), |width| source.check_fits(width, None))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    match std::fs::read(from) {
+        Ok(bytes) => crate::files::replace(to, |file| std::io::Write::write_all(file, &bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::file("read", from, source)),
+    }
+}

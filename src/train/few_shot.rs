@@ -1,0 +1,205 @@
+//! Few-shot runs: the same settings on several draws of rows, and what they come to together.
+//!
+//! One draw says little: with 16 rows a class the draw moves the result more than most settings do.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Monitor, RunFolder, Trainer};
+use crate::backend::Backend;
+use crate::config::RunConfig;
+use crate::data::{Split, Splits};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::Frozen;
+
+/// The file in the folder of few-shot runs.
+const SUMMARY: &str = "few_shot.json";
+
+/// `few_shot.json`: what the runs of all draws came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct FewShotRuns {
+    /// The settings of every run but for the data seed.
+    pub config: RunConfig,
+    /// The runs that are done, in order of their data seeds.
+    pub draws: Vec<Draw>,
+    /// Mean and deviation over the draws: `validation`, and `test` metrics where there are test rows.
+    pub summary: Vec<Spread>,
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Draw {
+    /// The seed its rows were drawn by.
+    pub data_seed: u64,
+    /// Its folder, beside the summary.
+    pub folder: PathBuf,
+    /// Rows it learnt from, of each task.
+    pub rows: Vec<usize>,
+    /// Its sources.
+    pub sources: Vec<PathBuf>,
+    /// The prompt's peak learning rate.
+    pub learning_rate: f64,
+    /// The scorer's.
+    pub scorer_learning_rate: f64,
+    /// Steps taken.
+    pub steps: u64,
+    /// Steps behind which the best validation came.
+    pub best_step: u64,
+    /// The mean metric of the best validation.
+    pub validation: f64,
+    /// Each test metric of the best state; with several tasks their names stand before.
+    pub test: Vec<(String, Option<f64>)>,
+}
+
+/// A number over several draws.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Spread {
+    /// What it is.
+    pub name: String,
+    /// The mean.
+    pub mean: f64,
+    /// The standard deviation, of a sample: over one less than there are draws; 0 of one.
+    pub deviation: f64,
+}
+
+impl Spread {
+    /// The spread of `values`.
+    pub fn new(name: impl Into<String>, values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let deviation = if values.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
+        Self { name: name.into(), mean, deviation }
+    }
+}
+
+impl FewShotRuns {
+    /// The settings of few-shot runs that were begun in `folder`; `None` if it holds none.
+    ///
+    /// # Errors
+    /// If `few_shot.json` cannot be read.
+    pub fn saved(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(SUMMARY);
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::file("read", path, source)),
+        };
+        let read = serde_json::from_slice(&json).map_err(|error| {
+            let line = u64::try_from(error.line()).ok();
+            Error::format(&path, line, "the summary of few-shot runs", error.to_string(), "start them anew")
+        })?;
+        Ok(Some(read))
+    }
+
+    /// Trains a run for each draw into folders below `out`, and judges it on the test rows if there are any. Goes on
+    /// with what is there if `resume`.
+    ///
+    /// # Errors
+    /// Those of training and of writing.
+    pub fn run<B: Backend>(
+        frozen: &Frozen<'_, B>,
+        config: &RunConfig,
+        out: &Path,
+        resume: bool,
+        monitor: &mut dyn Monitor,
+    ) -> Result<Self> {
+        let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied && !resume {
+            let found = format!("{}, which holds files", out.display());
+            let advice = "name another folder, or go on with interrupted runs by --resume";
+            return Err(Error::setting("--out", "a new or empty folder", found, advice));
+        }
+        std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
+        let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
+        runs.write(out)?;
+        for data_seed in config.draw_seeds() {
+            let mut one = config.clone();
+            one.data_seed = Some(data_seed);
+            let name = PathBuf::from(format!("draw-{data_seed}"));
+            monitor.note(&format!("draw by data seed {data_seed}"));
+            let draw = runs.draw(frozen, &one, out, name, resume, monitor)?;
+            runs.draws.push(draw);
+            runs.summarise();
+            runs.write(out)?;
+        }
+        Ok(runs)
+    }
+
+    fn draw<B: Backend>(
+        &self,
+        frozen: &Frozen<'_, B>,
+        config: &RunConfig,
+        out: &Path,
+        name: PathBuf,
+        resume: bool,
+        monitor: &mut dyn Monitor,
+    ) -> Result<Draw> {
+        let path = out.join(&name);
+        let mut trainer = Trainer::new(frozen, config, monitor)?;
+        let begun = resume && path.join("run.json").is_file();
+        let mut folder = if begun {
+            super::resume(&mut trainer, &path)?
+        } else {
+            RunFolder::create(&path, config, &frozen.model_hash)?
+        };
+        let outcome = trainer.run(Some(&mut folder), monitor)?;
+        let mut test = Vec::new();
+        for (index, task) in trainer.tasks().enumerate() {
+            let data = config.data_folder(&task.name);
+            let splits = Splits::open(&data, task.split, config.split_validation_test)?;
+            if splits.get(Split::Test).is_err() {
+                continue;
+            }
+            let of = if config.is_multi_task() { format!("{} ", task.name) } else { String::new() };
+            match trainer.evaluate_task(index, Split::Test, None, &mut |_| {}) {
+                Ok(evaluation) => test.extend(
+                    evaluation.scores.values.iter().map(|(metric, value)| (format!("{of}{metric}"), *value)),
+                ),
+                // Many data sets ship test rows without labels.
+                Err(error) => monitor.note(&format!("the test rows were not judged: {error}")),
+            }
+        }
+        Ok(Draw {
+            data_seed: config.data_seed(),
+            folder: name,
+            rows: trainer.training_rows(),
+            sources: config.sources.clone(),
+            learning_rate: config.learning_rate,
+            scorer_learning_rate: config.scorer_learning_rate(),
+            steps: outcome.steps,
+            best_step: outcome.best_step,
+            validation: outcome.best,
+            test,
+        })
+    }
+
+    fn summarise(&mut self) {
+        let validation: Vec<f64> = self.draws.iter().map(|draw| draw.validation).collect();
+        self.summary = vec![Spread::new("validation", &validation)];
+        let Some(first) = self.draws.first() else { return };
+        for (name, _) in &first.test {
+            let of =
+                |draw: &Draw| draw.test.iter().find(|(other, _)| other == name).and_then(|(_, value)| *value);
+            let values: Vec<f64> = self.draws.iter().filter_map(of).collect();
+            if values.len() == self.draws.len() {
+                self.summary.push(Spread::new(format!("test {name}"), &values));
+            }
+        }
+    }
+
+    fn write(&self, out: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::unsupported(SUMMARY, error.to_string(), ""))?;
+        files::replace(&out.join(SUMMARY), |file| file.write_all(&json))
+    }
+}

@@ -1,0 +1,162 @@
+//! Several runs in one batch: their examples go through the frozen model together, their states lie in one stack.
+
+use std::time::Instant;
+
+use super::log::{Monitor, StepRecord, ValidationRecord};
+use super::run_folder::RunFolder;
+use super::step::{self, RunPart};
+use super::trainer::{Outcome, Trainer};
+use crate::backend::{Backend, OptimizerStep};
+use crate::error::{Error, Result};
+use crate::model::Frozen;
+
+/// A run of a sweep.
+pub struct Member<'a, B: Backend> {
+    /// What it is called.
+    pub name: String,
+    /// The run.
+    pub trainer: Trainer<'a, B>,
+    /// Where it is written.
+    pub folder: Option<RunFolder>,
+}
+
+/// Who listens to several runs, by their places.
+pub trait SweepMonitor {
+    /// A run took a step.
+    fn step(&mut self, run: usize, record: &StepRecord);
+    /// A run was validated.
+    fn validated(&mut self, run: usize, record: &ValidationRecord);
+}
+
+struct Of<'m> {
+    run: usize,
+    monitor: &'m mut dyn SweepMonitor,
+}
+
+impl Monitor for Of<'_> {
+    fn step(&mut self, record: &StepRecord) {
+        self.monitor.step(self.run, record);
+    }
+    fn validating(&mut self, _: usize, _: usize) {}
+    fn validated(&mut self, record: &ValidationRecord) {
+        self.monitor.validated(self.run, record);
+    }
+    fn note(&mut self, _: &str) {}
+}
+
+/// Takes all steps that the runs have left, as many runs at a time in one batch as can share one, at most `together`. Each
+/// run gets the numbers that it would get alone; a run that fails does not hold up the others. The outcomes are in the
+/// members' order.
+///
+/// # Errors
+/// Those of the device; a run's own are in its outcome.
+pub fn run_together<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    members: &mut [Member<'_, B>],
+    together: usize,
+    monitor: &mut dyn SweepMonitor,
+) -> Result<Vec<Result<Outcome>>> {
+    let mut failures: Vec<Option<Error>> = members.iter().map(|_| None).collect();
+    let mut left: Vec<usize> = (0..members.len()).collect();
+    for (member, failure) in members.iter_mut().zip(&mut failures) {
+        *failure = member.trainer.begin(member.folder.as_mut()).err();
+    }
+    left.retain(|&run| failures[run].is_none() && !members[run].trainer.is_done());
+    while let Some(&first) = left.first() {
+        let fits = |run: &usize| members[*run].trainer.stacks_with(&members[first].trainer);
+        let group: Vec<usize> = left.iter().copied().filter(fits).take(together.max(1)).collect();
+        left.retain(|run| !group.contains(run));
+        run_stack(frozen, members, &group, &mut failures, monitor)?;
+    }
+    Ok(members
+        .iter()
+        .zip(failures)
+        .map(|(member, failure)| failure.map_or_else(|| Ok(member.trainer.outcome()), Err))
+        .collect())
+}
+
+/// Runs one stack to its end.
+fn run_stack<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    members: &mut [Member<'_, B>],
+    group: &[usize],
+    failures: &mut [Option<Error>],
+    monitor: &mut dyn SweepMonitor,
+) -> Result<()> {
+    let backend = frozen.backend;
+    let mut stacked: [Vec<f64>; 3] = Default::default();
+    let mut updates = Vec::with_capacity(group.len());
+    for &run in group {
+        let (state, count) = members[run].trainer.full_state();
+        for (stacked, values) in stacked.iter_mut().zip(state) {
+            stacked.extend(values);
+        }
+        updates.push(count);
+    }
+    let length = members[group[0]].trainer.mixture().layout.len();
+    let mut state = backend.state(&members[group[0]].trainer.mixture().layout, &stacked[0], group.len());
+    backend.write_state(&mut state, [&stacked[0], &stacked[1], &stacked[2]], &updates);
+    let mut recorder = B::Recorder::default();
+    let mut active: Vec<bool> = vec![true; group.len()];
+    while active.contains(&true) {
+        let started = Instant::now();
+        let mut shared = members[group[first(&active)]].trainer.shared();
+        shared.seeds = group.iter().flat_map(|&run| members[run].trainer.shared().seeds).collect();
+        let mut parts = Vec::with_capacity(group.len());
+        for (place, &run) in group.iter().enumerate() {
+            parts.push(match active[place] {
+                true => members[run].trainer.next_part(place as u32)?,
+                false => ended(),
+            });
+        }
+        let mixture = members[group[0]].trainer.mixture();
+        let taken = step::take(frozen, mixture, &mut state, &mut recorder, &shared, &parts)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let looked_at = group
+            .iter()
+            .enumerate()
+            .any(|(place, &run)| active[place] && members[run].trainer.looks_behind(shared.step + 1));
+        let whole = looked_at.then(|| backend.read_state(&state));
+        for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
+            let member = &mut members[run];
+            let (part, taken) = (&parts[place], &taken.parts[place]);
+            if !taken.applied() {
+                failures[run] = Some(not_finite(&member.name, part.step + 1, taken.loss));
+                continue;
+            }
+            let record = member.trainer.record(part, taken, seconds);
+            if let Some(whole) = &whole {
+                let own = place * length..(place + 1) * length;
+                member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
+            }
+            let mut of = Of { run, monitor: &mut *monitor };
+            failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), &mut of).err();
+        }
+        for (place, &run) in group.iter().enumerate() {
+            active[place] &= failures[run].is_none() && !members[run].trainer.is_done();
+        }
+    }
+    Ok(())
+}
+
+fn first(active: &[bool]) -> usize {
+    active.iter().position(|&active| active).unwrap_or_default()
+}
+
+/// The part of a run that takes no more steps: without examples and with rates of 0 its numbers stay.
+fn ended() -> RunPart {
+    RunPart {
+        step: 0,
+        epoch: 0,
+        examples: Vec::new(),
+        batch_size: 1,
+        optimizer: OptimizerStep::new(0.0, 0.0),
+    }
+}
+
+fn not_finite(name: &str, step: u64, loss: f64) -> Error {
+    let tensor = if loss.is_finite() { "the gradient" } else { "the loss" };
+    let advice =
+        "lower --learning-rate, or set --clip; alone the run says more; its last checkpoint is as it was";
+    Error::NonFinite { step, tensor: format!("{tensor} of run {name}"), advice: advice.into() }
+}

@@ -1,0 +1,81 @@
+//! One task of a run: its training and validation examples.
+
+use super::Monitor;
+use crate::backend::Backend;
+use crate::config::RunConfig;
+use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits};
+use crate::error::Result;
+use crate::model::Frozen;
+use crate::tasks::{Purpose, Task};
+
+/// A task and its tokenised rows.
+pub(super) struct TaskData {
+    pub(super) task: Task,
+    pub(super) training: Examples,
+    pub(super) validation: Examples,
+    /// Tokens of an answer at most.
+    pub(super) longest_target: usize,
+}
+
+impl TaskData {
+    /// Reads and tokenises the rows of `task` that `config` asks for.
+    pub(super) fn load<B: Backend>(
+        frozen: &Frozen<'_, B>,
+        config: &RunConfig,
+        task: Task,
+        monitor: &mut dyn Monitor,
+    ) -> Result<Self> {
+        let tokenizer = &frozen.tokenizer;
+        let encode = |text: &str| tokenizer.encode(text);
+        let longest_target = longest_target(frozen, config, &task)?;
+        let splits = Splits::open(&config.data_folder(&task.name), task.split, config.split_validation_test)?;
+        let all = splits.get(Split::Train)?;
+        let draw = |shots, class_balanced| {
+            FewShot { shots, class_balanced, seed: config.data_seed() }.draw(all, &task)
+        };
+        let training_rows = match (config.few_shot, config.training_rows) {
+            (Some(shots), _) => draw(shots, config.class_balanced)?,
+            (None, Some(most)) if all.row_count()? > most => draw(most, false)?,
+            _ => all.clone(),
+        };
+        let load = |part: &Part, purpose, most: Option<usize>| {
+            let mut settings = ExampleSettings::new(config.max_source_length, longest_target, purpose);
+            settings.max_rows = most;
+            Examples::load(part, &task, &encode, &settings)
+        };
+        let training = load(&training_rows, Purpose::Training, None)?;
+        let validation = load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
+        let of = if config.is_multi_task() { format!(" of {}", task.name) } else { String::new() };
+        monitor.note(&format!("training{of}: {}", training.counts()));
+        monitor.note(&format!("validation{of}: {}", validation.counts()));
+        Ok(Self { task, training, validation, longest_target })
+    }
+}
+
+/// Tokens of an answer of `task` at most.
+pub(super) fn longest_target<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    config: &RunConfig,
+    task: &Task,
+) -> Result<usize> {
+    match config.max_target_length {
+        Some(length) => Ok(length),
+        None => task.longest_target(|text: &str| frozen.tokenizer.encode(text)),
+    }
+}
+
+/// The examples of a split of a task's data, to be judged.
+pub(super) fn split_examples<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    config: &RunConfig,
+    task: &Task,
+    folder: &std::path::Path,
+    split: Split,
+    longest_target: usize,
+) -> Result<Examples> {
+    let splits = Splits::open(folder, task.split, config.split_validation_test)?;
+    let settings = ExampleSettings::new(config.max_source_length, longest_target, Purpose::Evaluation);
+    let tokenizer = &frozen.tokenizer;
+    let encode = |text: &str| tokenizer.encode(text);
+    Examples::load(splits.get(split)?, task, &encode, &settings)
+}

@@ -1,0 +1,214 @@
+//! Parquet files, as the hub ships them: the same rows as JSONL, shards in order, damage refused.
+#![cfg(feature = "parquet")]
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use promptmix::data::{Split, Splits, count_rows, open};
+use promptmix::tasks::{Purpose, SplitRule, Task};
+use random::Random;
+use serde_json::{Value, json};
+
+#[path = "common/random.rs"]
+#[allow(dead_code)] // whole numbers are enough here
+mod random;
+
+/// Rows `first..end` of a question-answering set, in row groups of four; the answers are a list in a structure.
+fn write(path: &Path, first: usize, end: usize, compression: Compression) {
+    let schema = "message schema {
+        OPTIONAL BYTE_ARRAY question (UTF8);
+        REQUIRED BYTE_ARRAY context (UTF8);
+        REQUIRED INT64 id;
+        OPTIONAL DOUBLE weight;
+        REQUIRED GROUP answers {
+            REQUIRED GROUP text (LIST) { REPEATED GROUP list { OPTIONAL BYTE_ARRAY element (UTF8); } }
+            REQUIRED GROUP answer_start (LIST) { REPEATED GROUP list { OPTIONAL INT32 element; } }
+        }
+    }";
+    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let file = File::create(path).expect("created");
+    let mut writer = SerializedFileWriter::new(file, schema, properties).expect("a writer");
+    let rows: Vec<usize> = (first..end).collect();
+    for rows in rows.chunks(4) {
+        let mut group = writer.next_row_group().expect("a group");
+        let text = |make: &dyn Fn(usize) -> String| -> Vec<ByteArray> {
+            rows.iter().map(|&row| ByteArray::from(make(row).as_str())).collect()
+        };
+        for column in 0..6 {
+            let mut next = group.next_column().expect("a column").expect("one more");
+            // Row n has n % 3 answers; every fourth question is null.
+            let (mut definition, mut repetition) = (vec![], vec![]);
+            for &row in rows {
+                let answers = row % 3;
+                definition.extend(if answers == 0 { vec![0] } else { vec![2; answers] });
+                repetition.extend((0..answers.max(1)).map(|answer| i16::from(answer > 0)));
+            }
+            let answers = || rows.iter().flat_map(|&row| (0..row % 3).map(move |answer| (row, answer)));
+            match column {
+                0 => {
+                    let some: Vec<ByteArray> = rows
+                        .iter()
+                        .filter(|&&row| row % 4 != 3)
+                        .map(|row| ByteArray::from(format!("what is {row}? ž").as_str()))
+                        .collect();
+                    let defined: Vec<i16> = rows.iter().map(|row| i16::from(row % 4 != 3)).collect();
+                    next.typed::<ByteArrayType>().write_batch(&some, Some(&defined), None).expect("written");
+                }
+                1 => {
+                    let texts = text(&|row| format!("it is {row}."));
+                    next.typed::<ByteArrayType>().write_batch(&texts, None, None).expect("written");
+                }
+                2 => {
+                    let ids: Vec<i64> = rows.iter().map(|&row| row as i64 - 5).collect();
+                    next.typed::<Int64Type>().write_batch(&ids, None, None).expect("written");
+                }
+                3 => {
+                    let weights: Vec<f64> = rows.iter().map(|&row| row as f64 / 4.0).collect();
+                    let defined = vec![1; rows.len()];
+                    next.typed::<DoubleType>().write_batch(&weights, Some(&defined), None).expect("written");
+                }
+                4 => {
+                    let texts: Vec<ByteArray> = answers()
+                        .map(|(row, answer)| ByteArray::from(format!("{row}-{answer}").as_str()))
+                        .collect();
+                    next.typed::<ByteArrayType>()
+                        .write_batch(&texts, Some(&definition), Some(&repetition))
+                        .expect("written");
+                }
+                _ => {
+                    let starts: Vec<i32> = answers().map(|(row, _)| row as i32).collect();
+                    next.typed::<Int32Type>()
+                        .write_batch(&starts, Some(&definition), Some(&repetition))
+                        .expect("written");
+                }
+            }
+            next.close().expect("closed");
+        }
+        group.close().expect("closed");
+    }
+    writer.close().expect("closed");
+}
+
+/// What row `row` of [`write`] is.
+fn expected(row: usize) -> Value {
+    let texts: Vec<String> = (0..row % 3).map(|answer| format!("{row}-{answer}")).collect();
+    let question = if row % 4 == 3 { Value::Null } else { json!(format!("what is {row}? ž")) };
+    json!({
+        "question": question, "context": format!("it is {row}."), "id": row as i64 - 5, "weight": row as f64 / 4.0,
+        "answers": { "text": texts, "answer_start": vec![row; row % 3] },
+    })
+}
+
+#[test]
+fn rows_come_as_they_were_written_with_their_numbers() {
+    let folder = tempfile::tempdir().expect("folder");
+    for (name, compression) in
+        [("plain.parquet", Compression::UNCOMPRESSED), ("snappy.PARQUET", Compression::SNAPPY)]
+    {
+        let path = folder.path().join(name);
+        write(&path, 0, 10, compression);
+        assert_eq!(count_rows(&path).expect("counted"), 10, "{name}");
+        let rows: Vec<_> = open(&path).expect("opened").collect::<Result<_, _>>().expect("rows");
+        assert_eq!(rows.len(), 10, "{name}");
+        for (index, row) in rows.iter().enumerate() {
+            assert_eq!(Value::Object(row.fields().clone()), expected(index), "{name}");
+            assert_eq!((row.line(), row.path()), (index as u64 + 1, path.as_path()));
+        }
+        // A task reads them as any others: the list of answers lies in a structure.
+        let examples =
+            Task::named("squad").expect("a task").examples(&rows[5], Purpose::Evaluation).expect("one");
+        assert_eq!(examples[0].target, "5 - 0");
+        let error =
+            Task::named("squad").expect("a task").examples(&rows[7], Purpose::Evaluation).expect_err("null");
+        assert!(error.to_string().contains("line 8") && error.to_string().contains("question"), "{error}");
+    }
+}
+
+#[test]
+fn shards_are_one_split_in_order_and_must_be_complete() {
+    let folder = tempfile::tempdir().expect("folder");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).expect("made");
+    let shard =
+        |stem: &str, number: usize, of: usize| data.join(format!("{stem}-{number:05}-of-{of:05}.parquet"));
+    write(&shard("train", 1, 3), 7, 9, Compression::SNAPPY);
+    write(&shard("train", 0, 3), 0, 7, Compression::SNAPPY);
+    let rule = SplitRule::HoldOutTraining { rows: 4 };
+    let error = Splits::open(folder.path(), rule, false).expect_err("a shard is missing").to_string();
+    assert!(error.contains("shards 0 to 2 of 3") && error.contains("fetch"), "{error}");
+    write(&shard("train", 2, 3), 9, 15, Compression::SNAPPY);
+    write(&shard("validation", 0, 1), 0, 5, Compression::SNAPPY);
+    let splits = Splits::open(folder.path(), rule, false).expect("splits");
+    let train = splits.get(Split::Train).expect("a split");
+    assert_eq!(train.row_count().expect("counted"), 15);
+    let rows: Vec<Value> = train
+        .rows()
+        .expect("opened")
+        .map(|row| Value::Object(row.expect("a row").fields().clone()))
+        .collect();
+    assert_eq!(rows, (0..15).map(expected).collect::<Vec<_>>());
+    // The split rule counts rows over all shards, and chosen rows are found in the shard that they lie in.
+    let splits = Splits::open(folder.path(), rule, true).expect("splits");
+    let ids = |split| -> Vec<i64> {
+        let rows = splits.get(split).expect("a split").rows().expect("opened");
+        rows.map(|row| row.expect("a row").fields()["id"].as_i64().expect("a number") + 5).collect()
+    };
+    let (train, validation) = (ids(Split::Train), ids(Split::Validation));
+    assert_eq!((train.len(), validation.len(), ids(Split::Test).len()), (11, 4, 5));
+    let mut all = [train, validation].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..15).collect::<Vec<i64>>());
+    std::fs::write(folder.path().join("train.jsonl"), "{}").expect("written");
+    Splits::open(folder.path(), rule, false).expect_err("which of the two?");
+}
+
+#[test]
+fn what_is_no_parquet_file_says_so() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("train.parquet");
+    for content in [&b""[..], b"PAR1", b"{\"sentence\": \"a\"}", b"PAR1\xff\xff\xff\x7fPAR1"] {
+        std::fs::write(&path, content).expect("written");
+        let error = open(&path).expect_err("no Parquet").to_string();
+        assert!(error.contains("train.parquet") && error.contains("Parquet"), "{error}");
+    }
+    write(&path, 0, 0, Compression::SNAPPY);
+    let rows: Vec<_> = open(&path).expect("opened").collect();
+    assert!(rows.len() == 1 && rows[0].is_err(), "a file without rows is an error");
+}
+
+#[test]
+fn a_thousand_damaged_files_are_rows_or_errors() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("good.parquet");
+    write(&path, 0, 9, Compression::SNAPPY);
+    let good = std::fs::read(&path).expect("read");
+    let (mut random, mut errors) = (Random::new(3), 0);
+    // The crate's own panics are caught where it is called; what reaches the test is none.
+    for _ in 0..1_000 {
+        let mut bytes = good.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bytes.len().max(1));
+            match random.below(8) {
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, random.below(256) as u8),
+                _ if bytes.is_empty() => {}
+                _ => bytes[at] = random.below(256) as u8,
+            }
+        }
+        std::fs::write(&path, &bytes).expect("written");
+        let rows = std::panic::catch_unwind(|| match open(&path) {
+            // A damaged count may promise more rows than anyone would wait for.
+            Ok(rows) => rows.take(10_000).any(|row| row.is_err()),
+            Err(_) => true,
+        });
+        errors += usize::from(rows.expect("no panic"));
+    }
+    assert!(errors > 300, "most damage is noticed: {errors}");
+}

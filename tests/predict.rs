@@ -1,0 +1,134 @@
+//! Answers of several runs: their rows share a batch, and each gets what its run says alone.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use promptmix::backend::cpu::Cpu;
+use promptmix::config::{Decoding, Method, RunConfig};
+use promptmix::model::Frozen;
+use promptmix::train::{Predictor, Request, RunFolder, Silent, Trainer};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+/// Four runs in folders of their own: two of prompt tuning that rank labels of different tasks, one that answers freely,
+/// and one of ATTEMPT.
+fn runs(frozen: &Frozen<'_, Cpu<f32>>, folder: &Path) -> Vec<PathBuf> {
+    let data = folder.join("data");
+    fs::create_dir(&data).expect("a folder");
+    for file in ["train", "validation"] {
+        let row = |i: usize| {
+            format!("{{\"sentence\": \"a {} film {i}\", \"label\": {}}}\n", ["bad", "good"][i % 2], i % 2)
+        };
+        let rows: String = (0..12).map(row).collect();
+        fs::write(data.join(format!("{file}.jsonl")), rows).expect("written");
+    }
+    let mut config = RunConfig::default();
+    config.model = model().display().to_string();
+    config.task = "sst2".into();
+    config.labels = Some("negative,positive".into());
+    config.data = data;
+    config.method = Method::PromptTuning;
+    config.prompt_length = 4;
+    config.batch_size = 4;
+    config.steps = Some(3);
+    config.decoding = Decoding::Labels;
+    let mut other = config.clone();
+    (other.seed, other.template) = (2, Some("film: {sentence}".into()));
+    (other.task, other.labels) = ("custom".into(), Some("awful,rather dull,really good".into()));
+    let mut free = config.clone();
+    (free.seed, free.decoding) = (3, Decoding::Greedy);
+    let mut attempt = config.clone();
+    (attempt.method, attempt.rank) = (Method::Attempt, 8);
+    attempt.sources = ["one", "two"].map(|name| folder.join(name).join("prompt.safetensors")).into();
+    [("one", config), ("two", other), ("three", free), ("four", attempt)]
+        .into_iter()
+        .map(|(name, config)| {
+            let path = folder.join(name);
+            let mut trainer = Trainer::new(frozen, &config, &mut Silent).expect("a run");
+            let mut run = RunFolder::create(&path, &config, &frozen.model_hash).expect("a folder");
+            trainer.run(Some(&mut run), &mut Silent).expect("three steps");
+            path
+        })
+        .collect()
+}
+
+#[test]
+fn rows_of_different_tasks_and_runs_answer_together_as_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let runs = runs(&frozen, folder.path());
+    let folders: Vec<&Path> = runs.iter().map(PathBuf::as_path).collect();
+    let predictor = Predictor::open(&frozen, &folders, None).expect("four runs");
+    assert_eq!(predictor.stacks(), 2, "the three of prompt tuning share a batch");
+    assert_eq!(predictor.prompts(3), ["one", "two", "target"]);
+
+    let texts = ["a good film", "a rather long and very bad film about nothing much", "fine", "dull"];
+    let requests: Vec<Request> =
+        (0..14).map(|i| Request::new([2, 0, 3, 1][i % 4], texts[(i / 2) % 4])).collect();
+    let together = predictor.predict(&requests).expect("answers");
+    assert_eq!(together.len(), requests.len());
+    for (request, prediction) in requests.iter().zip(&together) {
+        let alone = Predictor::open(&frozen, &[folders[request.run]], None).expect("a run");
+        let alone = &alone.predict(&[Request::new(0, request.text.clone())]).expect("an answer")[0];
+        assert_eq!(prediction.answer, alone.answer, "{request:?}");
+        assert_eq!(prediction.attention.len(), alone.attention.len());
+        for (a, b) in prediction.attention.iter().zip(&alone.attention) {
+            assert!((a - b).abs() <= 1e-6, "{request:?}: {a} and {b}");
+        }
+    }
+    let labels = ["awful", "rather dull", "really good"];
+    let of_run = |run| requests.iter().zip(&together).filter(move |(request, _)| request.run == run);
+    assert!(of_run(1).all(|(_, prediction)| labels.contains(&prediction.answer.as_str())));
+    let sums = of_run(3).map(|(_, prediction)| prediction.attention.iter().sum::<f64>());
+    assert!(sums.into_iter().all(|sum| (sum - 1.0).abs() < 1e-5));
+    assert!(predictor.predict(&[Request::new(4, "no such run")]).is_err());
+    assert_eq!(predictor.predict(&[]).expect("nothing to do"), []);
+}
+
+fn promptmix(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn lines_stream_through_in_order_and_none_waits_for_the_next() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let runs = runs(&frozen, folder.path());
+    let [one, two] = [0, 1].map(|run: usize| runs[run].display().to_string());
+    let renamed = format!("second={two}");
+    let arguments = ["predict", "--run", &one, "--run", &renamed, "--input", "-", "--decoding", "labels"];
+    let mut child = promptmix(&arguments).spawn().expect("the binary runs");
+    let mut input = child.stdin.take().expect("a pipe");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    for number in 0..5 {
+        let run = ["one", "second"][number % 2];
+        writeln!(input, "{{\"sentence\": \"film {number}\", \"run\": \"{run}\", \"id\": {number}}}")
+            .expect("a line");
+        // The answer comes while the input is still open.
+        let line = output.next().expect("an answer").expect("text");
+        let answer: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(answer["id"], number);
+        let expected: &[&str] =
+            if run == "one" { &["negative", "positive"] } else { &["awful", "rather dull", "really good"] };
+        assert!(expected.contains(&answer["prediction"].as_str().expect("text")), "{line}");
+    }
+    writeln!(input, "{{\"sentence\": \"film\", \"run\": \"third\"}}").expect("a line");
+    drop(input);
+    let end = child.wait_with_output().expect("an end");
+    let message = String::from_utf8_lossy(&end.stderr).into_owned();
+    assert_eq!(end.status.code(), Some(1));
+    assert!(message.contains("line 6") && message.contains("one of one, second"), "{message}");
+
+    let twice =
+        promptmix(&["predict", "--run", &one, "--run", &one, "--input", "-"]).output().expect("an end");
+    assert!(String::from_utf8_lossy(&twice.stderr).contains("NAME=FOLDER"));
+}

@@ -1,0 +1,472 @@
+//! Runs survive: settings as files, kills at any moment, disks that fill up, files that are damaged.
+#![cfg(all(feature = "cli", unix))]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+use promptmix::config::RunConfig;
+use promptmix::train::RunFolder;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    command.args(arguments);
+    command
+}
+
+fn promptmix(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the binary runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn success(arguments: &[&str]) {
+    let output = promptmix(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+}
+
+/// What a command that must fail says, without a panic.
+fn error(arguments: &[&str]) -> String {
+    let output = promptmix(arguments);
+    let error = said(&output);
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+    error
+}
+
+/// Data, and a settings file for a short run on it.
+struct Setting {
+    folder: tempfile::TempDir,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let rows = |count: usize| -> String {
+            let row = |i: usize| {
+                let (word, label) = [("bad", 0), ("good", 1)][i % 2];
+                format!("{{\"sentence\": \"a {word} film {i}\", \"label\": {label}}}\n")
+            };
+            (0..count).map(row).collect()
+        };
+        fs::write(folder.path().join("train.jsonl"), rows(24)).expect("written");
+        fs::write(folder.path().join("validation.jsonl"), rows(8)).expect("written");
+        let setting = Self { folder };
+        setting.write("run.toml", "");
+        setting
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Settings, with `more` lines behind them.
+    fn write(&self, name: &str, more: &str) {
+        let text = format!(
+            "model = {:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\ndata = {:?}\nmethod = \"prompt-tuning\"\n\
+             prompt-length = 2\nbatch-size = 4\nsteps = 20\nvalidate-every = 5\nsave-every = 2\ndecoding = \"labels\"\n\
+             dropout = 0.1\n{more}",
+            model(),
+            self.path("")
+        );
+        fs::write(self.folder.path().join(name), text).expect("written");
+    }
+
+    fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let mut words = vec!["train".into(), "--config".into(), self.path("run.toml")];
+        words.extend(["--out".into(), self.path(out)]);
+        words.extend(more.iter().map(|&word| word.to_owned()));
+        words
+    }
+
+    fn resume(&self, out: &str) -> Vec<String> {
+        ["train".into(), "--resume".into(), "--out".into(), self.path(out)].into()
+    }
+
+    fn config(&self, out: &str) -> RunConfig {
+        RunFolder::saved(&self.folder.path().join(out)).expect("a run").config
+    }
+}
+
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
+/// The files of a folder, by name.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let files = entries.filter(|path| path.is_file());
+    files
+        .map(|path| {
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            (name, fs::read(&path).expect("a file"))
+        })
+        .collect()
+}
+
+/// What a run came to: its states' bytes, and its log without the times.
+fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) {
+    let mut files = files(folder);
+    let log = String::from_utf8(files.remove("log.jsonl").expect("a log")).expect("text");
+    files.retain(|name, _| name.ends_with(".safetensors") || name == "examples.jsonl");
+    assert_eq!(files.len(), 4, "{:?}", files.keys());
+    let lines = log.lines().map(|line| {
+        let mut line: serde_json::Value = serde_json::from_str(line).expect("whole lines");
+        if let Some(fields) = line.as_object_mut() {
+            fields.remove("milliseconds");
+            fields.remove("tokens_per_second");
+        }
+        line
+    });
+    (files, lines.collect())
+}
+
+/// Kills a run with SIGKILL at `kills` random moments, each time goes on until it is done, and compares.
+fn resumes_bit_for_bit(kills: usize) {
+    let setting = Setting::new();
+    let started = Instant::now();
+    success(&words(&setting.train("unbroken", &[])));
+    let duration = started.elapsed();
+    let expected = result(Path::new(&setting.path("unbroken")));
+    assert_eq!(expected.1.len(), 20 + 4, "a line a step and a line a validation");
+
+    let seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_nanos();
+    let mut random = ChaCha8Rng::seed_from_u64(seed as u64);
+    let mut killed_at = Vec::new();
+    for kill in 0..kills {
+        let out = format!("killed{kill}");
+        let folder = PathBuf::from(setting.path(&out));
+        let mut child = command(&words(&setting.train(&out, &[])))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        std::thread::sleep(duration.mul_f64(f64::from(random.next_u32()) / 2_f64.powi(32)));
+        child.kill().expect("a signal");
+        child.wait().expect("an end");
+        let log = fs::read_to_string(folder.join("log.jsonl")).unwrap_or_default();
+        killed_at.push(log.lines().count());
+        // Before run.json is written there is no run to go on with, and the folder is free.
+        let again =
+            if folder.join("run.json").exists() { setting.resume(&out) } else { setting.train(&out, &[]) };
+        success(&words(&again));
+        assert!(result(&folder) == expected, "kill {kill} behind log line {} (seed {seed})", killed_at[kill]);
+        let left = files(&folder).into_keys().find(|name| name.starts_with(".promptmix"));
+        assert_eq!(left, None, "temporary files are removed");
+    }
+    println!("{kills} kills behind log lines {killed_at:?}: {kills} equal results");
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    resumes_bit_for_bit(3);
+}
+
+#[test]
+#[ignore = "half a minute; run by hand"]
+fn twenty_kills_are_twenty_bit_equal_resumes() {
+    resumes_bit_for_bit(20);
+}
+
+#[test]
+fn a_settings_file_equals_the_flags_and_flags_win() {
+    let setting = Setting::new();
+    let model = model().display().to_string();
+    let data = setting.path("");
+    let by_flags = setting.path("flags");
+    let shared = ["--labels", "negative,positive", "--method", "prompt-tuning", "--prompt-length", "2"];
+    let mut flags = vec!["train", "--model", &model, "--task", "sst2", "--data", &data, "--out", &by_flags];
+    flags.extend(shared);
+    flags.extend(["--batch-size", "4", "--steps", "1", "--validate-every", "5", "--save-every", "2"]);
+    flags.extend(["--decoding", "labels", "--dropout", "0.1", "--lowercase"]);
+    success(&flags);
+    setting.write("run.toml", "lowercase = true\n");
+    success(&words(&setting.train("file", &["--steps", "1"])));
+    assert_eq!(setting.config("flags"), setting.config("file"));
+    let bytes = |out: &str| fs::read(setting.path(&format!("{out}/last.safetensors"))).expect("a state");
+    assert_eq!(bytes("flags"), bytes("file"));
+
+    // What is written into the run is a settings file again, and says the same.
+    let resolved = PathBuf::from(setting.path("file/config.toml"));
+    assert_eq!(RunConfig::from_toml(&resolved).expect("settings"), setting.config("file"));
+
+    // A flag turns a switch of the file off, and --epochs puts the file's steps out of force.
+    let more = ["--lowercase=false", "--epochs", "1", "--seed", "7"];
+    success(&words(&setting.train("won", &more)));
+    let won = setting.config("won");
+    assert_eq!((won.lowercase, won.epochs, won.steps, won.seed), (false, Some(1), None, 7));
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_its_line_and_the_nearest_right_one() {
+    let setting = Setting::new();
+    for (more, line, found, nearest) in [
+        ("learning-rat = 0.1\n", 13, "`learning-rat`", "`learning-rate`"),
+        ("learning_rate = 0.1\n", 13, "`learning_rate`", "`learning-rate`"),
+        ("patience = 3\nwarmpu = 3\n", 14, "`warmpu`", "`warmup`"),
+        ("[optimiser]\nrate = 3\n", 13, "`optimiser`", "--help"),
+        ("learning-rate = \"high\"\n", 13, "high", ""),
+        ("seed = -1\n", 13, "-1", ""),
+        ("seed = \n", 13, "", ""),
+    ] {
+        setting.write("run.toml", more);
+        let message = error(&words(&setting.train("out", &[])));
+        let place = format!("run.toml, line {line}:");
+        assert!(
+            message.contains(&place) && message.contains(found) && message.contains(nearest),
+            "{more:?}: {message}"
+        );
+    }
+    assert!(!Path::new(&setting.path("out")).exists(), "no run folder for a run that never began");
+    setting.write("run.toml", "");
+    let config = setting.path("nowhere.toml");
+    assert!(error(&["train", "--config", &config, "--out", &setting.path("out")]).contains("nowhere.toml"));
+    fs::write(setting.path("empty.toml"), "task = \"sst2\"\n").expect("written");
+    let message = error(&["train", "--config", &setting.path("empty.toml"), "--out", &setting.path("out")]);
+    assert!(message.contains("--model"), "{message}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_nothing_else_is_touched() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "3"])));
+    let folder = PathBuf::from(setting.path("run"));
+    let last = folder.join("last.safetensors");
+    let whole = fs::read(&last).expect("a checkpoint");
+    let middle = whole.len() * 2 / 3;
+    let mut flipped = whole.clone();
+    flipped[middle] ^= 1;
+    for (damage, bytes) in
+        [("one bit flipped", flipped), ("cut short", whole[..middle].to_vec()), ("emptied", Vec::new())]
+    {
+        fs::write(&last, bytes).expect("damaged");
+        let before = files(&folder);
+        let message = error(&words(&setting.resume("run")));
+        assert!(message.contains("last.safetensors"), "{damage}: {message}");
+        assert!(files(&folder) == before, "{damage}: the run folder changed");
+    }
+    fs::remove_file(&last).expect("removed");
+    let before = files(&folder);
+    let message = error(&words(&setting.resume("run")));
+    assert!(message.contains("last.safetensors") && message.contains("--resume"), "{message}");
+    assert!(files(&folder) == before, "the run folder changed");
+
+    let best = folder.join("best.safetensors");
+    let mut bytes = fs::read(&best).expect("the best state");
+    let middle = bytes.len() * 2 / 3;
+    bytes[middle] ^= 0x10;
+    fs::write(&best, bytes).expect("damaged");
+    let input = setting.path("validation.jsonl");
+    let message = error(&["predict", "--run", &setting.path("run"), "--input", &input]);
+    assert!(message.contains("best.safetensors") && message.contains("damaged"), "{message}");
+}
+
+#[test]
+fn a_run_folder_of_another_version_is_named_with_its_version_and_left_alone() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "1"])));
+    let folder = PathBuf::from(setting.path("run"));
+    let json = fs::read_to_string(folder.join("run.json")).expect("settings");
+    for (format, expected) in
+        [("\"format\": 1", "format 1"), ("\"format\": 99", "format 99"), ("\"x\": 0", "none")]
+    {
+        fs::write(folder.join("run.json"), json.replace("\"format\": 2", format)).expect("written");
+        let before = files(&folder);
+        let message = error(&words(&setting.resume("run")));
+        assert!(message.contains(expected) && message.contains("run.json"), "{message}");
+        assert!(files(&folder) == before, "the run folder changed");
+    }
+    let nowhere = setting.path("nowhere");
+    assert!(error(&["train", "--resume", "--out", &nowhere]).contains("run.json"));
+    assert!(!Path::new(&nowhere).exists());
+}
+
+/// A limit on file sizes stands in for a full disk: the log cannot grow in the middle of the run.
+#[test]
+fn a_run_whose_disk_fills_up_goes_on_when_there_is_room_again() {
+    let setting = Setting::new();
+    success(&words(&setting.train("unbroken", &["--prompt-length", "1"])));
+    let quoted: Vec<String> = setting.train("run", &["--prompt-length", "1"]);
+    let quoted: Vec<String> = quoted.iter().map(|word| format!("'{word}'")).collect();
+    let script =
+        format!("trap '' XFSZ; ulimit -f 5; exec '{}' {}", env!("CARGO_BIN_EXE_promptmix"), quoted.join(" "));
+    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    let message = said(&output);
+    assert!(!output.status.success() && message.contains("could not"), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    let folder = PathBuf::from(setting.path("run"));
+    let steps = fs::read_to_string(folder.join("log.jsonl")).expect("a log").lines().count();
+    assert!((3..24).contains(&steps), "the disk filled up in the middle of the run, behind {steps} lines");
+    success(&words(&setting.resume("run")));
+    assert!(result(&folder) == result(Path::new(&setting.path("unbroken"))));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let setting = Setting::new();
+    // The system's own folder of processes takes no files, whoever asks.
+    let mut elsewhere = setting.train("run", &[]);
+    let out = elsewhere.iter().position(|word| word == "--out").expect("a flag") + 1;
+    elsewhere[out] = "/proc/run".into();
+    let message = error(&words(&elsewhere));
+    assert!(message.contains("could not create /proc/run"), "{message}");
+
+    success(&words(&setting.train("run", &["--steps", "3"])));
+    let folder = PathBuf::from(setting.path("run"));
+    let before = files(&folder);
+    set_mode(&folder, 0o555);
+    // To root every folder is writable; another user is asked then.
+    let mut resume = command_of_nobody(&folder).unwrap_or_else(|| command(&[]));
+    let output = resume.args(setting.resume("run")).output().expect("the binary runs");
+    set_mode(&folder, 0o755);
+    let message = said(&output);
+    assert!(!output.status.success() && message.contains("could not"), "{message}");
+    assert!(message.contains("Permission denied") && !message.contains("panicked"), "{message}");
+    assert!(files(&folder) == before, "the run folder changed");
+}
+
+/// The binary as a user without rights, if this one may write into the read-only `folder`.
+fn command_of_nobody(folder: &Path) -> Option<Command> {
+    fs::write(folder.join("probe"), "").ok()?;
+    fs::remove_file(folder.join("probe")).expect("removed");
+    set_mode(folder.parent().expect("the setting's folder"), 0o755);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_promptmix")]);
+    Some(command)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Event {
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(string, tag = "3")]
+    file_version: String,
+    #[prost(message, optional, tag = "5")]
+    summary: Option<Summary>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(float, tag = "2")]
+    simple_value: f32,
+}
+
+#[test]
+fn tensorboard_event_files_hold_the_log() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "6"])));
+    let files = files(Path::new(&setting.path("run")));
+    let (_, bytes) = files.iter().find(|(name, _)| name.starts_with("events.out.tfevents.")).expect("events");
+    // TFRecord: length, masked CRC-32C of it, the message, masked CRC-32C of it.
+    let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8);
+    assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283, "the checksum's known answer");
+    let mut events: Vec<Event> = Vec::new();
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        let (length, behind) = rest.split_at(8);
+        let (sum, behind) = behind.split_at(4);
+        assert_eq!(sum, masked(length).to_le_bytes());
+        let (message, behind) = behind.split_at(u64::from_le_bytes(length.try_into().expect("8")) as usize);
+        let (sum, behind) = behind.split_at(4);
+        assert_eq!(sum, masked(message).to_le_bytes());
+        events.push(prost::Message::decode(message).expect("an event"));
+        rest = behind;
+    }
+    assert_eq!(events[0].file_version, "brain.Event:2");
+    let losses: Vec<(i64, f32)> = events
+        .iter()
+        .flat_map(|event| event.summary.iter().map(move |summary| (event.step, summary)))
+        .flat_map(|(step, summary)| summary.value.iter().map(move |value| (step, value)))
+        .filter(|(_, value)| value.tag == "train/loss")
+        .map(|(step, value)| (step, value.simple_value))
+        .collect();
+    let log = String::from_utf8(files["log.jsonl"].clone()).expect("text");
+    let logged: Vec<(i64, f32)> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .filter_map(|line| Some((line["step"].as_i64()?, line["loss"].as_f64()? as f32)))
+        .collect();
+    assert_eq!((losses.len(), &losses), (6, &logged));
+    let tags: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event.summary.as_ref())
+        .flat_map(|summary| summary.value.iter().map(|value| value.tag.as_str()))
+        .collect();
+    assert!(tags.contains(&"validation/accuracy"), "{tags:?}");
+}
+
+/// A killed sweep goes on, by the same command, to the bytes of an unbroken one.
+#[test]
+fn a_killed_sweep_goes_on_bit_for_bit() {
+    let setting = Setting::new();
+    setting.write("sweep.toml", "[sweep]\nseed = [1, 2]\nlearning-rate = [0.1, 0.3]\n");
+    let file = setting.path("sweep.toml");
+    let sweep = |out: &str| -> Vec<String> {
+        ["sweep".into(), file.clone(), "--out".into(), setting.path(out)].into()
+    };
+    let started = Instant::now();
+    success(&words(&sweep("unbroken")));
+    let duration = started.elapsed();
+    let mut child = command(&words(&sweep("killed")))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    std::thread::sleep(duration.mul_f64(0.6));
+    child.kill().expect("a signal");
+    child.wait().expect("an end");
+    success(&words(&sweep("killed")));
+    let runs: Vec<String> = ["0.1", "0.3"]
+        .iter()
+        .flat_map(|rate| [1, 2].map(|seed| format!("learning-rate-{rate}-seed-{seed}")))
+        .collect();
+    for run in &runs {
+        let [killed, unbroken] = ["killed", "unbroken"].map(|sweep| setting.path(&format!("{sweep}/{run}")));
+        assert!(result(Path::new(&killed)) == result(Path::new(&unbroken)), "{run}");
+    }
+    let table = fs::read_to_string(setting.path("killed/results.tsv")).expect("a table");
+    assert_eq!(table, fs::read_to_string(setting.path("unbroken/results.tsv")).expect("a table"));
+    assert_eq!(table.lines().count(), 1 + 4);
+
+    // Another sweep does not take the folder over.
+    setting.write("sweep.toml", "patience = 5\n[sweep]\nseed = [1, 2]\nlearning-rate = [0.1, 0.3]\n");
+    let message = error(&words(&sweep("killed")));
+    assert!(message.contains("other settings"), "{message}");
+}
+
+/// A run's end is an end: going on with it changes nothing.
+#[test]
+fn a_run_that_patience_ended_stays_ended() {
+    let setting = Setting::new();
+    let flags = ["--learning-rate", "0", "--validate-every", "1", "--patience", "2", "--steps", "9"];
+    success(&words(&setting.train("run", &flags)));
+    let folder = PathBuf::from(setting.path("run"));
+    let ended = result(&folder);
+    assert_eq!(ended.1.len(), 2 * 3, "three steps, each with its validation");
+    success(&words(&setting.resume("run")));
+    assert!(result(&folder) == ended, "no step was taken");
+}

@@ -1,0 +1,254 @@
+//! Several runs in one batch: each gets the numbers that it gets alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use promptmix::Error;
+use promptmix::backend::cpu::Cpu;
+use promptmix::config::{Decoding, Method, RunConfig, read_sweep};
+use promptmix::model::Frozen;
+use promptmix::train::{Member, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+/// Two tasks of one word each, as data folders.
+fn data(folder: &Path) -> [PathBuf; 2] {
+    let words = [["bad", "good"], ["cold", "warm"]];
+    ["film", "day"].map(|task| {
+        let pair = words[usize::from(task == "day")];
+        let path = folder.join(task);
+        fs::create_dir(&path).expect("a folder");
+        for (file, rows) in [("train", 16), ("validation", 4)] {
+            let row = |i: usize| {
+                format!("{{\"sentence\": \"a {} {task} number {i}\", \"label\": {}}}\n", pair[i % 2], i % 2)
+            };
+            let rows: String = (0..rows).map(row).collect();
+            fs::write(path.join(format!("{file}.jsonl")), rows).expect("written");
+        }
+        path
+    })
+}
+
+fn config(data: &Path) -> RunConfig {
+    let mut config = RunConfig::default();
+    config.model = model().display().to_string();
+    config.task = "sst2".into();
+    config.labels = Some("negative,positive".into());
+    config.data = data.to_owned();
+    config.method = Method::PromptTuning;
+    config.prompt_length = 4;
+    config.batch_size = 4;
+    config.rank = 8;
+    config.steps = Some(100);
+    config.validate_every = Some(100);
+    config.decoding = Decoding::Labels;
+    config.dropout = Some(0.1);
+    config
+}
+
+fn sources(frozen: &Frozen<'_, Cpu<f32>>, data: &Path, folder: &Path) -> Vec<PathBuf> {
+    let source = |seed: u64| {
+        let mut config = config(data);
+        (config.seed, config.steps) = (seed, Some(2));
+        let mut trainer = Trainer::new(frozen, &config, &mut Silent).expect("a run");
+        trainer.run(None, &mut Silent).expect("two steps");
+        let path = folder.join(format!("source{seed}.safetensors"));
+        let prompt = trainer.best_prompt().expect("a prompt").expect("a target");
+        prompt.save(&path).expect("saved");
+        path
+    };
+    [1, 2].map(source).into()
+}
+
+/// Counts what it hears.
+#[derive(Default)]
+struct Heard {
+    steps: Vec<(usize, StepRecord)>,
+    validations: usize,
+}
+
+impl SweepMonitor for Heard {
+    fn step(&mut self, run: usize, record: &StepRecord) {
+        self.steps.push((run, record.clone()));
+    }
+    fn validated(&mut self, _: usize, _: &ValidationRecord) {
+        self.validations += 1;
+    }
+}
+
+fn members<'a>(frozen: &'a Frozen<'a, Cpu<f32>>, configs: &[RunConfig]) -> Vec<Member<'a, Cpu<f32>>> {
+    let member = |(index, config): (usize, &RunConfig)| Member {
+        name: format!("run{index}"),
+        trainer: Trainer::new(frozen, config, &mut Silent).expect("a run"),
+        folder: None,
+    };
+    configs.iter().enumerate().map(member).collect()
+}
+
+/// Eight few-shot runs, 2 tasks x 2 seeds x 2 rates, of ATTEMPT with a learnt scorer, clip and dropout.
+fn eight(frozen: &Frozen<'_, Cpu<f32>>, folder: &Path) -> Vec<RunConfig> {
+    let data = data(folder);
+    let sources = sources(frozen, &data[0], folder);
+    let mut configs = Vec::new();
+    for task in &data {
+        for seed in [1, 2] {
+            for rate in [0.1, 0.3] {
+                let mut config = config(task);
+                (config.method, config.sources) = (Method::Attempt, sources.clone());
+                (config.seed, config.learning_rate) = (seed, rate);
+                configs.push(config);
+            }
+        }
+    }
+    configs
+}
+
+#[test]
+fn eight_runs_in_one_batch_equal_eight_alone_after_a_hundred_steps() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let configs = eight(&frozen, folder.path());
+
+    let started = Instant::now();
+    let mut heard = Heard::default();
+    let mut together = members(&frozen, &configs);
+    let outcomes = run_together(&frozen, &mut together, 8, &mut heard).expect("a device");
+    let seconds_together = started.elapsed().as_secs_f64();
+    assert_eq!((heard.steps.len(), heard.validations), (800, 8));
+
+    let started = Instant::now();
+    let (mut equal_bits, mut numbers, mut worst) = (0, 0, 0.0_f64);
+    for (index, config) in configs.iter().enumerate() {
+        let mut alone = Trainer::new(&frozen, config, &mut Silent).expect("a run");
+        let mut losses = Vec::new();
+        while alone.steps_left() > 0 {
+            losses.push(alone.step().expect("a finite step"));
+        }
+        let own: Vec<&StepRecord> =
+            heard.steps.iter().filter(|(run, _)| *run == index).map(|(_, record)| record).collect();
+        assert_eq!(own.len(), losses.len());
+        for (alone, together) in losses.iter().zip(&own) {
+            assert_eq!(alone.learning_rate, together.learning_rate);
+            let bound = 1e-5 * alone.loss.abs().max(1e-2);
+            assert!(
+                (alone.loss - together.loss).abs() <= bound,
+                "run {index}: {} alone, {} together at step {}",
+                alone.loss,
+                together.loss,
+                alone.step
+            );
+        }
+        let (expected, actual) = (alone.parameters(), together[index].trainer.parameters());
+        let largest = expected.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        for (a, b) in expected.iter().zip(&actual) {
+            numbers += 1;
+            equal_bits += usize::from(a.to_bits() == b.to_bits());
+            worst = worst.max((a - b).abs() / largest);
+        }
+        assert_eq!(outcomes[index].as_ref().expect("an outcome").steps, 100);
+    }
+    println!(
+        "{equal_bits} of {numbers} numbers equal bit for bit; largest difference {worst:.1e} of a run's largest number; \
+         {seconds_together:.2} s together (validation included), {:.2} s alone",
+        started.elapsed().as_secs_f64()
+    );
+    // A hundred updates of f32 roundings, each at most 6e-8 of a number.
+    assert!(worst <= 1e-5, "{worst:.1e}");
+}
+
+#[test]
+fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let data = data(folder.path());
+    let with = |seed: u64, steps: u64| {
+        let mut config = config(&data[0]);
+        (config.seed, config.steps, config.validate_every) = (seed, Some(steps), Some(4));
+        config
+    };
+    let mut patient = with(1, 12);
+    (patient.learning_rate, patient.validate_every, patient.patience) = (0.0, Some(1), Some(2));
+    let mut exploding = with(2, 12);
+    (exploding.learning_rate, exploding.weight_decay) = (1e6, Some(1.0));
+    exploding.warmup = Some(0);
+    let configs = [patient, with(3, 5), exploding, with(4, 12)];
+    let mut stack = members(&frozen, &configs);
+    let outcomes = run_together(&frozen, &mut stack, 8, &mut Heard::default()).expect("a device");
+    let ended = outcomes[0].as_ref().expect("patience is no failure");
+    assert_eq!((ended.steps, ended.stopped_early), (3, true));
+    assert!(
+        matches!(&outcomes[2], Err(Error::NonFinite { tensor, .. }) if tensor.contains("run2")),
+        "{:?}",
+        outcomes[2]
+    );
+    for index in [1, 3] {
+        let mut alone = Trainer::new(&frozen, &configs[index], &mut Silent).expect("a run");
+        let outcome = alone.run(None, &mut Silent).expect("a run alone");
+        assert_eq!(outcomes[index].as_ref().expect("an outcome"), &outcome);
+        let differences = alone.parameters().into_iter().zip(stack[index].trainer.parameters());
+        let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= 1e-4, "run {index} differs by {worst:.1e}");
+    }
+}
+
+#[test]
+fn runs_that_cannot_share_a_batch_still_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let data = data(folder.path());
+    let mut configs = vec![config(&data[0]); 4];
+    for (index, config) in configs.iter_mut().enumerate() {
+        (config.seed, config.steps, config.validate_every) = (index as u64, Some(2), None);
+        // A batch has prompts of one length.
+        config.prompt_length = if index % 2 == 0 { 4 } else { 6 };
+    }
+    let mut heard = Heard::default();
+    let outcomes = run_together(&frozen, &mut members(&frozen, &configs), 8, &mut heard).expect("a device");
+    assert!(outcomes.iter().all(|outcome| outcome.as_ref().is_ok_and(|outcome| outcome.steps == 2)));
+    let order: Vec<usize> = heard.steps.iter().map(|(run, _)| *run).collect();
+    assert_eq!(order, [0, 2, 0, 2, 1, 3, 1, 3], "those of one length go together");
+}
+
+#[test]
+fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("sweep.toml");
+    let read = |text: &str| {
+        fs::write(&path, text).expect("written");
+        read_sweep(&path)
+    };
+    let runs = read(
+        "model = \"m\"\nsteps = 5\n[sweep]\nlearning-rate = [0.1, 0.3]\nseed = [1, 2]\n\
+         task = [{ task = \"rte\", data = \"data/rte\" }, { task = \"cb\", data = \"data/cb\", steps = 7 }]\n",
+    )
+    .expect("runs");
+    let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.len(), 8);
+    assert_eq!(names[0], "learning-rate-0.1-seed-1-rte");
+    let (_, last) = &runs[7];
+    assert_eq!((last.learning_rate, last.seed, last.task.as_str(), last.steps), (0.3, 2, "cb", Some(7)));
+    assert_eq!((last.data.as_path(), runs[0].1.steps), (Path::new("data/cb"), Some(5)));
+
+    for (text, said) in [
+        ("steps = 5\n", "`sweep`"),
+        ("[sweep]\nseed = 3\n", "sweep.seed"),
+        ("[sweep]\nseed = []\n", "sweep.seed"),
+        ("[sweep]\nsede = [1, 2]\n", "`seed`"),
+        (
+            "stesp = 3\n[sweep]\nseed = [1]\n",
+            "line 1: expected a setting, found `stesp` (did you mean `steps`?)",
+        ),
+        ("[sweep]\nseed = [1, 1]\n", "`seed-1` twice"),
+        ("[sweep]\nseed = [\"one\"]\n", "one"),
+        ("[sweep\n", "line 1"),
+    ] {
+        let message = read(text).expect_err("a bad file").to_string();
+        assert!(message.contains(said) && message.contains("sweep.toml"), "{text:?}: {message}");
+    }
+}

@@ -1,0 +1,150 @@
+//! What the kernels move, as the virtual GPU counts it: no bank conflicts where the work is, whole sectors, and few bytes
+//! beyond those that must be moved. A program of its own, because counters are those of a process.
+
+use promptmix::backend::{
+    Activation, Backend, Batch, Example, FeedForward, Format, Heads, Mixing, Readers, Scope, Scorer, Side,
+    StateLayout,
+};
+use promptmix::cuda::{Cuda, FATBINS, Precision};
+use vgpu::counters::Counters;
+
+const WIDTH: usize = 512;
+const INNER: usize = 2_048;
+const HEADS: Heads = Heads { count: 8, width: 64 };
+const VOCABULARY: usize = 4_000;
+
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 2_654_435_761) % 1_009) as f32 / 504.5 - 1.0).collect()
+}
+
+/// Examples of t5-small's widths whose 2,048 encoder rows fill large tiles; every token is another one.
+fn batch() -> Batch {
+    let example = |index: usize| Example {
+        source: (0..492).map(|i| (500 * index + i) as u32).collect(),
+        target: (0..2).map(|i| (3_000 + 2 * index + i) as u32).collect(),
+        index: index as u32,
+        ..Example::default()
+    };
+    Batch::pack(&(0..4).map(example).collect::<Vec<_>>(), 20, 0, VOCABULARY).expect("a batch")
+}
+
+/// Every op of an encoder layer and the mixture, once.
+fn work(cuda: &Cuda) {
+    let batch = batch();
+    let (side, rows) = (Side::Encoder, batch.rows(Side::Encoder));
+    let weight = |out: usize, input: usize| cuda.weight(numbers(out * input), out, input, Readers::Many);
+    let place = |width: usize, format: Format| cuda.activation_of(&numbers(rows * width), width, format);
+    let table = cuda.weight(numbers(VOCABULARY * WIDTH), VOCABULARY, WIDTH, Readers::Lookup);
+    let mut x = cuda.rows(rows, WIDTH, Format::Residual);
+    let mut r = cuda.rows(rows, WIDTH, Format::Norm);
+
+    let mixing = Mixing {
+        scorer: Some(Scorer::Bottleneck),
+        temperature: 1_000.0,
+        without_target: false,
+        layer_norm_epsilon: 1e-5,
+    };
+    let layout = StateLayout::new(&mixing, 1, 20, WIDTH, 100, false);
+    let values: Vec<f64> = numbers(layout.len()).into_iter().map(f64::from).collect();
+    let mut state = cuda.state(&layout, &values, 1);
+    let sources = cuda.sources(&numbers(6 * 20 * WIDTH), 6, 20, WIDTH);
+    let mixed = cuda.mix(&mixing, &table, Some(&sources), &state, &batch, &mut x);
+    cuda.embed(&table, side, &batch, None, 1e-6, &mut x, &mut r);
+
+    let w_qkv = weight(3 * WIDTH, WIDTH);
+    let mut qkv = cuda.rows(rows, 3 * WIDTH, Format::Operand);
+    cuda.project(&batch, side, &x, &r, &w_qkv, &mut qkv);
+    let bias = cuda.position_bias(vec![numbers(2 * 127 + 1); HEADS.count], 127);
+    let mut o = cuda.rows(rows, WIDTH, Format::Operand);
+    let mut log_sum_exp = cuda.rows(rows, HEADS.count, Format::Float);
+    cuda.self_attention(&batch, side, HEADS, &bias, None, &qkv, &mut o, &mut log_sum_exp);
+    let mut d_qkv = cuda.rows(rows, 3 * WIDTH, Format::ProjectionGradient);
+    let d_o = place(WIDTH, Format::Operand);
+    let (kept, all) = (&log_sum_exp, Scope::All);
+    cuda.self_attention_backward(&batch, side, all, HEADS, &bias, None, &qkv, &o, kept, &d_o, &mut d_qkv);
+    let mut d_x = place(WIDTH, Format::Residual);
+    cuda.project_backward(&batch, side, all, &d_qkv, &w_qkv, &x, &r, &mut d_x);
+
+    for activation in [Activation::Relu, Activation::GatedGelu] {
+        let w_in = weight(activation.projections() * INNER, WIDTH);
+        let w_out = weight(WIDTH, INNER);
+        let (inner_mask, output_mask, epsilon) = (None, None, 1e-6);
+        let feed_forward =
+            FeedForward { w_in: &w_in, w_out: &w_out, activation, inner_mask, output_mask, epsilon };
+        let mut x_next = cuda.rows(rows, WIDTH, Format::Residual);
+        let mut r_next = cuda.rows(rows, WIDTH, Format::Norm);
+        let kept = cuda.feed_forward(&batch, side, &feed_forward, &x, &r, &mut x_next, &mut r_next, true);
+        let kept = kept.expect("kept");
+        cuda.feed_forward_backward(&batch, side, &feed_forward, &kept, &x, &r, &x_next, &mut d_x);
+    }
+    let mut h = cuda.rows(rows, WIDTH, Format::Operand);
+    cuda.final_norm(&batch, side, &x, &r, None, 1.0, None, &mut h);
+    let d_h = place(WIDTH, Format::Float);
+    cuda.final_norm_backward(&batch, side, &x, &r, None, 1.0, None, &d_h, &mut d_x);
+    cuda.mix_backward(&mixing, Some(&sources), &batch, &mixed, &d_x, &mut state);
+    cuda.health().expect("a healthy device");
+}
+
+#[test]
+fn what_the_kernels_move() {
+    if FATBINS.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
+        eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
+        return;
+    }
+    let gpu = vgpu::load().expect("a GPU");
+    if !gpu.is_virtual() {
+        eprintln!("skipped: a real GPU counts nothing; set PROMPTMIX_TEST_DEVICE=vgpu");
+        return;
+    }
+    let cuda = Cuda::poisoning(0, Precision::Bf16).expect("a device");
+    gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
+    work(&cuda);
+    let counters = gpu.summary().expect("counters").counters;
+    let moved = |c: &Counters| c.loads.moved_bytes() + c.stores.moved_bytes();
+    let floor = |c: &Counters| c.loads.unique_bytes + c.stores.unique_bytes;
+    for c in &counters {
+        let of_floor = moved(c) as f64 / floor(c).max(1) as f64;
+        eprintln!("{:<24} {:>9} bytes, {of_floor:.3} of the floor", c.kernel, moved(c));
+    }
+
+    let main_loops = [
+        "gemm_forward_large",
+        "gemm_backward_large",
+        "gemm_forward_small",
+        "gemm_backward_small",
+        "attention_64",
+        "attention_queries_64",
+        "attention_keys_64",
+    ];
+    // Elementwise kernels: 1.1 of what must be moved. The mixture: 1.25, as prompts are read once a block of examples.
+    let bounds = [
+        ("embed", 1.1),
+        ("final_norm_bf16", 1.1),
+        ("final_norm_backward", 1.1),
+        ("gate_bf16", 1.1),
+        ("gate_backward_bf16", 1.1),
+        ("row_inner", 1.1),
+        ("mix_rows", 1.25),
+    ];
+    let of = |name: &str| {
+        let found = counters.iter().find(|c| c.kernel == name);
+        found.unwrap_or_else(|| {
+            panic!("{name} did not run: {:?}", counters.iter().map(|c| &c.kernel).collect::<Vec<_>>())
+        })
+    };
+    for name in main_loops {
+        let c = of(name);
+        assert!(c.matrix.requests > 0 && c.async_stores.requests > 0, "{name} works through shared memory");
+        assert_eq!(
+            (c.matrix.conflicts, c.async_stores.conflicts),
+            (0, 0),
+            "{name}: bank conflicts in its main loop"
+        );
+    }
+    for (name, bound) in bounds {
+        let c = of(name);
+        let of_floor = moved(c) as f64 / floor(c) as f64;
+        assert!(of_floor <= bound, "{name} moves {of_floor:.3} of what it must");
+    }
+}
