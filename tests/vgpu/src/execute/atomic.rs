@@ -6,6 +6,7 @@ use super::access::lanes_of;
 use super::block::Room;
 use super::warp::{Next, Warp};
 use crate::check::Check;
+use crate::memory::Allocation;
 use crate::number::{BF16, F16, Rounding};
 use crate::program::{Atomic, AtomicKind, LANES};
 use crate::ptx::Space;
@@ -93,48 +94,20 @@ impl Warp {
                             format!("an atomic on memory that was never written, at 0x{address:x}")
                         });
                     }
-                    if room.launch.synchronizes {
-                        if op.ordered {
-                            room.knowledge.fence();
-                        }
-                        room.knowledge.meet(&room.launch.releases, address, room.linear, true);
+                    if room.launch.synchronizes && op.ordered {
+                        room.knowledge.fence();
                     }
                     self.touch_global(room, me, at, lane, allocation, address, op.size, true, true);
                     self.check_declared(room, me, at, lane, allocation, address, op.size);
                 }
                 let (operand, swap) = self.atomic_operands(op, lane, element);
-                let old = if op.size == 8 {
-                    let Some(cell) = allocation.atomic_long(address) else { return Next::Fault };
-                    let mut old = cell.load(Relaxed);
-                    while let Err(now) = cell.compare_exchange_weak(
-                        old,
-                        combine(op.kind, 8, old, operand, swap),
-                        Relaxed,
-                        Relaxed,
-                    ) {
-                        old = now;
-                    }
-                    old
+                let act = || exchange(op, allocation, address, operand, swap);
+                let old = if CHECKS && room.launch.synchronizes {
+                    room.knowledge.meet(&room.launch.releases, address, room.linear, true, act)
                 } else {
-                    // Halves share a word with their neighbours.
-                    let shift = (address % 4) * 8;
-                    let keep = if op.size == 4 { 0 } else { !(0xffffu32 << shift) };
-                    let Some(cell) = allocation.atomic_word(address & !3) else { return Next::Fault };
-                    let mut word = cell.load(Relaxed);
-                    loop {
-                        let old = u64::from((word & !keep) >> shift);
-                        let new = (combine(op.kind, op.size, old, operand, swap) as u32) << shift;
-                        match cell.compare_exchange_weak(
-                            word,
-                            (word & keep) | (new & !keep),
-                            Relaxed,
-                            Relaxed,
-                        ) {
-                            Ok(_) => break old,
-                            Err(now) => word = now,
-                        }
-                    }
+                    act()
                 };
+                let Some(old) = old else { return Next::Fault };
                 allocation.mark_written(address, op.size);
                 self.atomic_result(op, lane, element, old);
             }
@@ -167,6 +140,33 @@ impl Warp {
             } else {
                 self.registers.words[slot as usize].0[lane] = old as u32;
             }
+        }
+    }
+}
+
+/// Carries out an atomic, and gives what was there before; none where the address is not aligned.
+fn exchange(op: &Atomic, allocation: &Allocation, address: u64, operand: u64, swap: u64) -> Option<u64> {
+    if op.size == 8 {
+        let cell = allocation.atomic_long(address)?;
+        let mut old = cell.load(Relaxed);
+        while let Err(now) =
+            cell.compare_exchange_weak(old, combine(op.kind, 8, old, operand, swap), Relaxed, Relaxed)
+        {
+            old = now;
+        }
+        return Some(old);
+    }
+    // Halves share a word with their neighbours.
+    let shift = (address % 4) * 8;
+    let keep = if op.size == 4 { 0 } else { !(0xffffu32 << shift) };
+    let cell = allocation.atomic_word(address & !3)?;
+    let mut word = cell.load(Relaxed);
+    loop {
+        let old = u64::from((word & !keep) >> shift);
+        let new = (combine(op.kind, op.size, old, operand, swap) as u32) << shift;
+        match cell.compare_exchange_weak(word, (word & keep) | (new & !keep), Relaxed, Relaxed) {
+            Ok(_) => return Some(old),
+            Err(now) => word = now,
         }
     }
 }

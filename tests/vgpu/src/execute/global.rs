@@ -326,7 +326,7 @@ impl Warp {
     ) {
         self.check_written(room, me, at, lane, allocation, address, bytes);
         if strong && room.launch.synchronizes {
-            room.knowledge.meet(&room.launch.releases, address, room.linear, false);
+            room.knowledge.meet(&room.launch.releases, address, room.linear, false, || ());
         }
         self.touch_global(room, me, at, lane, allocation, address, bytes, false, strong);
     }
@@ -406,7 +406,7 @@ impl Warp {
                 room.knowledge.fence();
             }
             if access.strong && room.launch.synchronizes {
-                room.knowledge.meet(&room.launch.releases, address, room.linear, true);
+                room.knowledge.meet(&room.launch.releases, address, room.linear, true, || ());
             }
             // Whoever writes what is there already harms nobody, in whatever order.
             if !access.strong && allocation.holds(address, bytes) {

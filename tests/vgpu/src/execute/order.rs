@@ -1,8 +1,8 @@
 //! What orders the accesses of blocks to global memory: releases by fences and atomics, and who has seen them.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use super::block::Room;
 use crate::program::{Op, Program};
@@ -43,11 +43,20 @@ impl Knowledge {
         Toucher { epoch: room.launch.memory.epoch, block: room.linear, clock: self.clock }
     }
 
-    pub fn meet(&mut self, releases: &Releases, address: u64, block: u32, releasing: bool) {
+    /// Does `act` on an address through which blocks order themselves. No other block comes between the act and what
+    /// this one releases and learns there, else the last to count might not know of the one before.
+    pub fn meet<T>(
+        &mut self,
+        releases: &Releases,
+        address: u64,
+        block: u32,
+        releasing: bool,
+        act: impl FnOnce() -> T,
+    ) -> T {
         if !releasing && !releases.any.load(Relaxed) {
-            return;
+            return act();
         }
-        let Ok(mut map) = releases.by_address.lock() else { return };
+        let mut map = releases.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let list = map.entry(address).or_default();
         if releasing && self.clock > 0 {
             releases.any.store(true, Relaxed);
@@ -61,6 +70,7 @@ impl Knowledge {
             Some((_, seen)) => *seen = count,
             None => self.seen.push((address, count)),
         }
+        act()
     }
 
     /// Whether what another block did at a clock came before what this one does now.

@@ -18,28 +18,42 @@ const fn pattern(bytes: usize) -> u64 {
 }
 
 /// Whole chunks that lanes read, put together by chunk: the chunk, its reader or [`MANY_LANES`], and the first of them.
-#[derive(Default)]
 struct Readers {
-    found: [(usize, u8, u8); LANES],
+    /// Chunk, reader and first lane, packed: this is filled for every access, and tuples are slow to clear.
+    found: [u64; LANES],
     count: usize,
     /// By the low bits of a chunk: where it may have been put, counted from 1.
     hints: [u8; LANES],
 }
 
 impl Readers {
+    #[inline(always)]
+    fn new(addresses: &[u64; LANES], mask: u32) -> Self {
+        let mut out = Self { found: [0; LANES], count: 0, hints: [0; LANES] };
+        for lane in lanes_of(mask) {
+            out.add(addresses[lane] as usize / CHUNK, lane as u64);
+        }
+        out
+    }
+
     /// A chunk that is put down twice only costs time.
     #[inline(always)]
-    fn add(&mut self, chunk: usize, lane: u8) {
+    fn add(&mut self, chunk: usize, lane: u64) {
         let hint = &mut self.hints[chunk % LANES];
         if let Some(known) = usize::from(*hint).checked_sub(1)
-            && self.found[known].0 == chunk
+            && self.found[known] >> 16 == chunk as u64
         {
-            self.found[known].1 = MANY_LANES;
+            self.found[known] |= u64::from(MANY_LANES) << 8;
         } else {
-            self.found[self.count] = (chunk, lane, lane);
+            self.found[self.count] = (chunk as u64) << 16 | lane << 8 | lane;
             self.count += 1;
             *hint = self.count as u8;
         }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, u64, usize)> {
+        let unpack = |&reader: &u64| ((reader >> 16) as usize, reader >> 8 & 0xff, reader as usize & 0xff);
+        self.found[..self.count].iter().map(unpack)
     }
 }
 
@@ -79,13 +93,9 @@ impl Warp {
     ) {
         let touch = Touch { write: false, atomic: false, warp: me };
         if bytes == CHUNK {
-            let mut readers = Readers::default();
-            for lane in lanes_of(mask) {
-                readers.add(addresses[lane] as usize / CHUNK, lane as u8);
-            }
-            for &(chunk, reader, lane) in &readers.found[..readers.count] {
-                let found = room.shared.touch_chunk(chunk, u64::from(reader) * ONES, touch, &room.clocks);
-                self.report_shared(room, me, at, usize::from(lane), chunk * CHUNK, CHUNK, false, found);
+            for (chunk, reader, lane) in Readers::new(addresses, mask).iter() {
+                let found = room.shared.touch_chunk(chunk, reader * ONES, touch, &room.clocks);
+                self.report_shared(room, me, at, lane, chunk * CHUNK, CHUNK, false, found);
             }
             return;
         }
