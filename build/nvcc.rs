@@ -118,7 +118,11 @@ pub struct Compiler {
 impl Compiler {
     fn flags(&self) -> Vec<String> {
         let mut flags: Vec<String> =
-            ["-fatbin", "-O3", "-std=c++17", "-lineinfo", "--compress-mode=none"].map(str::to_owned).to_vec();
+            ["-fatbin", "-O3", "-std=c++17", "--compress-mode=none"].map(str::to_owned).to_vec();
+        // For reports that name source lines. Beside machine code it would make a fatbin three times as large.
+        if self.architectures.is_empty() || self.every_ptx {
+            flags.push("-lineinfo".to_owned());
+        }
         let lowest = ARCHITECTURES[0];
         flags.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}"));
         for architecture in &self.architectures {

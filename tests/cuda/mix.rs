@@ -78,7 +78,7 @@ impl Case for Mixture {
         if scorer.is_some() {
             results.push(("attention", backend.attention(&kept)));
         }
-        if layout.len() > 0 {
+        if !layout.is_empty() {
             results.push(("gradient", backend.read_gradient(&state)));
         }
         results

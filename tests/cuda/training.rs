@@ -20,7 +20,7 @@ fn write_rows(folder: &Path) {
         [["a bad film", "a dull story", "an awful day"], ["a good film", "a fine story", "a great day"]];
     for (file, rows) in [("train", 120), ("validation", 6)] {
         let row = |row: usize| {
-            let label = if row % 5 == 0 { 1 - row % 2 } else { row % 2 };
+            let label = if row.is_multiple_of(5) { 1 - row % 2 } else { row % 2 };
             format!("{{\"sentence\": \"{} number {row}\", \"label\": {label}}}", words[row % 2][row % 3])
         };
         let lines: Vec<String> = (0..rows).map(row).collect();
