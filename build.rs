@@ -24,6 +24,7 @@ fn main() {
         "PROMPTMIX_REQUIRE_CUDA",
         "PROMPTMIX_CUDA_ARCHS",
         "PROMPTMIX_EMBED_PTX",
+        "PROMPTMIX_CUDA_STRICT",
     ] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -74,6 +75,7 @@ fn compile(out: &Path) -> Result<String, Failure> {
         nvcc,
         architectures,
         every_ptx: std::env::var("PROMPTMIX_EMBED_PTX").is_ok_and(|value| value == "all"),
+        strict: std::env::var("PROMPTMIX_CUDA_STRICT").is_ok_and(|value| value == "1"),
         host_compiler: std::env::var_os("NVCC_CCBIN"),
         // Beside the profiles' folders, so that they share it.
         cache: out.ancestors().nth(4).unwrap_or(out).join("kernels"),

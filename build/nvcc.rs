@@ -109,6 +109,8 @@ pub struct Compiler {
     pub architectures: Vec<u32>,
     /// Embed the PTX of every architecture: for tests.
     pub every_ptx: bool,
+    /// A kernel that spills registers is an error.
+    pub strict: bool,
     /// The host compiler, if not nvcc's own choice.
     pub host_compiler: Option<OsString>,
     /// Where compiled kernels are kept, by content.
@@ -130,6 +132,9 @@ impl Compiler {
             if self.every_ptx && *architecture != lowest {
                 flags.push(format!("-gencode=arch=compute_{architecture},code=compute_{architecture}"));
             }
+        }
+        if self.strict {
+            flags.push("-Xptxas=--warn-on-spills,--warning-as-error".to_owned());
         }
         if let Some(host) = &self.host_compiler {
             flags.push(format!("-ccbin={}", host.to_string_lossy()));

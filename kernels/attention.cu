@@ -112,7 +112,7 @@ template <int Width> __device__ __forceinline__ void attention_forward(const Att
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_64(AttentionArguments arguments) { attention_forward<64>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 3) attention_64(AttentionArguments arguments) { attention_forward<64>(arguments); }
 extern "C" __global__ void __launch_bounds__(128) attention_128(AttentionArguments arguments) { attention_forward<128>(arguments); }
 
 // delta = sum of d_o·o over a head's columns: a warp a row and head.

@@ -94,7 +94,8 @@ template <int Width> __device__ __forceinline__ void right_columns(uint32_t (&to
 // left (16 rows from `row` of one tile) times the 64 rows of another: a 16x64 product over the width.
 template <int Width>
 __device__ __forceinline__ void rows_by_rows(float (&to)[8][4], uint32_t left_tile, int row, uint32_t right_tile) {
-#pragma unroll
+    // Unrolled whole, wide heads would hold more addresses than there are registers left.
+#pragma unroll (Width > 64 ? 2 : Width / 16)
     for (int step = 0; step < Width / 16; ++step) {
         uint32_t left[4];
         left_fragment<Width>(left, left_tile, row, step);

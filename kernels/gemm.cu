@@ -398,5 +398,5 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
     finish_tile<float, Side64, Side64, Stride, 256>(arguments, batch, tile, first_row, first_column, rows);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }
-extern "C" __global__ void __launch_bounds__(256) gemm_backward_f32(GemmArguments arguments) { gemm_f32<true>(arguments); }
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_f32(GemmArguments arguments) { gemm_f32<true>(arguments); }

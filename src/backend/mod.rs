@@ -128,6 +128,12 @@ pub trait Backend: Sized + 'static {
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
+    /// Bytes of a row of an activation.
+    fn row_bytes(&self, width: usize, format: Format) -> usize;
+    /// Bytes of device memory that are free, where that is a thing to run out of by itself: not on the CPU.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
     /// The first thing that went wrong on the device, if anything did: ops do not say so themselves, and what they
     /// return behind a failure means nothing.
     ///

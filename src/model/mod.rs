@@ -7,6 +7,7 @@ mod decoder;
 mod encoder;
 mod frozen;
 mod load;
+mod plan;
 pub mod position;
 mod step;
 
@@ -14,6 +15,7 @@ pub use decoder::Decoding;
 pub use encoder::Encoding;
 pub use frozen::Frozen;
 pub use load::Tensors;
+pub use plan::StepShape;
 pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{Activation, Backend, DropoutStep, Format, Heads, Mixing, StateLayout};

@@ -14,10 +14,10 @@ use super::task_data::{TaskData, split_examples};
 use super::tasks;
 use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
 use crate::config::RunConfig;
-use crate::data::{Batches, Split};
+use crate::data::{Batches, Examples, Split};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Frozen, Mixture, Pass};
+use crate::model::{Frozen, Mixture, Pass, StepShape};
 use crate::tasks::Task;
 
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
@@ -70,6 +70,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let values = initial_values(frozen, config, &described, &mixture.layout, &sources)?;
         let load = |task| TaskData::load(frozen, config, task, monitor);
         let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+        foresee(frozen, config, &tasks)?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
         let batch_size = config.batch_size * config.accumulate;
@@ -480,4 +481,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
     }
+}
+
+/// Fails if a step on a batch of the longest examples will not fit into the device's free memory.
+fn foresee<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig, tasks: &[TaskData]) -> Result<()> {
+    let (backend, model) = (frozen.backend, &frozen.model);
+    let Some(free) = backend.free_bytes() else { return Ok(()) };
+    let longest = |length: &dyn Fn(&Examples, usize) -> usize| {
+        let of_task = |data: &TaskData| (0..data.training.len()).map(|row| length(&data.training, row)).max();
+        tasks.iter().filter_map(of_task).max().unwrap_or(0)
+    };
+    let (source, target) = (longest(&Examples::source_length), longest(&Examples::target_length));
+    let shape = |examples| StepShape::of(examples, config.prompt_length, source, target);
+    model.foresee(backend, free, config.batch_size, shape)
 }

@@ -14,6 +14,7 @@ mod fixtures;
 mod graph;
 mod linear;
 mod loss;
+mod memory;
 mod mix;
 mod model;
 mod optimizer;

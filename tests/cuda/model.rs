@@ -1,7 +1,7 @@
 //! Whole steps of small random models against the CPU's in f64: every activation, scorer and setting.
 
 use promptmix::backend::{Backend, Scorer};
-use promptmix::cuda::Precision;
+use promptmix::cuda::{Cuda, Precision};
 use promptmix::pretrained::{Activation, T5Config};
 use promptmix::verify::{Tolerance, compare};
 
@@ -86,4 +86,41 @@ fn prompt_tuning_without_a_mixture() {
     setting.mixing.scorer = None;
     setting.dropout = (0.1, 3);
     check("prompt tuning", &setting);
+}
+
+/// Eight runs of four examples share one pass: an eighth of the launches, and every run's own numbers.
+#[test]
+fn eight_runs_together_issue_an_eighth_of_the_launches() {
+    let config = config(Activation::Relu, true);
+    let lengths: Vec<(usize, usize)> = (0..32).map(|b| (3 + 5 * b % 17, 1 + b % 2)).collect();
+    let mut setting = Setting::new(config.clone(), examples(4, &config, &lengths));
+    setting.runs = 8;
+    for (number, example) in setting.examples.iter_mut().enumerate() {
+        (example.run, example.index) = (number as u32 / 4, number as u32 % 4);
+    }
+    let Some(device) = device(Precision::F32) else { return };
+    let case = setting.build_on(device.cuda);
+    // Loading launches nothing, so that these are a step's.
+    let (loss, gradient) = case.gradient();
+    let together = case.backend.kernels().launches();
+    let length = case.mixture.layout.len();
+    let mut alone_launches = 0;
+    for run in 0..8 {
+        let mut alone = Setting { runs: 1, ..setting.clone() };
+        alone.examples = setting.examples[4 * run..4 * run + 4].to_vec();
+        alone.examples.iter_mut().for_each(|example| example.run = 0);
+        let mut alone = alone.build_on(Cuda::poisoning(0, Precision::F32).expect("a device"));
+        let range = run * length..(run + 1) * length;
+        alone.values = case.values[range.clone()].to_vec();
+        let (alone_loss, alone_gradient) = alone.gradient();
+        alone_launches += alone.backend.kernels().launches();
+        // The same sums, cut up by other numbers of rows.
+        let bound = Tolerance::OfLargest(2e-6);
+        let comparison = compare(&gradient[range], &alone_gradient);
+        assert!(comparison.passes(bound), "the gradient of run {run}: {comparison:?}");
+        let comparison = compare(&loss.per_run[run..=run], &alone_loss.per_run);
+        assert!(comparison.passes(bound), "the loss of run {run}: {comparison:?}");
+    }
+    eprintln!("{together} launches together, {alone_launches} alone");
+    assert!(together as f64 <= 0.15 * alone_launches as f64, "{together} launches of {alone_launches}");
 }

@@ -226,6 +226,10 @@ impl<E: Element> Backend for Cpu<E> {
         Weight { values, transposed, out, input }
     }
 
+    fn row_bytes(&self, width: usize, format: Format) -> usize {
+        size_of::<E>() * if format == Format::Norm { 1 } else { width }
+    }
+
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
         weight.row(row).iter().map(|value| value.widen() as f32).collect()
     }

@@ -43,6 +43,11 @@ impl Totals {
         self.allocated.get()
     }
 
+    /// Bytes in use.
+    pub(super) fn held(&self) -> usize {
+        self.held.get()
+    }
+
     /// The most bytes that were in use at a time.
     pub(super) fn peak(&self) -> usize {
         self.peak.get()

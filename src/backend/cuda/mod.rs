@@ -1,6 +1,6 @@
 //! The CUDA backend: hand-written kernels, one file an op here and in `kernels/`, launched through cudarc.
 //!
-//! Two ways in. [`Cuda`] is a [`Backend`](super::Backend): the whole model runs on it. And kernels can be launched alone, on
+//! Two ways in. [`Cuda`] is a [`Backend`]: the whole model runs on it. And kernels can be launched alone, on
 //! cudarc's own buffers and the stream of a [`Kernels`]: [`attention::SelfAttention`] checks shapes and launches, and
 //! [`FATBINS`] holds the compiled kernels themselves, for other loaders (see `examples/embed_attention.rs`).
 //!
@@ -395,6 +395,23 @@ impl Backend for Cuda {
 
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight {
         self.frozen(&values, out, input, readers == Readers::Lookup)
+    }
+
+    fn row_bytes(&self, width: usize, format: Format) -> usize {
+        let operand = self.operand_bytes() as usize * width;
+        match (format, self.precision) {
+            (Format::Residual, Precision::Bf16) => 4 * width + operand,
+            (Format::Residual, Precision::F32) | (Format::Float, _) => 4 * width,
+            (Format::Operand | Format::ProjectionGradient, _) => operand,
+            (Format::Norm, _) => 4 * width.div_ceil(NORM_COLUMNS),
+        }
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        let free = self.kernels.context().mem_get_info().ok().map(|(free, _)| free)?;
+        // What the pools hold and nobody uses can be had again.
+        let totals = self.memory.borrow().totals().clone();
+        Some(free + totals.allocated() - totals.held())
     }
 
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
