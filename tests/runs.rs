@@ -179,7 +179,7 @@ fn a_folder_that_another_process_trains_in_is_left_alone() {
     let held = fs::File::open(folder.join("run.json")).expect("run.json");
     held.try_lock().expect("nobody has it");
     let message = error(&words(&setting.resume("run")));
-    assert!(message.contains("no other process") && message.contains("run"), "{message}");
+    assert!(message.contains("nothing else writes to") && message.contains("run"), "{message}");
     assert!(files(&folder) == before, "the run folder changed");
     drop(held);
     success(&words(&setting.resume("run")));

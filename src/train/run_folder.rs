@@ -159,7 +159,7 @@ impl RunFolder {
     /// Opens an existing folder to go on with; half-written temporary files that a kill left are removed.
     ///
     /// # Errors
-    /// If another process writes to the folder, or the logs cannot be written.
+    /// If something else has it open, in this process or another, or the logs cannot be written.
     pub fn open(path: &Path) -> Result<Self> {
         let lock = lock(path)?;
         for entry in std::fs::read_dir(path).map_err(|source| Error::file("read", path, source))?.flatten() {
@@ -383,7 +383,7 @@ fn append(folder: &Path, name: &str) -> Result<File> {
     file.map_err(|source| Error::file("open", path, source))
 }
 
-/// Locks the run in `folder` against other processes, until the file is dropped or the process ends, however it ends.
+/// Locks the run in `folder` against all others, until the file is dropped or the process ends, however it ends.
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("run.json");
     let file = OpenOptions::new().read(true).write(true).open(&path);
@@ -391,8 +391,8 @@ fn lock(folder: &Path) -> Result<File> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::setting(
             "--out",
-            "a run that no other process writes to",
-            format!("{}, which one is training in", folder.display()),
+            "a run that nothing else writes to",
+            format!("{}, which a promptmix is training in", folder.display()),
             "wait for its end or end it; predict and evaluate may read the folder meanwhile",
         )),
         // A file system without locks leaves it to the user.
