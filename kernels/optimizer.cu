@@ -3,11 +3,12 @@
 //   g' = g · min(1, clip / (|g| + 1e-6));  m = b1·m + (1 - b1)·g';  v = b2·v + (1 - b2)·g'^2
 //   p  = p·(1 - lr·decay) - lr / (1 - b1^t) · m / (sqrt(v) / sqrt(1 - b2^t) + epsilon)
 //
-// Shapes: values, gradient, first and second moment [runs, length] f32; settings and reports one a run; segments say which
-// stretch follows which rate. A run whose gradient is not finite is left as it is.
+// Shapes: values, gradient, first and second moment [runs, length] f32; settings, tallies and statuses one a run; segments
+// say which stretch follows which rate. A run whose tallied loss or whose gradient is not finite is left as it is and halts:
+// later steps leave it alone too until the host, which reads the ring of reports every few steps, has set it going again.
 // Grid: `gradient_norm` sums the squares of 2,048 numbers a block, in f64 and a fixed order, into [runs, blocks];
 // `adamw` sums those again in every block, in order, and updates the same 2,048; `finish_step` counts the update and
-// writes the report. Bytes: 4 read a number by the first, 16 read and 12 written by the second.
+// writes the report, a block a run. Bytes: 4 read a number by the first, 16 read and 12 written by the second.
 #include <cstdint>
 
 struct Segment {
@@ -27,7 +28,21 @@ struct Settings {
     double clip_norm;
 };
 
+// What the step's passes added up; kernels/tally.cu writes it.
+struct Tally {
+    double loss;
+    double entropy;
+};
+
+struct Status {
+    unsigned long long updates;
+    unsigned long long reports;  // written to the ring since the host last read it
+    unsigned long long halted;
+};
+
 struct Report {
+    double loss;
+    double entropy;
     double norm;
     double applied;
 };
@@ -40,13 +55,16 @@ struct OptimizerArguments {
     double* partials;          // [runs, blocks]
     const Segment* segments;
     const Settings* settings;  // [runs]
-    unsigned long long* updates;
-    Report* reports;
+    const Tally* tallies;      // [runs]
+    Status* statuses;          // [runs]
+    Report* ring;              // [places, runs]
     int64_t length;
     int segment_count;
     int blocks;
+    int runs;
+    int places;
 };
-static_assert(sizeof(OptimizerArguments) == 88, "as backend/cuda/optimizer.rs has it");
+static_assert(sizeof(OptimizerArguments) == 104, "as backend/cuda/optimizer.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int STEPS = 8;  // numbers a thread
@@ -102,12 +120,17 @@ __device__ double norm_of(const OptimizerArguments& arguments, int64_t run) {
     return sqrt(block_sum(sum));
 }
 
+// Whether the step changes the run.
+__device__ bool goes_on(const OptimizerArguments& arguments, int64_t run, double norm) {
+    return arguments.statuses[run].halted == 0 && isfinite(norm) && isfinite(arguments.tallies[run].loss);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(OptimizerArguments arguments) {
     const int64_t run = blockIdx.y;
     const double norm = norm_of(arguments, run);
-    if (!isfinite(norm)) return;
+    if (!goes_on(arguments, run, norm)) return;
     const Settings settings = arguments.settings[run];
-    const unsigned long long updates = arguments.updates[run] + 1;
+    const unsigned long long updates = arguments.statuses[run].updates + 1;
     const float clip = static_cast<float>(fmin(settings.clip_norm / (norm + 1e-6), 1.0));
     const double correction1 = 1.0 - power(settings.beta1, updates);
     const float correction2 = static_cast<float>(sqrt(1.0 - power(settings.beta2, updates)));
@@ -137,7 +160,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish_step(OptimizerArgum
     const int64_t run = blockIdx.x;
     const double norm = norm_of(arguments, run);
     if (threadIdx.x != 0) return;
-    const bool applied = isfinite(norm);
-    if (applied) arguments.updates[run] += 1;
-    arguments.reports[run] = {norm, applied ? 1.0 : 0.0};
+    const bool applied = goes_on(arguments, run, norm);
+    const Tally tally = arguments.tallies[run];
+    Status status = arguments.statuses[run];
+    // The host never issues more steps than there are places; a step too many is counted and so found out.
+    if (status.reports < arguments.places) {
+        arguments.ring[status.reports * arguments.runs + run] = {tally.loss, tally.entropy, norm, applied ? 1.0 : 0.0};
+    }
+    status.reports += 1;
+    if (applied) status.updates += 1;
+    if (!applied) status.halted = 1;
+    arguments.statuses[run] = status;
 }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use promptmix::Error;
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, Schedule};
 use promptmix::data::Split;
 use promptmix::model::Frozen;
-use promptmix::train::{Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
+use promptmix::train::{Monitor, Ranks, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
@@ -163,6 +165,73 @@ fn accumulation_gives_the_numbers_of_the_large_batch() {
     for (a, b) in [(large.0, accumulated.0), (large.1, accumulated.1)] {
         assert!((a - b).abs() <= 1e-4 * a.abs(), "{large:?} and {accumulated:?}");
     }
+}
+
+/// Two threads as ranks: each waits for the other's part of a sum.
+struct Pair {
+    rank: usize,
+    send: Sender<Vec<f64>>,
+    receive: Receiver<Vec<f64>>,
+}
+
+impl Ranks for Pair {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn count(&self) -> usize {
+        2
+    }
+    fn sum(&self, values: &mut [f64]) -> promptmix::Result<()> {
+        self.send.send(values.to_vec()).expect("the other rank");
+        let other = self.receive.recv().expect("the other rank");
+        values.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+        Ok(())
+    }
+}
+
+#[test]
+fn two_ranks_give_the_numbers_of_one() {
+    let data = data(30);
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let prompts = tempfile::tempdir().expect("a temporary folder");
+    let mut config = attempt(data.path(), sources(&frozen, data.path(), prompts.path()));
+    // Two micro-batches of each rank, and in the epoch's last step one row for rank 0 and none for rank 1.
+    (config.batch_size, config.accumulate, config.dropout) = (4, 2, Some(0.1));
+    config.training_rows = Some(17);
+    let alone = steps(&mut Trainer::new(&frozen, &config, &mut Silent).expect("a run"), 4);
+    let (to_one, at_one) = channel();
+    let (to_zero, at_zero) = channel();
+    let ranks = [(to_one, at_zero), (to_zero, at_one)];
+    let records: Vec<Vec<StepRecord>> = std::thread::scope(|scope| {
+        let config = &config;
+        let run = |(rank, (send, receive)): (usize, (Sender<_>, Receiver<_>))| {
+            scope.spawn(move || {
+                let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+                let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+                let trainer = Trainer::new(&frozen, config, &mut Silent).expect("a run");
+                steps(&mut trainer.on_ranks(Rc::new(Pair { rank, send, receive })), 4)
+            })
+        };
+        let threads: Vec<_> = ranks.into_iter().enumerate().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+    });
+    let numbers = |record: &StepRecord| {
+        [record.loss, record.gradient_norm, record.attention_entropy.expect("a scorer")]
+    };
+    for (zero, one) in records[0].iter().zip(&records[1]) {
+        assert_eq!(numbers(zero), numbers(one), "the ranks differ in step {}", zero.step);
+    }
+    for (alone, together) in alone.iter().zip(&records[0]) {
+        for (alone, together) in numbers(alone).into_iter().zip(numbers(together)) {
+            // Some updates of f32 sums in another grouping.
+            assert!(
+                (alone - together).abs() <= 1e-4 * alone.abs().max(1e-3),
+                "{alone} alone, {together} of two"
+            );
+        }
+    }
+    assert!(alone.windows(2).all(|pair| pair[0].loss != pair[1].loss));
 }
 
 #[test]

@@ -17,12 +17,10 @@ pub mod cuda;
 mod dropout;
 mod state;
 
-use std::rc::Rc;
-
 use crate::error::Result;
 pub use batch::{Batch, Example, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
-pub use state::{Group, Mixing, OptimizerReport, OptimizerStep, Scorer, Segment, StateLayout};
+pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, Tally};
 
 /// The feed-forward's activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +95,19 @@ pub struct Loss {
     pub greedy: Vec<u32>,
 }
 
+/// A micro-batch of a training step, as [`Backend::record`] is told of it: all that may differ from one to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a> {
+    /// Its examples, with the weights of their label rows.
+    pub batch: &'a Batch,
+    /// The step's dropout.
+    pub dropout: Option<&'a DropoutStep>,
+    /// Whether it is the step's first: gradient and tally begin at zero.
+    pub first: bool,
+    /// Where it is the step's last: what the optimizer then does to each run.
+    pub last: Option<&'a [OptimizerStep]>,
+}
+
 /// A device that runs the frozen model and its mixture.
 pub trait Backend: Sized + 'static {
     /// A frozen matrix `[out, in]`.
@@ -128,8 +139,6 @@ pub trait Backend: Sized + 'static {
     fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Self::Weight;
     /// Reads one row of a weight back.
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32>;
-    /// Bytes of a row of an activation.
-    fn row_bytes(&self, width: usize, format: Format) -> usize;
     /// Bytes of device memory that are free, where that is a thing to run out of by itself: not on the CPU.
     fn free_bytes(&self) -> Option<usize> {
         None
@@ -142,16 +151,15 @@ pub trait Backend: Sized + 'static {
     fn health(&self) -> Result<()> {
         Ok(())
     }
-    /// Runs `work` on `batch`, or issues again what an earlier run of it recorded for a batch of like shape, fed with this
-    /// one. One recorder serves one piece of work: whatever else `work` uses must be what it was at the first call, but for
-    /// the content of device memory.
-    fn record<T: 'static>(
-        &self,
-        recorder: &mut Self::Recorder,
-        batch: &Batch,
-        dropout: Option<&DropoutStep>,
-        work: impl FnMut(&Batch) -> T,
-    ) -> Rc<T>;
+    /// Does `work` for a micro-batch, or issues again what an earlier time recorded for one of like shape, fed with this
+    /// one. Nothing is waited for. One recorder serves one piece of work: whatever else `work` uses must be what it was at
+    /// the first call, but for the content of device memory, and what `work` leaves must lie in such memory.
+    fn record(&self, recorder: &mut Self::Recorder, micro: &MicroBatch<'_>, work: impl FnMut(&Batch));
+    /// Bytes of device memory that [`Backend::record`] would take for `micro` alone. Nothing is computed. Other shapes of the
+    /// same recorder share these bytes. 0 where [`Backend::free_bytes`] is `None`.
+    fn foreseen_bytes(&self, _micro: &MicroBatch<'_>, _work: impl FnMut(&Batch)) -> usize {
+        0
+    }
     /// An activation of `rows` × `width`, its content unspecified; for [`Format::Norm`], `width` is the width of the
     /// rows that it is of.
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows;
@@ -399,14 +407,25 @@ pub trait Backend: Sized + 'static {
     /// All logits of hidden, \[T, V\]: for verification only.
     fn logits(&self, batch: &Batch, hidden: &Self::Rows, head: &Self::Weight) -> Self::Rows;
 
-    /// Clears the gradient of all runs.
-    fn zero_gradient(&self, state: &mut Self::State);
-    /// What the next [`Backend::optimizer_step`] shall do to each run.
-    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]);
-    /// AdamW with decoupled decay and clip by global norm, per run; a run whose gradient is not finite is left as it is.
-    fn optimizer_step(&self, state: &mut Self::State);
-    /// What the last optimizer step did to each run.
-    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport>;
+    /// Begins a step: clears the gradient and the tally of all runs.
+    fn begin_step(&self, state: &mut Self::State);
+    /// Adds a pass's part to each run's tally: the losses of its label rows by their weights, and the entropy
+    /// -sum_j a_j ln a_j of each of its rows of attention.
+    fn tally(&self, batch: &Batch, loss: &Self::LossKept, mix: &Self::MixKept, state: &mut Self::State);
+    /// Reads the tally of the step so far back, one a run.
+    fn read_tally(&self, state: &Self::State) -> Vec<Tally>;
+    /// Overwrites the tally, one a run.
+    fn write_tally(&self, state: &mut Self::State, tallies: &[Tally]);
+    /// AdamW with decoupled decay and clip by global norm, by one of `steps` a run. A run whose tallied loss or whose
+    /// gradient is not finite is left as it is, and so it is by every later call until [`Backend::reports`] has told of it.
+    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]);
+    /// How many optimizer steps may be issued between two calls of [`Backend::reports`]: the device works on while the
+    /// host prepares so many.
+    fn steps_ahead(&self) -> usize {
+        1
+    }
+    /// Waits for what every optimizer step since the last call did: for each step, in order, one report a run.
+    fn reports(&self, state: &mut Self::State) -> Vec<Vec<StepReport>>;
 
     /// An empty cache for `layers` decoder layers of `examples` examples, up to `length` tokens each.
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache;

@@ -45,6 +45,15 @@ pub struct Mixing {
 }
 
 impl Mixing {
+    /// Rows of attention of an example behind prompts of `prompt_length`.
+    pub fn attention_rows(&self, prompt_length: usize) -> usize {
+        match self.scorer {
+            None => 0,
+            Some(Scorer::Token) => prompt_length,
+            Some(_) => 1,
+        }
+    }
+
     /// A plain target prompt, no mixture.
     pub fn plain() -> Self {
         Self { scorer: None, temperature: 1.0, without_target: false, layer_norm_epsilon: 1e-5 }
@@ -215,11 +224,23 @@ impl OptimizerStep {
     }
 }
 
-/// What an optimizer step did to one run.
+/// What a step's passes add up of one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// The losses of its label rows, each by its weight: the run's loss when the step's last pass is in.
+    pub loss: f64,
+    /// The entropies -sum_j a_j ln a_j of its rows of attention.
+    pub entropy: f64,
+}
+
+/// What a step came to for one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OptimizerReport {
+pub struct StepReport {
+    /// What its passes added up.
+    pub tally: Tally,
     /// L2 norm of the trained segments' gradient, before the clip.
     pub gradient_norm: f64,
-    /// False if the gradient held a NaN or an infinity; the state is then as it was.
+    /// False if loss or gradient held a NaN or an infinity, or those of a step before that was not told of yet; the state
+    /// is then as it was.
     pub applied: bool,
 }

@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::device::{Device, Opened, on_device};
 use super::random_model::RandomModel;
-use crate::backend::{Backend, Batch, DropoutStep, Example, Mixing, OptimizerStep, Scorer, StateLayout};
+use crate::backend::{
+    Backend, Batch, DropoutStep, Example, MicroBatch, Mixing, OptimizerStep, Scorer, StateLayout,
+};
 use crate::error::{Error, Result};
 use crate::model::{Mixture, Pass, T5, label_weights};
 use crate::pretrained::T5Config;
@@ -56,7 +58,7 @@ struct Step {
     /// Dropout of the frozen model
     #[arg(long, default_value_t = 0.0)]
     dropout: f64,
-    /// Passes timed, after two that are not
+    /// Passes timed, after some that are not; on a GPU a pass is as many steps as training issues before it reads them back
     #[arg(long, default_value_t = 9)]
     repeats: usize,
     /// Load the model and stop: the baseline of peak memory
@@ -82,7 +84,10 @@ impl Arguments {
 
 /// Times of one kind of pass.
 struct Timing {
+    /// Of a step, the mean over a pass each.
     milliseconds: Vec<f64>,
+    /// Steps of a pass.
+    steps: usize,
     tokens: usize,
     operations: u64,
 }
@@ -96,7 +101,11 @@ impl Timing {
     }
 
     fn seconds(&self) -> f64 {
-        self.milliseconds.iter().sum::<f64>() / 1e3
+        self.milliseconds.iter().sum::<f64>() * self.steps as f64 / 1e3
+    }
+
+    fn step_count(&self) -> f64 {
+        (self.milliseconds.len() * self.steps) as f64
     }
 
     fn gflop_per_second(&self) -> f64 {
@@ -108,9 +117,10 @@ impl Timing {
             "median_ms": self.median(),
             "min_ms": self.milliseconds.iter().copied().fold(f64::INFINITY, f64::min),
             "max_ms": self.milliseconds.iter().copied().fold(0.0, f64::max),
-            "mean_ms": self.seconds() * 1e3 / self.milliseconds.len() as f64,
+            "mean_ms": self.seconds() * 1e3 / self.step_count(),
+            "steps_a_pass": self.steps,
             "tokens_per_s": self.tokens as f64 / self.seconds(),
-            "counted_gflop": self.operations as f64 / self.milliseconds.len() as f64 / 1e9,
+            "counted_gflop": self.operations as f64 / self.step_count() / 1e9,
             "gflop_per_s": self.gflop_per_second(),
         })
     }
@@ -150,12 +160,15 @@ impl Step {
             return Ok(ExitCode::SUCCESS);
         }
         let mut bench = Bench::new(backend, &model, self, lengths);
-        bench.step()?;
+        bench.steps(1)?;
         let first_step = started.elapsed().as_secs_f64();
         let product_rate = || if self.no_product { Ok(0.0) } else { opened.product_rate() };
         let rate_before = product_rate()?;
-        let forward = bench.measure(self.repeats, Bench::forward)?;
-        let step = bench.measure(self.repeats, Bench::step)?;
+        let forward = bench.measure(self.repeats, 1, 2, |bench| bench.forward())?;
+        // Where steps are issued ahead, shapes are recorded when they are met first: the timed passes meet none.
+        let ahead = backend.steps_ahead();
+        let unmeasured = if ahead == 1 { 2 } else { self.repeats };
+        let step = bench.measure(self.repeats, ahead, unmeasured, |bench| bench.steps(ahead))?;
         let peak = peak_memory();
         let rate = rate_before.max(product_rate()?);
         let device = opened.name();
@@ -190,7 +203,7 @@ impl Step {
                 "{name:<8} median {:.1} ms ({fastest:.1} to {slowest:.1}), {:.0} tokens/s, {:.1} GFLOP, {:.1} GFLOP/s",
                 timing.median(),
                 timing.tokens as f64 / timing.seconds(),
-                timing.operations as f64 / timing.milliseconds.len() as f64 / 1e9,
+                timing.operations as f64 / timing.step_count() / 1e9,
                 timing.gflop_per_second(),
             );
         }
@@ -322,17 +335,29 @@ impl<'a, B: Backend> Bench<'a, B> {
         Batch::pack(&examples, self.settings.prompt_length, 0, vocabulary as usize)
     }
 
-    fn measure(&mut self, repeats: usize, pass: fn(&mut Self) -> Result<(f64, usize)>) -> Result<Timing> {
+    /// Times `repeats` passes of `steps` steps. Those before, `unmeasured` in number, are of the same batches if there are
+    /// as many of them, else of the batches before.
+    fn measure(
+        &mut self,
+        repeats: usize,
+        steps: usize,
+        unmeasured: usize,
+        mut pass: impl FnMut(&mut Self) -> Result<(f64, usize)>,
+    ) -> Result<Timing> {
         self.next = 0;
-        let mut timing = Timing { milliseconds: Vec::new(), tokens: 0, operations: 0 };
-        for repeat in 0..repeats + 2 {
+        let mut timing = Timing { milliseconds: Vec::new(), steps, tokens: 0, operations: 0 };
+        for _ in 0..unmeasured {
+            pass(self)?;
+        }
+        if unmeasured == repeats {
+            self.next = 0;
+        }
+        for _ in 0..repeats {
             let operations = self.backend.operations();
             let (milliseconds, tokens) = pass(self)?;
-            if repeat >= 2 {
-                timing.milliseconds.push(milliseconds);
-                timing.tokens += tokens;
-                timing.operations += self.backend.operations() - operations;
-            }
+            timing.milliseconds.push(milliseconds / steps as f64);
+            timing.tokens += tokens;
+            timing.operations += self.backend.operations() - operations;
         }
         Ok(timing)
     }
@@ -356,24 +381,24 @@ impl<'a, B: Backend> Bench<'a, B> {
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
     }
 
-    fn step(&mut self) -> Result<(f64, usize)> {
-        let batch = self.batch()?;
-        let dropout = self.dropout();
+    /// Training steps as training takes them: issued one behind the other, then read back together.
+    fn steps(&mut self, count: usize) -> Result<(f64, usize)> {
+        let batches = (0..count).map(|_| self.batch()).collect::<Result<Vec<_>>>()?;
+        let tokens = batches.iter().map(|batch| self.tokens(batch)).sum();
+        let schedule = [OptimizerStep::new(1e-3, 1e-3)];
         let started = Instant::now();
-        let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
-        let (model, backend, mixture, state) = (self.model, self.backend, &self.mixture, &mut self.state);
-        let dropout = dropout.as_ref();
-        backend.zero_gradient(state);
-        let issued = backend.record(&mut self.recorder, &batch, dropout, |batch| {
-            model.issue(backend, mixture, state, batch, dropout).0
-        });
-        issued.read(backend, &batch, 1);
-        backend.schedule(state, &[OptimizerStep::new(1e-3, 1e-3)]);
-        backend.optimizer_step(state);
-        backend.optimizer_reports(state);
-        backend.health()?;
-        self.steps += 1;
-        Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
+        for batch in batches {
+            let dropout = self.dropout();
+            let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
+            let micro =
+                MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+            let (state, recorder) = (&mut self.state, &mut self.recorder);
+            self.model.train(self.backend, &self.mixture, state, recorder, &micro);
+            self.steps += 1;
+        }
+        self.backend.reports(&mut self.state);
+        self.backend.health()?;
+        Ok((started.elapsed().as_secs_f64() * 1e3, tokens))
     }
 }
 

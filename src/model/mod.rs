@@ -15,7 +15,7 @@ pub use decoder::Decoding;
 pub use encoder::Encoding;
 pub use frozen::Frozen;
 pub use load::Tensors;
-pub use plan::StepShape;
+pub use plan::{batch_of_lengths, foresee};
 pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{Activation, Backend, DropoutStep, Format, Heads, Mixing, StateLayout};

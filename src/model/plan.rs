@@ -1,86 +1,77 @@
 //! The memory that a step needs, before anything is allocated for it.
 
-use super::T5;
-use crate::backend::{Activation, Backend, Format};
+use super::{Mixture, Pass, T5};
+use crate::backend::{Backend, Batch, Example, MicroBatch};
 use crate::error::{Error, Result};
 
-/// How large a batch is, as far as memory goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepShape {
-    /// R: prompt and source rows of all examples.
-    pub encoder_rows: usize,
-    /// T: target rows of all examples.
-    pub decoder_rows: usize,
-}
-
-impl StepShape {
-    /// `examples` of the given lengths behind prompts of `prompt_length`.
-    pub fn of(examples: usize, prompt_length: usize, source_length: usize, target_length: usize) -> Self {
-        Self {
-            encoder_rows: examples * (prompt_length + source_length),
-            decoder_rows: examples * target_length,
-        }
-    }
+/// A batch of `examples` examples of these lengths, for what depends on lengths alone.
+///
+/// # Errors
+/// Those of [`Batch::pack`].
+pub fn batch_of_lengths(
+    examples: usize,
+    prompt_length: usize,
+    source_length: usize,
+    target_length: usize,
+) -> Result<Batch> {
+    let example =
+        Example { source: vec![0; source_length], target: vec![0; target_length], ..Example::default() };
+    Batch::pack(&vec![example; examples], prompt_length, 0, 1)
 }
 
 impl<B: Backend> T5<B> {
-    /// Bytes that a training step on a batch of `shape` holds at its fullest: what forward keeps of every layer, and what
-    /// stands beside it where backward begins. Weights, sources and state are not in it, and neither is what is small beside
-    /// it: descriptors, the mixture, and the parts of thin products.
-    pub fn step_bytes(&self, backend: &B, shape: StepShape) -> usize {
-        let StepShape { encoder_rows, decoder_rows } = shape;
-        let (width, total, heads) = (self.config.d_model, self.heads.total(), self.heads.count);
-        let row = |width: usize, format: Format| backend.row_bytes(width, format);
-        let residual = row(width, Format::Residual) + row(width, Format::Norm);
-        let operand = |width: usize| row(width, Format::Operand);
-        let sums = row(heads, Format::Float);
-        let inner = self.config.d_ff;
-        let gated = self.activation != Activation::Relu;
-        let feed_forward = if gated { operand(2 * inner) } else { inner / 8 };
-        let attention = operand(3 * total) + operand(total) + sums;
-
-        let encoder_kept =
-            self.encoder.len() * (2 * residual + attention + feed_forward) + residual + operand(width);
-        let cross_of_encoder = self.decoder.len() * 2 * operand(total);
-        // d_h, d_x, what a feed-forward's backward makes of its inner rows beside the activation, d_o and d_qkv; keys' and
-        // values' gradients of cross attention are of d_o's size.
-        let encoder_backward = row(width, Format::Float)
-            + row(width, Format::Residual)
-            + if gated { 2 * operand(inner) + operand(2 * inner) } else { operand(inner) }
-            + 2 * operand(total)
-            + operand(3 * total);
-        let cross = 3 * operand(total) + sums;
-        let decoder_kept = self.decoder.len() * (3 * residual + attention + cross + feed_forward) + residual;
-        let head = row(self.config.vocab_size, Format::Float) + operand(self.config.vocab_size);
-        let decoder_backward = 3 * operand(width) + 3 * operand(inner) + head;
-        encoder_rows * (encoder_kept + cross_of_encoder + encoder_backward)
-            + decoder_rows * (decoder_kept + decoder_backward)
-    }
-
-    /// Fails if the step of a batch of `examples`, of `shape` each count, does not fit into `free` bytes.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] that names the batch size that fits.
-    pub fn foresee(
+    /// Bytes of device memory in which every training step runs whose batches are no larger than `micro`'s. Weights, sources
+    /// and state are not in it, nor are the few kilobytes that a batch is described by. 0 where memory is no thing to run out
+    /// of by itself.
+    pub fn step_bytes(
         &self,
         backend: &B,
-        free: usize,
-        examples: usize,
-        shape: impl Fn(usize) -> StepShape,
-    ) -> Result<()> {
-        // An eighth for what the plan leaves out.
-        let bytes = |examples| self.step_bytes(backend, shape(examples)) / 8 * 9;
-        if bytes(examples) <= free {
-            return Ok(());
-        }
-        let fits = (1..examples).rev().find(|&fewer| bytes(fewer) <= free);
-        let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
-        let advice = match fits {
-            None => "take a smaller model, or lower --max-source-length".to_owned(),
-            Some(fits) => format!("--batch-size {fits} fits; with --accumulate the step stays as it is"),
-        };
-        let expected = format!("a step that fits into the {} MiB of free device memory", mebibytes(free));
-        let found = format!("{examples}, whose step needs up to {} MiB", mebibytes(bytes(examples)));
-        Err(Error::setting("--batch-size", expected, found, advice))
+        mixture: &Mixture<B>,
+        state: &mut B::State,
+        micro: &MicroBatch<'_>,
+    ) -> usize {
+        backend.foreseen_bytes(micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
+
+    /// Bytes of device memory that forward alone holds at its fullest on batches no larger than `batch`; as
+    /// [`T5::step_bytes`].
+    pub fn evaluation_bytes(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &B::State,
+        batch: &Batch,
+    ) -> usize {
+        let micro = MicroBatch { batch, dropout: None, first: false, last: None };
+        backend.foreseen_bytes(&micro, |batch| {
+            let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation());
+            let decoding = self.decode(backend, batch, &encoding, &mut Pass::evaluation());
+            backend.loss(batch, decoding.hidden(), self.head(), None);
+        })
+    }
+}
+
+/// Fails if training in batches of `examples` does not fit into `free` bytes; `bytes` says what a count of examples needs.
+///
+/// # Errors
+/// [`Error::Setting`] that names the batch size that fits; those of `bytes`.
+pub fn foresee(free: usize, examples: usize, mut bytes: impl FnMut(usize) -> Result<usize>) -> Result<()> {
+    let needed = bytes(examples)?;
+    if needed <= free {
+        return Ok(());
+    }
+    // More examples never need less: what fits lies below what does not.
+    let (mut fits, mut too_many) = (0, examples);
+    while fits + 1 < too_many {
+        let middle = fits.midpoint(too_many);
+        *(if bytes(middle)? <= free { &mut fits } else { &mut too_many }) = middle;
+    }
+    let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
+    let advice = match fits {
+        0 => "take a smaller model, or lower --max-source-length".to_owned(),
+        fits => format!("--batch-size {fits} fits; with --accumulate the step stays as it is"),
+    };
+    let expected = format!("training that fits into the {} MiB of free device memory", mebibytes(free));
+    let found = format!("{examples}, which needs up to {} MiB", mebibytes(needed));
+    Err(Error::setting("--batch-size", expected, found, advice))
 }

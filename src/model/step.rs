@@ -1,7 +1,7 @@
 //! Whole passes: loss, loss with gradient, and the likelihood of given targets.
 
 use super::{Decoding, Encoding, Mixture, Pass, T5};
-use crate::backend::{Backend, Batch, DropoutStep, Format, Loss, Side};
+use crate::backend::{Backend, Batch, DropoutStep, Format, Loss, MicroBatch, Side};
 use crate::error::Result;
 
 /// The loss of a pass.
@@ -105,6 +105,37 @@ impl<B: Backend> T5<B> {
             backend.mix_backward(&mixture.mixing, sources, batch, &mix, d_input, state);
         }
         (Issued { loss, mix }, d_input)
+    }
+
+    /// A micro-batch of a training step, its rows weighted: passes, tally, and where it is the last, the update. Nothing is
+    /// waited for; [`Backend::reports`] tells what the step came to.
+    pub fn train(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &mut B::State,
+        recorder: &mut B::Recorder,
+        micro: &MicroBatch<'_>,
+    ) {
+        backend.record(recorder, micro, |batch| self.train_on(backend, mixture, state, micro, batch));
+    }
+
+    pub(super) fn train_on(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &mut B::State,
+        micro: &MicroBatch<'_>,
+        batch: &Batch,
+    ) {
+        if micro.first {
+            backend.begin_step(state);
+        }
+        let (Issued { loss, mix }, _) = self.issue(backend, mixture, state, batch, micro.dropout);
+        backend.tally(batch, &loss, &mix, state);
+        if let Some(steps) = micro.last {
+            backend.optimizer_step(state, steps);
+        }
     }
 
     /// log p(candidate) of each example's own candidates, all behind one encoding: \[B\]\[its candidates\].

@@ -22,9 +22,10 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// The scorer's learning rate.
     pub scorer_learning_rate: f64,
-    /// Wall time of the step.
+    /// Wall time of the step: the mean over the steps that were issued together, before the device was asked what they came
+    /// to.
     pub milliseconds: f64,
-    /// Source and target tokens a second; prompt rows do not count.
+    /// Source and target tokens a second over the same steps; prompt rows do not count.
     pub tokens_per_second: f64,
     /// Mean over the batch of -sum_j a_j ln a_j; `None` without a scorer.
     pub attention_entropy: Option<f64>,

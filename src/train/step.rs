@@ -5,8 +5,10 @@
 use std::rc::Rc;
 
 use super::ranks::Ranks;
-use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerReport, OptimizerStep, Side};
-use crate::error::Result;
+use crate::backend::{
+    Backend, Batch, DropoutStep, Example, MicroBatch, OptimizerStep, Side, StepReport, Tally,
+};
+use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture, label_weights};
 
 /// What one run gives to a step.
@@ -31,92 +33,113 @@ pub(super) struct Shared {
     pub(super) ranks: Rc<dyn Ranks>,
 }
 
-/// What a step came to.
-pub(super) struct Taken {
-    /// Each run's part, in their order.
-    pub(super) parts: Vec<TakenPart>,
+/// A step that was issued to the device and not heard of yet.
+pub(super) struct Issued {
+    /// Its micro-batches, their rows weighted.
     pub(super) batches: Vec<Batch>,
     pub(super) dropout: Option<DropoutStep>,
+    /// What each run gave.
+    runs: Vec<Given>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Given {
+    tokens: usize,
+    attention_rows: usize,
 }
 
 /// What a step came to for one run.
-#[derive(Clone, Default)]
-pub(super) struct TakenPart {
+#[derive(Clone, Copy)]
+pub(super) struct Taken {
     /// Mean cross entropy over its label tokens.
     pub(super) loss: f64,
     /// Mean over its attention rows of -sum_j a_j ln a_j; `None` without a scorer.
     pub(super) attention_entropy: Option<f64>,
     /// Its source and target tokens.
     pub(super) tokens: usize,
-    /// What the optimizer did; `None` if the loss of no run was finite, and nothing was done.
-    pub(super) report: Option<OptimizerReport>,
+    pub(super) gradient_norm: f64,
+    /// Whether the run took the step: its loss and its gradient were finite, and those of every step before it.
+    pub(super) applied: bool,
 }
 
-impl TakenPart {
-    /// Whether the run took the step: its loss and its gradient were finite.
-    pub(super) fn applied(&self) -> bool {
-        self.loss.is_finite() && self.report.is_some_and(|report| report.applied)
-    }
-}
-
-/// Takes a step: all micro-batches, in each the next examples of every run, then every run's update.
+/// Issues a step: all micro-batches, in each the next examples of every run, then every run's update. With one rank nothing
+/// is waited for.
 ///
 /// # Errors
-/// Those of packing a batch and of the device.
-pub(super) fn take<B: Backend>(
+/// Those of packing a batch and of the ranks.
+pub(super) fn issue<B: Backend>(
     frozen: &Frozen<'_, B>,
     mixture: &Mixture<B>,
     state: &mut B::State,
     recorder: &mut B::Recorder,
     shared: &Shared,
     parts: &[RunPart],
-) -> Result<Taken> {
-    let backend = frozen.backend;
+) -> Result<Issued> {
+    let (backend, ranks) = (frozen.backend, shared.ranks.as_ref());
     let batches = pack(frozen, mixture, shared, parts)?;
     let own_tokens = |run| batches.iter().map(|batch| batch.label_tokens(run)).sum::<usize>();
     // Whole numbers below 2^53, which f64 adds up exactly.
     let mut label_tokens: Vec<f64> = (0..parts.len()).map(|run| own_tokens(run) as f64).collect();
-    shared.ranks.sum(&mut label_tokens)?;
+    ranks.sum(&mut label_tokens)?;
     let label_tokens: Vec<usize> = label_tokens.into_iter().map(|tokens| tokens as usize).collect();
+    let weighted = |batch: &Batch| batch.weighted(label_weights(batch, &label_tokens));
+    let batches: Vec<Batch> = batches.iter().map(weighted).collect();
     let dropout = DropoutStep::new(shared.dropout, shared.step, &shared.seeds);
-    backend.zero_gradient(state);
-    let mut taken = vec![TakenPart::default(); parts.len()];
-    let mut entropies = vec![(0.0, 0_usize); parts.len()];
-    let prompts = mixture.source_count + usize::from(!mixture.mixing.without_target);
-    for batch in &batches {
-        let batch = batch.weighted(label_weights(batch, &label_tokens));
-        let issued = backend.record(recorder, &batch, dropout.as_ref(), |batch| {
-            frozen.model.issue(backend, mixture, state, batch, dropout.as_ref()).0
-        });
-        let step = issued.read(backend, &batch, parts.len());
-        for (taken, loss) in taken.iter_mut().zip(&step.per_run) {
-            taken.loss += loss;
-        }
-        let per_example = step.attention.len() / batch.examples();
+    let schedule: Vec<OptimizerStep> = parts.iter().map(|part| part.optimizer).collect();
+    let is_alone = ranks.count() == 1;
+    let mut runs = vec![Given::default(); parts.len()];
+    for (index, batch) in batches.iter().enumerate() {
+        let is_last = is_alone && index + 1 == batches.len();
+        let last = is_last.then_some(schedule.as_slice());
+        let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
+        frozen.model.train(backend, mixture, state, recorder, &micro);
         for b in 0..batch.examples() {
-            let run = batch.run(b);
-            let (encoder, decoder) = (batch.range(Side::Encoder, b), batch.range(Side::Decoder, b));
-            taken[run].tokens += encoder.len() - batch.prompt_length() + decoder.len();
-            let weights = &step.attention[b * per_example..(b + 1) * per_example];
-            let weights = weights.iter().filter(|&&weight| weight > 0.0);
-            entropies[run].0 -= weights.map(|&weight| weight * weight.ln()).sum::<f64>();
-            entropies[run].1 += per_example / prompts.max(1);
+            let given = &mut runs[batch.run(b)];
+            given.tokens += batch.source(b).len() + batch.range(Side::Decoder, b).len();
+            given.attention_rows += mixture.mixing.attention_rows(batch.prompt_length());
         }
     }
-    add_up_ranks(backend, state, shared.ranks.as_ref(), &mut taken, &mut entropies)?;
-    for (taken, (sum, rows)) in taken.iter_mut().zip(entropies) {
-        taken.attention_entropy = (rows > 0).then(|| sum / rows as f64);
+    if batches.is_empty() {
+        backend.begin_step(state);
     }
-    if taken.iter().zip(parts).any(|(taken, part)| !part.examples.is_empty() && taken.loss.is_finite()) {
-        let schedule: Vec<OptimizerStep> = parts.iter().map(|part| part.optimizer).collect();
-        backend.schedule(state, &schedule);
-        backend.optimizer_step(state);
-        for (taken, report) in taken.iter_mut().zip(backend.optimizer_reports(state)) {
-            taken.report = Some(report);
-        }
+    if !is_alone {
+        add_up_ranks(backend, state, ranks, &mut runs)?;
     }
+    if !is_alone || batches.is_empty() {
+        backend.optimizer_step(state, &schedule);
+    }
+    Ok(Issued { batches, dropout, runs })
+}
+
+/// Waits for the steps that were issued since the last call: what each of them came to, a run a place.
+///
+/// # Errors
+/// Those of the device.
+pub(super) fn drain<B: Backend>(
+    backend: &B,
+    state: &mut B::State,
+    issued: &[Issued],
+) -> Result<Vec<Vec<Taken>>> {
+    let reports = backend.reports(state);
     backend.health()?;
-    Ok(Taken { parts: taken, batches, dropout })
+    if reports.len() != issued.len() {
+        let found = format!("{} of {} steps", reports.len(), issued.len());
+        return Err(Error::device("report its steps", found, "this is a defect of promptmix: report it"));
+    }
+    let taken = |(report, given): (&StepReport, &Given)| {
+        let rows = given.attention_rows;
+        Taken {
+            loss: report.tally.loss,
+            attention_entropy: (rows > 0).then(|| report.tally.entropy / rows as f64),
+            tokens: given.tokens,
+            gradient_norm: report.gradient_norm,
+            applied: report.applied,
+        }
+    };
+    let of_step = |(reports, issued): (&Vec<StepReport>, &Issued)| {
+        reports.iter().zip(&issued.runs).map(taken).collect()
+    };
+    Ok(reports.iter().zip(issued).map(of_step).collect())
 }
 
 /// Adds up over all ranks the gradient and what is told of the step, in one call.
@@ -124,24 +147,21 @@ fn add_up_ranks<B: Backend>(
     backend: &B,
     state: &mut B::State,
     ranks: &dyn Ranks,
-    taken: &mut [TakenPart],
-    entropies: &mut [(f64, usize)],
+    runs: &mut [Given],
 ) -> Result<()> {
-    if ranks.count() == 1 {
-        return Ok(());
-    }
     let mut values = backend.read_gradient(state);
     let gradient = values.len();
-    for (taken, (entropy, rows)) in taken.iter().zip(&*entropies) {
-        values.extend([taken.loss, taken.tokens as f64, *entropy, *rows as f64]);
+    for (tally, given) in backend.read_tally(state).iter().zip(&*runs) {
+        values.extend([tally.loss, given.tokens as f64, tally.entropy, given.attention_rows as f64]);
     }
     ranks.sum(&mut values)?;
     backend.write_gradient(state, &values[..gradient]);
-    let told = values[gradient..].chunks_exact(4);
-    for ((taken, (entropy, rows)), told) in taken.iter_mut().zip(entropies).zip(told) {
-        (taken.loss, taken.tokens) = (told[0], told[1] as usize);
-        (*entropy, *rows) = (told[2], told[3] as usize);
+    let mut tallies = Vec::with_capacity(runs.len());
+    for (given, told) in runs.iter_mut().zip(values[gradient..].chunks_exact(4)) {
+        *given = Given { tokens: told[1] as usize, attention_rows: told[3] as usize };
+        tallies.push(Tally { loss: told[0], entropy: told[2] });
     }
+    backend.write_tally(state, &tallies);
     Ok(())
 }
 

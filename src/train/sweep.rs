@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::log::{Monitor, StepRecord, ValidationRecord};
 use super::run_folder::RunFolder;
 use super::step::{self, RunPart};
-use super::trainer::{Outcome, Trainer};
+use super::trainer::{Outcome, Pace, Trainer};
 use crate::backend::{Backend, OptimizerStep};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
@@ -100,37 +100,51 @@ fn run_stack<B: Backend>(
     let mut active: Vec<bool> = vec![true; group.len()];
     while active.contains(&true) {
         let started = Instant::now();
-        let mut shared = members[group[first(&active)]].trainer.shared();
-        shared.seeds = group.iter().flat_map(|&run| members[run].trainer.shared().seeds).collect();
-        let mut parts = Vec::with_capacity(group.len());
-        for (place, &run) in group.iter().enumerate() {
-            parts.push(match active[place] {
-                true => members[run].trainer.next_part(place as u32)?,
-                false => ended(),
-            });
+        let begun = members[group[first(&active)]].trainer.step_count();
+        let (mut parts, mut issued, mut looked_at) = (Vec::new(), Vec::new(), false);
+        while issued.len() < backend.steps_ahead() && !looked_at {
+            let step = begun + issued.len() as u64;
+            let mut shared = members[group[first(&active)]].trainer.shared(step);
+            shared.seeds = group.iter().flat_map(|&run| members[run].trainer.shared(step).seeds).collect();
+            let mut of_step = Vec::with_capacity(group.len());
+            for (place, &run) in group.iter().enumerate() {
+                of_step.push(match active[place] {
+                    true => members[run].trainer.next_part(place as u32)?,
+                    false => ended(),
+                });
+            }
+            let mixture = members[group[0]].trainer.mixture();
+            issued.push(step::issue(frozen, mixture, &mut state, &mut recorder, &shared, &of_step)?);
+            parts.push(of_step);
+            looked_at = group
+                .iter()
+                .zip(&active)
+                .any(|(&run, &active)| active && members[run].trainer.looks_behind(step + 1));
         }
-        let mixture = members[group[0]].trainer.mixture();
-        let taken = step::take(frozen, mixture, &mut state, &mut recorder, &shared, &parts)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let looked_at = group
-            .iter()
-            .enumerate()
-            .any(|(place, &run)| active[place] && members[run].trainer.looks_behind(shared.step + 1));
+        let taken = step::drain(backend, &mut state, &issued)?;
+        let tokens = |place: usize| taken.iter().map(|runs| runs[place].tokens).sum();
+        let paces: Vec<Pace> =
+            (0..group.len()).map(|place| Pace::of(started, taken.len(), tokens(place))).collect();
         let whole = looked_at.then(|| backend.read_state(&state));
-        for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
-            let member = &mut members[run];
-            let (part, taken) = (&parts[place], &taken.parts[place]);
-            if !taken.applied() {
-                failures[run] = Some(not_finite(&member.name, part.step + 1, taken.loss));
-                continue;
+        for (index, (parts, taken)) in parts.iter().zip(&taken).enumerate() {
+            for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
+                if failures[run].is_some() {
+                    continue;
+                }
+                let member = &mut members[run];
+                let (part, own) = (&parts[place], &taken[place]);
+                if !own.applied {
+                    failures[run] = Some(not_finite(&member.name, part.step + 1, own.loss));
+                    continue;
+                }
+                let record = member.trainer.record(part, own, paces[place]);
+                if let Some(whole) = whole.as_ref().filter(|_| index + 1 == issued.len()) {
+                    let own = place * length..(place + 1) * length;
+                    member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
+                }
+                let mut of = Of { run, monitor: &mut *monitor };
+                failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), &mut of).err();
             }
-            let record = member.trainer.record(part, taken, seconds);
-            if let Some(whole) = &whole {
-                let own = place * length..(place + 1) * length;
-                member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
-            }
-            let mut of = Of { run, monitor: &mut *monitor };
-            failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), &mut of).err();
         }
         for (place, &run) in group.iter().enumerate() {
             active[place] &= failures[run].is_none() && !members[run].trainer.is_done();

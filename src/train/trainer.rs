@@ -11,15 +11,15 @@ use super::ranks::{Alone, Ranks};
 use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, hexadecimal};
 use super::schedule::factor;
 use super::setup::{initial_values, load_sources, mixture};
-use super::step::{self, RunPart, Shared, TakenPart};
+use super::step::{self, Issued, RunPart, Shared, Taken};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
+use crate::backend::{Backend, DropoutStep, Example, MicroBatch, OptimizerStep};
 use crate::config::RunConfig;
 use crate::data::{Batches, Examples, Split};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
-use crate::model::{Frozen, Mixture, Pass, StepShape};
+use crate::model::{self, Frozen, Mixture, Pass};
 use crate::tasks::Task;
 
 /// Examples of a validation batch: forward alone keeps little, so it may be larger than a training batch.
@@ -72,8 +72,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let values = initial_values(frozen, config, &described, &mixture.layout, &sources)?;
         let load = |task| TaskData::load(frozen, config, task, monitor);
         let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
-        foresee(frozen, config, &tasks)?;
-        let state = frozen.backend.state(&mixture.layout, &values, 1);
+        let mut state = frozen.backend.state(&mixture.layout, &values, 1);
+        foresee(frozen, config, &tasks, &mixture, &mut state)?;
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
         let batch_size = config.batch_size * config.accumulate;
         let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
@@ -190,8 +190,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
         self.begin(folder.as_deref_mut())?;
         while !self.is_done() {
-            let record = self.step()?;
-            self.finish_step(&record, folder.as_deref_mut(), monitor)?;
+            let (records, failure) = self.stretch(self.frozen.backend.steps_ahead())?;
+            for record in &records {
+                self.finish_step(record, folder.as_deref_mut(), monitor)?;
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
         }
         Ok(self.outcome())
     }
@@ -261,7 +266,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Whether this run and `other` can take their next step in one batch: equal in all that is not stacked.
     pub(super) fn stacks_with(&self, other: &Self) -> bool {
         let key = |trainer: &Self| {
-            let Shared { step, dropout, pooled_width, .. } = trainer.shared();
+            let Shared { step, dropout, pooled_width, .. } = trainer.shared(trainer.checkpoint.step);
             (step, dropout.to_bits(), pooled_width, trainer.config.sources.clone())
         };
         self.mixture.mixing == other.mixture.mixing
@@ -299,16 +304,42 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step.
     pub fn step(&mut self) -> Result<StepRecord> {
+        let (mut records, failure) = self.stretch(1)?;
+        let nothing = || Error::setting("steps", "a run that goes on", "its end", "");
+        records.pop().ok_or_else(|| failure.unwrap_or_else(nothing))
+    }
+
+    /// Issues at most `most` steps, up to the next behind which the state is looked at, and then waits for what they came
+    /// to. If one was not finite, the state is as before it, and the error comes with the records of those before.
+    fn stretch(&mut self, most: usize) -> Result<(Vec<StepRecord>, Option<Error>)> {
         let started = Instant::now();
-        let part = self.next_part(0)?;
-        let shared = self.shared();
-        let (state, recorder) = (&mut self.state, &mut self.recorder);
-        let taken =
-            step::take(self.frozen, &self.mixture, state, recorder, &shared, std::slice::from_ref(&part))?;
-        if !taken.parts[0].applied() {
-            return Err(self.not_finite(part.step + 1, &taken.batches, taken.dropout.as_ref()));
+        // Ranks meet in every step.
+        let most = if self.ranks.count() > 1 { 1 } else { most };
+        let (mut parts, mut issued) = (Vec::new(), Vec::new());
+        while issued.len() < most {
+            let part = self.next_part(0)?;
+            let shared = self.shared(part.step);
+            let (state, recorder) = (&mut self.state, &mut self.recorder);
+            let own = std::slice::from_ref(&part);
+            issued.push(step::issue(self.frozen, &self.mixture, state, recorder, &shared, own)?);
+            let behind = part.step + 1;
+            parts.push(part);
+            if self.looks_behind(behind) {
+                break;
+            }
         }
-        Ok(self.record(&part, &taken.parts[0], started.elapsed().as_secs_f64()))
+        let taken = step::drain(self.frozen.backend, &mut self.state, &issued)?;
+        let pace = Pace::of(started, taken.len(), taken.iter().map(|runs| runs[0].tokens).sum());
+        let mut records = Vec::with_capacity(taken.len());
+        for ((part, taken), issued) in parts.iter().zip(&taken).zip(&issued) {
+            if !taken[0].applied {
+                self.batches.seek(part.step);
+                let failure = self.not_finite(part.step + 1, issued);
+                return Ok((records, Some(failure)));
+            }
+            records.push(self.record(part, &taken[0], pace));
+        }
+        Ok((records, None))
     }
 
     /// What this run, as number `run` of a stack, gives to the next step.
@@ -339,10 +370,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(RunPart { step: next.step, epoch: next.epoch, examples, batch_size, optimizer })
     }
 
-    /// What all runs of a step have in common.
-    pub(super) fn shared(&self) -> Shared {
+    /// What all runs of the step behind `step` others have in common.
+    pub(super) fn shared(&self, step: u64) -> Shared {
         Shared {
-            step: self.checkpoint.step,
+            step,
             dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
             seeds: vec![self.config.seed],
             pooled_width: self.pooled_width(),
@@ -351,7 +382,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Counts a step that was taken.
-    pub(super) fn record(&mut self, part: &RunPart, taken: &TakenPart, seconds: f64) -> StepRecord {
+    pub(super) fn record(&mut self, part: &RunPart, taken: &Taken, pace: Pace) -> StepRecord {
         self.checkpoint.step = part.step + 1;
         self.checkpoint.updates += 1;
         StepRecord {
@@ -359,11 +390,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             steps: self.steps,
             epoch: part.epoch + 1,
             loss: taken.loss,
-            gradient_norm: taken.report.map_or(f64::NAN, |report| report.gradient_norm),
+            gradient_norm: taken.gradient_norm,
             learning_rate: part.optimizer.prompt_learning_rate,
             scorer_learning_rate: part.optimizer.scorer_learning_rate,
-            milliseconds: seconds * 1e3,
-            tokens_per_second: taken.tokens as f64 / seconds,
+            milliseconds: pace.milliseconds,
+            tokens_per_second: pace.tokens_per_second,
             attention_entropy: taken.attention_entropy,
         }
     }
@@ -461,9 +492,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.config.pools_padding().then_some(self.config.max_source_length)
     }
 
-    /// Runs the step's forward again, looking at every tensor, to name the first that is not finite.
-    fn not_finite(&self, step: u64, batches: &[Batch], dropout: Option<&DropoutStep>) -> Error {
-        let backend = self.frozen.backend;
+    /// Runs the step again, looking at every tensor, to name the first that is not finite. The state is as before it.
+    fn not_finite(&mut self, step: u64, issued: &Issued) -> Error {
+        let (backend, model) = (self.frozen.backend, &self.frozen.model);
+        let Issued { batches, dropout, .. } = issued;
+        let dropout: Option<&DropoutStep> = dropout.as_ref();
         let values = self.parameters();
         let parameter = self
             .mixture
@@ -480,33 +513,78 @@ impl<'a, B: Backend> Trainer<'a, B> {
             };
             let pass = Pass { dropout, keep: false, observe: Some(&mut observe) };
             let tokens = [batch.label_tokens(0)];
-            let loss = self.frozen.model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass);
+            let loss = model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass);
             if first.is_none() && loss.per_run.iter().any(|loss| !loss.is_finite()) {
                 first = Some("the loss".into());
             }
         }
-        let gradient = backend.read_gradient(&self.state);
         let tensor = first.unwrap_or_else(|| {
+            backend.begin_step(&mut self.state);
+            for batch in batches {
+                model.issue(backend, &self.mixture, &mut self.state, batch, dropout);
+            }
+            let gradient = backend.read_gradient(&self.state);
             let segments = self.mixture.layout.segments().iter();
             let broken = segments
                 .filter(|segment| gradient[segment.range.clone()].iter().any(|value| !value.is_finite()));
             let names: Vec<&str> = broken.map(|segment| segment.name).collect();
-            format!("the gradient of {}", names.join(", "))
+            if names.is_empty() {
+                "the gradient".into()
+            } else {
+                format!("the gradient of {}", names.join(", "))
+            }
         });
         let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
     }
 }
 
-/// Fails if a step on a batch of the longest examples will not fit into the device's free memory.
-fn foresee<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig, tasks: &[TaskData]) -> Result<()> {
+/// How fast a stretch of steps was, which are timed as one: the device works on while the host is ahead of it.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    milliseconds: f64,
+    tokens_per_second: f64,
+}
+
+impl Pace {
+    /// Of `steps` steps with so many tokens, begun at `started`.
+    pub(super) fn of(started: Instant, steps: usize, tokens: usize) -> Self {
+        let seconds = started.elapsed().as_secs_f64();
+        Self { milliseconds: seconds * 1e3 / steps as f64, tokens_per_second: tokens as f64 / seconds }
+    }
+}
+
+/// Fails if training on batches of the longest examples, and validation beside it, will not fit into the device's free
+/// memory.
+fn foresee<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    config: &RunConfig,
+    tasks: &[TaskData],
+    mixture: &Mixture<B>,
+    state: &mut B::State,
+) -> Result<()> {
     let (backend, model) = (frozen.backend, &frozen.model);
     let Some(free) = backend.free_bytes() else { return Ok(()) };
-    let longest = |length: &dyn Fn(&Examples, usize) -> usize| {
-        let of_task = |data: &TaskData| (0..data.training.len()).map(|row| length(&data.training, row)).max();
-        tasks.iter().filter_map(of_task).max().unwrap_or(0)
+    type Length = fn(&Examples, usize) -> usize;
+    let longest = |of: &dyn Fn(&TaskData) -> &Examples, length: Length| {
+        let of_task = |data| (0..of(data).len()).map(|row| length(of(data), row)).max();
+        tasks.iter().filter_map(of_task).max().unwrap_or(1)
     };
-    let (source, target) = (longest(&Examples::source_length), longest(&Examples::target_length));
-    let shape = |examples| StepShape::of(examples, config.prompt_length, source, target);
-    model.foresee(backend, free, config.batch_size, shape)
+    let batch = |examples, of: &dyn Fn(&TaskData) -> &Examples| {
+        let (source, target) = (longest(of, Examples::source_length), longest(of, Examples::target_length));
+        model::batch_of_lengths(examples, mixture.layout.prompt_length, source, target)
+    };
+    // Unrecorded work may hold a quarter more than it uses.
+    let validation = batch(EVALUATION_BATCH, &|data| &data.validation)?;
+    let validation = model.evaluation_bytes(backend, mixture, state, &validation) / 4 * 5;
+    let rate = config.dropout.unwrap_or(f64::from(model.config().dropout_rate));
+    let (dropout, schedule) = (DropoutStep::new(rate, 0, &[config.seed]), [OptimizerStep::new(0.0, 0.0)]);
+    model::foresee(free, config.batch_size, |examples| {
+        let batch = batch(examples, &|data| &data.training)?;
+        let micro =
+            MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+        let bytes = model.step_bytes(backend, mixture, state, &micro) + validation;
+        // A recorded shape is rounded up, and what it is told of is small.
+        backend.health().map(|()| bytes + bytes / 64)
+    })
 }

@@ -331,8 +331,7 @@ impl Run<'_> {
         backend.write_gradient(&mut state, &self.flat(&mixture.layout, "grad")?);
         let mut optimizer = OptimizerStep::new(0.3, 0.3);
         optimizer.weight_decay = 1e-5;
-        backend.schedule(&mut state, &[optimizer]);
-        backend.optimizer_step(&mut state);
+        backend.optimizer_step(&mut state, &[optimizer]);
         let [updated, ..] = backend.read_state(&state);
         for (theirs, ours) in TRAINED {
             let name = format!("adamw.{theirs}");

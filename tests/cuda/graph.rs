@@ -1,88 +1,153 @@
-//! One captured graph serves every batch of its bucket and gives, bit for bit, what launches one by one give.
+//! A whole training step is one graph launch, and gives, bit for bit, what launches one by one give.
 
-use promptmix::backend::{Backend, Batch, DropoutStep, OptimizerStep, Scorer};
-use promptmix::cuda::{Cuda, Precision};
-use promptmix::model::{StepLoss, label_weights};
+use promptmix::backend::{Backend, Batch, DropoutStep, MicroBatch, OptimizerStep, Scorer, StepReport};
+use promptmix::cuda::{Cuda, Precision, Recorder};
+use promptmix::model::label_weights;
 use promptmix::pretrained::Activation;
 
-use crate::device::device;
+use crate::device::{Device, device};
 use crate::model::config;
 use crate::random::Random;
-use crate::setting::{Case, Setting, example};
+use crate::setting::{Case, Setting, example, examples};
 
-/// Batches of four examples whose rows all fall into one bucket, each of other lengths and other tokens.
-fn batches(case: &Case<Cuda>, setting: &Setting, count: u64) -> Vec<Batch> {
-    let mut random = Random::new(77);
-    (0..count)
-        .map(|number| {
+/// Source lengths of a step's examples are drawn from such a range, target lengths up to 3.
+type Lengths = std::ops::Range<usize>;
+
+/// A step of four examples a micro-batch, shared out evenly among the runs, each of other lengths and other tokens.
+fn micro_batches(random: &mut Random, setting: &Setting, count: usize, lengths: &Lengths) -> Vec<Batch> {
+    let batches: Vec<Batch> = (0..count)
+        .map(|micro| {
             let examples: Vec<_> = (0..4)
                 .map(|b| {
-                    let (source, target) = (4 + random.below(6), 1 + random.below(3));
-                    example(&mut random, setting.config(), source, target, (4 * number + b) as u32)
+                    let source = lengths.start + random.below(lengths.len());
+                    let index = 4 * micro + b;
+                    let target = 1 + random.below(3);
+                    let mut example = example(random, setting.config(), source, target, index as u32);
+                    example.run = (b * setting.runs / 4) as u32;
+                    example
                 })
                 .collect();
-            let batch = setting.pack(&examples);
-            batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]))
+            setting.pack(&examples)
         })
-        .inspect(|batch| assert_eq!(batch.examples(), case.batch.examples()))
-        .collect()
+        .collect();
+    let tokens = |run| batches.iter().map(|batch| batch.label_tokens(run)).sum();
+    let tokens: Vec<usize> = (0..setting.runs).map(tokens).collect();
+    batches.iter().map(|batch| batch.weighted(label_weights(batch, &tokens))).collect()
 }
 
 /// What some steps came to.
+#[derive(Debug, PartialEq)]
 struct Steps {
-    losses: Vec<StepLoss>,
-    /// Parameters behind the last.
-    values: Vec<f64>,
+    reports: Vec<Vec<StepReport>>,
+    /// Parameters and moments behind the last.
+    state: [Vec<f64>; 3],
     operations: u64,
-    replays: u64,
-    buckets: usize,
 }
 
-fn steps(graphs: bool, setting: &Setting, count: u64) -> Option<Steps> {
-    let device = device(Precision::Bf16)?;
-    device.cuda.set_graphs(graphs);
-    let case = setting.build_on(device.cuda);
+/// Takes a step of every range of lengths, in `micro` micro-batches each, and reads nothing back before the last.
+fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]) -> (Steps, Recorder) {
     let cuda = &case.backend;
-    let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
-    let mut recorder = promptmix::cuda::Recorder::default();
-    let mut losses = Vec::new();
-    for (step, batch) in batches(&case, setting, count).iter().enumerate() {
-        let dropout = DropoutStep::new(setting.dropout.0, step as u64, &[9]);
-        cuda.zero_gradient(&mut state);
-        let issued = cuda.record(&mut recorder, batch, dropout.as_ref(), |batch| {
-            case.model.issue(cuda, &case.mixture, &mut state, batch, dropout.as_ref()).0
-        });
-        losses.push(issued.read(cuda, batch, 1));
-        cuda.schedule(&mut state, &[OptimizerStep::new(0.05, 0.02)]);
-        cuda.optimizer_step(&mut state);
-        assert!(cuda.optimizer_reports(&state)[0].applied, "step {step}");
+    let mut state = cuda.state(&case.mixture.layout, &case.values, setting.runs);
+    let mut recorder = Recorder::default();
+    let mut random = Random::new(77);
+    let seeds: Vec<u64> = (0..setting.runs as u64).map(|run| 9 + run).collect();
+    for (step, lengths) in lengths.iter().enumerate() {
+        let batches = micro_batches(&mut random, setting, micro, lengths);
+        let dropout = DropoutStep::new(setting.dropout.0, step as u64, &seeds);
+        let rate = 0.05 / (1.0 + step as f64);
+        let schedule: Vec<OptimizerStep> =
+            (0..setting.runs).map(|run| OptimizerStep::new(rate, rate / (2.0 + run as f64))).collect();
+        for (index, batch) in batches.iter().enumerate() {
+            let last = (index + 1 == micro).then_some(schedule.as_slice());
+            let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
+            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+        }
     }
+    let reports = cuda.reports(&mut state);
     cuda.health().expect("a healthy device");
-    let [values, ..] = cuda.read_state(&state);
-    let (replays, buckets) = (recorder.replays(), recorder.buckets());
-    Some(Steps { losses, values, operations: cuda.operations(), replays, buckets })
+    assert_eq!(reports.len(), lengths.len());
+    assert!(reports.iter().flatten().all(|report| report.applied && report.tally.loss > 0.0));
+    (Steps { reports, state: cuda.read_state(&state), operations: cuda.operations() }, recorder)
+}
+
+fn setting(activation: Activation, dropout: f64, runs: usize) -> Setting {
+    let config = config(activation, true);
+    let start = [(5, 2), (4, 1), (9, 3), (6, 1)];
+    let mut setting = Setting::new(config.clone(), examples(5, &config, &start));
+    setting.mixing.scorer = Some(Scorer::Bottleneck);
+    (setting.dropout, setting.runs) = ((dropout, 0), runs);
+    setting
+}
+
+fn built(setting: &Setting, graphs: bool) -> Option<(Case<Cuda>, vgpu::Gpu)> {
+    let Device { cuda, gpu } = device(Precision::Bf16)?;
+    cuda.set_graphs(graphs);
+    Some((setting.build_on(cuda), gpu))
 }
 
 #[test]
 fn a_graph_gives_what_launches_give_bit_for_bit() {
-    for (activation, dropout) in [(Activation::Relu, 0.1), (Activation::GatedGelu, 0.0)] {
-        let config = config(activation, true);
-        let start = [(5, 2), (4, 1), (9, 3), (6, 1)];
-        let mut setting = Setting::new(config.clone(), crate::setting::examples(5, &config, &start));
-        setting.mixing.scorer = Some(Scorer::Bottleneck);
-        setting.dropout = (dropout, 0);
-        let Some(eager) = steps(false, &setting, 20) else { return };
-        let Some(replayed) = steps(true, &setting, 20) else { return };
-        assert_eq!(eager.replays, 0);
-        assert_eq!(
-            (replayed.replays, replayed.buckets),
-            (19, 1),
-            "the first batch of the bucket runs as it is"
-        );
-        assert!(eager.losses.iter().all(|step| step.per_run[0].is_finite() && step.per_run[0] > 0.0));
-        assert!(eager.losses.windows(2).all(|pair| pair[0] != pair[1]), "every batch has another loss");
-        assert_eq!(replayed.operations, eager.operations);
-        assert_eq!(replayed.losses, eager.losses);
-        assert_eq!(replayed.values, eager.values);
+    for (activation, dropout, runs, micro, count) in [
+        (Activation::Relu, 0.1, 1, 1, 20),
+        (Activation::GatedGelu, 0.0, 1, 1, 20),
+        (Activation::Relu, 0.1, 2, 1, 6),
+        (Activation::Relu, 0.1, 2, 3, 5),
+    ] {
+        let setting = setting(activation, dropout, runs);
+        let Some((eager, _gpu)) = built(&setting, false) else { return };
+        let lengths = vec![4..10; count];
+        let (expected, recorder) = steps(&eager, &setting, micro, &lengths);
+        assert_eq!((recorder.replays(), recorder.captures()), (0, 0));
+        let Some((captured, _gpu)) = built(&setting, true) else { return };
+        let (found, recorder) = steps(&captured, &setting, micro, &lengths);
+        // The first micro-batch of a step, those between, and the last do not the same.
+        let buckets = micro;
+        assert_eq!(recorder.buckets(), buckets, "{micro} micro-batches of one shape");
+        assert_eq!((recorder.replays(), recorder.captures()), ((count * micro) as u64, buckets as u64));
+        assert!(expected.reports.windows(2).all(|pair| pair[0] != pair[1]), "every batch has another loss");
+        assert_eq!(found, expected, "{activation:?}, {runs} runs, {micro} micro-batches");
     }
+}
+
+/// A larger shape moves the memory of all shapes: what was captured before is captured again, and the numbers stay.
+#[test]
+fn shapes_that_grow_and_shrink_give_the_same_bits() {
+    let setting = setting(Activation::Relu, 0.1, 1);
+    let lengths = [4..10, 20..24, 4..10, 60..66, 4..10, 20..24, 60..66, 4..10];
+    let Some((eager, _gpu)) = built(&setting, false) else { return };
+    let (expected, _) = steps(&eager, &setting, 1, &lengths);
+    let Some((captured, _gpu)) = built(&setting, true) else { return };
+    let (found, recorder) = steps(&captured, &setting, 1, &lengths);
+    assert_eq!(found, expected);
+    assert_eq!((recorder.buckets(), recorder.replays()), (3, 8));
+    // Three shapes, the first again behind the second, and both of them again behind the third.
+    assert_eq!(recorder.captures(), 6);
+}
+
+/// The driver counts: behind the first step of a shape, a step is one copy and one launch, and nothing is waited for.
+#[test]
+fn a_step_is_one_copy_and_one_launch() {
+    let setting = setting(Activation::GatedGelu, 0.1, 2);
+    let Some((case, gpu)) = built(&setting, true) else { return };
+    let (cuda, mut random) = (&case.backend, Random::new(3));
+    let mut state = cuda.state(&case.mixture.layout, &case.values, 2);
+    let mut recorder = Recorder::default();
+    let mut before = None;
+    for step in 0..5 {
+        if step == 1 {
+            before = gpu.calls();
+        }
+        let batches = micro_batches(&mut random, &setting, 1, &(4..10));
+        let dropout = DropoutStep::new(0.1, step, &[1, 2]);
+        let schedule = [OptimizerStep::new(0.01 * step as f64, 0.01); 2];
+        let micro =
+            MicroBatch { batch: &batches[0], dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+    }
+    if let (Some(before), Some(after)) = (before, gpu.calls()) {
+        let expected = vgpu::Calls { graphs: before.graphs + 4, uploads: before.uploads + 4, ..before };
+        assert_eq!(after, expected);
+    }
+    assert_eq!(cuda.reports(&mut state).len(), 5);
+    cuda.health().expect("a healthy device");
 }

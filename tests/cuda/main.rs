@@ -20,4 +20,5 @@ mod model;
 mod optimizer;
 mod raw;
 mod rows;
+mod tally;
 mod training;

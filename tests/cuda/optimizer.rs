@@ -39,9 +39,8 @@ impl Case for Steps {
                     settings
                 })
                 .collect();
-            backend.schedule(&mut state, &steps);
-            backend.optimizer_step(&mut state);
-            norms.extend(backend.optimizer_reports(&state).iter().map(|report| {
+            backend.optimizer_step(&mut state, &steps);
+            norms.extend(backend.reports(&mut state)[0].iter().map(|report| {
                 assert!(report.applied);
                 report.gradient_norm
             }));
@@ -79,9 +78,8 @@ fn a_gradient_that_is_not_finite_changes_nothing_of_its_run() {
     gradient[length + 17] = f64::NAN;
     gradient[2 * length + 3] = f64::INFINITY;
     cuda.write_gradient(&mut state, &gradient);
-    cuda.schedule(&mut state, &[OptimizerStep::new(0.3, 0.1); 3]);
-    cuda.optimizer_step(&mut state);
-    let applied: Vec<bool> = cuda.optimizer_reports(&state).iter().map(|report| report.applied).collect();
+    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1); 3]);
+    let applied: Vec<bool> = cuda.reports(&mut state)[0].iter().map(|report| report.applied).collect();
     assert_eq!(applied, [true, false, false]);
     assert_eq!(cuda.updates(&state), [1, 0, 0]);
     let [values, first, second] = cuda.read_state(&state);

@@ -112,15 +112,14 @@ fn moves(name: &str, folder: &Path) {
     let mut state = cpu.state(&mixture.layout, &values, 1);
     let mut losses = Vec::new();
     for step in 0..STEPS {
-        cpu.zero_gradient(&mut state);
+        cpu.begin_step(&mut state);
         let loss = model.loss_and_gradient(&cpu, &mixture, &mut state, &batch, &tokens, None);
         losses.push(loss.per_run[0]);
         let share = rate_share(step);
         let mut optimizer = OptimizerStep::new(PROMPT_RATE * share, SCORER_RATE * share);
         optimizer.clip_norm = 1.0;
-        cpu.schedule(&mut state, &[optimizer]);
-        cpu.optimizer_step(&mut state);
-        assert!(cpu.optimizer_reports(&state)[0].applied, "step {step}");
+        cpu.optimizer_step(&mut state, &[optimizer]);
+        assert!(cpu.reports(&mut state)[0][0].applied, "step {step}");
     }
     let [trained, ..] = cpu.read_state(&state);
     let (before, after) = (values[place].exp(), trained[place].exp());

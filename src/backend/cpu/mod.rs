@@ -15,9 +15,9 @@ mod norm;
 mod optimizer;
 mod pool;
 mod rows;
+mod tally;
 mod vector;
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,8 +34,8 @@ use self::matrix::{View, ViewMut};
 use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
-    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Heads, Loss, Mask, Mixing,
-    OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
+    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, MicroBatch, Mixing,
+    OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
 };
 use crate::error::{Error, Result};
 
@@ -226,22 +226,12 @@ impl<E: Element> Backend for Cpu<E> {
         Weight { values, transposed, out, input }
     }
 
-    fn row_bytes(&self, width: usize, format: Format) -> usize {
-        size_of::<E>() * if format == Format::Norm { 1 } else { width }
-    }
-
     fn weight_row(&self, weight: &Self::Weight, row: usize) -> Vec<f32> {
         weight.row(row).iter().map(|value| value.widen() as f32).collect()
     }
 
-    fn record<T: 'static>(
-        &self,
-        (): &mut (),
-        batch: &Batch,
-        _dropout: Option<&DropoutStep>,
-        mut work: impl FnMut(&Batch) -> T,
-    ) -> Rc<T> {
-        Rc::new(work(batch))
+    fn record(&self, (): &mut (), micro: &MicroBatch<'_>, mut work: impl FnMut(&Batch)) {
+        work(micro.batch);
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
@@ -544,22 +534,28 @@ impl<E: Element> Backend for Cpu<E> {
         loss::logits(self, hidden, head)
     }
 
-    fn zero_gradient(&self, state: &mut Self::State) {
-        state.gradient.fill(E::zero());
+    fn begin_step(&self, state: &mut Self::State) {
+        state.begin_step();
     }
 
-    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
-        state.schedule = steps.to_vec();
+    fn tally(&self, batch: &Batch, loss: &Self::LossKept, mix: &Self::MixKept, state: &mut Self::State) {
+        tally::tally(batch, loss, mix, state);
     }
 
-    fn optimizer_step(&self, state: &mut Self::State) {
-        let steps = std::mem::take(&mut state.schedule);
-        state.reports = optimizer::step(self, state, &steps);
-        state.schedule = steps;
+    fn read_tally(&self, state: &Self::State) -> Vec<Tally> {
+        state.tallies.clone()
     }
 
-    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport> {
-        state.reports.clone()
+    fn write_tally(&self, state: &mut Self::State, tallies: &[Tally]) {
+        state.tallies.copy_from_slice(tallies);
+    }
+
+    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
+        optimizer::step(self, state, steps);
+    }
+
+    fn reports(&self, state: &mut Self::State) -> Vec<Vec<StepReport>> {
+        state.take_reports()
     }
 
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache {

@@ -5,7 +5,7 @@
 use super::Cpu;
 use super::element::Element;
 use super::vector::vectorised;
-use crate::backend::{Group, OptimizerReport, OptimizerStep, StateLayout};
+use crate::backend::{Group, OptimizerStep, StateLayout, StepReport, Tally};
 
 /// The trained state of some runs, on the host in the backend's format.
 #[derive(Debug)]
@@ -17,8 +17,11 @@ pub struct State<E> {
     pub(super) second_moment: Vec<E>,
     /// Updates applied, per run.
     pub(super) updates: Vec<u64>,
-    pub(super) schedule: Vec<OptimizerStep>,
-    pub(super) reports: Vec<OptimizerReport>,
+    pub(super) tallies: Vec<Tally>,
+    /// Whether a run stands still since a step that nobody was told of.
+    halted: Vec<bool>,
+    /// Of every step since they were last asked for, one a run.
+    pub(super) reports: Vec<Vec<StepReport>>,
 }
 
 impl<E: Element> State<E> {
@@ -32,7 +35,8 @@ impl<E: Element> State<E> {
             first_moment: zeros(),
             second_moment: zeros(),
             updates: vec![0; runs],
-            schedule: Vec::new(),
+            tallies: vec![Tally::default(); runs],
+            halted: vec![false; runs],
             reports: Vec::new(),
         }
     }
@@ -48,21 +52,29 @@ impl<E: Element> State<E> {
     }
 }
 
-pub(super) fn step<E: Element>(
-    cpu: &Cpu<E>,
-    state: &mut State<E>,
-    steps: &[OptimizerStep],
-) -> Vec<OptimizerReport> {
-    assert_eq!(steps.len(), state.updates.len(), "one scheduled step a run");
-    steps.iter().enumerate().map(|(run, step)| step_run(cpu, state, run, step)).collect()
+impl<E> State<E> {
+    pub(super) fn begin_step(&mut self)
+    where
+        E: Element,
+    {
+        self.gradient.fill(E::zero());
+        self.tallies.fill(Tally::default());
+    }
+
+    /// What every step since the last call did; runs that stood still go on.
+    pub(super) fn take_reports(&mut self) -> Vec<Vec<StepReport>> {
+        self.halted.fill(false);
+        std::mem::take(&mut self.reports)
+    }
 }
 
-fn step_run<E: Element>(
-    cpu: &Cpu<E>,
-    state: &mut State<E>,
-    run: usize,
-    step: &OptimizerStep,
-) -> OptimizerReport {
+pub(super) fn step<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, steps: &[OptimizerStep]) {
+    assert_eq!(steps.len(), state.updates.len(), "one scheduled step a run");
+    let reports = steps.iter().enumerate().map(|(run, step)| step_run(cpu, state, run, step)).collect();
+    state.reports.push(reports);
+}
+
+fn step_run<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, run: usize, step: &OptimizerStep) -> StepReport {
     let offset = run * state.layout.len();
     let trained = || state.layout.segments().iter().filter(|segment| segment.trained);
     // Squares are summed in f64: the sum is long, and its order is fixed.
@@ -70,9 +82,10 @@ fn step_run<E: Element>(
         .flat_map(|segment| &state.gradient[offset + segment.range.start..offset + segment.range.end])
         .map(|&g| g.widen() * g.widen())
         .sum();
-    let gradient_norm = squares.sqrt();
-    if !gradient_norm.is_finite() {
-        return OptimizerReport { gradient_norm, applied: false };
+    let (tally, gradient_norm) = (state.tallies[run], squares.sqrt());
+    if state.halted[run] || !tally.loss.is_finite() || !gradient_norm.is_finite() {
+        state.halted[run] = true;
+        return StepReport { tally, gradient_norm, applied: false };
     }
     // The small term keeps a vanishing norm from dividing by zero, as clip_grad_norm_ has it.
     let clip = (step.clip_norm / (gradient_norm + 1e-6)).min(1.0);
@@ -104,7 +117,7 @@ fn step_run<E: Element>(
         let second_moment = &mut state.second_moment[range];
         vectorised!(cpu, update.apply(values, gradient, first_moment, second_moment));
     }
-    OptimizerReport { gradient_norm, applied: true }
+    StepReport { tally, gradient_norm, applied: true }
 }
 
 struct Update<E> {

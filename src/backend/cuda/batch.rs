@@ -1,10 +1,9 @@
 //! The batch descriptor on the device: one array of integers a batch, as `kernels/batch.cuh` reads it.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::memory::{Buffer, address};
-use super::{Cuda, failure};
+use super::Cuda;
+use super::input::Numbers;
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
@@ -18,7 +17,8 @@ const HEADER: usize = COUNTS + ARRAYS;
 /// A batch's descriptor on the device.
 #[derive(Debug)]
 pub struct DeviceBatch {
-    data: RefCell<Buffer<i32>>,
+    /// The descriptor, from the first on; maybe more behind it.
+    numbers: Rc<Numbers>,
     id: u64,
     encoder_tiles: usize,
     prompt_tiles: usize,
@@ -40,7 +40,14 @@ impl DeviceBatch {
     /// # Errors
     /// If its allocation failed.
     pub fn address(&self, cuda: &Cuda) -> Result<u64> {
-        Ok(address(&self.data.borrow().view()?, cuda.kernels().stream()))
+        self.numbers.address(cuda, 0)
+    }
+
+    /// The descriptor of `batch`, which begins `numbers`; `tiles` are the most of the encoder, its prompt rows and the
+    /// decoder.
+    pub(super) fn new(batch: &Batch, numbers: Rc<Numbers>, tiles: [usize; 3]) -> Rc<Self> {
+        let [encoder_tiles, prompt_tiles, decoder_tiles] = tiles;
+        Rc::new(Self { numbers, id: batch.id(), encoder_tiles, prompt_tiles, decoder_tiles })
     }
 }
 
@@ -129,19 +136,9 @@ impl Cuda {
         if let Some(known) = self.batches.borrow().iter().find(|known| known.id == batch.id()) {
             return Ok(known.clone());
         }
-        let (data, [encoder_tiles, prompt_tiles, decoder_tiles]) = describe(batch);
-        let mut buffer = self.allocate(data.len());
-        if buffer.is_empty() {
-            return Err(failure::absent());
-        }
-        self.upload(&data, &mut buffer)?;
-        let described = Rc::new(DeviceBatch {
-            data: RefCell::new(buffer),
-            id: batch.id(),
-            encoder_tiles,
-            prompt_tiles,
-            decoder_tiles,
-        });
+        self.expect_told("a batch")?;
+        let (data, tiles) = describe(batch);
+        let described = DeviceBatch::new(batch, Numbers::of(self, &data)?, tiles);
         self.keep(&described);
         Ok(described)
     }
@@ -156,9 +153,9 @@ impl Cuda {
         batches.push_back(described.clone());
     }
 
-    /// Overwrites a descriptor with that of another batch of the same capacity.
-    pub(super) fn describe_again(&self, described: &DeviceBatch, batch: &Batch) -> Result<()> {
-        self.upload(&describe(batch).0, &mut described.data.borrow_mut())
+    /// Forgets a descriptor.
+    pub(super) fn forget(&self, described: &DeviceBatch) {
+        self.batches.borrow_mut().retain(|known| known.id != described.id);
     }
 }
 

@@ -1,30 +1,34 @@
 //! Recording a piece of work as a captured graph, one a shape bucket, and launching that for other batches.
 //!
-//! The first batch of a bucket runs as it is and so leaves every buffer that the bucket needs in the recorder's own
-//! memory; the second is captured, when nothing has to be allocated any more; every later one is one launch. What differs
-//! between batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.
+//! The first micro-batch of a bucket is rehearsed, which says what memory it needs, and then captured; it and every later one
+//! are one copy and one launch. All buckets of a recorder share one arena. When a larger bucket comes the arena is
+//! replaced, and graphs that were captured in the old one are captured again when they are next needed. What differs between
+//! batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.
 
-use std::any::Any;
 use std::rc::Rc;
 
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
-use super::batch::DeviceBatch;
 use super::failure::driver;
+use super::input::Input;
 use super::memory::Memory;
 use super::{Cuda, Precision};
-use crate::backend::{Batch, DropoutStep, Side, Site};
+use crate::backend::{Batch, MicroBatch, Side};
 use crate::error::{Error, Result};
 
-/// What makes two batches alike: they share buffers, grids and a graph.
+/// What makes two micro-batches alike: they share grids, the layout of what they are told, and a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bucket {
     examples: usize,
     prompt_length: usize,
     encoder_rows: usize,
     decoder_rows: usize,
-    drops: bool,
+    /// Words of its dropout.
+    dropout: usize,
+    first: bool,
+    /// Runs that its optimizer step updates, if it is the step's last.
+    last: Option<usize>,
 }
 
 /// Rows are rounded up to this part of themselves, so that few buckets serve and little is wasted: surplus blocks exit at
@@ -38,33 +42,58 @@ fn room(rows: usize) -> usize {
     rows.next_multiple_of(step)
 }
 
+impl Bucket {
+    fn of(micro: &MicroBatch<'_>) -> Self {
+        Self {
+            examples: micro.batch.examples(),
+            prompt_length: micro.batch.prompt_length(),
+            encoder_rows: room(micro.batch.real_rows(Side::Encoder)),
+            decoder_rows: room(micro.batch.real_rows(Side::Decoder)),
+            dropout: micro.dropout.map_or(0, |step| step.words().len()),
+            first: micro.first,
+            last: micro.last.map(<[_]>::len),
+        }
+    }
+
+    /// The same batch with the bucket's room for rows.
+    fn roomy(&self, batch: &Batch) -> Batch {
+        batch.with_capacity(self.encoder_rows, self.decoder_rows)
+    }
+}
+
+#[derive(Debug)]
 struct Entry {
     bucket: Bucket,
+    /// The batch that the bucket began with stands for all in captures: what the host asks of it they have in common.
     batch: Batch,
-    described: Rc<DeviceBatch>,
+    input: Input,
+    /// What its work takes, and the floating-point operations of its products.
+    needs: Needs,
     graph: Option<Captured>,
 }
 
-/// A captured piece of work, what it returned, and the floating-point operations of its products.
-struct Captured {
-    graph: CudaGraph,
-    outcome: Rc<dyn Any>,
+#[derive(Clone, Copy, Debug)]
+struct Needs {
+    bytes: usize,
     operations: u64,
 }
 
-/// The graphs of one piece of work.
-#[derive(Default)]
-pub struct Recorder {
-    entries: Vec<Entry>,
-    memory: Option<Rc<Memory>>,
-    replays: u64,
+struct Captured(CudaGraph);
+
+impl std::fmt::Debug for Captured {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a graph")
+    }
 }
 
-impl std::fmt::Debug for Recorder {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let buckets: Vec<&Bucket> = self.entries.iter().map(|entry| &entry.bucket).collect();
-        formatter.debug_struct("Recorder").field("buckets", &buckets).field("replays", &self.replays).finish()
-    }
+/// The graphs of one piece of work, and the memory that they run in.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    // Graphs go before the memory whose addresses they hold.
+    entries: Vec<Entry>,
+    arena: Option<Rc<Memory>>,
+    replays: u64,
+    captures: u64,
 }
 
 impl Recorder {
@@ -77,93 +106,115 @@ impl Recorder {
     pub fn replays(&self) -> u64 {
         self.replays
     }
+
+    /// Captures so far: one a bucket, and one more for each that is needed again behind a larger one.
+    pub fn captures(&self) -> u64 {
+        self.captures
+    }
+
+    /// Bytes that all buckets share.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, |arena| arena.bytes())
+    }
 }
 
 impl Cuda {
-    pub(super) fn record_or_replay<T: 'static>(
+    pub(super) fn record_work(
         &self,
         recorder: &mut Recorder,
-        batch: &Batch,
-        dropout: Option<&DropoutStep>,
-        mut work: impl FnMut(&Batch) -> T,
-    ) -> Rc<T> {
-        if self.precision == Precision::F32 {
-            return Rc::new(work(batch));
-        }
-        let bucket = Bucket {
-            examples: batch.examples(),
-            prompt_length: batch.prompt_length(),
-            encoder_rows: room(batch.real_rows(Side::Encoder)),
-            decoder_rows: room(batch.real_rows(Side::Decoder)),
-            drops: dropout.is_some(),
-        };
-        // Uploaded before anything is captured: within a graph it is only read.
-        self.attempt(|| self.mask(dropout.map(|step| (step, Site(0)))).map(drop));
-        let roomy = batch.with_capacity(bucket.encoder_rows, bucket.decoder_rows);
-        if !self.graphs.get() {
-            // Products are cut up by the room there is for rows: with the same room the numbers are those of the graph.
-            return Rc::new(work(&roomy));
-        }
-        let totals = || self.memory.borrow().totals().clone();
-        let fresh_memory = || Memory::new(self.kernels().stream().clone(), self.poisons, totals());
-        let memory = recorder.memory.get_or_insert_with(fresh_memory).clone();
-        let Some(index) = recorder.entries.iter().position(|entry| entry.bucket == bucket) else {
-            let mut described = None;
-            self.attempt(|| {
-                described = Some(self.describe(&roomy)?);
-                Ok(())
-            });
-            let outcome = self.with_memory(&memory, || work(&roomy));
-            if let Some(described) = described {
-                recorder.entries.push(Entry { bucket, batch: roomy, described, graph: None });
+        micro: &MicroBatch<'_>,
+        mut work: impl FnMut(&Batch),
+    ) -> Result<()> {
+        let bucket = Bucket::of(micro);
+        let roomy = bucket.roomy(micro.batch);
+        let index = match recorder.entries.iter().position(|entry| entry.bucket == bucket) {
+            Some(index) => index,
+            None => {
+                let input = Input::new(self, &roomy, micro)?;
+                let needs = self.rehearse(&input, micro, || work(&roomy))?;
+                recorder.entries.push(Entry { bucket, batch: roomy.clone(), input, needs, graph: None });
+                recorder.entries.len() - 1
             }
-            return Rc::new(outcome);
         };
+        let arena = self.arena_of(recorder, index)?;
         let entry = &mut recorder.entries[index];
-        self.attempt(|| self.describe_again(&entry.described, &roomy));
-        if entry.graph.is_none() {
-            // The batch that the bucket began with stands for all: its descriptor now holds this one.
-            self.keep(&entry.described);
-            let before = self.operations.get();
-            let mut captured = None;
-            self.attempt(|| {
-                captured = Some(self.capture(&memory, || work(&entry.batch))?);
-                Ok(())
-            });
-            let operations = self.operations.replace(before) - before;
-            let whole = |(graph, outcome)| Captured { graph, outcome: Rc::new(outcome), operations };
-            entry.graph = captured.map(whole);
+        entry.input.send(self, &roomy, micro)?;
+        entry.input.tell(self, micro);
+        if self.precision == Precision::F32 || !self.graphs.get() {
+            self.within(&arena, || work(&entry.batch));
+            return Ok(());
         }
-        if let Some(Captured { graph, outcome, operations }) = &entry.graph {
-            self.attempt(|| graph.launch().map_err(|error| driver("launch a captured step", error)));
-            self.count(*operations);
-            recorder.replays += 1;
-            if let Ok(outcome) = outcome.clone().downcast::<T>() {
-                return outcome;
+        let graph = match &mut entry.graph {
+            Some(graph) => graph,
+            none => {
+                let captured = self.capture(&arena, || work(&entry.batch))?;
+                recorder.captures += 1;
+                none.insert(Captured(captured))
             }
-        }
-        Rc::new(work(batch))
+        };
+        graph.0.launch().map_err(|error| driver("launch a captured step", error))?;
+        self.count(entry.needs.operations);
+        recorder.replays += 1;
+        Ok(())
     }
 
-    fn capture<T>(&self, memory: &Rc<Memory>, work: impl FnOnce() -> T) -> Result<(CudaGraph, T)> {
+    /// The recorder's arena, large enough for one of its buckets.
+    fn arena_of(&self, recorder: &mut Recorder, index: usize) -> Result<Rc<Memory>> {
+        let bytes = recorder.entries[index].needs.bytes;
+        if let Some(arena) = recorder.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {
+            return Ok(arena.clone());
+        }
+        // Nothing may run in the old one any more, and it is given back first, so that both never stand side by side.
+        self.synchronize()?;
+        recorder.entries.iter_mut().for_each(|entry| entry.graph = None);
+        recorder.arena = None;
+        Ok(recorder.arena.insert(self.memory.arena(bytes)?).clone())
+    }
+
+    /// Issues `work` without launching anything, to learn what it takes. It also loads every kernel, which a capture must
+    /// not.
+    fn rehearse(&self, input: &Input, micro: &MicroBatch<'_>, work: impl FnOnce()) -> Result<Needs> {
+        let memory = self.memory.rehearsal();
+        let before = self.operations.get();
+        input.tell(self, micro);
+        self.kernels().rehearse(true);
+        self.within(&memory, work);
+        self.kernels().rehearse(false);
+        input.retract(self);
+        let operations = self.operations.replace(before) - before;
+        self.first_failure()?;
+        Ok(Needs { bytes: memory.bytes(), operations })
+    }
+
+    /// Bytes of the arena that `work` would need for `micro`.
+    pub(super) fn rehearsed_bytes(
+        &self,
+        micro: &MicroBatch<'_>,
+        mut work: impl FnMut(&Batch),
+    ) -> Result<usize> {
+        let roomy = Bucket::of(micro).roomy(micro.batch);
+        let input = Input::new(self, &roomy, micro)?;
+        Ok(self.rehearse(&input, micro, || work(&roomy))?.bytes)
+    }
+
+    fn capture(&self, arena: &Rc<Memory>, work: impl FnOnce()) -> Result<CudaGraph> {
         let stream = self.kernels().stream();
         let fail = |error| driver("capture a step", error);
+        let before = self.operations.get();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(fail)?;
-        memory.capturing(true);
-        let outcome = self.with_memory(memory, work);
-        memory.capturing(false);
+        self.within(arena, work);
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream.end_capture(flags).map_err(fail)?;
-        let graph = graph.ok_or_else(|| Error::device("capture a step", "the driver gave no graph", ""))?;
+        let graph = stream.end_capture(flags).map_err(fail);
+        self.operations.set(before);
+        // What failed within says more than the capture that it broke.
         self.first_failure()?;
-        Ok((graph, outcome))
+        graph?.ok_or_else(|| Error::device("capture a step", "the driver gave no graph", ""))
     }
 
-    /// Runs `work` with every buffer from `memory`.
-    fn with_memory<T>(&self, memory: &Rc<Memory>, work: impl FnOnce() -> T) -> T {
-        let before = self.memory.replace(memory.clone());
-        let outcome = work();
-        self.memory.replace(before);
-        outcome
+    /// Does `work` with every buffer from `arena`.
+    fn within(&self, arena: &Rc<Memory>, work: impl FnOnce()) {
+        let before = self.arena.replace(Some(arena.clone()));
+        work();
+        self.arena.replace(before);
     }
 }

@@ -1,6 +1,6 @@
 //! The compiled kernels of this build, loaded into a context, and the one place that launches them.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -51,7 +51,8 @@ pub struct Kernels {
     stream: Arc<CudaStream>,
     modules: Vec<(&'static str, OnceCell<Arc<CudaModule>>)>,
     functions: RefCell<HashMap<(Kernel, u32), CudaFunction>>,
-    launches: RefCell<u64>,
+    launches: Cell<u64>,
+    rehearsing: Cell<bool>,
 }
 
 impl Kernels {
@@ -64,7 +65,13 @@ impl Kernels {
             return Err(failure::no_kernels());
         }
         let modules = FATBINS.iter().map(|(stem, _)| (*stem, OnceCell::new())).collect();
-        Ok(Self { stream, modules, functions: RefCell::default(), launches: RefCell::default() })
+        Ok(Self {
+            stream,
+            modules,
+            functions: RefCell::default(),
+            launches: Cell::new(0),
+            rehearsing: Cell::new(false),
+        })
     }
 
     /// The stream that launches go to.
@@ -79,7 +86,17 @@ impl Kernels {
 
     /// Launches so far, those into a graph being captured included.
     pub fn launches(&self) -> u64 {
-        *self.launches.borrow()
+        self.launches.get()
+    }
+
+    /// While it rehearses, a launch loads its kernel and no more.
+    pub(super) fn rehearse(&self, rehearsing: bool) {
+        self.rehearsing.set(rehearsing);
+    }
+
+    /// Whether it rehearses.
+    pub(super) fn is_rehearsing(&self) -> bool {
+        self.rehearsing.get()
     }
 
     fn module(&self, file: &'static str) -> Result<&Arc<CudaModule>> {
@@ -143,6 +160,9 @@ impl Kernels {
             return Ok(());
         }
         let function = self.function(kernel, shared)?;
+        if self.rehearsing.get() {
+            return Ok(());
+        }
         let config = LaunchConfig {
             grid_dim: (grid[0], grid[1], grid[2]),
             block_dim: (block, 1, 1),
@@ -154,7 +174,7 @@ impl Kernels {
         // SAFETY: the caller's promise.
         unsafe { builder.launch(config) }
             .map_err(|error| driver(&format!("launch {}", kernel.name), error))?;
-        *self.launches.borrow_mut() += 1;
+        self.launches.set(self.launches.get() + 1);
         Ok(())
     }
 }

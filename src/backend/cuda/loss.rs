@@ -38,6 +38,11 @@ impl LossKept {
         Self { negative_log_likelihood: cuda.allocate(rows), greedy: cuda.allocate(rows), rows }
     }
 
+    /// \[T\]
+    pub(super) fn negative_log_likelihood(&self) -> &Buffer<f32> {
+        &self.negative_log_likelihood
+    }
+
     pub(super) fn read(&self, cuda: &Cuda) -> Loss {
         let negative = cuda.download(&self.negative_log_likelihood, self.rows);
         Loss {

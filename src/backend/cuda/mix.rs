@@ -137,11 +137,7 @@ fn attention_length(
     batch: &Batch,
 ) -> usize {
     let prompts = sources.map_or(0, |sources| sources.count) + usize::from(!mixing.without_target);
-    match mixing.scorer {
-        None => 0,
-        Some(Scorer::Token) => batch.examples() * layout.prompt_length * prompts,
-        Some(_) => batch.examples() * prompts,
-    }
+    batch.examples() * mixing.attention_rows(layout.prompt_length) * prompts
 }
 
 impl MixKept {
@@ -168,6 +164,11 @@ impl MixKept {
             target_keys: cuda.allocate(keys),
             target_rows: cuda.allocate(keys),
         }
+    }
+
+    /// The mixture's weights, \[B, S + 1\], or \[B, M, S + 1\], or none.
+    pub(super) fn weights(&self) -> &Buffer<f32> {
+        &self.attention
     }
 
     pub(super) fn attention(&self, cuda: &Cuda) -> Vec<f64> {

@@ -15,6 +15,7 @@ mod dropout;
 pub mod embedding;
 mod failure;
 mod graph;
+mod input;
 mod kernels;
 pub mod linear;
 pub mod loss;
@@ -24,6 +25,7 @@ pub mod norm;
 pub mod optimizer;
 mod rows;
 mod sequences;
+mod tally;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -44,16 +46,16 @@ pub use sequences::Sequences;
 
 use self::cross_attention::CrossKept;
 use self::decode::Cache;
-use self::dropout::DeviceDropout;
 use self::failure::driver;
+use self::input::Told;
 use self::linear::FeedForwardKept;
 use self::loss::LossKept;
 use self::memory::Memory;
 use self::mix::{MixKept, Sources};
 use self::optimizer::State;
 use super::{
-    Backend, Batch, CrossAttention, DropoutStep, Example, FeedForward, Format, Heads, Loss, Mask, Mixing,
-    OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
+    Backend, Batch, CrossAttention, DropoutStep, Example, FeedForward, Format, Heads, Loss, Mask, MicroBatch,
+    Mixing, OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
 };
 use crate::error::{Error, Result};
 
@@ -161,15 +163,19 @@ const MOST_COUNTERS: usize = 4096;
 #[derive(Debug)]
 pub struct Cuda {
     kernels: Kernels,
-    memory: RefCell<Rc<Memory>>,
+    /// What lasts, and unrecorded work.
+    memory: Rc<Memory>,
+    /// Where recorded work that is under way places its buffers.
+    arena: RefCell<Option<Rc<Memory>>>,
     precision: Precision,
     info: DeviceInfo,
     failure: RefCell<Option<(String, String, String)>>,
     batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
-    dropout: RefCell<Option<DeviceDropout>>,
+    dropout: RefCell<Option<Told<DropoutStep>>>,
+    schedule: RefCell<Option<Told<Vec<OptimizerStep>>>>,
     operations: Cell<u64>,
-    poisons: bool,
     graphs: Cell<bool>,
+    steps_ahead: Cell<usize>,
     /// Counters of thin products' tiles: zero whenever no kernel runs.
     counters: RefCell<Buffer<i32>>,
 }
@@ -209,21 +215,23 @@ impl Cuda {
         // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
-        let memory = Memory::new(stream.clone(), poison, Rc::default());
+        let memory = Memory::pool(stream.clone(), poison);
         let mut counters = memory.take::<i32>(MOST_COUNTERS)?;
         stream
             .memset_zeros(&mut counters.view_mut()?)
             .map_err(|error| driver("clear the counters", error))?;
         Ok(Self {
             kernels: Kernels::new(stream)?,
-            memory: RefCell::new(memory),
-            poisons: poison,
+            memory,
+            arena: RefCell::default(),
             graphs: Cell::new(true),
+            steps_ahead: Cell::new(optimizer::STEPS_AHEAD),
             precision,
             info,
             failure: RefCell::default(),
             batches: RefCell::default(),
             dropout: RefCell::default(),
+            schedule: RefCell::default(),
             operations: Cell::new(0),
             counters: RefCell::new(counters),
         })
@@ -244,14 +252,14 @@ impl Cuda {
         &self.kernels
     }
 
-    /// Bytes that it has asked the driver for, those of captured steps included.
+    /// Bytes that it has of the driver, those of captured steps included.
     pub fn allocated_bytes(&self) -> usize {
-        self.memory.borrow().totals().allocated()
+        self.memory.totals().allocated()
     }
 
-    /// The most bytes that were in use at a time.
+    /// The most bytes that were in use at a time, recorded work's memory as a whole.
     pub fn peak_bytes(&self) -> usize {
-        self.memory.borrow().totals().peak()
+        self.memory.totals().peak()
     }
 
     /// The rate of this build's own product of `size` × `size` matrices, in operations a second, over `repeats`.
@@ -282,6 +290,12 @@ impl Cuda {
     /// Whether [`Backend::record`] captures graphs; it does unless told otherwise.
     pub fn set_graphs(&self, capture: bool) {
         self.graphs.set(capture);
+    }
+
+    /// Lets the host issue `steps` optimizer steps, 1 to 64, before it reads what they came to; 16 unless told otherwise.
+    /// The numbers do not depend on it.
+    pub fn set_steps_ahead(&self, steps: usize) {
+        self.steps_ahead.set(steps.clamp(1, optimizer::PLACES));
     }
 
     /// Waits until all that was launched has run.
@@ -317,7 +331,7 @@ impl Cuda {
     fn allocate<T: DeviceRepr>(&self, length: usize) -> Buffer<T> {
         let mut buffer = Buffer::absent();
         self.attempt(|| {
-            buffer = self.memory.borrow().take(length)?;
+            buffer = self.arena.borrow().as_ref().unwrap_or(&self.memory).take(length)?;
             Ok(())
         });
         buffer
@@ -325,7 +339,7 @@ impl Cuda {
 
     fn upload<T: DeviceRepr>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<()> {
         memory::check_length("an upload", buffer.len(), values.len())?;
-        if values.is_empty() {
+        if values.is_empty() || self.kernels.is_rehearsing() {
             return Ok(());
         }
         let mut view = buffer.view_mut()?;
@@ -345,7 +359,7 @@ impl Cuda {
     ) -> Vec<T> {
         let mut values = vec![T::default(); range.len()];
         self.attempt(|| {
-            if range.is_empty() {
+            if range.is_empty() || self.kernels.is_rehearsing() {
                 return Ok(());
             }
             let view = buffer.view()?;
@@ -358,11 +372,17 @@ impl Cuda {
     }
 
     fn copy<T: DeviceRepr>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {
+        if self.kernels.is_rehearsing() {
+            return Ok(());
+        }
         let copied = self.kernels.stream().memcpy_dtod(&from.view()?, &mut to.view_mut()?);
         copied.map_err(|error| driver("copy on the GPU", error))
     }
 
     fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        if self.kernels.is_rehearsing() {
+            return Ok(());
+        }
         let mut view = buffer.view_mut()?;
         self.kernels.stream().memset_zeros(&mut view).map_err(|error| driver("clear a buffer", error))
     }
@@ -397,20 +417,10 @@ impl Backend for Cuda {
         self.frozen(&values, out, input, readers == Readers::Lookup)
     }
 
-    fn row_bytes(&self, width: usize, format: Format) -> usize {
-        let operand = self.operand_bytes() as usize * width;
-        match (format, self.precision) {
-            (Format::Residual, Precision::Bf16) => 4 * width + operand,
-            (Format::Residual, Precision::F32) | (Format::Float, _) => 4 * width,
-            (Format::Operand | Format::ProjectionGradient, _) => operand,
-            (Format::Norm, _) => 4 * width.div_ceil(NORM_COLUMNS),
-        }
-    }
-
     fn free_bytes(&self) -> Option<usize> {
         let free = self.kernels.context().mem_get_info().ok().map(|(free, _)| free)?;
         // What the pools hold and nobody uses can be had again.
-        let totals = self.memory.borrow().totals().clone();
+        let totals = self.memory.totals();
         Some(free + totals.allocated() - totals.held())
     }
 
@@ -423,14 +433,17 @@ impl Backend for Cuda {
         self.first_failure()
     }
 
-    fn record<T: 'static>(
-        &self,
-        recorder: &mut Self::Recorder,
-        batch: &Batch,
-        dropout: Option<&DropoutStep>,
-        work: impl FnMut(&Batch) -> T,
-    ) -> Rc<T> {
-        self.record_or_replay(recorder, batch, dropout, work)
+    fn record(&self, recorder: &mut Self::Recorder, micro: &MicroBatch<'_>, work: impl FnMut(&Batch)) {
+        self.attempt(|| self.record_work(recorder, micro, work));
+    }
+
+    fn foreseen_bytes(&self, micro: &MicroBatch<'_>, work: impl FnMut(&Batch)) -> usize {
+        let mut bytes = 0;
+        self.attempt(|| {
+            bytes = self.rehearsed_bytes(micro, work)?;
+            Ok(())
+        });
+        bytes
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
@@ -745,20 +758,37 @@ impl Backend for Cuda {
         logits
     }
 
-    fn zero_gradient(&self, state: &mut Self::State) {
-        self.attempt(|| state.zero_gradient(self));
+    fn begin_step(&self, state: &mut Self::State) {
+        self.attempt(|| state.begin_step(self));
     }
 
-    fn schedule(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
-        self.attempt(|| state.schedule(self, steps));
+    fn tally(&self, batch: &Batch, loss: &Self::LossKept, mix: &Self::MixKept, state: &mut Self::State) {
+        self.attempt(|| self.launch_tally(batch, loss, mix, state));
     }
 
-    fn optimizer_step(&self, state: &mut Self::State) {
-        self.attempt(|| self.launch_optimizer(state));
+    fn read_tally(&self, state: &Self::State) -> Vec<Tally> {
+        state.read_tallies(self)
     }
 
-    fn optimizer_reports(&self, state: &Self::State) -> Vec<OptimizerReport> {
-        state.reports(self)
+    fn write_tally(&self, state: &mut Self::State, tallies: &[Tally]) {
+        self.attempt(|| state.write_tallies(self, tallies));
+    }
+
+    fn optimizer_step(&self, state: &mut Self::State, steps: &[OptimizerStep]) {
+        self.attempt(|| self.launch_optimizer(state, steps));
+    }
+
+    fn steps_ahead(&self) -> usize {
+        self.steps_ahead.get()
+    }
+
+    fn reports(&self, state: &mut Self::State) -> Vec<Vec<StepReport>> {
+        let mut reports = Vec::new();
+        self.attempt(|| {
+            reports = state.take_reports(self)?;
+            Ok(())
+        });
+        reports
     }
 
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Self::Cache {

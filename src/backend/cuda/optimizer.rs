@@ -1,9 +1,10 @@
-//! The trained state and AdamW over it: `kernels/optimizer.cu`.
+//! The trained state and AdamW over it, with the ring of its reports: `kernels/optimizer.cu`.
 
+use super::input::{Told, schedule_words};
 use super::kernels::{Arguments, Kernel};
 use super::memory::Buffer;
 use super::{Cuda, failure};
-use crate::backend::{Group, OptimizerReport, OptimizerStep, StateLayout};
+use crate::backend::{Group, OptimizerStep, StateLayout, StepReport, Tally};
 use crate::error::{Error, Result};
 
 /// Numbers that a block updates.
@@ -11,8 +12,17 @@ const BLOCK_NUMBERS: usize = 2048;
 
 /// A stretch of the state; `Segment` of the kernel file, as 64-bit words: start, end, and group with trained.
 const SEGMENT_WORDS: usize = 3;
-/// f64 numbers of a run's settings.
-const SETTINGS: usize = 7;
+/// f64 numbers of a run's tally.
+const TALLY: usize = 2;
+/// Numbers of a run's status: updates, reports since they were last read, and whether it is halted.
+const STATUS: usize = 3;
+/// f64 numbers of a run's report.
+const REPORT: usize = 4;
+/// Steps whose reports the ring holds.
+pub(super) const PLACES: usize = 64;
+/// Steps that are issued before their reports are read, unless [`Cuda::set_steps_ahead`] says otherwise: some tenths of a
+/// second of work, so that reading costs nothing and a log is still lively.
+pub(super) const STEPS_AHEAD: usize = 16;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -24,13 +34,16 @@ struct OptimizerArguments {
     partials: u64,
     segments: u64,
     settings: u64,
-    updates: u64,
-    reports: u64,
+    tallies: u64,
+    statuses: u64,
+    ring: u64,
     length: i64,
     segment_count: i32,
     blocks: i32,
+    runs: i32,
+    places: i32,
 }
-const _: () = assert!(size_of::<OptimizerArguments>() == 88);
+const _: () = assert!(size_of::<OptimizerArguments>() == 104);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for OptimizerArguments {}
 
@@ -45,9 +58,12 @@ pub struct State {
     second_moment: Buffer<f32>,
     partials: Buffer<f64>,
     segments: Buffer<i64>,
-    settings: Buffer<f64>,
-    updates: Buffer<u64>,
-    reports: Buffer<f64>,
+    /// \[runs, 2\], see [`Tally`].
+    pub(super) tallies: Buffer<f64>,
+    /// \[runs, 3\]
+    statuses: Buffer<u64>,
+    /// \[PLACES, runs, 4\]
+    ring: Buffer<f64>,
 }
 
 impl State {
@@ -63,9 +79,9 @@ impl State {
             second_moment: cuda.allocate(length),
             partials: cuda.allocate(runs * layout.len().div_ceil(BLOCK_NUMBERS)),
             segments: cuda.allocate(layout.segments().len() * SEGMENT_WORDS),
-            settings: cuda.allocate(runs * SETTINGS),
-            updates: cuda.allocate(runs),
-            reports: cuda.allocate(runs * 2),
+            tallies: cuda.allocate(runs * TALLY),
+            statuses: cuda.allocate(runs * STATUS),
+            ring: cuda.allocate(PLACES * runs * REPORT),
         };
         let segments: Vec<i64> = layout.segments().iter().flat_map(words).collect();
         cuda.attempt(|| {
@@ -74,7 +90,8 @@ impl State {
             cuda.clear(&mut state.gradient)?;
             cuda.clear(&mut state.first_moment)?;
             cuda.clear(&mut state.second_moment)?;
-            cuda.clear(&mut state.updates)
+            cuda.clear(&mut state.tallies)?;
+            cuda.clear(&mut state.statuses)
         });
         state
     }
@@ -87,11 +104,22 @@ impl State {
         cuda.upload(&narrowed(values[0]), &mut self.values)?;
         cuda.upload(&narrowed(values[1]), &mut self.first_moment)?;
         cuda.upload(&narrowed(values[2]), &mut self.second_moment)?;
-        cuda.upload(updates, &mut self.updates)
+        self.set_going(cuda, updates)
+    }
+
+    /// Lets every run go on behind so many updates, with no report in the ring.
+    fn set_going(&mut self, cuda: &Cuda, updates: &[u64]) -> Result<()> {
+        let statuses: Vec<u64> = updates.iter().flat_map(|&updates| [updates, 0, 0]).collect();
+        cuda.upload(&statuses, &mut self.statuses)
+    }
+
+    fn statuses(&self, cuda: &Cuda) -> Vec<[u64; STATUS]> {
+        let numbers = cuda.download(&self.statuses, self.runs * STATUS);
+        numbers.chunks_exact(STATUS).map(|status| [status[0], status[1], status[2]]).collect()
     }
 
     pub(super) fn updates(&self, cuda: &Cuda) -> Vec<u64> {
-        cuda.download(&self.updates, self.runs)
+        self.statuses(cuda).into_iter().map(|[updates, ..]| updates).collect()
     }
 
     pub(super) fn read_gradient(&self, cuda: &Cuda) -> Vec<f64> {
@@ -102,19 +130,42 @@ impl State {
         cuda.upload(&narrowed(values), &mut self.gradient)
     }
 
-    pub(super) fn zero_gradient(&mut self, cuda: &Cuda) -> Result<()> {
-        cuda.clear(&mut self.gradient)
+    pub(super) fn begin_step(&mut self, cuda: &Cuda) -> Result<()> {
+        cuda.clear(&mut self.gradient)?;
+        cuda.clear(&mut self.tallies)
     }
 
-    pub(super) fn schedule(&mut self, cuda: &Cuda, steps: &[OptimizerStep]) -> Result<()> {
-        let settings: Vec<f64> = steps.iter().flat_map(settings).collect();
-        cuda.upload(&settings, &mut self.settings)
+    pub(super) fn read_tallies(&self, cuda: &Cuda) -> Vec<Tally> {
+        let numbers = cuda.download(&self.tallies, self.runs * TALLY);
+        numbers.chunks_exact(TALLY).map(|pair| Tally { loss: pair[0], entropy: pair[1] }).collect()
     }
 
-    pub(super) fn reports(&self, cuda: &Cuda) -> Vec<OptimizerReport> {
-        let numbers = cuda.download(&self.reports, self.runs * 2);
-        let report = |pair: &[f64]| OptimizerReport { gradient_norm: pair[0], applied: pair[1] == 1.0 };
-        numbers.chunks_exact(2).map(report).collect()
+    pub(super) fn write_tallies(&mut self, cuda: &Cuda, tallies: &[Tally]) -> Result<()> {
+        let numbers: Vec<f64> = tallies.iter().flat_map(|tally| [tally.loss, tally.entropy]).collect();
+        cuda.upload(&numbers, &mut self.tallies)
+    }
+
+    pub(super) fn take_reports(&mut self, cuda: &Cuda) -> Result<Vec<Vec<StepReport>>> {
+        let statuses = self.statuses(cuda);
+        let written = statuses.iter().map(|[_, written, _]| *written as usize).max().unwrap_or(0);
+        if written > PLACES {
+            let found = format!("{written} were taken since they were last read");
+            return Err(Error::device(
+                format!("report more than {PLACES} steps"),
+                found,
+                "read reports more often",
+            ));
+        }
+        let numbers = cuda.download(&self.ring, written * self.runs * REPORT);
+        let updates: Vec<u64> = statuses.iter().map(|[updates, ..]| *updates).collect();
+        self.set_going(cuda, &updates)?;
+        let report = |numbers: &[f64]| StepReport {
+            tally: Tally { loss: numbers[0], entropy: numbers[1] },
+            gradient_norm: numbers[2],
+            applied: numbers[3] == 1.0,
+        };
+        let of_step = |step: &[f64]| step.chunks_exact(REPORT).map(report).collect();
+        Ok(numbers.chunks_exact(self.runs * REPORT).map(of_step).collect())
     }
 }
 
@@ -127,18 +178,6 @@ fn words(segment: &crate::backend::Segment) -> [i64; SEGMENT_WORDS] {
     [segment.range.start as i64, segment.range.end as i64, group | i64::from(segment.trained) << 32]
 }
 
-fn settings(step: &OptimizerStep) -> [f64; SETTINGS] {
-    [
-        step.prompt_learning_rate,
-        step.scorer_learning_rate,
-        step.weight_decay,
-        step.beta1,
-        step.beta2,
-        step.epsilon,
-        step.clip_norm,
-    ]
-}
-
 fn narrowed(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&value| value as f32).collect()
 }
@@ -148,8 +187,9 @@ fn widened(cuda: &Cuda, buffer: &Buffer<f32>) -> Vec<f64> {
 }
 
 impl Cuda {
-    pub(super) fn launch_optimizer(&self, state: &mut State) -> Result<()> {
+    pub(super) fn launch_optimizer(&self, state: &mut State, steps: &[OptimizerStep]) -> Result<()> {
         let length = state.layout.len();
+        super::memory::check_length("the optimizer's steps, one a run", state.runs, steps.len())?;
         if length == 0 {
             return Err(Error::tensor("the trained state", "at least one number", "none", ""));
         }
@@ -161,12 +201,17 @@ impl Cuda {
             second_moment: self.address_of(&state.second_moment)?,
             partials: self.address_of(&state.partials)?,
             segments: self.address_of(&state.segments)?,
-            settings: self.address_of(&state.settings)?,
-            updates: self.address_of(&state.updates)?,
-            reports: self.address_of(&state.reports)?,
+            settings: Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", |steps| {
+                schedule_words(steps)
+            })?,
+            tallies: self.address_of(&state.tallies)?,
+            statuses: self.address_of(&state.statuses)?,
+            ring: self.address_of(&state.ring)?,
             length: length as i64,
             segment_count: state.layout.segments().len() as i32,
             blocks: i32::try_from(blocks).map_err(|_| failure::absent())?,
+            runs: state.runs as i32,
+            places: PLACES as i32,
         };
         let whole = [blocks as u32, state.runs as u32, 1];
         for (name, grid) in

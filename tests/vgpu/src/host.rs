@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
 use crate::check::Report;
-use crate::driver::{Change, Summary};
+use crate::driver::{Calls, Change, Summary};
 
 /// Why there is no GPU to test on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -56,6 +56,7 @@ pub struct Gpu {
 struct Functions {
     take_reports: Symbol<unsafe extern "C" fn() -> *mut c_char>,
     summary: Symbol<unsafe extern "C" fn() -> *mut c_char>,
+    calls: Symbol<unsafe extern "C" fn() -> *mut c_char>,
     free_text: Symbol<unsafe extern "C" fn(*mut c_char)>,
     change: Symbol<unsafe extern "C" fn(*const c_char) -> u32>,
     _library: Library,
@@ -149,6 +150,7 @@ fn open(path: &Path) -> Result<Functions, HostError> {
         Ok(Functions {
             take_reports: library.get(b"vgpu_take_reports\0").map_err(failed)?,
             summary: library.get(b"vgpu_summary\0").map_err(failed)?,
+            calls: library.get(b"vgpu_calls\0").map_err(failed)?,
             free_text: library.get(b"vgpu_free_text\0").map_err(failed)?,
             change: library.get(b"vgpu_change\0").map_err(failed)?,
             _library: library,
@@ -171,6 +173,11 @@ impl Gpu {
     /// Everything counted so far, of all threads; none on a real GPU.
     pub fn summary(&self) -> Option<Summary> {
         self.functions.and_then(|functions| functions.read(&functions.summary))
+    }
+
+    /// What this thread has asked of the driver so far; none on a real GPU.
+    pub fn calls(&self) -> Option<Calls> {
+        self.functions.and_then(|functions| functions.read(&functions.calls))
     }
 
     /// Changes settings; nothing happens on a real GPU.

@@ -29,5 +29,5 @@ pub mod program;
 pub mod ptx;
 mod shadow;
 
-pub use driver::{Change, Summary};
+pub use driver::{Calls, Change, Summary};
 pub use host::{Gpu, HostError, find_library, load};

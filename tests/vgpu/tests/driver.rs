@@ -6,8 +6,8 @@ mod tools;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, LaunchConfig, PushKernelArg, sys};
 use cudarc::nvrtc::Ptx;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vgpu::Change;
 use vgpu::check::Check;
+use vgpu::{Calls, Change};
 
 /// y = a x + y, one thread an element; `past` elements too many where a test wants that.
 const SAXPY: &str = r#"
@@ -143,9 +143,15 @@ fn a_captured_graph_replays() {
     let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).unwrap().unwrap();
     assert_eq!(stream.clone_dtoh(&y).unwrap(), [0.0, 0.0], "capturing runs nothing");
+    let before = gpu.calls();
     graph.launch().unwrap();
     graph.launch().unwrap();
     assert_eq!(stream.clone_dtoh(&y).unwrap(), [6.0, 12.0]);
+    if let (Some(before), Some(after)) = (before, gpu.calls()) {
+        // What the graph holds is not asked for one by one.
+        let expected = Calls { graphs: before.graphs + 2, downloads: before.downloads + 1, ..before };
+        assert_eq!(Calls { waits: before.waits, ..after }, expected);
+    }
     gpu.finish();
 }
 

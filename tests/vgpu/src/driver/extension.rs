@@ -6,7 +6,7 @@ use std::sync::{Arc, Once};
 use serde::{Deserialize, Serialize};
 
 use super::exported;
-use super::state::{state, this_thread};
+use super::state::{Work, state, this_thread};
 use crate::check::Report;
 use crate::compiled::{self, Compiled, Tools};
 use crate::device::registers_of;
@@ -26,6 +26,34 @@ pub struct Change {
     pub forget_error: bool,
     /// Starts counting anew.
     pub reset_counters: bool,
+}
+
+/// What a thread has asked of the driver outside of captures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calls {
+    /// Kernels launched one by one.
+    pub launches: u64,
+    /// Graphs launched.
+    pub graphs: u64,
+    /// Copies from the host.
+    pub uploads: u64,
+    /// Copies to the host.
+    pub downloads: u64,
+    /// Fills, and copies within the device.
+    pub fills: u64,
+    /// Waits for a stream or the context, calls that wait by themselves among them; not those for an event.
+    pub waits: u64,
+}
+
+impl Calls {
+    pub(super) fn count(&mut self, work: &Work) {
+        *match work {
+            Work::Launch { .. } => &mut self.launches,
+            Work::Upload { .. } => &mut self.uploads,
+            Work::Download { .. } => &mut self.downloads,
+            Work::Fill { .. } | Work::Copy { .. } | Work::Call { .. } => &mut self.fills,
+        } += 1;
+    }
 }
 
 /// What the library says of itself at the end of a program.
@@ -186,6 +214,13 @@ extern "C" fn vgpu_take_reports() -> *mut c_char {
 #[unsafe(no_mangle)]
 extern "C" fn vgpu_summary() -> *mut c_char {
     give_text(serde_json::to_string(&summary(Vec::new())).unwrap_or_default())
+}
+
+/// What the calling thread has asked of the driver so far, as JSON.
+#[unsafe(no_mangle)]
+extern "C" fn vgpu_calls() -> *mut c_char {
+    let calls = *state().calls();
+    give_text(serde_json::to_string(&calls).unwrap_or_default())
 }
 
 /// Gives back a text of these functions.

@@ -54,6 +54,8 @@ fn at_once(work: &Work) -> Result<(), u32> {
     let mut state = state();
     state.not_while_capturing(CAPTURE_IMPLICIT)?;
     check(state.sticky)?;
+    state.calls().count(work);
+    state.calls().waits += 1;
     drop(state);
     check(perform(work))
 }

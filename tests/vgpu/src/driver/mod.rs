@@ -4,7 +4,7 @@
 //! handles, limits, errors that stick) is refused here with the number a device gives.
 
 mod extension;
-pub use extension::{Change, Summary};
+pub use extension::{Calls, Change, Summary};
 mod memory;
 mod modules;
 mod state;
@@ -183,6 +183,7 @@ exported! {
     }
     fn cuCtxSynchronize() {
         let mut state = state();
+        state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
         check(state.sticky)
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use super::extension::Calls;
 use crate::check::Report;
 use crate::codes::*;
 use crate::device::{Device, Module};
@@ -79,6 +80,8 @@ pub struct State {
     /// Reports by the thread whose launch they are of.
     pub reports: Vec<(usize, Report)>,
     pub failed_launches: u64,
+    /// What each thread asked for.
+    calls: HashMap<usize, Calls>,
     next: usize,
 }
 
@@ -131,6 +134,7 @@ impl State {
             pinned: HashMap::new(),
             reports: Vec::new(),
             failed_launches: 0,
+            calls: HashMap::new(),
             next: 0x1_0000,
         }
     }
@@ -149,6 +153,11 @@ impl State {
         }
         self.ordinal = ordinal;
         Ok(())
+    }
+
+    /// The count of this thread's calls.
+    pub fn calls(&mut self) -> &mut Calls {
+        self.calls.entry(this_thread()).or_default()
     }
 
     /// Whether a stream handle is one: the null stream, the two special ones, or one that was created.

@@ -125,6 +125,7 @@ exported! {
         if !state.has_stream(stream) {
             return Err(INVALID_HANDLE);
         }
+        state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
         check(state.sticky)
     }
@@ -207,6 +208,7 @@ exported! {
             capture.work.extend(work);
             return Ok(());
         }
+        state.calls().graphs += 1;
         drop(state);
         check(replay(&work))
     }

@@ -9,7 +9,10 @@ pub fn submit(stream: usize, work: Work) -> u32 {
     match recorded {
         Err(code) => code,
         Ok(None) => SUCCESS,
-        Ok(Some(work)) => perform(&work),
+        Ok(Some(work)) => {
+            state().calls().count(&work);
+            perform(&work)
+        }
     }
 }
 

@@ -1,0 +1,179 @@
+//! What a device is told before a piece of work: integers, copied by themselves or, for recorded work, in one asynchronous
+//! copy out of pinned memory.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use cudarc::driver::PinnedHostSlice;
+
+use super::batch::{DeviceBatch, describe};
+use super::failure::driver;
+use super::memory::{Buffer, address};
+use super::{Cuda, failure};
+use crate::backend::{Batch, MicroBatch, OptimizerStep};
+use crate::error::{Error, Result};
+
+/// 32-bit numbers in device memory.
+#[derive(Debug)]
+pub(super) struct Numbers(RefCell<Buffer<i32>>);
+
+impl Numbers {
+    /// Room for `length`.
+    fn room(cuda: &Cuda, length: usize) -> Result<Rc<Self>> {
+        let buffer = cuda.allocate(length);
+        if buffer.is_empty() {
+            return Err(failure::absent());
+        }
+        Ok(Rc::new(Self(RefCell::new(buffer))))
+    }
+
+    /// These.
+    pub(super) fn of(cuda: &Cuda, values: &[i32]) -> Result<Rc<Self>> {
+        let numbers = Self::room(cuda, values.len())?;
+        cuda.upload(values, &mut numbers.0.borrow_mut())?;
+        Ok(numbers)
+    }
+
+    /// Where number `at` lies.
+    pub(super) fn address(&self, cuda: &Cuda, at: usize) -> Result<u64> {
+        Ok(address(&self.0.borrow().view()?, cuda.kernels().stream()) + (at * size_of::<i32>()) as u64)
+    }
+}
+
+/// Something that the device was told, and where it keeps it.
+#[derive(Debug)]
+pub(super) struct Told<T> {
+    what: T,
+    numbers: Rc<Numbers>,
+    at: usize,
+}
+
+impl<T: PartialEq + Clone> Told<T> {
+    /// Where the device has `what`, which is copied there as `words` unless it has it.
+    pub(super) fn address(
+        known: &RefCell<Option<Self>>,
+        cuda: &Cuda,
+        what: &T,
+        name: &str,
+        words: impl FnOnce(&T) -> Vec<i32>,
+    ) -> Result<u64> {
+        let mut known = known.borrow_mut();
+        if known.as_ref().is_none_or(|known| known.what != *what) {
+            cuda.expect_told(name)?;
+            *known = Some(Self { what: what.clone(), numbers: Numbers::of(cuda, &words(what))?, at: 0 });
+        }
+        known.as_ref().map_or(Ok(0), |known| known.numbers.address(cuda, known.at))
+    }
+}
+
+/// Of an optimizer step's settings: f64 numbers a run.
+pub(super) const SETTINGS: usize = 7;
+
+/// The settings as `Settings` of `kernels/optimizer.cu` has them, in 32-bit words.
+pub(super) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
+    let settings = |step: &OptimizerStep| -> [f64; SETTINGS] {
+        [
+            step.prompt_learning_rate,
+            step.scorer_learning_rate,
+            step.weight_decay,
+            step.beta1,
+            step.beta2,
+            step.epsilon,
+            step.clip_norm,
+        ]
+    };
+    let words = |value: f64| [value.to_bits() as i32, (value.to_bits() >> 32) as i32];
+    steps.iter().flat_map(settings).flat_map(words).collect()
+}
+
+/// All that recorded work of one bucket is told: the batch descriptor, the step's dropout and the optimizer's settings,
+/// at fixed places of one buffer that captured graphs read.
+#[derive(Debug)]
+pub(super) struct Input {
+    described: Rc<DeviceBatch>,
+    numbers: Rc<Numbers>,
+    dropout: usize,
+    schedule: usize,
+    /// Written in turn, each only when the copy out of it is done: the host prepares one while the device works.
+    staging: [PinnedHostSlice<i32>; 2],
+    turn: Cell<usize>,
+}
+
+/// The words that a device is told of a micro-batch, and where in them dropout and schedule begin.
+fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize, usize) {
+    let (mut words, tiles) = describe(batch);
+    let dropout = words.len();
+    words.extend(micro.dropout.iter().flat_map(|step| step.words()).map(|word| word as i32));
+    // f64 numbers follow.
+    words.resize(words.len().next_multiple_of(2), 0);
+    let schedule = words.len();
+    words.extend(micro.last.iter().flat_map(|steps| schedule_words(steps)));
+    (words, tiles, dropout, schedule)
+}
+
+impl Input {
+    /// Room for what batches of the capacity of `batch` are told.
+    pub(super) fn new(cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<Self> {
+        let (words, tiles, dropout, schedule) = words(batch, micro);
+        let numbers = Numbers::room(cuda, words.len())?;
+        let pinned = || {
+            // SAFETY: every number is written before it is copied from.
+            unsafe { cuda.kernels().context().alloc_pinned::<i32>(words.len()) }
+                .map_err(|error| driver("pin memory of the host", error))
+        };
+        Ok(Self {
+            described: DeviceBatch::new(batch, numbers.clone(), tiles),
+            numbers,
+            dropout,
+            schedule,
+            staging: [pinned()?, pinned()?],
+            turn: Cell::new(0),
+        })
+    }
+
+    /// Sends what `micro` is, packed as `batch`, once the work before it has read what it was told. Waits only for a copy
+    /// of two times before.
+    pub(super) fn send(&mut self, cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
+        let (words, ..) = words(batch, micro);
+        let turn = self.turn.replace(1 - self.turn.get());
+        let staging = &mut self.staging[turn];
+        super::memory::check_length("what recorded work is told", staging.len(), words.len())?;
+        let pinned = staging.as_mut_slice();
+        pinned.map_err(|error| driver("wait for a copy", error))?.copy_from_slice(&words);
+        let mut buffer = self.numbers.0.borrow_mut();
+        let mut view = buffer.view_mut()?;
+        let copied = cuda.kernels().stream().memcpy_htod(&*staging, &mut view);
+        copied.map_err(|error| driver("copy to the GPU", error))
+    }
+
+    /// Lets ops find what was sent.
+    pub(super) fn tell(&self, cuda: &Cuda, micro: &MicroBatch<'_>) {
+        cuda.keep(&self.described);
+        if let Some(step) = micro.dropout {
+            let told = Told { what: step.clone(), numbers: self.numbers.clone(), at: self.dropout };
+            cuda.dropout.replace(Some(told));
+        }
+        if let Some(steps) = micro.last {
+            let told = Told { what: steps.to_vec(), numbers: self.numbers.clone(), at: self.schedule };
+            cuda.schedule.replace(Some(told));
+        }
+    }
+
+    /// Takes back what [`Input::tell`] said, which was never sent.
+    pub(super) fn retract(&self, cuda: &Cuda) {
+        cuda.forget(&self.described);
+        cuda.dropout.replace(None);
+        cuda.schedule.replace(None);
+    }
+}
+
+impl Cuda {
+    /// Fails within recorded work, which is told everything beforehand.
+    pub(super) fn expect_told(&self, what: &str) -> Result<()> {
+        if self.arena.borrow().is_none() {
+            return Ok(());
+        }
+        let found = format!("it uses {what} that the device was not told of before");
+        Err(Error::device("record work", found, "this is a defect of promptmix: report it"))
+    }
+}
