@@ -59,6 +59,12 @@ struct Step {
     /// Passes timed, after two that are not
     #[arg(long, default_value_t = 9)]
     repeats: usize,
+    /// Runs that share the batch and the frozen model, each with as many of its examples
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
+    /// One step and nothing else, untimed: for a profiler, or the virtual GPU
+    #[arg(long)]
+    once: bool,
     /// Load the model and stop: the baseline of peak memory
     #[arg(long)]
     idle: bool,
@@ -129,6 +135,10 @@ impl Step {
                 "",
             ));
         }
+        if self.runs == 0 || !self.batch_size.is_multiple_of(self.runs) {
+            let expected = format!("runs that share {} examples evenly", self.batch_size);
+            return Err(Error::setting("--runs", expected, self.runs.to_string(), ""));
+        }
         let opened = self.device.open()?;
         on_device!(opened, backend => self.measure(backend, &opened, &config, &lengths, started))
     }
@@ -152,6 +162,13 @@ impl Step {
         let mut bench = Bench::new(backend, &model, self, lengths);
         bench.step()?;
         let first_step = started.elapsed().as_secs_f64();
+        if self.once {
+            println!(
+                "{}",
+                json!({ "seconds_to_first_step": first_step, "operations": backend.operations() })
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
         let product_rate = || if self.no_product { Ok(0.0) } else { opened.product_rate() };
         let rate_before = product_rate()?;
         let forward = bench.measure(self.repeats, Bench::forward)?;
@@ -162,7 +179,7 @@ impl Step {
         let on_device = opened.device_memory().map(|bytes| bytes as f64 / f64::from(1 << 20));
         let report = json!({
             "dims": self.dims, "batch_size": self.batch_size, "source_lengths": self.source_lengths,
-            "target_length": self.target_length, "prompt_length": self.prompt_length,
+            "target_length": self.target_length, "prompt_length": self.prompt_length, "runs": self.runs,
             "dropout": self.dropout, "device": device, "version": env!("CARGO_PKG_VERSION"),
             "forward": forward.json(), "step": step.json(),
             "product_gflop_per_s": rate / 1e9,
@@ -287,8 +304,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         let length = settings.prompt_length;
         let layout = StateLayout::new(&mixing, 1, length, width, 100, false);
-        let values: Vec<f64> = draw(layout.len(), 0.1).into_iter().map(f64::from).collect();
-        let state = backend.state(&layout, &values, 1);
+        let values: Vec<f64> = draw(settings.runs * layout.len(), 0.1).into_iter().map(f64::from).collect();
+        let state = backend.state(&layout, &values, settings.runs);
         let sources = (settings.sources > 0).then(|| {
             backend.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
         });
@@ -311,11 +328,13 @@ impl<'a, B: Backend> Bench<'a, B> {
         let vocabulary = self.model.config().vocab_size as u32;
         let random = &mut self.random;
         let mut ids = |count: usize| (0..count).map(|_| 2 + random.next_u32() % (vocabulary - 2)).collect();
+        let of_run = self.settings.batch_size / self.settings.runs;
         let examples: Vec<Example> = (0..self.settings.batch_size)
-            .map(|index| {
-                let source = ids(self.lengths[(self.next + index) % self.lengths.len()]);
+            .map(|at| {
+                let source = ids(self.lengths[(self.next + at) % self.lengths.len()]);
                 let target = ids(self.settings.target_length);
-                Example { source, target, index: index as u32, ..Example::default() }
+                let (run, index) = ((at / of_run) as u32, (at % of_run) as u32);
+                Example { source, target, index, run, ..Example::default() }
             })
             .collect();
         self.next += self.settings.batch_size;
@@ -338,7 +357,11 @@ impl<'a, B: Backend> Bench<'a, B> {
     }
 
     fn dropout(&self) -> Option<DropoutStep> {
-        DropoutStep::new(self.settings.dropout, self.steps, &[0])
+        DropoutStep::new(self.settings.dropout, self.steps, &vec![0; self.settings.runs])
+    }
+
+    fn label_tokens(&self, batch: &Batch) -> Vec<usize> {
+        (0..self.settings.runs).map(|run| batch.label_tokens(run)).collect()
     }
 
     fn tokens(&self, batch: &Batch) -> usize {
@@ -350,7 +373,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let dropout = self.dropout();
         let started = Instant::now();
         let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
-        let tokens = [batch.label_tokens(0)];
+        let tokens = self.label_tokens(&batch);
         self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass);
         self.backend.health()?;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
@@ -360,15 +383,15 @@ impl<'a, B: Backend> Bench<'a, B> {
         let batch = self.batch()?;
         let dropout = self.dropout();
         let started = Instant::now();
-        let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
+        let batch = batch.weighted(label_weights(&batch, &self.label_tokens(&batch)));
         let (model, backend, mixture, state) = (self.model, self.backend, &self.mixture, &mut self.state);
         let dropout = dropout.as_ref();
         backend.zero_gradient(state);
         let issued = backend.record(&mut self.recorder, &batch, dropout, |batch| {
             model.issue(backend, mixture, state, batch, dropout).0
         });
-        issued.read(backend, &batch, 1);
-        backend.schedule(state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        issued.read(backend, &batch, self.settings.runs);
+        backend.schedule(state, &vec![OptimizerStep::new(1e-3, 1e-3); self.settings.runs]);
         backend.optimizer_step(state);
         backend.optimizer_reports(state);
         backend.health()?;

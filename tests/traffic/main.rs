@@ -1,11 +1,13 @@
 //! What the kernels move, as the virtual GPU counts it: no bank conflicts where the work is, whole sectors, and few bytes
 //! beyond those that must be moved. A program of its own, because counters are those of a process.
 
+use half::bf16;
 use promptmix::backend::{
     Activation, Backend, Batch, Example, FeedForward, Format, Heads, Mixing, Readers, Scope, Scorer, Side,
     StateLayout,
 };
-use promptmix::cuda::{Cuda, FATBINS, Precision};
+use promptmix::cuda::linear::Linear;
+use promptmix::cuda::{Cuda, FATBINS, Precision, Sequences};
 use vgpu::counters::Counters;
 
 const WIDTH: usize = 512;
@@ -85,6 +87,23 @@ fn work(cuda: &Cuda) {
     cuda.health().expect("a healthy device");
 }
 
+/// From 1,024 in each direction on, products take the large tile, forward and backward.
+fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
+    let (kernels, size) = (cuda.kernels(), 1_024);
+    let sequences = Sequences::new(kernels.stream(), &[size]).expect("rows");
+    let linear = Linear::new(kernels, &sequences, size, size).expect("a product");
+    let numbers: Vec<bf16> = numbers(size * size).into_iter().map(bf16::from_f32).collect();
+    let mut slices = [(); 3].map(|()| kernels.stream().clone_htod(&numbers).expect("an upload"));
+    let [a, weight, z] = &mut slices;
+    gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
+    linear.forward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("forward");
+    linear.backward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("backward");
+    cuda.health().expect("a healthy device");
+    let counters = gpu.summary().expect("counters").counters;
+    let names: Vec<&str> = counters.iter().map(|counters| counters.kernel.as_str()).collect();
+    assert_eq!(names, ["gemm_forward_large", "gemm_backward_large"]);
+}
+
 #[test]
 fn what_the_kernels_move() {
     if FATBINS.is_empty() {
@@ -101,6 +120,7 @@ fn what_the_kernels_move() {
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
     work(&cuda);
     let counters = gpu.summary().expect("counters").counters;
+    large_products(&gpu, &cuda);
     let moved = |c: &Counters| c.loads.moved_bytes() + c.stores.moved_bytes();
     let floor = |c: &Counters| c.loads.unique_bytes + c.stores.unique_bytes;
     for c in &counters {

@@ -1,8 +1,10 @@
 //! The CUDA backend: hand-written kernels, one file an op here and in `kernels/`, launched through cudarc.
 //!
 //! Two ways in. [`Cuda`] is a [`Backend`]: the whole model runs on it. And kernels can be launched alone, on
-//! cudarc's own buffers and the stream of a [`Kernels`]: [`attention::SelfAttention`] checks shapes and launches, and
-//! [`FATBINS`] holds the compiled kernels themselves, for other loaders (see `examples/embed_attention.rs`).
+//! cudarc's own buffers and the stream of a [`Kernels`], each op by a small struct in its own module that checks shapes and
+//! launches: [`linear::Linear`], [`linear::Gate`], [`attention::SelfAttention`], [`norm::FinalNorm`], [`embedding::Embedding`],
+//! [`mix::PromptMix`], [`optimizer::AdamW`], [`decode::DecodeStep`]. [`FATBINS`] holds the compiled kernels themselves, for other
+//! loaders (see `examples/embed_attention.rs`).
 //!
 //! Numbers: matrix operands are bf16 ([`Precision::Bf16`]) or, to verify, f32; sums, the residual stream and everything
 //! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
@@ -40,7 +42,7 @@ pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
 pub use memory::{Buffer, address, address_mut};
 pub use rows::{NORM_COLUMNS, Operand, PositionBias, Rows, Weight};
-pub use sequences::Sequences;
+pub use sequences::{Packed, Sequences};
 
 use self::cross_attention::CrossKept;
 use self::decode::Cache;

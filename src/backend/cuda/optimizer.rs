@@ -1,9 +1,12 @@
 //! The trained state and AdamW over it: `kernels/optimizer.cu`.
 
-use super::kernels::{Arguments, Kernel};
-use super::memory::Buffer;
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
+
+use super::failure::driver;
+use super::kernels::{Arguments, Kernel, Kernels};
+use super::memory::{Buffer, address, address_mut, check_length};
 use super::{Cuda, failure};
-use crate::backend::{Group, OptimizerReport, OptimizerStep, StateLayout};
+use crate::backend::{Group, OptimizerReport, OptimizerStep, Segment, StateLayout};
 use crate::error::{Error, Result};
 
 /// Numbers that a block updates.
@@ -112,13 +115,16 @@ impl State {
     }
 
     pub(super) fn reports(&self, cuda: &Cuda) -> Vec<OptimizerReport> {
-        let numbers = cuda.download(&self.reports, self.runs * 2);
-        let report = |pair: &[f64]| OptimizerReport { gradient_norm: pair[0], applied: pair[1] == 1.0 };
-        numbers.chunks_exact(2).map(report).collect()
+        read_reports(&cuda.download(&self.reports, self.runs * 2))
     }
 }
 
-fn words(segment: &crate::backend::Segment) -> [i64; SEGMENT_WORDS] {
+fn read_reports(numbers: &[f64]) -> Vec<OptimizerReport> {
+    let report = |pair: &[f64]| OptimizerReport { gradient_norm: pair[0], applied: pair[1] == 1.0 };
+    numbers.chunks_exact(2).map(report).collect()
+}
+
+fn words(segment: &Segment) -> [i64; SEGMENT_WORDS] {
     let group = match segment.group {
         Group::Prompt => 0,
         Group::Scorer => 1,
@@ -168,13 +174,128 @@ impl Cuda {
             segment_count: state.layout.segments().len() as i32,
             blocks: i32::try_from(blocks).map_err(|_| failure::absent())?,
         };
-        let whole = [blocks as u32, state.runs as u32, 1];
-        for (name, grid) in
-            [("gradient_norm", whole), ("adamw", whole), ("finish_step", [state.runs as u32, 1, 1])]
-        {
-            // SAFETY: every buffer was made for this layout and number of runs.
-            unsafe { self.kernels().launch(Kernel { file: "optimizer", name }, grid, 256, 0, &arguments)? };
+        // SAFETY: every buffer was made for this layout and number of runs.
+        unsafe { launch(self.kernels(), state.runs, &arguments) }
+    }
+}
+
+/// Launches norm, update and report of a step.
+///
+/// # Safety
+/// `arguments` has buffers for `runs` runs of its length and segments.
+unsafe fn launch(kernels: &Kernels, runs: usize, arguments: &OptimizerArguments) -> Result<()> {
+    let whole = [arguments.blocks as u32, runs as u32, 1];
+    for (name, grid) in [("gradient_norm", whole), ("adamw", whole), ("finish_step", [runs as u32, 1, 1])] {
+        // SAFETY: the caller's promise.
+        unsafe { kernels.launch(Kernel { file: "optimizer", name }, grid, 256, 0, arguments)? };
+    }
+    Ok(())
+}
+
+/// AdamW over the flat trained numbers of some runs, with clip by global norm and a finite flag a run, for launches on
+/// cudarc's own buffers.
+///
+/// It holds what a step needs beside the caller's values, gradient and moments, each \[runs, length\] in f32: segments, rates,
+/// partial norms, and on the device the count of updates and the last report of each run.
+#[derive(Debug)]
+pub struct AdamW {
+    runs: usize,
+    length: usize,
+    segment_count: usize,
+    segments: CudaSlice<i64>,
+    settings: CudaSlice<f64>,
+    partials: CudaSlice<f64>,
+    updates: CudaSlice<u64>,
+    reports: CudaSlice<f64>,
+}
+
+impl AdamW {
+    /// For `runs` runs whose numbers are cut up into `segments`, in order and without gaps from 0 on.
+    ///
+    /// # Errors
+    /// No run, no number, or a gap; what the driver says.
+    pub fn new(kernels: &Kernels, segments: &[Segment], runs: usize) -> Result<Self> {
+        let length = segments.last().map_or(0, |last| last.range.end);
+        let starts = segments.iter().map(|segment| segment.range.start);
+        let ends = std::iter::once(0).chain(segments.iter().map(|segment| segment.range.end));
+        if length == 0 || runs == 0 || !starts.eq(ends.take(segments.len())) {
+            let found = format!("{} segments up to {length}, {runs} runs", segments.len());
+            return Err(Error::tensor(
+                "segments",
+                "one after the other from 0 on, for a run or more",
+                found,
+                "",
+            ));
         }
-        Ok(())
+        let (stream, fail) = (kernels.stream(), |error| driver("prepare the optimizer", error));
+        let words: Vec<i64> = segments.iter().flat_map(words).collect();
+        Ok(Self {
+            runs,
+            length,
+            segment_count: segments.len(),
+            segments: stream.clone_htod(&words).map_err(fail)?,
+            settings: stream.alloc_zeros(runs * SETTINGS).map_err(fail)?,
+            partials: stream.alloc_zeros(runs * length.div_ceil(BLOCK_NUMBERS)).map_err(fail)?,
+            updates: stream.alloc_zeros(runs).map_err(fail)?,
+            reports: stream.alloc_zeros(runs * 2).map_err(fail)?,
+        })
+    }
+
+    /// Sets rates, decay, moments and clip of the steps from now on, one a run.
+    ///
+    /// # Errors
+    /// Not one a run, and what the driver says.
+    pub fn schedule(&mut self, kernels: &Kernels, steps: &[OptimizerStep]) -> Result<()> {
+        check_length("steps", self.runs, steps.len())?;
+        let numbers: Vec<f64> = steps.iter().flat_map(settings).collect();
+        let copied = kernels.stream().memcpy_htod(&numbers, &mut self.settings);
+        copied.map_err(|error| driver("copy to the GPU", error))
+    }
+
+    /// Launches a step: three kernels. A run whose gradient is not finite is left as it is.
+    ///
+    /// Moves 4 bytes a number for the norm, then 16 in and 12 out; about 12 operations a number, with norms in f64.
+    ///
+    /// # Errors
+    /// A length that does not fit, and what the driver says.
+    pub fn step(
+        &mut self,
+        kernels: &Kernels,
+        values: &mut CudaViewMut<'_, f32>,
+        gradient: &CudaView<'_, f32>,
+        first_moment: &mut CudaViewMut<'_, f32>,
+        second_moment: &mut CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        let (all, stream) = (self.runs * self.length, kernels.stream());
+        check_length("values", all, values.len())?;
+        check_length("gradient", all, gradient.len())?;
+        check_length("first_moment", all, first_moment.len())?;
+        check_length("second_moment", all, second_moment.len())?;
+        let blocks = self.length.div_ceil(BLOCK_NUMBERS);
+        let arguments = OptimizerArguments {
+            values: address_mut(values, stream),
+            gradient: address(gradient, stream),
+            first_moment: address_mut(first_moment, stream),
+            second_moment: address_mut(second_moment, stream),
+            partials: self.partials.device_ptr(stream).0,
+            segments: self.segments.device_ptr(stream).0,
+            settings: self.settings.device_ptr(stream).0,
+            updates: self.updates.device_ptr(stream).0,
+            reports: self.reports.device_ptr(stream).0,
+            length: self.length as i64,
+            segment_count: self.segment_count as i32,
+            blocks: i32::try_from(blocks).map_err(|_| failure::absent())?,
+        };
+        // SAFETY: every length was checked, and what this holds was made for these segments and runs.
+        unsafe { launch(kernels, self.runs, &arguments) }
+    }
+
+    /// Each run's gradient norm, before the clip, and whether it was updated, of the last step; waits for it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn reports(&self, kernels: &Kernels) -> Result<Vec<OptimizerReport>> {
+        let copied = kernels.stream().clone_dtoh(&self.reports);
+        Ok(read_reports(&copied.map_err(|error| driver("copy from the GPU", error))?))
     }
 }

@@ -1,4 +1,4 @@
-//! Packed sequences as the raw launches take them.
+//! Packed rows as the raw launches take them: described on the device, in memory of cudarc's own.
 
 use std::sync::Arc;
 
@@ -10,16 +10,45 @@ use super::kernels::Kernels;
 use crate::backend::{Batch, Example, Side};
 use crate::error::{Error, Result};
 
-/// Sequences packed end to end, described on the device.
+/// A batch of examples, described on the device: for the raw launches that read token ids, prompts or runs.
 #[derive(Debug)]
-pub struct Sequences {
+pub struct Packed {
     descriptor: CudaSlice<i32>,
-    rows: usize,
-    tiles: usize,
+    batch: Batch,
+    /// The most attention tiles of the decoder's rows.
+    decoder_tiles: usize,
 }
 
+impl Packed {
+    /// Describes `batch`, uploaded on `stream`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn new(stream: &Arc<CudaStream>, batch: Batch) -> Result<Self> {
+        let (data, [_, _, decoder_tiles]) = describe(&batch);
+        let descriptor =
+            stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
+        Ok(Self { descriptor, batch, decoder_tiles })
+    }
+
+    /// What it describes.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Where the descriptor lies.
+    pub(super) fn address(&self, kernels: &Kernels) -> u64 {
+        self.descriptor.device_ptr(kernels.stream()).0
+    }
+}
+
+/// Sequences packed end to end, described on the device: rows without token ids.
+#[derive(Debug)]
+pub struct Sequences(Packed);
+
 impl Sequences {
-    /// Sequences of the given lengths, uploaded on `stream`.
+    /// Sequences of the given lengths, uploaded on `stream`. Where a launch does not care how rows are cut up, one of
+    /// all rows will do.
     ///
     /// # Errors
     /// No sequence, or an empty one; what the driver says.
@@ -35,23 +64,20 @@ impl Sequences {
         }
         let example = |&length| Example { source: vec![0], target: vec![0; length], ..Example::default() };
         let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 1, 0, 1)?;
-        let (data, [_, _, tiles]) = describe(&batch);
-        let descriptor =
-            stream.clone_htod(&data).map_err(|error| driver("describe sequences on the GPU", error))?;
-        Ok(Self { descriptor, rows: batch.rows(Side::Decoder), tiles })
+        Packed::new(stream, batch).map(Self)
     }
 
     /// Rows of all sequences.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.0.batch.rows(Side::Decoder)
     }
 
     /// The most tiles of rows that a grid must have.
     pub(super) fn tiles(&self) -> usize {
-        self.tiles
+        self.0.decoder_tiles
     }
 
     pub(super) fn address(&self, kernels: &Kernels) -> u64 {
-        self.descriptor.device_ptr(kernels.stream()).0
+        self.0.address(kernels)
     }
 }
