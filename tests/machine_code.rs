@@ -60,8 +60,8 @@ fn kernels(sass: &str) -> Vec<(String, Vec<Instruction>)> {
 
 /// The loop with the most tensor-core instructions: from the target of a branch back to that branch.
 fn main_loop(kernel: &[Instruction]) -> &[Instruction] {
-    let loops =
-        kernel.iter().enumerate().filter(|(_, one)| one.name.starts_with("BRA")).filter_map(|(last, branch)| {
+    let loops = kernel.iter().enumerate().filter(|(_, one)| one.name.starts_with("BRA")).filter_map(
+        |(last, branch)| {
             let target = branch.text.rsplit("0x").next()?;
             let target =
                 u64::from_str_radix(target.trim_end_matches(|c: char| !c.is_ascii_hexdigit()), 16).ok()?;
@@ -69,7 +69,8 @@ fn main_loop(kernel: &[Instruction]) -> &[Instruction] {
                 let first = kernel.partition_point(|one| one.place < target);
                 &kernel[first..=last]
             })
-        });
+        },
+    );
     loops.max_by_key(|body| count(body, "HMMA")).expect("a loop")
 }
 

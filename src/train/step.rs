@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::ranks::Ranks;
-use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerReport, OptimizerStep, Side};
+use crate::backend::{Backend, Batch, DropoutStep, Example, Objective, OptimizerReport, OptimizerStep, Side};
 use crate::error::Result;
 use crate::model::{Frozen, Mixture, label_weights};
 
@@ -28,6 +28,7 @@ pub(super) struct Shared {
     pub(super) dropout: f64,
     pub(super) seeds: Vec<u64>,
     pub(super) pooled_width: Option<usize>,
+    pub(super) objective: Objective,
     pub(super) ranks: Rc<dyn Ranks>,
 }
 
@@ -42,7 +43,7 @@ pub(super) struct Taken {
 /// What a step came to for one run.
 #[derive(Clone, Default)]
 pub(super) struct TakenPart {
-    /// Mean cross entropy over its label tokens.
+    /// Mean over its label tokens of the objective, which is cross entropy unless it is smoothed.
     pub(super) loss: f64,
     /// Mean over its attention rows of -sum_j a_j ln a_j; `None` without a scorer.
     pub(super) attention_entropy: Option<f64>,
@@ -84,7 +85,7 @@ pub(super) fn take<B: Backend>(
     let mut entropies = vec![(0.0, 0_usize); parts.len()];
     let prompts = mixture.source_count + usize::from(!mixture.mixing.without_target);
     for batch in &batches {
-        let batch = batch.weighted(label_weights(batch, &label_tokens));
+        let batch = batch.weighted(label_weights(batch, &label_tokens)).with_objective(shared.objective);
         let issued = backend.record(recorder, &batch, dropout.as_ref(), |batch| {
             frozen.model.issue(backend, mixture, state, batch, dropout.as_ref()).0
         });

@@ -12,7 +12,7 @@ use super::setup::{initial_values, load_sources, mixture};
 use super::step::{self, RunPart, Shared, TakenPart};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, Batch, DropoutStep, Example, OptimizerStep};
+use crate::backend::{Backend, Batch, DropoutStep, Example, Objective, OptimizerStep};
 use crate::config::RunConfig;
 use crate::data::{Batches, Examples, Split};
 use crate::error::{Error, Result};
@@ -246,8 +246,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Whether this run and `other` can take their next step in one batch: equal in all that is not stacked.
     pub(super) fn stacks_with(&self, other: &Self) -> bool {
         let key = |trainer: &Self| {
-            let Shared { step, dropout, pooled_width, .. } = trainer.shared();
-            (step, dropout.to_bits(), pooled_width, trainer.config.sources.clone())
+            let Shared { step, dropout, pooled_width, objective, .. } = trainer.shared();
+            (step, dropout.to_bits(), pooled_width, objective, trainer.config.sources.clone())
         };
         self.mixture.mixing == other.mixture.mixing
             && self.mixture.layout == other.mixture.layout
@@ -331,6 +331,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
             seeds: vec![self.config.seed],
             pooled_width: self.pooled_width(),
+            objective: Objective { label_smoothing: self.config.label_smoothing, z_loss: self.config.z_loss },
             ranks: self.ranks.clone(),
         }
     }

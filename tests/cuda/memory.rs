@@ -27,6 +27,7 @@ fn a_step_takes_what_was_foreseen() {
         case.gradient();
         let taken = case.backend.allocated_bytes() - before;
         let shape = StepShape {
+            examples: case.batch.examples(),
             encoder_rows: case.batch.rows(Side::Encoder),
             decoder_rows: case.batch.rows(Side::Decoder),
         };

@@ -34,7 +34,7 @@ use self::matrix::{View, ViewMut};
 use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
-    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Heads, Loss, Mask, Mixing,
+    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Head, Heads, Loss, Mask, Mixing,
     OptimizerReport, OptimizerStep, Readers, Scope, Side, StateLayout,
 };
 use crate::error::{Error, Result};
@@ -519,6 +519,7 @@ impl<E: Element> Backend for Cpu<E> {
         kept: &Self::CrossKept,
         q: &Self::Rows,
         h: &Self::Rows,
+        _o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
@@ -530,10 +531,10 @@ impl<E: Element> Backend for Cpu<E> {
         &self,
         batch: &Batch,
         hidden: &Self::Rows,
-        head: &Self::Weight,
+        head: &Head<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
     ) -> Loss {
-        loss::loss(self, hidden, head, batch.labels(), batch.row_weights(), d_hidden)
+        loss::loss(self, batch, hidden, head, d_hidden)
     }
 
     fn read_loss(&self, kept: &Loss) -> Loss {

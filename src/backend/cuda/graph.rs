@@ -11,6 +11,7 @@ use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::batch::DeviceBatch;
+use super::cross_attention::target_room;
 use super::failure::driver;
 use super::memory::Memory;
 use super::{Cuda, Precision};
@@ -24,6 +25,7 @@ struct Bucket {
     prompt_length: usize,
     encoder_rows: usize,
     decoder_rows: usize,
+    longest_target: usize,
     drops: bool,
 }
 
@@ -90,16 +92,18 @@ impl Cuda {
         if self.precision == Precision::F32 {
             return Rc::new(work(batch));
         }
+        let decoder_rows = room(batch.real_rows(Side::Decoder));
         let bucket = Bucket {
             examples: batch.examples(),
             prompt_length: batch.prompt_length(),
             encoder_rows: room(batch.real_rows(Side::Encoder)),
-            decoder_rows: room(batch.real_rows(Side::Decoder)),
+            decoder_rows,
+            longest_target: target_room(batch.longest_target(), decoder_rows),
             drops: dropout.is_some(),
         };
         // Uploaded before anything is captured: within a graph it is only read.
         self.attempt(|| self.mask(dropout.map(|step| (step, Site(0)))).map(drop));
-        let roomy = batch.with_capacity(bucket.encoder_rows, bucket.decoder_rows);
+        let roomy = batch.with_capacity(bucket.encoder_rows, bucket.decoder_rows, bucket.longest_target);
         if !self.graphs.get() {
             // Products are cut up by the room there is for rows: with the same room the numbers are those of the graph.
             return Rc::new(work(&roomy));

@@ -668,21 +668,6 @@ impl Cuda {
         let a = a.operand_address(self)?;
         self.product(&self.backward(batch, side, Scope::All, a, weight, Epilogue::Accumulate)?, arguments)
     }
-
-    /// Rows of `a` (`stride` numbers apart, at least \[rows, head.out\]) times the head read the other way: `out` \[T, D\] in f32.
-    pub(super) fn launch_head_backward(
-        &self,
-        batch: &Batch,
-        a: u64,
-        stride: usize,
-        head: &Weight,
-        out: &mut Rows,
-    ) -> Result<()> {
-        out.expect("d_hidden", batch.rows(Side::Decoder), head.input)?;
-        let arguments = GemmArguments { out: out.float_address(self)?, ..GemmArguments::default() };
-        let product = self.backward(batch, Side::Decoder, Scope::All, a, head, Epilogue::Float)?;
-        self.product(&Product { stride, ..product }, arguments)
-    }
 }
 
 /// Products of packed rows with one stored weight \[out, in\], read both ways, for launches on cudarc's own buffers.
