@@ -140,7 +140,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
     case FLOAT: {
         if (!inside) break;
         float* const out = static_cast<float*>(arguments.out) + at;
-        if (n % 4 == 0) {
+        if (n % 4 == 0 && column + PACKED_COLUMNS <= n) {
             store_columns(out, c);
         } else {
             for (int i = 0; i < PACKED_COLUMNS && column + i < n; ++i) out[i] = c.value[i];
@@ -162,7 +162,7 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
         const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
         float* const slabs = arguments.workspace + tile_index * parts * Rows * Width;
         for (int row = start; row < Rows; row += Threads / Lanes) {
-            const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(tile + row * Stride + lane * PACKED_COLUMNS);
+            const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
             store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * PACKED_COLUMNS, c);
         }
         __threadfence();
@@ -180,14 +180,14 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
 #pragma unroll
                 for (int i = 0; i < PACKED_COLUMNS; ++i) sum.value[i] += c.value[i];
             }
-            store_columns(tile + row * Stride + lane * PACKED_COLUMNS, sum);
+            store_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane, sum);
         }
         // Each lane reads back what it wrote itself.
     }
     const int column = first_column + lane * PACKED_COLUMNS;
     for (int row = start; row < Rows; row += Threads / Lanes) {
         const bool inside = first_row + row < rows && column < arguments.n;
-        const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(tile + row * Stride + lane * PACKED_COLUMNS);
+        const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
         finish<T>(arguments, batch, first_row + row, column, c, inside);
     }
 }

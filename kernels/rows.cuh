@@ -42,6 +42,22 @@ template <> __device__ __forceinline__ void store_columns<8, bf16>(bf16* to, con
                                                pack_bf16(c.value[4], c.value[5]), pack_bf16(c.value[6], c.value[7]));
 }
 
+// Eight columns of f32 in shared memory, the lane's chunk of a row whose neighbours eight lanes share: every other four lanes
+// take their halves the other way round, so that the eight lanes of a pass fall on all banks.
+__device__ __forceinline__ Columns<8> load_shared(const float* from, int chunk) {
+    const bool turned = (chunk & 4) != 0;
+    const float4 one = load4(from + (turned ? 4 : 0)), other = load4(from + (turned ? 0 : 4));
+    const float4 low = turned ? other : one, high = turned ? one : other;
+    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+__device__ __forceinline__ void store_shared(float* to, int chunk, const Columns<8>& c) {
+    const bool turned = (chunk & 4) != 0;
+    const float4 low = make_float4(c.value[0], c.value[1], c.value[2], c.value[3]);
+    const float4 high = make_float4(c.value[4], c.value[5], c.value[6], c.value[7]);
+    store4(to + (turned ? 4 : 0), turned ? high : low);
+    store4(to + (turned ? 0 : 4), turned ? low : high);
+}
+
 // Multiplies a lane's columns, from `column` on, by their masks.
 template <int Count> __device__ __forceinline__ void drop(Columns<Count>& c, const MaskRow& mask, int column) {
     if (!mask.any) return;

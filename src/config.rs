@@ -187,6 +187,10 @@ pub struct RunConfig {
     pub clip: f64,
     /// Dropout of the frozen T5 in training; the model's own if not given.
     pub dropout: Option<f64>,
+    /// The part of a training target that is spread over the vocabulary. Evaluation is without.
+    pub label_smoothing: f64,
+    /// What the squared log-sum-exp of the logits adds to the training loss. Evaluation is without.
+    pub z_loss: f64,
     /// Seed of initialisation, order and dropout.
     pub seed: u64,
     /// Tokens of a source, end mark included.
@@ -256,6 +260,8 @@ impl Default for RunConfig {
             schedule: Schedule::default(),
             clip: 1.0,
             dropout: None,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
             seed: 42,
             max_source_length: 256,
             max_target_length: None,
@@ -325,6 +331,7 @@ impl RunConfig {
             ("--scorer-learning-rate", self.scorer_learning_rate(), 1e6),
             ("--weight-decay", self.weight_decay(), 1.0),
             ("--clip", self.clip, f64::MAX),
+            ("--z-loss", self.z_loss, 1e6),
         ] {
             if !(value >= 0.0 && value <= most) {
                 return reject(flag, &format!("0 to {most:e}"), value.to_string(), "");
@@ -332,6 +339,9 @@ impl RunConfig {
         }
         if !self.dropout.is_none_or(|rate| (0.0..1.0).contains(&rate)) {
             return reject("--dropout", "0 up to below 1", self.dropout.unwrap_or(0.0).to_string(), "");
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return reject("--label-smoothing", "0 up to below 1", self.label_smoothing.to_string(), "");
         }
         if !self.temperature.is_none_or(|temperature| temperature > 0.0 && temperature.is_finite()) {
             return reject("--temperature", "above 0", self.temperature.unwrap_or(0.0).to_string(), "");

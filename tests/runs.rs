@@ -75,7 +75,7 @@ impl Setting {
         let text = format!(
             "model = {:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\ndata = {:?}\nmethod = \"prompt-tuning\"\n\
              prompt-length = 2\nbatch-size = 4\nsteps = 20\nvalidate-every = 5\nsave-every = 2\ndecoding = \"labels\"\n\
-             dropout = 0.1\n{more}",
+             dropout = 0.1\nlabel-smoothing = 0.1\nz-loss = 0.001\n{more}",
             model(),
             self.path("")
         );
@@ -196,6 +196,7 @@ fn a_settings_file_equals_the_flags_and_flags_win() {
     flags.extend(shared);
     flags.extend(["--batch-size", "4", "--steps", "1", "--validate-every", "5", "--save-every", "2"]);
     flags.extend(["--decoding", "labels", "--dropout", "0.1", "--lowercase"]);
+    flags.extend(["--label-smoothing", "0.1", "--z-loss", "0.001"]);
     success(&flags);
     setting.write("run.toml", "lowercase = true\n");
     success(&words(&setting.train("file", &["--steps", "1"])));

@@ -23,6 +23,17 @@ pub enum Scope {
     Prompt,
 }
 
+/// What a label row's loss is, beside its weight: plain cross entropy unless said otherwise.
+///
+/// loss = (1 - e)·(lse - z_label) + e·(lse - mean_v z_v) + zeta·lse² with lse = log sum_v e^(z_v) over the row's logits z.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Objective {
+    /// e, from 0 up to below 1: the part of the target that is spread over the vocabulary (Szegedy et al., 2016).
+    pub label_smoothing: f64,
+    /// zeta, from 0: keeps the log-sum-exp of the logits near 0 (Chowdhery et al., 2022).
+    pub z_loss: f64,
+}
+
 /// One example before packing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Example {
@@ -53,8 +64,10 @@ pub struct Batch {
     target_prompt: Vec<u32>,
     pooled_padding: Option<(usize, u32)>,
     row_weights: Vec<f64>,
-    /// Rows of the encoder and the decoder that buffers and grids are made for, where those are more than there are.
-    capacity: [usize; 2],
+    objective: Objective,
+    /// Rows of the encoder and the decoder, and target rows of an example, that buffers and grids are made for, where those
+    /// are more than there are.
+    capacity: [usize; 3],
     /// Differs between any two batches of a process that may differ in content.
     id: u64,
 }
@@ -95,7 +108,8 @@ impl Batch {
             target_prompt: Vec::with_capacity(examples.len()),
             pooled_padding: None,
             row_weights: Vec::new(),
-            capacity: [0; 2],
+            objective: Objective::default(),
+            capacity: [0; 3],
             id: fresh_id(),
         };
         for (position, example) in examples.iter().enumerate() {
@@ -148,6 +162,17 @@ impl Batch {
         Self { row_weights, id: fresh_id(), ..self.clone() }
     }
 
+    /// The same batch to be learnt from by `objective`; without it the loss is plain cross entropy.
+    #[must_use]
+    pub fn with_objective(&self, objective: Objective) -> Self {
+        Self { objective, id: fresh_id(), ..self.clone() }
+    }
+
+    /// What the loss of each row is.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
     /// The same encoder rows with other decoder rows: `decoder_ids[b]` are read by example b, and scored against
     /// `labels[b]`. Used to rank label strings and to decode a token at a time behind one encoding.
     ///
@@ -185,7 +210,8 @@ impl Batch {
         batch.labels = labels.concat();
         batch.decoder_ids = decoder_ids.concat();
         batch.row_weights = vec![0.0; batch.labels.len()];
-        batch.capacity[1] = 0;
+        batch.objective = Objective::default();
+        batch.capacity[1..].fill(0);
         batch.id = fresh_id();
         batch.target_offsets = std::iter::once(0)
             .chain(labels.iter().scan(0, |end, labels| {
@@ -216,13 +242,20 @@ impl Batch {
         self.prompt_length
     }
 
-    /// The same batch with room for `encoder` and `decoder` rows: activations are made for so many, ops leave those
-    /// behind the real ones alone. One captured graph then serves every batch of that room.
+    /// The same batch with room for `encoder` and `decoder` rows, and for `target` of the latter in one example: activations
+    /// are made for so many, ops leave those behind the real ones alone. One captured graph then serves every batch of that
+    /// room.
     #[must_use]
-    pub fn with_capacity(&self, encoder: usize, decoder: usize) -> Self {
+    pub fn with_capacity(&self, encoder: usize, decoder: usize, target: usize) -> Self {
         let mut batch = Self { id: fresh_id(), ..self.clone() };
-        batch.capacity = [encoder, decoder];
+        batch.capacity = [encoder, decoder, target];
         batch
+    }
+
+    /// The most target rows that an example has, or the batch's capacity for them where that is more.
+    pub fn longest_target(&self) -> usize {
+        let lengths = self.target_offsets.windows(2).map(|pair| pair[1] - pair[0]);
+        lengths.max().unwrap_or(0).max(self.capacity[2])
     }
 
     /// Rows that activations are made for: R or T, or the batch's capacity where that is more.

@@ -18,7 +18,7 @@ mod dropout;
 mod state;
 
 use crate::error::Result;
-pub use batch::{Batch, Example, Scope, Side};
+pub use batch::{Batch, Example, Objective, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
 pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, Tally};
 
@@ -91,6 +91,8 @@ pub enum Format {
 pub struct Loss {
     /// For each row of labels, -log p(label); T values.
     pub negative_log_likelihood: Vec<f64>,
+    /// For each row, what is learnt from by the batch's [`Objective`]: by default the same; T values.
+    pub objective: Vec<f64>,
     /// For each row, the token of the highest logit (ties go to the lowest id); T values.
     pub greedy: Vec<u32>,
 }
@@ -378,7 +380,7 @@ pub trait Backend: Sized + 'static {
         o: &mut Self::Rows,
         keep: bool,
     ) -> Option<Self::CrossKept>;
-    /// d_q from d_o, where it is wanted; adds to d_h \[R, D\].
+    /// d_q from d_o, where it is wanted; adds to d_h \[R, D\]. `o` is what forward wrote.
     #[allow(clippy::too_many_arguments)]
     fn cross_attention_backward(
         &self,
@@ -387,19 +389,20 @@ pub trait Backend: Sized + 'static {
         kept: &Self::CrossKept,
         q: &Self::Rows,
         h: &Self::Rows,
+        o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
     );
 
-    /// The frozen head and cross entropy in one pass over vocabulary chunks, no logits kept: hidden \[T, D\], head
-    /// \[V, D\], against the batch's labels. With `d_hidden`, also d_hidden = w_t·(sum_v p_v E_v - E_label) with the
-    /// batch's row weights w: attention with K = V = E.
+    /// The frozen head and cross entropy in one pass over vocabulary chunks, no logits kept: hidden \[T, D\], against the
+    /// batch's labels and by its objective. With `d_hidden`, also its gradient, for plain cross entropy
+    /// d_hidden = w_t·(sum_v p_v E_v - E_label) with the batch's row weights w: attention with K = V = E.
     fn loss(
         &self,
         batch: &Batch,
         hidden: &Self::Rows,
-        head: &Self::Weight,
+        head: &Head<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
     ) -> Self::LossKept;
     /// Reads a loss back.
@@ -442,6 +445,14 @@ pub trait Backend: Sized + 'static {
         cache: &mut Self::Cache,
         o: &mut Self::Rows,
     );
+}
+
+/// The frozen head.
+pub struct Head<'a, B: Backend> {
+    /// E, \[V, D\].
+    pub weight: &'a B::Weight,
+    /// The mean of E's rows, \[1, D\], for [`Readers::Lookup`]: the mean of a row's logits is one product with it.
+    pub mean: &'a B::Weight,
 }
 
 /// The frozen parts and masks of a feed-forward sublayer.

@@ -61,6 +61,12 @@ struct Step {
     /// Passes timed, after some that are not; on a GPU a pass is as many steps as training issues before it reads them back
     #[arg(long, default_value_t = 9)]
     repeats: usize,
+    /// Runs that share the batch and the frozen model, each with as many of its examples
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
+    /// One step and nothing else, untimed: for a profiler, or the virtual GPU
+    #[arg(long)]
+    once: bool,
     /// Load the model and stop: the baseline of peak memory
     #[arg(long)]
     idle: bool,
@@ -139,6 +145,10 @@ impl Step {
                 "",
             ));
         }
+        if self.runs == 0 || !self.batch_size.is_multiple_of(self.runs) {
+            let expected = format!("runs that share {} examples evenly", self.batch_size);
+            return Err(Error::setting("--runs", expected, self.runs.to_string(), ""));
+        }
         let opened = self.device.open()?;
         on_device!(opened, backend => self.measure(backend, &opened, &config, &lengths, started))
     }
@@ -162,6 +172,13 @@ impl Step {
         let mut bench = Bench::new(backend, &model, self, lengths);
         bench.steps(1)?;
         let first_step = started.elapsed().as_secs_f64();
+        if self.once {
+            println!(
+                "{}",
+                json!({ "seconds_to_first_step": first_step, "operations": backend.operations() })
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
         let product_rate = || if self.no_product { Ok(0.0) } else { opened.product_rate() };
         let rate_before = product_rate()?;
         let forward = bench.measure(self.repeats, 1, 2, |bench| bench.forward())?;
@@ -175,7 +192,7 @@ impl Step {
         let on_device = opened.device_memory().map(|bytes| bytes as f64 / f64::from(1 << 20));
         let report = json!({
             "dims": self.dims, "batch_size": self.batch_size, "source_lengths": self.source_lengths,
-            "target_length": self.target_length, "prompt_length": self.prompt_length,
+            "target_length": self.target_length, "prompt_length": self.prompt_length, "runs": self.runs,
             "dropout": self.dropout, "device": device, "version": env!("CARGO_PKG_VERSION"),
             "forward": forward.json(), "step": step.json(),
             "product_gflop_per_s": rate / 1e9,
@@ -300,8 +317,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         let length = settings.prompt_length;
         let layout = StateLayout::new(&mixing, 1, length, width, 100, false);
-        let values: Vec<f64> = draw(layout.len(), 0.1).into_iter().map(f64::from).collect();
-        let state = backend.state(&layout, &values, 1);
+        let values: Vec<f64> = draw(settings.runs * layout.len(), 0.1).into_iter().map(f64::from).collect();
+        let state = backend.state(&layout, &values, settings.runs);
         let sources = (settings.sources > 0).then(|| {
             backend.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
         });
@@ -324,11 +341,13 @@ impl<'a, B: Backend> Bench<'a, B> {
         let vocabulary = self.model.config().vocab_size as u32;
         let random = &mut self.random;
         let mut ids = |count: usize| (0..count).map(|_| 2 + random.next_u32() % (vocabulary - 2)).collect();
+        let of_run = self.settings.batch_size / self.settings.runs;
         let examples: Vec<Example> = (0..self.settings.batch_size)
-            .map(|index| {
-                let source = ids(self.lengths[(self.next + index) % self.lengths.len()]);
+            .map(|at| {
+                let source = ids(self.lengths[(self.next + at) % self.lengths.len()]);
                 let target = ids(self.settings.target_length);
-                Example { source, target, index: index as u32, ..Example::default() }
+                let (run, index) = ((at / of_run) as u32, (at % of_run) as u32);
+                Example { source, target, index, run, ..Example::default() }
             })
             .collect();
         self.next += self.settings.batch_size;
@@ -363,7 +382,11 @@ impl<'a, B: Backend> Bench<'a, B> {
     }
 
     fn dropout(&self) -> Option<DropoutStep> {
-        DropoutStep::new(self.settings.dropout, self.steps, &[0])
+        DropoutStep::new(self.settings.dropout, self.steps, &vec![0; self.settings.runs])
+    }
+
+    fn label_tokens(&self, batch: &Batch) -> Vec<usize> {
+        (0..self.settings.runs).map(|run| batch.label_tokens(run)).collect()
     }
 
     fn tokens(&self, batch: &Batch) -> usize {
@@ -375,7 +398,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let dropout = self.dropout();
         let started = Instant::now();
         let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
-        let tokens = [batch.label_tokens(0)];
+        let tokens = self.label_tokens(&batch);
         self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass);
         self.backend.health()?;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
@@ -385,11 +408,11 @@ impl<'a, B: Backend> Bench<'a, B> {
     fn steps(&mut self, count: usize) -> Result<(f64, usize)> {
         let batches = (0..count).map(|_| self.batch()).collect::<Result<Vec<_>>>()?;
         let tokens = batches.iter().map(|batch| self.tokens(batch)).sum();
-        let schedule = [OptimizerStep::new(1e-3, 1e-3)];
+        let schedule = vec![OptimizerStep::new(1e-3, 1e-3); self.settings.runs];
         let started = Instant::now();
         for batch in batches {
             let dropout = self.dropout();
-            let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
+            let batch = batch.weighted(label_weights(&batch, &self.label_tokens(&batch)));
             let micro =
                 MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
             let (state, recorder) = (&mut self.state, &mut self.recorder);

@@ -152,6 +152,12 @@ pub(super) struct Arguments {
     /// Dropout of the frozen T5 in training [default: the model's own]
     #[arg(long)]
     dropout: Option<f64>,
+    /// Part of a training target that is spread over the vocabulary [default: 0]
+    #[arg(long)]
+    label_smoothing: Option<f64>,
+    /// What the squared log-sum-exp of the logits adds to the training loss [default: 0]
+    #[arg(long)]
+    z_loss: Option<f64>,
     /// Seed of initialisation, order and dropout [default: 42]
     #[arg(long)]
     seed: Option<u64>,
@@ -379,6 +385,8 @@ impl Arguments {
             schedule: self.schedule.map_or(base.schedule, Into::into),
             clip: self.clip.unwrap_or(base.clip),
             dropout: self.dropout.or(base.dropout),
+            label_smoothing: self.label_smoothing.unwrap_or(base.label_smoothing),
+            z_loss: self.z_loss.unwrap_or(base.z_loss),
             seed: self.seed.unwrap_or(base.seed),
             max_source_length: self.max_source_length.unwrap_or(base.max_source_length),
             max_target_length: self.max_target_length.or(base.max_target_length),

@@ -22,6 +22,7 @@ struct LayerTape<B: Backend> {
     attention: SelfAttentionKept<B>,
     cross_input: Residual<B>,
     cross_q: B::Rows,
+    cross_o: B::Rows,
     cross: B::CrossKept,
     feed_forward_input: Residual<B>,
     feed_forward: B::FeedForwardKept,
@@ -80,7 +81,7 @@ impl<B: Backend> T5<B> {
             let step = batch.with_decoder(&ids, &ids)?;
             let past = Past::Cached { cache: &mut cache, position };
             let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past);
-            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, self.head(), None)).greedy;
+            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.head(), None)).greedy;
             backend.health()?;
             for (said, &id) in said.iter_mut().zip(&last) {
                 if !finished(said) {
@@ -232,6 +233,7 @@ impl<B: Backend> T5<B> {
                 attention,
                 cross_input: after_attention,
                 cross_q,
+                cross_o,
                 cross,
                 feed_forward_input: after_cross,
                 feed_forward,
@@ -318,6 +320,7 @@ impl<B: Backend> T5<B> {
                 &tape.cross,
                 &tape.cross_q,
                 &encoding.h,
+                &tape.cross_o,
                 &d_o,
                 d_q.as_mut(),
                 &mut d_h,

@@ -65,6 +65,7 @@ impl<B: Backend> T5<B> {
         let mut embedding = vec![0.0; config.vocab_size * d];
         tensors.embedding_into(&mut embedding)?;
         let tied = tensors.output_is_tied()?;
+        let mut head_mean = mean_row(&embedding, d);
         let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup);
 
         let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
@@ -105,8 +106,10 @@ impl<B: Backend> T5<B> {
         } else {
             let mut head = vec![0.0; config.vocab_size * d];
             tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
+            head_mean = mean_row(&head, d);
             Some(backend.weight(head, config.vocab_size, d, Readers::Few))
         };
+        let head_mean = backend.weight(head_mean, 1, d, Readers::Lookup);
         backend.health()?;
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
@@ -124,9 +127,22 @@ impl<B: Backend> T5<B> {
             decoder_gain,
             decoder_bias: loader.bias("decoder", false)?,
             head,
+            head_mean,
             config,
         })
     }
+}
+
+/// The mean of rows of `width` numbers.
+fn mean_row(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0_f64; width];
+    for row in rows.chunks_exact(width) {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += f64::from(value);
+        }
+    }
+    let count = (rows.len() / width) as f64;
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
 }
 
 fn readers(block: &str) -> Readers {

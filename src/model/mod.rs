@@ -18,7 +18,7 @@ pub use load::Tensors;
 pub use plan::{batch_of_lengths, foresee};
 pub use step::{Issued, StepLoss, label_weights};
 
-use crate::backend::{Activation, Backend, DropoutStep, Format, Heads, Mixing, StateLayout};
+use crate::backend::{Activation, Backend, DropoutStep, Format, Head, Heads, Mixing, StateLayout};
 use crate::pretrained::T5Config;
 
 /// A frozen T5 on a device.
@@ -36,6 +36,8 @@ pub struct T5<B: Backend> {
     decoder_bias: B::PositionBias,
     /// `None` when the head is the embedding.
     head: Option<B::Weight>,
+    /// The mean of the head's rows.
+    head_mean: B::Weight,
     /// D^-0.5 exactly when the head is the embedding.
     head_scale: f64,
 }
@@ -83,12 +85,12 @@ impl<B: Backend> T5<B> {
             let cross = [&layer.cross_q, &layer.cross_k, &layer.cross_v, &layer.cross_o];
             [&layer.qkv, &layer.o].into_iter().chain(cross).chain([&layer.w_in, &layer.w_out])
         });
-        let ends = [&self.embedding, &self.decoder_gain].into_iter().chain(&self.head);
+        let ends = [&self.embedding, &self.decoder_gain, &self.head_mean].into_iter().chain(&self.head);
         encoder.chain(decoder).chain(ends).collect()
     }
 
-    fn head(&self) -> &B::Weight {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    fn head(&self) -> Head<'_, B> {
+        Head { weight: self.head.as_ref().unwrap_or(&self.embedding), mean: &self.head_mean }
     }
 
     fn epsilon(&self) -> f64 {

@@ -7,7 +7,7 @@ use crate::error::Result;
 /// The loss of a pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepLoss {
-    /// Each run's part of the mean cross entropy over its label tokens; over all micro-batches these add up to it.
+    /// Each run's part of the mean, over its label tokens, of the batch's objective, by default cross entropy; over all micro-batches these add up to it.
     pub per_run: Vec<f64>,
     /// a \[B, S + 1\] (\[B, M, S + 1\] for the token scorer), the target prompt last; empty without a scorer.
     pub attention: Vec<f64>,
@@ -51,7 +51,7 @@ impl<B: Backend> T5<B> {
         let batch = &batch.weighted(label_weights(batch, label_tokens));
         let encoding = self.encode(backend, mixture, state, batch, &mut pass);
         let decoding = self.decode(backend, batch, &encoding, &mut pass);
-        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, self.head(), None));
+        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, &self.head(), None));
         summarise(batch, &loss, backend.attention(encoding.mix()), label_tokens.len())
     }
 
@@ -97,7 +97,7 @@ impl<B: Backend> T5<B> {
         let encoding = self.encode(backend, mixture, state, batch, &mut pass);
         let decoding = self.decode(backend, batch, &encoding, &mut pass);
         let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float);
-        let loss = backend.loss(batch, decoding.hidden(), self.head(), Some(&mut d_hidden));
+        let loss = backend.loss(batch, decoding.hidden(), &self.head(), Some(&mut d_hidden));
         let d_h = self.decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout);
         let (d_input, mix) = self.encoder_backward(backend, batch, encoding, d_h, dropout);
         if let Some(d_input) = &d_input {
@@ -164,7 +164,7 @@ impl<B: Backend> T5<B> {
                 .collect();
             let of_place = batch.with_decoder(&shifted, &labels)?;
             let decoding = self.decode(backend, &of_place, encoding, &mut Pass::evaluation());
-            let loss = backend.loss(&of_place, decoding.hidden(), self.head(), None);
+            let loss = backend.loss(&of_place, decoding.hidden(), &self.head(), None);
             let loss = backend.read_loss(&loss);
             backend.health()?;
             for (b, scores) in scores.iter_mut().enumerate().filter(|(b, _)| place < candidates[*b].len()) {
@@ -177,7 +177,7 @@ impl<B: Backend> T5<B> {
 
     /// All logits of a decoding of `batch`, \[T, V\].
     pub fn logits(&self, backend: &B, batch: &Batch, decoding: &Decoding<B>) -> B::Rows {
-        backend.logits(batch, decoding.hidden(), self.head())
+        backend.logits(batch, decoding.hidden(), self.head().weight)
     }
 }
 
@@ -185,7 +185,7 @@ fn summarise(batch: &Batch, loss: &Loss, attention: Vec<f64>, runs: usize) -> St
     let mut per_run = vec![0.0; runs];
     for b in 0..batch.examples() {
         for row in batch.range(Side::Decoder, b) {
-            per_run[batch.run(b)] += batch.row_weights()[row] * loss.negative_log_likelihood[row];
+            per_run[batch.run(b)] += batch.row_weights()[row] * loss.objective[row];
         }
     }
     StepLoss { per_run, attention }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::ranks::Ranks;
 use crate::backend::{
-    Backend, Batch, DropoutStep, Example, MicroBatch, OptimizerStep, Side, StepReport, Tally,
+    Backend, Batch, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Side, StepReport, Tally,
 };
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture, label_weights};
@@ -30,6 +30,7 @@ pub(super) struct Shared {
     pub(super) dropout: f64,
     pub(super) seeds: Vec<u64>,
     pub(super) pooled_width: Option<usize>,
+    pub(super) objective: Objective,
     pub(super) ranks: Rc<dyn Ranks>,
 }
 
@@ -51,7 +52,7 @@ struct Given {
 /// What a step came to for one run.
 #[derive(Clone, Copy)]
 pub(super) struct Taken {
-    /// Mean cross entropy over its label tokens.
+    /// Mean over its label tokens of the objective, which is cross entropy unless it is smoothed.
     pub(super) loss: f64,
     /// Mean over its attention rows of -sum_j a_j ln a_j; `None` without a scorer.
     pub(super) attention_entropy: Option<f64>,
@@ -82,7 +83,8 @@ pub(super) fn issue<B: Backend>(
     let mut label_tokens: Vec<f64> = (0..parts.len()).map(|run| own_tokens(run) as f64).collect();
     ranks.sum(&mut label_tokens)?;
     let label_tokens: Vec<usize> = label_tokens.into_iter().map(|tokens| tokens as usize).collect();
-    let weighted = |batch: &Batch| batch.weighted(label_weights(batch, &label_tokens));
+    let weighted =
+        |batch: &Batch| batch.weighted(label_weights(batch, &label_tokens)).with_objective(shared.objective);
     let batches: Vec<Batch> = batches.iter().map(weighted).collect();
     let dropout = DropoutStep::new(shared.dropout, shared.step, &shared.seeds);
     let schedule: Vec<OptimizerStep> = parts.iter().map(|part| part.optimizer).collect();

@@ -14,7 +14,7 @@ use super::setup::{initial_values, load_sources, mixture};
 use super::step::{self, Issued, RunPart, Shared, Taken};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, DropoutStep, Example, MicroBatch, OptimizerStep};
+use crate::backend::{Backend, DropoutStep, Example, MicroBatch, Objective, OptimizerStep};
 use crate::config::RunConfig;
 use crate::data::{Batches, Examples, Split};
 use crate::error::{Error, Result};
@@ -266,8 +266,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Whether this run and `other` can take their next step in one batch: equal in all that is not stacked.
     pub(super) fn stacks_with(&self, other: &Self) -> bool {
         let key = |trainer: &Self| {
-            let Shared { step, dropout, pooled_width, .. } = trainer.shared(trainer.checkpoint.step);
-            (step, dropout.to_bits(), pooled_width, trainer.config.sources.clone())
+            let Shared { step, dropout, pooled_width, objective, .. } =
+                trainer.shared(trainer.checkpoint.step);
+            (step, dropout.to_bits(), pooled_width, objective, trainer.config.sources.clone())
         };
         self.mixture.mixing == other.mixture.mixing
             && self.mixture.layout == other.mixture.layout
@@ -377,6 +378,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
             seeds: vec![self.config.seed],
             pooled_width: self.pooled_width(),
+            objective: Objective { label_smoothing: self.config.label_smoothing, z_loss: self.config.z_loss },
             ranks: self.ranks.clone(),
         }
     }

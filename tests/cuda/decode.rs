@@ -1,8 +1,9 @@
 //! Decoding token by token against a cache: `kernels/decode.cu`.
 
 use promptmix::backend::{Format, Heads};
+use promptmix::cuda::decode::DecodeStep;
 
-use crate::device::{Bounds, Case, Place, follow, narrowed, numbers, roundings};
+use crate::device::{Bounds, Case, Place, Raw, follow, narrowed, numbers, roundings, view};
 
 #[derive(Debug)]
 struct Tokens {
@@ -46,4 +47,66 @@ fn tokens_beside_a_warp() {
         let case = Tokens { examples, heads, length };
         follow(&case, Bounds { terms: heads.width + length, bf16: roundings(2.0) });
     }
+}
+
+#[test]
+fn a_decoding_step_on_buffers_of_ones_own() {
+    let Some(raw) = Raw::new() else { return };
+    let kernels = raw.kernels();
+    let (examples, length, reach) = (3, 40, 5);
+    for heads in [Heads { count: 1, width: 8 }, Heads { count: 3, width: 72 }] {
+        let (total, spread) = (heads.total(), (heads.width as f64).powf(-0.25));
+        for position in [0, 1, 31, 32, 39] {
+            let (qkv, cache) =
+                (numbers(1, examples * 3 * total, spread), numbers(2, examples * length * 2 * total, spread));
+            let biases = numbers(3, heads.count * (2 * reach + 1), 0.7);
+            // What lies behind the position must not be read.
+            let mut known = cache.clone();
+            for (i, value) in known.iter_mut().enumerate() {
+                if i / (2 * total) % length >= position {
+                    *value = f64::NAN;
+                }
+            }
+            let (qkv_device, bias) = (raw.halves(&qkv), raw.floats(&biases));
+            let (mut cache_device, mut o) = (raw.halves(&known), raw.poisoned_halves(examples * total));
+            view!(qkv_device, bias);
+            let step = DecodeStep { examples, heads, length, position, bias: (bias, reach) };
+            step.forward(kernels, qkv_device, &mut cache_device.as_view_mut(), &mut o.as_view_mut())
+                .expect("a step");
+            let mut expected = vec![0.0; examples * total];
+            for (at, o) in expected.iter_mut().enumerate() {
+                let (example, head, column) = (at / total, at % total / heads.width, at % heads.width);
+                let own = &qkv[example * 3 * total..(example + 1) * 3 * total];
+                let of = |key: usize, part: usize, column: usize| {
+                    let column = head * heads.width + column;
+                    if key == position {
+                        own[(1 + part) * total + column]
+                    } else {
+                        cache[(example * length + key) * 2 * total + part * total + column]
+                    }
+                };
+                let score = |key: usize| {
+                    let q = &own[head * heads.width..(head + 1) * heads.width];
+                    let product: f64 = q.iter().enumerate().map(|(column, q)| q * of(key, 0, column)).sum();
+                    product + biases[head * (2 * reach + 1) + reach - (position - key).min(reach)]
+                };
+                let weights: Vec<f64> = (0..=position).map(|key| score(key).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                *o = weights.iter().enumerate().map(|(key, weight)| weight / sum * of(key, 1, column)).sum();
+            }
+            raw.holds("o", &o, &expected, roundings(1.5));
+            let after = raw.read(&cache_device);
+            for example in 0..examples {
+                let joined = &after[(example * length + position) * 2 * total..][..2 * total];
+                assert_eq!(joined, &qkv[example * 3 * total + total..(example + 1) * 3 * total]);
+            }
+        }
+    }
+    let heads = Heads { count: 1, width: 8 };
+    let bias = raw.floats(&[0.0; 3]);
+    view!(bias);
+    let step = DecodeStep { examples: 1, heads, length: 2, position: 2, bias: (bias, 1) };
+    let (qkv, mut cache, mut o) = (raw.halves(&[0.0; 24]), raw.poisoned_halves(32), raw.poisoned_halves(8));
+    let refused = step.forward(kernels, &qkv.as_view(), &mut cache.as_view_mut(), &mut o.as_view_mut());
+    assert!(refused.expect_err("a full cache").to_string().contains("below 2"));
 }

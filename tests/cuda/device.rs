@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use cudarc::driver::{CudaSlice, DeviceRepr};
+use half::bf16;
 use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
-use promptmix::cuda::{Cuda, FATBINS, Precision};
+use promptmix::cuda::{Cuda, FATBINS, Kernels, Precision};
 use promptmix::verify::{Tolerance, compare};
 
 use crate::random::Random;
@@ -63,8 +65,7 @@ pub trait Case: std::fmt::Debug {
 /// How far a result may be off, as a part of its largest entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Terms of the longest sum. f32: each term may be off by half a place of a partial sum (2^-24), and partial sums
-    /// reach a few times the largest result.
+    /// Terms of the longest sum, for [`sums`] in f32.
     pub terms: usize,
     /// In bf16.
     pub bf16: Tolerance,
@@ -93,7 +94,7 @@ pub fn follow(case: &impl Case, bounds: Bounds) {
             panic!("{case:?} {precision:?}: {error}\n{:#?}", device.gpu.take_reports().first());
         }
         let tolerance = match precision {
-            Precision::F32 => Tolerance::OfLargest(4.0 * bounds.terms.max(16) as f64 * 2.0_f64.powi(-24)),
+            Precision::F32 => sums(bounds.terms),
             _ => bounds.bf16,
         };
         assert_eq!(found.len(), expected.len());
@@ -144,4 +145,79 @@ pub fn dropout(probability: f64) -> Option<DropoutStep> {
 
 pub fn mask_of(dropout: &Option<DropoutStep>, side: Side, kind: promptmix::backend::SiteKind) -> Mask<'_> {
     dropout.as_ref().map(|step| (step, Site::new(side, kind, 1)))
+}
+
+/// A device for raw launches on cudarc's own buffers.
+pub struct Raw(Device);
+
+/// A view to read, of what a launch takes.
+macro_rules! view {
+    ($($slice:ident),+) => { $(let $slice = &$slice.as_view();)+ };
+}
+pub(crate) use view;
+
+impl Raw {
+    /// None, with a printed reason, in a build without kernels.
+    pub fn new() -> Option<Self> {
+        device(Precision::Bf16).map(Self)
+    }
+
+    pub fn kernels(&self) -> &Kernels {
+        self.0.cuda.kernels()
+    }
+
+    pub fn floats(&self, values: &[f64]) -> CudaSlice<f32> {
+        self.kernels().stream().clone_htod(&narrowed(values)).expect("an upload")
+    }
+
+    pub fn halves(&self, values: &[f64]) -> CudaSlice<bf16> {
+        let values: Vec<bf16> = values.iter().map(|&value| bf16::from_f64(value)).collect();
+        self.kernels().stream().clone_htod(&values).expect("an upload")
+    }
+
+    /// NaN, which an output must not keep.
+    pub fn poisoned_floats(&self, count: usize) -> CudaSlice<f32> {
+        self.floats(&vec![f64::NAN; count])
+    }
+
+    pub fn poisoned_halves(&self, count: usize) -> CudaSlice<bf16> {
+        self.halves(&vec![f64::NAN; count])
+    }
+
+    pub fn read<T: DeviceRepr + Clone + Default + Into<f64>>(&self, slice: &CudaSlice<T>) -> Vec<f64> {
+        let values = self.kernels().stream().clone_dtoh(slice).expect("a download");
+        self.0.cuda.synchronize().expect("a healthy device");
+        values.into_iter().map(Into::into).collect()
+    }
+
+    /// Fails unless `slice` holds what is expected.
+    #[track_caller]
+    pub fn holds<T: DeviceRepr + Clone + Default + Into<f64>>(
+        &self,
+        what: &str,
+        slice: &CudaSlice<T>,
+        expected: &[f64],
+        tolerance: Tolerance,
+    ) {
+        let comparison = compare(&self.read(slice), expected);
+        assert!(comparison.passes(tolerance), "{what}: {comparison:?}, wanted {tolerance}");
+    }
+}
+
+/// The bound of an f32 sum of `terms`: each may be off by half a place of a partial sum, and partial sums reach a few
+/// times the largest result.
+pub fn sums(terms: usize) -> Tolerance {
+    Tolerance::OfLargest(4.0 * terms.max(16) as f64 * 2.0_f64.powi(-24))
+}
+
+/// The partial sums of squares of rows of `width`, 64 columns each.
+pub fn partial_squares(rows: &[f64], width: usize) -> Vec<f64> {
+    let parts = rows.chunks_exact(width).flat_map(|row| row.chunks(64));
+    parts.map(|part| part.iter().map(|value| value * value).sum()).collect()
+}
+
+/// Each row's reciprocal root mean square.
+pub fn reciprocals(rows: &[f64], width: usize, epsilon: f64) -> Vec<f64> {
+    let mean = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>() / width as f64;
+    rows.chunks_exact(width).map(|row| (mean(row) + epsilon).sqrt().recip()).collect()
 }

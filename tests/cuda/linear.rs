@@ -1,9 +1,14 @@
 //! Products with frozen weights and what follows them: `kernels/gemm.cu`, `kernels/feed_forward.cu`.
 
 use promptmix::backend::{Activation, FeedForward, Format, Readers, Side, SiteKind};
+use promptmix::cuda::Sequences;
+use promptmix::cuda::linear::{Gate, Linear, row_inner};
 use promptmix::verify::Tolerance;
 
-use crate::device::{Bounds, Case, Place, batch, dropout, follow, mask_of, matrix, numbers, roundings};
+use crate::device::{
+    Bounds, Case, Place, Raw, batch, dropout, follow, mask_of, matrix, numbers, partial_squares, reciprocals,
+    roundings, sums, view,
+};
 
 /// x_next = x + mask(y W^T) behind y = inner rows, then z = r·x_next W^T, and d_y of the first.
 #[derive(Debug)]
@@ -147,4 +152,190 @@ fn feed_forwards() {
     feed_forward(&[(1, 1), (7, 2), (50, 3)], Side::Encoder, [40, 72], 0.2);
     feed_forward(&[(5, 1), (2, 13), (3, 33)], Side::Decoder, [136, 328], 0.1);
     feed_forward(&[(11, 3)], Side::Encoder, [512, 2_048], 0.1);
+}
+
+/// a W^T, or with `backward` a W: `a` [rows, k], `weight` [out, input].
+fn product(a: &[f64], weight: &[f64], out: usize, input: usize, backward: bool) -> Vec<f64> {
+    let (n, k) = if backward { (input, out) } else { (out, input) };
+    let at =
+        |column: usize, depth: usize| weight[if backward { depth * n + column } else { column * k + depth }];
+    let row = |row: &[f64]| -> Vec<f64> {
+        (0..n).map(|column| row.iter().enumerate().map(|(depth, a)| a * at(column, depth)).sum()).collect()
+    };
+    a.chunks_exact(k).flat_map(row).collect()
+}
+
+fn each(a: &[f64], b: &[f64], of: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(&a, &b)| of(a, b)).collect()
+}
+
+/// Every product of one weight, launched alone, against sums in f64.
+fn raw_products(lengths: &[usize], out: usize, input: usize) {
+    let Some(raw) = Raw::new() else { return };
+    let (kernels, stream) = (raw.kernels(), raw.kernels().stream());
+    let sequences = Sequences::new(stream, lengths).expect("sequences");
+    let rows = sequences.rows();
+    let linear = Linear::new(kernels, &sequences, out, input).expect("widths that fit");
+    let weight: Vec<f64> = matrix(1, out, input).into_iter().map(f64::from).collect();
+    let (x, dz) = (numbers(2, rows * input, 1.0), numbers(3, rows * out, 1.0));
+    let (residual, before) = (numbers(4, rows * out, 1.0), numbers(5, rows * input, 1.0));
+    let epsilon = 1e-6;
+    let r = reciprocals(&x, input, epsilon);
+    let scaled = |values: &[f64], width: usize| -> Vec<f64> {
+        values.iter().enumerate().map(|(i, value)| r[i / width] * value).collect()
+    };
+    let (z, d_a) = (product(&x, &weight, out, input, false), product(&dz, &weight, out, input, true));
+    let (one, exact) = (roundings(1.05), sums(input.max(out)));
+
+    let (w, x_copy, x_float) = (raw.halves(&weight), raw.halves(&x), raw.floats(&x));
+    let (partials, dz_copy) = (raw.floats(&partial_squares(&x, input)), raw.halves(&dz));
+    view!(w, x_copy, x_float, partials, dz_copy);
+    let norm = (partials, epsilon as f32);
+    let mut result = raw.poisoned_halves(rows * out);
+    linear.forward(kernels, x_copy, w, &mut result.as_view_mut()).expect("forward");
+    raw.holds("forward", &result, &z, one);
+    let mut result = raw.poisoned_floats(rows * out);
+    linear.forward_float(kernels, x_copy, w, &mut result.as_view_mut()).expect("forward in f32");
+    raw.holds("forward in f32", &result, &z, exact);
+    let mut result = raw.poisoned_halves(rows * out);
+    linear.project(kernels, x_copy, norm, w, &mut result.as_view_mut()).expect("project");
+    let projected = scaled(&z, out);
+    raw.holds("project", &result, &projected, one);
+
+    let mut result = raw.poisoned_halves(rows * out);
+    let mut bits = stream.clone_htod(&vec![0xAA_u8; rows * out / 8]).expect("an upload");
+    let (a, kept) = (&mut result.as_view_mut(), &mut bits.as_view_mut());
+    linear.project_relu(kernels, x_copy, norm, w, a, kept).expect("relu");
+    let positive: Vec<f64> = projected.iter().map(|&z| z.max(0.0)).collect();
+    raw.holds("relu", &result, &positive, one);
+    let kept = stream.clone_dtoh(&bits).expect("a download");
+    for (i, &z) in projected.iter().enumerate() {
+        // Next to zero the sign is that of a rounding.
+        assert!(z.abs() < 1e-3 || (kept[i / 8] >> (i % 8) & 1 == 1) == (z > 0.0), "bit {i} of {z}");
+    }
+
+    let (base, d_start) = (raw.floats(&residual), raw.floats(&before));
+    view!(base);
+    let (mut x_next, mut copy) = (raw.poisoned_floats(rows * out), raw.poisoned_halves(rows * out));
+    let mut next = raw.poisoned_floats(rows * out.div_ceil(64));
+    let (to, second, third) = (&mut x_next.as_view_mut(), &mut copy.as_view_mut(), &mut next.as_view_mut());
+    linear.add(kernels, x_copy, w, base, to, second, third).expect("add");
+    let sum = each(&residual, &z, |x, z| x + z);
+    raw.holds("x_next", &x_next, &sum, exact);
+    raw.holds("its copy", &copy, &sum, one);
+    raw.holds("its squares", &next, &partial_squares(&sum, out), sums(input + 64));
+
+    let mut result = raw.poisoned_halves(rows * input);
+    linear.backward(kernels, dz_copy, w, &mut result.as_view_mut()).expect("backward");
+    raw.holds("backward", &result, &d_a, one);
+    let pattern: Vec<u8> = (0..rows * input / 8).map(|i| (i * 37 % 256) as u8).collect();
+    let bits = stream.clone_htod(&pattern).expect("an upload");
+    let mut result = raw.poisoned_halves(rows * input);
+    linear.backward_relu(kernels, dz_copy, w, &bits.as_view(), &mut result.as_view_mut()).expect("backward");
+    let masked: Vec<f64> = d_a
+        .iter()
+        .enumerate()
+        .map(|(i, &d)| if pattern[i / 8] >> (i % 8) & 1 == 1 { d } else { 0.0 })
+        .collect();
+    raw.holds("backward of relu", &result, &masked, one);
+
+    // The inner product in two parts a row, as attention leaves it.
+    let inner = each(&dz, &projected, |d, z| d * z);
+    let halves: Vec<f64> = inner
+        .chunks_exact(out)
+        .flat_map(|row| [row[..out / 2].iter().sum::<f64>(), row[out / 2..].iter().sum()])
+        .collect();
+    let parts = raw.floats(&halves);
+    view!(parts);
+    let (mut d_x, mut copy) = (d_start, raw.poisoned_halves(rows * input));
+    let (to, second) = (&mut d_x.as_view_mut(), &mut copy.as_view_mut());
+    linear.backward_norm(kernels, dz_copy, w, x_float, norm, parts, to, second).expect("backward");
+    let expected: Vec<f64> = (0..rows * input)
+        .map(|i| {
+            let row = i / input;
+            let along = r[row] * r[row] * (halves[2 * row] + halves[2 * row + 1]) / input as f64;
+            before[i] + r[row] * d_a[i] - along * x[i]
+        })
+        .collect();
+    raw.holds("d_x", &d_x, &expected, exact);
+    raw.holds("its copy", &copy, &expected, one);
+
+    let short = linear.forward_float(kernels, x_copy, w, &mut raw.poisoned_floats(1).as_view_mut());
+    let expected = format!("z: expected {} numbers", rows * out);
+    assert!(short.expect_err("one number").to_string().contains(&expected));
+}
+
+#[test]
+fn products_on_buffers_of_ones_own() {
+    raw_products(&[1], 8, 8);
+    raw_products(&[31, 2], 72, 40);
+    raw_products(&[64, 65], 136, 264);
+    // Cut along the depth, in either direction; then the large tile.
+    raw_products(&[5], 264, 2_056);
+    raw_products(&[130], 4_616, 24);
+    let Some(raw) = Raw::new() else { return };
+    let sequences = Sequences::new(raw.kernels().stream(), &[3]).expect("a sequence");
+    assert!(
+        Linear::new(raw.kernels(), &sequences, 12, 8).expect_err("12 columns").to_string().contains("width")
+    );
+}
+
+fn act(z: f64, silu: bool) -> f64 {
+    if silu {
+        return z / (1.0 + (-z).exp());
+    }
+    0.5 * z * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (z + 0.044_715 * z.powi(3))).tanh())
+}
+
+#[test]
+fn gates_and_inner_products_on_buffers_of_ones_own() {
+    let Some(raw) = Raw::new() else { return };
+    let kernels = raw.kernels();
+    for (rows, width) in [(1, 8), (33, 72), (7, 264)] {
+        let sequences = Sequences::new(kernels.stream(), &[rows]).expect("a sequence");
+        for activation in [Activation::GatedGelu, Activation::GatedSilu] {
+            let silu = activation == Activation::GatedSilu;
+            let (z, d) = (numbers(1, rows * 2 * width, 1.5), numbers(2, rows * width, 1.0));
+            let halves =
+                |i: usize| (z[i / width * 2 * width + i % width], z[(i / width * 2 + 1) * width + i % width]);
+            let gate = Gate { sequences: &sequences, width, activation };
+            let (z_bf16, d_bf16) = (raw.halves(&z), raw.halves(&d));
+            view!(z_bf16, d_bf16);
+            let mut a = raw.poisoned_halves(rows * width);
+            gate.forward(kernels, z_bf16, &mut a.as_view_mut()).expect("forward");
+            let expected: Vec<f64> =
+                (0..rows * width).map(|i| act(halves(i).0, silu) * halves(i).1).collect();
+            raw.holds("a", &a, &expected, roundings(1.05));
+
+            let (mut dz, mut inner) = (raw.poisoned_halves(rows * 2 * width), raw.poisoned_floats(rows));
+            gate.backward(kernels, z_bf16, d_bf16, &mut dz.as_view_mut(), &mut inner.as_view_mut())
+                .expect("backward");
+            let mut expected = vec![0.0; rows * 2 * width];
+            for (i, d) in d.iter().enumerate() {
+                let ((z0, z1), at) = (halves(i), i / width * 2 * width + i % width);
+                let step = 1e-5;
+                let slope = (act(z0 + step, silu) - act(z0 - step, silu)) / (2.0 * step);
+                expected[at] = d * z1 * slope;
+                expected[at + width] = d * act(z0, silu);
+            }
+            raw.holds("dz", &dz, &expected, roundings(1.05));
+            let products = each(&expected, &z, |d, z| d * z);
+            let expected: Vec<f64> = products.chunks_exact(2 * width).map(|row| row.iter().sum()).collect();
+            raw.holds("inner", &inner, &expected, sums(2 * width));
+        }
+        let of = |seed| numbers(seed, rows * width, 1.0);
+        let (d_x, x, next) = (of(3), of(4), of(5));
+        let products: Vec<f64> = (0..rows * width).map(|i| d_x[i] * (next[i] - x[i])).collect();
+        let expected: Vec<f64> = products.chunks_exact(width).map(|row| row.iter().sum()).collect();
+        let (d_x, x, next) = (raw.floats(&d_x), raw.floats(&x), raw.floats(&next));
+        view!(d_x, x, next);
+        let mut inner = raw.poisoned_floats(rows);
+        row_inner(kernels, &sequences, width, [d_x, x, next], &mut inner.as_view_mut()).expect("a launch");
+        raw.holds("row inner", &inner, &expected, sums(width));
+        let gate = Gate { sequences: &sequences, width, activation: Activation::Relu };
+        let mut a = raw.poisoned_halves(rows * width);
+        let z = raw.halves(&vec![0.0; rows * 2 * width]);
+        assert!(gate.forward(kernels, &z.as_view(), &mut a.as_view_mut()).is_err(), "ReLU is no gate");
+    }
 }

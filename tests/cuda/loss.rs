@@ -1,14 +1,26 @@
 //! Head and cross entropy: `kernels/loss.cu`.
 
-use promptmix::backend::{Format, Readers, Side};
+use half::bf16;
+use promptmix::backend::{Format, Head, Objective, Readers, Side};
+use promptmix::cuda::loss::{CrossEntropy as RawCrossEntropy, CrossEntropyRows};
+use promptmix::cuda::{LabelRows, Precision};
+use promptmix::verify::compare;
 
-use crate::device::{Bounds, Case, Place, batch, follow, matrix, numbers, roundings};
+use crate::device::{Bounds, Case, Place, batch, device, follow, matrix, numbers, roundings};
 
 #[derive(Debug)]
 struct CrossEntropy {
     targets: Vec<usize>,
     width: usize,
     vocabulary: usize,
+    objective: Objective,
+}
+
+/// The mean of the rows of a matrix.
+pub fn mean_row(rows: &[f32], width: usize) -> Vec<f32> {
+    let sum =
+        |column: usize| rows[column..].iter().step_by(width).map(|&value| f64::from(value)).sum::<f64>();
+    (0..width).map(|column| (sum(column) * width as f64 / rows.len() as f64) as f32).collect()
 }
 
 impl Case for CrossEntropy {
@@ -18,18 +30,23 @@ impl Case for CrossEntropy {
         let batch = batch(&lengths, 1, vocabulary);
         let rows = batch.rows(Side::Decoder);
         let batch = batch.weighted((0..rows).map(|row| 0.5 + 0.25 * row as f64).collect());
-        let head = matrix(1, vocabulary, width).iter().map(|value| 2.0 * value).collect();
-        let head = backend.weight(head, vocabulary, width, Readers::Lookup);
+        let batch = batch.with_objective(self.objective);
+        let head: Vec<f32> = matrix(1, vocabulary, width).iter().map(|value| 2.0 * value).collect();
+        let mean = mean_row(&head, width);
+        let weight = backend.weight(head, vocabulary, width, Readers::Lookup);
+        let mean = backend.weight(mean, 1, width, Readers::Lookup);
+        let head = Head { weight: &weight, mean: &mean };
         let hidden = backend.place(&numbers(2, rows * width, 1.0), width, Format::Operand);
         let mut d_hidden = backend.rows(rows, width, Format::Float);
         let kept = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden));
         let loss = backend.read_loss(&kept);
         let without = backend.read_loss(&backend.loss(&batch, &hidden, &head, None));
         assert_eq!(loss, without, "a gradient changes no loss");
-        let logits = backend.read(&backend.logits(&batch, &hidden, &head));
+        let logits = backend.read(&backend.logits(&batch, &hidden, &weight));
         let greedy = loss.greedy.iter().map(|&id| f64::from(id) + 1.0).collect();
         vec![
             ("-log p", loss.negative_log_likelihood),
+            ("objective", loss.objective),
             ("greedy + 1", greedy),
             ("d_hidden", backend.read(&d_hidden)),
             ("logits", logits),
@@ -37,19 +54,134 @@ impl Case for CrossEntropy {
     }
 }
 
-#[test]
-fn vocabularies_beside_a_tile() {
-    for vocabulary in [2, 31, 33, 63, 65, 127, 129, 1_000] {
-        let case = CrossEntropy { targets: vec![1, 3, 2, 40], width: 40, vocabulary };
-        // bf16: d_logits are rounded once.
-        follow(&case, Bounds { terms: vocabulary.max(40), bf16: roundings(4.0) });
+/// bf16: each weight of the sum over the vocabulary is rounded once, and the head's rows are as they are.
+fn cross_entropy(targets: &[usize], vocabulary: usize, width: usize) {
+    let smoothed = Objective { label_smoothing: 0.1, z_loss: 1e-2 };
+    for objective in [Objective::default(), smoothed] {
+        let case = CrossEntropy { targets: targets.to_vec(), width, vocabulary, objective };
+        follow(&case, Bounds { terms: vocabulary.max(width), bf16: roundings(4.0) });
     }
-    let case = CrossEntropy { targets: vec![1], width: 8, vocabulary: 17 };
-    follow(&case, Bounds { terms: 17, bf16: roundings(4.0) });
+}
+
+#[test]
+fn vocabularies_beside_a_step() {
+    for vocabulary in [2, 15, 17, 33, 65, 1_000] {
+        cross_entropy(&[1, 3, 2, 40], vocabulary, 40);
+    }
+    cross_entropy(&[1], 17, 8);
+}
+
+/// Rows beside sixteen and beside a block of 32, columns beside those of a warp.
+#[test]
+fn rows_and_columns_beside_a_block() {
+    for (rows, width) in [(15, 120), (16, 128), (17, 136), (31, 256), (32, 264), (33, 520)] {
+        cross_entropy(&[rows], 300, width);
+    }
+}
+
+/// More columns than a block holds the sums of: slices of 1,024.
+#[test]
+fn widths_of_two_and_four_slices() {
+    cross_entropy(&[3, 2], 100, 1_024);
+    cross_entropy(&[3, 2], 70, 1_032);
+    cross_entropy(&[18], 50, 2_048);
+    cross_entropy(&[3], 40, 4_096);
 }
 
 #[test]
 fn t5_vocabulary_at_t5_small_width() {
-    let case = CrossEntropy { targets: vec![2, 3], width: 512, vocabulary: 32_128 };
+    let objective = Objective::default();
+    let case = CrossEntropy { targets: vec![2, 3], width: 512, vocabulary: 32_128, objective };
     follow(&case, Bounds { terms: 512, bf16: roundings(4.0) });
+}
+
+#[test]
+fn launched_alone_on_buffers_of_ones_own() {
+    let Some(device) = device(Precision::Bf16) else { return };
+    let kernels = device.cuda.kernels();
+    let stream = kernels.stream();
+    let (rows, vocabulary, width) = (3, 70, 24);
+    let (hidden, head) = (numbers(1, rows * width, 1.0), numbers(2, vocabulary * width, 0.7));
+    let (labels, weights) = ([69_u32, 0, 33], [1.0_f32, 0.5, 0.25]);
+    let mean = mean_row(&head.iter().map(|&value| value as f32).collect::<Vec<_>>(), width);
+    let objective = Objective { label_smoothing: 0.2, z_loss: 0.01 };
+    let (mut negative, mut losses, mut d_hidden) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, &label) in labels.iter().enumerate() {
+        let own = &hidden[row * width..(row + 1) * width];
+        let dot = |e: &[f64]| own.iter().zip(e).map(|(a, b)| a * b).sum::<f64>();
+        let z: Vec<f64> = head.chunks_exact(width).map(dot).collect();
+        let log_sum_exp = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+        let of_mean = z.iter().sum::<f64>() / vocabulary as f64;
+        negative.push(log_sum_exp - z[label as usize]);
+        losses.push(
+            0.8 * (log_sum_exp - z[label as usize])
+                + 0.2 * (log_sum_exp - of_mean)
+                + 0.01 * log_sum_exp * log_sum_exp,
+        );
+        for column in 0..width {
+            let d: f64 = (0..vocabulary)
+                .map(|v| {
+                    let d_z =
+                        (z[v] - log_sum_exp).exp() * (1.0 + 0.02 * log_sum_exp) - 0.2 / vocabulary as f64;
+                    (d_z - if v == label as usize { 0.8 } else { 0.0 }) * head[v * width + column]
+                })
+                .sum();
+            d_hidden.push(f64::from(weights[row]) * d);
+        }
+    }
+
+    let up = |values: &[f64]| {
+        let values: Vec<bf16> = values.iter().map(|&value| bf16::from_f64(value)).collect();
+        stream.clone_htod(&values).expect("an upload")
+    };
+    let floats = |count: usize| stream.clone_htod(&vec![f32::NAN; count]).expect("an upload");
+    let (hidden, head) = (up(&hidden), up(&head));
+    let mean = stream.clone_htod(&mean).expect("an upload");
+    let label_rows = LabelRows::new(stream, &labels, &weights).expect("labels");
+    let (head, mean) = (head.as_view(), mean.as_view());
+    let entropy = RawCrossEntropy { labels: &label_rows, head: &head, width, objective, mean: Some(&mean) };
+    let lengths = entropy.scratch_lengths(kernels).expect("a head that fits");
+    let (mut found, mut loss, mut gradient) = (floats(rows), floats(rows), floats(rows * width));
+    let mut greedy = stream.clone_htod(&[u32::MAX; 3]).expect("an upload");
+    let mut scratch = floats(lengths[1]);
+    let before = kernels.launches();
+    {
+        let mut written = CrossEntropyRows {
+            negative_log_likelihood: &mut found.as_view_mut(),
+            loss: &mut loss.as_view_mut(),
+            greedy: &mut greedy.as_view_mut(),
+        };
+        let gradient = &mut gradient.as_view_mut();
+        entropy
+            .launch(kernels, &hidden.as_view(), &mut scratch.as_view_mut(), &mut written, Some(gradient))
+            .expect("a loss");
+        assert_eq!(kernels.launches() - before, 2);
+        let short =
+            entropy.launch(kernels, &hidden.slice(1..), &mut scratch.as_view_mut(), &mut written, None);
+        assert!(short.expect_err("too short").to_string().contains("hidden: expected 72 numbers"));
+        let without = RawCrossEntropy { mean: None, ..entropy };
+        let missing = without.launch(
+            kernels,
+            &hidden.as_view(),
+            &mut scratch.as_view_mut(),
+            &mut written,
+            Some(gradient),
+        );
+        assert!(missing.expect_err("no mean").to_string().contains("mean"));
+    }
+    let read = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<f64>>();
+    for (what, found, expected) in [
+        ("-log p", read(stream.clone_dtoh(&found).expect("read")), negative),
+        ("loss", read(stream.clone_dtoh(&loss).expect("read")), losses),
+        ("d_hidden", read(stream.clone_dtoh(&gradient).expect("read")), d_hidden),
+    ] {
+        let comparison = compare(&found, &expected);
+        assert!(comparison.passes(roundings(4.0)), "{what}: {comparison:?}");
+    }
+    device.cuda.synchronize().expect("a healthy device");
+
+    let beyond = LabelRows::new(stream, &[70], &[1.0]).expect("a label");
+    let refused = RawCrossEntropy { labels: &beyond, ..entropy }.scratch_lengths(kernels);
+    assert!(refused.expect_err("a label beyond the head").to_string().contains("at least 71 rows"));
+    assert!(LabelRows::new(stream, &[1, 2], &[1.0]).is_err() && LabelRows::new(stream, &[], &[]).is_err());
 }

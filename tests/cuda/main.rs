@@ -5,6 +5,7 @@ mod random;
 #[path = "../common/setting.rs"]
 mod setting;
 
+mod absorbed;
 mod attention;
 mod cross_attention;
 mod decode;

@@ -1,8 +1,11 @@
 //! The mixture of prompts, forward and backward, for every scorer: `kernels/mix.cu`.
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Batch, Example, Format, Mixing, Readers, Scorer, Side, StateLayout};
+use promptmix::cuda::Packed;
+use promptmix::cuda::mix::{PromptMix, pooled_keys};
 
-use crate::device::{Bounds, Case, Place, follow, narrowed, numbers, roundings};
+use crate::device::{Bounds, Case, Place, Raw, follow, narrowed, numbers, roundings, sums, view};
 use crate::random::Random;
 
 #[derive(Clone, Debug)]
@@ -40,27 +43,43 @@ impl Mixture {
     }
 }
 
-impl Case for Mixture {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
-        let Self { scorer, without_target, sources, length, width, rank, runs, targets, .. } = *self;
-        let vocabulary = 60;
+const VOCABULARY: usize = 60;
+
+impl Mixture {
+    fn parts(&self) -> (Mixing, StateLayout, Batch) {
+        let Self { scorer, without_target, length, width, rank, runs, targets, .. } = *self;
         let mixing = Mixing { scorer, temperature: 3.0, without_target, layer_norm_epsilon: 1e-5 };
         let layout = StateLayout::new(&mixing, targets, length, width, rank, self.learnt_temperature);
         let mut random = Random::new(5);
         let lengths = self.lengths.iter().enumerate();
         let examples: Vec<Example> = lengths
             .map(|(index, &n)| Example {
-                source: (0..n).map(|_| random.below(vocabulary) as u32).collect(),
+                source: (0..n).map(|_| random.below(VOCABULARY) as u32).collect(),
                 target: vec![1],
                 index: index as u32,
                 run: (index * runs / self.lengths.len()) as u32,
                 target_prompt: (index % targets) as u32,
             })
             .collect();
-        let mut batch = Batch::pack(&examples, length, 0, vocabulary).expect("a batch");
+        let mut batch = Batch::pack(&examples, length, 0, VOCABULARY).expect("a batch");
         if let Some(padded) = self.padded {
             batch = batch.pooling_padding(padded, 0);
         }
+        (mixing, layout, batch)
+    }
+
+    /// So many terms a sum may have. Everything is f32 in both precisions. Pooled products of D terms enter a softmax,
+    /// whose weights then move by the error of the scores; gradients sum over examples, rows and columns.
+    fn terms(&self) -> usize {
+        4 * (self.width + self.rank + self.sources + self.lengths.len() * self.length)
+    }
+}
+
+impl Case for Mixture {
+    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Self { scorer, sources, length, width, runs, .. } = *self;
+        let (mixing, layout, batch) = self.parts();
+        let vocabulary = VOCABULARY;
         let rows = batch.rows(Side::Encoder);
         let table = narrowed(&numbers(1, vocabulary * width, 1.0));
         let table = backend.weight(table, vocabulary, width, Readers::Lookup);
@@ -86,9 +105,7 @@ impl Case for Mixture {
 }
 
 fn mixture(case: &Mixture) {
-    // Everything is f32 in both precisions. Pooled products of D terms enter a softmax, whose weights then move by the
-    // error of the scores; gradients sum over examples, rows and columns.
-    let terms = 4 * (case.width + case.rank + case.sources + case.lengths.len() * case.length);
+    let terms = case.terms();
     let bound = 4.0 * terms as f64 * 2.0_f64.powi(-24);
     follow(case, Bounds { terms, bf16: roundings(bound * 512.0) });
 }
@@ -121,4 +138,64 @@ fn widths_of_released_models() {
         let lengths = vec![7, 19, 1];
         mixture(&Mixture { width, length, rank: 100, lengths, ..Mixture::of(Some(Scorer::Bottleneck)) });
     }
+}
+
+/// The same operands through raw launches, against the CPU in f64.
+fn raw_mixture(case: &Mixture) {
+    let Some(raw) = Raw::new() else { return };
+    let expected = case.run(&Cpu::<f64>::poisoning(Some(1)).expect("threads"));
+    let (mixing, layout, batch) = case.parts();
+    let Mixture { sources, length, width, runs, .. } = *case;
+    let (kernels, sources) = (raw.kernels(), if case.scorer.is_some() { sources } else { 0 });
+    let packed = Packed::new(kernels.stream(), batch).expect("a batch");
+    let rows = packed.batch().rows(Side::Encoder);
+    let frozen = numbers(2, sources * length * width, 1.0);
+    let keys: Vec<f64> = pooled_keys(&narrowed(&frozen), length, width).into_iter().map(f64::from).collect();
+    // A slice of no numbers cannot be made.
+    let some = |values: &[f64]| raw.floats(if values.is_empty() { &[f64::NAN] } else { values });
+    let table = raw.floats(&numbers(1, VOCABULARY * width, 1.0));
+    let (frozen, keys) = (some(&frozen), some(&keys));
+    let (frozen, keys) = (frozen.slice(0..sources * length * width), keys.slice(0..sources * width));
+    let values = some(&numbers(3, runs * layout.len(), (width as f64).powf(-0.5)));
+    let values = values.slice(0..runs * layout.len());
+    let mut x = raw.floats(&vec![77.0; rows * width]);
+    let mut mix = PromptMix::new(kernels, &packed, &mixing, &layout, sources, runs).expect("a shape");
+    view!(table);
+    mix.forward(kernels, table, &frozen, &keys, &values, &mut x.as_view_mut()).expect("forward");
+    let d_x = raw.floats(&numbers(4, rows * width, 1.0));
+    let mut gradient = raw.floats(&numbers(6, runs * layout.len(), 1.0));
+    view!(d_x);
+    mix.backward(kernels, &frozen, &keys, &values, d_x, &mut gradient.as_view_mut()).expect("backward");
+    for (what, expected) in expected {
+        match what {
+            "attention" => {
+                let attention = kernels.stream().clone_dtoh(&mix.attention()).expect("a download");
+                let attention = kernels.stream().clone_htod(&attention).expect("an upload");
+                raw.holds(what, &attention, &expected, sums(case.terms()));
+            }
+            "gradient" => raw.holds(what, &gradient, &expected, sums(case.terms())),
+            _ => raw.holds(what, &x, &expected, sums(case.terms())),
+        }
+    }
+    let table = raw.floats(&vec![0.0; width]);
+    view!(table);
+    let refused = mix.forward(kernels, table, &frozen, &keys, &values, &mut x.as_view_mut());
+    assert!(refused.expect_err("a table of one row").to_string().contains("table: expected rows"));
+}
+
+#[test]
+fn mixtures_on_buffers_of_ones_own() {
+    raw_mixture(&Mixture::of(None));
+    for scorer in SCORERS {
+        raw_mixture(&Mixture { padded: Some(20), learnt_temperature: true, ..Mixture::of(Some(scorer)) });
+        raw_mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });
+    }
+    raw_mixture(&Mixture { without_target: true, sources: 1, ..Mixture::of(Some(Scorer::Bottleneck)) });
+    let case = Mixture { runs: 2, ..Mixture::of(Some(Scorer::Dot)) };
+    let (mixing, layout, batch) = case.parts();
+    let Some(raw) = Raw::new() else { return };
+    let packed = Packed::new(raw.kernels().stream(), batch).expect("a batch");
+    let refused = PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 3, 1);
+    assert!(refused.expect_err("a run too many").to_string().contains("1 runs"));
+    assert!(PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 1_025, 2).is_err());
 }

@@ -2,8 +2,9 @@
 
 use promptmix::backend::{Backend, Mixing, OptimizerStep, Scorer, StateLayout};
 use promptmix::cuda::Precision;
+use promptmix::cuda::optimizer::AdamW;
 
-use crate::device::{Bounds, Case, Place, device, follow, numbers, roundings};
+use crate::device::{Bounds, Case, Place, Raw, device, follow, numbers, roundings, sums};
 
 #[derive(Debug)]
 struct Steps {
@@ -86,4 +87,89 @@ fn a_gradient_that_is_not_finite_changes_nothing_of_its_run() {
     assert_eq!(values[length..], before[length..]);
     assert!(values[..length] != before[..length]);
     assert!(first[length..].iter().chain(&second[length..]).all(|&moment| moment == 0.0));
+}
+
+#[test]
+fn adamw_on_buffers_of_ones_own() {
+    let Some(raw) = Raw::new() else { return };
+    let (kernels, runs) = (raw.kernels(), 2);
+    // Two segments of which one rests, over more than a block of numbers.
+    let mixing = Mixing { scorer: Some(Scorer::Linear), ..Mixing::plain() };
+    let layout =
+        StateLayout::new(&mixing, 1, 5, 40, 1, false).freezing(|segment| segment.name == "norm_weight");
+    let (length, segments) = (layout.len(), layout.segments());
+    assert!(length < 2_048 && StateLayout::new(&mixing, 1, 60, 40, 1, false).len() > 2_048);
+    for layout in [layout.clone(), StateLayout::new(&mixing, 1, 60, 40, 1, false)] {
+        let (length, segments) = (layout.len(), layout.segments());
+        let mut steps = vec![OptimizerStep::new(0.3, 0.1), OptimizerStep::new(0.2, 0.05)];
+        (steps[0].weight_decay, steps[0].clip_norm) = (0.01, 0.5);
+        let mut optimizer = AdamW::new(kernels, segments, runs).expect("segments");
+        optimizer.schedule(kernels, &steps).expect("a step a run");
+        let mut values = numbers(1, runs * length, 1.0);
+        let (mut first, mut second) = (vec![0.0; runs * length], vec![0.0; runs * length]);
+        let mut device = [&values, &first, &second].map(|values| raw.floats(values));
+        for update in 1..=3 {
+            let mut gradient = numbers(1 + update, runs * length, 0.1);
+            let broken = update == 2;
+            if broken {
+                // The second run's gradient is not finite: that run is left as it is.
+                gradient[length + 7] = f64::INFINITY;
+            }
+            let on_device = raw.floats(&gradient);
+            let [values_device, first_device, second_device] = &mut device;
+            optimizer
+                .step(
+                    kernels,
+                    &mut values_device.as_view_mut(),
+                    &on_device.as_view(),
+                    &mut first_device.as_view_mut(),
+                    &mut second_device.as_view_mut(),
+                )
+                .expect("a step");
+            let reports = optimizer.reports(kernels).expect("reports");
+            assert_eq!(reports.len(), 1, "of the step since the last call");
+            let reports = &reports[0];
+            for run in 0..runs {
+                let trained = || segments.iter().filter(|segment| segment.trained);
+                let of_run = |i: usize| run * length + i;
+                let norm: f64 =
+                    trained().flat_map(|s| s.range.clone()).map(|i| gradient[of_run(i)].powi(2)).sum();
+                assert_eq!(reports[run].applied, !(broken && run == 1));
+                if !reports[run].applied {
+                    continue;
+                }
+                let norm = norm.sqrt();
+                assert!((reports[run].gradient_norm - norm).abs() <= 1e-6 * norm);
+                // The second run has missed an update.
+                let count = (update - u64::from(run == 1 && update == 3)) as i32;
+                let step = steps[run];
+                for segment in trained() {
+                    let prompt = segment.name == "target_prompts";
+                    let rate = if prompt { step.prompt_learning_rate } else { step.scorer_learning_rate };
+                    for i in segment.range.clone().map(of_run) {
+                        let g = gradient[i] * (step.clip_norm / (norm + 1e-6)).min(1.0);
+                        first[i] = step.beta1 * first[i] + (1.0 - step.beta1) * g;
+                        second[i] = step.beta2 * second[i] + (1.0 - step.beta2) * g * g;
+                        let (m, v) = (
+                            first[i] / (1.0 - step.beta1.powi(count)),
+                            second[i] / (1.0 - step.beta2.powi(count)),
+                        );
+                        values[i] -= rate * (step.weight_decay * values[i] + m / (v.sqrt() + step.epsilon));
+                    }
+                }
+            }
+        }
+        for (what, found, expected) in [
+            ("values", &device[0], &values),
+            ("first moments", &device[1], &first),
+            ("second moments", &device[2], &second),
+        ] {
+            raw.holds(what, found, expected, sums(16));
+        }
+    }
+    let gap = [segments[0].clone(), segments[2].clone()];
+    assert!(AdamW::new(kernels, &gap, 1).expect_err("a gap").to_string().contains("segments"));
+    let mut optimizer = AdamW::new(kernels, segments, 1).expect("segments");
+    let short = optimizer.schedule(kernels, &[]);
+    assert!(short.is_err() && length > 0);
 }

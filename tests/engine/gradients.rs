@@ -6,7 +6,7 @@
 //! scaled wrongly by one part in 10,000 does not pass.
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Mixing, Scorer};
+use promptmix::backend::{Mixing, Objective, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
 use crate::random::Random;
@@ -79,7 +79,12 @@ fn worst_disagreement(case: &Case<Cpu<f64>>, gradient: &[f64]) -> (f64, String) 
 }
 
 fn check(what: &str, setting: &Setting) {
-    let case = setting.build::<f64>(1);
+    check_objective(what, setting, Objective::default());
+}
+
+fn check_objective(what: &str, setting: &Setting, objective: Objective) {
+    let mut case = setting.build::<f64>(1);
+    case.batch = case.batch.with_objective(objective);
     let (loss, gradient) = case.gradient();
     let alone = case.loss(&case.values);
     assert_eq!(loss.per_run, alone, "{what}: the loss with and without its gradient");
@@ -96,6 +101,22 @@ fn cross_attention_operations(setting: &Setting) -> [usize; 2] {
     lengths.fold([0, 0], |[absorbed, plain], (n, t)| {
         [absorbed + 2 * t * h * d * (n + k), plain + 2 * n * h * k * (d + t)]
     })
+}
+
+#[test]
+fn label_smoothing_and_z_loss() {
+    let architectures = architectures();
+    for (index, objective) in [(0.2, 0.0), (0.0, 0.05), (0.1, 0.01)].into_iter().enumerate() {
+        let (label_smoothing, z_loss) = objective;
+        let config = architectures[index].clone();
+        let setting = Setting::new(config.clone(), examples(4, &config, &SHORT));
+        let objective = Objective { label_smoothing, z_loss };
+        check_objective(&format!("{objective:?}"), &setting, objective);
+        let plain = setting.build::<f64>(1).gradient();
+        let mut smoothed = setting.build::<f64>(1);
+        smoothed.batch = smoothed.batch.with_objective(objective);
+        assert_ne!(plain, smoothed.gradient(), "{objective:?} changes what is learnt");
+    }
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
             &kept,
             &q,
             &h,
+            &o_rows,
             &d_o_rows,
             d_q_rows.as_mut(),
             &mut d_h_rows,

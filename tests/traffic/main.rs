@@ -1,11 +1,13 @@
 //! What the kernels move, as the virtual GPU counts it: no bank conflicts where the work is, whole sectors, and few bytes
 //! beyond those that must be moved. A program of its own, because counters are those of a process.
 
+use half::bf16;
 use promptmix::backend::{
-    Activation, Backend, Batch, Example, FeedForward, Format, Heads, Mixing, Readers, Scope, Scorer, Side,
-    StateLayout,
+    Activation, Backend, Batch, CrossAttention, Example, FeedForward, Format, Head, Heads, Mixing, Readers,
+    Scope, Scorer, Side, StateLayout,
 };
-use promptmix::cuda::{Cuda, FATBINS, Precision};
+use promptmix::cuda::linear::Linear;
+use promptmix::cuda::{Cuda, FATBINS, Precision, Sequences};
 use vgpu::counters::Counters;
 
 const WIDTH: usize = 512;
@@ -28,7 +30,7 @@ fn batch() -> Batch {
     Batch::pack(&(0..4).map(example).collect::<Vec<_>>(), 20, 0, VOCABULARY).expect("a batch")
 }
 
-/// Every op of an encoder layer and the mixture, once.
+/// Every op of an encoder layer and the mixture, cross attention of short targets and the loss, once.
 fn work(cuda: &Cuda) {
     let batch = batch();
     let (side, rows) = (Side::Encoder, batch.rows(Side::Encoder));
@@ -82,7 +84,38 @@ fn work(cuda: &Cuda) {
     let d_h = place(WIDTH, Format::Float);
     cuda.final_norm_backward(&batch, side, &x, &r, None, 1.0, None, &d_h, &mut d_x);
     cuda.mix_backward(&mixing, Some(&sources), &batch, &mixed, &d_x, &mut state);
+
+    let targets = batch.rows(Side::Decoder);
+    let few = |width: usize, format: Format| cuda.activation_of(&numbers(targets * width), width, format);
+    let (w_k, w_v) = (weight(WIDTH, WIDTH), weight(WIDTH, WIDTH));
+    let cross = CrossAttention { heads: HEADS, w_k: &w_k, w_v: &w_v, mask: None };
+    let (q, mut o) = (few(WIDTH, Format::Operand), cuda.rows(targets, WIDTH, Format::Operand));
+    let kept = cuda.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
+    assert!(kept.is_absorbed());
+    let (d_o, mut d_q) = (few(WIDTH, Format::Operand), cuda.rows(targets, WIDTH, Format::ProjectionGradient));
+    let mut d_h = place(WIDTH, Format::Float);
+    cuda.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
+    let mean = cuda.weight(vec![0.0; WIDTH], 1, WIDTH, Readers::Lookup);
+    let mut d_hidden = cuda.rows(targets, WIDTH, Format::Float);
+    cuda.loss(&batch, &q, &Head { weight: &table, mean: &mean }, Some(&mut d_hidden));
     cuda.health().expect("a healthy device");
+}
+
+/// From 1,024 in each direction on, products take the large tile, forward and backward.
+fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
+    let (kernels, size) = (cuda.kernels(), 1_024);
+    let sequences = Sequences::new(kernels.stream(), &[size]).expect("rows");
+    let linear = Linear::new(kernels, &sequences, size, size).expect("a product");
+    let numbers: Vec<bf16> = numbers(size * size).into_iter().map(bf16::from_f32).collect();
+    let mut slices = [(); 3].map(|()| kernels.stream().clone_htod(&numbers).expect("an upload"));
+    let [a, weight, z] = &mut slices;
+    gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
+    linear.forward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("forward");
+    linear.backward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("backward");
+    cuda.health().expect("a healthy device");
+    let counters = gpu.summary().expect("counters").counters;
+    let names: Vec<&str> = counters.iter().map(|counters| counters.kernel.as_str()).collect();
+    assert_eq!(names, ["gemm_forward_large", "gemm_backward_large"]);
 }
 
 #[test]
@@ -101,6 +134,7 @@ fn what_the_kernels_move() {
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
     work(&cuda);
     let counters = gpu.summary().expect("counters").counters;
+    large_products(&gpu, &cuda);
     let moved = |c: &Counters| c.loads.moved_bytes() + c.stores.moved_bytes();
     let floor = |c: &Counters| c.loads.unique_bytes + c.stores.unique_bytes;
     for c in &counters {
@@ -116,6 +150,13 @@ fn what_the_kernels_move() {
         "attention_64",
         "attention_queries_64",
         "attention_keys_64",
+        "cross_widen_bf16",
+        "cross_scores_bf16",
+        "cross_mix_bf16",
+        "cross_narrow_bf16",
+        "cross_scores_backward_bf16",
+        "cross_backward_bf16",
+        "loss_words_bf16",
     ];
     // Elementwise kernels: 1.1 of what must be moved. The mixture: 1.25, as prompts are read once a block of examples.
     let bounds = [
@@ -140,6 +181,13 @@ fn what_the_kernels_move() {
             (c.matrix.conflicts, c.async_stores.conflicts),
             (0, 0),
             "{name}: bank conflicts in its main loop"
+        );
+        let (copied, asked) = (c.loads.moved_bytes(), c.loads.bytes);
+        eprintln!(
+            "{name:<26} {:.3} of what its loads ask for, shared conflicts {} {}",
+            copied as f64 / asked as f64,
+            c.shared_loads.conflicts,
+            c.shared_stores.conflicts
         );
     }
     for (name, bound) in bounds {

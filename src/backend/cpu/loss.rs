@@ -1,7 +1,8 @@
 //! The frozen head and cross entropy, chunk by chunk over the vocabulary: attention with K = V = E.
 //!
 //! log_sum_exp = log sum_v e^(h·E_v), and in the same pass sum_v p_v E_v, from which
-//! d_hidden = weight·(sum_v p_v E_v - E_label). The logits of a chunk live only while it does.
+//! d_hidden = weight·(sum_v p_v E_v - E_label). The logits of a chunk live only while it does. Label smoothing takes the mean
+//! of all logits, which is h times the mean of E's rows.
 
 use rayon::prelude::*;
 
@@ -9,9 +10,9 @@ use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::pool::Buffer;
 use super::rows::Rows;
-use super::vector::{add_scaled, exponentials, maximum, vectorised};
+use super::vector::{add_scaled, dot, exponentials, maximum, vectorised};
 use super::{Cpu, Weight};
-use crate::backend::Loss;
+use crate::backend::{Batch, Head, Loss, Objective};
 
 /// Vocabulary rows of a chunk. Fixed, so that sums run in the same order for any thread count.
 const CHUNK: usize = 1024;
@@ -29,15 +30,18 @@ struct Partial<E: Element> {
 
 pub(super) fn loss<E: Element>(
     cpu: &Cpu<E>,
+    batch: &Batch,
     hidden: &Rows<E>,
-    head: &Weight<E>,
-    labels: &[u32],
-    row_weights: &[f64],
+    head: &Head<'_, Cpu<E>>,
     mut d_hidden: Option<&mut Rows<E>>,
 ) -> Loss {
+    let (labels, row_weights) = (batch.labels(), batch.row_weights());
+    let Objective { label_smoothing, z_loss } = batch.objective();
+    let (smoothing, z_loss) = (E::from_f64(label_smoothing), E::from_f64(z_loss));
+    let (head, mean) = (head.weight, head.mean.row(0));
     hidden.expect_shape(labels.len(), head.input, "hidden");
     assert_eq!(row_weights.len(), labels.len(), "one weight a label row");
-    let mut loss = Loss { negative_log_likelihood: Vec::new(), greedy: Vec::new() };
+    let mut loss = Loss { negative_log_likelihood: Vec::new(), objective: Vec::new(), greedy: Vec::new() };
     for first in (0..labels.len()).step_by(ROWS) {
         let rows = first..(first + ROWS).min(labels.len());
         let labels = &labels[rows.clone()];
@@ -59,18 +63,30 @@ pub(super) fn loss<E: Element>(
                 partials.iter().zip(&factors).fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
             let log_sum_exp = most + sum.ln();
             let of_label = partials.iter().find_map(|chunk| chunk.label[row]).unwrap_or_else(E::nan);
-            loss.negative_log_likelihood.push((log_sum_exp - of_label).widen());
+            let negative = log_sum_exp - of_label;
+            loss.negative_log_likelihood.push(negative.widen());
+            let mut objective = negative + z_loss * log_sum_exp * log_sum_exp;
+            if label_smoothing > 0.0 {
+                let of_mean =
+                    vectorised!(cpu, dot(hidden.range(rows.start + row..rows.start + row + 1), mean));
+                objective = objective + smoothing * (of_label - of_mean);
+            }
+            loss.objective.push(objective.widen());
             loss.greedy.push(partials[largest].greedy[row]);
             if let Some(d_hidden) = &mut d_hidden {
                 let d_row = d_hidden.row_mut(rows.start + row);
                 let weight = E::from_f64(row_weights[rows.start + row]);
+                let of_words = weight * (E::one() + (z_loss + z_loss) * log_sum_exp) / sum;
                 vectorised!(cpu, {
                     d_row.fill(E::zero());
                     for (chunk, &factor) in partials.iter().zip(&factors) {
                         let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
-                        add_scaled(d_row, weight * factor / sum, weighted);
+                        add_scaled(d_row, of_words * factor, weighted);
                     }
-                    add_scaled(d_row, -weight, head.row(label as usize));
+                    add_scaled(d_row, -weight * (E::one() - smoothing), head.row(label as usize));
+                    if label_smoothing > 0.0 {
+                        add_scaled(d_row, -weight * smoothing, mean);
+                    }
                 });
             }
         }

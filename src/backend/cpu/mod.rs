@@ -34,7 +34,7 @@ use self::matrix::{View, ViewMut};
 use self::pool::Pool;
 use self::rows::Blocks;
 use super::{
-    Backend, Batch, CrossAttention, FeedForward, Format, Heads, Loss, Mask, MicroBatch, Mixing,
+    Backend, Batch, CrossAttention, FeedForward, Format, Head, Heads, Loss, Mask, MicroBatch, Mixing,
     OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
 };
 use crate::error::{Error, Result};
@@ -509,6 +509,7 @@ impl<E: Element> Backend for Cpu<E> {
         kept: &Self::CrossKept,
         q: &Self::Rows,
         h: &Self::Rows,
+        _o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
@@ -520,10 +521,10 @@ impl<E: Element> Backend for Cpu<E> {
         &self,
         batch: &Batch,
         hidden: &Self::Rows,
-        head: &Self::Weight,
+        head: &Head<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
     ) -> Loss {
-        loss::loss(self, hidden, head, batch.labels(), batch.row_weights(), d_hidden)
+        loss::loss(self, batch, hidden, head, d_hidden)
     }
 
     fn read_loss(&self, kept: &Loss) -> Loss {

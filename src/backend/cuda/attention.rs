@@ -52,7 +52,7 @@ const _: () = assert!(size_of::<AttentionArguments>() == 160);
 // SAFETY: the struct of that name in the kernel header.
 unsafe impl Arguments for AttentionArguments {}
 
-fn check_width(width: usize, advice: &str) -> Result<()> {
+pub(super) fn check_width(width: usize, advice: &str) -> Result<()> {
     if width <= WIDEST_HEAD && width.is_multiple_of(8) && width > 0 {
         return Ok(());
     }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
+use super::cross_attention::target_room;
 use super::failure::driver;
 use super::input::Input;
 use super::memory::Memory;
@@ -24,6 +25,7 @@ struct Bucket {
     prompt_length: usize,
     encoder_rows: usize,
     decoder_rows: usize,
+    longest_target: usize,
     /// Words of its dropout.
     dropout: usize,
     first: bool,
@@ -44,11 +46,13 @@ fn room(rows: usize) -> usize {
 
 impl Bucket {
     fn of(micro: &MicroBatch<'_>) -> Self {
+        let decoder_rows = room(micro.batch.real_rows(Side::Decoder));
         Self {
             examples: micro.batch.examples(),
             prompt_length: micro.batch.prompt_length(),
             encoder_rows: room(micro.batch.real_rows(Side::Encoder)),
-            decoder_rows: room(micro.batch.real_rows(Side::Decoder)),
+            decoder_rows,
+            longest_target: target_room(micro.batch.longest_target(), decoder_rows),
             dropout: micro.dropout.map_or(0, |step| step.words().len()),
             first: micro.first,
             last: micro.last.map(<[_]>::len),
@@ -57,7 +61,7 @@ impl Bucket {
 
     /// The same batch with the bucket's room for rows.
     fn roomy(&self, batch: &Batch) -> Batch {
-        batch.with_capacity(self.encoder_rows, self.decoder_rows)
+        batch.with_capacity(self.encoder_rows, self.decoder_rows, self.longest_target)
     }
 }
 

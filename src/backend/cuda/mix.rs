@@ -1,10 +1,14 @@
 //! The mixture of prompts: `kernels/mix.cu`.
 
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DeviceRepr, ValidAsZeroBits};
+
 use super::Cuda;
-use super::kernels::{Arguments, Kernel};
-use super::memory::Buffer;
+use super::failure::driver;
+use super::kernels::{Arguments, Kernel, Kernels};
+use super::memory::{Buffer, address, address_mut, check_length};
 use super::optimizer::State;
 use super::rows::{Rows, WIDTH_MULTIPLE, Weight};
+use super::sequences::Packed;
 use crate::backend::{Batch, Mixing, Scorer, Side, StateLayout};
 use crate::error::{Error, Result};
 
@@ -80,13 +84,7 @@ pub struct Sources {
 impl Sources {
     pub(super) fn new(cuda: &Cuda, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Self {
         assert_eq!(values.len(), count * prompt_length * width, "sources [S, M, D]");
-        let mut keys = Vec::with_capacity(count * width);
-        for prompt in values.chunks_exact((prompt_length * width).max(1)) {
-            keys.extend((0..width).map(|column| {
-                let rows = prompt.chunks_exact(width).map(|row| row[column]);
-                rows.reduce(|most, value| if value > most { value } else { most }).unwrap_or(0.0)
-            }));
-        }
+        let keys = pooled_keys(values, prompt_length, width);
         let mut sources = Self {
             count,
             prompt_length,
@@ -95,14 +93,7 @@ impl Sources {
             keys: cuda.allocate(keys.len()),
         };
         cuda.attempt(|| {
-            if count > MOST_SOURCES {
-                return Err(Error::tensor(
-                    "the sources",
-                    format!("at most {MOST_SOURCES}"),
-                    count.to_string(),
-                    "",
-                ));
-            }
+            check_sources(count)?;
             cuda.upload(values, &mut sources.values)?;
             cuda.upload(&keys, &mut sources.keys)
         });
@@ -113,6 +104,26 @@ impl Sources {
     pub fn read(&self, cuda: &Cuda) -> Vec<f32> {
         cuda.download(&self.values, self.values.len())
     }
+}
+
+fn check_sources(count: usize) -> Result<()> {
+    if count <= MOST_SOURCES {
+        return Ok(());
+    }
+    Err(Error::tensor("the sources", format!("at most {MOST_SOURCES}"), count.to_string(), ""))
+}
+
+/// The keys of prompts \[S, M, D\], \[S, D\]: each column's largest number over the M rows. Sources are frozen, so theirs are
+/// made once.
+pub fn pooled_keys(prompts: &[f32], prompt_length: usize, width: usize) -> Vec<f32> {
+    let mut keys = Vec::with_capacity(prompts.len() / prompt_length.max(1));
+    for prompt in prompts.chunks_exact((prompt_length * width).max(1)) {
+        keys.extend((0..width).map(|column| {
+            let rows = prompt.chunks_exact(width).map(|row| row[column]);
+            rows.reduce(|most, value| if value > most { value } else { most }).unwrap_or(0.0)
+        }));
+    }
+    keys
 }
 
 /// What the mixture's backward needs.
@@ -129,15 +140,147 @@ pub struct MixKept {
     target_rows: Buffer<i32>,
 }
 
-/// Weights of the mixture a batch has.
-fn attention_length(
-    mixing: &Mixing,
-    sources: Option<&Sources>,
-    layout: &StateLayout,
-    batch: &Batch,
-) -> usize {
-    let prompts = sources.map_or(0, |sources| sources.count) + usize::from(!mixing.without_target);
-    batch.examples() * mixing.attention_rows(layout.prompt_length) * prompts
+/// A mixture's shape.
+#[derive(Clone, Copy)]
+struct Shape<'a> {
+    mixing: &'a Mixing,
+    layout: &'a StateLayout,
+    batch: &'a Batch,
+    runs: usize,
+    source_count: usize,
+}
+
+impl Shape<'_> {
+    /// P.
+    fn prompts(&self) -> usize {
+        self.source_count + usize::from(!self.mixing.without_target)
+    }
+
+    /// Whether weights come from scores at all.
+    fn is_scored(&self) -> bool {
+        self.mixing.scorer.is_some_and(|scorer| scorer != Scorer::Uniform)
+    }
+
+    /// Weights of the mixture.
+    fn attention(&self) -> usize {
+        self.batch.examples() * self.mixing.attention_rows(self.layout.prompt_length) * self.prompts()
+    }
+
+    /// Numbers of `per_example` for each example, where there is a scorer.
+    fn scored(&self, per_example: usize) -> usize {
+        if self.is_scored() { self.batch.examples() * per_example } else { 0 }
+    }
+
+    /// Numbers of the target prompts' keys.
+    fn target_keys(&self) -> usize {
+        let keys = self.is_scored() && !self.mixing.without_target;
+        if keys { self.runs * self.layout.targets * self.layout.width } else { 0 }
+    }
+
+    /// Partial gradients of the weights, by prompt row.
+    fn d_attention(&self) -> usize {
+        self.scored(self.layout.prompt_length * self.prompts())
+    }
+
+    /// The arguments without addresses.
+    fn arguments(&self) -> Result<MixArguments> {
+        let Self { mixing, layout, batch, runs, source_count } = *self;
+        let (length, width) = (layout.prompt_length, layout.width);
+        if batch.prompt_length() != length || width % WIDTH_MULTIPLE != 0 {
+            let expected = format!("{length} prompt rows, of a width that is a multiple of {WIDTH_MULTIPLE}");
+            let found = format!("{} prompt rows of width {width}", batch.prompt_length());
+            return Err(Error::tensor("the mixture", expected, found, ""));
+        }
+        let outside =
+            (0..batch.examples()).find(|&b| batch.run(b) >= runs || batch.target_prompt(b) >= layout.targets);
+        if let Some(b) = outside {
+            let expected = format!("examples of {runs} runs with {} target prompts each", layout.targets);
+            let found = format!("target {} of run {}", batch.target_prompt(b), batch.run(b));
+            return Err(Error::tensor("the mixture", expected, found, ""));
+        }
+        let start = |name: &str| layout.segment(name).map_or(-1, |segment| segment.range.start as i64);
+        Ok(MixArguments {
+            state_length: layout.len() as i64,
+            target_prompts: start("target_prompts"),
+            w_down: start("w_down"),
+            w_up: start("w_up"),
+            weight: start("weight"),
+            norm_weight: start("norm_weight"),
+            norm_bias: start("norm_bias"),
+            log_temperature: start("log_temperature"),
+            source_count: source_count as i32,
+            prompts: self.prompts() as i32,
+            scorer: scorer_number(mixing.scorer),
+            length: length as i32,
+            width: width as i32,
+            rank: layout.rank as i32,
+            targets: layout.targets as i32,
+            runs: runs as i32,
+            temperature: mixing.temperature as f32,
+            layer_norm_epsilon: mixing.layer_norm_epsilon as f32,
+            ..MixArguments::default()
+        })
+    }
+
+    /// Launches the kernels that make weights and prompt rows.
+    ///
+    /// # Safety
+    /// `arguments` are this shape's, with the addresses of buffers of its lengths.
+    unsafe fn forward(&self, kernels: &Kernels, arguments: &MixArguments) -> Result<()> {
+        let (layout, examples) = (self.layout, self.batch.examples());
+        let (length, width) = (layout.prompt_length, layout.width);
+        // SAFETY: the caller's promise.
+        let launch =
+            |name, grid, threads, shared| unsafe { launch(kernels, name, grid, threads, shared, arguments) };
+        if let Some(scorer) = self.mixing.scorer {
+            if self.target_keys() > 0 {
+                launch("target_keys", [width.div_ceil(THREADS), self.runs * layout.targets, 1], THREADS, 0)?;
+            }
+            let shared = (2 * width + layout.rank + WARPS) * 4;
+            launch("mix_scores", [examples, 1, 1], THREADS, shared)?;
+            if scorer == Scorer::Token {
+                launch("token_scores", [length, examples.div_ceil(WARPS), 1], THREADS, 0)?;
+            }
+        }
+        launch("mix_rows", [length, width.div_ceil(MIXED_COLUMNS), examples.div_ceil(MIXED)], 128, 0)
+    }
+
+    /// Launches the kernels that add to the state's gradient.
+    ///
+    /// # Safety
+    /// As for [`Shape::forward`].
+    unsafe fn backward(&self, kernels: &Kernels, arguments: &MixArguments) -> Result<()> {
+        let (layout, examples) = (self.layout, self.batch.examples());
+        // SAFETY: the caller's promise.
+        let launch = |name, grid, shared| unsafe { launch(kernels, name, grid, THREADS, shared, arguments) };
+        if self.is_scored() {
+            launch("mix_d_attention", [layout.prompt_length, examples.div_ceil(WARPS), 1], 0)?;
+            launch("mix_d_scores", [examples, 1, 1], (layout.width + WARPS) * 4)?;
+        }
+        launch("mix_d_state", [layout.len().div_ceil(THREADS), self.runs, 1], 0)
+    }
+}
+
+/// Launches one kernel of the file.
+///
+/// # Safety
+/// As for [`Kernels::launch`].
+unsafe fn launch(
+    kernels: &Kernels,
+    name: &'static str,
+    grid: [usize; 3],
+    threads: usize,
+    shared: usize,
+    arguments: &MixArguments,
+) -> Result<()> {
+    if shared > SCORER_BYTES {
+        let found =
+            format!("{shared} bytes for a width of {} and a rank of {}", arguments.width, arguments.rank);
+        return Err(Error::tensor("the scorer", format!("rows of at most {SCORER_BYTES} bytes"), found, ""));
+    }
+    let (kernel, grid) = (Kernel { file: "mix", name }, grid.map(|blocks| blocks as u32));
+    // SAFETY: the caller's promise.
+    unsafe { kernels.launch(kernel, grid, threads as u32, shared as u32, arguments) }
 }
 
 impl MixKept {
@@ -148,21 +291,18 @@ impl MixKept {
         state: &State,
         batch: &Batch,
     ) -> Self {
-        let layout = &state.layout;
-        let length = attention_length(mixing, sources, layout, batch);
-        let scored = mixing.scorer.is_some_and(|scorer| scorer != Scorer::Uniform);
-        let (examples, width) = (if scored { batch.examples() } else { 0 }, layout.width);
-        let keys = if scored && !mixing.without_target { state.runs * layout.targets * width } else { 0 };
+        let shape = shape(mixing, sources, state, batch);
+        let layout = shape.layout;
         Self {
-            attention: cuda.allocate(length),
-            scores: cuda.allocate(length),
-            pooled: cuda.allocate(examples * width),
-            down: cuda.allocate(examples * layout.rank),
-            standardised: cuda.allocate(examples * width),
-            reciprocal_deviation: cuda.allocate(examples),
-            h: cuda.allocate(examples * width),
-            target_keys: cuda.allocate(keys),
-            target_rows: cuda.allocate(keys),
+            attention: cuda.allocate(shape.attention()),
+            scores: cuda.allocate(shape.attention()),
+            pooled: cuda.allocate(shape.scored(layout.width)),
+            down: cuda.allocate(shape.scored(layout.rank)),
+            standardised: cuda.allocate(shape.scored(layout.width)),
+            reciprocal_deviation: cuda.allocate(shape.scored(1)),
+            h: cuda.allocate(shape.scored(layout.width)),
+            target_keys: cuda.allocate(shape.target_keys()),
+            target_rows: cuda.allocate(shape.target_keys()),
         }
     }
 
@@ -176,34 +316,30 @@ impl MixKept {
     }
 }
 
+fn shape<'a>(mixing: &'a Mixing, sources: Option<&Sources>, state: &'a State, batch: &'a Batch) -> Shape<'a> {
+    let source_count = sources.map_or(0, |sources| sources.count);
+    Shape { mixing, layout: &state.layout, batch, runs: state.runs, source_count }
+}
+
 impl Cuda {
     fn mix_arguments(
         &self,
-        mixing: &Mixing,
+        shape: &Shape<'_>,
         sources: Option<&Sources>,
         state: &State,
-        batch: &Batch,
         kept: &MixKept,
         x: &Rows,
     ) -> Result<MixArguments> {
-        let layout = &state.layout;
-        let (length, width) = (layout.prompt_length, layout.width);
-        x.expect("x", batch.rows(Side::Encoder), width)?;
-        if batch.prompt_length() != length || width % WIDTH_MULTIPLE != 0 {
-            let expected = format!("{length} prompt rows, of a width that is a multiple of {WIDTH_MULTIPLE}");
-            let found = format!("{} prompt rows of width {width}", batch.prompt_length());
-            return Err(Error::tensor("the mixture", expected, found, ""));
-        }
+        let (length, width) = (shape.layout.prompt_length, shape.layout.width);
+        x.expect("x", shape.batch.rows(Side::Encoder), width)?;
         if let Some(sources) = sources
             && (sources.prompt_length, sources.width) != (length, width)
         {
             let found = format!("[{}, {}]", sources.prompt_length, sources.width);
             return Err(Error::tensor("the sources", format!("prompts of [{length}, {width}]"), found, ""));
         }
-        let start = |name: &str| layout.segment(name).map_or(-1, |segment| segment.range.start as i64);
-        let source_count = sources.map_or(0, |sources| sources.count);
         Ok(MixArguments {
-            batch: self.describe(batch)?.address(self)?,
+            batch: self.describe(shape.batch)?.address(self)?,
             sources: sources.map_or(Ok(0), |sources| self.address_of(&sources.values))?,
             source_keys: sources.map_or(Ok(0), |sources| self.address_of(&sources.keys))?,
             values: self.address_of(&state.values)?,
@@ -218,57 +354,8 @@ impl Cuda {
             h: self.address_of(&kept.h)?,
             target_keys: self.address_of(&kept.target_keys)?,
             target_rows: self.address_of(&kept.target_rows)?,
-            state_length: layout.len() as i64,
-            target_prompts: start("target_prompts"),
-            w_down: start("w_down"),
-            w_up: start("w_up"),
-            weight: start("weight"),
-            norm_weight: start("norm_weight"),
-            norm_bias: start("norm_bias"),
-            log_temperature: start("log_temperature"),
-            source_count: source_count as i32,
-            prompts: (source_count + usize::from(!mixing.without_target)) as i32,
-            scorer: scorer_number(mixing.scorer),
-            length: length as i32,
-            width: width as i32,
-            rank: layout.rank as i32,
-            targets: layout.targets as i32,
-            runs: state.runs as i32,
-            temperature: mixing.temperature as f32,
-            layer_norm_epsilon: mixing.layer_norm_epsilon as f32,
-            ..MixArguments::default()
+            ..shape.arguments()?
         })
-    }
-
-    fn mix_kernel(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: usize,
-        shared: usize,
-        arguments: &MixArguments,
-    ) -> Result<()> {
-        if shared > SCORER_BYTES {
-            let found =
-                format!("{shared} bytes for a width of {} and a rank of {}", arguments.width, arguments.rank);
-            return Err(Error::tensor(
-                "the scorer",
-                format!("rows of at most {SCORER_BYTES} bytes"),
-                found,
-                "",
-            ));
-        }
-        let grid = grid.map(|blocks| blocks as u32);
-        // SAFETY: `mix_arguments` checked the shapes, and kept and scratch buffers were made for them.
-        unsafe {
-            self.kernels().launch(
-                Kernel { file: "mix", name },
-                grid,
-                threads as u32,
-                shared as u32,
-                arguments,
-            )
-        }
     }
 
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
@@ -282,29 +369,11 @@ impl Cuda {
         x: &mut Rows,
         kept: &mut MixKept,
     ) -> Result<()> {
-        let mut arguments = self.mix_arguments(mixing, sources, state, batch, kept, x)?;
+        let shape = shape(mixing, sources, state, batch);
+        let mut arguments = self.mix_arguments(&shape, sources, state, kept, x)?;
         arguments.table = table.float_address(self)?;
-        let (layout, examples) = (&state.layout, batch.examples());
-        let (length, width) = (layout.prompt_length, layout.width);
-        if let Some(scorer) = mixing.scorer {
-            if scorer != Scorer::Uniform && !mixing.without_target {
-                let grid = [width.div_ceil(THREADS), state.runs * layout.targets, 1];
-                self.mix_kernel("target_keys", grid, THREADS, 0, &arguments)?;
-            }
-            let shared = (2 * width + layout.rank + WARPS) * 4;
-            self.mix_kernel("mix_scores", [examples, 1, 1], THREADS, shared, &arguments)?;
-            if scorer == Scorer::Token {
-                self.mix_kernel(
-                    "token_scores",
-                    [length, examples.div_ceil(WARPS), 1],
-                    THREADS,
-                    0,
-                    &arguments,
-                )?;
-            }
-        }
-        let grid = [length, width.div_ceil(MIXED_COLUMNS), examples.div_ceil(MIXED)];
-        self.mix_kernel("mix_rows", grid, 128, 0, &arguments)
+        // SAFETY: `mix_arguments` checked the shapes, and what is kept was made for them.
+        unsafe { shape.forward(self.kernels(), &arguments) }
     }
 
     pub(super) fn launch_mix_backward(
@@ -316,28 +385,212 @@ impl Cuda {
         d_x: &Rows,
         state: &mut State,
     ) -> Result<()> {
-        let mut arguments = self.mix_arguments(mixing, sources, state, batch, kept, d_x)?;
-        let (layout, examples) = (&state.layout, batch.examples());
-        let (length, width) = (layout.prompt_length, layout.width);
-        let scored = mixing.scorer.is_some_and(|scorer| scorer != Scorer::Uniform);
-        let scratch = |numbers: usize| -> Buffer<f32> { self.allocate(if scored { numbers } else { 0 }) };
-        let d_attention = scratch(length * examples * arguments.prompts as usize);
-        let d_scores = scratch(kept.attention.len());
-        let (d_h, d_v) = (scratch(examples * width), scratch(examples * width));
-        let d_down = scratch(examples * layout.rank);
+        let shape = shape(mixing, sources, state, batch);
+        let mut arguments = self.mix_arguments(&shape, sources, state, kept, d_x)?;
+        let scratch = |numbers: usize| -> Buffer<f32> { self.allocate(numbers) };
+        let d_attention = scratch(shape.d_attention());
+        let d_scores = scratch(if shape.is_scored() { shape.attention() } else { 0 });
+        let (d_h, d_v) =
+            (scratch(shape.scored(shape.layout.width)), scratch(shape.scored(shape.layout.width)));
+        let d_down = scratch(shape.scored(shape.layout.rank));
         arguments.d_attention = self.address_of(&d_attention)?;
         arguments.d_scores = self.address_of(&d_scores)?;
         arguments.d_h = self.address_of(&d_h)?;
         arguments.d_v = self.address_of(&d_v)?;
         arguments.d_down = self.address_of(&d_down)?;
-        if scored {
-            let grid = [length, examples.div_ceil(WARPS), 1];
-            self.mix_kernel("mix_d_attention", grid, THREADS, 0, &arguments)?;
-            let shared = (width + WARPS) * 4;
-            self.mix_kernel("mix_d_scores", [examples, 1, 1], THREADS, shared, &arguments)?;
+        // SAFETY: as in `launch_mix`; scratch was made for the same shape.
+        unsafe { shape.backward(self.kernels(), &arguments) }
+    }
+}
+
+/// The mixture of prompts for one batch, all in f32, for launches on cudarc's own buffers: pool, scorer, scores, softmax and
+/// interpolation, and back.
+///
+/// The trained state of each run is one flat vector that a [`StateLayout`] cuts up; runs are stacked. Sources are \[S, M, D\]
+/// with their [`pooled_keys`] \[S, D\]. It holds what backward needs of the forward pass before it.
+#[derive(Debug)]
+pub struct PromptMix<'a> {
+    batch: &'a Packed,
+    mixing: Mixing,
+    layout: StateLayout,
+    runs: usize,
+    source_count: usize,
+    attention: CudaSlice<f32>,
+    scores: CudaSlice<f32>,
+    pooled: CudaSlice<f32>,
+    down: CudaSlice<f32>,
+    standardised: CudaSlice<f32>,
+    reciprocal_deviation: CudaSlice<f32>,
+    h: CudaSlice<f32>,
+    target_keys: CudaSlice<f32>,
+    target_rows: CudaSlice<i32>,
+    d_attention: CudaSlice<f32>,
+    d_scores: CudaSlice<f32>,
+    d_h: CudaSlice<f32>,
+    d_v: CudaSlice<f32>,
+    d_down: CudaSlice<f32>,
+}
+
+impl<'a> PromptMix<'a> {
+    /// For the examples of `batch`, whose prompts are as long as the layout's, `source_count` sources (up to 1,024) and the
+    /// stacked state of `runs` runs.
+    ///
+    /// # Errors
+    /// Too many sources, a batch that does not fit, and what the driver says.
+    pub fn new(
+        kernels: &Kernels,
+        batch: &'a Packed,
+        mixing: &Mixing,
+        layout: &StateLayout,
+        source_count: usize,
+        runs: usize,
+    ) -> Result<Self> {
+        check_sources(source_count)?;
+        let shape = Shape { mixing, layout, batch: batch.batch(), runs, source_count };
+        shape.arguments()?;
+        fn room<T: DeviceRepr + ValidAsZeroBits>(kernels: &Kernels, length: usize) -> Result<CudaSlice<T>> {
+            let room = kernels.stream().alloc_zeros(length.max(1));
+            room.map_err(|error| driver("prepare a mixture", error))
         }
-        let grid = [layout.len().div_ceil(THREADS), state.runs, 1];
-        self.mix_kernel("mix_d_state", grid, THREADS, 0, &arguments)
+        let floats = |length| room::<f32>(kernels, length);
+        let (width, rank, weights) =
+            (shape.scored(layout.width), shape.scored(layout.rank), shape.attention());
+        Ok(Self {
+            batch,
+            mixing: mixing.clone(),
+            layout: layout.clone(),
+            runs,
+            source_count,
+            attention: floats(weights)?,
+            scores: floats(weights)?,
+            pooled: floats(width)?,
+            down: floats(rank)?,
+            standardised: floats(width)?,
+            reciprocal_deviation: floats(shape.scored(1))?,
+            h: floats(width)?,
+            target_keys: floats(shape.target_keys())?,
+            target_rows: room(kernels, shape.target_keys())?,
+            d_attention: floats(shape.d_attention())?,
+            d_scores: floats(weights)?,
+            d_h: floats(width)?,
+            d_v: floats(width)?,
+            d_down: floats(rank)?,
+        })
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        Shape {
+            mixing: &self.mixing,
+            layout: &self.layout,
+            batch: self.batch.batch(),
+            runs: self.runs,
+            source_count: self.source_count,
+        }
+    }
+
+    fn arguments(
+        &self,
+        kernels: &Kernels,
+        sources: &CudaView<'_, f32>,
+        source_keys: &CudaView<'_, f32>,
+        values: &CudaView<'_, f32>,
+        rows: usize,
+    ) -> Result<MixArguments> {
+        let (length, width, stream) = (self.layout.prompt_length, self.layout.width, kernels.stream());
+        check_length("sources", self.source_count * length * width, sources.len())?;
+        check_length("source_keys", self.source_count * width, source_keys.len())?;
+        check_length("values", self.runs * self.layout.len(), values.len())?;
+        check_length("the encoder's rows", self.batch.batch().rows(Side::Encoder) * width, rows)?;
+        let at = |slice: &CudaSlice<f32>| slice.device_ptr(stream).0;
+        Ok(MixArguments {
+            batch: self.batch.address(kernels),
+            sources: address(sources, stream),
+            source_keys: address(source_keys, stream),
+            values: address(values, stream),
+            attention: at(&self.attention),
+            scores: at(&self.scores),
+            pooled: at(&self.pooled),
+            down: at(&self.down),
+            standardised: at(&self.standardised),
+            reciprocal_deviation: at(&self.reciprocal_deviation),
+            h: at(&self.h),
+            target_keys: at(&self.target_keys),
+            target_rows: self.target_rows.device_ptr(stream).0,
+            d_attention: at(&self.d_attention),
+            d_scores: at(&self.d_scores),
+            d_h: at(&self.d_h),
+            d_v: at(&self.d_v),
+            d_down: at(&self.d_down),
+            ..self.shape().arguments()?
+        })
+    }
+
+    /// The weights of the last forward pass: \[B, P\], or \[B, M, P\] of the token scorer, P = S + 1 with the target last (S
+    /// without it); nothing of a plain prompt.
+    pub fn attention(&self) -> CudaView<'_, f32> {
+        self.attention.slice(0..self.shape().attention())
+    }
+
+    /// Launches the forward pass: the M prompt rows of every example in `x` \[encoder rows, D\], from the embedding `table`
+    /// \[V, D\], whose rows of each example's tokens are pooled, the frozen sources, and `values` \[runs, length of the layout\].
+    ///
+    /// Costs B·M·(S + 1)·D multiply-adds for the rows, 2·D·Q + (S + 1)·D an example for the scores of the bottleneck; moves
+    /// the sources once for sixteen examples and 4·B·M·D bytes out.
+    ///
+    /// # Errors
+    /// A length that does not fit, a token id outside the table, and what the driver says.
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
+    pub fn forward(
+        &mut self,
+        kernels: &Kernels,
+        table: &CudaView<'_, f32>,
+        sources: &CudaView<'_, f32>,
+        source_keys: &CudaView<'_, f32>,
+        values: &CudaView<'_, f32>,
+        x: &mut CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        let batch = self.batch.batch();
+        let ids = (0..batch.examples())
+            .flat_map(|b| batch.source(b).iter().copied().chain(batch.pooled_padding(b)));
+        let largest = ids.max().unwrap_or(0) as usize;
+        if table.len() < (largest + 1) * self.layout.width {
+            let expected = format!("rows of {} for token ids up to {largest}", self.layout.width);
+            return Err(Error::tensor("table", expected, format!("{} numbers", table.len()), ""));
+        }
+        let arguments = MixArguments {
+            table: address(table, kernels.stream()),
+            x: address_mut(x, kernels.stream()),
+            ..self.arguments(kernels, sources, source_keys, values, x.len())?
+        };
+        // SAFETY: every length was checked, and what this holds was made for the same shape.
+        unsafe { self.shape().forward(kernels, &arguments) }
+    }
+
+    /// Launches the backward pass: adds to `gradient` \[runs, length of the layout\] what `d_x` \[encoder rows, D\] makes of it
+    /// behind the last forward pass, of the same sources and values. No atomics.
+    ///
+    /// Costs B·M·(S + 2)·D multiply-adds for the weights and the target, B·2·D·Q for the bottleneck; moves d_x twice.
+    ///
+    /// # Errors
+    /// As [`PromptMix::forward`].
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
+    pub fn backward(
+        &mut self,
+        kernels: &Kernels,
+        sources: &CudaView<'_, f32>,
+        source_keys: &CudaView<'_, f32>,
+        values: &CudaView<'_, f32>,
+        d_x: &CudaView<'_, f32>,
+        gradient: &mut CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        check_length("gradient", self.runs * self.layout.len(), gradient.len())?;
+        let arguments = MixArguments {
+            gradient: address_mut(gradient, kernels.stream()),
+            x: address(d_x, kernels.stream()),
+            ..self.arguments(kernels, sources, source_keys, values, d_x.len())?
+        };
+        // SAFETY: every length was checked, and what this holds was made for the same shape.
+        unsafe { self.shape().backward(kernels, &arguments) }
     }
 }
 

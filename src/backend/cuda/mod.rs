@@ -1,8 +1,11 @@
 //! The CUDA backend: hand-written kernels, one file an op here and in `kernels/`, launched through cudarc.
 //!
 //! Two ways in. [`Cuda`] is a [`Backend`]: the whole model runs on it. And kernels can be launched alone, on
-//! cudarc's own buffers and the stream of a [`Kernels`]: [`attention::SelfAttention`] checks shapes and launches, and
-//! [`FATBINS`] holds the compiled kernels themselves, for other loaders (see `examples/embed_attention.rs`).
+//! cudarc's own buffers and the stream of a [`Kernels`], each op by a small struct in its own module that checks shapes and
+//! launches: [`linear::Linear`], [`linear::Gate`], [`attention::SelfAttention`], [`cross_attention::AbsorbedCrossAttention`],
+//! [`norm::FinalNorm`], [`embedding::Embedding`], [`loss::CrossEntropy`], [`mix::PromptMix`], [`optimizer::AdamW`],
+//! [`decode::DecodeStep`]. [`FATBINS`] holds the compiled kernels themselves, for other loaders (see
+//! `examples/embed_attention.rs`).
 //!
 //! Numbers: matrix operands are bf16 ([`Precision::Bf16`]) or, to verify, f32; sums, the residual stream and everything
 //! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
@@ -42,7 +45,7 @@ pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
 pub use memory::{Buffer, address, address_mut};
 pub use rows::{NORM_COLUMNS, Operand, PositionBias, Rows, Weight};
-pub use sequences::Sequences;
+pub use sequences::{LabelRows, Packed, PairedSequences, Sequences};
 
 use self::cross_attention::CrossKept;
 use self::decode::Cache;
@@ -54,8 +57,8 @@ use self::memory::Memory;
 use self::mix::{MixKept, Sources};
 use self::optimizer::State;
 use super::{
-    Backend, Batch, CrossAttention, DropoutStep, Example, FeedForward, Format, Heads, Loss, Mask, MicroBatch,
-    Mixing, OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
+    Backend, Batch, CrossAttention, DropoutStep, Example, FeedForward, Format, Head, Heads, Loss, Mask,
+    MicroBatch, Mixing, OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
 };
 use crate::error::{Error, Result};
 
@@ -369,14 +372,6 @@ impl Cuda {
             self.synchronize()
         });
         values
-    }
-
-    fn copy<T: DeviceRepr>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {
-        if self.kernels.is_rehearsing() {
-            return Ok(());
-        }
-        let copied = self.kernels.stream().memcpy_dtod(&from.view()?, &mut to.view_mut()?);
-        copied.map_err(|error| driver("copy on the GPU", error))
     }
 
     fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {
@@ -729,18 +724,19 @@ impl Backend for Cuda {
         kept: &Self::CrossKept,
         q: &Self::Rows,
         h: &Self::Rows,
+        o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
         d_h: &mut Self::Rows,
     ) {
-        self.attempt(|| self.launch_cross_attention_backward(batch, cross, kept, q, h, d_o, d_q, d_h));
+        self.attempt(|| self.launch_cross_attention_backward(batch, cross, kept, q, h, o, d_o, d_q, d_h));
     }
 
     fn loss(
         &self,
         batch: &Batch,
         hidden: &Self::Rows,
-        head: &Self::Weight,
+        head: &Head<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
     ) -> Self::LossKept {
         let mut kept = LossKept::new(self, batch);

@@ -1,10 +1,13 @@
 //! The trained state and AdamW over it, with the ring of its reports: `kernels/optimizer.cu`.
 
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
+
+use super::failure::driver;
 use super::input::{Told, schedule_words};
-use super::kernels::{Arguments, Kernel};
-use super::memory::Buffer;
+use super::kernels::{Arguments, Kernel, Kernels};
+use super::memory::{Buffer, address, address_mut, check_length};
 use super::{Cuda, failure};
-use crate::backend::{Group, OptimizerStep, StateLayout, StepReport, Tally};
+use crate::backend::{Group, OptimizerStep, Segment, StateLayout, StepReport, Tally};
 use crate::error::{Error, Result};
 
 /// Numbers that a block updates.
@@ -109,13 +112,11 @@ impl State {
 
     /// Lets every run go on behind so many updates, with no report in the ring.
     fn set_going(&mut self, cuda: &Cuda, updates: &[u64]) -> Result<()> {
-        let statuses: Vec<u64> = updates.iter().flat_map(|&updates| [updates, 0, 0]).collect();
-        cuda.upload(&statuses, &mut self.statuses)
+        cuda.upload(&going(updates), &mut self.statuses)
     }
 
     fn statuses(&self, cuda: &Cuda) -> Vec<[u64; STATUS]> {
-        let numbers = cuda.download(&self.statuses, self.runs * STATUS);
-        numbers.chunks_exact(STATUS).map(|status| [status[0], status[1], status[2]]).collect()
+        apart(&cuda.download(&self.statuses, self.runs * STATUS))
     }
 
     pub(super) fn updates(&self, cuda: &Cuda) -> Vec<u64> {
@@ -147,29 +148,45 @@ impl State {
 
     pub(super) fn take_reports(&mut self, cuda: &Cuda) -> Result<Vec<Vec<StepReport>>> {
         let statuses = self.statuses(cuda);
-        let written = statuses.iter().map(|[_, written, _]| *written as usize).max().unwrap_or(0);
-        if written > PLACES {
-            let found = format!("{written} were taken since they were last read");
-            return Err(Error::device(
-                format!("report more than {PLACES} steps"),
-                found,
-                "read reports more often",
-            ));
-        }
-        let numbers = cuda.download(&self.ring, written * self.runs * REPORT);
+        let numbers = cuda.download(&self.ring, written(&statuses)? * self.runs * REPORT);
         let updates: Vec<u64> = statuses.iter().map(|[updates, ..]| *updates).collect();
         self.set_going(cuda, &updates)?;
-        let report = |numbers: &[f64]| StepReport {
-            tally: Tally { loss: numbers[0], entropy: numbers[1] },
-            gradient_norm: numbers[2],
-            applied: numbers[3] == 1.0,
-        };
-        let of_step = |step: &[f64]| step.chunks_exact(REPORT).map(report).collect();
-        Ok(numbers.chunks_exact(self.runs * REPORT).map(of_step).collect())
+        Ok(reports(&numbers, self.runs))
     }
 }
 
-fn words(segment: &crate::backend::Segment) -> [i64; SEGMENT_WORDS] {
+/// Every run's status behind one another, apart.
+fn apart(numbers: &[u64]) -> Vec<[u64; STATUS]> {
+    numbers.chunks_exact(STATUS).map(|status| [status[0], status[1], status[2]]).collect()
+}
+
+/// What lets runs go on behind so many updates each, with no report in the ring.
+fn going(updates: &[u64]) -> Vec<u64> {
+    updates.iter().flat_map(|&updates| [updates, 0, 0]).collect()
+}
+
+/// Steps whose reports are in the ring.
+fn written(statuses: &[[u64; STATUS]]) -> Result<usize> {
+    let written = statuses.iter().map(|[_, written, _]| *written as usize).max().unwrap_or(0);
+    if written <= PLACES {
+        return Ok(written);
+    }
+    let found = format!("{written} were taken since they were last read");
+    Err(Error::device(format!("report more than {PLACES} steps"), found, "read reports more often"))
+}
+
+/// The ring's numbers as reports: for each step one a run.
+fn reports(numbers: &[f64], runs: usize) -> Vec<Vec<StepReport>> {
+    let report = |numbers: &[f64]| StepReport {
+        tally: Tally { loss: numbers[0], entropy: numbers[1] },
+        gradient_norm: numbers[2],
+        applied: numbers[3] == 1.0,
+    };
+    let of_step = |step: &[f64]| step.chunks_exact(REPORT).map(report).collect();
+    numbers.chunks_exact(runs * REPORT).map(of_step).collect()
+}
+
+fn words(segment: &Segment) -> [i64; SEGMENT_WORDS] {
     let group = match segment.group {
         Group::Prompt => 0,
         Group::Scorer => 1,
@@ -213,13 +230,140 @@ impl Cuda {
             runs: state.runs as i32,
             places: PLACES as i32,
         };
-        let whole = [blocks as u32, state.runs as u32, 1];
-        for (name, grid) in
-            [("gradient_norm", whole), ("adamw", whole), ("finish_step", [state.runs as u32, 1, 1])]
-        {
-            // SAFETY: every buffer was made for this layout and number of runs.
-            unsafe { self.kernels().launch(Kernel { file: "optimizer", name }, grid, 256, 0, &arguments)? };
+        // SAFETY: every buffer was made for this layout and number of runs.
+        unsafe { launch(self.kernels(), state.runs, &arguments) }
+    }
+}
+
+/// Launches norm, update and report of a step.
+///
+/// # Safety
+/// `arguments` has buffers for `runs` runs of its length and segments.
+unsafe fn launch(kernels: &Kernels, runs: usize, arguments: &OptimizerArguments) -> Result<()> {
+    let whole = [arguments.blocks as u32, runs as u32, 1];
+    for (name, grid) in [("gradient_norm", whole), ("adamw", whole), ("finish_step", [runs as u32, 1, 1])] {
+        // SAFETY: the caller's promise.
+        unsafe { kernels.launch(Kernel { file: "optimizer", name }, grid, 256, 0, arguments)? };
+    }
+    Ok(())
+}
+
+/// AdamW over the flat trained numbers of some runs, with clip by global norm and a finite flag a run, for launches on
+/// cudarc's own buffers.
+///
+/// It holds what a step needs beside the caller's values, gradient and moments, each \[runs, length\] in f32: segments, rates,
+/// partial norms, and on the device each run's count of updates and the reports of the steps that were not read yet.
+#[derive(Debug)]
+pub struct AdamW {
+    runs: usize,
+    length: usize,
+    segment_count: usize,
+    segments: CudaSlice<i64>,
+    settings: CudaSlice<i32>,
+    partials: CudaSlice<f64>,
+    tallies: CudaSlice<f64>,
+    statuses: CudaSlice<u64>,
+    ring: CudaSlice<f64>,
+}
+
+impl AdamW {
+    /// For `runs` runs whose numbers are cut up into `segments`, in order and without gaps from 0 on.
+    ///
+    /// # Errors
+    /// No run, no number, or a gap; what the driver says.
+    pub fn new(kernels: &Kernels, segments: &[Segment], runs: usize) -> Result<Self> {
+        let length = segments.last().map_or(0, |last| last.range.end);
+        let starts = segments.iter().map(|segment| segment.range.start);
+        let ends = std::iter::once(0).chain(segments.iter().map(|segment| segment.range.end));
+        if length == 0 || runs == 0 || !starts.eq(ends.take(segments.len())) {
+            let found = format!("{} segments up to {length}, {runs} runs", segments.len());
+            return Err(Error::tensor(
+                "segments",
+                "one after the other from 0 on, for a run or more",
+                found,
+                "",
+            ));
         }
-        Ok(())
+        let (stream, fail) = (kernels.stream(), |error| driver("prepare the optimizer", error));
+        let words: Vec<i64> = segments.iter().flat_map(words).collect();
+        Ok(Self {
+            runs,
+            length,
+            segment_count: segments.len(),
+            segments: stream.clone_htod(&words).map_err(fail)?,
+            settings: stream
+                .clone_htod(&schedule_words(&vec![OptimizerStep::new(0.0, 0.0); runs]))
+                .map_err(fail)?,
+            partials: stream.alloc_zeros(runs * length.div_ceil(BLOCK_NUMBERS)).map_err(fail)?,
+            tallies: stream.alloc_zeros(runs * TALLY).map_err(fail)?,
+            statuses: stream.alloc_zeros(runs * STATUS).map_err(fail)?,
+            ring: stream.alloc_zeros(PLACES * runs * REPORT).map_err(fail)?,
+        })
+    }
+
+    /// Sets rates, decay, moments and clip of the steps from now on, one a run.
+    ///
+    /// # Errors
+    /// Not one a run, and what the driver says.
+    pub fn schedule(&mut self, kernels: &Kernels, steps: &[OptimizerStep]) -> Result<()> {
+        check_length("steps", self.runs, steps.len())?;
+        let copied = kernels.stream().memcpy_htod(&schedule_words(steps), &mut self.settings);
+        copied.map_err(|error| driver("copy to the GPU", error))
+    }
+
+    /// Launches a step: three kernels. A run whose gradient is not finite is left as it is, by later steps too until
+    /// [`AdamW::reports`] has told of it.
+    ///
+    /// Moves 4 bytes a number for the norm, then 16 in and 12 out; about 12 operations a number, with norms in f64.
+    ///
+    /// # Errors
+    /// A length that does not fit, and what the driver says.
+    pub fn step(
+        &mut self,
+        kernels: &Kernels,
+        values: &mut CudaViewMut<'_, f32>,
+        gradient: &CudaView<'_, f32>,
+        first_moment: &mut CudaViewMut<'_, f32>,
+        second_moment: &mut CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        let (all, stream) = (self.runs * self.length, kernels.stream());
+        check_length("values", all, values.len())?;
+        check_length("gradient", all, gradient.len())?;
+        check_length("first_moment", all, first_moment.len())?;
+        check_length("second_moment", all, second_moment.len())?;
+        let blocks = self.length.div_ceil(BLOCK_NUMBERS);
+        let arguments = OptimizerArguments {
+            values: address_mut(values, stream),
+            gradient: address(gradient, stream),
+            first_moment: address_mut(first_moment, stream),
+            second_moment: address_mut(second_moment, stream),
+            partials: self.partials.device_ptr(stream).0,
+            segments: self.segments.device_ptr(stream).0,
+            settings: self.settings.device_ptr(stream).0,
+            tallies: self.tallies.device_ptr(stream).0,
+            statuses: self.statuses.device_ptr(stream).0,
+            ring: self.ring.device_ptr(stream).0,
+            length: self.length as i64,
+            segment_count: self.segment_count as i32,
+            blocks: i32::try_from(blocks).map_err(|_| failure::absent())?,
+            runs: self.runs as i32,
+            places: PLACES as i32,
+        };
+        // SAFETY: every length was checked, and what this holds was made for these segments and runs.
+        unsafe { launch(kernels, self.runs, &arguments) }
+    }
+
+    /// Waits for the steps since the last call, at most 64, and lets runs that halted go on: for each step one report a run,
+    /// with its gradient's norm before the clip and whether it was updated. Their tallies are 0.
+    ///
+    /// # Errors
+    /// More steps than are remembered, and what the driver says.
+    pub fn reports(&mut self, kernels: &Kernels) -> Result<Vec<Vec<StepReport>>> {
+        let (stream, fail) = (kernels.stream(), |error| driver("read the optimizer's reports", error));
+        let statuses = apart(&stream.clone_dtoh(&self.statuses).map_err(fail)?);
+        let numbers = stream.clone_dtoh(&self.ring).map_err(fail)?;
+        let updates: Vec<u64> = statuses.iter().map(|[updates, ..]| *updates).collect();
+        stream.memcpy_htod(&going(&updates), &mut self.statuses).map_err(fail)?;
+        Ok(reports(&numbers[..written(&statuses)? * self.runs * REPORT], self.runs))
     }
 }

@@ -175,16 +175,6 @@ impl Cuda {
         }
     }
 
-    /// Copies what products read of `from` to `to`.
-    pub(super) fn copy_operand(&self, from: &Rows, to: &mut Rows) -> Result<()> {
-        to.expect("a copy", from.rows, from.width)?;
-        match (&from.operand, &mut to.operand) {
-            (Some(Operand::Bf16(from)), Some(Operand::Bf16(to))) => self.copy(from, to),
-            (Some(Operand::F32(from)), Some(Operand::F32(to))) => self.copy(from, to),
-            _ => Err(from.lacks("an operand part")),
-        }
-    }
-
     /// `length` numbers in the operand format, content unspecified.
     pub(super) fn operand(&self, length: usize) -> Operand {
         match self.precision {

@@ -118,6 +118,23 @@ impl SharedTraffic {
 }
 
 impl Counters {
+    /// The sum of some sets, with the name and shape of the last.
+    pub fn sum(parts: &[Self]) -> Self {
+        let mut sum = Self::default();
+        for part in parts {
+            sum.kernel.clone_from(&part.kernel);
+            sum.add(part);
+        }
+        sum
+    }
+
+    /// Whether one launch does the same work, with as many blocks of the same size, as each of those added up here.
+    pub fn is_like(&self, one: &Self) -> bool {
+        let of_each = |sum: u64| sum / self.launches.max(1);
+        (of_each(self.blocks), of_each(self.tensor_multiply_adds)) == (one.blocks, one.tensor_multiply_adds)
+            && (self.block_threads, self.dynamic_shared) == (one.block_threads, one.dynamic_shared)
+    }
+
     /// Adds another set; names and shapes are taken over.
     pub fn add(&mut self, other: &Self) {
         self.launches += other.launches;

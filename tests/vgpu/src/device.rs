@@ -73,7 +73,8 @@ pub struct Device {
     pub memory: Memory,
     /// How launches run.
     pub settings: Settings,
-    counters: HashMap<String, Counters>,
+    /// By kernel, launches that are alike added up.
+    counters: HashMap<String, Vec<Counters>>,
     /// Kernels that ran, in the order of their first launch.
     ran: Vec<Arc<Program>>,
 }
@@ -287,18 +288,25 @@ impl Device {
 
     /// Adds up what a launch counted.
     pub fn count(&mut self, program: &Arc<Program>, counters: &Counters) {
-        match self.counters.get_mut(&counters.kernel) {
+        let Some(known) = self.counters.get_mut(&counters.kernel) else {
+            self.ran.push(program.clone());
+            self.counters.insert(counters.kernel.clone(), vec![counters.clone()]);
+            return;
+        };
+        match known.iter_mut().find(|sum| sum.is_like(counters)) {
             Some(sum) => sum.add(counters),
-            None => {
-                self.ran.push(program.clone());
-                self.counters.insert(counters.kernel.clone(), counters.clone());
-            }
+            None => known.push(counters.clone()),
         }
     }
 
     /// The counters of all kernels, in the order of their first launch.
     pub fn counters(&self) -> Vec<Counters> {
-        self.ran.iter().filter_map(|program| self.counters.get(&program.name)).cloned().collect()
+        self.counters_of_alike().map(Counters::sum).collect()
+    }
+
+    /// The counters of each kernel, in the same order, those of launches that are alike together.
+    pub fn counters_of_alike(&self) -> impl Iterator<Item = &[Counters]> {
+        self.ran.iter().filter_map(|program| self.counters.get(&program.name)).map(Vec::as_slice)
     }
 
     /// The kernels that ran, in the order of [`Device::counters`].

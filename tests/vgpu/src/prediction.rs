@@ -8,6 +8,8 @@ use crate::profile::{PROFILES, Profile};
 
 /// Warp instructions that a multiprocessor issues in a cycle.
 const ISSUES_PER_CYCLE: f64 = 4.0;
+/// Bytes that a multiprocessor takes from the level-2 cache in a cycle.
+const CACHE_BYTES_PER_CYCLE: f64 = 64.0;
 /// Passes over shared memory that a multiprocessor makes in a cycle.
 const WAVEFRONTS_PER_CYCLE: f64 = 1.0;
 
@@ -16,13 +18,13 @@ const WAVEFRONTS_PER_CYCLE: f64 = 1.0;
 pub struct Bound {
     /// The profile.
     pub profile: String,
-    /// The name of the bound.
+    /// The name of the bound that takes most of the time.
     pub limit: String,
-    /// Seconds of all launches counted, without launch overhead.
+    /// Seconds of all launches counted, each by its own bound, without launch overhead.
     pub seconds: f64,
     /// Blocks on a multiprocessor at once; 0 where the kernel does not fit.
     pub blocks_per_multiprocessor: u32,
-    /// Whole waves of blocks of one launch.
+    /// Whole waves of blocks, of all launches.
     pub waves: u64,
 }
 
@@ -44,21 +46,21 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Predicts from counters; `registers` where they are known.
-    pub fn of(counters: &Counters, registers: Option<u32>) -> Self {
+    /// Predicts from the counters of one kernel, those of launches that are alike together; `registers` where they are known.
+    pub fn of(alike: &[Counters], registers: Option<u32>) -> Self {
         let registers = registers.unwrap_or(64);
-        let moved = counters.loads.moved_bytes() + counters.stores.moved_bytes();
-        let floor = counters.loads.unique_bytes + counters.stores.unique_bytes;
-        let multiply_adds = counters.tensor_multiply_adds + counters.single_multiply_adds;
+        let whole = Counters::sum(alike);
+        let floor = floor_bytes(&whole);
+        let multiply_adds = whole.tensor_multiply_adds + whole.single_multiply_adds;
         let bounds = PROFILES
             .iter()
             .filter(|profile| matches!(profile.name, "sm_80" | "sm_90"))
-            .map(|profile| Bound::of(profile, counters, registers, floor))
+            .map(|profile| Bound::of(profile, alike, registers))
             .collect();
         Self {
-            kernel: counters.kernel.clone(),
+            kernel: whole.kernel.clone(),
             registers,
-            moved_bytes: moved,
+            moved_bytes: moved_bytes(&whole),
             floor_bytes: floor,
             multiply_adds_per_byte: multiply_adds as f64 / floor.max(1) as f64,
             bounds,
@@ -66,39 +68,65 @@ impl Prediction {
     }
 }
 
+fn moved_bytes(counters: &Counters) -> u64 {
+    counters.loads.moved_bytes() + counters.stores.moved_bytes()
+}
+
+fn floor_bytes(counters: &Counters) -> u64 {
+    counters.loads.unique_bytes + counters.stores.unique_bytes
+}
+
 impl Bound {
-    fn of(profile: &Profile, counters: &Counters, registers: u32, floor: u64) -> Self {
-        let shared = counters.dynamic_shared + counters.static_shared;
-        let fit = profile.occupancy(counters.block_threads, registers, shared);
-        let at_once = u64::from(fit.max(1)) * u64::from(profile.multiprocessors);
-        let blocks = counters.blocks.div_ceil(counters.launches.max(1)).max(1);
-        let waves = blocks.div_ceil(at_once);
-        // Work is done by whole waves: a last wave that is not full takes as long as a full one.
-        let fullness = blocks as f64 / (waves * at_once.min(blocks.max(1)).max(1)) as f64;
-        let spread =
-            (blocks.min(u64::from(profile.multiprocessors))) as f64 / f64::from(profile.multiprocessors);
-        let share = fullness.min(1.0) * spread;
-        let cycles = f64::from(profile.clock_khz) * 1e3 * f64::from(profile.multiprocessors) * share;
-        let passes = counters.shared_loads.wavefronts
-            + counters.shared_stores.wavefronts
-            + counters.matrix.wavefronts
-            + counters.async_stores.wavefronts;
-        let limits = [
-            ("memory", floor as f64 / profile.bandwidth),
-            ("tensor cores", counters.tensor_multiply_adds as f64 / (profile.tensor_rate * share)),
-            ("issue", counters.instructions() as f64 / (ISSUES_PER_CYCLE * cycles)),
-            ("shared memory", passes as f64 / (WAVEFRONTS_PER_CYCLE * cycles)),
-        ];
-        let (limit, seconds) =
-            limits.into_iter().fold(("nothing", 0.0), |most, one| if one.1 > most.1 { one } else { most });
-        Self {
+    fn of(profile: &Profile, alike: &[Counters], registers: u32) -> Self {
+        let mut bound = Self {
             profile: profile.name.to_string(),
-            limit: limit.to_string(),
-            seconds,
-            blocks_per_multiprocessor: fit,
-            waves,
+            limit: "nothing".to_string(),
+            seconds: 0.0,
+            blocks_per_multiprocessor: 0,
+            waves: 0,
+        };
+        let mut by_limit: Vec<(&str, f64)> = Vec::new();
+        for counters in alike {
+            let shared = counters.dynamic_shared + counters.static_shared;
+            let fit = profile.occupancy(counters.block_threads, registers, shared);
+            let at_once = u64::from(fit.max(1)) * u64::from(profile.multiprocessors);
+            let launches = counters.launches.max(1);
+            let blocks = counters.blocks.div_ceil(launches).max(1);
+            bound.blocks_per_multiprocessor = fit;
+            bound.waves += launches * blocks.div_ceil(at_once);
+            let (limit, seconds) = limits(profile, counters, blocks)
+                .into_iter()
+                .fold(("nothing", 0.0), |most, one| if one.1 > most.1 { one } else { most });
+            bound.seconds += seconds;
+            match by_limit.iter_mut().find(|(known, _)| *known == limit) {
+                Some((_, sum)) => *sum += seconds,
+                None => by_limit.push((limit, seconds)),
+            }
         }
+        if let Some((limit, _)) = by_limit.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+            bound.limit = (*limit).to_string();
+        }
+        bound
     }
+}
+
+/// The seconds that each resource of a device needs for launches of `blocks` blocks each.
+fn limits(profile: &Profile, counters: &Counters, blocks: u64) -> [(&'static str, f64); 5] {
+    let multiprocessors = u64::from(profile.multiprocessors);
+    // Blocks share what their multiprocessor has, so the fullest one decides: whole waves of a block each.
+    let share = blocks as f64 / (blocks.div_ceil(multiprocessors) * multiprocessors) as f64;
+    let cycles = f64::from(profile.clock_khz) * 1e3 * f64::from(profile.multiprocessors) * share;
+    let passes = counters.shared_loads.wavefronts
+        + counters.shared_stores.wavefronts
+        + counters.matrix.wavefronts
+        + counters.async_stores.wavefronts;
+    [
+        ("memory", floor_bytes(counters) as f64 / profile.bandwidth),
+        ("cache", moved_bytes(counters) as f64 / (CACHE_BYTES_PER_CYCLE * cycles)),
+        ("tensor cores", counters.tensor_multiply_adds as f64 / (profile.tensor_rate * share)),
+        ("issue", counters.instructions() as f64 / (ISSUES_PER_CYCLE * cycles)),
+        ("shared memory", passes as f64 / (WAVEFRONTS_PER_CYCLE * cycles)),
+    ]
 }
 
 /// The counters and predictions as a table for people.

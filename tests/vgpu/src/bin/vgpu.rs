@@ -11,6 +11,7 @@ const USAGE: &str = "\
 Runs a CUDA program on the virtual GPU and prints failed checks and counters at its end.
 
 usage: vgpu run [options] [--] PROGRAM [ARGUMENTS...]
+       vgpu profiles    prints what the predictions know of each device, as JSON
 
   --profile NAME       sm_80 (default), sm_89, sm_90 or sm_120
   --json FILE          write checks, counters and predictions to FILE
@@ -39,6 +40,10 @@ fn main() -> ExitCode {
         print!("{USAGE}");
         return ExitCode::SUCCESS;
     }
+    if arguments == ["profiles"] {
+        println!("{}", serde_json::json!(vgpu::profile::PROFILES));
+        return ExitCode::SUCCESS;
+    }
     match parse(arguments).and_then(run) {
         Ok(never) => match never {},
         Err(message) => {
@@ -51,7 +56,7 @@ fn main() -> ExitCode {
 fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
     let mut words = arguments.into_iter();
     if words.next().as_deref() != Some("run".as_ref()) {
-        return Err("the only command is `vgpu run PROGRAM`; see vgpu --help".to_string());
+        return Err("the commands are `vgpu run PROGRAM` and `vgpu profiles`; see vgpu --help".to_string());
     }
     let mut options = Options::default();
     while let Some(word) = words.next() {

@@ -91,11 +91,9 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
         known.map_or_else(|| registers_of(program), |compiled| compiled.registers)
     };
     let kernels = state.device.kernels().iter();
-    let predictions = counters
-        .iter()
-        .zip(kernels)
-        .map(|(counters, program)| Prediction::of(counters, Some(registers(program))))
-        .collect();
+    let alike = state.device.counters_of_alike();
+    let predictions =
+        alike.zip(kernels).map(|(alike, program)| Prediction::of(alike, Some(registers(program)))).collect();
     Summary {
         profile: state.device.profile.name.to_string(),
         ordinal: state.ordinal,

@@ -114,7 +114,13 @@ fn a_sample_is_scaled_to_all_blocks() {
     assert_eq!((sample.blocks, sample.blocks_run), (16, 4));
     assert_eq!(sample.tensor_multiply_adds, whole.tensor_multiply_adds);
     assert_eq!(sample.classes, whole.classes, "all blocks do the same here");
-    let prediction = Prediction::of(&whole, None);
+    let prediction = Prediction::of(std::slice::from_ref(&whole), None);
     assert_eq!(prediction.bounds.len(), 2);
+    // Each launch has its own bound: 16 blocks leave most multiprocessors idle, whatever others of the kernel do.
+    let full = Counters { blocks: 108 * 16, ..whole.clone() };
+    let both = Prediction::of(&[whole.clone(), full.clone()], None);
+    let of = |one: &Counters| Prediction::of(std::slice::from_ref(one), None).bounds[0].seconds;
+    assert!(of(&whole) > 1.5 * of(&full), "an A100 has 108 multiprocessors");
+    assert!((both.bounds[0].seconds - of(&whole) - of(&full)).abs() < 1e-15);
     assert!(table(&[whole], &[prediction]).contains("gemm"));
 }

@@ -1,0 +1,97 @@
+//! Self attention over the encoder's rows.
+
+use criterion::Criterion;
+use promptmix::backend::Heads;
+use promptmix::cuda::Sequences;
+use promptmix::cuda::attention::SelfAttention;
+
+use crate::gpu::{Cost, Floats, Gpu, Halves, lengths, numbers};
+
+const REACH: usize = 127;
+
+pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
+    let (kernels, lengths) = (gpu.kernels(), lengths(gpu));
+    let sequences = Sequences::new(kernels.stream(), &lengths).expect("sequences");
+    let heads = Heads { count: gpu.size(12, 2), width: 64 };
+    let (rows, total) = (sequences.rows(), heads.total());
+    let qkv = numbers(1, rows * 3 * total, 0.5);
+    let biases = numbers(2, heads.count * (2 * REACH + 1), 1.0);
+    let d_o = numbers(3, rows * total, 1.0);
+    let (qkv_device, bias, d_device) = (gpu.halves(&qkv), gpu.floats(&biases), gpu.halves(&d_o));
+    let bias = bias.as_view();
+    let attention = SelfAttention { sequences: &sequences, heads, causal: false, bias: Some((&bias, REACH)) };
+    let mut o = gpu.unwritten_halves(rows * total);
+    let mut sums = gpu.unwritten_floats(rows * heads.count);
+    let mut forward = |o: &mut Halves<'_>, sums: &mut Floats<'_>| {
+        attention.forward(kernels, &qkv_device.as_view(), o, sums).expect("a launch");
+    };
+    forward(&mut o.as_view_mut(), &mut sums.as_view_mut());
+
+    let starts: Vec<usize> =
+        lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+    let at = |row: usize, part: usize, column: usize| qkv[(row * 3 + part) * total + column];
+    // The keys of a row's sequence, and their weights.
+    let weights = |row: usize, head: usize| -> (usize, Vec<f64>) {
+        let sequence = starts.partition_point(|&start| start <= row) - 1;
+        let (first, n) = (starts[sequence], lengths[sequence]);
+        let scores = (first..first + n).map(|key| {
+            let columns = head * heads.width..(head + 1) * heads.width;
+            let product: f64 = columns.map(|column| at(row, 0, column) * at(key, 1, column)).sum();
+            let distance = (key as i64 - row as i64).clamp(-(REACH as i64), REACH as i64);
+            (product + biases[head * (2 * REACH + 1) + (distance + REACH as i64) as usize]).exp()
+        });
+        let scores: Vec<f64> = scores.collect();
+        let sum: f64 = scores.iter().sum();
+        (first, scores.iter().map(|score| score / sum).collect())
+    };
+    // Weights are rounded to bf16 before they meet the values, and so is the result.
+    gpu.check("attention", &o, (heads.width, 3.0), |i| {
+        let (row, column) = (i / total, i % total);
+        let (first, weights) = weights(row, column / heads.width);
+        weights.iter().enumerate().map(|(key, weight)| weight * at(first + key, 2, column)).sum()
+    });
+    let squares: usize = lengths.iter().map(|n| n * n).sum();
+    let cost = Cost { operations: 4 * squares * total, bytes: rows * (8 * total + 4 * heads.count) };
+    gpu.measure(criterion, "attention", "forward", cost, || {
+        forward(&mut o.as_view_mut(), &mut sums.as_view_mut());
+    });
+
+    let mut delta = gpu.unwritten_floats(rows * heads.count);
+    let mut d_qkv = gpu.unwritten_halves(rows * 3 * total);
+    let (o, sums) = (o.as_view(), sums.as_view());
+    let mut backward = |delta: &mut Floats<'_>, d_qkv: &mut Halves<'_>| {
+        let (qkv, d_o) = (&qkv_device.as_view(), &d_device.as_view());
+        attention.backward(kernels, qkv, &o, &sums, d_o, delta, d_qkv).expect("a launch");
+    };
+    backward(&mut delta.as_view_mut(), &mut d_qkv.as_view_mut());
+    // d_q of a row needs its own weights alone; d_k and d_v sum over all rows, d_v is checked.
+    gpu.check("attention backward", &d_qkv, (heads.width, 6.0), |i| {
+        let (row, part, column) = (i / (3 * total), i / total % 3, i % total);
+        let head = column / heads.width;
+        let columns = || head * heads.width..(head + 1) * heads.width;
+        let d_weight = |row: usize, key: usize| -> f64 {
+            columns().map(|column| d_o[row * total + column] * at(key, 2, column)).sum()
+        };
+        let d_scores = |row: usize| -> (usize, Vec<f64>) {
+            let (first, weights) = weights(row, head);
+            let d: Vec<f64> = (0..weights.len()).map(|key| d_weight(row, first + key)).collect();
+            let mean: f64 = weights.iter().zip(&d).map(|(weight, d)| weight * d).sum();
+            (first, weights.iter().zip(&d).map(|(weight, d)| weight * (d - mean)).collect())
+        };
+        if part == 0 {
+            let (first, d) = d_scores(row);
+            return d.iter().enumerate().map(|(key, d)| d * at(first + key, 1, column)).sum();
+        }
+        let (first, own) = weights(row, head);
+        (first..first + own.len())
+            .map(|query| match part {
+                1 => d_scores(query).1[row - first] * at(query, 0, column),
+                _ => weights(query, head).1[row - first] * d_o[query * total + column],
+            })
+            .sum()
+    });
+    let cost = Cost { operations: 10 * squares * total, bytes: rows * (16 * total + 8 * heads.count) };
+    gpu.measure(criterion, "attention", "backward", cost, || {
+        backward(&mut delta.as_view_mut(), &mut d_qkv.as_view_mut());
+    });
+}

@@ -1,0 +1,48 @@
+//! A decoding step behind some tokens.
+
+use criterion::Criterion;
+use promptmix::backend::Heads;
+use promptmix::cuda::decode::DecodeStep;
+
+use crate::gpu::{Cost, Gpu, Halves, numbers};
+
+const REACH: usize = 127;
+
+pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
+    let kernels = gpu.kernels();
+    let (examples, length) = (gpu.size(64, 2), gpu.size(64, 34));
+    let heads = Heads { count: gpu.size(12, 2), width: 64 };
+    let (total, position) = (heads.total(), length - 1);
+    let (qkv, cache) =
+        (numbers(1, examples * 3 * total, 0.5), numbers(2, examples * length * 2 * total, 0.5));
+    let biases = numbers(3, heads.count * (2 * REACH + 1), 1.0);
+    let (qkv_device, bias) = (gpu.halves(&qkv), gpu.floats(&biases));
+    let (mut cache_device, mut o) = (gpu.halves(&cache), gpu.unwritten_halves(examples * total));
+    let bias = bias.as_view();
+    let step = DecodeStep { examples, heads, length, position, bias: (&bias, REACH) };
+    let mut forward = |cache: &mut Halves<'_>, o: &mut Halves<'_>| {
+        step.forward(kernels, &qkv_device.as_view(), cache, o).expect("a launch");
+    };
+    forward(&mut cache_device.as_view_mut(), &mut o.as_view_mut());
+    gpu.check("decode", &o, (heads.width, 2.0), |i| {
+        let (example, column) = (i / total, i % total);
+        let head = column / heads.width;
+        let own = &qkv[example * 3 * total..][..3 * total];
+        let of = |key: usize, part: usize, column: usize| {
+            let earlier = (example * length + key) * 2 * total + part * total + column;
+            if key == position { own[(1 + part) * total + column] } else { cache[earlier] }
+        };
+        let weight = |key: usize| {
+            let columns = head * heads.width..(head + 1) * heads.width;
+            let product: f64 = columns.map(|column| own[column] * of(key, 0, column)).sum();
+            (product + biases[head * (2 * REACH + 1) + REACH - (position - key).min(REACH)]).exp()
+        };
+        let sum: f64 = (0..length).map(weight).sum();
+        (0..length).map(|key| weight(key) / sum * of(key, 1, column)).sum()
+    });
+    let cost =
+        Cost { operations: 4 * examples * length * total, bytes: 2 * examples * total * (2 * length + 4) };
+    gpu.measure(criterion, "decode", "step", cost, || {
+        forward(&mut cache_device.as_view_mut(), &mut o.as_view_mut());
+    });
+}

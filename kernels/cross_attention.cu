@@ -1,0 +1,672 @@
+// Cross attention absorbed into the encoder's rows, for short targets: no keys and no values of them exist.
+//
+//   q'_ih = W_k,h^T q_ih;  s_ihj = q'_ih · h_j;  p = softmax_j(s);  mixed_ih = sum_j p_ihj mask_ihj h_j;  o_ih = W_v,h mixed_ih
+//   d_mixed = W_v,h^T d_o;  ds_ihj = p_ihj·(d_mixed_ih · h_j·mask_ihj - delta_ih), delta_ih = d_o_ih · o_ih
+//   d_q' = sum_j ds_ihj h_j;  d_q = W_k,h d_q', inner = <d_q, q>;  d_h_j += sum_ih ds_ihj q'_ih + p_ihj mask_ihj d_mixed_ih
+//
+// Shapes: q, o, d_o, d_q [T, H·K]; q', mixed, d_mixed, d_q' [T, H, D]; h [R, D]; W_k, W_v [H·K, D]; all in the operand
+// format; d_h [R, D] f32. K up to 128, K and D multiples of 8. The pairs of an example, its t·H rows by its n keys, lie row
+// by row, rows as many pairs apart as n rounded up to eight; where an example begins follows from its first encoder row and
+// the most targets that an example may have (`Pairs`), so no table of them is made. Of the scores, in f32, are kept with
+// each tile's maximum and sum of exponentials; the weights of the products are bf16.
+//
+// Two products do all of it. `dot_products`: 64 rows by 64 rows along their columns, each of four warps 16 of the latter
+// (scores, d_mixed · h, and the heads' products that end in K columns). `mix_rows`: 64 rows of weights by rows of 128
+// columns, each warp 32 of them (mixed, d_q', d_h, and the heads' products that end in D columns). Of the 64 rows only
+// multiples of 16 that exist are computed: t·H is often 16.
+// Grids: widen (D / 128, T / 64, H) · scores and their backward (tiles of 64 encoder rows, rows / 64) · mix (D / 128,
+// rows / 64, examples) · backward (D / 128, tiles and then the blocks of d_q') · narrow (K / 64, T / 16 to 64, H). Counts come
+// from the descriptor; surplus blocks exit.
+// Bytes, forward: W_k and W_v once for every 64 targets, h once for the scores and once for mixed, for every 64 rows of an
+// example. Backward: the same, h read once more for d_q', d_h read and written once. No atomics: a block owns what it writes.
+// Backward keeps q', the scores and their tiles' sums.
+// f32: a block a row, sums in order of columns; for verification.
+// sm_80: 48 KiB of shared memory a block, three a multiprocessor; at most 128 registers a thread.
+#include "attention.cuh"
+#include "rows.cuh"
+
+using namespace promptmix;
+
+struct CrossArguments {
+    const int* batch;
+    const void* from;        // what widen and narrow read
+    const void* weight;      // W_k or W_v
+    void* to;                // what widen, mix and narrow write
+    const void* h;
+    const void* absorbed_q;  // q'
+    const void* d_mixed;
+    const void* o;
+    const void* d_o;
+    const void* q;           // of narrow: what inner products are with, or null
+    float* scores;           // f32: the probabilities
+    float2* sums;            // of each row and tile: maximum, and sum of exponentials above it
+    void* p;                 // p·mask
+    void* ds;
+    void* d_absorbed_q;      // d_q', or null
+    float* d_h;
+    float* inner;            // [T, H·ceil(K / 64)]
+    Mask mask;
+    int heads;
+    int width;               // K
+    int depth;               // D
+    int longest;             // the most targets of an example that there is room for
+    int tiles;               // the most tiles of encoder rows
+    int fragments;           // of narrow: 16 rows each, of a block
+};
+static_assert(sizeof(CrossArguments) == 176, "as backend/cuda/cross_attention.rs has it");
+
+constexpr int ROWS = 64;             // of a block, and keys of a tile
+static_assert(ROWS == ATTENTION_TILE, "tiles of keys are those of the descriptor's map");
+constexpr int SLICE = 128;           // columns of a block of mix_rows
+constexpr int STRIDE = ROWS + 8;     // of a tile of f32: eight apart in banks, so that four rows of pairs fall on all
+constexpr int STAGES = 3;            // of dot_products
+constexpr int LEFT_BYTES = ROWS * 64 * 2, RIGHT_BYTES = 64 * SLICE * 2;
+
+// Where an example's pairs lie.
+struct Pairs {
+    int rows, keys;          // t·H and n
+    int stride;              // pairs from row to row
+    int64_t row;             // of its first row among [T, H]
+    int64_t key;             // of its first encoder row
+    int64_t start;           // of its first pair
+    int64_t slot;            // of the sums of its first tile
+
+    __device__ Pairs(const CrossArguments& arguments, const Batch& batch, int example) {
+        const int target = batch.offset(DECODER, example);
+        const int most = arguments.longest * arguments.heads;
+        rows = (batch.offset(DECODER, example + 1) - target) * arguments.heads;
+        row = static_cast<int64_t>(target) * arguments.heads;
+        key = batch.offset(ENCODER, example);
+        keys = batch.offset(ENCODER, example + 1) - static_cast<int>(key);
+        stride = (keys + 7) / 8 * 8;
+        // No example reaches into the next: rounding n up takes at most eight more, a tile that is not full one more.
+        start = ((key + 7) / 8 * 8 + 8 * example) * most;
+        slot = (key / ROWS + example) * most;
+    }
+    // The sum of exponentials of a row, and the maximum it is above, from the sums of its tiles in order.
+    __device__ float2 sum_of(const CrossArguments& arguments, int of_row) const {
+        const int most = arguments.longest * arguments.heads, tiles = (keys + ROWS - 1) / ROWS;
+        float2 all = make_float2(-INFINITY, 0.0f);
+        for (int tile = 0; tile < tiles; ++tile) {
+            const float2 one = arguments.sums[slot + static_cast<int64_t>(tile) * most + of_row];
+            const float top = fmaxf(all.x, one.x);
+            all = make_float2(top, all.y * __expf(all.x - top) + one.y * __expf(one.x - top));
+        }
+        return all;
+    }
+    __device__ float log_sum_exp(const CrossArguments& arguments, int of_row) const {
+        const float2 all = sum_of(arguments, of_row);
+        return all.x + logf(all.y);
+    }
+};
+
+// Multiplies eight neighbouring pairs, from `key` on, of a row by their masks.
+__device__ __forceinline__ Columns<8> factors(const CrossArguments& arguments, const Batch& batch, int example, int row, int key) {
+    Columns<8> c = {{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}};
+    if (arguments.mask.step == nullptr) return c;
+    drop(c, MaskRow(arguments.mask, batch, example, row / arguments.heads, row % arguments.heads), key);
+    return c;
+}
+
+// Starts copying `rows` of at most 16·fragments rows and 64 columns, zeros behind what exists.
+template <int Width>
+__device__ __forceinline__ void copy_rows(uint32_t to, const bf16* from, int rows, int64_t stride, int width, int fragments) {
+    constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks;
+    const int first = threadIdx.x / Chunks, chunk = threadIdx.x % Chunks;
+#pragma unroll 4
+    for (int row = first; row < fragments * 16; row += AtOnce) {
+        const bool any = row < rows && chunk * 8 < width;
+        copy_async(to + swizzled<Width>(row, chunk), any ? from + row * stride + chunk * 8 : from, any);
+    }
+}
+
+// Rows along their columns: what `dot_products` multiplies.
+struct Operand {
+    const bf16* from;
+    int64_t stride;
+    int rows;
+};
+
+// left (16·fragments rows) times right (64 rows) along `depth` columns, into a tile of f32 with rows STRIDE apart.
+__device__ __forceinline__ float* dot_products(unsigned char* shared, const Operand& left, const Operand& right, int depth, int fragments) {
+    constexpr int StageBytes = 2 * LEFT_BYTES;
+    const uint32_t base = shared_address(shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, stages = (depth + 63) / 64;
+    const auto load = [&](uint32_t to, int stage) {
+        if (stage < stages) {
+            copy_rows<64>(to, left.from + stage * 64, left.rows, left.stride, depth - stage * 64, fragments);
+            copy_rows<64>(to + LEFT_BYTES, right.from + stage * 64, right.rows, right.stride, depth - stage * 64, 4);
+        }
+        commit_copies();
+    };
+    float sums[4][2][4] = {};
+    load(base, 0);
+    load(base + StageBytes, 1);
+    uint32_t full = base, empty = base + (STAGES - 1) * StageBytes;
+    for (int stage = 0; stage < stages; ++stage) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();
+        load(empty, stage + STAGES - 1);
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+            uint32_t b[4];
+            right_rows<64>(b, full + LEFT_BYTES, warp * 16, step);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (i < fragments) {
+                    uint32_t a[4];
+                    left_fragment<64>(a, full, i * 16, step);
+                    multiply_add(sums[i][0], a, b[0], b[1]);
+                    multiply_add(sums[i][1], a, b[2], b[3]);
+                }
+            }
+        }
+        full = full + StageBytes == base + STAGES * StageBytes ? base : full + StageBytes;
+        empty = empty + StageBytes == base + STAGES * StageBytes ? base : empty + StageBytes;
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    float* const tile = reinterpret_cast<float*>(shared);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i < fragments) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                float* const to = tile + (i * 16 + lane / 4) * STRIDE + warp * 16 + j * 8 + lane % 4 * 2;
+                *reinterpret_cast<float2*>(to) = make_float2(sums[i][j][0], sums[i][j][1]);
+                *reinterpret_cast<float2*>(to + 8 * STRIDE) = make_float2(sums[i][j][2], sums[i][j][3]);
+            }
+        }
+    }
+    __syncthreads();
+    return tile;
+}
+
+// Eight columns of a tile's row, by eight lanes a row.
+__device__ __forceinline__ Columns<8> load_chunk(const float* tile, int row, int chunk) {
+    return load_shared(tile + row * STRIDE + chunk * 8, chunk);
+}
+
+// The sum over the eight lanes that share a row.
+__device__ __forceinline__ float row_sum(float value) {
+#pragma unroll
+    for (int step = 4; step > 0; step >>= 1) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+
+__device__ __forceinline__ int fragments_of(int rows) { return (min(rows, ROWS) + 15) / 16; }
+
+// Scores of a tile of keys, their maximum and their sum of exponentials above it.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    if (static_cast<int>(blockIdx.x) >= batch.header(ENCODER_TILES)) return;
+    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x);
+    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x + 1);
+    const Pairs pairs(arguments, batch, example);
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    if (rows <= 0) return;
+    const Operand left{static_cast<const bf16*>(arguments.absorbed_q) + (pairs.row + first_row) * depth, depth, rows};
+    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + first_key) * depth, depth, pairs.keys - first_key};
+    const int fragments = fragments_of(rows);
+    const float* const tile = dot_products(shared, left, right, depth, fragments);
+    const int chunk = threadIdx.x % 8, key = first_key + chunk * 8;
+    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
+        Columns<8> c = load_chunk(tile, row, chunk);
+        float most = -INFINITY, sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            if (key + i >= pairs.keys) c.value[i] = -INFINITY;
+            most = fmaxf(most, c.value[i]);
+        }
+#pragma unroll
+        for (int step = 4; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += __expf(c.value[i] - most);
+        sum = row_sum(sum);
+        if (row >= rows) continue;
+        if (key < pairs.stride) {
+            store_columns(arguments.scores + pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key, c);
+        }
+        if (chunk == 0) {
+            const int most_rows = arguments.longest * arguments.heads;
+            arguments.sums[pairs.slot + static_cast<int64_t>(first_key / ROWS) * most_rows + first_row + row] = make_float2(most, sum);
+        }
+    }
+}
+
+// ds and p·mask of a tile of keys, from d_mixed · h.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_backward_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    float* const log_sum_exp = reinterpret_cast<float*>(shared + STAGES * 2 * LEFT_BYTES);
+    float* const delta = log_sum_exp + ROWS;
+    const Batch batch{arguments.batch};
+    if (static_cast<int>(blockIdx.x) >= batch.header(ENCODER_TILES)) return;
+    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x);
+    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x + 1);
+    const Pairs pairs(arguments, batch, example);
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    if (rows <= 0) return;
+    const int fragments = fragments_of(rows), chunk = threadIdx.x % 8;
+    if (static_cast<int>(threadIdx.x) < min(rows, ROWS)) {
+        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
+    }
+    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
+        float sum = 0.0f;
+        if (row < rows) {
+            const int64_t at = (pairs.row + first_row + row) * arguments.width;
+            for (int column = chunk * 8; column < arguments.width; column += 64) {
+                const Columns<8> a = load_columns<8>(static_cast<const bf16*>(arguments.o) + at + column);
+                const Columns<8> b = load_columns<8>(static_cast<const bf16*>(arguments.d_o) + at + column);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) sum = fmaf(a.value[i], b.value[i], sum);
+            }
+        }
+        sum = row_sum(sum);
+        if (chunk == 0) delta[row] = sum;
+    }
+    const Operand left{static_cast<const bf16*>(arguments.d_mixed) + (pairs.row + first_row) * depth, depth, rows};
+    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + first_key) * depth, depth, pairs.keys - first_key};
+    const float* const tile = dot_products(shared, left, right, depth, fragments);
+    const int key = first_key + chunk * 8;
+    if (key >= pairs.stride) return;
+    for (int row = threadIdx.x / 8; row < min(rows, ROWS); row += 16) {
+        const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
+        Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);
+        const Columns<8> factor = factors(arguments, batch, example, first_row + row, key);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float share = __expf(p.value[i] - log_sum_exp[row]);
+            ds.value[i] = share * (ds.value[i] * factor.value[i] - delta[row]);
+            p.value[i] = share * factor.value[i];
+        }
+        store_columns(static_cast<bf16*>(arguments.ds) + at, ds);
+        store_columns(static_cast<bf16*>(arguments.p) + at, p);
+    }
+}
+
+// to += a left tile of 64x64 times a right one of 64 rows and SLICE columns, of which a warp computes 32. The left tile's rows
+// are the product's, or, turned, its depth.
+template <bool Turned>
+__device__ __forceinline__ void mix_tile(float (&to)[4][4][4], uint32_t left, uint32_t right, int fragments) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        uint32_t b[2][4];
+        right_columns<SLICE>(b[0], right, warp * 4, step);
+        right_columns<SLICE>(b[1], right, warp * 4 + 2, step);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i < fragments) {
+                uint32_t a[4];
+                if (Turned) {
+                    load_matrices_transposed(a, left + swizzled<64>(step * 16 + lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2));
+                } else {
+                    left_fragment<64>(a, left, i * 16, step);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; ++j) multiply_add(to[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+            }
+        }
+    }
+}
+
+// Sums mix_tile over stages: `ahead` starts the copies of a stage's tiles, left before right, while the one before is
+// multiplied; `now` writes what of them is not copied.
+template <bool Turned, typename Ahead, typename Now>
+__device__ __forceinline__ void mix_rows(float (&sums)[4][4][4], unsigned char* shared, int stages, int fragments, const Ahead& ahead,
+                                         const Now& now) {
+    constexpr int StageBytes = LEFT_BYTES + RIGHT_BYTES;
+    const uint32_t base = shared_address(shared);
+    ahead(base, 0);
+    commit_copies();
+    for (int stage = 0; stage < stages; ++stage) {
+        const int at = (stage & 1) * StageBytes;
+        now(shared + at, stage);
+        wait_for_copies<0>();
+        __syncthreads();
+        if (stage + 1 < stages) ahead(base + (StageBytes - at), stage + 1);
+        commit_copies();
+        mix_tile<Turned>(sums, base + at, base + at + LEFT_BYTES, fragments);
+    }
+    __syncthreads();
+}
+
+// Rounds the product into shared memory and stores the rows and columns that exist.
+__device__ __forceinline__ void store_slice(const float (&sums)[4][4][4], unsigned char* shared, bf16* to, int64_t stride, int rows,
+                                            int width, int fragments) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, within = lane % 4 * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i < fragments) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int row = i * 16 + lane / 4;
+                *reinterpret_cast<uint32_t*>(shared + swizzled<SLICE>(row, warp * 4 + j) + within) = pack_bf16(sums[i][j][0], sums[i][j][1]);
+                *reinterpret_cast<uint32_t*>(shared + swizzled<SLICE>(row + 8, warp * 4 + j) + within) =
+                    pack_bf16(sums[i][j][2], sums[i][j][3]);
+            }
+        }
+    }
+    __syncthreads();
+    constexpr int Chunks = SLICE / 8;
+    const int chunk = threadIdx.x % Chunks;
+    if (chunk * 8 >= width) return;
+    for (int row = threadIdx.x / Chunks; row < min(rows, fragments * 16); row += 128 / Chunks) {
+        *reinterpret_cast<uint4*>(to + row * stride + chunk * 8) = *reinterpret_cast<const uint4*>(shared + swizzled<SLICE>(row, chunk));
+    }
+}
+
+// Each head's K columns times its K rows of the weight: D columns a head.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_widen_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    const int first_row = blockIdx.y * ROWS, rows = batch.rows(DECODER) - first_row;
+    if (rows <= 0) return;
+    const int head = blockIdx.z, first_column = blockIdx.x * SLICE, depth = arguments.depth, width = arguments.width;
+    const int64_t total = static_cast<int64_t>(arguments.heads) * width;
+    const bf16* const from = static_cast<const bf16*>(arguments.from) + first_row * total + head * width;
+    const bf16* const weight = static_cast<const bf16*>(arguments.weight) + static_cast<int64_t>(head) * width * depth + first_column;
+    const int fragments = fragments_of(rows);
+    float sums[4][4][4] = {};
+    mix_rows<false>(
+        sums, shared, (width + 63) / 64, fragments,
+        [&](uint32_t to, int stage) {
+            copy_rows<64>(to, from + stage * 64, rows, total, width - stage * 64, fragments);
+            const bf16* const rows_from = weight + static_cast<int64_t>(stage) * 64 * depth;
+            copy_rows<SLICE>(to + LEFT_BYTES, rows_from, width - stage * 64, depth, depth - first_column, 4);
+        },
+        [](unsigned char*, int) {});
+    const int64_t stride = static_cast<int64_t>(arguments.heads) * depth;
+    bf16* const to = static_cast<bf16*>(arguments.to) + first_row * stride + static_cast<int64_t>(head) * depth + first_column;
+    store_slice(sums, shared, to, stride, rows, depth - first_column, fragments);
+}
+
+// mixed: probabilities times the example's rows.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    float* const log_sum_exp = reinterpret_cast<float*>(shared + 2 * (LEFT_BYTES + RIGHT_BYTES));
+    const Batch batch{arguments.batch};
+    const int example = blockIdx.z;
+    const Pairs pairs(arguments, batch, example);
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    if (rows <= 0) return;
+    const int first_column = blockIdx.x * SLICE, fragments = fragments_of(rows);
+    if (static_cast<int>(threadIdx.x) < min(rows, ROWS)) {
+        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
+    }
+    __syncthreads();
+    const bf16* const h = static_cast<const bf16*>(arguments.h) + pairs.key * depth + first_column;
+    const float* const scores = arguments.scores + pairs.start + static_cast<int64_t>(first_row) * pairs.stride;
+    float sums[4][4][4] = {};
+    mix_rows<false>(
+        sums, shared, (pairs.keys + 63) / 64, fragments,
+        [&](uint32_t to, int stage) {
+            const bf16* const rows_from = h + static_cast<int64_t>(stage) * 64 * depth;
+            copy_rows<SLICE>(to + LEFT_BYTES, rows_from, pairs.keys - stage * 64, depth, depth - first_column, 4);
+        },
+        [&](unsigned char* to, int stage) {
+            const int chunk = threadIdx.x % 8, key = stage * 64 + chunk * 8;
+            for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
+                Columns<8> c = {};
+                if (row < rows && key < pairs.stride) {
+                    c = load_columns<8>(scores + static_cast<int64_t>(row) * pairs.stride + key);
+                    const Columns<8> factor = factors(arguments, batch, example, first_row + row, key);
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) c.value[i] = __expf(c.value[i] - log_sum_exp[row]) * factor.value[i];
+                }
+                store_columns(reinterpret_cast<bf16*>(to + swizzled<64>(row, chunk)), c);
+            }
+        });
+    bf16* const to = static_cast<bf16*>(arguments.to) + (pairs.row + first_row) * depth + first_column;
+    store_slice(sums, shared, to, depth, rows, depth - first_column, fragments);
+}
+
+// d_h of a tile of encoder rows; and in the blocks behind the tiles d_q' of 64 rows of an example.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_backward_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    const int first_column = blockIdx.x * SLICE, depth = arguments.depth;
+    const bf16* const ds = static_cast<const bf16*>(arguments.ds);
+    float sums[4][4][4] = {};
+    if (static_cast<int>(blockIdx.y) >= arguments.tiles) {
+        const int parts = (arguments.longest * arguments.heads + ROWS - 1) / ROWS, index = blockIdx.y - arguments.tiles;
+        const Pairs pairs(arguments, batch, index / parts);
+        const int first_row = index % parts * ROWS, rows = pairs.rows - first_row;
+        if (rows <= 0) return;
+        const int fragments = fragments_of(rows);
+        const bf16* const own = ds + pairs.start + static_cast<int64_t>(first_row) * pairs.stride;
+        const bf16* const h = static_cast<const bf16*>(arguments.h) + pairs.key * depth + first_column;
+        mix_rows<false>(
+            sums, shared, (pairs.keys + 63) / 64, fragments,
+            [&](uint32_t to, int stage) {
+                copy_rows<64>(to, own + stage * 64, rows, pairs.stride, pairs.stride - stage * 64, fragments);
+                const bf16* const rows_from = h + static_cast<int64_t>(stage) * 64 * depth;
+                copy_rows<SLICE>(to + LEFT_BYTES, rows_from, pairs.keys - stage * 64, depth, depth - first_column, 4);
+            },
+            [](unsigned char*, int) {});
+        bf16* const to = static_cast<bf16*>(arguments.d_absorbed_q) + (pairs.row + first_row) * depth + first_column;
+        store_slice(sums, shared, to, depth, rows, depth - first_column, fragments);
+        return;
+    }
+    if (static_cast<int>(blockIdx.y) >= batch.header(ENCODER_TILES)) return;
+    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y);
+    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y + 1);
+    const Pairs pairs(arguments, batch, example);
+    const int keys = pairs.keys - first_key, fragments = fragments_of(keys), parts = (pairs.rows + ROWS - 1) / ROWS;
+    // First all rows of ds with q', then those of p with d_mixed.
+    mix_rows<true>(
+        sums, shared, 2 * parts, fragments,
+        [&](uint32_t to, int stage) {
+            const bool first = stage < parts;
+            const int row = (first ? stage : stage - parts) * ROWS;
+            const bf16* const weights = first ? ds : static_cast<const bf16*>(arguments.p);
+            copy_rows<64>(to, weights + pairs.start + static_cast<int64_t>(row) * pairs.stride + first_key, pairs.rows - row, pairs.stride,
+                          pairs.stride - first_key, 4);
+            const bf16* const from = static_cast<const bf16*>(first ? arguments.absorbed_q : arguments.d_mixed);
+            copy_rows<SLICE>(to + LEFT_BYTES, from + (pairs.row + row) * depth + first_column, pairs.rows - row, depth,
+                             depth - first_column, 4);
+        },
+        [](unsigned char*, int) {});
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float* const d_h = arguments.d_h + (pairs.key + first_key) * depth + first_column;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i >= fragments) break;
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+            const int row = i * 16 + lane / 4 + e / 2 * 8;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int column = warp * 32 + j * 8 + lane % 4 * 2;
+                if (row < keys && column < depth - first_column) {
+                    float2* const at = reinterpret_cast<float2*>(d_h + static_cast<int64_t>(row) * depth + column);
+                    const float2 before = *at;
+                    *at = make_float2(before.x + sums[i][j][e], before.y + sums[i][j][e + 1]);
+                }
+            }
+        }
+    }
+}
+
+// Each head's D columns times its K rows of the weight read the other way: K columns a head, and their product with q's.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_narrow_bf16(CrossArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    const int first_row = blockIdx.y * arguments.fragments * 16, rows = batch.rows(DECODER) - first_row;
+    if (rows <= 0) return;
+    const int head = blockIdx.z, first_column = blockIdx.x * 64, depth = arguments.depth, width = arguments.width;
+    const int64_t stride = static_cast<int64_t>(arguments.heads) * depth, total = static_cast<int64_t>(arguments.heads) * width;
+    const bf16* const from = static_cast<const bf16*>(arguments.from) + first_row * stride + static_cast<int64_t>(head) * depth;
+    const bf16* const weight = static_cast<const bf16*>(arguments.weight) + (static_cast<int64_t>(head) * width + first_column) * depth;
+    const int fragments = min(arguments.fragments, fragments_of(rows));
+    const Operand left{from, stride, rows}, right{weight, depth, width - first_column};
+    const float* const tile = dot_products(shared, left, right, depth, fragments);
+    const int chunk = threadIdx.x % 8, column = first_column + chunk * 8;
+    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
+        const bool any = row < rows && column < width;
+        const int64_t at = (first_row + row) * total + head * width + column;
+        const Columns<8> c = load_chunk(tile, row, chunk);
+        if (any) store_columns(static_cast<bf16*>(arguments.to) + at, c);
+        if (arguments.q == nullptr) continue;
+        float sum = 0.0f;
+        if (any) {
+            const Columns<8> q = load_columns<8>(static_cast<const bf16*>(arguments.q) + at);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum = fmaf(c.value[i], q.value[i], sum);
+        }
+        sum = row_sum(sum);
+        if (chunk == 0 && row < rows) {
+            arguments.inner[(static_cast<int64_t>(first_row + row) * arguments.heads + head) * gridDim.x + blockIdx.x] = sum;
+        }
+    }
+}
+
+// f32. A block of 128 threads a row, or a head's row.
+
+__device__ __forceinline__ float dot_of_warp(const float* a, const float* b, int count) {
+    float sum = 0.0f;
+    for (int i = threadIdx.x % 32; i < count; i += 32) sum = fmaf(a[i], b[i], sum);
+    return warp_sum(sum);
+}
+
+// The sum of four warps' numbers, of which every lane of a warp has its warp's.
+__device__ __forceinline__ float sum_of_warps(float value) {
+    __shared__ float values[4];
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value;
+    __syncthreads();
+    return values[0] + values[1] + values[2] + values[3];
+}
+
+__device__ __forceinline__ float factor_of(const CrossArguments& arguments, const Batch& batch, int example, int row, int key) {
+    const MaskRow mask(arguments.mask, batch, example, row / arguments.heads, row % arguments.heads);
+    return mask.any ? mask.factor(mask.draw(key / 8), key % 8) : 1.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_widen_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int column = blockIdx.x * 128 + threadIdx.x, head = blockIdx.z, depth = arguments.depth, width = arguments.width;
+    const int64_t row = blockIdx.y;
+    if (row >= batch.rows(DECODER) || column >= depth) return;
+    const float* const from = static_cast<const float*>(arguments.from) + (row * arguments.heads + head) * width;
+    const float* const weight = static_cast<const float*>(arguments.weight) + static_cast<int64_t>(head) * width * depth + column;
+    float sum = 0.0f;
+    for (int k = 0; k < width; ++k) sum = fmaf(from[k], weight[static_cast<int64_t>(k) * depth], sum);
+    static_cast<float*>(arguments.to)[(row * arguments.heads + head) * depth + column] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_narrow_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int head = blockIdx.z, depth = arguments.depth, width = arguments.width, warp = threadIdx.x / 32;
+    const int64_t row = static_cast<int64_t>(blockIdx.y) * arguments.heads + head;
+    if (static_cast<int>(blockIdx.y) >= batch.rows(DECODER)) return;
+    const float* const from = static_cast<const float*>(arguments.from) + row * depth;
+    const float* const weight = static_cast<const float*>(arguments.weight) + static_cast<int64_t>(head) * width * depth;
+    float inner = 0.0f;
+    for (int k = warp; k < width; k += 4) {
+        const float value = dot_of_warp(from, weight + static_cast<int64_t>(k) * depth, depth);
+        if (threadIdx.x % 32 == 0) static_cast<float*>(arguments.to)[row * width + k] = value;
+        if (arguments.q != nullptr) inner = fmaf(value, static_cast<const float*>(arguments.q)[row * width + k], inner);
+    }
+    if (arguments.q == nullptr) return;
+    inner = sum_of_warps(inner);
+    if (threadIdx.x == 0) arguments.inner[row] = inner;
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_scores_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int target = blockIdx.x / arguments.heads, warp = threadIdx.x / 32, depth = arguments.depth;
+    if (target >= batch.rows(DECODER)) return;
+    const int example = batch.example_of_row(DECODER, target);
+    const Pairs pairs(arguments, batch, example);
+    const int row = static_cast<int>(blockIdx.x - pairs.row);
+    const float* const q = static_cast<const float*>(arguments.absorbed_q) + static_cast<int64_t>(blockIdx.x) * depth;
+    const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth;
+    float* const scores = arguments.scores + pairs.start + static_cast<int64_t>(row) * pairs.stride;
+    float* const p = static_cast<float*>(arguments.p) + pairs.start + static_cast<int64_t>(row) * pairs.stride;
+    for (int key = warp; key < pairs.keys; key += 4) {
+        const float score = dot_of_warp(q, h + static_cast<int64_t>(key) * depth, depth);
+        if (threadIdx.x % 32 == 0) scores[key] = score;
+    }
+    __syncthreads();
+    float most = -INFINITY;
+    for (int key = 0; key < pairs.keys; ++key) most = fmaxf(most, scores[key]);
+    float sum = 0.0f;
+    for (int key = threadIdx.x; key < pairs.keys; key += 128) sum += expf(scores[key] - most);
+    sum = sum_of_warps(warp_sum(sum));
+    for (int key = threadIdx.x; key < pairs.keys; key += 128) {
+        const float share = expf(scores[key] - most) / sum;
+        scores[key] = share;
+        p[key] = share * factor_of(arguments, batch, example, row, key);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_mix_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int target = blockIdx.y / arguments.heads, column = blockIdx.x * 128 + threadIdx.x, depth = arguments.depth;
+    if (target >= batch.rows(DECODER) || column >= depth) return;
+    const Pairs pairs(arguments, batch, batch.example_of_row(DECODER, target));
+    const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth + column;
+    const float* const p = static_cast<const float*>(arguments.p) + pairs.start + (blockIdx.y - pairs.row) * pairs.stride;
+    float sum = 0.0f;
+    for (int key = 0; key < pairs.keys; ++key) sum = fmaf(p[key], h[static_cast<int64_t>(key) * depth], sum);
+    static_cast<float*>(arguments.to)[static_cast<int64_t>(blockIdx.y) * depth + column] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int target = blockIdx.x / arguments.heads, warp = threadIdx.x / 32, depth = arguments.depth;
+    if (target >= batch.rows(DECODER)) return;
+    const int example = batch.example_of_row(DECODER, target);
+    const Pairs pairs(arguments, batch, example);
+    const int row = static_cast<int>(blockIdx.x - pairs.row);
+    const float* const d_mixed = static_cast<const float*>(arguments.d_mixed) + static_cast<int64_t>(blockIdx.x) * depth;
+    const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth;
+    const int64_t start = pairs.start + static_cast<int64_t>(row) * pairs.stride;
+    const float* const share = arguments.scores + start;
+    float* const ds = static_cast<float*>(arguments.ds) + start;
+    float* const p = static_cast<float*>(arguments.p) + start;
+    float delta = 0.0f;
+    for (int key = warp; key < pairs.keys; key += 4) {
+        const float factor = factor_of(arguments, batch, example, row, key);
+        const float d_p = dot_of_warp(d_mixed, h + static_cast<int64_t>(key) * depth, depth) * factor;
+        delta = fmaf(share[key], d_p, delta);
+        if (threadIdx.x % 32 == 0) {
+            ds[key] = d_p;
+            p[key] = share[key] * factor;
+        }
+    }
+    delta = sum_of_warps(delta);
+    for (int key = threadIdx.x; key < pairs.keys; key += 128) ds[key] = share[key] * (ds[key] - delta);
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_backward_f32(CrossArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int column = blockIdx.x * 128 + threadIdx.x, depth = arguments.depth;
+    if (column >= depth) return;
+    const float* const ds = static_cast<const float*>(arguments.ds);
+    float sum = 0.0f;
+    if (static_cast<int>(blockIdx.y) >= arguments.tiles) {
+        const int64_t row = blockIdx.y - arguments.tiles;
+        if (row / arguments.heads >= batch.rows(DECODER)) return;
+        const Pairs pairs(arguments, batch, batch.example_of_row(DECODER, static_cast<int>(row / arguments.heads)));
+        const float* const own = ds + pairs.start + (row - pairs.row) * pairs.stride;
+        const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth + column;
+        for (int key = 0; key < pairs.keys; ++key) sum = fmaf(own[key], h[static_cast<int64_t>(key) * depth], sum);
+        static_cast<float*>(arguments.d_absorbed_q)[row * depth + column] = sum;
+        return;
+    }
+    if (static_cast<int>(blockIdx.y) >= batch.rows(ENCODER)) return;
+    const Pairs pairs(arguments, batch, batch.example_of_row(ENCODER, blockIdx.y));
+    const float* const q = static_cast<const float*>(arguments.absorbed_q) + pairs.row * depth + column;
+    const float* const d_mixed = static_cast<const float*>(arguments.d_mixed) + pairs.row * depth + column;
+    const float* const p = static_cast<const float*>(arguments.p);
+    const int64_t first = pairs.start + static_cast<int64_t>(blockIdx.y) - pairs.key;
+    for (int row = 0; row < pairs.rows; ++row) {
+        const int64_t at = first + static_cast<int64_t>(row) * pairs.stride;
+        sum = fmaf(ds[at], q[static_cast<int64_t>(row) * depth], sum);
+        sum = fmaf(p[at], d_mixed[static_cast<int64_t>(row) * depth], sum);
+    }
+    arguments.d_h[static_cast<int64_t>(blockIdx.y) * depth + column] += sum;
+}

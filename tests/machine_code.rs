@@ -1,0 +1,136 @@
+//! What ptxas makes of the product's kernels for sm_80: the main loop of the large tile, instruction by instruction.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use promptmix::cuda::FATBINS;
+use vgpu::compiled::Tools;
+
+/// An instruction of a kernel: its place in bytes, its name with modifiers, and all of it.
+#[derive(Clone, Debug)]
+struct Instruction {
+    place: u64,
+    name: String,
+    text: String,
+}
+
+/// The PTX that a fatbin holds uncompressed.
+fn ptx(fatbin: &[u8]) -> String {
+    let start = fatbin.windows(9).position(|window| window == b".version ").expect("PTX, uncompressed");
+    let end =
+        fatbin[start..].iter().position(|&byte| byte == 0).map_or(fatbin.len(), |length| start + length);
+    String::from_utf8_lossy(&fatbin[start..end]).into_owned()
+}
+
+/// Runs a tool, whose helpers lie beside it, and gives what it printed.
+fn run(tool: &Path, arguments: &[&str]) -> String {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let beside = tool.parent().map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
+    let output = Command::new(tool)
+        .args(arguments)
+        .env("PATH", std::env::join_paths(beside).expect("a path"))
+        .output()
+        .expect("a tool that runs");
+    assert!(output.status.success(), "{}: {}", tool.display(), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The instructions of each kernel in what `cuobjdump -sass` prints.
+fn kernels(sass: &str) -> Vec<(String, Vec<Instruction>)> {
+    let mut kernels: Vec<(String, Vec<Instruction>)> = Vec::new();
+    for line in sass.lines().map(str::trim_start) {
+        if let Some(name) = line.strip_prefix("Function : ") {
+            kernels.push((name.trim().to_owned(), Vec::new()));
+        }
+        let Some((place, rest)) = line.strip_prefix("/*").and_then(|line| line.split_once("*/")) else {
+            continue;
+        };
+        let Some((text, _)) = rest.split_once(';') else { continue };
+        let words = || text.split_whitespace();
+        let name = words().find(|word| !word.starts_with('@')).unwrap_or_default().to_owned();
+        let place = u64::from_str_radix(place, 16).expect("a place");
+        kernels.last_mut().expect("a kernel").1.push(Instruction {
+            place,
+            name,
+            text: text.trim().to_owned(),
+        });
+    }
+    kernels
+}
+
+/// The loop with the most tensor-core instructions: from the target of a branch back to that branch.
+fn main_loop(kernel: &[Instruction]) -> &[Instruction] {
+    let loops = kernel.iter().enumerate().filter(|(_, one)| one.name.starts_with("BRA")).filter_map(
+        |(last, branch)| {
+            let target = branch.text.rsplit("0x").next()?;
+            let target =
+                u64::from_str_radix(target.trim_end_matches(|c: char| !c.is_ascii_hexdigit()), 16).ok()?;
+            (target < branch.place).then(|| {
+                let first = kernel.partition_point(|one| one.place < target);
+                &kernel[first..=last]
+            })
+        },
+    );
+    loops.max_by_key(|body| count(body, "HMMA")).expect("a loop")
+}
+
+fn count(body: &[Instruction], name: &str) -> usize {
+    body.iter().filter(|one| one.name.split('.').next() == Some(name)).count()
+}
+
+#[test]
+fn the_main_loop_of_large_products() {
+    let Some((_, fatbin)) = FATBINS.iter().find(|(file, _)| *file == "gemm") else {
+        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
+        eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
+        return;
+    };
+    let Some(tools) = Tools::find(env!("CARGO_MANIFEST_DIR").as_ref()) else {
+        eprintln!("skipped: ptxas and cuobjdump were not found; run scripts/install-cuda-compiler");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, binary) = (folder.path().join("gemm.ptx"), folder.path().join("gemm.cubin"));
+    std::fs::write(&source, ptx(fatbin)).expect("a file");
+    let text = |path: &Path| path.to_str().expect("a path").to_owned();
+    let names = ["gemm_forward_large", "gemm_backward_large"];
+    let (to, from) = (text(&binary), text(&source));
+    run(&tools.ptxas, &["-arch=sm_80", "-e", names[0], "-e", names[1], "-o", &to, &from]);
+    let kernels = kernels(&run(&tools.cuobjdump, &["-sass", &to]));
+    for name in names {
+        let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
+        let body = main_loop(all);
+        let (products, loads) = (count(body, "HMMA"), count(body, "LDSM"));
+        let share = products as f64 / body.len() as f64;
+        eprintln!(
+            "{name}: {} instructions in the main loop, {products} HMMA ({share:.3}), {loads} LDSM",
+            body.len()
+        );
+        assert!(share >= 0.45, "{name}: HMMA is {share:.3} of the main loop");
+        // A warp's tile of 64x64 in stretches of 32: 4 x 8 products of 16x8, twice for 16 in depth.
+        assert!(products > 0 && products % 64 == 0, "{name}: {products} HMMA are no warp tile of 64x64");
+        assert!(products >= 4 * loads, "{name}: a load feeds {products} / {loads} products");
+        let fours =
+            body.iter().filter(|one| one.name.starts_with("LDSM") && one.name.ends_with(".4")).count();
+        assert_eq!(fours, loads, "{name}: every load is of four matrices");
+        // Copies of so many later stretches may be under way when one is waited for: with it and the one that is worked
+        // on, the stages.
+        let waits = body.iter().filter(|one| one.name.starts_with("DEPBAR"));
+        let under_way = waits.filter_map(|one| {
+            let number = one.text.rsplit("0x").next()?;
+            number.trim_matches(|c: char| !c.is_ascii_hexdigit()).parse::<usize>().ok()
+        });
+        let under_way = under_way.max().expect("a wait for copies");
+        assert!(count(body, "LDGSTS") > 0 && under_way + 2 >= 3, "{name}: {} stages", under_way + 2);
+        for one in all {
+            let local = ["LDL", "STL"].contains(&one.name.split('.').next().unwrap_or_default());
+            assert!(!local, "{name}: local memory: {}", one.text);
+        }
+        // A division of integers goes through a reciprocal, or a call.
+        for one in body {
+            let divides = ["MUFU", "I2F", "F2I", "CALL", "IDIV"]
+                .contains(&one.name.split('.').next().unwrap_or_default());
+            assert!(!divides, "{name}: {}", one.text);
+        }
+    }
+}
