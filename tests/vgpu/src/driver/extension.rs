@@ -61,6 +61,9 @@ impl Calls {
 pub struct Summary {
     /// The profile.
     pub profile: String,
+    /// Which of the devices the process had contexts on.
+    #[serde(default)]
+    pub ordinal: i32,
     /// The seed of the order of blocks and warps.
     pub seed: u64,
     /// Whether checks were on.
@@ -95,6 +98,7 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
         .collect();
     Summary {
         profile: state.device.profile.name.to_string(),
+        ordinal: state.ordinal,
         seed: state.device.settings.seed,
         checks: state.device.settings.checks,
         reports: state.reports.iter().map(|(_, report)| report.clone()).collect(),
