@@ -206,6 +206,7 @@ fn a_run_on_several_tasks_leaves_a_prompt_a_task_and_answers_as_each() {
     let mut folder = RunFolder::create(&out, &config, &frozen.model_hash).expect("a folder");
     let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
     trainer.run(Some(&mut folder), &mut Silent).expect("four steps");
+    drop(folder);
     let best = trainer.best_prompts().expect("prompts");
     for (task, prompt) in ["sst2", "rte"].into_iter().zip(&best) {
         let saved = Prompt::load(&out.join(format!("prompts/{task}.safetensors"))).expect(task);

@@ -28,12 +28,17 @@ fn setting(steps: u64) -> tempfile::TempDir {
     folder
 }
 
-fn start(ranks: usize, arguments: &[&str]) -> Child {
+fn mpirun(ranks: usize) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn start(ranks: usize, arguments: &[&str]) -> Child {
+    let mut command = mpirun(ranks);
     command.arg(env!("CARGO_BIN_EXE_promptmix")).args(arguments).args(["--threads", "1"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    child.expect("mpirun of the MPI that the feature was built with")
+    command.spawn().expect("mpirun of the MPI that the feature was built with")
 }
 
 fn train(folder: &Path, ranks: usize, out: &str) -> PathBuf {
@@ -141,6 +146,66 @@ fn an_error_ends_all_ranks() {
     assert!(!end.status.success());
     let said = String::from_utf8_lossy(&end.stderr).into_owned();
     assert!(said.contains("error on rank 0") && said.contains("/proc/run"), "{said}");
+}
+
+/// Each rank computes on the GPU of its number, and the run's numbers are those of one GPU, as closely as bf16 has them.
+#[cfg(feature = "cuda")]
+#[test]
+fn each_rank_takes_a_gpu_of_its_own() {
+    if promptmix::cuda::FATBINS.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
+        eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
+        return;
+    }
+    let folder = setting(2);
+    let folder = folder.path();
+    let config = folder.join("run.toml").display().to_string();
+    let library = vgpu::find_library().expect("the virtual GPU's library");
+    let run = |ranks: usize, gpus: usize, out: &str| {
+        let mut command = mpirun(ranks);
+        for (name, value) in [("VGPU_DEVICES", gpus.to_string()), ("VGPU_THREADS", "1".to_string())] {
+            command.arg("-x").arg(format!("{name}={value}"));
+        }
+        // Every rank leaves what its GPU counted in a file of its own.
+        let script = format!(
+            "VGPU_JSON={}/{out}-$OMPI_COMM_WORLD_RANK.json LD_PRELOAD={} exec {} train --config {config} --out {} --device cuda",
+            folder.display(),
+            library.display(),
+            env!("CARGO_BIN_EXE_promptmix"),
+            folder.join(out).display()
+        );
+        command.args(["bash", "-c", &script]).output().expect("an end")
+    };
+    for ranks in [1, 2] {
+        let end = run(ranks, ranks, &format!("gpus{ranks}"));
+        assert!(end.status.success(), "{ranks} ranks: {}", String::from_utf8_lossy(&end.stderr));
+        for rank in 0..ranks {
+            let json =
+                fs::read(folder.join(format!("gpus{ranks}-{rank}.json"))).expect("what the GPU counted");
+            let json: Value = serde_json::from_slice(&json).expect("JSON");
+            assert_eq!(json["ordinal"].as_u64(), Some(rank as u64), "the GPU of rank {rank}");
+            assert!(
+                json["counters"].as_array().is_some_and(|kernels| kernels.len() > 5),
+                "rank {rank} computed"
+            );
+            assert_eq!(json["reports"].as_array().map(Vec::len), Some(0), "{}", json["reports"]);
+        }
+    }
+    let losses = |run: &str| -> Vec<f64> {
+        log(&folder.join(run)).iter().filter_map(|line| line["loss"].as_f64()).collect()
+    };
+    let (one, two) = (losses("gpus1"), losses("gpus2"));
+    assert_eq!((one.len(), two.len()), (2, 2));
+    for (one, two) in one.iter().zip(&two) {
+        // Sums over fewer rows may be cut up otherwise: a rounding of bf16 here and there.
+        let off = (one - two).abs() / one.abs();
+        assert!(off <= 2.0_f64.powi(-9), "losses {one} and {two}");
+    }
+
+    let end = run(2, 1, "short");
+    assert!(!end.status.success());
+    let said = String::from_utf8_lossy(&end.stderr).into_owned();
+    assert!(said.contains("error on rank 1") && said.contains("GPU"), "{said}");
 }
 
 /// The processes that `parent` started.

@@ -131,8 +131,10 @@ fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) 
     (files, lines.collect())
 }
 
-/// Kills a run with SIGKILL at `kills` random moments, each time goes on until it is done, and compares.
-fn resumes_bit_for_bit(kills: usize) {
+/// Kills a run with SIGKILL at a random moment, goes on until it is done, and compares; twenty times.
+#[test]
+fn twenty_kills_are_twenty_bit_equal_resumes() {
+    let kills = 20;
     let setting = Setting::new();
     let started = Instant::now();
     success(&words(&setting.train("unbroken", &[])));
@@ -169,14 +171,18 @@ fn resumes_bit_for_bit(kills: usize) {
 }
 
 #[test]
-fn a_killed_run_goes_on_bit_for_bit() {
-    resumes_bit_for_bit(3);
-}
-
-#[test]
-#[ignore = "half a minute; run by hand"]
-fn twenty_kills_are_twenty_bit_equal_resumes() {
-    resumes_bit_for_bit(20);
+fn a_folder_that_another_process_trains_in_is_left_alone() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "3"])));
+    let folder = PathBuf::from(setting.path("run"));
+    let before = files(&folder);
+    let held = fs::File::open(folder.join("run.json")).expect("run.json");
+    held.try_lock().expect("nobody has it");
+    let message = error(&words(&setting.resume("run")));
+    assert!(message.contains("nothing else writes to") && message.contains("run"), "{message}");
+    assert!(files(&folder) == before, "the run folder changed");
+    drop(held);
+    success(&words(&setting.resume("run")));
 }
 
 #[test]
@@ -271,6 +277,21 @@ fn a_damaged_checkpoint_is_refused_and_nothing_else_is_touched() {
     let input = setting.path("validation.jsonl");
     let message = error(&["predict", "--run", &setting.path("run"), "--input", &input]);
     assert!(message.contains("best.safetensors") && message.contains("damaged"), "{message}");
+}
+
+#[test]
+fn a_run_whose_training_rows_changed_is_not_gone_on_with() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "3"])));
+    let folder = PathBuf::from(setting.path("run"));
+    let (before, data) = (files(&folder), setting.path("train.jsonl"));
+    let rows = fs::read_to_string(&data).expect("rows");
+    fs::write(&data, rows.replacen("film 0", "play 0", 1)).expect("changed");
+    let message = error(&words(&setting.resume("run")));
+    assert!(message.contains("training rows") && message.contains("--initial-prompt"), "{message}");
+    assert!(files(&folder) == before, "the run folder changed");
+    fs::write(&data, rows).expect("put back");
+    success(&words(&setting.resume("run")));
 }
 
 #[test]

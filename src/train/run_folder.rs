@@ -10,7 +10,7 @@
 //! be killed between any two writes.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -111,6 +111,9 @@ pub struct Checkpoint {
     pub best_of_tasks: Vec<f64>,
     /// Validations since.
     pub without_improvement: u64,
+    /// SHA-256 over the token ids of the training examples.
+    #[serde(default)]
+    pub data_sha256: Option<String>,
 }
 
 /// An open run folder.
@@ -120,6 +123,8 @@ pub struct RunFolder {
     lines: File,
     text: File,
     events: Option<Events>,
+    /// `run.json`, locked while this process may write to the folder.
+    _lock: File,
 }
 
 impl RunFolder {
@@ -154,24 +159,21 @@ impl RunFolder {
     /// Opens an existing folder to go on with; half-written temporary files that a kill left are removed.
     ///
     /// # Errors
-    /// If the logs cannot be written.
+    /// If something else has it open, in this process or another, or the logs cannot be written.
     pub fn open(path: &Path) -> Result<Self> {
+        let lock = lock(path)?;
         for entry in std::fs::read_dir(path).map_err(|source| Error::file("read", path, source))?.flatten() {
             if is_temporary(&entry.file_name()) {
                 std::fs::remove_file(entry.path())
                     .map_err(|source| Error::file("remove", entry.path(), source))?;
             }
         }
-        let append = |name: &str| {
-            let path = path.join(name);
-            let file = OpenOptions::new().create(true).append(true).open(&path);
-            file.map_err(|source| Error::file("open", path, source))
-        };
         Ok(Self {
             path: path.to_owned(),
-            lines: append("log.jsonl")?,
-            text: append("log.txt")?,
+            lines: append(path, "log.jsonl")?,
+            text: append(path, "log.txt")?,
             events: None,
+            _lock: lock,
         })
     }
 
@@ -238,7 +240,7 @@ impl RunFolder {
             })
             .collect();
         files::replace(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))?;
-        *self = Self::open(&self.path)?;
+        self.lines = append(&self.path, "log.jsonl")?;
         self.note(&format!("resumed behind step {step}"))
     }
 
@@ -374,6 +376,30 @@ impl RunFolder {
     }
 }
 
+/// Opens one of the folder's logs to append to.
+fn append(folder: &Path, name: &str) -> Result<File> {
+    let path = folder.join(name);
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.map_err(|source| Error::file("open", path, source))
+}
+
+/// Locks the run in `folder` against all others, until the file is dropped or the process ends, however it ends.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("run.json");
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    let file = file.map_err(|source| Error::file("open", &path, source))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::setting(
+            "--out",
+            "a run that nothing else writes to",
+            format!("{}, which a promptmix is training in", folder.display()),
+            "wait for its end or end it; predict and evaluate may read the folder meanwhile",
+        )),
+        // A file system without locks leaves it to the user.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
 /// Whether `path` is a folder with more in it than what a kill leaves of a run that was about to begin.
 fn occupied(path: &Path) -> Result<bool> {
     match std::fs::read_dir(path) {
@@ -444,5 +470,10 @@ fn open<T: DeserializeOwned>(path: &Path) -> Result<(TensorFile, T)> {
 fn checksum<'a>(tensors: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     tensors.for_each(|bytes| hasher.update(bytes));
+    hexadecimal(hasher)
+}
+
+/// A finished hash as text.
+pub(super) fn hexadecimal(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

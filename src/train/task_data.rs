@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::Monitor;
 use crate::backend::Backend;
 use crate::config::RunConfig;
@@ -52,6 +54,18 @@ impl TaskData {
         monitor.note(&format!("training{of}: {}", training.counts()));
         monitor.note(&format!("validation{of}: {}", validation.counts()));
         Ok(Self { task, training, validation, longest_target })
+    }
+
+    /// Feeds a hash with the training examples, in order: what a run's numbers depend on.
+    pub(super) fn feed(&self, hasher: &mut Sha256) {
+        let mut side = |ids: Vec<u32>| {
+            hasher.update((ids.len() as u64).to_le_bytes());
+            ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+        };
+        for row in 0..self.training.len() {
+            side(self.training.source(row));
+            side(self.training.target(row));
+        }
     }
 }
 

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
+use sha2::{Digest, Sha256};
+
 use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
 use super::ranks::{Alone, Ranks};
-use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
+use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, hexadecimal};
 use super::schedule::factor;
 use super::setup::{initial_values, load_sources, mixture};
 use super::step::{self, RunPart, Shared, TakenPart};
@@ -75,6 +77,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
         let batch_size = config.batch_size * config.accumulate;
         let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
+        let mut hasher = Sha256::new();
+        tasks.iter().for_each(|data| data.feed(&mut hasher));
+        let checkpoint = Checkpoint { data_sha256: Some(hexadecimal(hasher)), ..Checkpoint::default() };
         let steps = config.steps(batches.steps_per_epoch());
         let warmup = config.warmup(steps);
         if steps <= warmup {
@@ -92,7 +97,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             batches,
             steps,
             warmup,
-            checkpoint: Checkpoint::default(),
+            checkpoint,
             best: values,
             best_examples: Vec::new(),
             recorder: B::Recorder::default(),
@@ -111,9 +116,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// before the first one.
     ///
     /// # Errors
-    /// If the checkpoint is malformed, damaged or of another state, or missing though the run has taken steps.
+    /// If the checkpoint is malformed, damaged, of another state or of other training rows, or missing though the run has
+    /// taken steps.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
         let Some(last) = RunFolder::load_last(folder, self.mixture.layout.len())? else { return Ok(()) };
+        if last.checkpoint.data_sha256.is_some() && last.checkpoint.data_sha256 != self.checkpoint.data_sha256
+        {
+            return Err(Error::setting(
+                "--resume",
+                "the training rows that the run began with",
+                "others: the data changed, or its tokenizer",
+                "put them back; or train anew on these, with --initial-prompt if the prompt is to go on",
+            ));
+        }
         let [values, first, second] = &last.state;
         self.frozen.backend.write_state(&mut self.state, [values, first, second], &[last.checkpoint.updates]);
         self.batches.seek(last.checkpoint.step);

@@ -95,7 +95,7 @@ impl Prepared {
 }
 
 /// Reads a positive number from the environment.
-fn number(name: &str) -> Option<u64> {
+pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.trim().parse().ok()
 }
 

@@ -33,6 +33,9 @@ pub struct Change {
 pub struct Summary {
     /// The profile.
     pub profile: String,
+    /// Which of the devices the process had contexts on.
+    #[serde(default)]
+    pub ordinal: i32,
     /// The seed of the order of blocks and warps.
     pub seed: u64,
     /// Whether checks were on.
@@ -67,6 +70,7 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
         .collect();
     Summary {
         profile: state.device.profile.name.to_string(),
+        ordinal: state.ordinal,
         seed: state.device.settings.seed,
         checks: state.device.settings.checks,
         reports: state.reports.iter().map(|(_, report)| report.clone()).collect(),

@@ -52,7 +52,14 @@ thread_local! {
 }
 
 fn device(ordinal: c_int) -> Result<(), u32> {
-    if ordinal == 0 { Ok(()) } else { Err(INVALID_DEVICE) }
+    if (0..state().devices).contains(&ordinal) { Ok(()) } else { Err(INVALID_DEVICE) }
+}
+
+/// A device's identity: the same for the same ordinal in every process.
+fn identity(ordinal: c_int) -> [u8; 16] {
+    let mut identity = *b"virtual-gpu-0000";
+    identity[12..].copy_from_slice(&ordinal.to_be_bytes());
+    identity
 }
 
 exported! {
@@ -71,10 +78,10 @@ exported! {
     }
     fn cuDeviceGet(to: *mut c_int, ordinal: c_int) {
         device(ordinal)?;
-        give(to, 0)
+        give(to, ordinal)
     }
     fn cuDeviceGetCount(to: *mut c_int) {
-        give(to, 1)
+        give(to, state().devices)
     }
     fn cuDeviceGetName(to: *mut c_char, room: c_int, ordinal: c_int) {
         device(ordinal)?;
@@ -93,11 +100,11 @@ exported! {
     }
     fn cuDeviceGetUuid(to: *mut [u8; 16], ordinal: c_int) {
         device(ordinal)?;
-        give(to, *b"virtual-gpu-0000")
+        give(to, identity(ordinal))
     }
     fn cuDeviceGetUuid_v2(to: *mut [u8; 16], ordinal: c_int) {
         device(ordinal)?;
-        give(to, *b"virtual-gpu-0000")
+        give(to, identity(ordinal))
     }
     fn cuDeviceTotalMem_v2(to: *mut usize, ordinal: c_int) {
         device(ordinal)?;
@@ -110,7 +117,9 @@ exported! {
     }
     fn cuDevicePrimaryCtxRetain(to: *mut usize, ordinal: c_int) {
         device(ordinal)?;
-        state().primary_references += 1;
+        let mut state = state();
+        state.open(ordinal)?;
+        state.primary_references += 1;
         give(to, PRIMARY)
     }
     fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) {
@@ -134,11 +143,13 @@ exported! {
     fn cuDevicePrimaryCtxGetState(ordinal: c_int, flags: *mut u32, active: *mut c_int) {
         device(ordinal)?;
         give(flags, 0)?;
-        give(active, c_int::from(state().primary_references > 0))
+        let state = state();
+        give(active, c_int::from(state.primary_references > 0 && state.ordinal == ordinal))
     }
     fn cuCtxCreate_v4(to: *mut usize, _parameters: *mut u8, _flags: u32, ordinal: c_int) {
         device(ordinal)?;
         let mut state = state();
+        state.open(ordinal)?;
         let context = state.handle();
         state.contexts.push(context);
         CURRENT.set(context);
@@ -168,7 +179,7 @@ exported! {
         if CURRENT.get() == 0 {
             return Err(INVALID_CONTEXT);
         }
-        give(to, 0)
+        give(to, state().ordinal)
     }
     fn cuCtxSynchronize() {
         let mut state = state();

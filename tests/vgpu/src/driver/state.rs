@@ -58,6 +58,10 @@ pub struct Function {
 pub struct State {
     pub device: Device,
     pub profile_problem: Option<String>,
+    /// How many devices there are; all are alike, and a process has contexts on one of them at a time.
+    pub devices: i32,
+    /// The one that contexts are on.
+    pub ordinal: i32,
     pub primary_references: u32,
     pub contexts: Vec<usize>,
     pub sticky: u32,
@@ -110,6 +114,8 @@ impl State {
         Self {
             device: Device::new(profile),
             profile_problem,
+            devices: crate::device::number("VGPU_DEVICES").map_or(1, |count| count.clamp(1, 64) as i32),
+            ordinal: 0,
             primary_references: 0,
             contexts: Vec::new(),
             sticky: 0,
@@ -133,6 +139,16 @@ impl State {
     pub fn handle(&mut self) -> usize {
         self.next += 16;
         self.next
+    }
+
+    /// Takes a device for a context; another one must have none.
+    pub fn open(&mut self, ordinal: i32) -> Result<(), u32> {
+        let free = self.primary_references == 0 && self.contexts.is_empty();
+        if !free && self.ordinal != ordinal {
+            return Err(DEVICE_UNAVAILABLE);
+        }
+        self.ordinal = ordinal;
+        Ok(())
     }
 
     /// Whether a stream handle is one: the null stream, the two special ones, or one that was created.
