@@ -21,7 +21,7 @@
 // example. Backward: the same, h read once more for d_q', d_h read and written once. No atomics: a block owns what it writes.
 // Backward keeps q', the scores and their tiles' sums.
 // f32: a block a row, sums in order of columns; for verification.
-// sm_80: 48 KiB of shared memory a block, three a multiprocessor; at most 128 registers a thread.
+// sm_80: 48.5 KiB of shared memory a block, three a multiprocessor; 96 to 122 registers a thread.
 #include "attention.cuh"
 #include "rows.cuh"
 
@@ -173,8 +173,8 @@ __device__ __forceinline__ float* dot_products(unsigned char* shared, const Oper
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 float* const to = tile + (i * 16 + lane / 4) * STRIDE + warp * 16 + j * 8 + lane % 4 * 2;
-                *reinterpret_cast<float2*>(to) = make_float2(sums[i][j][0], sums[i][j][1]);
-                *reinterpret_cast<float2*>(to + 8 * STRIDE) = make_float2(sums[i][j][2], sums[i][j][3]);
+                store_pair(to, sums[i][j][0], sums[i][j][1]);
+                store_pair(to + 8 * STRIDE, sums[i][j][2], sums[i][j][3]);
             }
         }
     }

@@ -19,8 +19,8 @@
 // k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
-// sm_80: the large tile has 207 registers a thread and 68 KiB of shared memory (two blocks a multiprocessor), the small one 92
-// and 32 KiB (five). HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop.
+// sm_80: the large tile has 207 registers a thread and 68 KiB of shared memory (two blocks a multiprocessor), the small one 128
+// and 32 KiB (four). HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop.
 #include "mma.cuh"
 #include "rows.cuh"
 
@@ -324,8 +324,8 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
 #pragma unroll
         for (int j = 0; j < Columns8; ++j) {
             float* const to = tile + (warp_row + i * 16 + lane / 4) * Stride + warp_column + j * 8 + lane % 4 * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(sums[i][j][0], sums[i][j][1]);
-            *reinterpret_cast<float2*>(to + 8 * Stride) = make_float2(sums[i][j][2], sums[i][j][3]);
+            store_pair(to, sums[i][j][0], sums[i][j][1]);
+            store_pair(to + 8 * Stride, sums[i][j][2], sums[i][j][3]);
         }
     }
     __syncthreads();

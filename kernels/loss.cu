@@ -18,8 +18,8 @@
 // Bytes: E V·D·2 once, and for T rows in G ranges 4·G·T·D written and read; G is what fills the GPU once. With logits it would be
 // E twice, and 14·T·V.
 // loss_rows: grid x rows, y D / 512. f32: a block a row and range; for verification.
-// sm_80: 256 threads at D = 1,024 hold 82 KiB of shared memory and up to 255 registers, one block a multiprocessor; D = 512
-// half of that, two blocks.
+// sm_80: 255 registers a thread. D = 1,024: 256 threads and 82 KiB of shared memory, one block a multiprocessor; D = 512: half
+// of both, two blocks.
 #include "attention.cuh"
 #include "rows.cuh"
 

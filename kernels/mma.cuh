@@ -32,6 +32,11 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two neighbouring f32 to shared memory in one store, which the compiler does not always make of a float2.
+__device__ __forceinline__ void store_pair(float* to, float low, float high) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(to)), "f"(low), "f"(high) : "memory");
+}
+
 // Copies 16 bytes to shared memory, or writes zeros there; the source must be a valid address either way.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool any) {
     const int bytes = any ? 16 : 0;
