@@ -85,7 +85,7 @@ fn an_arena_is_little_larger_than_what_is_in_use() {
         let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
         let before = cuda.peak_bytes();
         // Without a recorder every buffer is an allocation of its own.
-        let batch = case.batch.with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32);
+        let batch = case.batch.with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
         let dropout = DropoutStep::new(0.1, 0, &[1]);
         case.model.issue(cuda, &case.mixture, &mut state, &batch, dropout.as_ref());
         let used = cuda.peak_bytes() - before;
