@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 pub struct CrossKept(Way);
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one a layer, and moved once
 enum Way {
     Absorbed {
         /// q' \[T, H·D\].
