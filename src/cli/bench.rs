@@ -19,6 +19,8 @@ use crate::pretrained::T5Config;
 
 /// Flags of `promptmix bench`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  promptmix bench step --dims t5-small")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     what: What,

@@ -31,6 +31,8 @@ impl Arguments {
             ("cuda", cfg!(feature = "cuda")),
             ("hub", cfg!(feature = "hub")),
             ("parquet", cfg!(feature = "parquet")),
+            ("report", cfg!(feature = "report")),
+            ("mpi", cfg!(feature = "mpi")),
         ];
         let built: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         println!("features  {}", built.join(" "));

@@ -7,5 +7,7 @@ mod operands;
 
 mod attention;
 mod cross_attention;
+mod linear;
 mod loss;
 mod mix;
+mod norm;

@@ -61,6 +61,15 @@ pub fn mask_row(mask: Mask<'_>, head: usize, index: u32, row: usize, length: usi
     multipliers
 }
 
+/// The multipliers of all packed rows of `width`.
+pub fn masks(batch: &Batch, side: Side, mask: Mask<'_>, width: usize) -> Vec<f64> {
+    let of_example = |b: usize| {
+        (0..batch.range(side, b).len())
+            .flat_map(move |row| mask_row(mask, 0, batch.example_index(b), row, width))
+    };
+    (0..batch.examples()).flat_map(of_example).collect()
+}
+
 pub fn mask_of(dropout: &Option<DropoutStep>, site: Site) -> Mask<'_> {
     dropout.as_ref().map(|step| (step, site))
 }

@@ -84,7 +84,7 @@ pub(super) fn cross_attention<E: Element>(
                 let h = View::new(h.range(first..first + rows), rows, width, width);
                 for (start, weight) in [(0, cross.w_k), (total, cross.w_v)] {
                     let destination = ViewMut::new(&mut kv[start..], rows, total, 2 * total);
-                    cpu.multiply(destination, false, h, weight.transposed(), blocks);
+                    cpu.multiply(destination, false, h, weight.view().transposed(), blocks);
                 }
             });
         });
@@ -295,7 +295,7 @@ fn per_head<E: Element>(
     from.expect_shape(from.rows, heads * from_step, "from");
     to.expect_shape(from.rows, heads * to_step, "to");
     // By the rows alone: the GEMM crate sums small products in another order, so a cut by threads would show in the bytes.
-    let size = from.rows.div_ceil(8).clamp(16, 128);
+    let size = from.rows.div_ceil(8).clamp(32, 128);
     cpu.run(|| {
         to.data.par_chunks_mut(size * heads * to_step).enumerate().for_each(|(block, to)| {
             let rows = to.len() / (heads * to_step);

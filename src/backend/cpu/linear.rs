@@ -3,10 +3,12 @@
 //! Rows are cut into blocks; within one, the product and the loop that follows it run back to back on cached data. A
 //! row's result does not depend on the cut: each is summed in the same order whatever block it falls in.
 
+use std::sync::atomic::Ordering;
+
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::matrix::{View, ViewMut};
+use super::matrix::{self, View, ViewMut, transpose_into};
 use super::rows::{Blocks, RowMask, Rows};
 use super::vector::{add_scaled, dot, multiply, reciprocal_rms, scale, vectorised};
 use super::{Cpu, Weight};
@@ -35,8 +37,53 @@ pub(super) fn project<E: Element>(
                 scale_rows(&mut scaled, width, &r.values()[first..first + rows]);
             });
             let x = View::new(&scaled, rows, width, width);
-            cpu.multiply(ViewMut::new(z, rows, weight.out, weight.out), false, x, weight.forward(), blocks);
+            multiply_weight(cpu, x, weight, z, blocks);
         });
+    });
+}
+
+/// z = x W^T.
+///
+/// The GEMM crate packs a weight anew for every product unless its rows lie as in W^T. Where W^T is not kept, few rows read
+/// the weight: packing it would cost as much as the product, so z^T = W x^T is computed, and x and z, which are small, are
+/// transposed.
+fn multiply_weight<E: Element>(
+    cpu: &Cpu<E>,
+    x: View<'_, E>,
+    weight: &Weight<E>,
+    z: &mut [E],
+    blocks: Blocks,
+) {
+    /// Rows are rounded up to whole vectors, the widest of which holds sixteen numbers.
+    const VECTOR: usize = 16;
+    /// Outputs of a piece of the product.
+    const OUTPUTS: usize = 128;
+    let (out, input, rows) = (weight.out, weight.input, x.rows());
+    if let Some(transposed) = weight.transposed() {
+        return cpu.multiply(ViewMut::new(z, rows, out, out), false, x, transposed, blocks);
+    }
+    let padded = rows.next_multiple_of(VECTOR);
+    let mut x_transposed = cpu.pool.take(input * padded);
+    vectorised!(cpu, {
+        for x in x_transposed.chunks_exact_mut(padded) {
+            x[rows..].fill(E::zero());
+        }
+        transpose_into(x, &mut x_transposed, padded);
+    });
+    let x = View::new(&x_transposed, input, padded, padded);
+    let mut z_transposed = cpu.pool.take(out * padded);
+    z_transposed.par_chunks_mut(OUTPUTS * padded).enumerate().for_each(|(piece, z)| {
+        let outputs = z.len() / padded;
+        let weight = &weight.values()[piece * OUTPUTS * input..];
+        let weight = View::new(weight, outputs, input, input);
+        matrix::multiply(ViewMut::new(z, outputs, padded, padded), false, weight, x, 1);
+    });
+    // Not the rows that fill up a vector.
+    cpu.operations.fetch_add(2 * (rows * out * input) as u64, Ordering::Relaxed);
+    z.par_chunks_mut(VECTOR * out).enumerate().for_each(|(piece, z)| {
+        let rows = z.len() / out;
+        let z_transposed = View::new(&z_transposed[piece * VECTOR..], out, rows, padded);
+        vectorised!(cpu, transpose_into(z_transposed, z, out));
     });
 }
 
@@ -113,7 +160,7 @@ pub(super) fn add_project<E: Element>(
             let first = block * blocks.size;
             let rows = first..first + r_next.len();
             let y = View::new(y.range(rows.clone()), rows.len(), y.width, y.width);
-            cpu.multiply(ViewMut::new(x_next, rows.len(), width, width), false, y, weight.forward(), blocks);
+            multiply_weight(cpu, y, weight, x_next, blocks);
             finish_sublayer(cpu, mask.as_ref(), first, epsilon, x.range(rows), x_next, r_next);
         });
     });
@@ -200,8 +247,7 @@ pub(super) fn feed_forward<E: Element>(
             let rows = r_next.len();
             let mut z = cpu.pool.take(rows * pre_width);
             let x = x.range(first..first + rows);
-            let destination = ViewMut::new(&mut z, rows, pre_width, pre_width);
-            cpu.multiply(destination, false, View::new(x, rows, width, width), layer.w_in.forward(), blocks);
+            multiply_weight(cpu, View::new(x, rows, width, width), layer.w_in, &mut z, blocks);
             let r = &r.values()[first..first + rows];
             let mut multipliers = cpu.pool.take(if inner.is_some() { rows * hidden } else { 0 });
             vectorised!(cpu, {
@@ -223,7 +269,7 @@ pub(super) fn feed_forward<E: Element>(
             }
             // A gated row's product stands in the first half of its pre-activations.
             let h = View::new(&z, rows, hidden, pre_width);
-            cpu.multiply(ViewMut::new(x_next, rows, width, width), false, h, layer.w_out.forward(), blocks);
+            multiply_weight(cpu, h, layer.w_out, x_next, blocks);
             finish_sublayer(cpu, output.as_ref(), first, layer.epsilon, x, x_next, r_next);
         });
     });

@@ -10,12 +10,14 @@ use super::element::Element;
 use super::matrix::{View, ViewMut};
 use super::pool::Buffer;
 use super::rows::Rows;
-use super::vector::{add_scaled, dot, exponentials, maximum, vectorised};
+use super::vector::{add_scaled, dot, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::{Batch, Head, Loss, Objective};
 
 /// Vocabulary rows of a chunk. Fixed, so that sums run in the same order for any thread count.
 const CHUNK: usize = 1024;
+/// Words of a chunk whose terms are added up before they join the chunk's sum: a short sum rounds less than a long one.
+const WORDS: usize = 64;
 /// Label rows that share one pass over the vocabulary: bounds the chunks' partial sums.
 const ROWS: usize = 256;
 
@@ -106,32 +108,59 @@ fn partial<E: Element>(
     let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(head.out);
     let n = vocabulary.len();
     let embedding = View::new(&head.values()[vocabulary.start * width..], n, width, width);
-    let mut logits = cpu.pool.take(rows * n);
+    // Transposed, \[words, rows\]: the head's rows then lie as the GEMM crate reads them, and need no packing.
+    let mut logits = cpu.pool.take(n * rows);
     let hidden = View::new(hidden, rows, width, width);
-    cpu.multiply_alone(ViewMut::new(&mut logits, rows, n, n), false, hidden, embedding.transposed());
+    cpu.multiply_alone(ViewMut::new(&mut logits, n, rows, rows), false, embedding, hidden.transposed());
+    let label_logit = |(row, &label): (usize, &u32)| {
+        let label = (label as usize).checked_sub(vocabulary.start).filter(|&label| label < n);
+        label.map(|label| logits[label * rows + row])
+    };
     let mut partial = Partial {
-        most: Vec::with_capacity(rows),
-        sum: Vec::with_capacity(rows),
-        label: Vec::with_capacity(rows),
-        greedy: Vec::with_capacity(rows),
+        most: vec![E::neg_infinity(); rows],
+        sum: vec![E::zero(); rows],
+        label: labels.iter().enumerate().map(label_logit).collect(),
+        greedy: vec![vocabulary.start as u32; rows],
         weighted: cpu.pool.take(if with_gradient { rows * width } else { 0 }),
     };
     vectorised!(cpu, {
-        for (row, &label) in logits.chunks_exact_mut(n).zip(labels) {
-            let label = (label as usize).checked_sub(vocabulary.start).filter(|&label| label < n);
-            partial.label.push(label.map(|label| row[label]));
-            let most = maximum(row);
-            let position = row.iter().position(|&logit| logit == most).unwrap_or(0);
-            partial.greedy.push((vocabulary.start + position) as u32);
-            partial.most.push(most);
-            partial.sum.push(exponentials(row, most));
+        for (word, logits) in (vocabulary.start as u32..).zip(logits.chunks_exact(rows)) {
+            raise(&mut partial.most, &mut partial.greedy, word, logits);
+        }
+        let mut sums = cpu.pool.take(rows);
+        for words in logits.chunks_mut(WORDS * rows) {
+            sums.fill(E::zero());
+            for logits in words.chunks_exact_mut(rows) {
+                exponentials_into(&mut sums, logits, &partial.most);
+            }
+            add_scaled(&mut partial.sum, E::one(), &sums);
         }
     });
     if with_gradient {
         let destination = ViewMut::new(&mut partial.weighted, rows, width, width);
-        cpu.multiply_alone(destination, false, View::new(&logits, rows, n, n), embedding);
+        cpu.multiply_alone(destination, false, View::new(&logits, n, rows, rows).transposed(), embedding);
     }
     partial
+}
+
+/// Where a row's logit for `word` is above its largest so far, it is the largest and the word the greedy one: ties stay
+/// with the lowest word, and a NaN is passed over.
+#[inline(always)]
+fn raise<E: Element>(most: &mut [E], greedy: &mut [u32], word: u32, logits: &[E]) {
+    for ((most, greedy), &logit) in most.iter_mut().zip(greedy).zip(logits) {
+        let above = logit > *most;
+        *most = if above { logit } else { *most };
+        *greedy = if above { word } else { *greedy };
+    }
+}
+
+/// logits = e^(logits - most), row by row; adds them to `sums`.
+#[inline(always)]
+fn exponentials_into<E: Element>(sums: &mut [E], logits: &mut [E], most: &[E]) {
+    for ((sum, logit), &most) in sums.iter_mut().zip(logits).zip(most) {
+        *logit = (*logit - most).exponential();
+        *sum = *sum + *logit;
+    }
 }
 
 /// All logits, for verification.
@@ -140,6 +169,6 @@ pub(super) fn logits<E: Element>(cpu: &Cpu<E>, hidden: &Rows<E>, head: &Weight<E
     let blocks = super::rows::Blocks { size: hidden.rows, inner_threads: cpu.threads() };
     let destination = ViewMut::new(&mut logits.data, hidden.rows, head.out, head.out);
     let hidden = View::new(hidden.values(), hidden.rows, head.input, head.input);
-    cpu.run(|| cpu.multiply(destination, false, hidden, head.transposed(), blocks));
+    cpu.run(|| cpu.multiply(destination, false, hidden, head.view().transposed(), blocks));
     logits
 }

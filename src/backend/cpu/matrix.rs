@@ -19,6 +19,11 @@ impl<'a, E> View<'a, E> {
         Self { data, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The transpose, without moving a number.
     pub fn transposed(self) -> Self {
         Self {
@@ -57,21 +62,52 @@ fn in_bounds(length: usize, rows: usize, columns: usize, stride: usize) -> bool 
     rows == 0 || columns == 0 || (stride >= columns && (rows - 1) * stride + columns <= length)
 }
 
-/// The transpose of a row-major `rows` × `columns` matrix, written tile by tile so that both sides stay cached.
+/// The transpose of a row-major `rows` × `columns` matrix.
 pub fn transpose<E: Element>(values: &[E], rows: usize, columns: usize) -> Vec<E> {
-    const TILE: usize = 32;
     let mut transposed = vec![E::zero(); values.len()];
-    for first_row in (0..rows).step_by(TILE) {
-        for first_column in (0..columns).step_by(TILE) {
-            for row in first_row..(first_row + TILE).min(rows) {
-                for column in first_column..(first_column + TILE).min(columns) {
-                    transposed[column * rows + row] = values[row * columns + column];
+    transpose_into(View::new(values, rows, columns, columns), &mut transposed, rows);
+    transposed
+}
+
+/// Writes the transpose of a row-major `source` to `destination`, whose rows lie `stride` apart, tile by tile so that
+/// both sides stay cached; what lies between its rows is left alone.
+#[inline(always)]
+pub fn transpose_into<E: Element>(source: View<'_, E>, destination: &mut [E], stride: usize) {
+    const TILE: usize = 16;
+    assert!(source.column_stride == 1, "a row-major source");
+    assert!(in_bounds(destination.len(), source.columns, source.rows, stride), "transpose out of bounds");
+    let at = |row: usize, column: usize| &source.data[row * source.row_stride + column..];
+    for first_row in (0..source.rows).step_by(TILE) {
+        let height = TILE.min(source.rows - first_row);
+        for first_column in (0..source.columns).step_by(TILE) {
+            let width = TILE.min(source.columns - first_column);
+            let mut tile = [[E::zero(); TILE]; TILE];
+            if (height, width) == (TILE, TILE) {
+                // Of fixed size, so that it is moved in vectors.
+                for (row, tile) in tile.iter_mut().enumerate() {
+                    tile.copy_from_slice(&at(first_row + row, first_column)[..TILE]);
+                }
+                for column in 0..TILE {
+                    let out = &mut destination[(first_column + column) * stride + first_row..][..TILE];
+                    for row in 0..TILE {
+                        out[row] = tile[row][column];
+                    }
+                }
+            } else {
+                for row in 0..height {
+                    for column in 0..width {
+                        destination[(first_column + column) * stride + first_row + row] =
+                            at(first_row + row, first_column)[column];
+                    }
                 }
             }
         }
     }
-    transposed
 }
+
+/// Terms that the GEMM crate sums at a time. It cuts a longer sum by the product's size; cut here, a sum's order does not
+/// depend on how many rows or columns there are.
+const DEPTH: usize = 512;
 
 /// destination = lhs·rhs, or += when `accumulate`, on `threads` threads of the current pool. Returns the operations, a
 /// multiply-add being two.
@@ -89,30 +125,34 @@ pub fn multiply<E: Element>(
         return 0;
     }
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    // SAFETY: each view's constructor checked that its last element lies in its slice, the destination is borrowed
-    // uniquely and so cannot overlap the operands, and the shapes agree by the assertions above.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            destination.data.as_mut_ptr(),
-            1,
-            destination.stride as isize,
-            accumulate,
-            lhs.data.as_ptr(),
-            lhs.column_stride as isize,
-            lhs.row_stride as isize,
-            rhs.data.as_ptr(),
-            rhs.column_stride as isize,
-            rhs.row_stride as isize,
-            E::one(),
-            E::one(),
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    for start in (0..k.max(1)).step_by(DEPTH) {
+        let accumulate = accumulate || start > 0;
+        // SAFETY: each view's constructor checked that its last element lies in its slice, `start` is below the inner length
+        // if there is one, the destination is borrowed uniquely and so cannot overlap the operands, and the shapes agree by
+        // the assertions above.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                DEPTH.min(k - start),
+                destination.data.as_mut_ptr(),
+                1,
+                destination.stride as isize,
+                accumulate,
+                lhs.data.as_ptr().add(start * lhs.column_stride),
+                lhs.column_stride as isize,
+                lhs.row_stride as isize,
+                rhs.data.as_ptr().add(start * rhs.row_stride),
+                rhs.column_stride as isize,
+                rhs.row_stride as isize,
+                E::one(),
+                E::one(),
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
     2 * m as u64 * n as u64 * k as u64
 }

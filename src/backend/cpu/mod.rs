@@ -43,8 +43,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Weight<E> {
     values: Vec<E>,
-    /// W^T, where many rows are read: the GEMM crate packs a weight anew for every product unless the rows that it
-    /// multiplies lie along memory, and packing would cost a forward pass about 5 %.
+    /// W^T, where many rows are read.
     transposed: Option<Vec<E>>,
     out: usize,
     input: usize,
@@ -64,16 +63,9 @@ impl<E: Element> Weight<E> {
         View::new(&self.values, self.out, self.input, self.input)
     }
 
-    fn transposed(&self) -> View<'_, E> {
-        self.view().transposed()
-    }
-
-    /// W^T for a forward product.
-    fn forward(&self) -> View<'_, E> {
-        match &self.transposed {
-            Some(transposed) => View::new(transposed, self.input, self.out, self.out),
-            None => self.transposed(),
-        }
+    /// W^T, where it is kept.
+    fn transposed(&self) -> Option<View<'_, E>> {
+        self.transposed.as_ref().map(|values| View::new(values, self.input, self.out, self.out))
     }
 }
 
@@ -127,7 +119,13 @@ impl<E: Element> Cpu<E> {
 
     /// The vector instructions that its loops were compiled for.
     pub fn instruction_set(&self) -> String {
-        format!("{:?}", self.arch)
+        // Its `Debug` goes on with every extension that was found.
+        let name = format!("{:?}", self.arch);
+        match name.split('(').next().unwrap_or_default() {
+            "V4" => "AVX-512".into(),
+            "V3" => "AVX2".into(),
+            other => other.into(),
+        }
     }
 
     /// Gives buffers that no step holds back to the system.

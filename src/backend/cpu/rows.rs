@@ -57,12 +57,13 @@ pub(super) struct Blocks {
     pub inner_threads: usize,
 }
 
-/// Rows of a block at most: its widest operand stays in the last-level cache, and the weight's packing, paid once a
-/// block, stays a few per cent of its product.
-const LARGEST_BLOCK: usize = 1024;
+/// Rows of a block at most: the weight's packing, paid once a block, stays a few per cent of its product, and there are
+/// enough blocks that a thread which lags leaves some to the others.
+const LARGEST_BLOCK: usize = 512;
 /// Up to this many rows the weight's packing would dominate a block of its own: one block, all threads inside it.
 const SMALL: usize = 192;
-/// Up to 64 rows by 64 columns the GEMM crate sums in another order, so a block of fewer would show how rows were cut.
+/// The GEMM crate sums the product of a single row in another order, so a block of one would show how rows were cut; of a
+/// few more, packing would cost as much as the product.
 const SMALLEST_BLOCK: usize = 65;
 
 impl Blocks {

@@ -1,0 +1,53 @@
+//! The head and its cross entropy, with and without a gradient.
+
+use criterion::Criterion;
+use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
+use promptmix::backend::{Backend, Batch, Loss, Readers};
+use promptmix::model::label_weights;
+
+use crate::operands::{Op, VOCABULARY, WIDTH, activation, batch, bench, weight};
+
+struct Head {
+    with_gradient: bool,
+}
+
+struct Operands<E: Element> {
+    batch: Batch,
+    head: Weight<E>,
+    hidden: Rows<E>,
+    d_hidden: Rows<E>,
+    loss: Option<Loss>,
+}
+
+impl Op for Head {
+    type Operands<E: Element> = Operands<E>;
+
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+        let batch = batch();
+        let count = batch.labels().len();
+        Operands {
+            batch: batch.weighted(label_weights(&batch, &[count])),
+            head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup),
+            hidden: activation(cpu, 2, count, WIDTH),
+            d_hidden: cpu.zeros(count, WIDTH),
+            loss: None,
+        }
+    }
+
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
+        let d_hidden = self.with_gradient.then_some(&mut o.d_hidden);
+        o.loss = Some(cpu.loss(&o.batch, &o.hidden, &o.head, d_hidden));
+    }
+
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
+        if self.with_gradient {
+            return cpu.read(&o.d_hidden);
+        }
+        o.loss.as_ref().expect("run before").negative_log_likelihood.clone()
+    }
+}
+
+pub fn benches(criterion: &mut Criterion) {
+    bench(criterion, "loss", "loss", &Head { with_gradient: false });
+    bench(criterion, "loss", "loss and gradient", &Head { with_gradient: true });
+}

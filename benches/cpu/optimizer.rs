@@ -1,0 +1,39 @@
+//! AdamW over one run's trained state.
+
+use criterion::Criterion;
+use promptmix::backend::cpu::{Cpu, Element, State};
+use promptmix::backend::{Backend, OptimizerStep};
+
+use crate::mix::{layout, state};
+use crate::operands::{Op, bench, numbers};
+
+struct Update;
+
+impl Op for Update {
+    type Operands<E: Element> = State<E>;
+
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> State<E> {
+        let mut state = state(cpu);
+        let gradient: Vec<f64> = numbers(2, layout().len(), 1e-3).into_iter().map(f64::from).collect();
+        cpu.write_gradient(&mut state, &gradient);
+        cpu.schedule(&mut state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        state
+    }
+
+    fn run<E: Element>(&self, cpu: &Cpu<E>, state: &mut State<E>) {
+        cpu.optimizer_step(state);
+    }
+
+    fn results<E: Element>(&self, cpu: &Cpu<E>, state: &State<E>) -> Vec<f64> {
+        cpu.read_state(state)[0].clone()
+    }
+
+    /// The gradient twice, parameters and moments read and written.
+    fn bytes(&self) -> u64 {
+        (4 * 8 * layout().len()) as u64
+    }
+}
+
+pub fn benches(criterion: &mut Criterion) {
+    bench(criterion, "optimizer", "optimizer_step", &Update);
+}
