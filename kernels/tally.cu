@@ -1,8 +1,8 @@
 // What a pass adds up of each run, so that the host need not read it back: its loss and the entropy of its attention.
 //
-//   loss += sum over the run's label rows of w·negative_log_likelihood;  entropy -= sum over its attention rows of a·ln a
+//   loss += sum over the run's label rows of w·objective;  entropy -= sum over its attention rows of a·ln a
 //
-// Shapes: negative_log_likelihood [T] f32; attention [B, per_example] f32, per_example a row of S + 1, or M of them, or 0
+// Shapes: objective [T] f32; attention [B, per_example] f32, per_example a row of S + 1, or M of them, or 0
 // without a scorer; w from the descriptor; tallies [runs], two f64 each. A weight of 0 adds 0.
 // Grid: a block of 256 threads a run. Each thread adds up every 256th element in order, in f64, and the block adds up the
 // threads in a fixed tree, so that the bits do not depend on the order in which anything runs.
@@ -18,7 +18,7 @@ struct Tally {
 
 struct TallyArguments {
     const int* batch;
-    const float* negative_log_likelihood;
+    const float* objective;
     const float* attention;
     Tally* tallies;
     int per_example;
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tally(TallyArguments argum
     for (int row = threadIdx.x; row < batch.rows(DECODER); row += THREADS) {
         if (batch.example_field(EXAMPLE_RUN, batch.example_of_row(DECODER, row)) != run) continue;
         const double weight = __int_as_float(__ldg(batch.array(ROW_WEIGHTS) + row));
-        loss += weight * arguments.negative_log_likelihood[row];
+        loss += weight * arguments.objective[row];
     }
     const int64_t weights = static_cast<int64_t>(batch.examples()) * arguments.per_example;
     for (int64_t i = threadIdx.x; i < weights; i += THREADS) {

@@ -69,6 +69,7 @@ impl Op for Cross {
             kept,
             &x.q,
             &x.h,
+            &x.o,
             &x.d_o,
             Some(&mut x.d_q),
             &mut x.d_h,

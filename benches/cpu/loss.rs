@@ -2,24 +2,25 @@
 
 use criterion::Criterion;
 use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
-use promptmix::backend::{Backend, Batch, Loss, Readers};
+use promptmix::backend::{Backend, Batch, Head, Loss, Readers};
 use promptmix::model::label_weights;
 
 use crate::operands::{Op, VOCABULARY, WIDTH, activation, batch, bench, weight};
 
-struct Head {
+struct CrossEntropy {
     with_gradient: bool,
 }
 
 struct Operands<E: Element> {
     batch: Batch,
     head: Weight<E>,
+    mean: Weight<E>,
     hidden: Rows<E>,
     d_hidden: Rows<E>,
     loss: Option<Loss>,
 }
 
-impl Op for Head {
+impl Op for CrossEntropy {
     type Operands<E: Element> = Operands<E>;
 
     fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
@@ -28,6 +29,7 @@ impl Op for Head {
         Operands {
             batch: batch.weighted(label_weights(&batch, &[count])),
             head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup),
+            mean: weight(cpu, 3, 1, WIDTH, Readers::Lookup),
             hidden: activation(cpu, 2, count, WIDTH),
             d_hidden: cpu.zeros(count, WIDTH),
             loss: None,
@@ -36,7 +38,7 @@ impl Op for Head {
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
         let d_hidden = self.with_gradient.then_some(&mut o.d_hidden);
-        o.loss = Some(cpu.loss(&o.batch, &o.hidden, &o.head, d_hidden));
+        o.loss = Some(cpu.loss(&o.batch, &o.hidden, &Head { weight: &o.head, mean: &o.mean }, d_hidden));
     }
 
     fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
@@ -48,6 +50,6 @@ impl Op for Head {
 }
 
 pub fn benches(criterion: &mut Criterion) {
-    bench(criterion, "loss", "loss", &Head { with_gradient: false });
-    bench(criterion, "loss", "loss and gradient", &Head { with_gradient: true });
+    bench(criterion, "loss", "loss", &CrossEntropy { with_gradient: false });
+    bench(criterion, "loss", "loss and gradient", &CrossEntropy { with_gradient: true });
 }

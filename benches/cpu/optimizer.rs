@@ -16,12 +16,12 @@ impl Op for Update {
         let mut state = state(cpu);
         let gradient: Vec<f64> = numbers(2, layout().len(), 1e-3).into_iter().map(f64::from).collect();
         cpu.write_gradient(&mut state, &gradient);
-        cpu.schedule(&mut state, &[OptimizerStep::new(1e-3, 1e-3)]);
         state
     }
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, state: &mut State<E>) {
-        cpu.optimizer_step(state);
+        cpu.optimizer_step(state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        cpu.reports(state);
     }
 
     fn results<E: Element>(&self, cpu: &Cpu<E>, state: &State<E>) -> Vec<f64> {

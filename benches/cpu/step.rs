@@ -65,12 +65,12 @@ impl Op for Whole {
             o.loss = o.model.loss(cpu, &o.mixture, &o.state, &o.batch, &tokens, pass).per_run[0];
             return;
         }
-        cpu.zero_gradient(&mut o.state);
+        cpu.begin_step(&mut o.state);
         let (model, mixture, batch) = (&o.model, &o.mixture, &o.batch);
         let loss = model.loss_and_gradient(cpu, mixture, &mut o.state, batch, &tokens, dropout.as_ref());
         o.loss = loss.per_run[0];
-        cpu.schedule(&mut o.state, &[OptimizerStep::new(1e-3, 1e-3)]);
-        cpu.optimizer_step(&mut o.state);
+        cpu.optimizer_step(&mut o.state, &[OptimizerStep::new(1e-3, 1e-3)]);
+        cpu.reports(&mut o.state);
     }
 
     fn results<E: Element>(&self, _cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {

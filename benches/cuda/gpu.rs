@@ -114,7 +114,7 @@ impl Gpu {
         let chosen: Vec<f64> = places().map(|place| found[place].clone().into()).collect();
         let comparison = compare(&chosen, &expected);
         let tolerance =
-            Tolerance::OfLargest(4.0 * terms.max(16) as f64 * 2.0_f64.powi(-24) + halves * 2.0_f64.powi(-9));
+            Tolerance::OfLargest(4.0 * terms.max(16) as f64 * 2.0_f64.powi(-24) + halves * 2.0_f64.powi(-8));
         assert!(comparison.passes(tolerance), "{what}: {comparison:?}, wanted {tolerance}");
     }
 

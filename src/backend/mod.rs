@@ -412,7 +412,7 @@ pub trait Backend: Sized + 'static {
 
     /// Begins a step: clears the gradient and the tally of all runs.
     fn begin_step(&self, state: &mut Self::State);
-    /// Adds a pass's part to each run's tally: the losses of its label rows by their weights, and the entropy
+    /// Adds a pass's part to each run's tally: the objectives of its label rows by their weights, and the entropy
     /// -sum_j a_j ln a_j of each of its rows of attention.
     fn tally(&self, batch: &Batch, loss: &Self::LossKept, mix: &Self::MixKept, state: &mut Self::State);
     /// Reads the tally of the step so far back, one a run.

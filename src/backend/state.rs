@@ -227,7 +227,7 @@ impl OptimizerStep {
 /// What a step's passes add up of one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// The losses of its label rows, each by its weight: the run's loss when the step's last pass is in.
+    /// The objectives of its label rows, each by its weight: the run's loss when the step's last pass is in.
     pub loss: f64,
     /// The entropies -sum_j a_j ln a_j of its rows of attention.
     pub entropy: f64,

@@ -128,21 +128,19 @@ fn adamw_on_buffers_of_ones_own() {
                 .expect("a step");
             let reports = optimizer.reports(kernels).expect("reports");
             assert_eq!(reports.len(), 1, "of the step since the last call");
-            let reports = &reports[0];
-            for run in 0..runs {
+            for (run, (report, step)) in reports[0].iter().zip(&steps).enumerate() {
                 let trained = || segments.iter().filter(|segment| segment.trained);
                 let of_run = |i: usize| run * length + i;
                 let norm: f64 =
                     trained().flat_map(|s| s.range.clone()).map(|i| gradient[of_run(i)].powi(2)).sum();
-                assert_eq!(reports[run].applied, !(broken && run == 1));
-                if !reports[run].applied {
+                assert_eq!(report.applied, !(broken && run == 1));
+                if !report.applied {
                     continue;
                 }
                 let norm = norm.sqrt();
-                assert!((reports[run].gradient_norm - norm).abs() <= 1e-6 * norm);
+                assert!((report.gradient_norm - norm).abs() <= 1e-6 * norm);
                 // The second run has missed an update.
                 let count = (update - u64::from(run == 1 && update == 3)) as i32;
-                let step = steps[run];
                 for segment in trained() {
                     let prompt = segment.name == "target_prompts";
                     let rate = if prompt { step.prompt_learning_rate } else { step.scorer_learning_rate };

@@ -11,7 +11,7 @@ pub(super) fn tally<E: Element>(batch: &Batch, loss: &Loss, mix: &MixKept<E>, st
     for b in 0..batch.examples() {
         let tally = &mut pass[batch.run(b)];
         for row in batch.range(Side::Decoder, b) {
-            tally.loss += batch.row_weights()[row] * loss.negative_log_likelihood[row];
+            tally.loss += batch.row_weights()[row] * loss.objective[row];
         }
         let weights = mix.attention[b * per_example..(b + 1) * per_example].iter().map(|a| a.widen());
         tally.entropy -= weights.filter(|&a| a > 0.0).map(|a| a * a.ln()).sum::<f64>();

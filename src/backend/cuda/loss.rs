@@ -144,9 +144,9 @@ impl LossKept {
         }
     }
 
-    /// \[T\]
-    pub(super) fn negative_log_likelihood(&self) -> &Buffer<f32> {
-        &self.negative_log_likelihood
+    /// \[T\]: what training minimises.
+    pub(super) fn objective(&self) -> &Buffer<f32> {
+        &self.objective
     }
 
     pub(super) fn read(&self, cuda: &Cuda) -> Loss {

@@ -12,7 +12,7 @@ use crate::error::Result;
 #[repr(C)]
 struct TallyArguments {
     batch: u64,
-    negative_log_likelihood: u64,
+    objective: u64,
     attention: u64,
     tallies: u64,
     per_example: i32,
@@ -32,7 +32,7 @@ impl Cuda {
     ) -> Result<()> {
         let arguments = TallyArguments {
             batch: self.describe(batch)?.address(self)?,
-            negative_log_likelihood: self.address_of(loss.negative_log_likelihood())?,
+            objective: self.address_of(loss.objective())?,
             attention: self.address_of(mix.weights())?,
             tallies: self.address_of(&state.tallies)?,
             per_example: (mix.weights().len() / batch.examples()) as i32,
