@@ -146,6 +146,28 @@ fn the_scorer_has_a_learning_rate_of_its_own() {
     assert!(prompt == 0.0 && (scorer - 0.05).abs() < 5e-4, "prompt {prompt}, scorer {scorer}");
 }
 
+/// What is logged is what is minimised.
+#[test]
+fn a_smoothed_run_logs_its_objective() {
+    let data = data(32);
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let loss = |label_smoothing: f64, z_loss: f64| {
+        let mut config = config(data.path());
+        (config.label_smoothing, config.z_loss) = (label_smoothing, z_loss);
+        let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+        steps(&mut trainer, 1)[0].loss
+    };
+    // The objective is linear in either weight, and log-sum-exp is far from 0 at the start.
+    let (plain, smoothed, twice) = (loss(0.0, 0.0), loss(0.1, 0.0), loss(0.2, 0.0));
+    let (change, again) = (smoothed - plain, twice - smoothed);
+    assert!(
+        change.abs() > 1e-3 && (change - again).abs() < 1e-4 * change.abs().max(1.0),
+        "{change} and {again}"
+    );
+    assert!(loss(0.0, 1e-2) > plain + 1e-4, "z-loss adds");
+}
+
 #[test]
 fn accumulation_gives_the_numbers_of_the_large_batch() {
     let data = data(32);

@@ -22,7 +22,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let attention = SelfAttention { sequences: &sequences, heads, causal: false, bias: Some((&bias, REACH)) };
     let mut o = gpu.unwritten_halves(rows * total);
     let mut sums = gpu.unwritten_floats(rows * heads.count);
-    let mut forward = |o: &mut Halves<'_>, sums: &mut Floats<'_>| {
+    let forward = |o: &mut Halves<'_>, sums: &mut Floats<'_>| {
         attention.forward(kernels, &qkv_device.as_view(), o, sums).expect("a launch");
     };
     forward(&mut o.as_view_mut(), &mut sums.as_view_mut());
@@ -59,7 +59,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let mut delta = gpu.unwritten_floats(rows * heads.count);
     let mut d_qkv = gpu.unwritten_halves(rows * 3 * total);
     let (o, sums) = (o.as_view(), sums.as_view());
-    let mut backward = |delta: &mut Floats<'_>, d_qkv: &mut Halves<'_>| {
+    let backward = |delta: &mut Floats<'_>, d_qkv: &mut Halves<'_>| {
         let (qkv, d_o) = (&qkv_device.as_view(), &d_device.as_view());
         attention.backward(kernels, qkv, &o, &sums, d_o, delta, d_qkv).expect("a launch");
     };

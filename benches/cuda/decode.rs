@@ -20,7 +20,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (mut cache_device, mut o) = (gpu.halves(&cache), gpu.unwritten_halves(examples * total));
     let bias = bias.as_view();
     let step = DecodeStep { examples, heads, length, position, bias: (&bias, REACH) };
-    let mut forward = |cache: &mut Halves<'_>, o: &mut Halves<'_>| {
+    let forward = |cache: &mut Halves<'_>, o: &mut Halves<'_>| {
         step.forward(kernels, &qkv_device.as_view(), cache, o).expect("a launch");
     };
     forward(&mut cache_device.as_view_mut(), &mut o.as_view_mut());

@@ -22,7 +22,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let embedding = Embedding { batch: &packed, side: Side::Encoder, width };
     let (mut x, mut copy) = (gpu.unwritten_floats(rows * width), gpu.unwritten_halves(rows * width));
     let mut partials = gpu.unwritten_floats(rows * width.div_ceil(64));
-    let mut forward = |x: &mut Floats<'_>, copy: &mut Halves<'_>, partials: &mut Floats<'_>| {
+    let forward = |x: &mut Floats<'_>, copy: &mut Halves<'_>, partials: &mut Floats<'_>| {
         embedding.forward(kernels, &table_device.as_view(), x, copy, partials).expect("a launch");
     };
     forward(&mut x.as_view_mut(), &mut copy.as_view_mut(), &mut partials.as_view_mut());

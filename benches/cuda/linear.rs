@@ -36,8 +36,7 @@ fn product(gpu: &Gpu, criterion: &mut Criterion, name: &str, [rows, out, input]:
     let cost = Cost { operations: 2 * rows * out * input, bytes: 2 * (rows * (out + input) + out * input) };
 
     let mut z = gpu.unwritten_halves(rows * out);
-    let mut forward =
-        |z: &mut Halves<'_>| linear.project(kernels, &x_view, norm, &w_view, z).expect("a launch");
+    let forward = |z: &mut Halves<'_>| linear.project(kernels, &x_view, norm, &w_view, z).expect("a launch");
     forward(&mut z.as_view_mut());
     gpu.check(name, &z, (input, 1.0), |i| {
         let (row, column) = (&x[i / out * input..][..input], &w[i % out * input..][..input]);
@@ -46,8 +45,7 @@ fn product(gpu: &Gpu, criterion: &mut Criterion, name: &str, [rows, out, input]:
     gpu.measure(criterion, "linear", &format!("{name}/forward"), cost, || forward(&mut z.as_view_mut()));
 
     let mut d_x = gpu.unwritten_halves(rows * input);
-    let mut backward =
-        |d_x: &mut Halves<'_>| linear.backward(kernels, &dz_view, &w_view, d_x).expect("a launch");
+    let backward = |d_x: &mut Halves<'_>| linear.backward(kernels, &dz_view, &w_view, d_x).expect("a launch");
     backward(&mut d_x.as_view_mut());
     gpu.check(name, &d_x, (out, 1.0), |i| {
         (0..out).map(|depth| dz[i / input * out + depth] * w[depth * input + i % input]).sum()
@@ -66,14 +64,14 @@ fn gate(gpu: &Gpu, criterion: &mut Criterion, rows: usize, width: usize) {
     let halves =
         |i: usize| (z[i / width * 2 * width + i % width], z[(i / width * 2 + 1) * width + i % width]);
     let mut a = gpu.unwritten_halves(rows * width);
-    let mut forward = |a: &mut Halves<'_>| gate.forward(kernels, &z_view, a).expect("a launch");
+    let forward = |a: &mut Halves<'_>| gate.forward(kernels, &z_view, a).expect("a launch");
     forward(&mut a.as_view_mut());
     gpu.check("gate", &a, (16, 1.0), |i| silu(halves(i).0) * halves(i).1);
     let cost = Cost { operations: 6 * rows * width, bytes: 6 * rows * width };
     gpu.measure(criterion, "linear", "gate/forward", cost, || forward(&mut a.as_view_mut()));
 
     let (mut dz, mut inner) = (gpu.unwritten_halves(rows * 2 * width), gpu.unwritten_floats(rows));
-    let mut backward = |dz: &mut Halves<'_>, inner: &mut Floats<'_>| {
+    let backward = |dz: &mut Halves<'_>, inner: &mut Floats<'_>| {
         gate.backward(kernels, &z_view, &d_view, dz, inner).expect("a launch")
     };
     backward(&mut dz.as_view_mut(), &mut inner.as_view_mut());

@@ -20,7 +20,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         FinalNorm { sequences: &sequences, width, epsilon: EPSILON as f32, gain: Some(&gain), scale: 0.5 };
     let row = |i: usize| &x[i / width * width..][..width];
     let mut h = gpu.unwritten_halves(rows * width);
-    let mut forward = |h: &mut Halves<'_>| {
+    let forward = |h: &mut Halves<'_>| {
         norm.forward(kernels, &x_device.as_view(), &partials.as_view(), h).expect("a launch");
     };
     forward(&mut h.as_view_mut());
@@ -29,7 +29,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     gpu.measure(criterion, "norm", "forward", cost, || forward(&mut h.as_view_mut()));
 
     let (mut d_x, mut copy) = (gpu.unwritten_floats(rows * width), gpu.unwritten_halves(rows * width));
-    let mut backward = |d_x: &mut Floats<'_>, copy: &mut Halves<'_>| {
+    let backward = |d_x: &mut Floats<'_>, copy: &mut Halves<'_>| {
         let (x, d_h) = (&x_device.as_view(), &d_device.as_view());
         norm.backward(kernels, x, &partials.as_view(), d_h, d_x, copy).expect("a launch");
     };
