@@ -64,7 +64,7 @@ fn a_step_takes_what_was_foreseen() {
         let planned = foreseen(&case, &setting, &setting.examples);
         let launches = case.backend.kernels().launches();
         assert_eq!(launches, 0, "nothing is computed to foresee it");
-        let (taken, recorder) = taken(&case, &setting, &[setting.examples.clone()]);
+        let (taken, recorder) = taken(&case, &setting, std::slice::from_ref(&setting.examples));
         assert_eq!(recorder.arena_bytes(), planned.next_multiple_of(512));
         let ratio = planned as f64 / taken as f64;
         eprintln!("{activation:?} {precision:?}: {planned} planned, {taken} taken: {ratio:.3}");
@@ -119,7 +119,7 @@ fn twenty_batches_of_other_shapes_take_what_the_largest_takes() {
     let largest = batches.iter().max_by_key(|examples| rows(examples)).expect("twenty").clone();
     let Some(device) = device(Precision::Bf16) else { return };
     let case = setting.build_on(device.cuda);
-    let (alone, recorder) = taken(&case, &setting, &[largest.clone()]);
+    let (alone, recorder) = taken(&case, &setting, std::slice::from_ref(&largest));
     drop(recorder);
     let (all, recorder) = taken(&case, &setting, &batches);
     let ratio = all as f64 / alone as f64;
