@@ -101,18 +101,23 @@ fn work(cuda: &Cuda) {
     cuda.health().expect("a healthy device");
 }
 
-/// From 1,024 in each direction on, products take the large tile, forward and backward.
-fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
-    let (kernels, size) = (cuda.kernels(), 1_024);
+/// A product of `size` in each direction, forward and backward.
+fn product(cuda: &Cuda, size: usize) {
+    let kernels = cuda.kernels();
     let sequences = Sequences::new(kernels.stream(), &[size]).expect("rows");
     let linear = Linear::new(kernels, &sequences, size, size).expect("a product");
     let numbers: Vec<bf16> = numbers(size * size).into_iter().map(bf16::from_f32).collect();
     let mut slices = [(); 3].map(|()| kernels.stream().clone_htod(&numbers).expect("an upload"));
     let [a, weight, z] = &mut slices;
-    gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
     linear.forward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("forward");
     linear.backward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("backward");
     cuda.health().expect("a healthy device");
+}
+
+/// From 1,024 in each direction on, products take the large tile.
+fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
+    gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
+    product(cuda, 1_024);
     let counters = gpu.summary().expect("counters").counters;
     let names: Vec<&str> = counters.iter().map(|counters| counters.kernel.as_str()).collect();
     assert_eq!(names, ["gemm_forward_large", "gemm_backward_large"]);
@@ -133,6 +138,8 @@ fn what_the_kernels_move() {
     let cuda = Cuda::poisoning(0, Precision::Bf16).expect("a device");
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
     work(&cuda);
+    // One that is thin enough for the small tile.
+    product(&cuda, 96);
     let counters = gpu.summary().expect("counters").counters;
     large_products(&gpu, &cuda);
     let moved = |c: &Counters| c.loads.moved_bytes() + c.stores.moved_bytes();

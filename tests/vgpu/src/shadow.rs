@@ -236,9 +236,12 @@ impl Word {
 #[inline(always)]
 fn conflict(entry: u64, mine: u64, atomic: bool, who: Toucher) -> Option<(u32, u8, bool)> {
     let many = entry & MANY != 0;
+    let clock = (entry >> 8) as u8;
+    // An atomic is itself part of what it releases: whoever counted behind it comes after it.
+    let clock = if entry & ATOMIC != 0 { clock.saturating_sub(1) } else { clock };
     (entry >> 48 == u64::from(who.epoch)
         && entry & mine != 0
         && (many || (entry >> 16) as u32 != who.block)
         && !(atomic && entry & ATOMIC != 0))
-        .then_some(((entry >> 16) as u32, (entry >> 8) as u8, many))
+        .then_some(((entry >> 16) as u32, clock, many))
 }
