@@ -219,13 +219,13 @@ fn a_settings_file_equals_the_flags_and_flags_win() {
 fn a_misspelt_key_is_named_with_its_line_and_the_nearest_right_one() {
     let setting = Setting::new();
     for (more, line, found, nearest) in [
-        ("learning-rat = 0.1\n", 13, "`learning-rat`", "`learning-rate`"),
-        ("learning_rate = 0.1\n", 13, "`learning_rate`", "`learning-rate`"),
-        ("patience = 3\nwarmpu = 3\n", 14, "`warmpu`", "`warmup`"),
-        ("[optimiser]\nrate = 3\n", 13, "`optimiser`", "--help"),
-        ("learning-rate = \"high\"\n", 13, "high", ""),
-        ("seed = -1\n", 13, "-1", ""),
-        ("seed = \n", 13, "", ""),
+        ("learning-rat = 0.1\n", 15, "`learning-rat`", "`learning-rate`"),
+        ("learning_rate = 0.1\n", 15, "`learning_rate`", "`learning-rate`"),
+        ("patience = 3\nwarmpu = 3\n", 16, "`warmpu`", "`warmup`"),
+        ("[optimiser]\nrate = 3\n", 15, "`optimiser`", "--help"),
+        ("learning-rate = \"high\"\n", 15, "high", ""),
+        ("seed = -1\n", 15, "-1", ""),
+        ("seed = \n", 15, "", ""),
     ] {
         setting.write("run.toml", more);
         let message = error(&words(&setting.train("out", &[])));
