@@ -3,7 +3,8 @@
 use criterion::Criterion;
 use promptmix::backend::Activation;
 use promptmix::cuda::Sequences;
-use promptmix::cuda::linear::{Gate, Linear};
+use promptmix::cuda::feed_forward::Gate;
+use promptmix::cuda::linear::Linear;
 
 use crate::gpu::{Cost, EPSILON, Floats, Gpu, Halves, lengths, numbers, partial_squares, reciprocal};
 

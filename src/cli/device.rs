@@ -109,7 +109,7 @@ impl Device {
         if self.precision == Some(Format::Bf16) {
             return Err(Error::setting("--precision", "f32, which the CPU computes in", "bf16", ""));
         }
-        Cpu::new(self.threads)
+        Cpu::with_caller(self.threads)
     }
 
     #[cfg(feature = "cuda")]

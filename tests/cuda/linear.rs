@@ -2,7 +2,8 @@
 
 use promptmix::backend::{Activation, FeedForward, Format, Readers, Side, SiteKind};
 use promptmix::cuda::Sequences;
-use promptmix::cuda::linear::{Gate, Linear, row_inner};
+use promptmix::cuda::feed_forward::{Gate, row_inner};
+use promptmix::cuda::linear::Linear;
 use promptmix::verify::Tolerance;
 
 use crate::device::{

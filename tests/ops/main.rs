@@ -7,6 +7,7 @@ mod operands;
 
 mod attention;
 mod cross_attention;
+mod exponential;
 mod linear;
 mod loss;
 mod mix;

@@ -237,7 +237,7 @@ fn backward_tile<E: Element>(
     tile.scores(cpu, heads, &columns, example.qkv, &mut p);
     let d_o_view = View::new(d_o, m, width, heads.total());
     let v = View::new(at(tile.keys.start, columns.v), n, width, stride);
-    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v.transposed());
+    cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_o_view, v);
     vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
         for row in 0..m {
@@ -315,7 +315,7 @@ impl<'a, E: Element> Tile<'a, E> {
         );
         let k =
             View::new(&qkv[self.keys.start * columns.stride + columns.k..], n, heads.width, columns.stride);
-        cpu.multiply_alone(ViewMut::new(scores, m, n, n), false, q, k.transposed());
+        cpu.multiply_by_transpose(ViewMut::new(scores, m, n, n), q, k);
     }
 
     /// How many of the tile's keys the query of `row` may see.

@@ -107,7 +107,7 @@ pub(super) fn cross_attention<E: Element>(
                 Way::Absorbed { absorbed_q } => {
                     let q = View::new(absorbed_q.range(rows.clone()), t * count, width, width);
                     let h = View::new(h.range(source.clone()), n, width, width);
-                    cpu.multiply_alone(ViewMut::new(p, t * count, n, n), false, q, h.transposed());
+                    cpu.multiply_by_transpose(ViewMut::new(p, t * count, n, n), q, h);
                 }
                 Way::Plain { kv } => {
                     for head in 0..count {
@@ -115,7 +115,7 @@ pub(super) fn cross_attention<E: Element>(
                         let q = View::new(&q.range(rows.clone())[column..], t, heads.width, total);
                         let k = View::new(&kv.range(source.clone())[column..], n, heads.width, 2 * total);
                         let scores = ViewMut::new(&mut p[head * n..], t, n, count * n);
-                        cpu.multiply_alone(scores, false, q, k.transposed());
+                        cpu.multiply_by_transpose(scores, q, k);
                     }
                 }
             }
@@ -193,7 +193,7 @@ pub(super) fn cross_attention_backward<E: Element>(
                     let h = View::new(h.range(source), n, width, width);
                     let d_mixed = View::new(d_mixed.range(rows.clone()), m, width, width);
                     let mut ds = cpu.pool.take(m * n);
-                    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_mixed, h.transposed());
+                    cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_mixed, h);
                     let p = &kept.p.data[ranges[b].clone()];
                     let dropped = softmax_backward(cpu, batch, cross, b, n, p, &mut ds);
                     let ds = View::new(&ds, m, n, n);
@@ -228,12 +228,8 @@ pub(super) fn cross_attention_backward<E: Element>(
                         let column = head * heads.width;
                         let v = View::new(&kv[total + column..], n, heads.width, 2 * total);
                         let destination = ViewMut::new(&mut ds[head * n..], t, n, count * n);
-                        cpu.multiply_alone(
-                            destination,
-                            false,
-                            View::new(&d_o[column..], t, heads.width, total),
-                            v.transposed(),
-                        );
+                        let d_o = View::new(&d_o[column..], t, heads.width, total);
+                        cpu.multiply_by_transpose(destination, d_o, v);
                     }
                     let p = &kept.p.data[ranges[b].clone()];
                     let dropped = softmax_backward(cpu, batch, cross, b, n, p, &mut ds);

@@ -41,28 +41,26 @@ impl Element for f32 {
     }
 
     /// Splits x = n·ln 2 + f with |f| <= ln(2)/2 and takes the Taylor series of e^f to its seventh power: the next term
-    /// is below 6e-9, a tenth of a unit in the last place. Below -87.3 it returns the smallest normal number's size.
+    /// is below 6e-9, a tenth of a unit in the last place. Below -86.6 it stays at 2.5e-38.
     #[inline(always)]
     fn exponential(self) -> Self {
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
         const LN_2_HIGH: f32 = 0.693_359_4; // 355/512: products with |n| <= 128 are exact
         const LN_2_LOW: f32 = -2.121_944_4e-4;
-        let x = if self < -87.3 { -87.3 } else { self };
-        let x = if x > 88.7 { f32::INFINITY } else { x };
-        let bounded = if x > 88.7 { 88.7 } else { x };
-        let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
+        let x = if self < -86.6 { -86.6 } else { self };
+        // e^89 is beyond the largest number, and so becomes infinite below.
+        let x = if x > 89.0 { 89.0 } else { x };
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
-        let f = bounded - n * LN_2_HIGH - n * LN_2_LOW;
-        let mut series = 1.0 / 5_040.0;
+        let f = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+        let mut series = 1.0_f32 / 5_040.0;
         for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            series = series * f + coefficient;
+            series = series.mul_add(f, coefficient);
         }
+        // 2^(n - 1): 2^128 is not a number of this format, while 2 · 2^127 may come out as one with a series below 1.
         let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-        // Two factors, since 2^128 alone is not a number of this format.
-        let half = exponent >> 1;
-        let power = |e: i32| f32::from_bits((e.wrapping_add(127) << 23) as u32);
-        let value = series * power(half) * power(exponent - half);
-        if x == f32::INFINITY { x } else { value }
+        let power = f32::from_bits((exponent.wrapping_add(126) << 23) as u32);
+        (series + series) * power
     }
 }
 

@@ -24,6 +24,11 @@ impl<'a, E> View<'a, E> {
         self.rows
     }
 
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// The transpose, without moving a number.
     pub fn transposed(self) -> Self {
         Self {

@@ -30,9 +30,10 @@ pub use mix::{MixKept, Sources};
 pub use optimizer::State;
 pub use rows::Rows;
 
-use self::matrix::{View, ViewMut};
+use self::matrix::{View, ViewMut, transpose_into};
 use self::pool::Pool;
 use self::rows::Blocks;
+use self::vector::vectorised;
 use super::{
     Backend, Batch, CrossAttention, FeedForward, Format, Head, Heads, Loss, Mask, MicroBatch, Mixing,
     OptimizerStep, Readers, Scope, Side, StateLayout, StepReport, Tally,
@@ -84,7 +85,18 @@ impl<E: Element> Cpu<E> {
     /// # Errors
     /// [`Error::Setting`] for 0 threads or if the system refuses to start them.
     pub fn new(threads: Option<usize>) -> Result<Self> {
-        Self::build(threads, false)
+        Self::build(threads, false, false)
+    }
+
+    /// Like [`Cpu::new`], with the calling thread as one of them, so that its steps are not handed over at every op: for a
+    /// program whose thread does little else. Work from other threads gets one thread less. Where the calling thread
+    /// belongs to such threads already, new ones are started.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn with_caller(threads: Option<usize>) -> Result<Self> {
+        let inside = rayon::current_thread_index().is_some();
+        Self::build(threads, false, !inside)
     }
 
     /// Like [`Cpu::new`], but every activation buffer holds NaN until it is written: for tests.
@@ -92,16 +104,18 @@ impl<E: Element> Cpu<E> {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn poisoning(threads: Option<usize>) -> Result<Self> {
-        Self::build(threads, true)
+        Self::build(threads, true, false)
     }
 
-    fn build(threads: Option<usize>, poison: bool) -> Result<Self> {
+    fn build(threads: Option<usize>, poison: bool, with_caller: bool) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = threads.unwrap_or(cores);
         if count == 0 || count > 1024 {
             return Err(Error::setting("--threads", "1 to 1024", count.to_string(), ""));
         }
-        let threads = rayon::ThreadPoolBuilder::new().num_threads(count).build().map_err(|error| {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(count);
+        let builder = if with_caller { builder.use_current_thread() } else { builder };
+        let threads = builder.build().map_err(|error| {
             Error::setting(
                 "--threads",
                 "a number of threads the system can start",
@@ -186,6 +200,15 @@ impl<E: Element> Cpu<E> {
         rhs: View<'_, E>,
     ) {
         self.multiply(destination, accumulate, lhs, rhs, Blocks { size: 0, inner_threads: 1 });
+    }
+
+    /// destination = lhs·rhs^T on the calling thread alone. The GEMM crate would gather the rows of `rhs` number by
+    /// number; they are transposed in whole vectors first.
+    fn multiply_by_transpose(&self, destination: ViewMut<'_, E>, lhs: View<'_, E>, rhs: View<'_, E>) {
+        let (rows, columns) = (rhs.rows(), rhs.columns());
+        let mut transposed = self.pool.take(rows * columns);
+        vectorised!(self, transpose_into(rhs, &mut transposed, rows));
+        self.multiply_alone(destination, false, lhs, View::new(&transposed, columns, rows, rows));
     }
 }
 

@@ -4,10 +4,12 @@
 use super::element::Element;
 
 /// Runs an expression compiled for this machine's vector instructions. The closure must be inlined into the function
-/// that carries them, or it is compiled for the oldest machine there is.
+/// that carries them, or it is compiled for the oldest machine there is; `dispatch_once` sees to it that it is called
+/// as it was written, and not through a shim that may stay outside.
 macro_rules! vectorised {
     ($cpu:expr, $work:expr) => {
-        $cpu.arch.dispatch(
+        $crate::backend::cpu::vector::dispatch_once(
+            $cpu.arch,
             #[inline(always)]
             || $work,
         )
@@ -15,7 +17,33 @@ macro_rules! vectorised {
 }
 pub(super) use vectorised;
 
+/// Calls `work` with the instructions of `arch`. The bound is what matters: a closure that meets `FnOnce` first is compiled
+/// as one, while one that could be called many times is called once through a shim, which the compiler may not inline.
+#[inline(always)]
+pub(super) fn dispatch_once<R>(arch: pulp::Arch, work: impl FnOnce() -> R) -> R {
+    arch.dispatch(work)
+}
+
 const LANES: usize = 16;
+
+/// All lanes in one number, by halves.
+#[inline(always)]
+fn reduce<E: Element>(mut lanes: [E; LANES], f: impl Fn(E, E) -> E) -> E {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = f(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The larger of two; a NaN in `a` is passed over.
+#[inline(always)]
+fn larger<E: Element>(a: E, b: E) -> E {
+    if b > a || a.is_nan() { b } else { a }
+}
 
 /// sum_i f(a_i, b_i).
 #[inline(always)]
@@ -31,7 +59,7 @@ fn fold<E: Element>(a: &[E], b: &[E], f: impl Fn(E, E) -> E) -> E {
     for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
         lanes[lane] = lanes[lane] + f(a, b);
     }
-    lanes.iter().fold(E::zero(), |sum, &lane| sum + lane)
+    reduce(lanes, |a, b| a + b)
 }
 
 /// <a, b>.
@@ -89,7 +117,7 @@ pub fn maximum<E: Element>(row: &[E]) -> E {
         maximum_into(&mut lanes, chunk);
     }
     maximum_into(&mut lanes, rest);
-    lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
+    reduce(lanes, larger)
 }
 
 /// row += the front of `addend`; returns the largest value, a NaN passed over.
@@ -100,12 +128,14 @@ pub fn add_and_maximum<E: Element>(row: &mut [E], addend: &[E]) -> E {
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let (addends, addend_rest) = addend.as_chunks::<LANES>();
     for (chunk, addend) in chunks.iter_mut().zip(addends) {
-        add_scaled(chunk, E::one(), addend);
-        maximum_into(&mut lanes, chunk);
+        // Summed apart from `row`: the compiler cannot tell here that the two do not overlap.
+        let sums: [E; LANES] = std::array::from_fn(|lane| chunk[lane] + addend[lane]);
+        maximum_into(&mut lanes, &sums);
+        *chunk = sums;
     }
     add_scaled(rest, E::one(), addend_rest);
     maximum_into(&mut lanes, rest);
-    lanes.iter().fold(E::neg_infinity(), |most, &lane| if lane > most { lane } else { most })
+    reduce(lanes, larger)
 }
 
 /// row = e^(row - shift); returns the sum.
@@ -123,7 +153,7 @@ pub fn exponentials<E: Element>(row: &mut [E], shift: E) -> E {
         *value = (*value - shift).exponential();
         lanes[lane] = lanes[lane] + *value;
     }
-    lanes.iter().fold(E::zero(), |sum, &lane| sum + lane)
+    reduce(lanes, |a, b| a + b)
 }
 
 /// 1 / sqrt(mean(x²) + epsilon).

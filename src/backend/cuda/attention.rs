@@ -191,9 +191,9 @@ impl Cuda {
         log_sum_exp: &mut Rows,
     ) -> Result<()> {
         let (rows, total) = (batch.rows(side), heads.total());
-        qkv.expect("qkv", rows, 3 * total)?;
-        o.expect("o", rows, total)?;
-        log_sum_exp.expect("log_sum_exp", rows, heads.count)?;
+        qkv.check("qkv", rows, 3 * total)?;
+        o.check("o", rows, total)?;
+        log_sum_exp.check("log_sum_exp", rows, heads.count)?;
         let addresses = AttentionArguments {
             o: o.operand_address(self)?,
             log_sum_exp: log_sum_exp.float_address(self)?,
@@ -233,11 +233,11 @@ impl Cuda {
     ) -> Result<()> {
         let (rows, total) = (batch.rows(side), heads.total());
         let scoped = if scope == Scope::Prompt { batch.examples() * batch.prompt_length() } else { rows };
-        qkv.expect("qkv", rows, 3 * total)?;
-        o.expect("o", rows, total)?;
-        log_sum_exp.expect("log_sum_exp", rows, heads.count)?;
-        d_o.expect("d_o", rows, total)?;
-        d_qkv.expect("d_qkv", scoped, 3 * total)?;
+        qkv.check("qkv", rows, 3 * total)?;
+        o.check("o", rows, total)?;
+        log_sum_exp.check("log_sum_exp", rows, heads.count)?;
+        d_o.check("d_o", rows, total)?;
+        d_qkv.check("d_qkv", scoped, 3 * total)?;
         let inner = self.allocate(scoped * 2 * heads.count);
         let inner_address = self.address_of(&inner)?;
         d_qkv.inner = Some(inner);

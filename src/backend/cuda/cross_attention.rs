@@ -308,8 +308,8 @@ impl Cuda {
     ) -> Result<Launches<'_>> {
         let room = Room::of(batch, cross.heads, cross.w_k.input);
         check_width(cross.heads.width, "leave --device out to compute on the CPU")?;
-        h.expect("h", room.sources, room.depth)?;
-        absorbed_q.expect("q'", room.targets, room.heads.count * room.depth)?;
+        h.check("h", room.sources, room.depth)?;
+        absorbed_q.check("q'", room.targets, room.heads.count * room.depth)?;
         let of = CrossArguments {
             batch: self.describe(batch)?.address(self)?,
             h: h.operand_address(self)?,
@@ -340,8 +340,8 @@ impl Cuda {
         kept: &mut CrossKept,
     ) -> Result<()> {
         let (targets, total) = (batch.rows(Side::Decoder), cross.heads.total());
-        q.expect("q", targets, total)?;
-        o.expect("o", targets, total)?;
+        q.check("q", targets, total)?;
+        o.check("o", targets, total)?;
         match &mut kept.0 {
             Way::Absorbed { absorbed_q, scores, sums } => {
                 let mut launches = self.absorbed(batch, cross, h, (&*absorbed_q, &*scores, &*sums))?;
@@ -386,15 +386,15 @@ impl Cuda {
     ) -> Result<()> {
         let (sources, targets, total) =
             (batch.rows(Side::Encoder), batch.rows(Side::Decoder), cross.heads.total());
-        q.expect("q", targets, total)?;
-        o.expect("o", targets, total)?;
-        d_o.expect("d_o", targets, total)?;
-        d_h.expect("d_h", sources, h.width)?;
+        q.check("q", targets, total)?;
+        o.check("o", targets, total)?;
+        d_o.check("d_o", targets, total)?;
+        d_h.check("d_h", sources, h.width)?;
         let room = Room::of(batch, cross.heads, cross.w_k.input);
         let parts = if kept.is_absorbed() { room.inner_parts(self.precision()) } else { cross.heads.count };
         let (mut d_q_address, mut inner_address) = (0, 0);
         if let Some(d_q) = d_q {
-            d_q.expect("d_q", targets, total)?;
+            d_q.check("d_q", targets, total)?;
             d_q_address = d_q.operand_address(self)?;
             let inner = self.allocate(targets * parts);
             inner_address = self.address_of(&inner)?;

@@ -59,8 +59,8 @@ impl Cuda {
         o: &mut Rows,
     ) -> Result<()> {
         let total = heads.total();
-        qkv.expect("qkv", cache.examples, 3 * total)?;
-        o.expect("o", cache.examples, total)?;
+        qkv.check("qkv", cache.examples, 3 * total)?;
+        o.check("o", cache.examples, total)?;
         check_step(position, cache.length, heads)?;
         let arguments = DecodeArguments {
             qkv: qkv.operand_address(self)?,

@@ -150,8 +150,8 @@ impl Cuda {
         r: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        x.expect("x", rows, table.input)?;
-        r.expect("r", rows, table.input)?;
+        x.check("x", rows, table.input)?;
+        r.check("r", rows, table.input)?;
         r.epsilon = epsilon as f32;
         let arguments = EmbedArguments {
             batch: self.describe(batch)?.address(self)?,
@@ -171,7 +171,7 @@ impl Cuda {
         if mask.is_none() {
             return Ok(());
         }
-        d_x.expect("d_x", batch.rows(Side::Encoder), d_x.width)?;
+        d_x.check("d_x", batch.rows(Side::Encoder), d_x.width)?;
         let arguments = EmbedBackwardArguments {
             batch: self.describe(batch)?.address(self)?,
             d_x: d_x.float_address(self)?,

@@ -1,223 +1,22 @@
-//! Products with frozen weights: `kernels/gemm.cu`, and what a feed-forward has around them: `kernels/feed_forward.cu`.
+//! Products with frozen weights: `kernels/gemm.cu`.
 
 use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use half::bf16;
 
-use super::dropout::MaskArgument;
-use super::embedding::{check_width, launch_rows, side_number};
+use super::embedding::{check_width, side_number};
 use super::failure::driver;
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::gemm::{Cut, Epilogue, GemmArguments};
+use super::kernels::Kernels;
 use super::memory::{Buffer, address, address_mut, check_length};
-use super::rows::{NORM_COLUMNS, Operand, Rows, WIDTH_MULTIPLE, Weight};
+use super::rows::{NORM_COLUMNS, Rows, WIDTH_MULTIPLE, Weight};
 use super::sequences::Sequences;
-use super::{Cuda, Precision, failure};
-use crate::backend::{Activation, Batch, FeedForward, Format, Mask, Scope, Side};
+use super::{Cuda, Precision};
+use crate::backend::{Batch, Mask, Scope, Side};
 use crate::error::{Error, Result};
 
-/// What follows a product; the numbers of `Epilogue` in the kernel file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Epilogue {
-    Project = 0,
-    Relu = 1,
-    Add = 2,
-    Plain = 3,
-    ReluBackward = 4,
-    NormBackward = 5,
-    Float = 6,
-    Accumulate = 7,
-}
-
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct GemmArguments {
-    batch: u64,
-    a: u64,
-    weight: u64,
-    out: u64,
-    x: u64,
-    x_next: u64,
-    copy: u64,
-    partials: u64,
-    partials_next: u64,
-    inner: u64,
-    bits: u64,
-    workspace: u64,
-    counters: u64,
-    mask: MaskArgument,
-    side: i32,
-    scope: i32,
-    n: i32,
-    k: i32,
-    a_stride: i32,
-    epilogue: i32,
-    inner_parts: i32,
-    epsilon: f32,
-}
-const _: () = assert!(size_of::<GemmArguments>() == 152);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for GemmArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GateArguments {
-    batch: u64,
-    z: u64,
-    a: u64,
-    dz: u64,
-    inner: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-    silu: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<GateArguments>() == 72);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for GateArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct RowArguments {
-    batch: u64,
-    d_x: u64,
-    x: u64,
-    x_next: u64,
-    inner: u64,
-    copy: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-}
-const _: () = assert!(size_of::<RowArguments>() == 72);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for RowArguments {}
-
-/// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    forward: &'static str,
-    backward: &'static str,
-    size: usize,
-    threads: u32,
-    shared: u32,
-    /// Cycles that one step in k keeps a multiprocessor of an A100 busy.
-    cycles: usize,
-}
-
-const LARGE: Tile = Tile {
-    forward: "gemm_forward_large",
-    backward: "gemm_backward_large",
-    size: 128,
-    threads: 128,
-    // The tile of f32 that the epilogue reads; the four stages of the main loop need a little less.
-    shared: 128 * 136 * 4,
-    // 128 x 128 multiply-adds, 1,024 a cycle on the tensor cores.
-    cycles: 16,
-};
-const SMALL: Tile = Tile {
-    forward: "gemm_forward_small",
-    backward: "gemm_backward_small",
-    size: 64,
-    threads: 128,
-    shared: 4 * (64 + 64) * 32 * 2,
-    // Shared memory bounds it: 192 passes for 32 in k.
-    cycles: 6,
-};
-const PLAIN_F32: Tile = Tile {
-    forward: "gemm_forward_f32",
-    backward: "gemm_backward_f32",
-    size: 64,
-    threads: 256,
-    shared: 0,
-    // 64 x 64 multiply-adds on 64 lanes.
-    cycles: 64,
-};
-
-/// The kernels between products.
-const FEED_FORWARD: &str = "feed_forward";
-
-/// Large tiles are for products that are at least so long in each direction, whatever the device.
-const LARGE_FROM: usize = 1024;
-/// The least depth of a part of k: the four stages of the main loop.
-const LEAST_PART: usize = 4 * DEPTH;
-/// The most parts of k: each costs a tile of f32 written and read.
-const MOST_PARTS: usize = 8;
-/// What the main loop loads at once, in k; `DEPTH` of the kernel file.
-const DEPTH: usize = 32;
-/// Cycles until the first stretch of k has come from memory.
-const FIRST_LOAD: usize = 800;
-/// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
-const EPILOGUE_RATE: usize = 16;
-
-/// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
-#[derive(Debug)]
-struct Cut {
-    tile: Tile,
-    grid: [u32; 3],
-}
-
-impl Cut {
-    /// For \[m, k\] rows and n columns on a device of so many multiprocessors: the cut that takes the fewest cycles.
-    fn new(precision: Precision, multiprocessors: usize, m: usize, n: usize, k: usize) -> Self {
-        let made = |tile: Tile, parts: usize| {
-            let grid = [n.div_ceil(tile.size) as u32, m.div_ceil(tile.size) as u32, parts as u32];
-            Self { tile, grid }
-        };
-        if precision == Precision::F32 {
-            return made(PLAIN_F32, 1);
-        }
-        let is_large = m.min(n).min(k) >= LARGE_FROM;
-        let tiles = if is_large { vec![LARGE] } else { vec![LARGE, SMALL] };
-        let cuts = tiles.into_iter().flat_map(|tile| (1..=MOST_PARTS).map(move |parts| (tile, parts)));
-        let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
-            // More parts than blocks that run at once gain nothing.
-            let parts = cut.grid[2] as usize;
-            parts == 1 || (k / parts >= LEAST_PART && cut.tiles() * parts <= 2 * multiprocessors)
-        });
-        cuts.min_by_key(|cut| cut.cycles(multiprocessors, k)).unwrap_or_else(|| made(LARGE, 1))
-    }
-
-    /// About how many cycles it takes: whole waves of a block on each multiprocessor.
-    fn cycles(&self, multiprocessors: usize, k: usize) -> usize {
-        let parts = self.grid[2] as usize;
-        let depth = k.div_ceil(DEPTH).div_ceil(parts) * DEPTH;
-        // A part is written, and the last block of a tile reads them all.
-        let moved = if parts > 1 { 2 + parts } else { 1 };
-        let block = depth * self.tile.cycles + moved * self.tile.size * self.tile.size / EPILOGUE_RATE;
-        (self.tiles() * parts).div_ceil(multiprocessors) * block + FIRST_LOAD
-    }
-
-    /// Tiles of the result.
-    fn tiles(&self) -> usize {
-        self.grid[0] as usize * self.grid[1] as usize
-    }
-
-    /// Counters that must be zero before, and are zero behind; none where k is whole.
-    fn counters(&self) -> usize {
-        if self.grid[2] > 1 { self.tiles() } else { 0 }
-    }
-
-    /// Numbers of f32 that parts of k are kept in until they are summed.
-    fn workspace(&self) -> usize {
-        self.counters() * self.grid[2] as usize * self.tile.size * self.tile.size
-    }
-
-    /// Launches the product.
-    ///
-    /// # Safety
-    /// `arguments` has a matrix of the rows that this was made for, workspace and counters of its sizes, and what its
-    /// epilogue reads and writes.
-    unsafe fn launch(&self, kernels: &Kernels, backward: bool, arguments: &GemmArguments) -> Result<()> {
-        let name = if backward { self.tile.backward } else { self.tile.forward };
-        let kernel = Kernel { file: "gemm", name };
-        // SAFETY: the caller's promise; rows beyond the batch's exit.
-        unsafe { kernels.launch(kernel, self.grid, self.tile.threads, self.tile.shared, arguments) }
-    }
-}
-
 /// A product's operands and what follows it.
-struct Product<'a> {
+pub(super) struct Product<'a> {
     batch: &'a Batch,
     side: Side,
     scope: Scope,
@@ -231,28 +30,8 @@ struct Product<'a> {
     epilogue: Epilogue,
 }
 
-/// What a feed-forward's backward needs.
-#[derive(Debug)]
-pub struct FeedForwardKept {
-    /// ReLU: one bit an element, positive and kept, \[rows, F / 8\] bytes.
-    bits: Option<Buffer<u8>>,
-    /// Gated: both pre-activations, \[rows, 2·F\].
-    z: Option<Rows>,
-}
-
-impl FeedForwardKept {
-    pub(super) fn new(cuda: &Cuda, batch: &Batch, side: Side, feed_forward: &FeedForward<'_, Cuda>) -> Self {
-        let (rows, out) = (batch.rows(side), feed_forward.w_in.out);
-        if feed_forward.activation == Activation::Relu {
-            Self { bits: Some(cuda.allocate(rows * out / 8)), z: None }
-        } else {
-            Self { bits: None, z: Some(cuda.activation(rows, out, Format::Operand)) }
-        }
-    }
-}
-
 impl Cuda {
-    fn product(&self, product: &Product<'_>, mut arguments: GemmArguments) -> Result<()> {
+    pub(super) fn product(&self, product: &Product<'_>, mut arguments: GemmArguments) -> Result<()> {
         let Product { batch, side, scope, n, k, .. } = *product;
         let m = match scope {
             Scope::All => batch.rows(side),
@@ -305,9 +84,9 @@ impl Cuda {
         z: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        x.expect("x", rows, weight.input)?;
-        r.expect("r", rows, weight.input)?;
-        z.expect("z", rows, weight.out)?;
+        x.check("x", rows, weight.input)?;
+        r.check("r", rows, weight.input)?;
+        z.check("z", rows, weight.out)?;
         let arguments = GemmArguments {
             out: z.operand_address(self)?,
             partials: r.float_address(self)?,
@@ -318,7 +97,7 @@ impl Cuda {
     }
 
     /// A forward product of rows with a weight.
-    fn forward<'a>(
+    pub(super) fn forward<'a>(
         &self,
         batch: &'a Batch,
         side: Side,
@@ -341,7 +120,7 @@ impl Cuda {
     }
 
     /// The same weight read the other way.
-    fn backward<'a>(
+    pub(super) fn backward<'a>(
         &self,
         batch: &'a Batch,
         side: Side,
@@ -374,8 +153,8 @@ impl Cuda {
         out: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        a.expect("a", rows, weight.input)?;
-        out.expect("out", rows, weight.out)?;
+        a.check("a", rows, weight.input)?;
+        out.check("out", rows, weight.out)?;
         let arguments = GemmArguments { out: out.operand_address(self)?, ..GemmArguments::default() };
         self.product(&self.forward(batch, side, a, weight, Epilogue::Plain)?, arguments)
     }
@@ -403,7 +182,7 @@ impl Cuda {
 
     /// The dX product whose epilogue finishes the norm's backward; `inner` is where \[rows, parts\] partials lie.
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
-    fn norm_backward(
+    pub(super) fn norm_backward(
         &self,
         batch: &Batch,
         side: Side,
@@ -416,9 +195,9 @@ impl Cuda {
         d_x: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        x.expect("x", rows, weight.input)?;
-        r.expect("r", rows, weight.input)?;
-        d_x.expect("d_x", rows, weight.input)?;
+        x.check("x", rows, weight.input)?;
+        r.check("r", rows, weight.input)?;
+        d_x.check("d_x", rows, weight.input)?;
         let arguments = GemmArguments {
             x: x.float_address(self)?,
             x_next: d_x.float_address(self)?,
@@ -446,9 +225,9 @@ impl Cuda {
         r_next: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        y.expect("y", rows, weight.input)?;
+        y.check("y", rows, weight.input)?;
         for (what, residual) in [("x", x), ("x_next", x_next), ("r_next", r_next)] {
-            residual.expect(what, rows, weight.out)?;
+            residual.check(what, rows, weight.out)?;
         }
         r_next.epsilon = epsilon as f32;
         let arguments = GemmArguments {
@@ -462,40 +241,6 @@ impl Cuda {
         self.product(&self.forward(batch, side, y, weight, Epilogue::Add)?, arguments)
     }
 
-    /// What a dX product reads of d_x: its operand copy, or with dropout a masked one, which is then kept in `masked`.
-    fn masked_gradient(
-        &self,
-        batch: &Batch,
-        side: Side,
-        d_x: &Rows,
-        mask: Mask<'_>,
-        masked: &mut Option<Operand>,
-    ) -> Result<u64> {
-        if mask.is_none() {
-            return d_x.operand_address(self);
-        }
-        let rows = batch.rows(side);
-        let copy = masked.insert(self.operand(rows * d_x.width));
-        let arguments = RowArguments {
-            batch: self.describe(batch)?.address(self)?,
-            d_x: d_x.float_address(self)?,
-            x: 0,
-            x_next: 0,
-            inner: 0,
-            copy: copy.address(self)?,
-            mask: self.mask(mask)?,
-            side: side_number(side),
-            width: d_x.width as i32,
-        };
-        self.row_kernel(self.named("mask_copy_bf16", "mask_copy_f32"), rows, &arguments)?;
-        copy.address(self)
-    }
-
-    fn row_kernel<A: Arguments>(&self, name: &'static str, rows: usize, arguments: &A) -> Result<()> {
-        // SAFETY: the callers checked the shapes of every operand; rows beyond the batch's exit.
-        unsafe { launch_rows(self.kernels(), Kernel { file: FEED_FORWARD, name }, rows, arguments) }
-    }
-
     pub(super) fn launch_add_project_backward(
         &self,
         batch: &Batch,
@@ -506,138 +251,12 @@ impl Cuda {
         d_y: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
-        d_x.expect("d_x", rows, weight.out)?;
-        d_y.expect("d_y", rows, weight.input)?;
+        d_x.check("d_x", rows, weight.out)?;
+        d_y.check("d_y", rows, weight.input)?;
         let mut masked = None;
         let a = self.masked_gradient(batch, side, d_x, mask, &mut masked)?;
         let arguments = GemmArguments { out: d_y.operand_address(self)?, ..GemmArguments::default() };
         self.product(&self.backward(batch, side, Scope::All, a, weight, Epilogue::Plain)?, arguments)
-    }
-
-    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
-    pub(super) fn launch_feed_forward(
-        &self,
-        batch: &Batch,
-        side: Side,
-        feed_forward: &FeedForward<'_, Self>,
-        x: &Rows,
-        r: &Rows,
-        x_next: &mut Rows,
-        r_next: &mut Rows,
-        kept: &mut FeedForwardKept,
-    ) -> Result<()> {
-        let FeedForward { w_in, w_out, inner_mask, output_mask, epsilon, .. } = *feed_forward;
-        let (rows, width) = (batch.rows(side), w_out.input);
-        x.expect("x", rows, w_in.input)?;
-        r.expect("r", rows, w_in.input)?;
-        let a = self.activation(rows, width, Format::Operand);
-        let norm = GemmArguments {
-            partials: r.float_address(self)?,
-            epsilon: r.epsilon,
-            ..GemmArguments::default()
-        };
-        match (&kept.bits, &mut kept.z) {
-            (Some(bits), _) => {
-                let arguments = GemmArguments {
-                    out: a.operand_address(self)?,
-                    bits: self.address_of(bits)?,
-                    mask: self.mask(inner_mask)?,
-                    ..norm
-                };
-                self.product(&self.forward(batch, side, x, w_in, Epilogue::Relu)?, arguments)?;
-            }
-            (None, Some(z)) => {
-                let arguments = GemmArguments { out: z.operand_address(self)?, ..norm };
-                self.product(&self.forward(batch, side, x, w_in, Epilogue::Project)?, arguments)?;
-                let arguments = self.gate(batch, side, feed_forward, z, &a)?;
-                self.row_kernel(self.named("gate_bf16", "gate_f32"), rows, &arguments)?;
-            }
-            (None, None) => return Err(failure::absent()),
-        }
-        self.launch_add_project(batch, side, &a, w_out, output_mask, epsilon, x, x_next, r_next)?;
-        Ok(())
-    }
-
-    fn gate(
-        &self,
-        batch: &Batch,
-        side: Side,
-        feed_forward: &FeedForward<'_, Self>,
-        z: &Rows,
-        a: &Rows,
-    ) -> Result<GateArguments> {
-        Ok(GateArguments {
-            batch: self.describe(batch)?.address(self)?,
-            z: z.operand_address(self)?,
-            a: a.operand_address(self)?,
-            dz: 0,
-            inner: 0,
-            mask: self.mask(feed_forward.inner_mask)?,
-            side: side_number(side),
-            width: a.width as i32,
-            silu: i32::from(feed_forward.activation == Activation::GatedSilu),
-            padding: 0,
-        })
-    }
-
-    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
-    pub(super) fn launch_feed_forward_backward(
-        &self,
-        batch: &Batch,
-        side: Side,
-        feed_forward: &FeedForward<'_, Self>,
-        kept: &FeedForwardKept,
-        x: &Rows,
-        r: &Rows,
-        x_next: &Rows,
-        d_x: &mut Rows,
-    ) -> Result<()> {
-        let FeedForward { w_in, w_out, inner_mask, output_mask, .. } = *feed_forward;
-        let (rows, width) = (batch.rows(side), w_out.input);
-        for (what, residual) in [("x", x), ("x_next", x_next), ("d_x", &*d_x)] {
-            residual.expect(what, rows, w_in.input)?;
-        }
-        let inner: Buffer<f32> = self.allocate(rows);
-        let mut masked = None;
-        let a = self.masked_gradient(batch, side, d_x, output_mask, &mut masked)?;
-        let d_a = self.activation(rows, width, Format::Operand);
-        let out = GemmArguments { out: d_a.operand_address(self)?, ..GemmArguments::default() };
-        let inner_part = (self.address_of(&inner)?, 1);
-        match (&kept.bits, &kept.z) {
-            (Some(bits), _) => {
-                let arguments = RowArguments {
-                    batch: self.describe(batch)?.address(self)?,
-                    d_x: d_x.float_address(self)?,
-                    x: x.float_address(self)?,
-                    x_next: x_next.float_address(self)?,
-                    inner: inner_part.0,
-                    copy: 0,
-                    mask: MaskArgument::default(),
-                    side: side_number(side),
-                    width: w_in.input as i32,
-                };
-                self.row_kernel("row_inner", rows, &arguments)?;
-                let arguments =
-                    GemmArguments { bits: self.address_of(bits)?, mask: self.mask(inner_mask)?, ..out };
-                let product = self.backward(batch, side, Scope::All, a, w_out, Epilogue::ReluBackward)?;
-                self.product(&product, arguments)?;
-                let dz = d_a.operand_address(self)?;
-                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, d_x)?;
-            }
-            (None, Some(z)) => {
-                let product = self.backward(batch, side, Scope::All, a, w_out, Epilogue::Plain)?;
-                self.product(&product, out)?;
-                let dz = self.activation(rows, 2 * width, Format::Operand);
-                let mut arguments = self.gate(batch, side, feed_forward, z, &d_a)?;
-                arguments.dz = dz.operand_address(self)?;
-                arguments.inner = inner_part.0;
-                self.row_kernel(self.named("gate_backward_bf16", "gate_backward_f32"), rows, &arguments)?;
-                let dz = dz.operand_address(self)?;
-                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, d_x)?;
-            }
-            (None, None) => return Err(failure::absent()),
-        }
-        Ok(())
     }
 
     pub(super) fn launch_logits(
@@ -647,8 +266,8 @@ impl Cuda {
         head: &Weight,
         logits: &mut Rows,
     ) -> Result<()> {
-        hidden.expect("hidden", batch.rows(Side::Decoder), head.input)?;
-        logits.expect("logits", hidden.rows, head.out)?;
+        hidden.check("hidden", batch.rows(Side::Decoder), head.input)?;
+        logits.check("logits", hidden.rows, head.out)?;
         let arguments = GemmArguments { out: logits.float_address(self)?, ..GemmArguments::default() };
         self.product(&self.forward(batch, Side::Decoder, hidden, head, Epilogue::Float)?, arguments)
     }
@@ -662,8 +281,8 @@ impl Cuda {
         weight: &Weight,
         d_h: &mut Rows,
     ) -> Result<()> {
-        a.expect("a", batch.rows(side), weight.out)?;
-        d_h.expect("d_h", a.rows, weight.input)?;
+        a.check("a", batch.rows(side), weight.out)?;
+        d_h.check("d_h", a.rows, weight.input)?;
         let arguments = GemmArguments { x_next: d_h.float_address(self)?, ..GemmArguments::default() };
         let a = a.operand_address(self)?;
         self.product(&self.backward(batch, side, Scope::All, a, weight, Epilogue::Accumulate)?, arguments)
@@ -934,119 +553,4 @@ impl<'a> Linear<'a> {
         };
         self.launch(kernels, true, dz, weight, Epilogue::NormBackward, operands)
     }
-}
-
-/// The gate between the two products of a gated feed-forward, for launches on cudarc's own buffers: a = act(z0) · z1.
-///
-/// z = \[z0, z1\] are pre-activations, \[rows, 2·F\] in bf16. Without dropout.
-#[derive(Clone, Copy, Debug)]
-pub struct Gate<'a> {
-    /// The rows; how they are cut up does not matter.
-    pub sequences: &'a Sequences,
-    /// F, a multiple of 8.
-    pub width: usize,
-    /// Gelu (its tanh form) or silu.
-    pub activation: Activation,
-}
-
-impl Gate<'_> {
-    fn arguments(&self, kernels: &Kernels, z: &CudaView<'_, bf16>) -> Result<GateArguments> {
-        check_width(self.width)?;
-        if self.activation.projections() != 2 {
-            let found = format!("{:?}", self.activation);
-            return Err(Error::tensor("a gate", "a gated activation", found, "see Linear::project_relu"));
-        }
-        check_length("z", self.sequences.rows() * 2 * self.width, z.len())?;
-        Ok(GateArguments {
-            batch: self.sequences.address(kernels),
-            z: address(z, kernels.stream()),
-            a: 0,
-            dz: 0,
-            inner: 0,
-            mask: MaskArgument::default(),
-            side: side_number(Side::Decoder),
-            width: self.width as i32,
-            silu: i32::from(self.activation == Activation::GatedSilu),
-            padding: 0,
-        })
-    }
-
-    /// Launches the forward pass: `a` \[rows, F\] in bf16. Moves 4·F bytes a row in and 2·F out; an activation and a
-    /// multiplication an element.
-    ///
-    /// # Errors
-    /// A length, width or activation that does not fit, and what the driver says.
-    pub fn forward(
-        &self,
-        kernels: &Kernels,
-        z: &CudaView<'_, bf16>,
-        a: &mut CudaViewMut<'_, bf16>,
-    ) -> Result<()> {
-        let rows = self.sequences.rows();
-        check_length("a", rows * self.width, a.len())?;
-        let arguments = GateArguments { a: address_mut(a, kernels.stream()), ..self.arguments(kernels, z)? };
-        // SAFETY: every length was checked; rows beyond the last exit.
-        unsafe { launch_rows(kernels, Kernel { file: FEED_FORWARD, name: "gate_bf16" }, rows, &arguments) }
-    }
-
-    /// Launches the backward pass: `dz` \[rows, 2·F\] in bf16 from `d_a` \[rows, F\] in bf16, and `inner` \[rows\], <dz, z> of
-    /// each row, as [`Linear::backward_norm`] wants it. Moves 6·F bytes a row in and 4·F out.
-    ///
-    /// # Errors
-    /// As [`Gate::forward`].
-    pub fn backward(
-        &self,
-        kernels: &Kernels,
-        z: &CudaView<'_, bf16>,
-        d_a: &CudaView<'_, bf16>,
-        dz: &mut CudaViewMut<'_, bf16>,
-        inner: &mut CudaViewMut<'_, f32>,
-    ) -> Result<()> {
-        let (rows, stream) = (self.sequences.rows(), kernels.stream());
-        check_length("d_a", rows * self.width, d_a.len())?;
-        check_length("dz", rows * 2 * self.width, dz.len())?;
-        check_length("inner", rows, inner.len())?;
-        let arguments = GateArguments {
-            a: address(d_a, stream),
-            dz: address_mut(dz, stream),
-            inner: address_mut(inner, stream),
-            ..self.arguments(kernels, z)?
-        };
-        let kernel = Kernel { file: FEED_FORWARD, name: "gate_backward_bf16" };
-        // SAFETY: every length was checked; rows beyond the last exit.
-        unsafe { launch_rows(kernels, kernel, rows, &arguments) }
-    }
-}
-
-/// `inner` \[rows\] = <d_x, x_next - x> of each row of `width` numbers, all in f32: what [`Linear::backward_norm`] wants behind a
-/// ReLU, which is positively homogeneous, so that this is <dz, z>. Moves 12 bytes a number.
-///
-/// # Errors
-/// A length that does not fit, and what the driver says.
-pub fn row_inner(
-    kernels: &Kernels,
-    sequences: &Sequences,
-    width: usize,
-    [d_x, x, x_next]: [&CudaView<'_, f32>; 3],
-    inner: &mut CudaViewMut<'_, f32>,
-) -> Result<()> {
-    let (rows, stream) = (sequences.rows(), kernels.stream());
-    check_width(width)?;
-    for (what, of) in [("d_x", d_x), ("x", x), ("x_next", x_next)] {
-        check_length(what, rows * width, of.len())?;
-    }
-    check_length("inner", rows, inner.len())?;
-    let arguments = RowArguments {
-        batch: sequences.address(kernels),
-        d_x: address(d_x, stream),
-        x: address(x, stream),
-        x_next: address(x_next, stream),
-        inner: address_mut(inner, stream),
-        copy: 0,
-        mask: MaskArgument::default(),
-        side: side_number(Side::Decoder),
-        width: width as i32,
-    };
-    // SAFETY: every length was checked; rows beyond the last exit.
-    unsafe { launch_rows(kernels, Kernel { file: FEED_FORWARD, name: "row_inner" }, rows, &arguments) }
 }

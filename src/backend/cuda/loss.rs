@@ -169,7 +169,7 @@ impl Cuda {
         kept: &mut LossKept,
     ) -> Result<()> {
         let (rows, vocabulary, width) = (batch.rows(Side::Decoder), head.weight.out, head.weight.input);
-        hidden.expect("hidden", rows, width)?;
+        hidden.check("hidden", rows, width)?;
         let plan = Plan::of(self.precision(), self.info().multiprocessors, rows, vocabulary, width);
         let [partials, weighted] = plan.lengths(rows, width);
         let partials: Buffer<f32> = self.allocate(partials);
@@ -197,7 +197,7 @@ impl Cuda {
         }
         let products = 1 + u64::from(d_hidden.is_some());
         if let Some(d_hidden) = d_hidden {
-            d_hidden.expect("d_hidden", rows, width)?;
+            d_hidden.check("d_hidden", rows, width)?;
             arguments.weighted = self.address_of(&weighted)?;
             arguments.d_hidden = d_hidden.float_address(self)?;
         }

@@ -331,7 +331,7 @@ impl Cuda {
         x: &Rows,
     ) -> Result<MixArguments> {
         let (length, width) = (shape.layout.prompt_length, shape.layout.width);
-        x.expect("x", shape.batch.rows(Side::Encoder), width)?;
+        x.check("x", shape.batch.rows(Side::Encoder), width)?;
         if let Some(sources) = sources
             && (sources.prompt_length, sources.width) != (length, width)
         {

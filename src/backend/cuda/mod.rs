@@ -2,7 +2,7 @@
 //!
 //! Two ways in. [`Cuda`] is a [`Backend`]: the whole model runs on it. And kernels can be launched alone, on
 //! cudarc's own buffers and the stream of a [`Kernels`], each op by a small struct in its own module that checks shapes and
-//! launches: [`linear::Linear`], [`linear::Gate`], [`attention::SelfAttention`], [`cross_attention::AbsorbedCrossAttention`],
+//! launches: [`linear::Linear`], [`feed_forward::Gate`], [`attention::SelfAttention`], [`cross_attention::AbsorbedCrossAttention`],
 //! [`norm::FinalNorm`], [`embedding::Embedding`], [`loss::CrossEntropy`], [`mix::PromptMix`], [`optimizer::AdamW`],
 //! [`decode::DecodeStep`]. [`FATBINS`] holds the compiled kernels themselves, for other loaders (see
 //! `examples/embed_attention.rs`).
@@ -17,6 +17,8 @@ pub mod decode;
 mod dropout;
 pub mod embedding;
 mod failure;
+pub mod feed_forward;
+mod gemm;
 mod graph;
 mod input;
 mod kernels;
@@ -50,8 +52,8 @@ pub use sequences::{LabelRows, Packed, PairedSequences, Sequences};
 use self::cross_attention::CrossKept;
 use self::decode::Cache;
 use self::failure::driver;
+use self::feed_forward::FeedForwardKept;
 use self::input::Told;
-use self::linear::FeedForwardKept;
 use self::loss::LossKept;
 use self::memory::Memory;
 use self::mix::{MixKept, Sources};

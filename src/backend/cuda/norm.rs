@@ -68,9 +68,9 @@ impl Cuda {
         h: &mut Rows,
     ) -> Result<()> {
         let (rows, width) = (batch.rows(side), x.width);
-        x.expect("x", rows, width)?;
-        r.expect("r", rows, width)?;
-        h.expect("h", rows, width)?;
+        x.check("x", rows, width)?;
+        r.check("r", rows, width)?;
+        h.check("h", rows, width)?;
         let arguments = FinalNormArguments {
             batch: self.describe(batch)?.address(self)?,
             x: x.float_address(self)?,
@@ -103,10 +103,10 @@ impl Cuda {
     ) -> Result<()> {
         let (rows, width) = (batch.rows(side), x.width);
         check_widest(width)?;
-        x.expect("x", rows, width)?;
-        r.expect("r", rows, width)?;
-        d_h.expect("d_h", rows, width)?;
-        d_x.expect("d_x", rows, width)?;
+        x.check("x", rows, width)?;
+        r.check("r", rows, width)?;
+        d_h.check("d_h", rows, width)?;
+        d_x.check("d_x", rows, width)?;
         let arguments = FinalNormBackwardArguments {
             batch: self.describe(batch)?.address(self)?,
             x: x.float_address(self)?,

@@ -108,7 +108,7 @@ impl Rows {
     }
 
     /// Fails unless it has that shape.
-    pub(super) fn expect(&self, what: &str, rows: usize, width: usize) -> Result<()> {
+    pub(super) fn check(&self, what: &str, rows: usize, width: usize) -> Result<()> {
         if (self.rows, self.width) == (rows, width) {
             return Ok(());
         }

@@ -1,0 +1,174 @@
+//! How `kernels/gemm.cu` is launched: its arguments, its tiles, and how a product is cut into blocks.
+
+use super::Precision;
+use super::dropout::MaskArgument;
+use super::kernels::{Arguments, Kernel, Kernels};
+use crate::error::Result;
+
+/// What follows a product; the numbers of `Epilogue` in the kernel file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Epilogue {
+    Project = 0,
+    Relu = 1,
+    Add = 2,
+    Plain = 3,
+    ReluBackward = 4,
+    NormBackward = 5,
+    Float = 6,
+    Accumulate = 7,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct GemmArguments {
+    pub(super) batch: u64,
+    pub(super) a: u64,
+    pub(super) weight: u64,
+    pub(super) out: u64,
+    pub(super) x: u64,
+    pub(super) x_next: u64,
+    pub(super) copy: u64,
+    pub(super) partials: u64,
+    pub(super) partials_next: u64,
+    pub(super) inner: u64,
+    pub(super) bits: u64,
+    pub(super) workspace: u64,
+    pub(super) counters: u64,
+    pub(super) mask: MaskArgument,
+    pub(super) side: i32,
+    pub(super) scope: i32,
+    pub(super) n: i32,
+    pub(super) k: i32,
+    pub(super) a_stride: i32,
+    pub(super) epilogue: i32,
+    pub(super) inner_parts: i32,
+    pub(super) epsilon: f32,
+}
+const _: () = assert!(size_of::<GemmArguments>() == 152);
+// SAFETY: the struct of that name in the kernel file.
+unsafe impl Arguments for GemmArguments {}
+
+/// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    forward: &'static str,
+    backward: &'static str,
+    size: usize,
+    threads: u32,
+    shared: u32,
+    /// Cycles that one step in k keeps a multiprocessor of an A100 busy.
+    cycles: usize,
+}
+
+const LARGE: Tile = Tile {
+    forward: "gemm_forward_large",
+    backward: "gemm_backward_large",
+    size: 128,
+    threads: 128,
+    // The tile of f32 that the epilogue reads; the four stages of the main loop need a little less.
+    shared: 128 * 136 * 4,
+    // 128 x 128 multiply-adds, 1,024 a cycle on the tensor cores.
+    cycles: 16,
+};
+const SMALL: Tile = Tile {
+    forward: "gemm_forward_small",
+    backward: "gemm_backward_small",
+    size: 64,
+    threads: 128,
+    shared: 4 * (64 + 64) * 32 * 2,
+    // Shared memory bounds it: 192 passes for 32 in k.
+    cycles: 6,
+};
+const PLAIN_F32: Tile = Tile {
+    forward: "gemm_forward_f32",
+    backward: "gemm_backward_f32",
+    size: 64,
+    threads: 256,
+    shared: 0,
+    // 64 x 64 multiply-adds on 64 lanes.
+    cycles: 64,
+};
+
+/// Large tiles are for products that are at least so long in each direction, whatever the device.
+const LARGE_FROM: usize = 1024;
+/// The least depth of a part of k: the four stages of the main loop.
+const LEAST_PART: usize = 4 * DEPTH;
+/// The most parts of k: each costs a tile of f32 written and read.
+const MOST_PARTS: usize = 8;
+/// What the main loop loads at once, in k; `DEPTH` of the kernel file.
+const DEPTH: usize = 32;
+/// Cycles until the first stretch of k has come from memory.
+const FIRST_LOAD: usize = 800;
+/// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
+const EPILOGUE_RATE: usize = 16;
+
+/// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
+#[derive(Debug)]
+pub(super) struct Cut {
+    tile: Tile,
+    grid: [u32; 3],
+}
+
+impl Cut {
+    /// For \[m, k\] rows and n columns on a device of so many multiprocessors: the cut that takes the fewest cycles.
+    pub(super) fn new(precision: Precision, multiprocessors: usize, m: usize, n: usize, k: usize) -> Self {
+        let made = |tile: Tile, parts: usize| {
+            let grid = [n.div_ceil(tile.size) as u32, m.div_ceil(tile.size) as u32, parts as u32];
+            Self { tile, grid }
+        };
+        if precision == Precision::F32 {
+            return made(PLAIN_F32, 1);
+        }
+        let is_large = m.min(n).min(k) >= LARGE_FROM;
+        let tiles = if is_large { vec![LARGE] } else { vec![LARGE, SMALL] };
+        let cuts = tiles.into_iter().flat_map(|tile| (1..=MOST_PARTS).map(move |parts| (tile, parts)));
+        let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
+            // More parts than blocks that run at once gain nothing.
+            let parts = cut.grid[2] as usize;
+            parts == 1 || (k / parts >= LEAST_PART && cut.tiles() * parts <= 2 * multiprocessors)
+        });
+        cuts.min_by_key(|cut| cut.cycles(multiprocessors, k)).unwrap_or_else(|| made(LARGE, 1))
+    }
+
+    /// About how many cycles it takes: whole waves of a block on each multiprocessor.
+    fn cycles(&self, multiprocessors: usize, k: usize) -> usize {
+        let parts = self.grid[2] as usize;
+        let depth = k.div_ceil(DEPTH).div_ceil(parts) * DEPTH;
+        // A part is written, and the last block of a tile reads them all.
+        let moved = if parts > 1 { 2 + parts } else { 1 };
+        let block = depth * self.tile.cycles + moved * self.tile.size * self.tile.size / EPILOGUE_RATE;
+        (self.tiles() * parts).div_ceil(multiprocessors) * block + FIRST_LOAD
+    }
+
+    /// Tiles of the result.
+    fn tiles(&self) -> usize {
+        self.grid[0] as usize * self.grid[1] as usize
+    }
+
+    /// Counters that must be zero before, and are zero behind; none where k is whole.
+    pub(super) fn counters(&self) -> usize {
+        if self.grid[2] > 1 { self.tiles() } else { 0 }
+    }
+
+    /// Numbers of f32 that parts of k are kept in until they are summed.
+    pub(super) fn workspace(&self) -> usize {
+        self.counters() * self.grid[2] as usize * self.tile.size * self.tile.size
+    }
+
+    /// Launches the product.
+    ///
+    /// # Safety
+    /// `arguments` has a matrix of the rows that this was made for, workspace and counters of its sizes, and what its
+    /// epilogue reads and writes.
+    pub(super) unsafe fn launch(
+        &self,
+        kernels: &Kernels,
+        backward: bool,
+        arguments: &GemmArguments,
+    ) -> Result<()> {
+        let name = if backward { self.tile.backward } else { self.tile.forward };
+        let kernel = Kernel { file: "gemm", name };
+        // SAFETY: the caller's promise; rows beyond the batch's exit.
+        unsafe { kernels.launch(kernel, self.grid, self.tile.threads, self.tile.shared, arguments) }
+    }
+}
