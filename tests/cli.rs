@@ -222,7 +222,7 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
         (&["--steps", "0"][..], "--steps"),
         (&["--dropout", "1"], "--dropout"),
         (&["--label-smoothing", "1"], "--label-smoothing"),
-        (&["--z-loss=-0.1"], "--z-loss"),
+        (&["--z-loss", "-0.1"], "--z-loss"),
         (&["--learning-rate", "nan"], "--learning-rate"),
         (&["--epochs", "2"], "--epochs or --steps"),
         (&["--sources", "a.safetensors"], "--sources"),

@@ -77,6 +77,9 @@ impl SweepMonitor for Heard {
     fn validated(&mut self, _: usize, _: &ValidationRecord) {
         self.validations += 1;
     }
+    fn note(&mut self, text: &str) {
+        panic!("not expected: {text}");
+    }
 }
 
 fn members<'a>(frozen: &'a Frozen<'a, Cpu<f32>>, configs: &[RunConfig]) -> Vec<Member<'a, Cpu<f32>>> {

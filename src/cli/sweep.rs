@@ -62,7 +62,11 @@ impl SweepMonitor for Shown {
 
     fn validated(&mut self, run: usize, record: &ValidationRecord) {
         let line = format!("{}: {record}", self.names[run]);
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.suspend(|| eprintln!("{line}")) }
+        self.note(&line);
+    }
+
+    fn note(&mut self, text: &str) {
+        if self.bar.is_hidden() { eprintln!("{text}") } else { self.bar.suspend(|| eprintln!("{text}")) }
     }
 }
 

@@ -18,7 +18,9 @@ use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Silent, Trainer
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   promptmix train --model t5-small --task sst2 --data data/sst2 --method prompt-tuning --out runs/sst2
   promptmix train --model t5-small --task mrpc --data data/mrpc --method attempt \\
       --sources runs/sst2/prompt.safetensors,runs/mnli/prompt.safetensors --out runs/mrpc
@@ -32,7 +34,8 @@ use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Silent, Trainer
   promptmix train --resume --out runs/mrpc
   mpirun -n 4 promptmix train --config mrpc.toml --out runs/mrpc
 
-A file for --config has the flags as keys (`learning-rate = 0.3`); a run's config.toml is one.")]
+A file for --config has the flags as keys (`learning-rate = 0.3`); a run's config.toml is one."
+)]
 pub(super) struct Arguments {
     /// A TOML file of settings; flags win over it
     #[arg(long)]

@@ -15,7 +15,7 @@ pub use decoder::Decoding;
 pub use encoder::Encoding;
 pub use frozen::Frozen;
 pub use load::Tensors;
-pub use plan::{batch_of_lengths, foresee};
+pub use plan::{batch_of_lengths, foresee, largest_that_fits};
 pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{Activation, Backend, DropoutStep, Format, Head, Heads, Mixing, StateLayout};

@@ -51,20 +51,36 @@ impl<B: Backend> T5<B> {
     }
 }
 
+/// The largest count, `most` or below, that needs no more than `free` bytes, and what `most` needs; `bytes` says what a count
+/// needs, more never less.
+///
+/// # Errors
+/// Those of `bytes`.
+pub fn largest_that_fits(
+    free: usize,
+    most: usize,
+    mut bytes: impl FnMut(usize) -> Result<usize>,
+) -> Result<(usize, usize)> {
+    let needed = bytes(most)?;
+    if needed <= free {
+        return Ok((most, needed));
+    }
+    let (mut fits, mut too_many) = (0, most);
+    while fits + 1 < too_many {
+        let middle = fits.midpoint(too_many);
+        *(if bytes(middle)? <= free { &mut fits } else { &mut too_many }) = middle;
+    }
+    Ok((fits, needed))
+}
+
 /// Fails if training in batches of `examples` does not fit into `free` bytes; `bytes` says what a count of examples needs.
 ///
 /// # Errors
 /// [`Error::Setting`] that names the batch size that fits; those of `bytes`.
-pub fn foresee(free: usize, examples: usize, mut bytes: impl FnMut(usize) -> Result<usize>) -> Result<()> {
-    let needed = bytes(examples)?;
-    if needed <= free {
+pub fn foresee(free: usize, examples: usize, bytes: impl FnMut(usize) -> Result<usize>) -> Result<()> {
+    let (fits, needed) = largest_that_fits(free, examples, bytes)?;
+    if fits == examples {
         return Ok(());
-    }
-    // More examples never need less: what fits lies below what does not.
-    let (mut fits, mut too_many) = (0, examples);
-    while fits + 1 < too_many {
-        let middle = fits.midpoint(too_many);
-        *(if bytes(middle)? <= free { &mut fits } else { &mut too_many }) = middle;
     }
     let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
     let advice = match fits {

@@ -8,7 +8,7 @@ use super::step::{self, RunPart};
 use super::trainer::{Outcome, Pace, Trainer};
 use crate::backend::{Backend, OptimizerStep};
 use crate::error::{Error, Result};
-use crate::model::Frozen;
+use crate::model::{Frozen, largest_that_fits};
 
 /// A run of a sweep.
 pub struct Member<'a, B: Backend> {
@@ -26,6 +26,8 @@ pub trait SweepMonitor {
     fn step(&mut self, run: usize, record: &StepRecord);
     /// A run was validated.
     fn validated(&mut self, run: usize, record: &ValidationRecord);
+    /// Something worth knowing.
+    fn note(&mut self, text: &str);
 }
 
 struct Of<'m> {
@@ -41,11 +43,13 @@ impl Monitor for Of<'_> {
     fn validated(&mut self, record: &ValidationRecord) {
         self.monitor.validated(self.run, record);
     }
-    fn note(&mut self, _: &str) {}
+    fn note(&mut self, text: &str) {
+        self.monitor.note(text);
+    }
 }
 
-/// Takes all steps that the runs have left, as many runs at a time in one batch as can share one, at most `together`. Each
-/// run gets the numbers that it would get alone; a run that fails does not hold up the others. The outcomes are in the
+/// Takes all steps that the runs have left, as many runs at a time in one batch as can share one, at most `together` and no
+/// more than the device's memory holds. Each run gets the numbers that it would get alone; a run that fails does not hold up the others. The outcomes are in the
 /// members' order.
 ///
 /// # Errors
@@ -64,7 +68,14 @@ pub fn run_together<B: Backend>(
     left.retain(|&run| failures[run].is_none() && !members[run].trainer.is_done());
     while let Some(&first) = left.first() {
         let fits = |run: &usize| members[*run].trainer.stacks_with(&members[first].trainer);
-        let group: Vec<usize> = left.iter().copied().filter(fits).take(together.max(1)).collect();
+        let mut group: Vec<usize> = left.iter().copied().filter(fits).take(together.max(1)).collect();
+        let fitting = fitting(frozen, members, &group)?;
+        if fitting < group.len() {
+            let asked = group.len();
+            monitor
+                .note(&format!("{fitting} of {asked} runs share a batch: the device's memory holds no more"));
+            group.truncate(fitting);
+        }
         left.retain(|run| !group.contains(run));
         run_stack(frozen, members, &group, &mut failures, monitor)?;
     }
@@ -73,6 +84,21 @@ pub fn run_together<B: Backend>(
         .zip(failures)
         .map(|(member, failure)| failure.map_or_else(|| Ok(member.trainer.outcome()), Err))
         .collect())
+}
+
+/// How many of the group's first runs the device's free memory holds in one batch; each was found to fit alone.
+fn fitting<B: Backend>(frozen: &Frozen<'_, B>, members: &[Member<'_, B>], group: &[usize]) -> Result<usize> {
+    let Some(free) = frozen.backend.free_bytes() else { return Ok(group.len()) };
+    let (fits, _) = largest_that_fits(free, group.len(), |count| {
+        let trainers = || group[..count].iter().map(|&run| &members[run].trainer);
+        let layout = &members[group[0]].trainer.mixture().layout;
+        let mut state = frozen.backend.state(layout, &vec![0.0; count * layout.len()], count);
+        let examples = trainers().map(|trainer| trainer.config.batch_size).sum();
+        // As if all examples were as long as the longest of any run.
+        let needed = trainers().map(|trainer| trainer.needed_bytes(&mut state, examples, count));
+        needed.collect::<Result<Vec<_>>>().map(|needed| needed.into_iter().max().unwrap_or_default())
+    })?;
+    Ok(fits.max(1))
 }
 
 /// Runs one stack to its end.

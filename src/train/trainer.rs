@@ -275,6 +275,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             && key(self) == key(other)
     }
 
+    /// Bytes that steps need on `examples` of this run's longest examples, shared by `runs` runs, and validation beside them.
+    pub(super) fn needed_bytes(&self, state: &mut B::State, examples: usize, runs: usize) -> Result<usize> {
+        needed_bytes(self.frozen, &self.config, &self.tasks, &self.mixture, state, examples, runs)
+    }
+
     /// Parameters and moments, flat, and the updates they have had.
     pub(super) fn full_state(&self) -> ([Vec<f64>; 3], u64) {
         (self.frozen.backend.read_state(&self.state), self.checkpoint.updates)
@@ -565,8 +570,23 @@ fn foresee<B: Backend>(
     mixture: &Mixture<B>,
     state: &mut B::State,
 ) -> Result<()> {
+    let Some(free) = frozen.backend.free_bytes() else { return Ok(()) };
+    model::foresee(free, config.batch_size, |examples| {
+        needed_bytes(frozen, config, tasks, mixture, state, examples, 1)
+    })
+}
+
+/// Bytes that steps on `examples` of the longest examples need, shared by `runs` runs, and validation beside them.
+fn needed_bytes<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    config: &RunConfig,
+    tasks: &[TaskData],
+    mixture: &Mixture<B>,
+    state: &mut B::State,
+    examples: usize,
+    runs: usize,
+) -> Result<usize> {
     let (backend, model) = (frozen.backend, &frozen.model);
-    let Some(free) = backend.free_bytes() else { return Ok(()) };
     type Length = fn(&Examples, usize) -> usize;
     let longest = |of: &dyn Fn(&TaskData) -> &Examples, length: Length| {
         let of_task = |data| (0..of(data).len()).map(|row| length(of(data), row)).max();
@@ -580,13 +600,11 @@ fn foresee<B: Backend>(
     let validation = batch(EVALUATION_BATCH, &|data| &data.validation)?;
     let validation = model.evaluation_bytes(backend, mixture, state, &validation) / 4 * 5;
     let rate = config.dropout.unwrap_or(f64::from(model.config().dropout_rate));
-    let (dropout, schedule) = (DropoutStep::new(rate, 0, &[config.seed]), [OptimizerStep::new(0.0, 0.0)]);
-    model::foresee(free, config.batch_size, |examples| {
-        let batch = batch(examples, &|data| &data.training)?;
-        let micro =
-            MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-        let bytes = model.step_bytes(backend, mixture, state, &micro) + validation;
-        // A recorded shape is rounded up, and what it is told of is small.
-        backend.health().map(|()| bytes + bytes / 64)
-    })
+    let dropout = DropoutStep::new(rate, 0, &vec![config.seed; runs]);
+    let schedule = vec![OptimizerStep::new(0.0, 0.0); runs];
+    let batch = batch(examples, &|data| &data.training)?;
+    let micro = MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+    let bytes = model.step_bytes(backend, mixture, state, &micro) + validation;
+    // A recorded shape is rounded up, and what it is told of is small.
+    backend.health().map(|()| bytes + bytes / 64)
 }

@@ -310,7 +310,7 @@ fn a_loss_that_is_not_finite_within_a_stretch_leaves_the_state_as_it_was_before(
 
 /// The runs whose steps were heard of, in order.
 #[derive(Default)]
-struct HeardTogether(Vec<usize>);
+struct HeardTogether(Vec<usize>, Vec<String>);
 
 impl SweepMonitor for HeardTogether {
     fn step(&mut self, run: usize, record: &StepRecord) {
@@ -318,4 +318,7 @@ impl SweepMonitor for HeardTogether {
         self.0.push(run);
     }
     fn validated(&mut self, _: usize, _: &ValidationRecord) {}
+    fn note(&mut self, text: &str) {
+        self.1.push(text.into());
+    }
 }
