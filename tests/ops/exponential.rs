@@ -19,7 +19,7 @@ fn keeps_what_is_not_a_number_and_what_is_too_large() {
     assert!(f32::NAN.exponential().is_nan());
     assert_eq!(f32::INFINITY.exponential(), f32::INFINITY);
     assert_eq!(89.0_f32.exponential(), f32::INFINITY);
-    assert!(f32::MAX.ln().exponential().is_finite());
+    assert!(88.7_f32.exponential().is_finite());
     assert_eq!(0.0_f32.exponential(), 1.0);
 }
 
