@@ -288,7 +288,7 @@ impl Gate<'_> {
     }
 
     /// Launches the backward pass: `dz` \[rows, 2·F\] in bf16 from `d_a` \[rows, F\] in bf16, and `inner` \[rows\], <dz, z> of
-    /// each row, as [`Linear::backward_norm`] wants it. Moves 6·F bytes a row in and 4·F out.
+    /// each row, as [`Linear::backward_norm`](super::linear::Linear::backward_norm) wants it. Moves 6·F bytes a row in and 4·F out.
     ///
     /// # Errors
     /// As [`Gate::forward`].
@@ -316,7 +316,7 @@ impl Gate<'_> {
     }
 }
 
-/// `inner` \[rows\] = <d_x, x_next - x> of each row of `width` numbers, all in f32: what [`Linear::backward_norm`] wants behind a
+/// `inner` \[rows\] = <d_x, x_next - x> of each row of `width` numbers, all in f32: what [`Linear::backward_norm`](super::linear::Linear::backward_norm) wants behind a
 /// ReLU, which is positively homogeneous, so that this is <dz, z>. Moves 12 bytes a number.
 ///
 /// # Errors
