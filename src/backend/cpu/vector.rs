@@ -39,10 +39,10 @@ fn reduce<E: Element>(mut lanes: [E; LANES], f: impl Fn(E, E) -> E) -> E {
     lanes[0]
 }
 
-/// The larger of two; a NaN in `a` is passed over.
+/// The larger of two numbers.
 #[inline(always)]
 fn larger<E: Element>(a: E, b: E) -> E {
-    if b > a || a.is_nan() { b } else { a }
+    if b > a { b } else { a }
 }
 
 /// sum_i f(a_i, b_i).

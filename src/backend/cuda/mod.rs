@@ -14,6 +14,7 @@ pub mod attention;
 mod batch;
 pub mod cross_attention;
 pub mod decode;
+mod devices;
 mod dropout;
 pub mod embedding;
 mod failure;
@@ -37,11 +38,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
-use cudarc::driver::{CudaContext, DeviceRepr};
+use cudarc::driver::DeviceRepr;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use batch::{ATTENTION_TILE, DeviceBatch};
+pub use devices::{DeviceInfo, devices, driver_version};
 pub use dropout::MaskArgument;
 pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
@@ -51,6 +52,7 @@ pub use sequences::{LabelRows, Packed, PairedSequences, Sequences};
 
 use self::cross_attention::CrossKept;
 use self::decode::Cache;
+use self::devices::{context, device_count, info};
 use self::failure::driver;
 use self::feed_forward::FeedForwardKept;
 use self::input::Told;
@@ -82,75 +84,6 @@ impl std::fmt::Display for Precision {
             Self::F32 => "f32",
         })
     }
-}
-
-/// What a machine's GPU is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DeviceInfo {
-    /// Its number, from 0.
-    pub ordinal: usize,
-    /// Its name.
-    pub name: String,
-    /// Its compute capability.
-    pub compute_capability: (i32, i32),
-    /// Its memory, in bytes.
-    pub memory: usize,
-    /// Its multiprocessors.
-    pub multiprocessors: usize,
-}
-
-/// The GPUs that the driver finds.
-///
-/// # Errors
-/// No driver, or what it says.
-pub fn devices() -> Result<Vec<DeviceInfo>> {
-    let count = device_count()?;
-    (0..count).map(|ordinal| context(ordinal).and_then(|context| info(&context))).collect()
-}
-
-/// The CUDA version that the driver speaks, as 1000·major + 10·minor.
-///
-/// # Errors
-/// No driver, or what it says.
-pub fn driver_version() -> Result<i32> {
-    device_count()?;
-    let mut version = 0;
-    // SAFETY: the driver's library is there, and the pointer is to an int.
-    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }
-        .result()
-        .map_err(|error| driver("ask the driver for its version", error))?;
-    Ok(version)
-}
-
-fn device_count() -> Result<usize> {
-    // SAFETY: looks for the library and opens it, which runs what every CUDA program runs.
-    if !unsafe { is_culib_present() } {
-        return Err(failure::no_driver());
-    }
-    match cudarc::driver::result::init() {
-        Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
-        other => other.map_err(|error| driver("start the driver", error))?,
-    }
-    let count = CudaContext::device_count().map_err(|error| driver("count the GPUs", error))?;
-    Ok(usize::try_from(count).unwrap_or(0))
-}
-
-fn context(ordinal: usize) -> Result<std::sync::Arc<CudaContext>> {
-    CudaContext::new(ordinal).map_err(|error| driver(&format!("open GPU {ordinal}"), error))
-}
-
-fn info(context: &CudaContext) -> Result<DeviceInfo> {
-    let ask = |error| driver("describe the GPU", error);
-    let multiprocessors =
-        context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;
-    Ok(DeviceInfo {
-        ordinal: context.ordinal(),
-        name: context.name().map_err(ask)?,
-        compute_capability: context.compute_capability().map_err(ask)?,
-        memory: context.total_mem().map_err(ask)?,
-        multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
-    })
 }
 
 /// The toolkit's release that the kernels were compiled with, as 1000·major + 10·minor; `None` without kernels.
