@@ -255,3 +255,44 @@ fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
         assert!(message.contains(said) && message.contains("sweep.toml"), "{text:?}: {message}");
     }
 }
+
+/// A small GPU takes fewer runs at a time than it was asked to, says so, and takes all of them to their end.
+#[cfg(all(feature = "cuda", feature = "cli", unix))]
+#[test]
+fn a_gpu_takes_as_many_runs_into_a_batch_as_its_memory_holds() {
+    if promptmix::cuda::FATBINS.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
+        eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder.path();
+    let text = format!(
+        "model = {:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\ndata = {:?}\nmethod = \"prompt-tuning\"\n\
+         prompt-length = 20\nbatch-size = 8\nsteps = 1\ndecoding = \"labels\"\n[sweep]\nseed = [1, 2, 3, 4]\n",
+        model(),
+        data(folder)[0]
+    );
+    fs::write(folder.join("sweep.toml"), text).expect("written");
+    let library = vgpu::find_library().expect("the virtual GPU's library");
+    let sweep = |megabytes: usize| {
+        let out = folder.join(megabytes.to_string());
+        let end = std::process::Command::new(env!("CARGO_BIN_EXE_promptmix"))
+            .args(["sweep", "sweep.toml", "--device", "cuda", "--out"])
+            .arg(&out)
+            .current_dir(folder)
+            .env("LD_PRELOAD", &library)
+            .env("VGPU_MEMORY", (megabytes * 1_000_000).to_string())
+            .output()
+            .expect("an end");
+        let said = String::from_utf8_lossy(&end.stderr).into_owned();
+        assert!(end.status.success(), "{said}");
+        let results = fs::read_to_string(out.join("results.tsv")).expect("results");
+        assert_eq!(results.lines().count(), 1 + 4, "{results}");
+        said
+    };
+    assert!(!sweep(500).contains("share a batch"), "all four fit");
+    // Enough for the steps of two runs beside the weights, and too little for those of three.
+    let said = sweep(50);
+    assert!(said.contains("2 of 4 runs share a batch"), "{said}");
+}
