@@ -480,12 +480,21 @@ fn gate<E: Element>(activation: Activation, hidden: usize, z: &mut [E], multipli
 #[inline(always)]
 fn relu_backward<E: Element>(hidden: usize, dz: &mut [E], positive: &[u8], scale: E) {
     for (dz, bytes) in dz.chunks_exact_mut(hidden).zip(positive.chunks_exact(hidden.div_ceil(8))) {
-        for (dz, &byte) in dz.chunks_mut(8).zip(bytes) {
-            let byte = u32::from(byte);
-            for (bit, dz) in dz.iter_mut().enumerate() {
-                *dz = if byte & (1 << bit) != 0 { *dz * scale } else { E::zero() };
-            }
+        let (groups, rest) = dz.as_chunks_mut::<8>();
+        for (group, &byte) in groups.iter_mut().zip(bytes) {
+            select_positive(group, byte, scale);
         }
+        if let Some(&byte) = bytes.get(groups.len()) {
+            select_positive(rest, byte, scale);
+        }
+    }
+}
+
+/// dz·scale where an element's bit is set, zero elsewhere; of a whole group the count is known, so that it is one vector.
+#[inline(always)]
+fn select_positive<E: Element>(group: &mut [E], byte: u8, scale: E) {
+    for (bit, dz) in group.iter_mut().enumerate() {
+        *dz = if u32::from(byte) & (1 << bit) != 0 { *dz * scale } else { E::zero() };
     }
 }
 
