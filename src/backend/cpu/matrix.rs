@@ -110,6 +110,12 @@ pub fn transpose_into<E: Element>(source: View<'_, E>, destination: &mut [E], st
     }
 }
 
+/// Has the GEMM crate pack the weight of a product of few rows too when several threads share it, as it does on one thread:
+/// read in place, a row's columns lie pages apart. The setting is the crate's, and so the whole process's; it changes no sum.
+pub fn pack_for_few_rows() {
+    gemm::set_lhs_packing_threshold_multi_thread(gemm::DEFAULT_LHS_PACKING_THRESHOLD_SINGLE_THREAD);
+}
+
 /// Terms that the GEMM crate sums at a time. It cuts a longer sum by the product's size; cut here, a sum's order does not
 /// depend on how many rows or columns there are.
 const DEPTH: usize = 512;

@@ -123,6 +123,7 @@ impl<E: Element> Cpu<E> {
                 "",
             )
         })?;
+        matrix::pack_for_few_rows();
         Ok(Self { threads, pool: Pool::new(poison), arch: pulp::Arch::new(), operations: AtomicU64::new(0) })
     }
 
