@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::element::Element;
-use super::matrix::{View, ViewMut};
+use super::matrix::{View, ViewMut, transpose_into};
+use super::pool::Buffer;
 use super::rows::{Rows, split_rows};
 use super::vector::{add_and_maximum, dot, exponentials, multiply, scale, vectorised};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
@@ -124,12 +125,13 @@ pub(super) fn self_attention<E: Element>(
         outputs.zip(&work).for_each(|((o, log_sum_exp), (b, queries))| {
             let qkv = qkv.range(batch.range(side, *b));
             let tile = Tile::of_example(batch, side, *b, mask, &bias, queries.clone());
+            let keys = transposed_heads(cpu, heads, qkv, heads.total());
             let mut scores = cpu.pool.take(queries.len() * tile.keys.len());
             let mut multipliers = cpu.pool.take(if mask.is_some() { scores.len() } else { 0 });
             let mut sums = cpu.pool.take(queries.len());
             for head in 0..heads.count {
                 let columns = HeadColumns::new(heads, head);
-                tile.scores(cpu, heads, &columns, qkv, &mut scores);
+                tile.scores(cpu, heads, head, qkv, &keys, &mut scores);
                 let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
                 vectorised!(cpu, tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
                 vectorised!(cpu, tile.drop(head, &mut scores, &mut multipliers));
@@ -173,8 +175,11 @@ pub(super) fn self_attention_backward<E: Element>(
     cpu.run(|| {
         examples.into_par_iter().with_max_len(1).enumerate().for_each(|(b, d_qkv)| {
             let range = batch.range(side, b);
+            let qkv = qkv.range(range.clone());
             let example = Kept {
-                qkv: qkv.range(range.clone()),
+                qkv,
+                keys: transposed_heads(cpu, heads, qkv, heads.total()),
+                values: transposed_heads(cpu, heads, qkv, 2 * heads.total()),
                 o: o.range(range.clone()),
                 log_sum_exp: log_sum_exp.range(range.clone()),
                 d_o: d_o.range(range.clone()),
@@ -198,9 +203,25 @@ pub(super) fn self_attention_backward<E: Element>(
     });
 }
 
+/// The keys or values of an example from column `first` of its packed rows, \[heads · width, rows\]: of all heads at once,
+/// so that rows are read in one piece, and transposed in vectors where the GEMM crate would gather number by number.
+fn transposed_heads<E: Element>(cpu: &Cpu<E>, heads: Heads, qkv: &[E], first: usize) -> Buffer<E> {
+    let (total, stride) = (heads.total(), 3 * heads.total());
+    let rows = qkv.len() / stride;
+    let mut transposed = cpu.pool.take(total * rows);
+    if rows > 0 {
+        let source = View::new(&qkv[first..], rows, total, stride);
+        vectorised!(cpu, transpose_into(source, &mut transposed, rows));
+    }
+    transposed
+}
+
 /// One example's part of what forward kept, and the gradient of its output.
-struct Kept<'a, E> {
+struct Kept<'a, E: Element> {
     qkv: &'a [E],
+    /// Of all heads, as [`transposed_heads`] has them.
+    keys: Buffer<E>,
+    values: Buffer<E>,
     o: &'a [E],
     log_sum_exp: &'a [E],
     d_o: &'a [E],
@@ -234,10 +255,10 @@ fn backward_tile<E: Element>(
     let mut p = cpu.pool.take(m * n);
     let mut ds = cpu.pool.take(m * n);
     let mut multipliers = cpu.pool.take(if tile.mask.is_some() { m * n } else { 0 });
-    tile.scores(cpu, heads, &columns, example.qkv, &mut p);
+    tile.scores(cpu, heads, head, example.qkv, &example.keys, &mut p);
     let d_o_view = View::new(d_o, m, width, heads.total());
-    let v = View::new(at(tile.keys.start, columns.v), n, width, stride);
-    cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_o_view, v);
+    let v_transposed = tile.of_head(heads, head, &example.values);
+    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v_transposed);
     vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
         for row in 0..m {
@@ -304,18 +325,19 @@ impl<'a, E: Element> Tile<'a, E> {
         }
     }
 
-    /// q k^T, \[queries, keys\]: the bias joins in the pass that follows.
-    fn scores(&self, cpu: &Cpu<E>, heads: Heads, columns: &HeadColumns, qkv: &[E], scores: &mut [E]) {
-        let (m, n) = (self.queries.len(), self.keys.len());
-        let q = View::new(
-            &qkv[self.queries.start * columns.stride + columns.q..],
-            m,
-            heads.width,
-            columns.stride,
-        );
-        let k =
-            View::new(&qkv[self.keys.start * columns.stride + columns.k..], n, heads.width, columns.stride);
-        cpu.multiply_by_transpose(ViewMut::new(scores, m, n, n), q, k);
+    /// q k^T, \[queries, keys\], with the keys of all heads transposed: the bias joins in the pass that follows.
+    fn scores(&self, cpu: &Cpu<E>, heads: Heads, head: usize, qkv: &[E], keys: &[E], scores: &mut [E]) {
+        let (m, n, columns) = (self.queries.len(), self.keys.len(), HeadColumns::new(heads, head));
+        let q = &qkv[self.queries.start * columns.stride + columns.q..];
+        let q = View::new(q, m, heads.width, columns.stride);
+        cpu.multiply_alone(ViewMut::new(scores, m, n, n), false, q, self.of_head(heads, head, keys));
+    }
+
+    /// The tile's keys of one head, \[width, keys\], in what [`transposed_heads`] gave.
+    fn of_head<'t>(&self, heads: Heads, head: usize, transposed: &'t [E]) -> View<'t, E> {
+        let length = transposed.len() / heads.total();
+        let start = head * heads.width * length + self.keys.start;
+        View::new(&transposed[start..], heads.width, self.keys.len(), length)
     }
 
     /// How many of the tile's keys the query of `row` may see.

@@ -57,9 +57,9 @@ pub(super) struct Blocks {
     pub inner_threads: usize,
 }
 
-/// Rows of a block at most: the weight's packing, paid once a block, stays a few per cent of its product, and there are
-/// enough blocks that a thread which lags leaves some to the others.
-const LARGEST_BLOCK: usize = 512;
+/// Rows of a block at most: the weight is packed anew for each block, so that few large ones take less than many small ones;
+/// what a block holds between its products stays within a few megabytes a thread.
+const LARGEST_BLOCK: usize = 1024;
 /// Up to this many rows the weight's packing would dominate a block of its own: one block, all threads inside it.
 const SMALL: usize = 192;
 /// The GEMM crate sums the product of a single row in another order, so a block of one would show how rows were cut; of a
