@@ -12,6 +12,11 @@
 // f32: a warp a row, a lane a key; for verification.
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
+// On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   attention_64 148 44036 3, attention_128 128 84996 1, attention_queries_64 168 52228 3,
+//   attention_queries_128 204 101380 1, attention_keys_64 168 52228 3, attention_keys_128 255 101380 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_f32 48 0 10, attention_queries_f32 64 0 8,
+//   attention_keys_f32 64 0 8
 #include "attention.cuh"
 
 using namespace promptmix;

@@ -19,8 +19,10 @@
 // k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
-// sm_80: the large tile has 207 registers a thread and 68 KiB of shared memory (two blocks a multiprocessor), the small one 128
-// and 32 KiB (four). HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop.
+// HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
+// On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   gemm_forward_large 207 69760 2, gemm_backward_large 207 69760 2, gemm_forward_small 128 32896 4,
+//   gemm_backward_small 128 32896 4, gemm_forward_f32 128 18560 2, gemm_backward_f32 128 18560 2
 #include "mma.cuh"
 #include "rows.cuh"
 

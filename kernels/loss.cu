@@ -18,8 +18,8 @@
 // Bytes: E V·D·2 once, and for T rows in G ranges 4·G·T·D written and read; G is what fills the GPU once. With logits it would be
 // E twice, and 14·T·V.
 // loss_rows: grid x rows, y D / 512. f32: a block a row and range; for verification.
-// sm_80: 255 registers a thread. D = 1,024: 256 threads and 82 KiB of shared memory, one block a multiprocessor; D = 512: half
-// of both, two blocks.
+// On sm_80, with D of 1,024; with D of 512 half of both, two blocks: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   loss_words_bf16 255 83584 1, loss_rows_bf16 32 2176 16, loss_words_f32 56 512 9, loss_rows_f32 32 2176 16
 #include "attention.cuh"
 #include "rows.cuh"
 

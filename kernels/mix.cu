@@ -12,6 +12,9 @@
 // `mix_d_state` a thread a number of the state, which sums over its run's examples in order: no atomics.
 // Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M·D.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
+// On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   target_keys 32 0 8, mix_scores 40 4528 6, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
+//   mix_d_scores 40 2080 6, mix_d_state 48 0 5
 #include "batch.cuh"
 #include "number.cuh"
 

@@ -9,6 +9,8 @@
 // Grid: `gradient_norm` sums the squares of 2,048 numbers a block, in f64 and a fixed order, into [runs, blocks];
 // `adamw` sums those again in every block, in order, and updates the same 2,048; `finish_step` counts the update and
 // writes the report, a block a run. Bytes: 4 read a number by the first, 16 read and 12 written by the second.
+// On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   gradient_norm 28 2048 8, adamw 48 2048 5, finish_step 28 2048 8
 #include <cstdint>
 
 struct Segment {

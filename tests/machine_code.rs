@@ -1,10 +1,12 @@
-//! What ptxas makes of the product's kernels for sm_80: the main loop of the large tile, instruction by instruction.
+//! What ptxas makes of the kernels for sm_80: the main loop of the product's large tile, instruction by instruction, and what
+//! every kernel takes of a multiprocessor, against what its file says.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use promptmix::cuda::FATBINS;
-use vgpu::compiled::Tools;
+use vgpu::compiled::{Tools, compile};
+use vgpu::profile::Profile;
 
 /// An instruction of a kernel: its place in bytes, its name with modifiers, and all of it.
 #[derive(Clone, Debug)]
@@ -78,17 +80,93 @@ fn count(body: &[Instruction], name: &str) -> usize {
     body.iter().filter(|one| one.name.split('.').next() == Some(name)).count()
 }
 
-#[test]
-fn the_main_loop_of_large_products() {
-    let Some((_, fatbin)) = FATBINS.iter().find(|(file, _)| *file == "gemm") else {
+/// The compiler's tools, where there are kernels to compile; says why not.
+fn tools() -> Option<Tools> {
+    if FATBINS.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
         eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
-        return;
-    };
-    let Some(tools) = Tools::find(env!("CARGO_MANIFEST_DIR").as_ref()) else {
+        return None;
+    }
+    let tools = Tools::find(env!("CARGO_MANIFEST_DIR").as_ref());
+    if tools.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs without ptxas and cuobjdump");
         eprintln!("skipped: ptxas and cuobjdump were not found; run scripts/install-cuda-compiler");
-        return;
-    };
+    }
+    tools
+}
+
+/// What a kernel's file says that it takes on sm_80.
+#[derive(Debug)]
+struct Stated {
+    kernel: String,
+    registers: u32,
+    shared: u32,
+    blocks: u32,
+}
+
+/// The statements in the comment that a kernel file opens with.
+fn stated(source: &str) -> Vec<Stated> {
+    let opening = source.lines().take_while(|line| line.starts_with("//"));
+    let lines = opening.skip_while(|line| !line.starts_with("// On sm_80")).skip(1);
+    let lines = lines.take_while(|line| line.starts_with("//   ")).flat_map(|line| line[2..].split(','));
+    let words = lines.map(|one| one.split_whitespace().collect::<Vec<_>>()).filter(|words| !words.is_empty());
+    words
+        .map(|words| {
+            let [kernel, registers, shared, blocks] = words[..] else { panic!("no statement: {words:?}") };
+            let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("no number: {word}"));
+            Stated {
+                kernel: kernel.to_owned(),
+                registers: number(registers),
+                shared: number(shared),
+                blocks: number(blocks),
+            }
+        })
+        .collect()
+}
+
+/// The threads that a kernel is compiled for, from its PTX.
+fn threads(ptx: &str, kernel: &str) -> u32 {
+    let entry = ptx.split(".entry ").find(|entry| entry.split('(').next().map(str::trim) == Some(kernel));
+    let bound = entry.and_then(|entry| entry.split(".maxntid ").nth(1)).expect("launch bounds");
+    bound
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .expect("a number")
+}
+
+#[test]
+fn every_kernel_takes_what_its_file_says() {
+    let Some(tools) = tools() else { return };
+    let profile = Profile::by_name("sm_80").expect("a profile");
+    let mut checked = 0;
+    for (file, fatbin) in FATBINS {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
+        let stated = stated(&std::fs::read_to_string(&path).expect("a kernel file"));
+        let ptx = ptx(fatbin);
+        let names: Vec<&str> =
+            ptx.split(".entry ").skip(1).filter_map(|entry| entry.split('(').next().map(str::trim)).collect();
+        assert_eq!(stated.len(), names.len(), "{file}: as many statements as kernels, {names:?}");
+        for compiled in compile(&tools, &ptx, &names, "sm_80").expect("machine code") {
+            let name = &compiled.kernel;
+            let says = stated.iter().find(|stated| stated.kernel == *name);
+            let says = says.unwrap_or_else(|| panic!("{file}: nothing is said of {name}, {compiled:?}"));
+            assert_eq!(says.registers, compiled.registers, "{name}: registers");
+            // What is asked for at a launch comes on top of the static part.
+            assert!(says.shared >= compiled.shared, "{name}: {} bytes are static", compiled.shared);
+            let fit = profile.occupancy(threads(&ptx, name), compiled.registers, says.shared);
+            assert_eq!(says.blocks, fit, "{name}: blocks a multiprocessor");
+            assert_eq!((compiled.spill_stores, compiled.spill_loads), (0, 0), "{name}: spills");
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked} kernels");
+}
+
+#[test]
+fn the_main_loop_of_large_products() {
+    let Some(tools) = tools() else { return };
+    let (_, fatbin) = FATBINS.iter().find(|(file, _)| *file == "gemm").expect("the kernels of products");
     let folder = tempfile::tempdir().expect("a folder");
     let (source, binary) = (folder.path().join("gemm.ptx"), folder.path().join("gemm.cubin"));
     std::fs::write(&source, ptx(fatbin)).expect("a file");
