@@ -1,5 +1,7 @@
 //! The CUDA backend against the CPU's, on the virtual GPU or a real one.
 
+#[path = "../common/kernels.rs"]
+mod kernels;
 #[path = "../common/random.rs"]
 mod random;
 #[path = "../common/setting.rs"]

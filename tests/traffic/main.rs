@@ -7,8 +7,11 @@ use promptmix::backend::{
     Scope, Scorer, Side, StateLayout,
 };
 use promptmix::cuda::linear::Linear;
-use promptmix::cuda::{Cuda, FATBINS, Precision, Sequences};
+use promptmix::cuda::{Cuda, Precision, Sequences};
 use vgpu::counters::Counters;
+
+#[path = "../common/kernels.rs"]
+mod kernels;
 
 const WIDTH: usize = 512;
 const INNER: usize = 2_048;
@@ -125,9 +128,7 @@ fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
 
 #[test]
 fn what_the_kernels_move() {
-    if FATBINS.is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs without nvcc");
-        eprintln!("skipped: this build has no kernels; run scripts/install-cuda-compiler");
+    if !kernels::are_built() {
         return;
     }
     let gpu = vgpu::load().expect("a GPU");

@@ -80,7 +80,8 @@ pub struct Cpu<E: Element = f32> {
 }
 
 impl<E: Element> Cpu<E> {
-    /// The CPU with `threads` threads, or one a core for `None`.
+    /// The CPU with `threads` threads, or one a core for `None`. Sets the `gemm` crate's process-wide threshold from which
+    /// products on several threads pack their left side to that of a single thread; its results stay the same.
     ///
     /// # Errors
     /// [`Error::Setting`] for 0 threads or if the system refuses to start them.
