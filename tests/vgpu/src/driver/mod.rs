@@ -14,7 +14,11 @@ mod work;
 use std::ffi::{c_char, c_int};
 
 use crate::codes::*;
+use crate::device::number;
 use state::{PRIMARY, state};
+
+const COMPUTE_CAPABILITY_MAJOR: u32 = 75;
+const COMPUTE_CAPABILITY_MINOR: u32 = 76;
 
 /// Defines exported functions that answer an error number and never unwind into C.
 macro_rules! exported {
@@ -65,7 +69,9 @@ fn identity(ordinal: c_int) -> [u8; 16] {
 exported! {
     fn cuInit(_flags: u32) {
         extension::watch_exit();
-        match &state().profile_problem {
+        let state = state();
+        match &state.profile_problem {
+            None if state.devices == 0 => Err(NO_DEVICE),
             None => Ok(()),
             Some(problem) => {
                 eprintln!("vgpu: {problem}");
@@ -74,7 +80,7 @@ exported! {
         }
     }
     fn cuDriverGetVersion(version: *mut c_int) {
-        give(version, 13_000)
+        give(version, number("VGPU_DRIVER").map_or(13_000, |version| version as c_int))
     }
     fn cuDeviceGet(to: *mut c_int, ordinal: c_int) {
         device(ordinal)?;
@@ -112,7 +118,12 @@ exported! {
     }
     fn cuDeviceGetAttribute(to: *mut c_int, attribute: u32, ordinal: c_int) {
         device(ordinal)?;
-        let value = state().device.profile.attribute(attribute).ok_or(INVALID_VALUE)?;
+        let claimed = number("VGPU_CAPABILITY").map(|capability| capability as i32);
+        let value = match (attribute, claimed) {
+            (COMPUTE_CAPABILITY_MAJOR, Some(claimed)) => claimed / 10,
+            (COMPUTE_CAPABILITY_MINOR, Some(claimed)) => claimed % 10,
+            _ => state().device.profile.attribute(attribute).ok_or(INVALID_VALUE)?,
+        };
         give(to, value)
     }
     fn cuDevicePrimaryCtxRetain(to: *mut usize, ordinal: c_int) {

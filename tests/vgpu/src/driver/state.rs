@@ -117,7 +117,7 @@ impl State {
         Self {
             device: Device::new(profile),
             profile_problem,
-            devices: crate::device::number("VGPU_DEVICES").map_or(1, |count| count.clamp(1, 64) as i32),
+            devices: crate::device::number("VGPU_DEVICES").map_or(1, |count| count.min(64) as i32),
             ordinal: 0,
             primary_references: 0,
             contexts: Vec::new(),
