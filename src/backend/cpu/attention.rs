@@ -9,10 +9,12 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::element::Element;
-use super::matrix::{View, ViewMut, transpose_into};
+use super::matrix::{View, ViewMut};
 use super::pool::Buffer;
 use super::rows::{Rows, split_rows};
-use super::vector::{add_and_maximum, dot, exponentials, multiply, scale, vectorised};
+use super::vector::{
+    LANES, add_and_maximum, dot, exponentials_of_vectors, multiply, scale, vectorised, vectors, vectors_mut,
+};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
 
 /// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
@@ -34,11 +36,11 @@ impl<E: Element> PositionBias<E> {
         }
     }
 
-    /// The bias of every key - query from -(length - 1) to length - 1.
+    /// The bias of every key - query from -(length - 1) to length - 1, and on for as much as fills up a row of scores.
     fn stretched(&self, head: usize, length: usize) -> Vec<E> {
         let row = &self.per_head[head];
         let last = length.saturating_sub(1) as isize;
-        (-last..=last).map(|offset| row[self.slot(offset)]).collect()
+        (-last..last + LANES as isize).map(|offset| row[self.slot(offset)]).collect()
     }
 
     /// The bias of keys 0..=query for the query at `query`.
@@ -63,11 +65,11 @@ impl<E: Element> BiasTable<E> {
         Self { per_head: (0..heads.count).map(|head| bias.stretched(head, longest)).collect(), longest }
     }
 
-    /// The bias of `keys` as seen from `query`.
+    /// The bias of the `length` keys from `first` on as seen from `query`.
     #[inline(always)]
-    fn row(&self, head: usize, query: usize, keys: Range<usize>) -> &[E] {
-        let start = self.longest - 1 + keys.start - query;
-        &self.per_head[head][start..start + keys.len()]
+    fn row(&self, head: usize, query: usize, first: usize, length: usize) -> &[E] {
+        let start = self.longest - 1 + first - query;
+        &self.per_head[head][start..start + length]
     }
 }
 
@@ -126,7 +128,7 @@ pub(super) fn self_attention<E: Element>(
             let qkv = qkv.range(batch.range(side, *b));
             let tile = Tile::of_example(batch, side, *b, mask, &bias, queries.clone());
             let keys = transposed_heads(cpu, heads, qkv, heads.total());
-            let mut scores = cpu.pool.take(queries.len() * tile.keys.len());
+            let mut scores = cpu.pool.take(queries.len() * tile.stride());
             let mut multipliers = cpu.pool.take(if mask.is_some() { scores.len() } else { 0 });
             let mut sums = cpu.pool.take(queries.len());
             for head in 0..heads.count {
@@ -140,7 +142,7 @@ pub(super) fn self_attention<E: Element>(
                 let o = &mut o[head * heads.width..];
                 let destination = ViewMut::new(o, m, heads.width, heads.total());
                 let v = View::new(v, n, heads.width, columns.stride);
-                cpu.multiply_alone(destination, false, View::new(&scores, m, n, n), v);
+                cpu.multiply_alone(destination, false, View::new(&scores, m, n, tile.stride()), v);
                 // The softmax's division is left for here: a head's rows are narrower than its keys are many.
                 vectorised!(cpu, {
                     for (o, &sum) in o.chunks_mut(heads.total()).zip(&*sums) {
@@ -180,8 +182,8 @@ pub(super) fn self_attention_backward<E: Element>(
                 qkv,
                 keys: transposed_heads(cpu, heads, qkv, heads.total()),
                 values: transposed_heads(cpu, heads, qkv, 2 * heads.total()),
-                o: o.range(range.clone()),
                 log_sum_exp: log_sum_exp.range(range.clone()),
+                delta: deltas(cpu, heads, o.range(range.clone()), d_o.range(range.clone())),
                 d_o: d_o.range(range.clone()),
             };
             let n = range.len();
@@ -208,12 +210,19 @@ pub(super) fn self_attention_backward<E: Element>(
 fn transposed_heads<E: Element>(cpu: &Cpu<E>, heads: Heads, qkv: &[E], first: usize) -> Buffer<E> {
     let (total, stride) = (heads.total(), 3 * heads.total());
     let rows = qkv.len() / stride;
-    let mut transposed = cpu.pool.take(total * rows);
-    if rows > 0 {
-        let source = View::new(&qkv[first..], rows, total, stride);
-        vectorised!(cpu, transpose_into(source, &mut transposed, rows));
-    }
-    transposed
+    cpu.transposed(View::new(qkv.get(first..).unwrap_or_default(), rows, total, stride))
+}
+
+/// <d_o, o> of an example's rows and heads, \[rows, heads\]: of all heads at once, so that rows are read in one piece.
+fn deltas<E: Element>(cpu: &Cpu<E>, heads: Heads, o: &[E], d_o: &[E]) -> Buffer<E> {
+    let mut deltas = cpu.pool.take(o.len() / heads.width);
+    vectorised!(cpu, {
+        let heads = o.chunks_exact(heads.width).zip(d_o.chunks_exact(heads.width));
+        for (delta, (o, d_o)) in deltas.iter_mut().zip(heads) {
+            *delta = dot(d_o, o);
+        }
+    });
+    deltas
 }
 
 /// One example's part of what forward kept, and the gradient of its output.
@@ -222,8 +231,9 @@ struct Kept<'a, E: Element> {
     /// Of all heads, as [`transposed_heads`] has them.
     keys: Buffer<E>,
     values: Buffer<E>,
-    o: &'a [E],
     log_sum_exp: &'a [E],
+    /// As [`deltas`] gave them.
+    delta: Buffer<E>,
     d_o: &'a [E],
 }
 
@@ -248,37 +258,32 @@ fn backward_tile<E: Element>(
     }
     let column = head * width;
     let d_o = &example.d_o[tile.queries.start * heads.total() + column..];
-    let o = &example.o[tile.queries.start * heads.total() + column..];
-    let log_sum_exp = &example.log_sum_exp[tile.queries.start * heads.count..];
+    let of_rows = tile.queries.start * heads.count..tile.queries.end * heads.count;
+    let of_rows = example.log_sum_exp[of_rows.clone()]
+        .iter()
+        .zip(&example.delta[of_rows])
+        .skip(head)
+        .step_by(heads.count);
     let at = |row: usize, column: usize| &example.qkv[row * stride + column..];
 
-    let mut p = cpu.pool.take(m * n);
-    let mut ds = cpu.pool.take(m * n);
-    let mut multipliers = cpu.pool.take(if tile.mask.is_some() { m * n } else { 0 });
+    let row_stride = tile.stride();
+    let mut p = cpu.pool.take(m * row_stride);
+    let mut ds = cpu.pool.take(m * row_stride);
+    let mut multipliers = cpu.pool.take(if tile.mask.is_some() { p.len() } else { 0 });
     tile.scores(cpu, heads, head, example.qkv, &example.keys, &mut p);
     let d_o_view = View::new(d_o, m, width, heads.total());
     let v_transposed = tile.of_head(heads, head, &example.values);
-    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, n), false, d_o_view, v_transposed);
+    cpu.multiply_alone(ViewMut::new(&mut ds, m, n, row_stride), false, d_o_view, v_transposed);
     vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
-        for row in 0..m {
-            let span = row * n..(row + 1) * n;
-            let start = row * heads.total();
-            let delta = dot(&d_o[start..start + width], &o[start..start + width]);
+        for (row, (&log_sum_exp, &delta)) in of_rows.enumerate() {
+            let span = row * row_stride..(row + 1) * row_stride;
             let multipliers = if multipliers.is_empty() { None } else { Some(&multipliers[span.clone()]) };
-            let log_sum_exp = log_sum_exp[row * heads.count + head];
-            tile.softmax_backward(
-                head,
-                row,
-                log_sum_exp,
-                delta,
-                multipliers,
-                &mut p[span.clone()],
-                &mut ds[span],
-            );
+            let (p, ds) = (&mut p[span.clone()], &mut ds[span]);
+            tile.softmax_backward(head, row, log_sum_exp, delta, multipliers, p, ds);
         }
     });
-    let ds = View::new(&ds, m, n, n);
+    let ds = View::new(&ds, m, n, row_stride);
     if with_queries {
         let d_q = &mut d_qkv[tile.queries.start * stride + columns.q..];
         let k = View::new(at(tile.keys.start, columns.k), n, width, stride);
@@ -286,7 +291,7 @@ fn backward_tile<E: Element>(
     }
     // Key and value gradients of the scope alone.
     let keys = scoped.min(n);
-    let (ds, p) = (ds.transposed(), View::new(&p, m, n, n).transposed());
+    let (ds, p) = (ds.transposed(), View::new(&p, m, n, row_stride).transposed());
     let q = View::new(at(tile.queries.start, columns.q), m, width, stride);
     let d_k = ViewMut::new(&mut d_qkv[columns.k..], keys, width, stride);
     cpu.multiply_alone(d_k, !first, ds.first_rows(keys), q);
@@ -325,12 +330,18 @@ impl<'a, E: Element> Tile<'a, E> {
         }
     }
 
+    /// How far apart the rows of a tile's scores lie: whole vectors, of which what lies beyond the last key is never read.
+    fn stride(&self) -> usize {
+        self.keys.len().next_multiple_of(LANES)
+    }
+
     /// q k^T, \[queries, keys\], with the keys of all heads transposed: the bias joins in the pass that follows.
     fn scores(&self, cpu: &Cpu<E>, heads: Heads, head: usize, qkv: &[E], keys: &[E], scores: &mut [E]) {
         let (m, n, columns) = (self.queries.len(), self.keys.len(), HeadColumns::new(heads, head));
         let q = &qkv[self.queries.start * columns.stride + columns.q..];
         let q = View::new(q, m, heads.width, columns.stride);
-        cpu.multiply_alone(ViewMut::new(scores, m, n, n), false, q, self.of_head(heads, head, keys));
+        let scores = ViewMut::new(scores, m, n, self.stride());
+        cpu.multiply_alone(scores, false, q, self.of_head(heads, head, keys));
     }
 
     /// The tile's keys of one head, \[width, keys\], in what [`transposed_heads`] gave.
@@ -355,14 +366,16 @@ impl<'a, E: Element> Tile<'a, E> {
         log_sum_exp: impl Iterator<Item = &'b mut E>,
         sums: &mut [E],
     ) {
-        let n = self.keys.len();
-        let rows = scores.chunks_exact_mut(n).zip(log_sum_exp).zip(sums);
+        let (n, stride) = (self.keys.len(), self.stride());
+        let rows = scores.chunks_exact_mut(stride).zip(log_sum_exp).zip(sums);
         for (row, ((scores, log_sum_exp), sum)) in rows.enumerate() {
-            let (seen, hidden) = scores.split_at_mut(self.visible(row));
-            let bias = self.bias.row(head, self.queries.start + row, self.keys.clone());
-            let most = add_and_maximum(seen, bias);
-            *sum = exponentials(seen, most);
-            hidden.fill(E::zero());
+            let visible = self.visible(row);
+            scores[visible..].fill(E::neg_infinity());
+            let bias = self.bias.row(head, self.queries.start + row, self.keys.start, stride);
+            let most = add_and_maximum(vectors_mut(scores), vectors(bias));
+            // What is not visible adds less than the largest term, 1, can show.
+            *sum = exponentials_of_vectors(vectors_mut(scores), most);
+            scores[visible..n].fill(E::zero());
             *log_sum_exp = most + sum.ln();
         }
     }
@@ -380,26 +393,30 @@ impl<'a, E: Element> Tile<'a, E> {
         p: &mut [E],
         ds: &mut [E],
     ) {
-        let visible = self.visible(row);
-        p[visible..].fill(E::zero());
-        ds[visible..].fill(E::zero());
-        let (p, ds) = (&mut p[..visible], &mut ds[..visible]);
-        let bias = self.bias.row(head, self.queries.start + row, self.keys.clone());
+        let (n, visible) = (self.keys.len(), self.visible(row));
+        let bias = vectors(self.bias.row(head, self.queries.start + row, self.keys.start, p.len()));
+        let rows = vectors_mut(ds).iter_mut().zip(vectors_mut(p)).zip(bias);
         match mask {
             None => {
-                for ((ds, p), &bias) in ds.iter_mut().zip(p).zip(bias) {
-                    *p = (*p + bias - log_sum_exp).exponential();
-                    *ds = *p * (*ds - delta);
+                for ((ds, p), bias) in rows {
+                    for lane in 0..LANES {
+                        p[lane] = (p[lane] + bias[lane] - log_sum_exp).exponential();
+                        ds[lane] = p[lane] * (ds[lane] - delta);
+                    }
                 }
             }
             Some(mask) => {
-                for (((ds, p), &multiplier), &bias) in ds.iter_mut().zip(p).zip(mask).zip(bias) {
-                    *p = (*p + bias - log_sum_exp).exponential();
-                    *ds = *p * (*ds * multiplier - delta);
-                    *p = *p * multiplier;
+                for (((ds, p), bias), multiplier) in rows.zip(vectors(mask)) {
+                    for lane in 0..LANES {
+                        p[lane] = (p[lane] + bias[lane] - log_sum_exp).exponential();
+                        ds[lane] = p[lane] * (ds[lane] * multiplier[lane] - delta);
+                        p[lane] = p[lane] * multiplier[lane];
+                    }
                 }
             }
         }
+        p[visible..n].fill(E::zero());
+        ds[visible..n].fill(E::zero());
     }
 
     #[inline(always)]
@@ -415,7 +432,8 @@ impl<'a, E: Element> Tile<'a, E> {
     fn fill_mask(&self, head: usize, multipliers: &mut [E]) {
         if let Some((step, site)) = self.mask {
             let kept = E::from_f64(step.scale());
-            for (query, row) in self.queries.clone().zip(multipliers.chunks_exact_mut(self.keys.len())) {
+            for (query, row) in self.queries.clone().zip(multipliers.chunks_exact_mut(self.stride())) {
+                let row = &mut row[..self.keys.len()];
                 step.row(site.head(head), self.run, self.index, query).fill(kept, E::zero(), row);
             }
         }

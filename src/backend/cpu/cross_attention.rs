@@ -301,7 +301,11 @@ fn per_head<E: Element>(
                     View::new(&weight.values()[head * head_width * width..], head_width, width, width);
                 let from = View::new(&from[head * from_step..], rows, from_step, heads * from_step);
                 let to = ViewMut::new(&mut to[head * to_step..], rows, to_step, heads * to_step);
-                cpu.multiply_alone(to, false, from, if narrowing { piece.transposed() } else { piece });
+                if narrowing {
+                    cpu.multiply_by_transpose(to, from, piece);
+                } else {
+                    cpu.multiply_alone(to, false, from, piece);
+                }
             }
         });
     });

@@ -68,7 +68,7 @@ fn multiply_weight<E: Element>(
         for x in x_transposed.chunks_exact_mut(padded) {
             x[rows..].fill(E::zero());
         }
-        transpose_into(x, &mut x_transposed, padded);
+        transpose_into(x, ViewMut::new(&mut x_transposed, input, rows, padded));
     });
     let x = View::new(&x_transposed, input, padded, padded);
     let mut z_transposed = cpu.pool.take(out * padded);
@@ -83,7 +83,7 @@ fn multiply_weight<E: Element>(
     z.par_chunks_mut(VECTOR * out).enumerate().for_each(|(piece, z)| {
         let rows = z.len() / out;
         let z_transposed = View::new(&z_transposed[piece * VECTOR..], out, rows, padded);
-        vectorised!(cpu, transpose_into(z_transposed, z, out));
+        vectorised!(cpu, transpose_into(z_transposed, ViewMut::new(z, rows, out, out)));
     });
 }
 

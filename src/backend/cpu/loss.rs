@@ -48,11 +48,11 @@ pub(super) fn loss<E: Element>(
         let rows = first..(first + ROWS).min(labels.len());
         let labels = &labels[rows.clone()];
         let with_gradient = d_hidden.is_some();
+        let hidden_rows = View::new(hidden.range(rows.clone()), rows.len(), head.input, head.input);
+        let hidden_transposed = cpu.transposed(hidden_rows);
         let partials: Vec<Partial<E>> = cpu.run(|| {
             let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
-            chunks
-                .map(|chunk| partial(cpu, hidden.range(rows.clone()), head, labels, chunk, with_gradient))
-                .collect()
+            chunks.map(|chunk| partial(cpu, &hidden_transposed, head, labels, chunk, with_gradient)).collect()
         });
         for (row, &label) in labels.iter().enumerate() {
             // Ties go to the lowest id, and so to the first chunk.
@@ -98,7 +98,7 @@ pub(super) fn loss<E: Element>(
 
 fn partial<E: Element>(
     cpu: &Cpu<E>,
-    hidden: &[E],
+    hidden_transposed: &[E],
     head: &Weight<E>,
     labels: &[u32],
     chunk: usize,
@@ -108,10 +108,10 @@ fn partial<E: Element>(
     let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(head.out);
     let n = vocabulary.len();
     let embedding = View::new(&head.values()[vocabulary.start * width..], n, width, width);
-    // Transposed, \[words, rows\]: the head's rows then lie as the GEMM crate reads them, and need no packing.
+    // Transposed, \[words, rows\]: the head's rows, and those of hidden^T, then lie as the GEMM crate reads them.
     let mut logits = cpu.pool.take(n * rows);
-    let hidden = View::new(hidden, rows, width, width);
-    cpu.multiply_alone(ViewMut::new(&mut logits, n, rows, rows), false, embedding, hidden.transposed());
+    let hidden = View::new(hidden_transposed, width, rows, rows);
+    cpu.multiply_alone(ViewMut::new(&mut logits, n, rows, rows), false, embedding, hidden);
     let label_logit = |(row, &label): (usize, &u32)| {
         let label = (label as usize).checked_sub(vocabulary.start).filter(|&label| label < n);
         label.map(|label| logits[label * rows + row])

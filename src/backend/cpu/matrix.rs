@@ -70,17 +70,19 @@ fn in_bounds(length: usize, rows: usize, columns: usize, stride: usize) -> bool 
 /// The transpose of a row-major `rows` × `columns` matrix.
 pub fn transpose<E: Element>(values: &[E], rows: usize, columns: usize) -> Vec<E> {
     let mut transposed = vec![E::zero(); values.len()];
-    transpose_into(View::new(values, rows, columns, columns), &mut transposed, rows);
+    let destination = ViewMut::new(&mut transposed, columns, rows, rows);
+    transpose_into(View::new(values, rows, columns, columns), destination);
     transposed
 }
 
-/// Writes the transpose of a row-major `source` to `destination`, whose rows lie `stride` apart, tile by tile so that
-/// both sides stay cached; what lies between its rows is left alone.
+/// Writes the transpose of a row-major `source` to `destination`, tile by tile so that both sides stay cached; what lies
+/// between the destination's rows is left alone.
 #[inline(always)]
-pub fn transpose_into<E: Element>(source: View<'_, E>, destination: &mut [E], stride: usize) {
+pub fn transpose_into<E: Element>(source: View<'_, E>, destination: ViewMut<'_, E>) {
     const TILE: usize = 16;
     assert!(source.column_stride == 1, "a row-major source");
-    assert!(in_bounds(destination.len(), source.columns, source.rows, stride), "transpose out of bounds");
+    assert_eq!((destination.rows, destination.columns), (source.columns, source.rows), "transpose shape");
+    let (destination, stride) = (destination.data, destination.stride);
     let at = |row: usize, column: usize| &source.data[row * source.row_stride + column..];
     for first_row in (0..source.rows).step_by(TILE) {
         let height = TILE.min(source.rows - first_row);

@@ -31,7 +31,7 @@ pub use optimizer::State;
 pub use rows::Rows;
 
 use self::matrix::{View, ViewMut, transpose_into};
-use self::pool::Pool;
+use self::pool::{Buffer, Pool};
 use self::rows::Blocks;
 use self::vector::vectorised;
 use super::{
@@ -204,13 +204,28 @@ impl<E: Element> Cpu<E> {
         self.multiply(destination, accumulate, lhs, rhs, Blocks { size: 0, inner_threads: 1 });
     }
 
-    /// destination = lhs·rhs^T on the calling thread alone. The GEMM crate would gather the rows of `rhs` number by
-    /// number; they are transposed in whole vectors first.
+    /// destination = lhs·rhs^T on the calling thread alone. The GEMM crate would gather the rows of `rhs` number by number;
+    /// they are transposed in whole vectors first, or else `lhs` and the result are, where that is less.
     fn multiply_by_transpose(&self, destination: ViewMut<'_, E>, lhs: View<'_, E>, rhs: View<'_, E>) {
-        let (rows, columns) = (rhs.rows(), rhs.columns());
+        let (rows, columns, inner) = (lhs.rows(), rhs.rows(), lhs.columns());
+        if rows * (inner + columns) < columns * inner {
+            let lhs = self.transposed(lhs);
+            let mut product = self.pool.take(columns * rows);
+            let lhs = View::new(&lhs, inner, rows, rows);
+            self.multiply_alone(ViewMut::new(&mut product, columns, rows, rows), false, rhs, lhs);
+            vectorised!(self, transpose_into(View::new(&product, columns, rows, rows), destination));
+        } else {
+            let rhs = self.transposed(rhs);
+            self.multiply_alone(destination, false, lhs, View::new(&rhs, inner, columns, columns));
+        }
+    }
+
+    /// The transpose of a row-major matrix, without gaps between its rows.
+    fn transposed(&self, matrix: View<'_, E>) -> Buffer<E> {
+        let (rows, columns) = (matrix.rows(), matrix.columns());
         let mut transposed = self.pool.take(rows * columns);
-        vectorised!(self, transpose_into(rhs, &mut transposed, rows));
-        self.multiply_alone(destination, false, lhs, View::new(&transposed, columns, rows, rows));
+        vectorised!(self, transpose_into(matrix, ViewMut::new(&mut transposed, columns, rows, rows)));
+        transposed
     }
 }
 

@@ -24,7 +24,20 @@ pub(super) fn dispatch_once<R>(arch: pulp::Arch, work: impl FnOnce() -> R) -> R 
     arch.dispatch(work)
 }
 
-const LANES: usize = 16;
+/// Numbers that a sum takes side by side: the widest vector of f32.
+pub const LANES: usize = 16;
+
+/// The whole vectors at the front of a row.
+#[inline(always)]
+pub fn vectors<E>(row: &[E]) -> &[[E; LANES]] {
+    row.as_chunks().0
+}
+
+/// As [`vectors`], to write.
+#[inline(always)]
+pub fn vectors_mut<E>(row: &mut [E]) -> &mut [[E; LANES]] {
+    row.as_chunks_mut().0
+}
 
 /// All lanes in one number, by halves.
 #[inline(always)]
@@ -120,40 +133,47 @@ pub fn maximum<E: Element>(row: &[E]) -> E {
     reduce(lanes, larger)
 }
 
-/// row += the front of `addend`; returns the largest value, a NaN passed over.
+/// row += addend; returns the largest value, a NaN passed over.
 #[inline(always)]
-pub fn add_and_maximum<E: Element>(row: &mut [E], addend: &[E]) -> E {
-    let addend = &addend[..row.len()];
+pub fn add_and_maximum<E: Element>(row: &mut [[E; LANES]], addend: &[[E; LANES]]) -> E {
     let mut lanes = [E::neg_infinity(); LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    let (addends, addend_rest) = addend.as_chunks::<LANES>();
-    for (chunk, addend) in chunks.iter_mut().zip(addends) {
+    for (row, addend) in row.iter_mut().zip(addend) {
         // Summed apart from `row`: the compiler cannot tell here that the two do not overlap.
-        let sums: [E; LANES] = std::array::from_fn(|lane| chunk[lane] + addend[lane]);
+        let sums: [E; LANES] = std::array::from_fn(|lane| row[lane] + addend[lane]);
         maximum_into(&mut lanes, &sums);
-        *chunk = sums;
+        *row = sums;
     }
-    add_scaled(rest, E::one(), addend_rest);
-    maximum_into(&mut lanes, rest);
     reduce(lanes, larger)
 }
 
 /// row = e^(row - shift); returns the sum.
 #[inline(always)]
 pub fn exponentials<E: Element>(row: &mut [E], shift: E) -> E {
-    let mut lanes = [E::zero(); LANES];
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            chunk[lane] = (chunk[lane] - shift).exponential();
-            lanes[lane] = lanes[lane] + chunk[lane];
-        }
-    }
+    let mut lanes = exponentials_by_lane(chunks, shift);
     for (lane, value) in rest.iter_mut().enumerate() {
         *value = (*value - shift).exponential();
         lanes[lane] = lanes[lane] + *value;
     }
     reduce(lanes, |a, b| a + b)
+}
+
+/// As [`exponentials`], of whole vectors: a rest would keep the sums in memory instead of in a register.
+#[inline(always)]
+pub fn exponentials_of_vectors<E: Element>(row: &mut [[E; LANES]], shift: E) -> E {
+    reduce(exponentials_by_lane(row, shift), |a, b| a + b)
+}
+
+#[inline(always)]
+fn exponentials_by_lane<E: Element>(row: &mut [[E; LANES]], shift: E) -> [E; LANES] {
+    let mut lanes = [E::zero(); LANES];
+    for row in row {
+        for lane in 0..LANES {
+            row[lane] = (row[lane] - shift).exponential();
+            lanes[lane] = lanes[lane] + row[lane];
+        }
+    }
+    lanes
 }
 
 /// 1 / sqrt(mean(x²) + epsilon).
