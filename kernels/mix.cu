@@ -9,12 +9,12 @@
 // Kernels and grids: `target_keys` a thread a column of each target prompt; `mix_scores` a block an example; `token_scores` a
 // block a prompt row and eight examples; `mix_rows` a block a prompt row and sixteen examples, so that a source number is
 // read once for sixteen; `mix_d_attention` a block a prompt row and eight examples; `mix_d_scores` a block an example;
-// `mix_d_state` a thread a number of the state, which sums over its run's examples in order: no atomics.
+// `mix_d_state` a thread a number of the state, which sums over its run's examples in order, found once a block: no atomics.
 // Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M·D.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   target_keys 32 0 8, mix_scores 40 4528 6, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
-//   mix_d_scores 40 2080 6, mix_d_state 48 0 5
+//   mix_d_scores 40 2080 6, mix_d_state 48 1056 5
 #include "batch.cuh"
 #include "number.cuh"
 
@@ -419,59 +419,96 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     }
 }
 
-// Adds to the gradient: a thread one number of one run's state.
-extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m) {
-    const Batch batch{m.batch};
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
-    const int run = blockIdx.y, examples = batch.examples(), width = m.width;
-    if (index >= m.state_length) return;
-    const int64_t prompt = static_cast<int64_t>(m.length) * width;
-    const bool scored = m.scorer != PLAIN_PROMPT && m.scorer != UNIFORM;
+// A number of a run's state: the part it is of, and its row and column there; a target prompt's has the target too.
+enum StatePart : int { TARGET_PROMPT, DOWN, UP, WEIGHT, NORM_WEIGHT, NORM_BIAS, LOG_TEMPERATURE, UNTRAINED };
+struct StateNumber {
+    StatePart part;
+    int target;
+    int row;
+    int column;
+};
+
+__device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64_t index) {
+    const int64_t width = m.width, prompt = m.length * width, matrix = m.rank * width;
     const auto within = [&](int64_t start, int64_t length) { return start >= 0 && index >= start && index < start + length; };
-    float sum = 0.0f;
+    const auto cell = [&](StatePart part, int64_t offset, int64_t columns) {
+        return StateNumber{part, 0, static_cast<int>(offset / columns), static_cast<int>(offset % columns)};
+    };
     if (within(m.target_prompts, prompt * m.targets)) {
         const int64_t offset = index - m.target_prompts;
-        const int target = static_cast<int>(offset / prompt);
-        const int row = static_cast<int>(offset % prompt / width), column = static_cast<int>(offset % width);
-        for (int b = 0; b < examples; ++b) {
-            if (batch.example_field(EXAMPLE_RUN, b) != run || batch.example_field(EXAMPLE_TARGET, b) != target) continue;
+        StateNumber number = cell(TARGET_PROMPT, offset % prompt, width);
+        number.target = static_cast<int>(offset / prompt);
+        return number;
+    }
+    if (m.scorer != PLAIN_PROMPT && m.scorer != UNIFORM) {
+        if (within(m.w_down, matrix)) return cell(DOWN, index - m.w_down, width);
+        if (within(m.w_up, matrix)) return cell(UP, index - m.w_up, m.rank);
+        if (within(m.weight, width * width)) return cell(WEIGHT, index - m.weight, width);
+        if (within(m.norm_weight, width)) return cell(NORM_WEIGHT, index - m.norm_weight, width);
+        if (within(m.norm_bias, width)) return cell(NORM_BIAS, index - m.norm_bias, width);
+        if (index == m.log_temperature) return cell(LOG_TEMPERATURE, 0, 1);
+    }
+    return cell(UNTRAINED, 0, 1);
+}
+
+// `sum` with what example `b` of `run` adds to the gradient of `number`.
+__device__ __forceinline__ float with_example(const MixArguments& m, const Batch& batch, int run, StateNumber number, int b, float sum) {
+    const int64_t wide = static_cast<int64_t>(b) * m.width, narrow = static_cast<int64_t>(b) * m.rank;
+    const int row = number.row, column = number.column;
+    switch (number.part) {
+        case TARGET_PROMPT: {
+            if (batch.example_field(EXAMPLE_TARGET, b) != number.target) return sum;
             float own = 1.0f, by_key = 0.0f;
             if (m.scorer != PLAIN_PROMPT) {
                 const int64_t at = (static_cast<int64_t>(b) * attention_rows(m) + (m.scorer == TOKEN ? row : 0)) * m.prompts + m.source_count;
                 own += m.attention[at];
-                const bool reached = m.scorer == TOKEN ||
-                                     (scored && m.target_rows[(static_cast<int64_t>(run) * m.targets + target) * width + column] == row);
-                if (reached) by_key = m.d_scores[at] * inverse_temperature(m, run) * m.h[static_cast<int64_t>(b) * width + column];
+                const int64_t key = (static_cast<int64_t>(run) * m.targets + number.target) * m.width + column;
+                const bool reached = m.scorer == TOKEN || (m.scorer != UNIFORM && m.target_rows[key] == row);
+                if (reached) by_key = m.d_scores[at] * inverse_temperature(m, run) * m.h[wide + column];
             }
-            const float d_z = m.x[static_cast<int64_t>(batch.offset(ENCODER, b) + row) * width + column];
-            sum += own * d_z + by_key;
+            const float d_z = m.x[static_cast<int64_t>(batch.offset(ENCODER, b) + row) * m.width + column];
+            return sum + (own * d_z + by_key);
         }
-    } else {
-        for (int b = 0; b < examples && scored; ++b) {
-            if (batch.example_field(EXAMPLE_RUN, b) != run) continue;
-            const int64_t wide = static_cast<int64_t>(b) * width, narrow = static_cast<int64_t>(b) * m.rank;
-            if (within(m.w_down, static_cast<int64_t>(m.rank) * width)) {
-                const int64_t offset = index - m.w_down;
-                sum = fmaf(m.d_down[narrow + offset / width], m.pooled[wide + offset % width], sum);
-            } else if (within(m.w_up, static_cast<int64_t>(m.rank) * width)) {
-                const int64_t offset = index - m.w_up;
-                const float u = m.down[narrow + offset % m.rank];
-                sum = fmaf(m.d_v[wide + offset / m.rank], u * sigmoid(u), sum);
-            } else if (within(m.weight, static_cast<int64_t>(width) * width)) {
-                const int64_t offset = index - m.weight;
-                sum = fmaf(m.d_v[wide + offset / width], m.pooled[wide + offset % width], sum);
-            } else if (within(m.norm_weight, width)) {
-                const int64_t column = index - m.norm_weight;
-                sum = fmaf(m.d_h[wide + column], m.standardised[wide + column], sum);
-            } else if (within(m.norm_bias, width)) {
-                sum += m.d_h[wide + index - m.norm_bias];
-            } else if (index == m.log_temperature) {
-                const int count = attention_rows(m) * m.prompts;
-                for (int i = 0; i < count; ++i) {
-                    sum = fmaf(-m.d_scores[static_cast<int64_t>(b) * count + i], m.scores[static_cast<int64_t>(b) * count + i], sum);
-                }
-            }
+        case DOWN: return fmaf(m.d_down[narrow + row], m.pooled[wide + column], sum);
+        case UP: {
+            const float u = m.down[narrow + column];
+            return fmaf(m.d_v[wide + row], u * sigmoid(u), sum);
         }
+        case WEIGHT: return fmaf(m.d_v[wide + row], m.pooled[wide + column], sum);
+        case NORM_WEIGHT: return fmaf(m.d_h[wide + column], m.standardised[wide + column], sum);
+        case NORM_BIAS: return sum + m.d_h[wide + column];
+        case LOG_TEMPERATURE: {
+            const int64_t count = static_cast<int64_t>(attention_rows(m)) * m.prompts;
+            for (int64_t i = b * count; i < (b + 1) * count; ++i) sum = fmaf(-m.d_scores[i], m.scores[i], sum);
+            return sum;
+        }
+        default: return sum;
     }
-    m.gradient[run * m.state_length + index] += sum;
+}
+
+// Adds to the gradient: a thread one number of one run's state. The block looks for its run's examples once, and not each
+// thread among all examples: many runs share a batch.
+extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m) {
+    __shared__ int found[THREADS], counts[WARPS];
+    const Batch batch{m.batch};
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
+    const int run = blockIdx.y, examples = batch.examples(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const StateNumber number = state_number(m, index);
+    float sum = 0.0f;
+    for (int first = 0; first < examples; first += THREADS) {
+        const int candidate = first + threadIdx.x;
+        const bool is_own = candidate < examples && batch.example_field(EXAMPLE_RUN, candidate) == run;
+        const unsigned votes = __ballot_sync(0xffffffffu, is_own);
+        if (lane == 0) counts[warp] = __popc(votes);
+        __syncthreads();
+        int before = __popc(votes & ((1u << lane) - 1)), count = 0;
+        for (int i = 0; i < WARPS; ++i) {
+            if (i < warp) before += counts[i];
+            count += counts[i];
+        }
+        if (is_own) found[before] = candidate;
+        __syncthreads();
+        for (int i = 0; i < count; ++i) sum = with_example(m, batch, run, number, found[i], sum);
+    }
+    if (index < m.state_length) m.gradient[run * m.state_length + index] += sum;
 }

@@ -132,6 +132,12 @@ fn one_source_and_a_thousand() {
     }
 }
 
+/// A block looks for its run's examples 256 at a time; the third run has some on either side of that.
+#[test]
+fn more_examples_than_a_block_has_threads() {
+    mixture(&Mixture { runs: 3, lengths: vec![1; 300], ..Mixture::of(Some(Scorer::Bottleneck)) });
+}
+
 #[test]
 fn widths_of_released_models() {
     for (width, length) in [(512, 20), (768, 100), (1_024, 3)] {
