@@ -40,15 +40,16 @@ impl Arguments {
     }
 }
 
+/// What was compiled in, what the driver finds, and for each GPU that cannot be used why not.
 #[cfg(feature = "cuda")]
 fn cuda() {
-    use crate::backend::cuda::{ARCHITECTURES, COMPILER, FATBINS, devices, driver_version};
+    use crate::backend::cuda::{ARCHITECTURES, COMPILER, FATBINS, devices, driver_version, usable_device};
 
     let bytes: usize = FATBINS.iter().map(|(_, image)| image.len()).sum();
     let architectures: Vec<String> = ARCHITECTURES.iter().map(|number| format!("sm_{number}")).collect();
-    match FATBINS.len() {
-        0 => println!("cuda      built without nvcc: no GPU kernels in this program"),
-        files => println!(
+    match (FATBINS.len(), usable_device(0)) {
+        (0, Err(error)) => println!("cuda      {error}"),
+        (files, _) => println!(
             "cuda      {files} kernel files, {:.1} MB: {} PTX of compute_80; {COMPILER}",
             bytes as f64 / 1e6,
             architectures.join(" ")
@@ -60,21 +61,26 @@ fn cuda() {
         }
         Err(error) => return println!("          {error}"),
     }
-    match devices() {
-        Ok(devices) if devices.is_empty() => println!("          the driver finds no GPU"),
-        Ok(devices) => {
-            for device in devices {
-                let (major, minor) = device.compute_capability;
-                println!(
-                    "          cuda:{} {}, compute capability {major}.{minor}, {} multiprocessors, {:.1} GiB",
-                    device.ordinal,
-                    device.name,
-                    device.multiprocessors,
-                    device.memory as f64 / f64::from(1 << 30)
-                );
+    let devices = match devices() {
+        Ok(devices) => devices,
+        Err(error) => return println!("          {error}"),
+    };
+    for device in &devices {
+        let (major, minor) = device.compute_capability;
+        println!(
+            "          cuda:{} {}, compute capability {major}.{minor}, {} multiprocessors, {:.1} GiB",
+            device.ordinal,
+            device.name,
+            device.multiprocessors,
+            device.memory as f64 / f64::from(1 << 30)
+        );
+    }
+    if !FATBINS.is_empty() {
+        for ordinal in 0..devices.len().max(1) {
+            if let Err(error) = usable_device(ordinal) {
+                println!("          {error}");
             }
         }
-        Err(error) => println!("          {error}"),
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
 
-use super::failure::{driver, no_driver};
+use super::failure::{self, driver};
+use super::kernels::COMPILER;
 use crate::error::Result;
 
 /// What a machine's GPU is.
@@ -33,6 +34,41 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     (0..count).map(|ordinal| context(ordinal).and_then(|context| info(&context))).collect()
 }
 
+/// What GPU number `ordinal` is, if the kernels of this build run on it.
+///
+/// # Errors
+/// No kernels in this build, no driver or one too old, no such GPU or one too old, and what the driver says.
+pub fn usable_device(ordinal: usize) -> Result<DeviceInfo> {
+    open(ordinal).map(|(_, info)| info)
+}
+
+/// The context of a GPU that the kernels of this build run on, and what it is.
+pub(super) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
+    let release = compiler_release().ok_or_else(failure::no_kernels)?;
+    let count = device_count()?;
+    if ordinal >= count {
+        return Err(failure::no_gpu(ordinal, count));
+    }
+    let speaks = driver_version()?;
+    if speaks / 1000 < release / 1000 {
+        return Err(failure::old_driver(speaks, release));
+    }
+    let context = context(ordinal)?;
+    let info = info(&context)?;
+    if info.compute_capability < failure::OLDEST {
+        return Err(failure::old_gpu(&info.name, info.compute_capability));
+    }
+    Ok((context, info))
+}
+
+/// The toolkit's release that the kernels were compiled with, as 1000·major + 10·minor; `None` without kernels.
+fn compiler_release() -> Option<i32> {
+    let (_, release) = COMPILER.split_once("release ")?;
+    let (major, rest) = release.split_once('.')?;
+    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some(1000 * major.parse::<i32>().ok()? + 10 * minor.parse::<i32>().ok()?)
+}
+
 /// The CUDA version that the driver speaks, as 1000·major + 10·minor.
 ///
 /// # Errors
@@ -47,10 +83,10 @@ pub fn driver_version() -> Result<i32> {
     Ok(version)
 }
 
-pub(super) fn device_count() -> Result<usize> {
+fn device_count() -> Result<usize> {
     // SAFETY: looks for the library and opens it, which runs what every CUDA program runs.
     if !unsafe { is_culib_present() } {
-        return Err(no_driver());
+        return Err(failure::no_driver());
     }
     match cudarc::driver::result::init() {
         Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
@@ -60,11 +96,11 @@ pub(super) fn device_count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
+fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     CudaContext::new(ordinal).map_err(|error| driver(&format!("open GPU {ordinal}"), error))
 }
 
-pub(super) fn info(context: &CudaContext) -> Result<DeviceInfo> {
+fn info(context: &CudaContext) -> Result<DeviceInfo> {
     let ask = |error| driver("describe the GPU", error);
     let multiprocessors =
         context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;

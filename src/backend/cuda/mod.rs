@@ -42,7 +42,7 @@ use cudarc::driver::DeviceRepr;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use batch::{ATTENTION_TILE, DeviceBatch};
-pub use devices::{DeviceInfo, devices, driver_version};
+pub use devices::{DeviceInfo, devices, driver_version, usable_device};
 pub use dropout::MaskArgument;
 pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
@@ -52,7 +52,6 @@ pub use sequences::{LabelRows, Packed, PairedSequences, Sequences};
 
 use self::cross_attention::CrossKept;
 use self::decode::Cache;
-use self::devices::{context, device_count, info};
 use self::failure::driver;
 use self::feed_forward::FeedForwardKept;
 use self::input::Told;
@@ -84,14 +83,6 @@ impl std::fmt::Display for Precision {
             Self::F32 => "f32",
         })
     }
-}
-
-/// The toolkit's release that the kernels were compiled with, as 1000·major + 10·minor; `None` without kernels.
-fn compiler_release() -> Option<i32> {
-    let (_, release) = COMPILER.split_once("release ")?;
-    let (major, rest) = release.split_once('.')?;
-    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Some(1000 * major.parse::<i32>().ok()? + 10 * minor.parse::<i32>().ok()?)
 }
 
 /// Tiles that a product in parts may have.
@@ -136,20 +127,7 @@ impl Cuda {
     }
 
     fn build(ordinal: usize, precision: Precision, poison: bool) -> Result<Self> {
-        let release = compiler_release().ok_or_else(failure::no_kernels)?;
-        let count = device_count()?;
-        if ordinal >= count {
-            return Err(failure::no_gpu(ordinal, count));
-        }
-        let speaks = driver_version()?;
-        if speaks / 1000 < release / 1000 {
-            return Err(failure::old_driver(speaks, release));
-        }
-        let context = context(ordinal)?;
-        let info = info(&context)?;
-        if info.compute_capability < failure::OLDEST {
-            return Err(failure::old_gpu(&info.name, info.compute_capability));
-        }
+        let (context, info) = devices::open(ordinal)?;
         // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
