@@ -222,6 +222,40 @@ impl Batch {
         Ok(batch)
     }
 
+    /// The stretch `examples` as a batch of its own, without room for more rows; all examples are the batch as it is.
+    ///
+    /// # Panics
+    /// If there are not so many examples.
+    #[must_use]
+    pub fn part(&self, examples: Range<usize>) -> Self {
+        if examples == (0..self.examples()) {
+            return self.clone();
+        }
+        let offsets = |offsets: &[usize]| -> Vec<usize> {
+            let of = &offsets[examples.start..=examples.end];
+            of.iter().map(|offset| offset - of[0]).collect()
+        };
+        let sources = self.source_offsets[examples.start]..self.source_offsets[examples.end];
+        let targets = self.target_offsets[examples.start]..self.target_offsets[examples.end];
+        Self {
+            prompt_length: self.prompt_length,
+            vocabulary: self.vocabulary,
+            source_ids: self.source_ids[sources].to_vec(),
+            source_offsets: offsets(&self.source_offsets),
+            labels: self.labels[targets.clone()].to_vec(),
+            decoder_ids: self.decoder_ids[targets.clone()].to_vec(),
+            target_offsets: offsets(&self.target_offsets),
+            index: self.index[examples.clone()].to_vec(),
+            run: self.run[examples.clone()].to_vec(),
+            target_prompt: self.target_prompt[examples.clone()].to_vec(),
+            pooled_padding: self.pooled_padding,
+            row_weights: self.row_weights[targets].to_vec(),
+            objective: self.objective,
+            capacity: [0; 3],
+            id: fresh_id(),
+        }
+    }
+
     /// Two batches of one number have the same content: a device may keep what it was told of a batch under it.
     pub fn id(&self) -> u64 {
         self.id

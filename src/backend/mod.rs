@@ -17,6 +17,8 @@ pub mod cuda;
 mod dropout;
 mod state;
 
+use std::ops::Range;
+
 use crate::error::Result;
 pub use batch::{Batch, Example, Objective, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
@@ -113,17 +115,17 @@ pub struct MicroBatch<'a> {
 /// A device that runs the frozen model and its mixture.
 pub trait Backend: Sized + 'static {
     /// A frozen matrix `[out, in]`.
-    type Weight;
+    type Weight: Sync;
     /// An activation: a matrix of rows, in a number format that the backend chooses by [`Backend::rows`]'s caller.
-    type Rows;
+    type Rows: Send;
     /// One short row of bias a head, indexed by key - query.
-    type PositionBias;
+    type PositionBias: Sync;
     /// Frozen source prompts `[S, M, D]` with their pooled keys `[S, D]`.
     type Sources;
     /// Trained state of one or more runs, its gradient and its moments.
     type State;
     /// What a feed-forward's backward needs: one bit an element for ReLU, the pre-activations when gated.
-    type FeedForwardKept;
+    type FeedForwardKept: Send;
     /// What cross attention's backward needs.
     type CrossKept;
     /// What the mixture's backward needs.
@@ -162,6 +164,20 @@ pub trait Backend: Sized + 'static {
     fn foreseen_bytes(&self, _micro: &MicroBatch<'_>, _work: impl FnMut(&Batch)) -> usize {
         0
     }
+    /// Consecutive stretches of the batch's examples that [`Backend::side_by_side`] can work on at the same time: no op makes
+    /// one example's encoder rows depend on another's. One stretch, of all, on a device whose ops fill it by themselves.
+    fn parts(&self, batch: &Batch) -> Vec<Range<usize>> {
+        std::iter::once(0..batch.examples()).collect()
+    }
+    /// Does `work` for each of `parts`, at the same time where the device can, on the backend that it is handed; the results
+    /// in the order of `parts`.
+    fn side_by_side<P: Send, T: Send>(&self, parts: Vec<P>, work: impl Fn(&Self, P) -> T + Sync) -> Vec<T> {
+        parts.into_iter().map(|part| work(self, part)).collect()
+    }
+    /// Cuts the encoder rows of `batch` at the borders of `parts`, which are what [`Backend::parts`] said.
+    fn cut(&self, batch: &Batch, parts: &[Range<usize>], rows: Self::Rows) -> Vec<Self::Rows>;
+    /// The rows that [`Backend::cut`] would cut so.
+    fn join(&self, parts: Vec<Self::Rows>) -> Self::Rows;
     /// An activation of `rows` × `width`, its content unspecified; for [`Format::Norm`], `width` is the width of the
     /// rows that it is of.
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows;

@@ -1,5 +1,7 @@
 //! The encoder, from the mixture of prompts to the rows that cross attention reads.
 
+use std::ops::Range;
+
 use super::{EncoderLayer, Mixture, Pass, Residual, SelfAttentionKept, T5};
 use crate::backend::{Backend, Batch, DropoutStep, FeedForward, Format, Mask, Scope, Side, Site, SiteKind};
 
@@ -8,10 +10,15 @@ pub struct Encoding<B: Backend> {
     /// h \[R, D\]: normalised, without the final norm's gain.
     pub(super) h: B::Rows,
     mix: B::MixKept,
-    tape: Option<Tape<B>>,
+    /// Of each part of the batch, in order.
+    tapes: Option<Vec<Tape<B>>>,
 }
 
 struct Tape<B: Backend> {
+    /// Where the part's examples stand in the batch.
+    examples: Range<usize>,
+    /// The part.
+    batch: Batch,
     layers: Vec<LayerTape<B>>,
     output: Residual<B>,
 }
@@ -70,17 +77,52 @@ impl<B: Backend> T5<B> {
             &mut residual.r,
         );
         pass.observe(|| "encoder input".into(), &residual.x);
+        // An observer is told of whole activations.
+        let (h, tapes) = if pass.observe.is_some() {
+            let (h, tape) = self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass);
+            (h, tape.map(|tape| vec![tape]))
+        } else {
+            let parts = backend.parts(batch);
+            let x = backend.cut(batch, &parts, residual.x);
+            let r = backend.cut(batch, &parts, residual.r);
+            let parts = parts.into_iter().zip(x.into_iter().zip(r));
+            let keep = pass.keep;
+            let stacks = backend.side_by_side(parts.collect(), |backend, (examples, (x, r))| {
+                let mut pass = Pass { dropout, keep, observe: None };
+                self.encoder_stack(
+                    backend,
+                    batch.part(examples.clone()),
+                    examples,
+                    Residual { x, r },
+                    &mut pass,
+                )
+            });
+            let (h, tapes): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
+            (backend.join(h), tapes.into_iter().collect())
+        };
+        pass.observe(|| "encoder output".into(), &h);
+        Encoding { h, mix, tapes }
+    }
+
+    /// All layers and the final norm over a part of a batch.
+    fn encoder_stack(
+        &self,
+        backend: &B,
+        batch: Batch,
+        examples: Range<usize>,
+        mut residual: Residual<B>,
+        pass: &mut Pass<'_, B>,
+    ) -> (B::Rows, Option<Tape<B>>) {
         let mut layers = Vec::new();
         for (index, layer) in self.encoder.iter().enumerate() {
-            let (next, tape) = self.encoder_layer(backend, batch, index, layer, residual, pass);
+            let (next, tape) = self.encoder_layer(backend, &batch, index, layer, residual, pass);
             layers.extend(tape);
             residual = next;
         }
-        let mut h = backend.rows(rows, width, Format::Operand);
-        let final_mask = mask(dropout, SiteKind::FinalNorm, 0);
-        backend.final_norm(batch, Side::Encoder, &residual.x, &residual.r, None, 1.0, final_mask, &mut h);
-        pass.observe(|| "encoder output".into(), &h);
-        Encoding { h, mix, tape: pass.keep.then_some(Tape { layers, output: residual }) }
+        let mut h = backend.rows(batch.rows(Side::Encoder), self.config.d_model, Format::Operand);
+        let mask = mask(pass.dropout, SiteKind::FinalNorm, 0);
+        backend.final_norm(&batch, Side::Encoder, &residual.x, &residual.r, None, 1.0, mask, &mut h);
+        (h, pass.keep.then_some(Tape { examples, batch, layers, output: residual }))
     }
 
     fn encoder_layer(
@@ -168,7 +210,28 @@ impl<B: Backend> T5<B> {
         d_h: Option<B::Rows>,
         dropout: Option<&DropoutStep>,
     ) -> (Option<B::Rows>, B::MixKept) {
-        let Some((tape, d_h)) = encoding.tape.zip(d_h) else { return (None, encoding.mix) };
+        let Some((tapes, d_h)) = encoding.tapes.zip(d_h) else { return (None, encoding.mix) };
+        drop(encoding.h);
+        let parts: Vec<_> = tapes.iter().map(|tape| tape.examples.clone()).collect();
+        let d_h = backend.cut(batch, &parts, d_h);
+        let parts = tapes.into_iter().zip(d_h).collect();
+        let d_x = backend.side_by_side(parts, |backend, (tape, d_h)| {
+            self.encoder_stack_backward(backend, tape, d_h, dropout)
+        });
+        let mut d_x = backend.join(d_x);
+        backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x);
+        (Some(d_x), encoding.mix)
+    }
+
+    /// From a part's d_h down to the gradient of its encoder rows.
+    fn encoder_stack_backward(
+        &self,
+        backend: &B,
+        tape: Tape<B>,
+        d_h: B::Rows,
+        dropout: Option<&DropoutStep>,
+    ) -> B::Rows {
+        let batch = &tape.batch;
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let mut d_x = backend.rows(rows, width, Format::Residual);
         backend.final_norm_backward(
@@ -182,7 +245,7 @@ impl<B: Backend> T5<B> {
             &d_h,
             &mut d_x,
         );
-        drop((d_h, encoding.h));
+        drop(d_h);
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
         for (index, (layer, tape)) in self.encoder.iter().zip(tape.layers).enumerate().rev() {
@@ -230,7 +293,6 @@ impl<B: Backend> T5<B> {
             );
             above = kept.input;
         }
-        backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x);
-        (Some(d_x), encoding.mix)
+        d_x
     }
 }

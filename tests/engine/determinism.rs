@@ -94,6 +94,17 @@ fn rows_that_no_number_of_threads_divides() {
     same_for_any_threads("193 narrow rows", &setting, &[2, 3, 7, 16, 64]);
 }
 
+/// 708 encoder rows: two and three parts of whole examples, of unequal length, each through the encoder by itself; and more
+/// threads than parts.
+#[test]
+fn parts_side_by_side_at_t5_small_width() {
+    let config = t5_small_width();
+    let lengths = [(190, 2), (3, 1), (77, 3), (120, 1), (60, 1), (28, 2), (139, 1)];
+    let mut setting = Setting::new(config.clone(), examples(7, &config, &lengths));
+    (setting.prompt_length, setting.rank, setting.dropout) = (13, 100, (0.1, 4));
+    same_for_any_threads("708 rows", &setting, &[2, 3, 5]);
+}
+
 #[test]
 fn more_rows_than_fit_one_block() {
     let config = small_config(Activation::Relu, true, 2, 1);

@@ -63,6 +63,39 @@ fn alone_equals_packed<E: Element>(tolerance: f64) {
     }
 }
 
+/// A device may run stretches of examples by themselves: such a part is what packing its examples gives.
+#[test]
+fn a_part_is_a_batch_of_its_examples() {
+    let config = small_config(Activation::Relu, true, 1, 1);
+    let mut own = examples(9, &config, &[(7, 1), (3, 4), (12, 2), (1, 1), (5, 3)]);
+    for (b, example) in own.iter_mut().enumerate() {
+        (example.run, example.target_prompt) = (b as u32 / 2, b as u32 % 2);
+    }
+    let setting = Setting::new(config, own.clone());
+    let whole = setting.pack(&own).pooling_padding(6, 0);
+    let weights: Vec<f64> = (0..whole.rows(Side::Decoder)).map(|row| 1.0 + row as f64).collect();
+    let whole = whole.weighted(weights.clone());
+    for range in [0..2, 1..4, 4..5, 0..5] {
+        let (part, packed) = (whole.part(range.clone()), setting.pack(&own[range.clone()]));
+        assert_eq!(part.examples(), range.len());
+        assert_eq!((part.labels(), part.decoder_ids()), (packed.labels(), packed.decoder_ids()));
+        let first = whole.range(Side::Decoder, range.start).start;
+        assert_eq!(part.row_weights(), &weights[first..first + packed.labels().len()]);
+        for (b, of) in range.enumerate() {
+            for side in [Side::Encoder, Side::Decoder] {
+                assert_eq!(part.range(side, b), packed.range(side, b));
+            }
+            assert_eq!(part.source(b), whole.source(of));
+            assert_eq!(part.run(b), whole.run(of));
+            assert_eq!(part.target_prompt(b), whole.target_prompt(of));
+            assert_eq!(part.example_index(b), whole.example_index(of));
+            assert_eq!(part.pooled_padding(b), whole.pooled_padding(of));
+        }
+    }
+    assert_eq!(whole.part(0..5).id(), whole.id(), "all of it is the batch itself");
+    assert_ne!(whole.part(0..2).id(), whole.id());
+}
+
 #[test]
 fn an_example_alone_gives_what_it_gives_in_a_batch_in_f32() {
     alone_equals_packed::<f32>(F32);

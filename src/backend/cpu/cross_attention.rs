@@ -76,7 +76,7 @@ pub(super) fn cross_attention<E: Element>(
         Way::Absorbed { absorbed_q }
     } else {
         let mut kv = cpu.allocate(h.rows, 2 * total);
-        let blocks = Blocks::of(h.rows, cpu.threads());
+        let blocks = Blocks::of(h.rows, cpu.share);
         cpu.run(|| {
             kv.data.par_chunks_mut(blocks.size * 2 * total).enumerate().for_each(|(block, kv)| {
                 let rows = kv.len() / (2 * total);
@@ -260,7 +260,7 @@ pub(super) fn cross_attention_backward<E: Element>(
                     }
                 });
             });
-            let blocks = Blocks::of(h.rows, cpu.threads());
+            let blocks = Blocks::of(h.rows, cpu.share);
             cpu.run(|| {
                 d_h.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_h)| {
                     let rows = d_h.len() / width;

@@ -25,7 +25,7 @@ pub(super) fn project<E: Element>(
     x.expect_shape(x.rows, weight.input, "x");
     r.expect_shape(x.rows, 1, "r");
     z.expect_shape(x.rows, weight.out, "z");
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     let width = x.width;
     cpu.run(|| {
         z.data.par_chunks_mut(blocks.size * weight.out).enumerate().for_each(|(block, z)| {
@@ -104,7 +104,7 @@ pub(super) fn project_backward<E: Element>(
     match scope {
         Scope::All => {
             dz.expect_shape(x.rows, weight.out, "dz");
-            let blocks = Blocks::of(x.rows, cpu.threads());
+            let blocks = Blocks::of(x.rows, cpu.share);
             cpu.run(|| {
                 d_x.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_x)| {
                     let first = block * blocks.size;
@@ -151,7 +151,7 @@ pub(super) fn add_project<E: Element>(
     x_next.expect_shape(x.rows, weight.out, "x_next");
     r_next.expect_shape(x.rows, 1, "r_next");
     let mask = RowMask::new(batch, side, mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     let width = weight.out;
     cpu.run(|| {
         let outputs =
@@ -179,7 +179,7 @@ pub(super) fn add_project_backward<E: Element>(
     d_x.expect_shape(d_x.rows, weight.out, "d_x");
     d_y.expect_shape(d_x.rows, weight.input, "d_y");
     let mask = RowMask::new(batch, side, mask);
-    let blocks = Blocks::of(d_x.rows, cpu.threads());
+    let blocks = Blocks::of(d_x.rows, cpu.share);
     cpu.run(|| {
         d_y.data.par_chunks_mut(blocks.size * weight.input).enumerate().for_each(|(block, d_y)| {
             let first = block * blocks.size;
@@ -230,7 +230,7 @@ pub(super) fn feed_forward<E: Element>(
     x_next.expect_shape(x.rows, width, "x_next");
     let inner = RowMask::new(batch, side, layer.inner_mask);
     let output = RowMask::new(batch, side, layer.output_mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     let row_bytes = hidden.div_ceil(8);
     let mut positive = vec![0u8; if keep && !gated { x.rows * row_bytes } else { 0 }];
     let mut pre_activations = (keep && gated).then(|| cpu.allocate(x.rows, pre_width));
@@ -293,7 +293,7 @@ pub(super) fn feed_forward_backward<E: Element>(
     d_x.expect_shape(x.rows, width, "d_x");
     let inner = RowMask::new(batch, side, layer.inner_mask);
     let output = RowMask::new(batch, side, layer.output_mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     let row_bytes = hidden.div_ceil(8);
     cpu.run(|| {
         d_x.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_x)| {

@@ -18,8 +18,11 @@ mod rows;
 mod tally;
 mod vector;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
 
 pub use attention::PositionBias;
 pub use cross_attention::CrossKept;
@@ -73,10 +76,12 @@ impl<E: Element> Weight<E> {
 /// The CPU as a device, computing in `E`: f32, or f64 to check gradients.
 #[derive(Debug)]
 pub struct Cpu<E: Element = f32> {
-    threads: rayon::ThreadPool,
+    threads: Arc<rayon::ThreadPool>,
+    /// Threads that an op shares its work out among.
+    share: usize,
     pool: Arc<Pool<E>>,
     arch: pulp::Arch,
-    operations: AtomicU64,
+    operations: Arc<AtomicU64>,
 }
 
 impl<E: Element> Cpu<E> {
@@ -125,7 +130,13 @@ impl<E: Element> Cpu<E> {
             )
         })?;
         matrix::pack_for_few_rows();
-        Ok(Self { threads, pool: Pool::new(poison), arch: pulp::Arch::new(), operations: AtomicU64::new(0) })
+        Ok(Self {
+            threads: Arc::new(threads),
+            share: count,
+            pool: Pool::new(poison),
+            arch: pulp::Arch::new(),
+            operations: Arc::default(),
+        })
     }
 
     /// Threads that work on a step.
@@ -270,6 +281,52 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn record(&self, (): &mut (), micro: &MicroBatch<'_>, mut work: impl FnMut(&Batch)) {
         work(micro.batch);
+    }
+
+    fn parts(&self, batch: &Batch) -> Vec<Range<usize>> {
+        rows::parts(batch, self.threads())
+    }
+
+    fn side_by_side<P: Send, T: Send>(&self, parts: Vec<P>, work: impl Fn(&Self, P) -> T + Sync) -> Vec<T> {
+        // A thread that has done its part helps with the others': their ops' rows are cut for that.
+        let share = self.threads().div_ceil(parts.len().max(1)).max(2).min(self.threads());
+        let part = Self {
+            threads: self.threads.clone(),
+            share,
+            pool: self.pool.clone(),
+            arch: self.arch,
+            operations: self.operations.clone(),
+        };
+        self.run(|| parts.into_par_iter().with_max_len(1).map(|of| work(&part, of)).collect())
+    }
+
+    fn cut(&self, batch: &Batch, parts: &[Range<usize>], rows: Rows<E>) -> Vec<Rows<E>> {
+        if parts.len() == 1 {
+            return vec![rows];
+        }
+        let span = |part: &Range<usize>| {
+            batch.range(Side::Encoder, part.start).start..batch.range(Side::Encoder, part.end - 1).end
+        };
+        let copied = |part| {
+            let span = span(part);
+            let mut piece = self.allocate(span.len(), rows.width);
+            piece.data.copy_from_slice(rows.range(span));
+            piece
+        };
+        parts.iter().map(copied).collect()
+    }
+
+    fn join(&self, mut parts: Vec<Rows<E>>) -> Rows<E> {
+        if parts.len() == 1 {
+            return parts.swap_remove(0);
+        }
+        let width = parts[0].width;
+        let mut whole = self.allocate(parts.iter().map(|part| part.rows).sum(), width);
+        let pieces = rows::split_rows(&mut whole.data, width, parts.iter().map(|part| part.rows));
+        for (piece, part) in pieces.into_iter().zip(&parts) {
+            piece.copy_from_slice(part.values());
+        }
+        whole
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {

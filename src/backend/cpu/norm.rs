@@ -36,7 +36,7 @@ pub(super) fn embed<E: Element>(
         }
     }
     let mask = RowMask::new(batch, side, mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     cpu.run(|| {
         let rows = x.data.par_chunks_mut(blocks.size * width).zip(r.data.par_chunks_mut(blocks.size));
         rows.enumerate().for_each(|(block, (x, r))| {
@@ -79,7 +79,7 @@ pub(super) fn final_norm<E: Element>(
     let width = x.width;
     h.expect_shape(x.rows, width, "h");
     let mask = RowMask::new(batch, side, mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     cpu.run(|| {
         h.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, h)| {
             let first = block * blocks.size;
@@ -110,7 +110,7 @@ pub(super) fn final_norm_backward<E: Element>(
     d_h.expect_shape(x.rows, width, "d_h");
     d_x.expect_shape(x.rows, width, "d_x");
     let mask = RowMask::new(batch, side, mask);
-    let blocks = Blocks::of(x.rows, cpu.threads());
+    let blocks = Blocks::of(x.rows, cpu.share);
     cpu.run(|| {
         d_x.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_x)| {
             let first = block * blocks.size;

@@ -66,6 +66,25 @@ const SMALL: usize = 192;
 /// few more, packing would cost as much as the product.
 const SMALLEST_BLOCK: usize = 65;
 
+/// Consecutive stretches of examples, about equal in rows: one a thread, unless they would be too small.
+pub(super) fn parts(batch: &Batch, threads: usize) -> Vec<Range<usize>> {
+    let rows = batch.real_rows(Side::Encoder);
+    let most = threads.min(rows / SMALL).max(1);
+    let mut parts: Vec<Range<usize>> = Vec::with_capacity(most);
+    let mut last = None;
+    for b in 0..batch.examples() {
+        // An example belongs where its middle row falls.
+        let range = batch.range(Side::Encoder, b);
+        let of = Some((range.start + range.end) * most / (2 * rows));
+        match parts.last_mut() {
+            Some(part) if of == last => part.end = b + 1,
+            _ => parts.push(b..b + 1),
+        }
+        last = of;
+    }
+    parts
+}
+
 impl Blocks {
     /// Equal blocks, a multiple of `threads` of them unless they would be too small; how rows are cut does not change a
     /// row's result.

@@ -5,7 +5,7 @@
 //! replaced, and graphs that were captured in the old one are captured again when they are next needed. What differs between
 //! batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -95,7 +95,7 @@ impl std::fmt::Debug for Captured {
 pub struct Recorder {
     // Graphs go before the memory whose addresses they hold.
     entries: Vec<Entry>,
-    arena: Option<Rc<Memory>>,
+    arena: Option<Arc<Memory>>,
     replays: u64,
     captures: u64,
 }
@@ -163,7 +163,7 @@ impl Cuda {
     }
 
     /// The recorder's arena, large enough for one of its buckets.
-    fn arena_of(&self, recorder: &mut Recorder, index: usize) -> Result<Rc<Memory>> {
+    fn arena_of(&self, recorder: &mut Recorder, index: usize) -> Result<Arc<Memory>> {
         let bytes = recorder.entries[index].needs.bytes;
         if let Some(arena) = recorder.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {
             return Ok(arena.clone());
@@ -201,7 +201,7 @@ impl Cuda {
         Ok(self.rehearse(&input, micro, || work(&roomy))?.bytes)
     }
 
-    fn capture(&self, arena: &Rc<Memory>, work: impl FnOnce()) -> Result<CudaGraph> {
+    fn capture(&self, arena: &Arc<Memory>, work: impl FnOnce()) -> Result<CudaGraph> {
         let stream = self.kernels().stream();
         let fail = |error| driver("capture a step", error);
         let before = self.operations.get();
@@ -216,7 +216,7 @@ impl Cuda {
     }
 
     /// Does `work` with every buffer from `arena`.
-    fn within(&self, arena: &Rc<Memory>, work: impl FnOnce()) {
+    fn within(&self, arena: &Arc<Memory>, work: impl FnOnce()) {
         let before = self.arena.replace(Some(arena.clone()));
         work();
         self.arena.replace(before);

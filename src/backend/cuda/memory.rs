@@ -4,11 +4,10 @@
 //! with nothing launched and no memory behind its buffers, which says how large its arena must be. All shapes of one
 //! recorder share an arena of the largest one's size, and within a captured graph nothing is allocated.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 
@@ -27,58 +26,57 @@ const POISON: u8 = 0xFF;
 pub(super) struct Memory {
     stream: Arc<CudaStream>,
     source: Source,
-    totals: Rc<Totals>,
+    totals: Arc<Totals>,
     poison: bool,
 }
 
 #[derive(Debug)]
 enum Source {
     /// Single allocations. Those that were given back wait here by their size.
-    Pool(RefCell<BTreeMap<usize, Vec<CudaSlice<u8>>>>),
+    Pool(Mutex<BTreeMap<usize, Vec<CudaSlice<u8>>>>),
     /// Parts of one allocation.
-    Arena { whole: CudaSlice<u8>, places: RefCell<Places> },
+    Arena { whole: CudaSlice<u8>, places: Mutex<Places> },
     /// Parts of nothing.
-    Rehearsal(RefCell<Places>),
+    Rehearsal(Mutex<Places>),
 }
 
 /// Bytes of all memory of a device.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    held: Cell<usize>,
-    peak: Cell<usize>,
-    allocated: Cell<usize>,
+    held: AtomicUsize,
+    peak: AtomicUsize,
+    allocated: AtomicUsize,
 }
 
 impl Totals {
     /// Bytes asked of the driver and not given back to it.
     pub(super) fn allocated(&self) -> usize {
-        self.allocated.get()
+        self.allocated.load(Ordering::Relaxed)
     }
 
     /// Bytes in use, arenas as a whole.
     pub(super) fn held(&self) -> usize {
-        self.held.get()
+        self.held.load(Ordering::Relaxed)
     }
 
     /// The most bytes that were in use at a time.
     pub(super) fn peak(&self) -> usize {
-        self.peak.get()
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// What a pool may have of the driver while `held` bytes are in use: a quarter above the most that ever were, so that
     /// work of ever new shapes does not add them all up.
     fn bound(&self, held: usize) -> usize {
-        self.peak.get().max(held) / 4 * 5
+        self.peak.load(Ordering::Relaxed).max(held) / 4 * 5
     }
 
     fn hold(&self, bytes: usize) {
-        let held = self.held.get() + bytes;
-        self.held.set(held);
-        self.peak.set(self.peak.get().max(held));
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(held, Ordering::Relaxed);
     }
 
     fn release(&self, bytes: usize) {
-        self.held.set(self.held.get() - bytes);
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -121,26 +119,31 @@ impl Places {
     }
 }
 
+/// A thread that panicked left nothing half done: each use takes or gives a whole entry.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn rounded(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(GRANULE)
 }
 
 impl Memory {
     /// A pool.
-    pub(super) fn pool(stream: Arc<CudaStream>, poison: bool) -> Rc<Self> {
-        Rc::new(Self { stream, source: Source::Pool(RefCell::default()), totals: Rc::default(), poison })
+    pub(super) fn pool(stream: Arc<CudaStream>, poison: bool) -> Arc<Self> {
+        Arc::new(Self { stream, source: Source::Pool(Mutex::default()), totals: Arc::default(), poison })
     }
 
     /// An arena of `bytes`, counted with this pool's memory.
     ///
     /// # Errors
     /// What the driver says.
-    pub(super) fn arena(&self, bytes: usize) -> Result<Rc<Self>> {
+    pub(super) fn arena(&self, bytes: usize) -> Result<Arc<Self>> {
         let bytes = rounded(bytes);
         let whole = self.allocate(bytes)?;
         self.totals.hold(bytes);
-        let source = Source::Arena { whole, places: RefCell::new(Places::new(bytes)) };
-        Ok(Rc::new(Self {
+        let source = Source::Arena { whole, places: Mutex::new(Places::new(bytes)) };
+        Ok(Arc::new(Self {
             stream: self.stream.clone(),
             source,
             totals: self.totals.clone(),
@@ -149,9 +152,9 @@ impl Memory {
     }
 
     /// Memory without bytes behind it, for a rehearsal.
-    pub(super) fn rehearsal(&self) -> Rc<Self> {
-        let source = Source::Rehearsal(RefCell::new(Places::new(usize::MAX / 2)));
-        Rc::new(Self { stream: self.stream.clone(), source, totals: Rc::default(), poison: false })
+    pub(super) fn rehearsal(&self) -> Arc<Self> {
+        let source = Source::Rehearsal(Mutex::new(Places::new(usize::MAX / 2)));
+        Arc::new(Self { stream: self.stream.clone(), source, totals: Arc::default(), poison: false })
     }
 
     /// Bytes that an arena needs in which the same is taken and given back.
@@ -159,7 +162,7 @@ impl Memory {
         match &self.source {
             Source::Pool(_) => self.totals.held(),
             Source::Arena { whole, .. } => whole.len(),
-            Source::Rehearsal(places) => places.borrow().most,
+            Source::Rehearsal(places) => locked(places).most,
         }
     }
 
@@ -167,20 +170,20 @@ impl Memory {
         // SAFETY: a buffer's content is unspecified until something is written to it.
         let fresh = unsafe { self.stream.alloc::<u8>(bytes) };
         let fresh = fresh.map_err(|error| driver(&format!("allocate {bytes} bytes on the GPU"), error))?;
-        self.totals.allocated.set(self.totals.allocated.get() + bytes);
+        self.totals.allocated.fetch_add(bytes, Ordering::Relaxed);
         Ok(fresh)
     }
 
     /// `length` numbers of unspecified content.
-    pub(super) fn take<T: DeviceRepr>(self: &Rc<Self>, length: usize) -> Result<Buffer<T>> {
+    pub(super) fn take<T: DeviceRepr>(self: &Arc<Self>, length: usize) -> Result<Buffer<T>> {
         let bytes = rounded(length * size_of::<T>());
         let slice = match &self.source {
             Source::Pool(free) => {
-                let reused = free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
-                let slice = match reused {
+                let mut free = locked(free);
+                let slice = match free.get_mut(&bytes).and_then(Vec::pop) {
                     Some(slice) => slice,
                     None => {
-                        self.make_room(&mut free.borrow_mut(), bytes);
+                        self.make_room(&mut free, bytes);
                         self.allocate(bytes)?
                     }
                 };
@@ -188,7 +191,7 @@ impl Memory {
                 slice
             }
             Source::Arena { whole, places } => {
-                let start = places.borrow_mut().take(bytes).ok_or_else(|| {
+                let start = locked(places).take(bytes).ok_or_else(|| {
                     Error::device(
                         "place a buffer of recorded work",
                         format!("{bytes} bytes more than its rehearsal took"),
@@ -201,7 +204,7 @@ impl Memory {
                 }
             }
             Source::Rehearsal(places) => {
-                let start = places.borrow_mut().take(bytes).ok_or_else(absent)?;
+                let start = locked(places).take(bytes).ok_or_else(absent)?;
                 // SAFETY: nothing is launched or copied in a rehearsal, so that the address is never used; null is kept
                 // for what kernels take as absent.
                 unsafe { self.stream.upgrade_device_ptr((GRANULE + start) as u64, bytes) }
@@ -223,7 +226,9 @@ impl Memory {
         while self.totals.allocated() + bytes > bound {
             let Some(mut largest) = free.last_entry() else { break };
             match largest.get_mut().pop() {
-                Some(slice) => self.totals.allocated.set(self.totals.allocated.get() - slice.len()),
+                Some(slice) => {
+                    self.totals.allocated.fetch_sub(slice.len(), Ordering::Relaxed);
+                }
                 None => drop(largest.remove()),
             }
         }
@@ -234,18 +239,18 @@ impl Memory {
         match &self.source {
             Source::Pool(free) => {
                 self.totals.release(bytes);
-                free.borrow_mut().entry(bytes).or_default().push(slice);
+                locked(free).entry(bytes).or_default().push(slice);
             }
             Source::Arena { whole, places } => {
                 let start = slice.leak() - whole.device_ptr(&self.stream).0;
-                places.borrow_mut().give(start as usize, bytes);
+                locked(places).give(start as usize, bytes);
             }
-            Source::Rehearsal(places) => places.borrow_mut().give(slice.leak() as usize - GRANULE, bytes),
+            Source::Rehearsal(places) => locked(places).give(slice.leak() as usize - GRANULE, bytes),
         }
     }
 
     /// What all memory of the device holds together.
-    pub(super) fn totals(&self) -> &Rc<Totals> {
+    pub(super) fn totals(&self) -> &Arc<Totals> {
         &self.totals
     }
 }
@@ -254,7 +259,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if let Source::Arena { whole, .. } = &self.source {
             self.totals.release(whole.len());
-            self.totals.allocated.set(self.totals.allocated.get() - whole.len());
+            self.totals.allocated.fetch_sub(whole.len(), Ordering::Relaxed);
         }
     }
 }
@@ -264,7 +269,7 @@ impl Drop for Memory {
 pub struct Buffer<T> {
     slice: Option<CudaSlice<u8>>,
     length: usize,
-    memory: Option<Rc<Memory>>,
+    memory: Option<Arc<Memory>>,
     numbers: PhantomData<T>,
 }
 

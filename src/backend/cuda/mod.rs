@@ -37,6 +37,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use cudarc::driver::DeviceRepr;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -93,9 +94,9 @@ const MOST_COUNTERS: usize = 4096;
 pub struct Cuda {
     kernels: Kernels,
     /// What lasts, and unrecorded work.
-    memory: Rc<Memory>,
+    memory: Arc<Memory>,
     /// Where recorded work that is under way places its buffers.
-    arena: RefCell<Option<Rc<Memory>>>,
+    arena: RefCell<Option<Arc<Memory>>>,
     precision: Precision,
     info: DeviceInfo,
     failure: RefCell<Option<(String, String, String)>>,
@@ -352,6 +353,16 @@ impl Backend for Cuda {
             Ok(())
         });
         bytes
+    }
+
+    fn cut(&self, _batch: &Batch, parts: &[Range<usize>], rows: Rows) -> Vec<Rows> {
+        assert_eq!(parts.len(), 1, "a GPU works on a batch as a whole");
+        vec![rows]
+    }
+
+    fn join(&self, mut parts: Vec<Rows>) -> Rows {
+        assert_eq!(parts.len(), 1, "a GPU works on a batch as a whole");
+        parts.swap_remove(0)
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Self::Rows {
