@@ -15,13 +15,14 @@
 //
 // Grid: x over columns, y over rows, z over parts of k where the problem is thin: the last part of a tile to come sums them
 // all in order and runs the epilogue. The true number of rows is the batch's; surplus blocks exit.
-// bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma) or 64x64 (4 warps of 32x32),
-// k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
+// bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma), 80x128 (4 warps of 80x32, for
+// results whose large tiles would leave a second wave half empty) or 64x64 (4 warps of 32x32), k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
 // HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gemm_forward_large 207 69760 2, gemm_backward_large 207 69760 2, gemm_forward_small 128 32896 4,
+//   gemm_forward_large 207 69760 2, gemm_backward_large 207 69760 2, gemm_forward_medium 155 53376 3,
+//   gemm_backward_medium 154 53376 3, gemm_forward_small 128 32896 4,
 //   gemm_backward_small 128 32896 4, gemm_forward_f32 128 18560 2, gemm_backward_f32 128 18560 2
 #include "mma.cuh"
 #include "rows.cuh"
@@ -227,11 +228,13 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     // All addresses are made before the loop, where only the depth and the stage move on: what is left of them there is an
     // addition or an immediate. Rows and columns beyond the matrices read the last one, as what comes of them is not stored;
     // beyond the depth A is zero, so that there the weight may be any row.
-    constexpr int RowsAtOnce = Threads / 4, CopiesA = Rows / RowsAtOnce;
+    constexpr int RowsAtOnce = Threads / 4, CopiesA = (Rows + RowsAtOnce - 1) / RowsAtOnce;
     const int chunk = thread % 4;
     const uint32_t to_a = deep_offset(thread / 4, chunk);
     const bf16* const a = static_cast<const bf16*>(arguments.a) + static_cast<int64_t>(first_row) * arguments.a_stride;
     const bf16* a_from = a + first * DEPTH + chunk * 8;
+    // Of a tile whose rows are no whole number of rounds, the last round is done by the first threads alone.
+    const bool last_round = Rows % RowsAtOnce == 0 || thread / 4 < Rows % RowsAtOnce;
     int a_row[CopiesA];
 #pragma unroll
     for (int i = 0; i < CopiesA; ++i) {
@@ -254,7 +257,9 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
         const bool any = depth + chunk * 8 < k;
         const bf16* const left = any ? a_from : a;
 #pragma unroll
-        for (int i = 0; i < CopiesA; ++i) copy_async(to + to_a + i * RowsAtOnce * 64, left + a_row[i], any);
+        for (int i = 0; i < CopiesA; ++i) {
+            if (i + 1 < CopiesA || last_round) copy_async(to + to_a + i * RowsAtOnce * 64, left + a_row[i], any);
+        }
         if (Backward) {
 #pragma unroll
             for (int i = 0; i < CopiesB; ++i) {
@@ -339,6 +344,12 @@ extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArgu
 }
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_backward_large(GemmArguments arguments) {
     gemm<128, 128, 64, 64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) gemm_forward_medium(GemmArguments arguments) {
+    gemm<80, 128, 80, 32, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) gemm_backward_medium(GemmArguments arguments) {
+    gemm<80, 128, 80, 32, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) gemm_forward_small(GemmArguments arguments) {
     gemm<64, 64, 32, 32, false>(arguments);

@@ -74,8 +74,14 @@ fn thin_products_in_parts() {
 }
 
 #[test]
-fn products_large_enough_for_the_large_tile() {
+fn products_for_the_medium_tile() {
+    // On 108 multiprocessors: one row of tiles with k in six parts, then two rows of 37 tiles, the second not full.
+    sublayer(&[(73, 1)], Side::Encoder, [2_048, 1_792, 64], 0.1);
     sublayer(&[(60, 1), (63, 1)], Side::Encoder, [4_616, 72, 4_616], 0.1);
+}
+
+#[test]
+fn products_large_enough_for_the_large_tile() {
     sublayer(&[(125, 1)], Side::Encoder, [128, 128, 9_216], 0.0);
 }
 

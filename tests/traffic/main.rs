@@ -117,13 +117,11 @@ fn product(cuda: &Cuda, size: usize) {
     cuda.health().expect("a healthy device");
 }
 
-/// From 1,024 in each direction on, products take the large tile.
-fn large_products(gpu: &vgpu::Gpu, cuda: &Cuda) {
+/// The kernels of a product of so many rows, columns and steps, forward and backward, on 108 multiprocessors.
+fn kernels_of_a_product(gpu: &vgpu::Gpu, cuda: &Cuda, size: usize) -> Vec<String> {
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
-    product(cuda, 1_024);
-    let counters = gpu.summary().expect("counters").counters;
-    let names: Vec<&str> = counters.iter().map(|counters| counters.kernel.as_str()).collect();
-    assert_eq!(names, ["gemm_forward_large", "gemm_backward_large"]);
+    product(cuda, size);
+    gpu.summary().expect("counters").counters.into_iter().map(|counters| counters.kernel).collect()
 }
 
 #[test]
@@ -139,10 +137,15 @@ fn what_the_kernels_move() {
     let cuda = Cuda::poisoning(0, Precision::Bf16).expect("a device");
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
     work(&cuda);
-    // One that is thin enough for the small tile.
-    product(&cuda, 96);
+    // 4 small tiles, 96 medium ones, 64 large ones.
+    for size in [96, 960, 1_024] {
+        product(&cuda, size);
+    }
     let counters = gpu.summary().expect("counters").counters;
-    large_products(&gpu, &cuda);
+    assert_eq!(kernels_of_a_product(&gpu, &cuda, 96), ["gemm_forward_small", "gemm_backward_small"]);
+    assert_eq!(kernels_of_a_product(&gpu, &cuda, 960), ["gemm_forward_medium", "gemm_backward_medium"]);
+    // From 1,024 in each direction on, whatever the device.
+    assert_eq!(kernels_of_a_product(&gpu, &cuda, 1_024), ["gemm_forward_large", "gemm_backward_large"]);
     let moved = |c: &Counters| c.loads.moved_bytes() + c.stores.moved_bytes();
     let floor = |c: &Counters| c.loads.unique_bytes + c.stores.unique_bytes;
     for c in &counters {
@@ -153,6 +156,8 @@ fn what_the_kernels_move() {
     let main_loops = [
         "gemm_forward_large",
         "gemm_backward_large",
+        "gemm_forward_medium",
+        "gemm_backward_medium",
         "gemm_forward_small",
         "gemm_backward_small",
         "attention_64",

@@ -100,7 +100,8 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     CudaContext::new(ordinal).map_err(|error| driver(&format!("open GPU {ordinal}"), error))
 }
 
-fn info(context: &CudaContext) -> Result<DeviceInfo> {
+/// What the GPU of a context is.
+pub(super) fn info(context: &CudaContext) -> Result<DeviceInfo> {
     let ask = |error| driver("describe the GPU", error);
     let multiprocessors =
         context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;

@@ -1,6 +1,7 @@
 //! How `kernels/gemm.cu` is launched: its arguments, its tiles, and how a product is cut into blocks.
 
 use super::Precision;
+use super::devices::DeviceInfo;
 use super::dropout::MaskArgument;
 use super::kernels::{Arguments, Kernel, Kernels};
 use crate::error::Result;
@@ -53,40 +54,63 @@ unsafe impl Arguments for GemmArguments {}
 pub(super) struct Tile {
     forward: &'static str,
     backward: &'static str,
-    size: usize,
+    rows: usize,
+    columns: usize,
     threads: u32,
     shared: u32,
-    /// Cycles that one step in k keeps a multiprocessor of an A100 busy.
-    cycles: usize,
+    /// Passes over shared memory, one a cycle, for `DEPTH` steps in k: what is copied in, and the fragments that warps read.
+    passes: usize,
+}
+
+impl Tile {
+    /// Of the result, in a block.
+    const fn numbers(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Cycles that `DEPTH` steps in k keep a multiprocessor busy that does so many multiply-adds a cycle.
+    fn cycles(&self, tensor_rate: usize) -> usize {
+        self.passes.max(self.numbers() * DEPTH / tensor_rate)
+    }
 }
 
 const LARGE: Tile = Tile {
     forward: "gemm_forward_large",
     backward: "gemm_backward_large",
-    size: 128,
+    rows: 128,
+    columns: 128,
     threads: 128,
     // The tile of f32 that the epilogue reads; the four stages of the main loop need a little less.
     shared: 128 * 136 * 4,
-    // 128 x 128 multiply-adds, 1,024 a cycle on the tensor cores.
-    cycles: 16,
+    passes: 128 + 256,
+};
+const MEDIUM: Tile = Tile {
+    forward: "gemm_forward_medium",
+    backward: "gemm_backward_medium",
+    rows: 80,
+    columns: 128,
+    threads: 128,
+    shared: 4 * (80 + 128) * 32 * 2,
+    passes: 104 + 224,
 };
 const SMALL: Tile = Tile {
     forward: "gemm_forward_small",
     backward: "gemm_backward_small",
-    size: 64,
+    rows: 64,
+    columns: 64,
     threads: 128,
     shared: 4 * (64 + 64) * 32 * 2,
-    // Shared memory bounds it: 192 passes for 32 in k.
-    cycles: 6,
+    passes: 64 + 128,
 };
 const PLAIN_F32: Tile = Tile {
     forward: "gemm_forward_f32",
     backward: "gemm_backward_f32",
-    size: 64,
+    rows: 64,
+    columns: 64,
     threads: 256,
     shared: 0,
-    // 64 x 64 multiply-adds on 64 lanes.
-    cycles: 64,
+    // There is no other to weigh it against.
+    passes: 0,
 };
 
 /// Large tiles are for products that are at least so long in each direction, whatever the device.
@@ -102,6 +126,16 @@ const FIRST_LOAD: usize = 800;
 /// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
 const EPILOGUE_RATE: usize = 16;
 
+/// bf16 multiply-adds a cycle of a multiprocessor's tensor cores through mma.sync (CUDA programming guide, arithmetic
+/// instructions). Of the 2,048 of compute capability 9.0 it gets about five eighths; the rest is for wgmma.
+fn tensor_rate(compute_capability: (i32, i32)) -> usize {
+    match compute_capability {
+        (8, 0) | (10, _) => 1_024,
+        (9, _) => 1_280,
+        _ => 512,
+    }
+}
+
 /// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
 #[derive(Debug)]
 pub(super) struct Cut {
@@ -110,34 +144,35 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// For \[m, k\] rows and n columns on a device of so many multiprocessors: the cut that takes the fewest cycles.
-    pub(super) fn new(precision: Precision, multiprocessors: usize, m: usize, n: usize, k: usize) -> Self {
+    /// For \[m, k\] rows and n columns on that device: the cut that takes the fewest cycles.
+    pub(super) fn new(precision: Precision, device: &DeviceInfo, m: usize, n: usize, k: usize) -> Self {
         let made = |tile: Tile, parts: usize| {
-            let grid = [n.div_ceil(tile.size) as u32, m.div_ceil(tile.size) as u32, parts as u32];
+            let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, parts as u32];
             Self { tile, grid }
         };
         if precision == Precision::F32 {
             return made(PLAIN_F32, 1);
         }
         let is_large = m.min(n).min(k) >= LARGE_FROM;
-        let tiles = if is_large { vec![LARGE] } else { vec![LARGE, SMALL] };
+        let tiles = if is_large { vec![LARGE] } else { vec![LARGE, MEDIUM, SMALL] };
         let cuts = tiles.into_iter().flat_map(|tile| (1..=MOST_PARTS).map(move |parts| (tile, parts)));
         let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
             // More parts than blocks that run at once gain nothing.
             let parts = cut.grid[2] as usize;
-            parts == 1 || (k / parts >= LEAST_PART && cut.tiles() * parts <= 2 * multiprocessors)
+            parts == 1 || (k / parts >= LEAST_PART && cut.tiles() * parts <= 2 * device.multiprocessors)
         });
-        cuts.min_by_key(|cut| cut.cycles(multiprocessors, k)).unwrap_or_else(|| made(LARGE, 1))
+        cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| made(LARGE, 1))
     }
 
     /// About how many cycles it takes: whole waves of a block on each multiprocessor.
-    fn cycles(&self, multiprocessors: usize, k: usize) -> usize {
+    fn cycles(&self, device: &DeviceInfo, k: usize) -> usize {
         let parts = self.grid[2] as usize;
-        let depth = k.div_ceil(DEPTH).div_ceil(parts) * DEPTH;
+        let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
         let moved = if parts > 1 { 2 + parts } else { 1 };
-        let block = depth * self.tile.cycles + moved * self.tile.size * self.tile.size / EPILOGUE_RATE;
-        (self.tiles() * parts).div_ceil(multiprocessors) * block + FIRST_LOAD
+        let block = stretches * self.tile.cycles(tensor_rate(device.compute_capability))
+            + moved * self.tile.numbers() / EPILOGUE_RATE;
+        (self.tiles() * parts).div_ceil(device.multiprocessors) * block + FIRST_LOAD
     }
 
     /// Tiles of the result.
@@ -152,7 +187,7 @@ impl Cut {
 
     /// Numbers of f32 that parts of k are kept in until they are summed.
     pub(super) fn workspace(&self) -> usize {
-        self.counters() * self.grid[2] as usize * self.tile.size * self.tile.size
+        self.counters() * self.grid[2] as usize * self.tile.numbers()
     }
 
     /// Launches the product.

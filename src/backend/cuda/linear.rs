@@ -1,9 +1,9 @@
 //! Products with frozen weights: `kernels/gemm.cu`.
 
-use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use half::bf16;
 
+use super::devices;
 use super::embedding::{check_width, side_number};
 use super::failure::driver;
 use super::gemm::{Cut, Epilogue, GemmArguments};
@@ -40,7 +40,7 @@ impl Cuda {
         if product.epilogue != Epilogue::Float && n % WIDTH_MULTIPLE != 0 {
             return Err(Error::tensor("a product", "a multiple of 8 columns", n.to_string(), ""));
         }
-        let cut = Cut::new(self.precision, self.info.multiprocessors, m, n, k);
+        let cut = Cut::new(self.precision, &self.info, m, n, k);
         let workspace: Buffer<f32> = self.allocate(cut.workspace());
         arguments.batch = self.describe(batch)?.address(self)?;
         arguments.a = product.a;
@@ -319,12 +319,8 @@ impl<'a> Linear<'a> {
         check_width(out)?;
         check_width(input)?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
-        let multiprocessors = kernels
-            .context()
-            .attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(fail)?;
-        let rows = sequences.rows();
-        let cut = |n, k| Cut::new(Precision::Bf16, usize::try_from(multiprocessors).unwrap_or(1), rows, n, k);
+        let (device, rows) = (devices::info(kernels.context())?, sequences.rows());
+        let cut = |n, k| Cut::new(Precision::Bf16, &device, rows, n, k);
         let cuts = [cut(out, input), cut(input, out)];
         let most = |of: fn(&Cut) -> usize| cuts.iter().map(of).max().unwrap_or(0).max(1);
         let workspace = stream.alloc_zeros(most(Cut::workspace)).map_err(fail)?;
