@@ -16,14 +16,15 @@
 // Grid: x over columns, y over rows, z over parts of k where the problem is thin: the last part of a tile to come sums them
 // all in order and runs the epilogue. The true number of rows is the batch's; surplus blocks exit.
 // bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma), 80x128 (4 warps of 80x32, for
-// results whose large tiles would leave a second wave half empty) or 64x64 (4 warps of 32x32), k in stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
+// results whose last wave of large tiles would be half empty) or 64x64 (4 warps of 32x32), k in stretches of 32 over four
+// stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
 // HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gemm_forward_large 207 69760 2, gemm_backward_large 207 69760 2, gemm_forward_medium 155 53376 3,
-//   gemm_backward_medium 154 53376 3, gemm_forward_small 128 32896 4,
-//   gemm_backward_small 128 32896 4, gemm_forward_f32 128 18560 2, gemm_backward_f32 128 18560 2
+//   gemm_backward_medium 154 53376 3, gemm_forward_small 128 32896 4, gemm_backward_small 128 32896 4,
+//   gemm_forward_f32 128 18560 2, gemm_backward_f32 128 18560 2
 #include "mma.cuh"
 #include "rows.cuh"
 

@@ -295,7 +295,7 @@ impl Cuda {
 /// squares, \[rows, ceil(width / 64)\] in f32, with an epsilon, and r = 1 / sqrt(sum / width + epsilon). Without dropout.
 ///
 /// Each product costs 2·rows·in·out operations. It moves its rows once for every 64 or 128 columns of the result, the weight
-/// once for every 64 or 128 rows, and what its epilogue reads and writes once. A thin product is cut along its depth; the parts
+/// once for every 64, 80 or 128 rows, and what its epilogue reads and writes once. A thin product is cut along its depth; the parts
 /// lie in memory that this holds, so launches of one `Linear` belong on one stream.
 #[derive(Debug)]
 pub struct Linear<'a> {
