@@ -2,7 +2,7 @@
 
   peer_step.py --dims small --batch 8 --source 128 --target 8                 equal shapes
   peer_step.py --dims small --batch 32 --lengths FILE --pad longest|256       real lengths, one integer a line
-Options: --device cpu|cuda --dtype f32|bf16 --compile --threads 2 --reps 9 --v11 --dropout P --no-gemm
+Options: --device cpu|cuda --dtype f32|bf16 --compile --compile-mode reduce-overhead --threads 2 --reps 9 --v11 --dropout P --no-gemm
 --peft (PEFT prompt tuning instead)
 Prints one JSON line: median, min and max in ms of forward and of a whole step (forward, backward, AdamW), tokens/s, counted
 GFLOP, GFLOP/s, this machine's GEMM rate just before and after, peak memory in MiB, versions.
@@ -25,6 +25,7 @@ ap.add_argument("--pad", default="longest")
 ap.add_argument("--device", default="cpu")
 ap.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
 ap.add_argument("--compile", action="store_true")
+ap.add_argument("--compile-mode", default="default", choices=["default", "reduce-overhead"], help="reduce-overhead: CUDA graphs")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--reps", type=int, default=9)
 ap.add_argument("--v11", action="store_true")
@@ -52,7 +53,7 @@ def gemm_rate(n=2048 if not cuda else 8192):
         best = max(best, 2 * n**3 / (time.perf_counter() - t) / 1e9)
     return best
 
-t5 = make_t5(a.dims, a.v11).to(dev)
+t5 = make_t5(a.dims, a.v11)
 if a.dropout:
     for module in t5.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -69,7 +70,7 @@ if a.peft:
     net = get_peft_model(
         t5,
         PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=a.prompt, num_transformer_submodules=1),
-    )
+    ).to(dev)
     loss_of = lambda i, m, l: net(input_ids=i, attention_mask=m, labels=l).loss
 else:
     net = Attempt(t5, m=a.prompt, pool_mask=True).to(dev)
@@ -79,7 +80,7 @@ else:
     loss_of = lambda i, m, l: net(i, m, l)
 opt = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3)
 if a.compile:
-    loss_of = torch.compile(loss_of)
+    loss_of = torch.compile(loss_of, mode=a.compile_mode)
 
 if a.lengths:
     ns = [int(x) for x in open(a.lengths)]

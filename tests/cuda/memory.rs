@@ -46,8 +46,9 @@ fn taken(case: &Case<Cuda>, setting: &Setting, batches: &[Vec<Example>]) -> (usi
             MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
         case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
     }
-    assert_eq!(cuda.reports(&mut state).len(), batches.len());
+    let reports = cuda.reports(&mut state);
     cuda.health().expect("a healthy device");
+    assert_eq!(reports.len(), batches.len());
     (cuda.allocated_bytes() - before, recorder)
 }
 

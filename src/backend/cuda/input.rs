@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use cudarc::driver::PinnedHostSlice;
+use cudarc::driver::{CudaEvent, PinnedHostSlice};
 
 use super::batch::{DeviceBatch, describe};
 use super::failure::driver;
@@ -95,8 +95,47 @@ pub(super) struct Input {
     dropout: usize,
     schedule: usize,
     /// Written in turn, each only when the copy out of it is done: the host prepares one while the device works.
-    staging: [PinnedHostSlice<i32>; 2],
+    staging: [Staging; 2],
     turn: Cell<usize>,
+}
+
+/// Pinned memory, and when the last copy out of it is done. The slice's own event says nothing: it is recorded only by
+/// contexts that track events, which this one does not.
+#[derive(Debug)]
+struct Staging {
+    pinned: PinnedHostSlice<i32>,
+    copied: CudaEvent,
+}
+
+impl Staging {
+    /// Room for `length` numbers.
+    fn new(cuda: &Cuda, length: usize) -> Result<Self> {
+        let context = cuda.kernels().context();
+        let fail = |error| driver("pin memory of the host", error);
+        // SAFETY: every number is written before it is copied from.
+        let pinned = unsafe { context.alloc_pinned::<i32>(length) }.map_err(fail)?;
+        Ok(Self { pinned, copied: context.new_event(None).map_err(fail)? })
+    }
+
+    /// Writes `words` once the copy before is done, and issues theirs to `numbers`.
+    fn send(&mut self, cuda: &Cuda, words: &[i32], numbers: &Numbers) -> Result<()> {
+        super::memory::check_length("what recorded work is told", self.pinned.len(), words.len())?;
+        let wait = |error| driver("wait for a copy", error);
+        self.copied.synchronize().map_err(wait)?;
+        self.pinned.as_mut_slice().map_err(wait)?.copy_from_slice(words);
+        let stream = cuda.kernels().stream();
+        let mut buffer = numbers.0.borrow_mut();
+        let mut view = buffer.view_mut()?;
+        let copied = stream.memcpy_htod(&self.pinned, &mut view).and_then(|()| self.copied.record(stream));
+        copied.map_err(|error| driver("copy to the GPU", error))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Pinned memory goes only when nothing reads it; what failed here has failed the work before it as well.
+        let _ = self.copied.synchronize();
+    }
 }
 
 /// The words that a device is told of a micro-batch, and where in them dropout and schedule begin.
@@ -116,17 +155,12 @@ impl Input {
     pub(super) fn new(cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<Self> {
         let (words, tiles, dropout, schedule) = words(batch, micro);
         let numbers = Numbers::room(cuda, words.len())?;
-        let pinned = || {
-            // SAFETY: every number is written before it is copied from.
-            unsafe { cuda.kernels().context().alloc_pinned::<i32>(words.len()) }
-                .map_err(|error| driver("pin memory of the host", error))
-        };
         Ok(Self {
             described: DeviceBatch::new(batch, numbers.clone(), tiles),
             numbers,
             dropout,
             schedule,
-            staging: [pinned()?, pinned()?],
+            staging: [Staging::new(cuda, words.len())?, Staging::new(cuda, words.len())?],
             turn: Cell::new(0),
         })
     }
@@ -136,14 +170,7 @@ impl Input {
     pub(super) fn send(&mut self, cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
         let (words, ..) = words(batch, micro);
         let turn = self.turn.replace(1 - self.turn.get());
-        let staging = &mut self.staging[turn];
-        super::memory::check_length("what recorded work is told", staging.len(), words.len())?;
-        let pinned = staging.as_mut_slice();
-        pinned.map_err(|error| driver("wait for a copy", error))?.copy_from_slice(&words);
-        let mut buffer = self.numbers.0.borrow_mut();
-        let mut view = buffer.view_mut()?;
-        let copied = cuda.kernels().stream().memcpy_htod(&*staging, &mut view);
-        copied.map_err(|error| driver("copy to the GPU", error))
+        self.staging[turn].send(cuda, &words, &self.numbers)
     }
 
     /// Lets ops find what was sent.

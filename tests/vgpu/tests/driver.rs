@@ -265,6 +265,39 @@ fn events_measure_only_when_asked_to() {
     gpu.finish();
 }
 
+#[test]
+fn pinned_memory_belongs_to_its_copy_until_that_is_waited_for() {
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    if !gpu.is_virtual() {
+        return;
+    }
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    // As where one stream does all: then cudarc does not record the slice's own event.
+    // SAFETY: everything here runs on one stream.
+    unsafe { context.disable_event_tracking() };
+    // SAFETY: written before it is read.
+    let mut pinned = unsafe { context.alloc_pinned::<i32>(4) }.unwrap();
+    let mut buffer = stream.alloc_zeros::<i32>(4).unwrap();
+    let copied = context.new_event(None).unwrap();
+    let mut send = |value: i32, waits: bool| {
+        if waits {
+            copied.synchronize()?;
+        }
+        pinned.as_mut_slice()?.fill(value);
+        stream.memcpy_htod(&pinned, &mut buffer)?;
+        copied.record(&stream)?;
+        Ok::<_, DriverError>(())
+    };
+    (1..4).for_each(|value| send(value, true).unwrap());
+    stream.synchronize().unwrap();
+    send(4, false).unwrap();
+    assert_eq!(send(5, false).map_err(code), Err(719), "the copy of 4 may not have been made yet");
+    gpu.change(&Change { forget_error: true, ..Change::default() });
+    gpu.finish();
+}
+
 /// A fatbin of the calibration kernels with SASS of sm_80 and PTX of two architectures; none without nvcc.
 fn fatbin(name: &str, flags: &[&str]) -> Option<std::path::PathBuf> {
     let nvcc = tools::cuda_tool("nvcc").or_else(|| {

@@ -41,7 +41,10 @@ fn allocate_host(to: *mut usize, bytes: usize) -> Result<(), u32> {
 
 fn free_host(host: usize) -> Result<(), u32> {
     let mut state = state();
-    let bytes = state.pinned.remove(&host).ok_or(INVALID_VALUE)?;
+    let bytes = *state.pinned.get(&host).ok_or(INVALID_VALUE)?;
+    // Freeing waits for the device.
+    let _ = state.settle(|reading| (host..host + bytes).contains(&reading.from));
+    state.pinned.remove(&host);
     state.device.memory.free(host as u64);
     let layout = Layout::from_size_align(bytes, 4096).map_err(|_| INVALID_VALUE)?;
     // SAFETY: allocated by `allocate_host` with this layout, and forgotten above.

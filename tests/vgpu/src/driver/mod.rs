@@ -196,7 +196,7 @@ exported! {
         let mut state = state();
         state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
-        check(state.sticky)
+        state.settle(|_| true)
     }
     fn cuCtxSetFlags(_flags: u32) {
         Ok(())

@@ -44,8 +44,30 @@ pub struct Capture {
 pub struct Event {
     pub timed: bool,
     pub recorded: Option<Instant>,
+    /// The stream it was recorded on, and how many copies out of pinned memory came before.
+    pub behind: Option<(usize, u64)>,
     /// The capture it was recorded in, with the stream.
     pub captured: Option<(usize, usize)>,
+}
+
+/// What a copy out of pinned memory is still to read, for all that the program knows: nothing has waited for the copy yet.
+/// Copies are carried out at once here; on a device they come whenever the stream gets to them.
+pub struct Reading {
+    pub stream: usize,
+    pub from: usize,
+    /// What was there when the copy was asked for.
+    pub bytes: Vec<u8>,
+    /// Which of all copies it is.
+    pub order: u64,
+}
+
+impl Reading {
+    /// Whether the host has written there since.
+    fn is_overwritten(&self) -> bool {
+        // SAFETY: pinned memory is freed only by `free_host`, which ends every reading of it first.
+        let now = unsafe { std::slice::from_raw_parts(self.from as *const u8, self.bytes.len()) };
+        now != self.bytes
+    }
 }
 
 /// A function of a module.
@@ -77,6 +99,9 @@ pub struct State {
     pub executables: HashMap<usize, Vec<Work>>,
     pub pools: HashMap<usize, HashMap<u32, u64>>,
     pub pinned: HashMap<usize, usize>,
+    pub readings: Vec<Reading>,
+    /// Copies out of pinned memory so far.
+    pub copies: u64,
     /// Reports by the thread whose launch they are of.
     pub reports: Vec<(usize, Report)>,
     pub failed_launches: u64,
@@ -132,6 +157,8 @@ impl State {
             executables: HashMap::new(),
             pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
             pinned: HashMap::new(),
+            readings: Vec::new(),
+            copies: 0,
             reports: Vec::new(),
             failed_launches: 0,
             calls: HashMap::new(),
@@ -158,6 +185,38 @@ impl State {
     /// The count of this thread's calls.
     pub fn calls(&mut self) -> &mut Calls {
         self.calls.entry(this_thread()).or_default()
+    }
+
+    /// Ends the readings that are `done`. Memory that the host wrote to while a copy was still to read it is an error that
+    /// stays: on a device the copy may have read the new numbers.
+    pub fn settle(&mut self, done: impl Fn(&Reading) -> bool) -> Result<(), u32> {
+        for reading in self.readings.iter().filter(|reading| reading.is_overwritten()) {
+            eprintln!(
+                "vgpu: {} bytes of pinned memory were written to before the copy out of them was waited for",
+                reading.bytes.len()
+            );
+            self.sticky = LAUNCH_FAILED;
+        }
+        self.readings.retain(|reading| !reading.is_overwritten() && !done(reading));
+        if self.sticky == 0 { Ok(()) } else { Err(self.sticky) }
+    }
+
+    /// Whether an address of the host is in pinned memory.
+    pub fn is_pinned(&self, address: usize) -> bool {
+        self.pinned.iter().any(|(&start, &length)| (start..start + length).contains(&address))
+    }
+
+    /// Notes what a copy reads, where that is pinned.
+    pub fn reads(&mut self, stream: usize, from: usize, bytes: usize) -> Result<(), u32> {
+        self.settle(|_| false)?;
+        if !self.is_pinned(from) {
+            return Ok(());
+        }
+        // SAFETY: the host side is the caller's promise, as with a real driver.
+        let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) }.to_vec();
+        self.readings.push(Reading { stream, from, bytes, order: self.copies });
+        self.copies += 1;
+        Ok(())
     }
 
     /// Whether a stream handle is one: the null stream, the two special ones, or one that was created.

@@ -31,12 +31,14 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
     } else {
         check(state.sticky)?;
     }
+    let copies = state.copies;
     let event = state.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
     match capture {
         Some(id) => event.captured = Some((id, stream)),
         None => {
             event.captured = None;
             event.recorded = Some(Instant::now());
+            event.behind = Some((stream, copies));
         }
     }
     Ok(())
@@ -127,7 +129,7 @@ exported! {
         }
         state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
-        check(state.sticky)
+        state.settle(|reading| reading.stream == stream)
     }
     fn cuStreamQuery(stream: usize) {
         let mut state = state();
@@ -240,11 +242,12 @@ exported! {
     }
     fn cuEventSynchronize(event: usize) {
         let mut state = state();
-        if state.events.get(&event).ok_or(INVALID_HANDLE)?.captured.is_some() {
+        let Event { behind, captured, .. } = *state.events.get(&event).ok_or(INVALID_HANDLE)?;
+        if captured.is_some() {
             return Err(CAPTURED_EVENT);
         }
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
-        check(state.sticky)
+        state.settle(|reading| behind.is_some_and(|(stream, copies)| reading.stream == stream && reading.order < copies))
     }
     fn cuEventElapsedTime(to: *mut f32, start: usize, end: usize) {
         elapsed(to, start, end)

@@ -10,8 +10,16 @@ pub fn submit(stream: usize, work: Work) -> u32 {
         Err(code) => code,
         Ok(None) => SUCCESS,
         Ok(Some(work)) => {
-            state().calls().count(&work);
-            perform(&work)
+            let mut state = state();
+            state.calls().count(&work);
+            let settled = match work {
+                Work::Upload { from, bytes, .. } => state.reads(stream, from, bytes),
+                // Into pageable memory, a copy is done when the call returns, and all before it on the stream with it.
+                Work::Download { to, .. } if !state.is_pinned(to) => state.settle(|reading| reading.stream == stream),
+                _ => Ok(()),
+            };
+            drop(state);
+            settled.err().unwrap_or_else(|| perform(&work))
         }
     }
 }
