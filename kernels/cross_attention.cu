@@ -477,17 +477,28 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_backward_bf16(CrossAr
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (i >= fragments) break;
+        // All of a fragment's numbers are asked for before the first is written, or each would wait for the one before.
+        float2 before[2][4];
+        const auto place = [&](int half, int j) {
+            const int row = i * 16 + lane / 4 + half * 8, column = warp * 32 + j * 8 + lane % 4 * 2;
+            float* const at = d_h + static_cast<int64_t>(row) * depth + column;
+            return row < keys && column < depth - first_column ? reinterpret_cast<float2*>(at) : nullptr;
+        };
 #pragma unroll
-        for (int e = 0; e < 4; e += 2) {
-            const int row = i * 16 + lane / 4 + e / 2 * 8;
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const int column = warp * 32 + j * 8 + lane % 4 * 2;
-                if (row < keys && column < depth - first_column) {
-                    float2* const at = reinterpret_cast<float2*>(d_h + static_cast<int64_t>(row) * depth + column);
-                    const float2 before = *at;
-                    *at = make_float2(before.x + sums[i][j][e], before.y + sums[i][j][e + 1]);
-                }
+                const float2* const at = place(half, j);
+                before[half][j] = at != nullptr ? *at : make_float2(0.0f, 0.0f);
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                float2* const at = place(half, j);
+                const float2 one = before[half][j];
+                if (at != nullptr) *at = make_float2(one.x + sums[i][j][half * 2], one.y + sums[i][j][half * 2 + 1]);
             }
         }
     }

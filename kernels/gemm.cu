@@ -58,22 +58,85 @@ struct GemmArguments {
 };
 static_assert(sizeof(GemmArguments) == 152, "as backend/cuda/linear.rs has it");
 
+// What an epilogue asks of a row: found for all rows of a tile at once, a thread a row, while the product's first operands
+// are on their way, so that the epilogue itself waits for no chain of loads.
+struct RowInfo {
+    int row;             // among the packed rows
+    float r;             // 1 / rms, where a norm is folded
+    uint32_t seed;       // of its mask, or the bits of `along`: r^2 inner / D
+    uint32_t index;
+    uint32_t mask_row;
+};
+
+template <int Rows, int Threads>
+__device__ __forceinline__ void describe_rows(const GemmArguments& arguments, const Batch& batch, RowInfo* info, int first_row, int rows) {
+    static_assert(Rows <= Threads, "a thread a row");
+    const int a_row = first_row + threadIdx.x, epilogue = arguments.epilogue;
+    if (threadIdx.x >= Rows || a_row >= rows) return;
+    RowInfo own = {};
+    own.row = arguments.scope == PROMPT ? batch.row_of_prompt_row(a_row) : a_row;
+    if (epilogue == PROJECT || epilogue == RELU || epilogue == NORM_BACKWARD) {
+        // Before a projection the norm's rows are as wide as the product is deep.
+        const int width = epilogue == NORM_BACKWARD ? arguments.n : arguments.k;
+        own.r = Norm{arguments.partials, width, arguments.epsilon}.reciprocal_rms(own.row);
+    }
+    if (epilogue == RELU || epilogue == ADD) {
+        const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, own.row);
+        own.seed = mask.seed;
+        own.index = mask.index;
+        own.mask_row = mask.row;
+    } else if (epilogue == NORM_BACKWARD) {
+        float inner = 0.0f;
+        for (int i = 0; i < arguments.inner_parts; ++i) {
+            inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
+        }
+        own.seed = __float_as_uint(own.r * own.r * inner / static_cast<float>(arguments.n));
+    }
+    info[threadIdx.x] = own;
+}
+
+// What an epilogue reads at eight columns of a row beside the product.
+struct Before {
+    Columns<PACKED_COLUMNS> x;     // the residual row
+    Columns<PACKED_COLUMNS> next;  // what is added to
+    uint32_t bits;
+};
+
+__device__ __forceinline__ Before load_before(const GemmArguments& arguments, int row, int column, bool inside) {
+    Before before = {};
+    if (!inside) return before;
+    const int64_t at = static_cast<int64_t>(row) * arguments.n + column;
+    const int epilogue = arguments.epilogue;
+    if (epilogue == ADD || epilogue == NORM_BACKWARD) before.x = load_columns<PACKED_COLUMNS>(arguments.x + at);
+    if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
+    if (epilogue == RELU_BACKWARD) before.bits = arguments.bits[at / 8];
+    return before;
+}
+
 // Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
 template <typename T>
-__device__ __forceinline__ void finish(const GemmArguments& arguments, const Batch& batch, int a_row, int column, Columns<PACKED_COLUMNS> c,
-                                       bool inside) {
+__device__ __forceinline__ void finish(const GemmArguments& arguments, const RowInfo& info, const Before& before, int column,
+                                       Columns<PACKED_COLUMNS> c, bool inside) {
     const int n = arguments.n;
-    const int row = arguments.scope == PROMPT && inside ? batch.row_of_prompt_row(a_row) : a_row;
-    const int64_t at = static_cast<int64_t>(row) * n + column;
-    const MaskRow mask = inside ? mask_of_row(arguments.mask, batch, arguments.side, row) : MaskRow();
+    const int64_t at = static_cast<int64_t>(info.row) * n + column;
+    MaskRow mask;
+    if (arguments.mask.step != nullptr) {
+        const DropoutStep& step = *arguments.mask.step;
+        mask.any = true;
+        mask.seed = info.seed;
+        mask.site = arguments.mask.site;
+        mask.step = step.step;
+        mask.index = info.index;
+        mask.row = info.mask_row;
+        mask.threshold = step.threshold;
+        mask.scale = step.scale;
+    }
     switch (arguments.epilogue) {
     case PROJECT:
     case RELU: {
         if (!inside) break;
-        // The norm's rows are as wide as the product is deep.
-        const float r = Norm{arguments.partials, arguments.k, arguments.epsilon}.reciprocal_rms(row);
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] *= r;
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] *= info.r;
         if (arguments.epilogue == RELU) {
 #pragma unroll
             for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
@@ -91,9 +154,8 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
     case ADD: {
         if (inside) {
             drop(c, mask, column);
-            const Columns<PACKED_COLUMNS> x = load_columns<PACKED_COLUMNS>(arguments.x + at);
 #pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += x.value[i];
+            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.x.value[i];
             store_columns(arguments.x_next + at, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         } else {
@@ -102,7 +164,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
         const float sum = squares(c);
         if (inside && column % NORM_COLUMNS == 0) {
             const int count = (n + NORM_COLUMNS - 1) / NORM_COLUMNS;
-            arguments.partials_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
+            arguments.partials_next[static_cast<int64_t>(info.row) * count + column / NORM_COLUMNS] = sum;
         }
         break;
     }
@@ -111,33 +173,27 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
         break;
     case RELU_BACKWARD: {
         if (!inside) break;
-        const uint32_t bits = arguments.bits[at / 8];
         const float scale = mask.any ? mask.scale : 1.0f;
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = (bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = (before.bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
         store_columns(static_cast<T*>(arguments.out) + at, c);
         break;
     }
     case NORM_BACKWARD: {
         if (!inside) break;
-        const float r = Norm{arguments.partials, n, arguments.epsilon}.reciprocal_rms(row);
-        float inner = 0.0f;
-        for (int i = 0; i < arguments.inner_parts; ++i) {
-            inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
-        }
-        const float along = r * r * inner / static_cast<float>(n);
-        const Columns<PACKED_COLUMNS> x = load_columns<PACKED_COLUMNS>(arguments.x + at), before = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
+        const float along = __uint_as_float(info.seed);
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = before.value[i] + r * c.value[i] - along * x.value[i];
+        for (int i = 0; i < PACKED_COLUMNS; ++i) {
+            c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
+        }
         store_columns(arguments.x_next + at, c);
         if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         break;
     }
     case ACCUMULATE: {
         if (!inside) break;
-        const Columns<PACKED_COLUMNS> before = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.value[i];
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.next.value[i];
         store_columns(arguments.x_next + at, c);
         break;
     }
@@ -154,18 +210,21 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Bat
     }
 }
 
-// Runs the epilogue over a tile of f32 in shared memory, eight columns a lane; first sums the parts of k if there are any.
+// Runs the epilogue over a tile of f32 in shared memory, eight columns a lane and some rows at once, whose loads do not wait
+// for each other; first sums the parts of k if there are any.
 template <typename T, int Rows, int Width, int Stride, int Threads>
-__device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const Batch& batch, float* tile, int first_row,
+__device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const RowInfo* info, float* tile, int first_row,
                                             int first_column, int rows) {
     constexpr int Lanes = Width / PACKED_COLUMNS;  // of a row
+    constexpr int Step = Threads / Lanes, AtOnce = Rows / Step % 4 == 0 ? 4 : 2;
+    static_assert(Rows % (Step * AtOnce) == 0, "whole groups of rows");
     const int parts = gridDim.z;
     const int lane = threadIdx.x % Lanes, start = threadIdx.x / Lanes;
     if (parts > 1) {
         __shared__ int came;
         const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
         float* const slabs = arguments.workspace + tile_index * parts * Rows * Width;
-        for (int row = start; row < Rows; row += Threads / Lanes) {
+        for (int row = start; row < Rows; row += Step) {
             const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
             store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * PACKED_COLUMNS, c);
         }
@@ -176,23 +235,37 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
         if (came != parts - 1) return;
         __threadfence();
         if (threadIdx.x == 0) arguments.counters[tile_index] = 0;
-        for (int row = start; row < Rows; row += Threads / Lanes) {
-            Columns<PACKED_COLUMNS> sum = {};
+        for (int group = start; group < Rows; group += Step * AtOnce) {
+            Columns<PACKED_COLUMNS> sums[AtOnce] = {};
+            const float* const slab = slabs + static_cast<int64_t>(group) * Width + lane * PACKED_COLUMNS;
+#pragma unroll 2
             for (int part = 0; part < parts; ++part) {
-                const float* const slab = slabs + (static_cast<int64_t>(part) * Rows + row) * Width;
-                const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(slab + lane * PACKED_COLUMNS);
 #pragma unroll
-                for (int i = 0; i < PACKED_COLUMNS; ++i) sum.value[i] += c.value[i];
+                for (int g = 0; g < AtOnce; ++g) {
+                    const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(slab + (part * Rows + g * Step) * Width);
+#pragma unroll
+                    for (int i = 0; i < PACKED_COLUMNS; ++i) sums[g].value[i] += c.value[i];
+                }
             }
-            store_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane, sum);
+#pragma unroll
+            for (int g = 0; g < AtOnce; ++g) store_shared(tile + (group + g * Step) * Stride + lane * PACKED_COLUMNS, lane, sums[g]);
         }
         // Each lane reads back what it wrote itself.
     }
     const int column = first_column + lane * PACKED_COLUMNS;
-    for (int row = start; row < Rows; row += Threads / Lanes) {
-        const bool inside = first_row + row < rows && column < arguments.n;
-        const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
-        finish<T>(arguments, batch, first_row + row, column, c, inside);
+    for (int group = start; group < Rows; group += Step * AtOnce) {
+        Before before[AtOnce];
+#pragma unroll
+        for (int g = 0; g < AtOnce; ++g) {
+            const int row = group + g * Step;
+            before[g] = load_before(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
+        }
+#pragma unroll
+        for (int g = 0; g < AtOnce; ++g) {
+            const int row = group + g * Step;
+            const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
+            finish<T>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
+        }
     }
 }
 
@@ -214,6 +287,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     constexpr int Stride = Width + 8;  // of the tile that the epilogue reads
     constexpr int Fragments = WarpRows / 16, Columns8 = WarpWidth / 8;
     extern __shared__ __align__(128) unsigned char shared[];
+    __shared__ RowInfo info[Rows];
     const Batch batch{arguments.batch};
     const int rows = batch.rows(arguments.side, arguments.scope);
     const int first_row = blockIdx.y * Rows, first_column = blockIdx.x * Width;
@@ -288,6 +362,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
         if (first + stage < last) load(base + stage * BytesStage);
         commit_copies();
     }
+    describe_rows<Rows, Threads>(arguments, batch, info, first_row, rows);
     uint32_t full = base, empty = base + (STAGES - 1) * BytesStage;
     for (int left_over = last - first; left_over > 0; --left_over) {
         wait_for_copies<STAGES - 2>();
@@ -337,7 +412,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
         }
     }
     __syncthreads();
-    finish_tile<bf16, Rows, Width, Stride, Threads>(arguments, batch, tile, first_row, first_column, rows);
+    finish_tile<bf16, Rows, Width, Stride, Threads>(arguments, info, tile, first_row, first_column, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArguments arguments) {
@@ -363,6 +438,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) gemm_backward_small(GemmArg
 template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArguments& arguments) {
     constexpr int Side64 = 64, Depth = 16, Stride = Side64 + 8;
     __shared__ __align__(16) float tile[Side64 * Stride];
+    __shared__ RowInfo info[Side64];
     float* const left = tile;                             // [Depth][Stride], k by rows of A
     float* const right = tile + Depth * Stride;           // [Depth][Stride], k by columns of C
     const Batch batch{arguments.batch};
@@ -373,6 +449,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
     const float* const a = static_cast<const float*>(arguments.a);
     const float* const weight = static_cast<const float*>(arguments.weight);
     const int own_row = thread / 16 * 4, own_column = thread % 16 * 4;
+    describe_rows<Side64, 256>(arguments, batch, info, first_row, rows);
     float sums[4][4] = {};
     for (int depth = 0; depth < k; depth += Depth) {
         for (int i = thread; i < Side64 * Depth; i += 256) {
@@ -409,7 +486,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
         store4(tile + (own_row + i) * Stride + own_column, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
     }
     __syncthreads();
-    finish_tile<float, Side64, Side64, Stride, 256>(arguments, batch, tile, first_row, first_column, rows);
+    finish_tile<float, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }

@@ -338,6 +338,7 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     __syncthreads();
     float most = -INFINITY;
     int largest = 0;
+#pragma unroll 8
     for (int range = 0; range < ranges; ++range) {
         if (factors[range] > most) {
             most = factors[range];
@@ -348,6 +349,7 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     for (int range = thread; range < ranges; range += 128) factors[range] = expf(factors[range] - most);
     __syncthreads();
     float sum = 0.0f;
+#pragma unroll 8
     for (int range = 0; range < ranges; ++range) sum = fmaf(factors[range], sums[range], sum);
     const float log_sum_exp = most + logf(sum), smoothing = arguments.smoothing;
     if (blockIdx.y == 0) {
@@ -377,11 +379,21 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     const float of_words = weight * (1.0f + 2.0f * arguments.z_loss * log_sum_exp) / sum, of_label = weight * (1.0f - smoothing);
     const float* const weighted = arguments.weighted + row * width + column;
     Columns<FLOAT_COLUMNS> c = {};
-#pragma unroll 4
-    for (int range = 0; range < ranges; ++range) {
-        const Columns<FLOAT_COLUMNS> one = load_columns<FLOAT_COLUMNS>(weighted + static_cast<int64_t>(range) * arguments.rows * width);
+    // Few blocks have many ranges to wait for: some at once.
+    constexpr int AtOnce = 8;
+    for (int first = 0; first < ranges; first += AtOnce) {
+        Columns<FLOAT_COLUMNS> some[AtOnce];
 #pragma unroll
-        for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] = fmaf(factors[range], one.value[i], c.value[i]);
+        for (int j = 0; j < AtOnce; ++j) {
+            const int64_t range = min(first + j, ranges - 1);
+            some[j] = load_columns<FLOAT_COLUMNS>(weighted + range * arguments.rows * width);
+        }
+#pragma unroll
+        for (int j = 0; j < AtOnce; ++j) {
+            const float factor = first + j < ranges ? factors[first + j] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] = fmaf(factor, some[j].value[i], c.value[i]);
+        }
     }
     const int label = __ldg(batch.array(LABELS) + row);
     const Columns<FLOAT_COLUMNS> e =

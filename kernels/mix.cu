@@ -68,6 +68,9 @@ static_assert(sizeof(MixArguments) == 272, "as backend/cuda/mix.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
+// Of `mix_scores`, whose one block an example waits for memory all its life: the more warps, the more of it at once.
+constexpr int SCORE_THREADS = 1024;
+constexpr int SCORE_WARPS = SCORE_THREADS / 32;
 
 __device__ __forceinline__ int64_t target_index(const MixArguments& m, const Batch& batch, int b) {
     return static_cast<int64_t>(batch.example_field(EXAMPLE_RUN, b)) * m.targets + batch.example_field(EXAMPLE_TARGET, b);
@@ -84,12 +87,12 @@ __device__ __forceinline__ float inverse_temperature(const MixArguments& m, int 
 }
 
 // Sum over the block in one fixed order; every thread gets the sum. Ends with all threads past the shared memory.
-__device__ __forceinline__ float block_sum(float value, float* shared) {
+template <int Warps> __device__ __forceinline__ float block_sum(float value, float* shared) {
     value = warp_sum(value);
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
     __syncthreads();
     float sum = 0.0f;
-    for (int i = 0; i < WARPS; ++i) sum += shared[i];
+    for (int i = 0; i < Warps; ++i) sum += shared[i];
     __syncthreads();
     return sum;
 }
@@ -101,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) target_keys(MixArguments m
     const float* const values = m.values + run * m.state_length + m.target_prompts + target * m.length * m.width + column;
     float most = values[0];
     int kept = 0;
+#pragma unroll 8
     for (int row = 1; row < m.length; ++row) {
         const float value = values[static_cast<int64_t>(row) * m.width];
         if (value > most) {
@@ -131,7 +135,32 @@ __device__ __forceinline__ float dot(const float* a, const float* b, int width) 
     return warp_sum(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) mix_scores(MixArguments m) {
+constexpr int DOTS = 4;  // that a warp takes at once, so that their loads do not wait for each other
+
+// Gives `to` the products of `rows` rows of `matrix` with `x`, four a warp at a time.
+template <typename To>
+__device__ __forceinline__ void products(const float* matrix, int rows, const float* x, int width, const To& to) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int first = warp; first < rows; first += SCORE_WARPS * DOTS) {
+        float sums[DOTS] = {};
+#pragma unroll 4
+        for (int i = lane; i < width; i += 32) {
+            const float value = x[i];
+#pragma unroll
+            for (int j = 0; j < DOTS; ++j) {
+                const int row = min(first + j * SCORE_WARPS, rows - 1);
+                sums[j] = fmaf(matrix[static_cast<int64_t>(row) * width + i], value, sums[j]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < DOTS; ++j) {
+            const float sum = warp_sum(sums[j]);
+            if (lane == 0 && first + j * SCORE_WARPS < rows) to(first + j * SCORE_WARPS, sum);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArguments m) {
     extern __shared__ float shared[];  // x_b, then h: D each; then W_down x_b: Q; then a sum a warp
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -139,14 +168,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_scores(MixArguments m)
     const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width;
     float *const x = shared, *const h = shared + width, *const down = h + width, *const sums = down + m.rank;
     if (m.scorer == UNIFORM) {
-        for (int j = threadIdx.x; j < m.prompts; j += THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
+        for (int j = threadIdx.x; j < m.prompts; j += SCORE_THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
         return;
     }
     const int first = batch.offset(ENCODER, b) + m.length, last = batch.offset(ENCODER, b + 1);
     const int padding = batch.example_field(POOLED_PADDING, b);
     const int* const ids = batch.array(ENCODER_IDS);
-    for (int column = threadIdx.x; column < width; column += THREADS) {
+    for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
         float most = -INFINITY;
+#pragma unroll 8
         for (int row = first; row < last + (padding >= 0 ? 1 : 0); ++row) {
             const int id = row < last ? __ldg(ids + row) : padding;
             const float value = m.table[static_cast<int64_t>(id) * width + column];
@@ -159,35 +189,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_scores(MixArguments m)
     __syncthreads();
     const float* const state = m.values + run * m.state_length;
     if (m.scorer == LINEAR) {
-        for (int row = warp; row < width; row += WARPS) {
-            const float value = dot(state + m.weight + static_cast<int64_t>(row) * width, x, width);
-            if (lane == 0) h[row] = value;
-        }
+        products(state + m.weight, width, x, width, [&](int row, float value) { h[row] = value; });
         __syncthreads();
     }
     if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
-        for (int row = warp; row < m.rank; row += WARPS) {
-            const float value = dot(state + m.w_down + static_cast<int64_t>(row) * width, x, width);
-            if (lane == 0) {
-                m.down[static_cast<int64_t>(b) * m.rank + row] = value;
-                down[row] = value * sigmoid(value);
-            }
-        }
+        products(state + m.w_down, m.rank, x, width, [&](int row, float value) {
+            m.down[static_cast<int64_t>(b) * m.rank + row] = value;
+            down[row] = value * sigmoid(value);
+        });
         __syncthreads();
-        for (int row = warp; row < width; row += WARPS) {
-            const float value = dot(state + m.w_up + static_cast<int64_t>(row) * m.rank, down, m.rank);
-            if (lane == 0) h[row] = value;
-        }
+        products(state + m.w_up, width, down, m.rank, [&](int row, float value) { h[row] = value; });
         __syncthreads();
     }
     if (m.scorer != DOT) {
         float sum = 0.0f;
-        for (int column = threadIdx.x; column < width; column += THREADS) sum += h[column];
-        const float mean = block_sum(sum, sums) / width;
+        for (int column = threadIdx.x; column < width; column += SCORE_THREADS) sum += h[column];
+        const float mean = block_sum<SCORE_WARPS>(sum, sums) / width;
         sum = 0.0f;
-        for (int column = threadIdx.x; column < width; column += THREADS) sum += (h[column] - mean) * (h[column] - mean);
-        const float reciprocal = 1.0f / sqrtf(block_sum(sum, sums) / width + m.layer_norm_epsilon);
-        for (int column = threadIdx.x; column < width; column += THREADS) {
+        for (int column = threadIdx.x; column < width; column += SCORE_THREADS) sum += (h[column] - mean) * (h[column] - mean);
+        const float reciprocal = 1.0f / sqrtf(block_sum<SCORE_WARPS>(sum, sums) / width + m.layer_norm_epsilon);
+        for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
             const float standard = (h[column] - mean) * reciprocal;
             m.standardised[static_cast<int64_t>(b) * width + column] = standard;
             h[column] = standard * state[m.norm_weight + column] + state[m.norm_bias + column];
@@ -195,11 +216,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_scores(MixArguments m)
         if (threadIdx.x == 0) m.reciprocal_deviation[b] = reciprocal;
         __syncthreads();
     }
-    for (int column = threadIdx.x; column < width; column += THREADS) m.h[static_cast<int64_t>(b) * width + column] = h[column];
+    for (int column = threadIdx.x; column < width; column += SCORE_THREADS) m.h[static_cast<int64_t>(b) * width + column] = h[column];
     if (m.scorer == TOKEN) return;
     const float inverse = inverse_temperature(m, run);
     float* const scores = m.scores + static_cast<int64_t>(b) * m.prompts;
-    for (int j = warp; j < m.prompts; j += WARPS) {
+    for (int j = warp; j < m.prompts; j += SCORE_WARPS) {
         const float* const key = j < m.source_count ? m.source_keys + static_cast<int64_t>(j) * width
                                                     : m.target_keys + target_index(m, batch, b) * width;
         const float value = inverse * dot(key, h, width);
@@ -354,6 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     for (int i = threadIdx.x; i < rows * m.prompts; i += THREADS) {
         const int j = i % m.prompts, only = i / m.prompts;
         float sum = 0.0f;
+#pragma unroll 8
         for (int row = rows == 1 ? 0 : only; row < (rows == 1 ? m.length : only + 1); ++row) {
             sum += m.d_attention[(static_cast<int64_t>(row) * examples + b) * m.prompts + j];
         }
@@ -398,8 +420,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
             sum += d;
             along = fmaf(d, standard[column], along);
         }
-        sum = block_sum(sum, sums) / width;
-        along = block_sum(along, sums) / width;
+        sum = block_sum<WARPS>(sum, sums) / width;
+        along = block_sum<WARPS>(along, sums) / width;
         for (int column = threadIdx.x; column < width; column += THREADS) {
             const float d = m.reciprocal_deviation[b] * (d_h[column] - sum - standard[column] * along);
             d_h[column] = d;
@@ -410,6 +432,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
         for (int q = threadIdx.x; q < m.rank; q += THREADS) {
             float sum = 0.0f;
+#pragma unroll 16
             for (int column = 0; column < width; ++column) {
                 sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.rank + q], sum);
             }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
@@ -50,7 +51,9 @@ pub struct Kernel {
 pub struct Kernels {
     stream: Arc<CudaStream>,
     modules: Vec<(&'static str, OnceCell<Arc<CudaModule>>)>,
-    functions: RefCell<HashMap<(Kernel, u32), CudaFunction>>,
+    /// With the most dynamic shared memory that each was launched with: what a function may have is its own, whoever loads it,
+    /// and asking for less takes it away from those who asked for more.
+    functions: RefCell<HashMap<Kernel, (CudaFunction, u32)>>,
     launches: Cell<u64>,
     rehearsing: Cell<bool>,
 }
@@ -121,23 +124,25 @@ impl Kernels {
 
     /// The function, ready for `shared` bytes of dynamic shared memory.
     fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction> {
-        let asked = if shared > SHARED_WITHOUT_ASKING { shared } else { 0 };
-        if let Some(function) = self.functions.borrow().get(&(kernel, asked)) {
-            return Ok(function.clone());
-        }
-        let function = self
-            .module(kernel.file)?
-            .load_function(kernel.name)
-            .map_err(|error| driver(&format!("find the kernel {} of {}", kernel.name, kernel.file), error))?;
-        if asked > 0 {
+        let mut functions = self.functions.borrow_mut();
+        let (function, most) = match functions.entry(kernel) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) => {
+                let function = self.module(kernel.file)?.load_function(kernel.name).map_err(|error| {
+                    driver(&format!("find the kernel {} of {}", kernel.name, kernel.file), error)
+                })?;
+                vacant.insert((function, SHARED_WITHOUT_ASKING))
+            }
+        };
+        if shared > *most {
             function
                 .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
                 .map_err(|error| {
                     driver(&format!("give {} {shared} bytes of shared memory", kernel.name), error)
                 })?;
+            *most = shared;
         }
-        self.functions.borrow_mut().insert((kernel, asked), function.clone());
-        Ok(function)
+        Ok(function.clone())
     }
 
     /// Launches `kernel` with one argument on the stream; a grid without blocks is no launch.

@@ -19,6 +19,8 @@ const SCORER_BYTES: usize = 48 * 1024;
 /// Threads of most kernels of the file, and the warps that they are.
 const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
+/// Of `mix_scores`.
+const SCORE_THREADS: usize = 1024;
 /// Examples that share one reading of the sources.
 const MIXED: usize = 16;
 /// Columns that a block of `mix_rows` writes.
@@ -236,8 +238,8 @@ impl Shape<'_> {
             if self.target_keys() > 0 {
                 launch("target_keys", [width.div_ceil(THREADS), self.runs * layout.targets, 1], THREADS, 0)?;
             }
-            let shared = (2 * width + layout.rank + WARPS) * 4;
-            launch("mix_scores", [examples, 1, 1], THREADS, shared)?;
+            let shared = (2 * width + layout.rank + SCORE_THREADS / 32) * 4;
+            launch("mix_scores", [examples, 1, 1], SCORE_THREADS, shared)?;
             if scorer == Scorer::Token {
                 launch("token_scores", [length, examples.div_ceil(WARPS), 1], THREADS, 0)?;
             }

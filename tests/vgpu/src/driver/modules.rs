@@ -1,6 +1,7 @@
 //! Modules, functions, occupancy and launches.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::sync::Arc;
 
 use super::state::{Function, Work, state};
 use super::work::{ptx_of_image, submit};
@@ -182,8 +183,16 @@ exported! {
         let mut state = state();
         let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
         let program = module.kernels.get(name).cloned().ok_or(NOT_FOUND)?;
-        let handle = state.handle();
-        state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT });
+        // A module has one function of a name, with one limit, however often it is asked for.
+        let known = state.functions.iter().find(|(_, function)| Arc::ptr_eq(&function.program, &program));
+        let handle = match known {
+            Some((&handle, _)) => handle,
+            None => {
+                let handle = state.handle();
+                state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT });
+                handle
+            }
+        };
         give(to, handle)
     }
     fn cuModuleGetGlobal_v2(to: *mut u64, bytes: *mut usize, module: usize, name: *const c_char) {

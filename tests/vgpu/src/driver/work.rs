@@ -15,7 +15,9 @@ pub fn submit(stream: usize, work: Work) -> u32 {
             let settled = match work {
                 Work::Upload { from, bytes, .. } => state.reads(stream, from, bytes),
                 // Into pageable memory, a copy is done when the call returns, and all before it on the stream with it.
-                Work::Download { to, .. } if !state.is_pinned(to) => state.settle(|reading| reading.stream == stream),
+                Work::Download { to, .. } if !state.is_pinned(to) => {
+                    state.settle(|reading| reading.stream == stream)
+                }
                 _ => Ok(()),
             };
             drop(state);
