@@ -22,9 +22,9 @@
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
 // HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gemm_forward_large 207 69760 2, gemm_backward_large 207 69760 2, gemm_forward_medium 155 53376 3,
-//   gemm_backward_medium 154 53376 3, gemm_forward_small 128 32896 4, gemm_backward_small 128 32896 4,
-//   gemm_forward_f32 128 18560 2, gemm_backward_f32 128 18560 2
+//   gemm_forward_large 205 72320 2, gemm_backward_large 205 72320 2, gemm_forward_medium 153 54912 3,
+//   gemm_backward_medium 151 54912 3, gemm_forward_small 114 34176 4, gemm_backward_small 114 34176 4,
+//   gemm_forward_f32 86 19840 2, gemm_backward_f32 86 19840 2
 #include "mma.cuh"
 #include "rows.cuh"
 
@@ -72,25 +72,27 @@ template <int Rows, int Threads>
 __device__ __forceinline__ void describe_rows(const GemmArguments& arguments, const Batch& batch, RowInfo* info, int first_row, int rows) {
     static_assert(Rows <= Threads, "a thread a row");
     const int a_row = first_row + threadIdx.x, epilogue = arguments.epilogue;
-    if (threadIdx.x >= Rows || a_row >= rows) return;
+    if (threadIdx.x >= Rows) return;
     RowInfo own = {};
-    own.row = arguments.scope == PROMPT ? batch.row_of_prompt_row(a_row) : a_row;
-    if (epilogue == PROJECT || epilogue == RELU || epilogue == NORM_BACKWARD) {
-        // Before a projection the norm's rows are as wide as the product is deep.
-        const int width = epilogue == NORM_BACKWARD ? arguments.n : arguments.k;
-        own.r = Norm{arguments.partials, width, arguments.epsilon}.reciprocal_rms(own.row);
-    }
-    if (epilogue == RELU || epilogue == ADD) {
-        const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, own.row);
-        own.seed = mask.seed;
-        own.index = mask.index;
-        own.mask_row = mask.row;
-    } else if (epilogue == NORM_BACKWARD) {
-        float inner = 0.0f;
-        for (int i = 0; i < arguments.inner_parts; ++i) {
-            inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
+    if (a_row < rows) {
+        own.row = arguments.scope == PROMPT ? batch.row_of_prompt_row(a_row) : a_row;
+        if (epilogue == PROJECT || epilogue == RELU || epilogue == NORM_BACKWARD) {
+            // Before a projection the norm's rows are as wide as the product is deep.
+            const int width = epilogue == NORM_BACKWARD ? arguments.n : arguments.k;
+            own.r = Norm{arguments.partials, width, arguments.epsilon}.reciprocal_rms(own.row);
         }
-        own.seed = __float_as_uint(own.r * own.r * inner / static_cast<float>(arguments.n));
+        if (epilogue == RELU || epilogue == ADD) {
+            const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, own.row);
+            own.seed = mask.seed;
+            own.index = mask.index;
+            own.mask_row = mask.row;
+        } else if (epilogue == NORM_BACKWARD) {
+            float inner = 0.0f;
+            for (int i = 0; i < arguments.inner_parts; ++i) {
+                inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
+            }
+            own.seed = __float_as_uint(own.r * own.r * inner / static_cast<float>(arguments.n));
+        }
     }
     info[threadIdx.x] = own;
 }
@@ -228,12 +230,15 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
             const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
             store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * PACKED_COLUMNS, c);
         }
-        __threadfence();
+        // One thread's fences stand for the block's: what others wrote before the barrier comes before them.
         __syncthreads();
-        if (threadIdx.x == 0) came = atomicAdd(arguments.counters + tile_index, 1);
+        if (threadIdx.x == 0) {
+            __threadfence();
+            came = atomicAdd(arguments.counters + tile_index, 1);
+            __threadfence();
+        }
         __syncthreads();
         if (came != parts - 1) return;
-        __threadfence();
         if (threadIdx.x == 0) arguments.counters[tile_index] = 0;
         for (int group = start; group < Rows; group += Step * AtOnce) {
             Columns<PACKED_COLUMNS> sums[AtOnce] = {};

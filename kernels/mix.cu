@@ -6,15 +6,15 @@
 //
 // Shapes: table [V, D], sources [S, M, D] with keys [S, D], the trained state [runs, length] by offsets, x and d_x [R, D];
 // attention and scores [B, P] ([B, M, P] for the token scorer), P = S + 1 with the target last, or S without it.
-// Kernels and grids: `target_keys` a thread a column of each target prompt; `mix_scores` a block an example; `token_scores` a
-// block a prompt row and eight examples; `mix_rows` a block a prompt row and sixteen examples, so that a source number is
-// read once for sixteen; `mix_d_attention` a block a prompt row and eight examples; `mix_d_scores` a block an example;
+// Kernels and grids: `target_keys` a thread a column of each target prompt; `mix_scores` and `mix_d_scores` a block of 1,024
+// threads an example; `token_scores` a block a prompt row and eight examples; `mix_rows` a block a prompt row and sixteen
+// examples, so that a source number is read once for sixteen; `mix_d_attention` a block a prompt row and eight examples;
 // `mix_d_state` a thread a number of the state, which sums over its run's examples in order, found once a block: no atomics.
 // Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M·D.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   target_keys 32 0 8, mix_scores 40 4528 6, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
-//   mix_d_scores 40 2080 6, mix_d_state 48 1056 5
+//   target_keys 32 0 8, mix_scores 61 4624 1, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
+//   mix_d_scores 32 6272 2, mix_d_state 48 1056 5
 #include "batch.cuh"
 #include "number.cuh"
 
@@ -68,7 +68,8 @@ static_assert(sizeof(MixArguments) == 272, "as backend/cuda/mix.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-// Of `mix_scores`, whose one block an example waits for memory all its life: the more warps, the more of it at once.
+// Of `mix_scores` and `mix_d_scores`, whose one block an example waits for memory all its life: the more warps, the more of
+// it at once.
 constexpr int SCORE_THREADS = 1024;
 constexpr int SCORE_WARPS = SCORE_THREADS / 32;
 
@@ -361,7 +362,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArgumen
 }
 
 // d_scores of an example, d_h, the LayerNorm's backward and d_down.
-extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments m) {
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArguments m) {
     extern __shared__ float shared[];  // d_h, then d_v: D; then a sum a warp
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, examples = batch.examples();
@@ -372,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     float* const d_scores = m.d_scores + start;
     const float* const attention = m.attention + start;
     // d_a of one softmax is the sum over its prompt rows, in order.
-    for (int i = threadIdx.x; i < rows * m.prompts; i += THREADS) {
+    for (int i = threadIdx.x; i < rows * m.prompts; i += SCORE_THREADS) {
         const int j = i % m.prompts, only = i / m.prompts;
         float sum = 0.0f;
 #pragma unroll 8
@@ -382,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
         d_scores[i] = sum;
     }
     __syncthreads();
-    for (int row = warp; row < rows; row += WARPS) {
+    for (int row = warp; row < rows; row += SCORE_WARPS) {
         const float mean = dot(d_scores + row * m.prompts, attention + row * m.prompts, m.prompts);
         for (int j = lane; j < m.prompts; j += 32) {
             const int i = row * m.prompts + j;
@@ -391,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     }
     __syncthreads();
     const float inverse = inverse_temperature(m, run);
-    for (int column = threadIdx.x; column < width; column += THREADS) {
+    for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
         float sum = 0.0f;
         for (int row = 0; row < rows; ++row) {
             for (int j = 0; j < m.prompts; ++j) {
@@ -414,15 +415,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
     if (m.scorer != DOT) {
         const float* const standard = m.standardised + static_cast<int64_t>(b) * width;
         float sum = 0.0f, along = 0.0f;
-        for (int column = threadIdx.x; column < width; column += THREADS) {
+        for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
             const float d = d_h[column] * state[m.norm_weight + column];
             d_h[column] = d;
             sum += d;
             along = fmaf(d, standard[column], along);
         }
-        sum = block_sum<WARPS>(sum, sums) / width;
-        along = block_sum<WARPS>(along, sums) / width;
-        for (int column = threadIdx.x; column < width; column += THREADS) {
+        sum = block_sum<SCORE_WARPS>(sum, sums) / width;
+        along = block_sum<SCORE_WARPS>(along, sums) / width;
+        for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
             const float d = m.reciprocal_deviation[b] * (d_h[column] - sum - standard[column] * along);
             d_h[column] = d;
             m.d_v[static_cast<int64_t>(b) * width + column] = d;
@@ -430,14 +431,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_scores(MixArguments 
         __syncthreads();
     }
     if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
-        for (int q = threadIdx.x; q < m.rank; q += THREADS) {
+        // Some threads share a number of d_down, each every so many columns.
+        constexpr int Numbers = 128, Shares = SCORE_THREADS / Numbers;
+        __shared__ float parts[Shares][Numbers];
+        const int share = threadIdx.x / Numbers, number = threadIdx.x % Numbers;
+        for (int first = 0; first < m.rank; first += Numbers) {
+            const int q = first + number;
             float sum = 0.0f;
-#pragma unroll 16
-            for (int column = 0; column < width; ++column) {
-                sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.rank + q], sum);
+            if (q < m.rank) {
+#pragma unroll 8
+                for (int column = share; column < width; column += Shares) {
+                    sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.rank + q], sum);
+                }
             }
-            const float u = m.down[static_cast<int64_t>(b) * m.rank + q], s = sigmoid(u);
-            m.d_down[static_cast<int64_t>(b) * m.rank + q] = sum * (s + u * s * (1.0f - s));
+            parts[share][number] = sum;
+            __syncthreads();
+            if (share == 0 && q < m.rank) {
+                for (int i = 1; i < Shares; ++i) sum += parts[i][number];
+                const float u = m.down[static_cast<int64_t>(b) * m.rank + q], s = sigmoid(u);
+                m.d_down[static_cast<int64_t>(b) * m.rank + q] = sum * (s + u * s * (1.0f - s));
+            }
+            __syncthreads();
         }
     }
 }

@@ -19,7 +19,7 @@ const SCORER_BYTES: usize = 48 * 1024;
 /// Threads of most kernels of the file, and the warps that they are.
 const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
-/// Of `mix_scores`.
+/// Of `mix_scores` and `mix_d_scores`.
 const SCORE_THREADS: usize = 1024;
 /// Examples that share one reading of the sources.
 const MIXED: usize = 16;
@@ -254,12 +254,14 @@ impl Shape<'_> {
     unsafe fn backward(&self, kernels: &Kernels, arguments: &MixArguments) -> Result<()> {
         let (layout, examples) = (self.layout, self.batch.examples());
         // SAFETY: the caller's promise.
-        let launch = |name, grid, shared| unsafe { launch(kernels, name, grid, THREADS, shared, arguments) };
+        let launch =
+            |name, grid, threads, shared| unsafe { launch(kernels, name, grid, threads, shared, arguments) };
         if self.is_scored() {
-            launch("mix_d_attention", [layout.prompt_length, examples.div_ceil(WARPS), 1], 0)?;
-            launch("mix_d_scores", [examples, 1, 1], (layout.width + WARPS) * 4)?;
+            launch("mix_d_attention", [layout.prompt_length, examples.div_ceil(WARPS), 1], THREADS, 0)?;
+            let shared = (layout.width + SCORE_THREADS / 32) * 4;
+            launch("mix_d_scores", [examples, 1, 1], SCORE_THREADS, shared)?;
         }
-        launch("mix_d_state", [layout.len().div_ceil(THREADS), self.runs, 1], 0)
+        launch("mix_d_state", [layout.len().div_ceil(THREADS), self.runs, 1], THREADS, 0)
     }
 }
 
