@@ -43,6 +43,17 @@ struct MaskRow {
     bool any = false;
 
     __device__ MaskRow() {}
+    // From what differs from row to row, where another has looked it up: `seed`, `index` and `row` of the row's own mask.
+    __device__ MaskRow(const Mask& mask, uint32_t seed, uint32_t index, uint32_t row) : any(mask.step != nullptr) {
+        if (!any) return;
+        this->seed = seed;
+        site = mask.site;
+        step = mask.step->step;
+        this->index = index;
+        this->row = row;
+        threshold = mask.step->threshold;
+        scale = mask.step->scale;
+    }
     // Row `row` within example `example` of the batch; head is 0 but for attention probabilities.
     __device__ MaskRow(const Mask& mask, const Batch& batch, int example, int row_in_example, int head = 0)
         : any(mask.step != nullptr) {

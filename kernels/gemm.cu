@@ -121,18 +121,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
                                        Columns<PACKED_COLUMNS> c, bool inside) {
     const int n = arguments.n;
     const int64_t at = static_cast<int64_t>(info.row) * n + column;
-    MaskRow mask;
-    if (arguments.mask.step != nullptr) {
-        const DropoutStep& step = *arguments.mask.step;
-        mask.any = true;
-        mask.seed = info.seed;
-        mask.site = arguments.mask.site;
-        mask.step = step.step;
-        mask.index = info.index;
-        mask.row = info.mask_row;
-        mask.threshold = step.threshold;
-        mask.scale = step.scale;
-    }
+    const MaskRow mask(arguments.mask, info.seed, info.index, info.mask_row);
     switch (arguments.epilogue) {
     case PROJECT:
     case RELU: {

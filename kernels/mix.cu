@@ -431,7 +431,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
         __syncthreads();
     }
     if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
-        // Some threads share a number of d_down, each every so many columns.
+        // `Shares` threads sum up a number of d_down, each every so many columns, and one adds up their parts in order.
         constexpr int Numbers = 128, Shares = SCORE_THREADS / Numbers;
         __shared__ float parts[Shares][Numbers];
         const int share = threadIdx.x / Numbers, number = threadIdx.x % Numbers;

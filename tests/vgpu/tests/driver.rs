@@ -266,6 +266,19 @@ fn events_measure_only_when_asked_to() {
 }
 
 #[test]
+fn a_function_has_one_limit_of_shared_memory_however_often_it_is_loaded() {
+    use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+    let _turn = turn();
+    let gpu = vgpu::load().unwrap();
+    let module = context().load_module(Ptx::from_src(SAXPY)).unwrap();
+    let (first, second) = (module.load_function("saxpy").unwrap(), module.load_function("saxpy").unwrap());
+    first.set_attribute(LIMIT, 64 << 10).unwrap();
+    second.set_attribute(LIMIT, 50 << 10).unwrap();
+    assert_eq!(first.get_attribute(LIMIT).unwrap(), 50 << 10, "asking for less takes it from all");
+    gpu.finish();
+}
+
+#[test]
 fn pinned_memory_belongs_to_its_copy_until_that_is_waited_for() {
     let _turn = turn();
     let gpu = vgpu::load().unwrap();
