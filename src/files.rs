@@ -1,4 +1,5 @@
-//! Writing files so that a crash or a full disk never leaves half of one: temporary file, sync, rename.
+//! Files as a whole: written so that a crash or a full disk never leaves half of one (temporary file, sync, rename), and
+//! refused where another program has left a stand-in for them.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -36,3 +37,22 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
     }
     Ok(())
 }
+
+/// How the few lines begin that Git LFS leaves in the place of a large file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// Refuses a file of which Git fetched the pointer alone; `start` are its first bytes, [`POINTER_BYTES`] or more unless it is
+/// shorter. For every reader of model, data and prompt files, before it says what its own format lacks.
+///
+/// # Errors
+/// [`Error::Format`] if the file is such a pointer.
+pub fn refuse_lfs_pointer(path: &Path, start: &[u8]) -> Result<()> {
+    if !start.starts_with(LFS_POINTER) {
+        return Ok(());
+    }
+    let advice = "run `git lfs pull` where it was cloned, or download the file itself";
+    Err(Error::format(path, None, "the file itself", "a pointer of Git LFS that stands for it", advice))
+}
+
+/// How many first bytes [`refuse_lfs_pointer`] needs to see.
+pub const POINTER_BYTES: usize = LFS_POINTER.len();

@@ -8,6 +8,7 @@ use promptmix::data::{
     Batches, ExampleSettings, Examples, FewShot, Format, Part, Reader, RowIndex, Split, Splits, count_rows,
     epoch_order, open,
 };
+use promptmix::files::{POINTER_BYTES, refuse_lfs_pointer};
 use promptmix::metrics::{self, Metric, References};
 use promptmix::tasks::{Purpose, Row, SplitRule, Task};
 use promptmix::{Error, Result};
@@ -165,6 +166,19 @@ fn files_that_cannot_be_read_say_so() {
     std::fs::create_dir(&inside).unwrap();
     assert!(open(&inside).is_err());
     assert!(count_rows(&inside).is_err());
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_named_and_nothing_else_is() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    let path = Path::new("train.parquet");
+    for start in [&pointer[..], &pointer[..POINTER_BYTES]] {
+        let error = refuse_lfs_pointer(path, start).unwrap_err().to_string();
+        assert!(error.contains("train.parquet") && error.contains("git lfs pull"), "{error}");
+    }
+    for start in [&b""[..], b"version", b"{\"version\": 1}", b"PAR1"] {
+        refuse_lfs_pointer(path, start).unwrap();
+    }
 }
 
 /// Every reader on an example file with bytes changed, cut, doubled and swapped, 1,000 times each: rows or an error.
