@@ -52,6 +52,7 @@ impl Arguments {
 
     fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
+        super::warn(&frozen.warnings);
         let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
         let own = run.tasks().iter().map(|task| task.name.clone()).collect::<Vec<_>>();
         let Some(task) = &self.task else {

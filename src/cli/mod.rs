@@ -72,6 +72,11 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Prints what a model's files leave open.
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+}
+
 impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {

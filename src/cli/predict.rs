@@ -78,6 +78,7 @@ impl Arguments {
         let mut rows = Rows::open(&self.input)?;
         let model = RunFolder::saved(&runs[0].folder)?.config.model;
         let frozen = Frozen::load(backend, &pretrained::locate(&model)?)?;
+        super::warn(&frozen.warnings);
         let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
         let predictor = Predictor::open(&frozen, &folders, self.decoding.map(Into::into))?;
         match &self.out {

@@ -89,6 +89,7 @@ impl Arguments {
 
     fn run_on<B: Backend>(&self, backend: &B, runs: &[(String, RunConfig)]) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&runs[0].1.model)?)?;
+        super::warn(&frozen.warnings);
         let members = runs.iter().map(|(name, config)| self.member(&frozen, name, config));
         let mut members = members.collect::<Result<Vec<_>>>()?;
         let left = members.iter().map(|member| member.trainer.steps_left()).sum();

@@ -272,6 +272,7 @@ impl Arguments {
         monitor: &mut dyn Monitor,
     ) -> Result<ExitCode> {
         let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
+        frozen.warnings.iter().for_each(|warning| monitor.note(&format!("warning: {warning}")));
         if !config.draw_seeds().is_empty() {
             if ranks.count() > 1 {
                 let reason = "each is small, and they run one after the other";

@@ -17,6 +17,8 @@ pub struct Frozen<'a, B: Backend> {
     pub tokenizer: Tokenizer,
     /// SHA-256 of the model's tensors, which prompts carry.
     pub model_hash: String,
+    /// What whoever uses the model should hear: where its files allow two readings, which was taken.
+    pub warnings: Vec<String>,
 }
 
 impl<'a, B: Backend> Frozen<'a, B> {
@@ -25,10 +27,17 @@ impl<'a, B: Backend> Frozen<'a, B> {
     /// # Errors
     /// Those of reading a checkpoint or a tokenizer.
     pub fn load(backend: &'a B, folder: &Path) -> Result<Self> {
-        let checkpoint = pretrained::Checkpoint::open(folder)?;
-        let tokenizer = Tokenizer::open(folder, checkpoint.config())?;
+        Self::of_checkpoint(backend, &pretrained::Checkpoint::open(folder)?)
+    }
+
+    /// As [`Frozen::load`], from a checkpoint that is open already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_checkpoint(backend: &'a B, checkpoint: &pretrained::Checkpoint) -> Result<Self> {
+        let tokenizer = Tokenizer::open(checkpoint.folder(), checkpoint.config())?;
         let model_hash = checkpoint.sha256()?.to_owned();
-        let model = T5::load(backend, &checkpoint)?;
-        Ok(Self { backend, model, tokenizer, model_hash })
+        let model = T5::load(backend, checkpoint)?;
+        Ok(Self { backend, model, tokenizer, model_hash, warnings: checkpoint.warnings().to_vec() })
     }
 }

@@ -23,11 +23,13 @@ pub trait Tensors {
         let shape = [self.config().vocab_size, self.config().d_model];
         self.read_into("shared.weight", &shape, values)
     }
-    /// Whether the head is the embedding.
+    /// Whether the head is the embedding; else it is read as `lm_head.weight`.
     ///
     /// # Errors
-    /// If the configuration and the stored tensors contradict each other.
-    fn output_is_tied(&self) -> Result<bool>;
+    /// If that cannot be known.
+    fn output_is_tied(&self) -> Result<bool> {
+        Ok(self.config().tie_word_embeddings)
+    }
 }
 
 impl Tensors for Checkpoint {
@@ -41,10 +43,6 @@ impl Tensors for Checkpoint {
 
     fn embedding_into(&self, values: &mut [f32]) -> Result<()> {
         self.embedding_into(values)
-    }
-
-    fn output_is_tied(&self) -> Result<bool> {
-        self.output_is_tied()
     }
 }
 
@@ -118,7 +116,7 @@ impl<B: Backend> T5<B> {
                 pretrained::Activation::GatedGelu => Activation::GatedGelu,
                 pretrained::Activation::GatedSilu => Activation::GatedSilu,
             },
-            head_scale: if tied { (d as f64).powf(-0.5) } else { 1.0 },
+            head_scale: if config.scales_decoder_outputs() { (d as f64).powf(-0.5) } else { 1.0 },
             embedding,
             encoder,
             encoder_gain,

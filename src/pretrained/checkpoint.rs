@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::config::CONFIG_BYTES;
 use super::{T5Config, TensorFile, small_file};
 use crate::error::{Error, Result};
 
@@ -41,6 +42,8 @@ pub struct Checkpoint {
     /// Which of `files` holds a name.
     holder: BTreeMap<String, usize>,
     embedding: &'static str,
+    /// What its user should hear: where its files allow two readings, which was taken.
+    warnings: Vec<String>,
     sha256: OnceLock<String>,
 }
 
@@ -67,7 +70,8 @@ impl Checkpoint {
                 "give the checkpoint's folder or its hub id",
             ));
         }
-        let config = T5Config::read(&folder.join("config.json"))?;
+        let path = folder.join("config.json");
+        let (config, warnings) = T5Config::with_remarks(&path, &small_file(&path, CONFIG_BYTES)?)?;
         let Some(weights) = WEIGHT_FILES.into_iter().find(|name| folder.join(name).exists()) else {
             return Err(Error::format(
                 folder,
@@ -86,16 +90,37 @@ impl Checkpoint {
             (vec![file], holder)
         };
         let embedding = EMBEDDING_NAMES.into_iter().find(|name| holder.contains_key(*name));
-        let checkpoint = Self {
+        let mut checkpoint = Self {
             folder: folder.to_owned(),
             config,
             files,
             holder,
             embedding: embedding.unwrap_or(EMBEDDING_NAMES[0]),
+            warnings,
             sha256: OnceLock::new(),
         };
-        checkpoint.check_tensors(&path)?;
+        checkpoint.find_output(&path)?;
         Ok(checkpoint)
+    }
+
+    /// Checks the tensors and sets the configuration to the output matrix that is there: `lm_head.weight` if it is stored
+    /// and another one, else the embedding.
+    fn find_output(&mut self, weights: &Path) -> Result<()> {
+        let scaled = self.config.scales_decoder_outputs();
+        let stored = self.contains(OUTPUT_NAME);
+        if !stored && !self.config.tie_word_embeddings {
+            self.warnings.push(format!(
+                "{}: tie_word_embeddings is false but no {OUTPUT_NAME} is stored: the embedding is taken as the output \
+                 matrix, unscaled, as transformers 5 does",
+                self.folder.join("config.json").display()
+            ));
+        }
+        self.config.tie_word_embeddings = !stored;
+        self.check_tensors(weights)?;
+        let tied = !stored || self.are_equal(self.embedding, OUTPUT_NAME)?;
+        self.config.tie_word_embeddings = tied;
+        self.config.scale_decoder_outputs = (scaled != tied).then_some(scaled);
+        Ok(())
     }
 
     /// Names every absent tensor at once, then checks the shape and type of each.
@@ -108,12 +133,8 @@ impl Checkpoint {
             if missing.len() > LISTED {
                 names.push_str(&format!(" and {} more", missing.len() - LISTED));
             }
-            let advice = if missing == [OUTPUT_NAME] {
-                "config.json says tie_word_embeddings = false, so the output matrix must be stored; \
-                 set it to true only if the model was trained so"
-            } else {
-                "check that config.json and the weights belong together and that every shard is there"
-            };
+            let advice =
+                "check that config.json and the weights belong together and that every shard is there";
             return Err(Error::format(
                 path,
                 None,
@@ -188,30 +209,22 @@ impl Checkpoint {
         self.read_into(self.embedding, &self.embedding_shape(), values)
     }
 
-    /// Whether the decoder's output matrix is the embedding (its input then scaled by D^-0.5). It is not exactly when
-    /// `lm_head.weight` is stored and the configuration does not tie.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] if the configuration ties but a stored `lm_head.weight` differs from the embedding. (The other
-    /// conflict, untied without `lm_head.weight`, is refused by [`Checkpoint::open`].)
-    pub fn output_is_tied(&self) -> Result<bool> {
-        if !self.config.tie_word_embeddings {
-            return Ok(false);
-        }
-        if self.contains(OUTPUT_NAME) && !self.are_equal(self.embedding, OUTPUT_NAME)? {
-            return Err(Error::tensor(
-                OUTPUT_NAME,
-                format!("the values of {}, as config.json says tie_word_embeddings = true", self.embedding),
-                "other values",
-                "set tie_word_embeddings to false in config.json if the model was trained untied",
-            ));
-        }
-        Ok(true)
+    /// Whether the decoder's output matrix is the embedding: there is no `lm_head.weight`, or it holds the same values.
+    /// [`T5Config::scales_decoder_outputs`] says whether its input is scaled.
+    pub fn output_is_tied(&self) -> bool {
+        self.config.tie_word_embeddings
+    }
+
+    /// What the user of this model should hear: where its files allow two readings, which was taken.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Hexadecimal SHA-256 over the names, shapes, types and bytes of the model's tensors, in the order of
     /// [`T5Config::tensors`] and under the names given there, so that it does not depend on sharding, on the file
-    /// format, or on second copies of the embedding. Computed at the first call: it reads the whole model once.
+    /// format, or on second copies of the embedding. An unscaled output's matrix counts even where it is the embedding,
+    /// and a scale does where the matrix is another one: so equal models have one hash, whichever version of transformers
+    /// saved them. Computed at the first call: it reads the whole model once.
     ///
     /// # Errors
     /// [`Error::Tensor`] if a tensor's data lies outside its file.
@@ -220,7 +233,15 @@ impl Checkpoint {
             return Ok(hash);
         }
         let mut hasher = Sha256::new();
-        for ((stored, shape), (name, _)) in self.stored_tensors().iter().zip(self.config.tensors()) {
+        let (tied, scaled) = (self.config.tie_word_embeddings, self.config.scales_decoder_outputs());
+        let mut tensors = self.stored_tensors();
+        let mut names: Vec<String> = self.config.tensors().into_iter().map(|(name, _)| name).collect();
+        if tied && !scaled {
+            let stored = if self.contains(OUTPUT_NAME) { OUTPUT_NAME } else { self.embedding };
+            tensors.push((stored.to_owned(), self.embedding_shape().to_vec()));
+            names.push(OUTPUT_NAME.to_owned());
+        }
+        for ((stored, shape), name) in tensors.iter().zip(names) {
             let file = self.file(stored)?;
             let entry = file.checked_entry(stored, shape)?;
             // Lengths and separators make the hashed sequence unambiguous.
@@ -229,6 +250,9 @@ impl Checkpoint {
                 hasher.update(bytes);
                 Ok(())
             })?;
+        }
+        if scaled && !tied {
+            hasher.update("scale_decoder_outputs\n");
         }
         let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(self.sha256.get_or_init(|| hash))
@@ -258,7 +282,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether two tensors of the embedding's shape hold equal values, as stored.
+    /// Whether two tensors of the embedding's shape hold equal values: as stored, or where the types differ as f32.
     fn are_equal(&self, left: &str, right: &str) -> Result<bool> {
         let shape = self.embedding_shape();
         let (left_file, right_file) = (self.file(left)?, self.file(right)?);
@@ -267,8 +291,11 @@ impl Checkpoint {
         if std::ptr::eq(left_file, right_file) && left_entry == right_entry {
             return Ok(true);
         }
-        let equal = left_entry.element == right_entry.element
-            && left_file.data(left, left_entry)? == right_file.data(right, right_entry)?;
+        let equal = if left_entry.element == right_entry.element {
+            left_file.data(left, left_entry)? == right_file.data(right, right_entry)?
+        } else {
+            left_file.tensor(left, &shape)? == right_file.tensor(right, &shape)?
+        };
         left_file.release(left_entry);
         right_file.release(right_entry);
         Ok(equal)

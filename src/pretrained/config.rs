@@ -5,12 +5,13 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::small_file;
 use crate::error::{Error, Result};
 
 /// The largest `config.json` that is read; real ones are a few kilobytes.
-const CONFIG_BYTES: u64 = 16 << 20;
+pub(super) const CONFIG_BYTES: u64 = 16 << 20;
 /// More layers than any T5 has had; bounds the list of tensors that a configuration can ask for.
 const MOST_LAYERS: usize = 1024;
 
@@ -42,7 +43,8 @@ impl Activation {
     }
 }
 
-/// The family that `model_type` names; it decides only how many sentinels a bare `spiece.model` is given.
+/// The family that `model_type` names: it decides how many sentinels a bare `spiece.model` is given, and what the keys about
+/// the decoder's output mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelType {
@@ -83,8 +85,11 @@ pub struct T5Config {
     pub layer_norm_epsilon: f32,
     /// From `feed_forward_proj`.
     pub activation: Activation,
-    /// Whether the decoder's output matrix is the embedding, its input scaled by D^-0.5.
+    /// Whether the decoder's output matrix is the embedding. Of an opened [`Checkpoint`](super::Checkpoint) this is what its
+    /// tensors say: a stored `lm_head.weight` that differs from the embedding is the output matrix, whatever the key was.
     pub tie_word_embeddings: bool,
+    /// Whether the output matrix's input is scaled by D^-0.5; `None`: exactly where `tie_word_embeddings` is set.
+    pub scale_decoder_outputs: Option<bool>,
     /// Id of the padding piece.
     pub pad_token_id: u32,
     /// Id of the piece that ends a sequence.
@@ -96,26 +101,98 @@ pub struct T5Config {
 }
 
 /// `config.json` as it is written; absent keys take T5's published defaults.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Written {
-    vocab_size: usize,
-    d_model: usize,
-    d_kv: usize,
-    d_ff: usize,
-    num_layers: usize,
+    vocab_size: Option<usize>,
+    d_model: Option<usize>,
+    d_kv: Option<usize>,
+    d_ff: Option<usize>,
+    num_layers: Option<usize>,
     num_decoder_layers: Option<usize>,
-    num_heads: usize,
+    num_heads: Option<usize>,
     relative_attention_num_buckets: Option<usize>,
     relative_attention_max_distance: Option<usize>,
     dropout_rate: Option<f32>,
     layer_norm_epsilon: Option<f32>,
     feed_forward_proj: Option<String>,
     tie_word_embeddings: Option<bool>,
+    scale_decoder_outputs: Option<bool>,
     pad_token_id: Option<u32>,
-    eos_token_id: Option<u32>,
+    eos_token_id: Option<Id>,
     decoder_start_token_id: Option<u32>,
     model_type: Option<String>,
+    transformers_version: Option<String>,
 }
+
+/// An id, which newer files may write as a list of ids of which any will do.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Id {
+    One(u32),
+    List([u32; 1]),
+}
+
+impl Id {
+    fn value(&self) -> u32 {
+        match self {
+            Self::One(id) | Self::List([id]) => *id,
+        }
+    }
+}
+
+impl Written {
+    /// # Errors
+    /// [`Error::Format`] with the line, and the key where one has a value that it cannot have.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            // The reader knows the line; which key it was is found by trying each alone.
+            let keys: Map<String, Value> = serde_json::from_slice(bytes).unwrap_or_default();
+            let wrong = keys.into_iter().find(|(key, value)| {
+                let alone = Map::from_iter([(key.clone(), value.clone())]);
+                serde_json::from_value::<Self>(Value::Object(alone)).is_err()
+            });
+            let (expected, found) = match wrong {
+                Some((key, value)) => (of_key(&key), format!("{key} = {}", shortened(&value))),
+                None => ("the configuration of a T5 as JSON", error.to_string()),
+            };
+            let advice = "take config.json from the folder of the checkpoint";
+            Error::format(path, Some(error.line() as u64), expected, found, advice)
+        })
+    }
+
+    /// The version of transformers that wrote the file: its major and minor number. Those of a development version count
+    /// as those of the release to come.
+    fn version(&self) -> Option<(u32, u32)> {
+        let mut parts = self.transformers_version.as_deref()?.split('.');
+        let major = parts.next()?.trim().parse().ok()?;
+        Some((major, parts.next().and_then(|minor| minor.parse().ok()).unwrap_or(0)))
+    }
+}
+
+/// What the value of a key must be.
+fn of_key(key: &str) -> &'static str {
+    match key {
+        "eos_token_id" => "the one id that ends a sequence, or a list of just that",
+        "pad_token_id" | "decoder_start_token_id" => "one id",
+        "tie_word_embeddings" | "scale_decoder_outputs" => "true or false",
+        "dropout_rate" | "layer_norm_epsilon" => "a number",
+        "feed_forward_proj" | "model_type" | "transformers_version" => "a string",
+        _ => "a whole number, 0 or more",
+    }
+}
+
+/// A value as it is written, cut where it is long.
+fn shortened(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
+    }
+}
+
+/// What is to be known about a configuration beside its numbers: where two readings of the file exist, which was taken.
+pub(super) type Remarks = Vec<String>;
 
 impl T5Config {
     /// A v1.0 configuration (ReLU, tied) with T5's defaults for everything that is not given: 32 buckets up to distance
@@ -144,6 +221,7 @@ impl T5Config {
             layer_norm_epsilon: 1e-6,
             activation: Activation::Relu,
             tie_word_embeddings: true,
+            scale_decoder_outputs: None,
             pad_token_id: 0,
             eos_token_id: 1,
             decoder_start_token_id: 0,
@@ -202,18 +280,32 @@ impl T5Config {
 
     /// As [`T5Config::read`], from bytes that came from elsewhere; `path` only names them in errors.
     pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let written: Written = serde_json::from_slice(bytes).map_err(|error| {
-            Error::format(
-                path,
-                Some(error.line() as u64),
-                "the configuration of a T5 as JSON",
-                error.to_string(),
-                "take config.json from the folder of the checkpoint",
-            )
-        })?;
+        Ok(Self::with_remarks(path, bytes)?.0)
+    }
+
+    /// As [`T5Config::from_json`], and what a user of the model should hear about it.
+    pub(super) fn with_remarks(path: &Path, bytes: &[u8]) -> Result<(Self, Remarks)> {
+        let written = Written::parse(path, bytes)?;
+        let needed = |key: &str, size: Option<usize>| {
+            size.ok_or_else(|| {
+                let found = format!("no {key}");
+                let advice = "take config.json from the folder of the checkpoint";
+                Error::format(path, Some(1), format!("the configuration of a T5 with {key}"), found, advice)
+            })
+        };
         let model_type = match written.model_type.as_deref() {
             None | Some("t5") => ModelType::T5,
             Some("mt5") => ModelType::Mt5,
+            Some("umt5") => {
+                return Err(Error::unsupported(
+                    "the model type `umt5`",
+                    format!(
+                        "{} describes a model with a position bias in every layer, where a T5 shares the first layer's",
+                        path.display()
+                    ),
+                    "choose an mT5 checkpoint, of type `mt5`, for the same languages",
+                ));
+            }
             Some(other) => {
                 return Err(Error::unsupported(
                     format!("the model type `{other}`"),
@@ -235,16 +327,17 @@ impl T5Config {
             }
         };
         let plain = Self::new(
-            written.vocab_size,
-            written.d_model,
-            written.d_kv,
-            written.d_ff,
-            written.num_layers,
-            written.num_heads,
+            needed("vocab_size", written.vocab_size)?,
+            needed("d_model", written.d_model)?,
+            needed("d_kv", written.d_kv)?,
+            needed("d_ff", written.d_ff)?,
+            needed("num_layers", written.num_layers)?,
+            needed("num_heads", written.num_heads)?,
         );
+        let (tied, scaled, remarks) = output(path, &written, model_type, activation);
         let pad_token_id = written.pad_token_id.unwrap_or(plain.pad_token_id);
         let config = Self {
-            num_decoder_layers: written.num_decoder_layers.unwrap_or(written.num_layers),
+            num_decoder_layers: written.num_decoder_layers.unwrap_or(plain.num_layers),
             relative_attention_num_buckets: written
                 .relative_attention_num_buckets
                 .unwrap_or(plain.relative_attention_num_buckets),
@@ -254,15 +347,21 @@ impl T5Config {
             dropout_rate: written.dropout_rate.unwrap_or(plain.dropout_rate),
             layer_norm_epsilon: written.layer_norm_epsilon.unwrap_or(plain.layer_norm_epsilon),
             activation,
-            tie_word_embeddings: written.tie_word_embeddings.unwrap_or(plain.tie_word_embeddings),
+            tie_word_embeddings: tied,
+            scale_decoder_outputs: (scaled != tied).then_some(scaled),
             pad_token_id,
-            eos_token_id: written.eos_token_id.unwrap_or(plain.eos_token_id),
+            eos_token_id: written.eos_token_id.map_or(plain.eos_token_id, |id| id.value()),
             decoder_start_token_id: written.decoder_start_token_id.unwrap_or(pad_token_id),
             model_type,
             ..plain
         };
         config.validate()?;
-        Ok(config)
+        Ok((config, remarks))
+    }
+
+    /// Whether the output matrix's input is scaled by D^-0.5.
+    pub fn scales_decoder_outputs(&self) -> bool {
+        self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings)
     }
 
     /// Whether a model of this shape can exist: positive sizes, a usable bias, ids inside the vocabulary, and a parameter
@@ -398,5 +497,47 @@ impl T5Config {
             tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
         }
         tensors
+    }
+}
+
+/// Whether the output matrix is the embedding where none is stored, and whether its input is scaled.
+///
+/// Up to transformers 4 `tie_word_embeddings` decided both. Since 5 it is always written as true: the output matrix is
+/// stored where it is another one, T5's scale stands in `scale_decoder_outputs`, and mT5 has none.
+fn output(
+    path: &Path,
+    written: &Written,
+    model_type: ModelType,
+    activation: Activation,
+) -> (bool, bool, Remarks) {
+    let mut remarks = Remarks::new();
+    let version = written.version();
+    match model_type {
+        ModelType::T5 => {
+            let tied = written.tie_word_embeddings.unwrap_or(true);
+            let scaled = written.scale_decoder_outputs.unwrap_or(tied);
+            let defective = matches!(version, Some((5, 0 | 1)));
+            if defective && activation.is_gated() && written.scale_decoder_outputs == Some(true) {
+                remarks.push(format!(
+                    "{}: scale_decoder_outputs is true, and the decoder's output is scaled by it; transformers 5.0 and 5.1 \
+                     wrote that for every T5, while v1.1, LM-adapted and Flan models were trained without the scale: if this \
+                     is one of them, set it to false",
+                    path.display()
+                ));
+            }
+            (tied, scaled, remarks)
+        }
+        ModelType::Mt5 => {
+            let tied = written.tie_word_embeddings.unwrap_or(false);
+            let scaled = tied && version.is_none_or(|(major, _)| major < 5);
+            if tied && version.is_none() {
+                remarks.push(format!(
+                    "{}: tie_word_embeddings is true and there is no transformers_version: the decoder's output is scaled by \
+                     D^-0.5, as transformers 4 does; if transformers 5 wrote the model, set transformers_version to \"5.0\"",
+                    path.display()
+                ));
+            }
+            (tied, scaled, remarks)
+        }
     }
 }

@@ -18,7 +18,7 @@ fn tensors_come_back_as_stored_in_every_type() {
             tiny::write(folder.path(), &config, &tensors, dtype);
             let checkpoint = Checkpoint::open(folder.path()).expect("complete");
             assert_eq!(checkpoint.config().tensors(), config.tensors());
-            assert_eq!(checkpoint.output_is_tied().expect("clear"), config.tie_word_embeddings);
+            assert_eq!(checkpoint.output_is_tied(), config.tie_word_embeddings);
             for (name, (shape, values)) in &tensors {
                 assert!(checkpoint.contains(name));
                 // Exact: the values were chosen to be representable in every type.
@@ -129,32 +129,52 @@ fn two_embeddings_that_differ_are_refused() {
 }
 
 #[test]
-fn tied_and_stored_must_agree_and_untied_must_be_stored() {
-    let config = tiny::config();
-    let folder = tempdir().expect("folder");
-    let mut tensors = tiny::tensors(&config);
+fn the_output_matrix_is_the_stored_one_or_else_the_embedding() {
+    let write = |config: &T5Config, tensors: &tiny::Tensors, dtype| {
+        let folder = tempdir().expect("folder");
+        tiny::write(folder.path(), config, tensors, dtype);
+        // What is mapped stays when the folder goes.
+        Checkpoint::open(folder.path()).expect("opens")
+    };
+    let tied = tiny::config();
+    let mut tensors = tiny::tensors(&tied);
 
-    // Tied, and a byte-equal copy is stored: fine.
+    // Tied by the key, and a copy of the embedding is stored: nothing new.
+    let alone = write(&tied, &tensors, Dtype::BF16);
     let mut head = tensors["shared.weight"].clone();
     tensors.insert("lm_head.weight".to_owned(), head.clone());
-    tiny::write(folder.path(), &config, &tensors, Dtype::BF16);
-    assert!(Checkpoint::open(folder.path()).expect("opens").output_is_tied().expect("agrees"));
+    let copied = write(&tied, &tensors, Dtype::BF16);
+    for checkpoint in [&alone, &copied] {
+        assert!(checkpoint.output_is_tied() && checkpoint.config().scales_decoder_outputs());
+        assert_eq!(checkpoint.sha256().expect("hash"), alone.sha256().expect("hash"));
+    }
+    let mut untied_key = tiny::config();
+    untied_key.tie_word_embeddings = false;
+    let untied = write(&untied_key, &tensors, Dtype::F32);
+    assert!(untied.output_is_tied() && !untied.config().scales_decoder_outputs());
 
-    // Tied, and another matrix is stored: which one was meant cannot be known.
+    // Tied by the key, and another matrix is stored: that one, scaled as the key says.
     head.1[0] += 1.0;
     tensors.insert("lm_head.weight".to_owned(), head);
-    tiny::write(folder.path(), &config, &tensors, Dtype::BF16);
-    let error = Checkpoint::open(folder.path()).expect("opens").output_is_tied().expect_err("conflict");
-    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+    let differs = write(&tied, &tensors, Dtype::BF16);
+    assert!(!differs.output_is_tied() && differs.config().scales_decoder_outputs());
+    assert_ne!(differs.sha256().expect("hash"), alone.sha256().expect("hash"));
+    assert!(differs.warnings().is_empty());
 
-    // Untied, and nothing is stored.
-    let untied = tiny::gated_untied_config();
-    let mut tensors = tiny::tensors(&untied);
+    // Untied by the key, and nothing is stored: the embedding, unscaled, and a word about it.
     tensors.remove("lm_head.weight");
-    tiny::write(folder.path(), &untied, &tensors, Dtype::F32);
-    let error = Checkpoint::open(folder.path()).expect_err("no output matrix");
-    assert!(error.to_string().contains("lm_head.weight"), "{error}");
-    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+    let absent = write(&untied_key, &tensors, Dtype::F32);
+    assert!(absent.output_is_tied() && !absent.config().scales_decoder_outputs());
+    assert_eq!(absent.sha256().expect("hash"), untied.sha256().expect("hash"));
+    let [warning] = absent.warnings() else { panic!("one warning: {:?}", absent.warnings()) };
+    assert!(warning.contains("lm_head.weight") && warning.contains("tie_word_embeddings"), "{warning}");
+
+    // A stored matrix of another shape is none.
+    let folder = tempdir().expect("folder");
+    tensors.insert("lm_head.weight".to_owned(), (vec![24, 7], vec![0.5; 24 * 7]));
+    tiny::write(folder.path(), &tied, &tensors, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect_err("seven columns").to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("[24, 7]"), "{error}");
 }
 
 #[test]
@@ -373,7 +393,7 @@ fn the_shared_fixtures_open_and_agree_with_their_configs() {
         }
         let checkpoint = Checkpoint::open(&folder).expect("a fixture");
         assert_eq!(
-            checkpoint.output_is_tied().expect("clear"),
+            checkpoint.output_is_tied(),
             !checkpoint.contains("lm_head.weight"),
             "{}",
             folder.display()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use promptmix::Error;
-use promptmix::pretrained::{Activation, ModelType, T5Config};
+use promptmix::pretrained::{Activation, Checkpoint, ModelType, T5Config};
 
 use crate::tiny_checkpoint as tiny;
 
@@ -129,4 +129,108 @@ fn a_malformed_config_is_an_error_with_its_line() {
     }
     let error = read("{}").expect_err("nothing in it");
     assert!(error.to_string().contains("vocab_size"), "{error}");
+}
+
+/// `json` with these keys set, or taken out where they are null.
+fn edited(keys: serde_json::Value) -> String {
+    let mut json: serde_json::Value =
+        serde_json::from_str(&tiny::config_json(&tiny::config())).expect("own JSON");
+    let all = json.as_object_mut().expect("an object");
+    for (key, value) in keys.as_object().expect("an object") {
+        match value {
+            serde_json::Value::Null => all.remove(key),
+            value => all.insert(key.clone(), value.clone()),
+        };
+    }
+    json.to_string()
+}
+
+#[test]
+fn the_keys_about_the_output_mean_what_the_version_that_wrote_them_means() {
+    let t5 = |tied: serde_json::Value, scaled: serde_json::Value| {
+        edited(serde_json::json!({ "tie_word_embeddings": tied, "scale_decoder_outputs": scaled }))
+    };
+    let mt5 = |tied: serde_json::Value, version: serde_json::Value| {
+        let keys = serde_json::json!({
+            "model_type": "mt5", "tie_word_embeddings": tied, "transformers_version": version,
+        });
+        edited(keys)
+    };
+    let null = serde_json::Value::Null;
+    for (json, scales) in [
+        (t5(null.clone(), null.clone()), true),
+        (t5(true.into(), null.clone()), true),
+        (t5(false.into(), null.clone()), false),
+        (t5(true.into(), false.into()), false),
+        (t5(true.into(), true.into()), true),
+        (t5(false.into(), true.into()), true),
+        (mt5(null.clone(), null.clone()), false),
+        (mt5(false.into(), null.clone()), false),
+        (mt5(true.into(), null.clone()), true),
+        (mt5(true.into(), "4.57.6".into()), true),
+        (mt5(true.into(), "5.24.0".into()), false),
+        (mt5(true.into(), "5.2.0.dev0".into()), false),
+        (mt5(true.into(), "5".into()), false),
+        (mt5(true.into(), "10.1".into()), false),
+        (mt5(null.clone(), "4.57.6".into()), false),
+        (mt5(false.into(), "4.57.6".into()), false),
+    ] {
+        assert_eq!(read(&json).expect("a configuration").scales_decoder_outputs(), scales, "{json}");
+    }
+}
+
+#[test]
+fn two_readings_of_a_config_are_a_warning() {
+    let warnings = |keys: serde_json::Value| {
+        let folder = tempfile::tempdir().expect("folder");
+        let json = edited(keys);
+        let config = T5Config::from_json(Path::new("config.json"), json.as_bytes()).expect("usable");
+        tiny::write(folder.path(), &config, &tiny::tensors(&config), safetensors::Dtype::F32);
+        std::fs::write(folder.path().join("config.json"), json).expect("written");
+        Checkpoint::open(folder.path()).expect("opens").warnings().to_vec()
+    };
+    let gated = |version: &str, scaled: bool| {
+        serde_json::json!({
+            "feed_forward_proj": "gated-gelu", "tie_word_embeddings": true, "scale_decoder_outputs": scaled,
+            "transformers_version": version,
+        })
+    };
+    for version in ["5.0.0", "5.1.0", "5.1", "5.0.0.dev0", "5.0.0rc1"] {
+        let found = warnings(gated(version, true));
+        assert!(found.len() == 1 && found[0].contains("scale_decoder_outputs"), "{version}: {found:?}");
+    }
+    for version in ["5.2.0", "5.10.0", "5.24.0", "4.57.6"] {
+        assert_eq!(warnings(gated(version, true)), [""; 0], "{version}");
+    }
+    assert_eq!(warnings(gated("5.1.0", false)), [""; 0]);
+    let relu = serde_json::json!({ "scale_decoder_outputs": true, "transformers_version": "5.1.0" });
+    assert_eq!(warnings(relu), [""; 0]);
+    let mt5 = |version: serde_json::Value, tied: bool| serde_json::json!({ "model_type": "mt5", "tie_word_embeddings": tied, "transformers_version": version });
+    let found = warnings(mt5(serde_json::Value::Null, true));
+    assert!(found.len() == 1 && found[0].contains("transformers_version"), "{found:?}");
+    assert_eq!(warnings(mt5("4.40.0".into(), true)), [""; 0]);
+    assert_eq!(warnings(mt5("5.24.0".into(), true)), [""; 0]);
+}
+
+#[test]
+fn a_value_of_another_kind_names_its_key() {
+    let one = read(&with("eos_token_id", serde_json::json!([1]))).expect("a list of one id is that id");
+    assert_eq!(one.eos_token_id, 1);
+    for (key, value) in [
+        ("eos_token_id", serde_json::json!([1, 2])),
+        ("eos_token_id", serde_json::json!([])),
+        ("eos_token_id", serde_json::json!("</s>")),
+        ("pad_token_id", serde_json::json!([0])),
+        ("d_model", serde_json::json!("512")),
+        ("tie_word_embeddings", serde_json::json!("yes")),
+        ("dropout_rate", serde_json::json!(vec![0.1; 40])),
+        ("transformers_version", serde_json::json!(5)),
+    ] {
+        let error = read(&with(key, value)).expect_err(key);
+        assert!(matches!(error, Error::Format { .. }), "{key}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{key} = ")) && text.len() < 300, "{key}: {text}");
+    }
+    let error = read(&with("model_type", "umt5".into())).expect_err("no T5").to_string();
+    assert!(error.contains("position bias in every layer"), "{error}");
 }

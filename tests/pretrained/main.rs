@@ -4,6 +4,7 @@ mod broken;
 mod checkpoint;
 mod config;
 mod hub;
+mod saved_by_transformers;
 mod tiny_checkpoint;
 mod torch;
 
