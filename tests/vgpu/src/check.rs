@@ -30,6 +30,26 @@ pub enum Check {
     GlobalRaceBetweenBlocks,
     /// The destination of an asynchronous copy is touched before its wait.
     AsyncCopyNotAwaited,
+    /// Bytes that a store wrote are read by a product of a warpgroup or a bulk store, and no `fence.proxy.async` of the
+    /// thread that wrote them, with a barrier behind it, lies between.
+    ProxyFence,
+    /// Bytes that a product of a warpgroup or a bulk store may still read are written.
+    StageReused,
+    /// Registers of a product of a warpgroup are touched while it is under way, or without `wgmma.fence` before it.
+    RegisterInFlight,
+    /// The descriptor of a matrix in shared memory is wrong, or differs from how the bytes were written.
+    Descriptor,
+    /// A barrier in shared memory gets other bytes or arrivals than it was told, is used before it is ready, or runs ahead.
+    Transactions,
+    /// A tensor map that is none, lies where it must not, or whose boxes never meet the tensor.
+    TensorMap,
+    /// Memory of another block of the cluster is touched when that block may not have begun or may have ended, or a barrier
+    /// of the cluster is not reached by all.
+    Cluster,
+    /// A dependent grid touches memory before it has waited for the grids before it.
+    DependentTooEarly,
+    /// Work on two streams meets in memory, and nothing orders the one before the other.
+    StreamRace,
     /// A barrier that not all lanes of a warp reach together.
     BarrierInDivergentCode,
     /// Threads wait for others that never come.
@@ -50,7 +70,7 @@ impl Check {
         match self {
             Self::OutOfBounds | Self::Freed => Some(codes::ILLEGAL_ADDRESS),
             Self::Misaligned => Some(codes::MISALIGNED_ADDRESS),
-            Self::Trap | Self::Deadlock => Some(codes::LAUNCH_FAILED),
+            Self::Trap | Self::Deadlock | Self::Descriptor => Some(codes::LAUNCH_FAILED),
             Self::Timeout => Some(codes::LAUNCH_TIMEOUT),
             _ => None,
         }
@@ -110,6 +130,8 @@ pub struct Log {
     found: std::collections::HashMap<(Check, usize), usize>,
     /// The reports, in the order found.
     pub reports: Vec<Report>,
+    /// By instruction: whether a box met its tensor, and what to report if none ever does.
+    boxes: std::collections::BTreeMap<usize, (bool, Report)>,
 }
 
 /// Distinct reports kept of one launch.
@@ -128,8 +150,36 @@ impl Log {
         }
     }
 
+    /// Whether a failure at an instruction is known; it is counted then.
+    pub fn knows(&mut self, check: Check, at: usize) -> bool {
+        match self.found.get(&(check, at)) {
+            Some(&index) => {
+                self.reports[index].count += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Notes that an instruction copied a box, and whether any of it lay inside the tensor.
+    pub fn note_box(&mut self, at: usize, inside: bool, make: impl FnOnce() -> Report) {
+        self.boxes.entry(at).or_insert_with(|| (false, make())).0 |= inside;
+    }
+
+    /// Reports the instructions whose boxes all lay outside.
+    pub fn judge_boxes(&mut self) {
+        for (at, (inside, report)) in std::mem::take(&mut self.boxes) {
+            if !inside {
+                self.add(Check::TensorMap, at, || report);
+            }
+        }
+    }
+
     /// Adds another log's reports.
     pub fn merge(&mut self, other: Log) {
+        for (at, (inside, report)) in other.boxes {
+            self.note_box(at, inside, || report);
+        }
         let mut keys: Vec<_> = other.found.into_iter().collect();
         keys.sort_by_key(|(_, index)| *index);
         for ((check, at), index) in keys {

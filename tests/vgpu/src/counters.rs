@@ -76,6 +76,30 @@ pub struct Counters {
     pub divergent_branches: u64,
     /// Barriers that a warp reached.
     pub barriers: u64,
+    /// Of the multiply-adds of tensor cores, those of `wgmma`.
+    #[serde(default)]
+    pub warpgroup_multiply_adds: u64,
+    /// Bytes of shared memory that `wgmma` read.
+    #[serde(default)]
+    pub warpgroup_shared_bytes: u64,
+    /// Bytes that bulk copies brought from global memory, once for all blocks of a multicast.
+    #[serde(default)]
+    pub bulk_in_bytes: u64,
+    /// Bytes that bulk copies took to global memory.
+    #[serde(default)]
+    pub bulk_out_bytes: u64,
+    /// Bytes that a multicast put into further blocks.
+    #[serde(default)]
+    pub multicast_bytes: u64,
+    /// Bytes of other blocks' shared memory that were loaded, stored or copied.
+    #[serde(default)]
+    pub peer_bytes: u64,
+    /// Waits at an `mbarrier`, a barrier of the cluster or for registers that suspended a warp.
+    #[serde(default)]
+    pub suspended: u64,
+    /// Warps that executed `griddepcontrol.wait`.
+    #[serde(default)]
+    pub dependency_waits: u64,
 }
 
 impl GlobalTraffic {
@@ -161,6 +185,14 @@ impl Counters {
         self.branches += other.branches;
         self.divergent_branches += other.divergent_branches;
         self.barriers += other.barriers;
+        self.warpgroup_multiply_adds += other.warpgroup_multiply_adds;
+        self.warpgroup_shared_bytes += other.warpgroup_shared_bytes;
+        self.bulk_in_bytes += other.bulk_in_bytes;
+        self.bulk_out_bytes += other.bulk_out_bytes;
+        self.multicast_bytes += other.multicast_bytes;
+        self.peer_bytes += other.peer_bytes;
+        self.suspended += other.suspended;
+        self.dependency_waits += other.dependency_waits;
     }
 
     /// Scales everything that was counted on a sample of the blocks up to all of them.
@@ -181,6 +213,14 @@ impl Counters {
             &mut self.branches,
             &mut self.divergent_branches,
             &mut self.barriers,
+            &mut self.warpgroup_multiply_adds,
+            &mut self.warpgroup_shared_bytes,
+            &mut self.bulk_in_bytes,
+            &mut self.bulk_out_bytes,
+            &mut self.multicast_bytes,
+            &mut self.peer_bytes,
+            &mut self.suspended,
+            &mut self.dependency_waits,
         ] {
             up(value);
         }

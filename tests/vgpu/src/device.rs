@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check::Report;
-use crate::codes::{COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES};
+use crate::codes::{
+    COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_CLUSTER_SIZE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES,
+};
 use crate::counters::Counters;
-use crate::execute::{self, Outcome, Settings, Shape};
-use crate::memory::{Memory, View};
+use crate::execute::{self, MOST_BLOCKS, Outcome, Settings, Shape};
+use crate::memory::{Concurrent, Memory, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
 use crate::ptx::{PtxError, Space, inline, parse};
@@ -89,6 +91,17 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The number of the launch.
+    pub fn epoch(&self) -> u16 {
+        self.view.epoch
+    }
+
+    /// Says what may run at the same time, and which launches it may overtake.
+    pub fn order(&mut self, concurrent: Concurrent, unfinished: Option<u16>) {
+        self.view.concurrent = concurrent;
+        self.view.unfinished = unfinished;
+    }
+
     /// Runs the launch.
     pub fn run(&self) -> Outcome {
         execute::run(&self.program, &self.shape, &self.arguments, &self.view, &self.settings)
@@ -164,7 +177,9 @@ impl Device {
         let mut shared_end = 0u64;
         for variable in &parsed.variables {
             match variable.space {
-                Space::Shared if variable.size == 0 => dynamic_shared.push(variable.name.clone()),
+                Space::Shared if variable.size == 0 => {
+                    dynamic_shared.push((variable.name.clone(), variable.align));
+                }
                 Space::Shared => {
                     shared_end = shared_end.next_multiple_of(variable.align.max(1) as u64);
                     symbols.insert(variable.name.clone(), (Space::Shared, shared_end));
@@ -194,6 +209,7 @@ impl Device {
             let whole = inline(&parsed, function)?;
             let mut program = load(&whole, files.clone(), &symbols, &dynamic_shared)?;
             program.text = text.clone();
+            program.target.clone_from(&parsed.target);
             kernels.insert(function.name.clone(), Arc::new(program));
         }
         Ok(Module { kernels, variables })
@@ -262,6 +278,7 @@ impl Device {
                 ),
             );
         }
+        self.check_cluster(program, shape).or_else(|message| fail(INVALID_CLUSTER_SIZE, message))?;
         if shape.cooperative {
             let fit = self.profile.occupancy(threads, registers, shared as u32);
             let most = u64::from(fit) * u64::from(self.profile.multiprocessors);
@@ -271,6 +288,41 @@ impl Device {
                     format!("{} blocks cannot all run at once; {most} can", shape.blocks()),
                 );
             }
+        }
+        Ok(())
+    }
+
+    fn check_cluster(&self, program: &Program, shape: &Shape) -> Result<(), String> {
+        let size = shape.cluster_blocks();
+        if let Some(demanded) = program.cluster
+            && demanded != shape.cluster
+        {
+            return Err(format!("the kernel demands clusters of {demanded:?}, not {:?}", shape.cluster));
+        }
+        if size == 1 {
+            return Ok(());
+        }
+        if self.profile.capability.0 < 9 {
+            return Err(format!("{} has no clusters", self.profile.name));
+        }
+        if size == 0 || size > MOST_BLOCKS {
+            return Err(format!("a cluster of {size} blocks; 1 to {MOST_BLOCKS} are allowed"));
+        }
+        if program.max_cluster > 0 && size > program.max_cluster {
+            return Err(format!("a cluster of {size} blocks exceeds the kernel's {}", program.max_cluster));
+        }
+        for axis in 0..3 {
+            let (grid, cluster) = (shape.grid[axis], shape.cluster[axis]);
+            if grid % cluster != 0 {
+                return Err(format!(
+                    "clusters of {cluster} blocks do not divide a grid of {grid} in direction {axis}"
+                ));
+            }
+        }
+        let shared = program.static_shared as u32 + shape.dynamic_shared;
+        let fit = self.profile.occupancy(shape.threads(), registers_of(program), shared);
+        if self.profile.clusters(size, fit) == 0 {
+            return Err(format!("a cluster of {size} such blocks does not fit on the device"));
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub mod profile;
 pub mod program;
 pub mod ptx;
 mod shadow;
+pub mod tensor_map;
 
 pub use driver::{Calls, Change, Summary};
 pub use host::{Gpu, HostError, find_library, load};

@@ -190,6 +190,38 @@ impl Allocation {
         fresh
     }
 
+    /// Whether a launch from `since` on, and before the one of `now`, wrote any of some bytes.
+    pub fn written_since(&self, address: u64, bytes: usize, since: u16, now: u16) -> bool {
+        let Some(offset) = self.offset(address, bytes) else { return false };
+        !each_chunk(offset, bytes, |chunk, bits| {
+            let page = self.shadow.get(chunk * CHUNK / PAGE).and_then(OnceLock::get);
+            !page.is_some_and(|page| {
+                let (writer, _) = page.last(chunk % (PAGE / CHUNK), bits);
+                writer.is_some_and(|epoch| epoch != now && now.wrapping_sub(epoch) <= now.wrapping_sub(since))
+            })
+        })
+    }
+
+    /// The name of a launch among some that last touched any of a stretch, where one of the two writes.
+    pub fn meets(&self, stretch: Stretch, launches: &[(u16, Arc<str>)]) -> Option<Arc<str>> {
+        if launches.is_empty() {
+            return None;
+        }
+        let offset = self.offset(stretch.start, stretch.bytes)?;
+        let mut found = None;
+        each_chunk(offset, stretch.bytes, |chunk, bits| {
+            let Some(page) = self.shadow.get(chunk * CHUNK / PAGE).and_then(OnceLock::get) else {
+                return true;
+            };
+            let (writer, reader) = page.last(chunk % (PAGE / CHUNK), bits);
+            let reader = reader.filter(|_| stretch.write);
+            let is_one = |epoch: u16| writer == Some(epoch) || reader == Some(epoch);
+            found = launches.iter().find(|(epoch, _)| is_one(*epoch)).map(|(_, name)| name.clone());
+            found.is_none()
+        });
+        found
+    }
+
     fn forget_touches(&self) {
         self.shadow.iter().filter_map(OnceLock::get).for_each(Page::forget);
     }
@@ -210,6 +242,47 @@ fn each_chunk(offset: usize, bytes: usize, mut visit: impl FnMut(usize, u16) -> 
         at += count;
     }
     true
+}
+
+/// A stretch of memory that a piece of work touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its first address.
+    pub start: u64,
+    /// Its bytes.
+    pub bytes: usize,
+    /// Whether it is written.
+    pub write: bool,
+}
+
+impl Stretch {
+    /// Whether two overlap and one is written.
+    pub fn meets(&self, other: &Self) -> bool {
+        (self.write || other.write)
+            && self.start < other.start + other.bytes as u64
+            && other.start < self.start + self.bytes as u64
+    }
+}
+
+/// Work that may run at the same time, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Concurrent {
+    /// Launches by their number.
+    pub launches: Vec<(u16, Arc<str>)>,
+    /// Copies, fills and frees.
+    pub stretches: Vec<(Stretch, Arc<str>)>,
+}
+
+impl Concurrent {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.launches.is_empty() && self.stretches.is_empty()
+    }
+
+    /// The copy, fill or free that meets a stretch.
+    pub fn meets(&self, stretch: &Stretch) -> Option<Arc<str>> {
+        self.stretches.iter().find(|(other, _)| other.meets(stretch)).map(|(_, name)| name.clone())
+    }
 }
 
 /// All device memory.
@@ -307,7 +380,14 @@ impl Memory {
             allocations: self.live.values().cloned().collect(),
             freed: self.freed.iter().map(|(&base, &size)| (base, size)).collect(),
             epoch: self.epoch,
+            unfinished: None,
+            concurrent: Concurrent::default(),
         }
+    }
+
+    /// The number of the last launch.
+    pub fn epoch(&self) -> u16 {
+        self.epoch
     }
 }
 
@@ -317,6 +397,10 @@ pub struct View {
     freed: Vec<(u64, usize)>,
     /// Number of the launch.
     pub epoch: u16,
+    /// For a launch that may begin before others have ended: the first of these.
+    pub unfinished: Option<u16>,
+    /// What may run at the same time on other streams.
+    pub concurrent: Concurrent,
 }
 
 impl View {

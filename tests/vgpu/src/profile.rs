@@ -21,6 +21,8 @@ pub struct Profile {
     pub shared_per_multiprocessor: u32,
     /// Shared memory that a block may opt into, in bytes.
     pub shared_per_block_optin: u32,
+    /// Multiprocessors of each processing cluster, within which clusters of blocks are placed; empty where there are none.
+    pub processing_clusters: &'static [u32],
     /// Level-2 cache, in bytes.
     pub l2_bytes: u32,
     /// Clock, in kHz.
@@ -58,6 +60,7 @@ pub const PROFILES: [Profile; 4] = [
         blocks_per_multiprocessor: 32,
         shared_per_multiprocessor: 167_936,
         shared_per_block_optin: 166_912,
+        processing_clusters: &[],
         l2_bytes: 40 << 20,
         clock_khz: 1_410_000,
         memory_clock_khz: 1_593_000,
@@ -76,6 +79,7 @@ pub const PROFILES: [Profile; 4] = [
         blocks_per_multiprocessor: 24,
         shared_per_multiprocessor: 102_400,
         shared_per_block_optin: 101_376,
+        processing_clusters: &[],
         l2_bytes: 48 << 20,
         clock_khz: 2_040_000,
         memory_clock_khz: 6_251_000,
@@ -84,6 +88,8 @@ pub const PROFILES: [Profile; 4] = [
         tensor_rate: 60.5e12,
         single_rate: 15.1e12,
     },
+    // Clusters of eight blocks of a multiprocessor each reach 120 of 132 multiprocessors; how an H100 is cut beyond that differs
+    // from one to the next.
     // H100 SXM5: 989 TFLOP/s bf16, 67 f32, 3,350 GB/s.
     Profile {
         name: "sm_90",
@@ -94,6 +100,7 @@ pub const PROFILES: [Profile; 4] = [
         blocks_per_multiprocessor: 32,
         shared_per_multiprocessor: 233_472,
         shared_per_block_optin: 232_448,
+        processing_clusters: &[18, 18, 18, 16, 16, 16, 16, 14],
         l2_bytes: 50 << 20,
         clock_khz: 1_980_000,
         memory_clock_khz: 2_619_000,
@@ -112,6 +119,7 @@ pub const PROFILES: [Profile; 4] = [
         blocks_per_multiprocessor: 24,
         shared_per_multiprocessor: 102_400,
         shared_per_block_optin: 101_376,
+        processing_clusters: &[22, 22, 22, 22, 22, 20, 20, 20],
         l2_bytes: 96 << 20,
         clock_khz: 2_407_000,
         memory_clock_khz: 14_001_000,
@@ -142,6 +150,11 @@ impl Profile {
         by_registers.min(by_shared).min(by_threads).min(self.blocks_per_multiprocessor)
     }
 
+    /// Clusters of some blocks that run at once, with `fit` blocks on a multiprocessor.
+    pub fn clusters(&self, blocks: u32, fit: u32) -> u32 {
+        self.processing_clusters.iter().map(|count| count * fit / blocks.max(1)).sum()
+    }
+
     /// Whether code for a target such as `sm_80` or `sm_90a` runs here, from its PTX.
     pub fn runs(&self, target: &str) -> bool {
         let digits: String = target.chars().filter(char::is_ascii_digit).collect();
@@ -166,6 +179,8 @@ impl Profile {
             12 | 82 => REGISTERS as i32,
             13 => self.clock_khz as i32,
             14 => 512,
+            // Clusters, and tensor maps.
+            120 | 127 => i32::from(self.capability.0 >= 9),
             15 | 31 | 40 | 41 | 83 | 84 | 89 | 90 | 95 | 99 | 100 | 115 => 1,
             16 => self.multiprocessors as i32,
             17 | 18 | 20 => 0,

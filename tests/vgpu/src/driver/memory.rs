@@ -3,7 +3,7 @@
 use std::alloc::Layout;
 
 use super::state::{DEFAULT_POOL, Work, state};
-use super::work::{perform, submit};
+use super::work::{note_free, perform, submit};
 use super::{check, exported, give};
 use crate::codes::*;
 
@@ -60,7 +60,9 @@ fn at_once(work: &Work) -> Result<(), u32> {
     state.calls().count(work);
     state.calls().waits += 1;
     drop(state);
-    check(perform(work))
+    let code = perform(work, 0);
+    super::state::state().wait_for(0);
+    check(code)
 }
 
 fn some(bytes: usize, work: impl FnOnce() -> Result<(), u32>) -> Result<(), u32> {
@@ -123,6 +125,7 @@ exported! {
         if captures(stream) {
             return state().not_while_capturing(CAPTURE_UNSUPPORTED).and(Err(CAPTURE_UNSUPPORTED));
         }
+        note_free(address, stream);
         free(address)
     }
     fn cuMemHostAlloc(to: *mut usize, bytes: usize, _flags: u32) {

@@ -5,10 +5,13 @@
 
 mod extension;
 pub use extension::{Calls, Change, Summary};
+mod launch;
 mod memory;
 mod modules;
+mod order;
 mod state;
 mod streams;
+mod tensor;
 mod work;
 
 use std::ffi::{c_char, c_int};
@@ -196,6 +199,7 @@ exported! {
         let mut state = state();
         state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        state.order.wait_for_all();
         state.settle(|_| true)
     }
     fn cuCtxSetFlags(_flags: u32) {

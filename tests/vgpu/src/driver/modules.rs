@@ -1,4 +1,4 @@
-//! Modules, functions, occupancy and launches.
+//! Modules, functions and occupancy.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use super::work::{ptx_of_image, submit};
 use super::{check, exported, give};
 use crate::codes::*;
 use crate::device::{ModuleError, registers_of};
-use crate::execute::Shape;
 use crate::profile::SHARED_DEFAULT;
 
 /// Loads an image, and says on standard error and in the result why not.
@@ -41,7 +40,7 @@ fn load_loudly(to: *mut usize, image: *const u8) -> Result<(), u32> {
     })
 }
 
-fn function(handle: usize) -> Result<Function, u32> {
+pub(super) fn function(handle: usize) -> Result<Function, u32> {
     state().functions.get(&handle).cloned().ok_or(INVALID_HANDLE)
 }
 
@@ -53,53 +52,16 @@ fn text<'a>(name: *const c_char) -> Result<&'a str, u32> {
     unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| INVALID_VALUE)
 }
 
-/// Everything that a launch is told.
-struct Launch {
-    function: usize,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    stream: usize,
-    arguments: *const *const u8,
-    cooperative: bool,
-}
-
-impl Launch {
-    fn go(self) -> Result<(), u32> {
-        let Function { program, shared_limit } = function(self.function)?;
-        let shape = Shape {
-            grid: self.grid,
-            block: self.block,
-            dynamic_shared: self.shared,
-            cooperative: self.cooperative,
-        };
-        state().device.check_limits(&program, &shape, shared_limit).map_err(|error| {
-            eprintln!("vgpu: {error}");
-            error.code
-        })?;
-        let mut arguments = vec![0u8; program.parameter_bytes];
-        for (index, &(size, offset)) in program.parameters.iter().enumerate() {
-            if self.arguments.is_null() {
-                return Err(INVALID_VALUE);
-            }
-            // SAFETY: the caller gives one pointer for every parameter, each to a value of its size.
-            unsafe {
-                let value = *self.arguments.add(index);
-                if value.is_null() {
-                    return Err(INVALID_VALUE);
-                }
-                std::ptr::copy_nonoverlapping(value, arguments[offset..].as_mut_ptr(), size);
-            }
-        }
-        check(submit(self.stream, Work::Launch { program, shape, arguments }))
-    }
-}
-
-fn occupancy(handle: usize, threads: c_int, shared: usize) -> Result<u32, u32> {
+pub(super) fn occupancy(handle: usize, threads: c_int, shared: usize) -> Result<u32, u32> {
     let Function { program, .. } = function(handle)?;
     let threads = u32::try_from(threads).map_err(|_| INVALID_VALUE)?;
     let shared = program.static_shared as u32 + u32::try_from(shared).map_err(|_| INVALID_VALUE)?;
     Ok(state().device.profile.occupancy(threads, registers_of(&program), shared))
+}
+
+/// The number of a target such as `sm_90a`.
+fn target_number(target: &str) -> u32 {
+    target.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
 }
 
 fn best_block(handle: usize, shared: usize, limit: c_int) -> Result<(c_int, c_int), u32> {
@@ -189,7 +151,7 @@ exported! {
             Some((&handle, _)) => handle,
             None => {
                 let handle = state.handle();
-                state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT });
+                state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT, non_portable: false });
                 handle
             }
         };
@@ -206,7 +168,7 @@ exported! {
         if bytes.is_null() { Ok(()) } else { give(bytes, size) }
     }
     fn cuFuncGetAttribute(to: *mut c_int, attribute: u32, handle: usize) {
-        let Function { program, shared_limit } = function(handle)?;
+        let Function { program, shared_limit, non_portable } = function(handle)?;
         let capability = state().device.profile.capability;
         let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
         give(to, match attribute {
@@ -216,9 +178,13 @@ exported! {
             2 => 0,
             3 => program.local as c_int,
             4 => registers_of(&program) as c_int,
-            5 | 6 => (capability.0 * 10 + capability.1) as c_int,
+            // The PTX that it was made of, and the machine code that a device makes of that.
+            5 => target_number(&program.target) as c_int,
+            6 => (capability.0 * 10 + capability.1) as c_int,
             7 => 0,
             8 => shared_limit as c_int - program.static_shared as c_int,
+            11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
+            14 => non_portable as c_int,
             9..=16 => 0,
             _ => return Err(INVALID_VALUE),
         })
@@ -233,6 +199,9 @@ exported! {
                 return Err(INVALID_VALUE);
             }
             function.shared_limit = wanted.max(SHARED_DEFAULT);
+        }
+        if attribute == 14 {
+            function.non_portable = value != 0;
         }
         Ok(())
     }
@@ -282,37 +251,6 @@ exported! {
         let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks > 0).ok_or(INVALID_VALUE)?;
         let share = (profile.shared_per_multiprocessor / blocks).min(profile.shared_per_block_optin);
         give(to, (share as usize).saturating_sub(program.static_shared))
-    }
-    fn cuLaunchKernel(
-        function: usize,
-        grid_x: u32,
-        grid_y: u32,
-        grid_z: u32,
-        block_x: u32,
-        block_y: u32,
-        block_z: u32,
-        shared: u32,
-        stream: usize,
-        arguments: *const *const u8,
-        _extra: *const *const u8,
-    ) {
-        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, shared, stream, arguments, cooperative: false }.go()
-    }
-    fn cuLaunchCooperativeKernel(
-        function: usize,
-        grid_x: u32,
-        grid_y: u32,
-        grid_z: u32,
-        block_x: u32,
-        block_y: u32,
-        block_z: u32,
-        shared: u32,
-        stream: usize,
-        arguments: *const *const u8,
-    ) {
-        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, shared, stream, arguments, cooperative: true }.go()
     }
     fn cuLaunchHostFunc(stream: usize, function: usize, data: usize) {
         if function == 0 {

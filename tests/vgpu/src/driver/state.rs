@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::extension::Calls;
+use super::order::{Clock, Order};
 use crate::check::Report;
 use crate::codes::*;
 use crate::device::{Device, Module};
@@ -28,12 +29,23 @@ pub enum Work {
     Call { function: usize, data: usize },
 }
 
+/// What a graph keeps, in the order it was captured: work of the streams that were captured, and what orders them.
+#[derive(Clone)]
+pub enum Node {
+    /// Work of a stream.
+    Work(usize, Work),
+    /// An event is recorded on a stream.
+    Record(usize, usize),
+    /// A stream waits for an event.
+    Wait(usize, usize),
+}
+
 /// A capture under way.
 pub struct Capture {
     pub origin: usize,
     pub thread: usize,
     pub relaxed: bool,
-    pub work: Vec<Work>,
+    pub work: Vec<Node>,
     pub broken: bool,
     /// Streams that joined, and whether they have work that the origin has not waited for.
     pub joined: HashMap<usize, bool>,
@@ -48,6 +60,8 @@ pub struct Event {
     pub behind: Option<(usize, u64)>,
     /// The capture it was recorded in, with the stream.
     pub captured: Option<(usize, usize)>,
+    /// What came before it.
+    pub clock: Clock,
 }
 
 /// What a copy out of pinned memory is still to read, for all that the program knows: nothing has waited for the copy yet.
@@ -75,6 +89,8 @@ impl Reading {
 pub struct Function {
     pub program: Arc<Program>,
     pub shared_limit: u32,
+    /// Whether clusters may be larger than every device runs them.
+    pub non_portable: bool,
 }
 
 /// The driver's state.
@@ -95,10 +111,12 @@ pub struct State {
     pub events: HashMap<usize, Event>,
     pub modules: HashMap<usize, Module>,
     pub functions: HashMap<usize, Function>,
-    pub graphs: HashMap<usize, Vec<Work>>,
-    pub executables: HashMap<usize, Vec<Work>>,
+    pub graphs: HashMap<usize, Vec<Node>>,
+    pub executables: HashMap<usize, Vec<Node>>,
     pub pools: HashMap<usize, HashMap<u32, u64>>,
     pub pinned: HashMap<usize, usize>,
+    /// What orders work on different streams.
+    pub order: Order,
     pub readings: Vec<Reading>,
     /// Copies out of pinned memory so far.
     pub copies: u64,
@@ -157,6 +175,7 @@ impl State {
             executables: HashMap::new(),
             pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
             pinned: HashMap::new(),
+            order: Order::default(),
             readings: Vec::new(),
             copies: 0,
             reports: Vec::new(),
@@ -219,6 +238,20 @@ impl State {
         Ok(())
     }
 
+    /// What comes before the next work on a stream.
+    pub fn before(&mut self, stream: usize) -> Clock {
+        let streams = &self.streams;
+        let blocking =
+            |stream: usize| stream == 2 || streams.get(&stream).is_some_and(|flags| flags & 1 == 0);
+        self.order.before(stream, blocking)
+    }
+
+    /// The host waits for a stream.
+    pub fn wait_for(&mut self, stream: usize) {
+        let clock = self.before(stream);
+        self.order.wait(&clock);
+    }
+
     /// Whether a stream handle is one: the null stream, the two special ones, or one that was created.
     pub fn has_stream(&self, stream: usize) -> bool {
         stream <= 2 || self.streams.contains_key(&stream)
@@ -258,7 +291,7 @@ impl State {
         if stream != capture.origin {
             capture.joined.insert(stream, true);
         }
-        capture.work.push(work);
+        capture.work.push(Node::Work(stream, work));
         Ok(None)
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::time::Instant;
 
-use super::state::{Capture, Event, state, this_thread};
+use super::order::Clock;
+use super::state::{Capture, Event, Node, state, this_thread};
 use super::work::replay;
 use super::{check, exported, give};
 use crate::codes::*;
@@ -32,6 +33,10 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
         check(state.sticky)?;
     }
     let copies = state.copies;
+    let clock = if capture.is_none() { state.before(stream) } else { Clock::new() };
+    if let Some(capture) = capture.and_then(|id| state.captures.get_mut(&id)) {
+        capture.work.push(Node::Record(stream, event));
+    }
     let event = state.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
     match capture {
         Some(id) => event.captured = Some((id, stream)),
@@ -39,6 +44,7 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
             event.captured = None;
             event.recorded = Some(Instant::now());
             event.behind = Some((stream, copies));
+            event.clock = clock;
         }
     }
     Ok(())
@@ -129,6 +135,7 @@ exported! {
         }
         state.calls().waits += 1;
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        state.wait_for(stream);
         state.settle(|reading| reading.stream == stream)
     }
     fn cuStreamQuery(stream: usize) {
@@ -137,22 +144,28 @@ exported! {
             return Err(INVALID_HANDLE);
         }
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        // The answer is that all is done, and the caller goes by it.
+        state.wait_for(stream);
         check(state.sticky)
     }
-    fn cuStreamWaitEvent(stream: usize, event: usize, _flags: u32) {
+    fn cuStreamWaitEvent(stream: usize, handle: usize, _flags: u32) {
         let mut state = state();
         if !state.has_stream(stream) {
             return Err(INVALID_HANDLE);
         }
-        let event = state.events.get(&event).cloned().ok_or(INVALID_HANDLE)?;
+        let event = state.events.get(&handle).cloned().ok_or(INVALID_HANDLE)?;
         let own = state.capturing.get(&stream).copied();
         match (own, event.captured) {
-            (None, None) => check(state.sticky),
+            (None, None) => {
+                state.order.learn(stream, &event.clock);
+                check(state.sticky)
+            }
             // A wait for work inside a capture brings the stream into it.
             (None, Some((id, _))) => {
                 state.capturing.insert(stream, id);
                 let capture = state.captures.get_mut(&id).ok_or(ILLEGAL_STATE)?;
                 capture.joined.insert(stream, true);
+                capture.work.push(Node::Wait(stream, handle));
                 Ok(())
             }
             (Some(id), Some((other, from))) if id == other => {
@@ -160,6 +173,7 @@ exported! {
                 if let Some(dirty) = capture.joined.get_mut(&from) {
                     *dirty = false;
                 }
+                capture.work.push(Node::Wait(stream, handle));
                 Ok(())
             }
             (Some(id), _) if event.recorded.is_some() || event.captured.is_some() => {
@@ -195,7 +209,7 @@ exported! {
     fn cuGraphGetNodes(graph: usize, _nodes: *mut usize, count: *mut usize) {
         let state = state();
         let work = state.graphs.get(&graph).ok_or(INVALID_VALUE)?;
-        give(count, work.len())
+        give(count, work.iter().filter(|node| matches!(node, Node::Work(..))).count())
     }
     fn cuGraphLaunch(executable: usize, stream: usize) {
         let mut state = state();
@@ -212,7 +226,7 @@ exported! {
         }
         state.calls().graphs += 1;
         drop(state);
-        check(replay(&work))
+        check(replay(&work, stream))
     }
     fn cuGraphUpload(executable: usize, _stream: usize) {
         if state().executables.contains_key(&executable) { Ok(()) } else { Err(INVALID_VALUE) }
@@ -236,17 +250,22 @@ exported! {
         record(event, stream)
     }
     fn cuEventQuery(event: usize) {
-        let state = state();
-        let event = state.events.get(&event).ok_or(INVALID_HANDLE)?;
-        if event.captured.is_some() { Err(CAPTURED_EVENT) } else { check(state.sticky) }
+        let mut state = state();
+        let Event { captured, clock, .. } = state.events.get(&event).cloned().ok_or(INVALID_HANDLE)?;
+        if captured.is_some() {
+            return Err(CAPTURED_EVENT);
+        }
+        state.order.wait(&clock);
+        check(state.sticky)
     }
     fn cuEventSynchronize(event: usize) {
         let mut state = state();
-        let Event { behind, captured, .. } = *state.events.get(&event).ok_or(INVALID_HANDLE)?;
+        let Event { behind, captured, clock, .. } = state.events.get(&event).cloned().ok_or(INVALID_HANDLE)?;
         if captured.is_some() {
             return Err(CAPTURED_EVENT);
         }
         state.not_while_capturing(CAPTURE_UNSUPPORTED)?;
+        state.order.wait(&clock);
         state.settle(|reading| behind.is_some_and(|(stream, copies)| reading.stream == stream && reading.order < copies))
     }
     fn cuEventElapsedTime(to: *mut f32, start: usize, end: usize) {

@@ -1,7 +1,12 @@
 //! Carrying out work: launches, copies and fills.
 
-use super::state::{State, Work, running, state, this_thread};
+use std::collections::HashMap;
+
+use super::order::Clock;
+use super::state::{Node, State, Work, running, state, this_thread};
+use crate::check::Report;
 use crate::codes::*;
+use crate::memory::Stretch;
 
 /// Keeps work for the graph that its stream captures, or carries it out.
 pub fn submit(stream: usize, work: Work) -> u32 {
@@ -20,19 +25,95 @@ pub fn submit(stream: usize, work: Work) -> u32 {
                 }
                 _ => Ok(()),
             };
+            let waits = matches!(work, Work::Download { to, .. } if !state.is_pinned(to));
             drop(state);
-            settled.err().unwrap_or_else(|| perform(&work))
+            let code = settled.err().unwrap_or_else(|| perform(&work, stream));
+            if waits {
+                super::state::state().wait_for(stream);
+            }
+            code
         }
     }
 }
 
-/// Carries out work.
-pub fn perform(work: &Work) -> u32 {
+impl Work {
+    /// What work of the driver's own touches, and what to call it.
+    fn stretches(&self) -> Vec<(Stretch, &'static str)> {
+        let stretch = |start: u64, bytes: usize, write: bool| Stretch { start, bytes, write };
+        match self {
+            Self::Launch { .. } | Self::Call { .. } => Vec::new(),
+            Self::Fill { address, pattern, count } => {
+                vec![(stretch(*address, pattern.len() * count, true), "a fill")]
+            }
+            Self::Upload { to, bytes, .. } => vec![(stretch(*to, *bytes, true), "a copy from the host")],
+            Self::Download { from, bytes, .. } => vec![(stretch(*from, *bytes, false), "a copy to the host")],
+            Self::Copy { to, from, bytes } => vec![
+                (stretch(*from, *bytes, false), "a copy within the device"),
+                (stretch(*to, *bytes, true), "a copy within the device"),
+            ],
+        }
+    }
+}
+
+/// Notes that memory is freed in the order of a stream.
+pub fn note_free(address: u64, stream: usize) {
+    let mut state = state();
+    let Some(bytes) = state.device.memory.find(address).map(|allocation| allocation.size) else { return };
+    let clock = state.before(stream);
+    let stretch = Stretch { start: address, bytes, write: true };
+    note(&mut state, stream, &clock, stretch, "a free");
+}
+
+/// Notes a touch of work of the driver's own; `false` when it meets other work.
+fn note(state: &mut State, stream: usize, clock: &Clock, stretch: Stretch, name: &str) -> bool {
+    let checks = state.device.settings.checks;
+    let allocation = state.device.memory.find(stretch.start).cloned();
+    let report = state.order.touch(stream, clock, stretch, name, allocation.as_deref());
+    match report.filter(|_| checks) {
+        Some(report) => {
+            publish(state, report);
+            false
+        }
+        None => true,
+    }
+}
+
+fn publish(state: &mut State, report: Report) {
+    eprintln!("vgpu: {report}");
+    state.reports.push((this_thread(), report));
+}
+
+/// Carries out work of a stream.
+pub fn perform(work: &Work, stream: usize) -> u32 {
     let _running = running();
+    let mut ordered = true;
+    if !matches!(work, Work::Launch { .. }) {
+        let mut state = state();
+        let clock = state.before(stream);
+        if matches!(work, Work::Call { .. }) {
+            state.order.pass(stream);
+        }
+        for (stretch, name) in work.stretches() {
+            ordered &= note(&mut state, stream, &clock, stretch, name);
+        }
+    }
+    let code = carry_out(work, stream);
+    if code == SUCCESS && !ordered { LAUNCH_FAILED } else { code }
+}
+
+fn carry_out(work: &Work, stream: usize) -> u32 {
     match work {
         Work::Launch { program, shape, arguments } => {
             // The state is free while the kernel runs, so that other threads may prepare their work.
-            let prepared = state().device.prepare(program, shape, arguments);
+            let prepared = {
+                let mut state = state();
+                let clock = state.before(stream);
+                let mut prepared = state.device.prepare(program, shape, arguments);
+                let concurrent = state.order.concurrent(&clock);
+                let unfinished = state.order.launch(stream, prepared.epoch(), &program.name, shape.dependent);
+                prepared.order(concurrent, unfinished);
+                prepared
+            };
             let outcome = prepared.run();
             let mut state = state();
             state.device.count(program, &outcome.counters);
@@ -45,8 +126,7 @@ pub fn perform(work: &Work) -> u32 {
             }
             state.failed_launches += u64::from(code != SUCCESS);
             for report in outcome.reports {
-                eprintln!("vgpu: {report}");
-                state.reports.push((this_thread(), report));
+                publish(&mut state, report);
             }
             code
         }
@@ -108,9 +188,48 @@ pub fn perform(work: &Work) -> u32 {
     }
 }
 
-/// Replays a graph.
-pub fn replay(works: &[Work]) -> u32 {
-    works.iter().map(perform).find(|&code| code != SUCCESS).unwrap_or(SUCCESS)
+/// Replays a graph on a stream. Each stream that was captured is one of its own again, behind what comes before the graph.
+pub fn replay(nodes: &[Node], stream: usize) -> u32 {
+    // Handles of streams are small multiples of 16: these are none of them.
+    let branch = |captured: usize| stream << 32 | captured | 1;
+    let start = state().before(stream);
+    let mut begun: Vec<usize> = Vec::new();
+    let mut events: HashMap<usize, Clock> = HashMap::new();
+    let mut code = SUCCESS;
+    for node in nodes {
+        let (Node::Work(captured, _) | Node::Record(captured, _) | Node::Wait(captured, _)) = node;
+        let lane = branch(*captured);
+        if !begun.contains(&lane) {
+            begun.push(lane);
+            let mut state = state();
+            state.order.set(lane, start.clone());
+            state.order.pass(lane);
+        }
+        match node {
+            Node::Work(_, work) => {
+                code = perform(work, lane);
+                if code != SUCCESS {
+                    break;
+                }
+            }
+            Node::Record(_, event) => {
+                let clock = state().before(lane);
+                events.insert(*event, clock);
+            }
+            Node::Wait(_, event) => {
+                if let Some(clock) = events.get(event) {
+                    state().order.learn(lane, clock);
+                }
+            }
+        }
+    }
+    let mut state = state();
+    for lane in begun {
+        let clock = state.before(lane);
+        state.order.learn(stream, &clock);
+    }
+    state.order.pass(stream);
+    code
 }
 
 /// The PTX of an image as `cuModuleLoadData` gets it: text, or a fatbin that holds text.

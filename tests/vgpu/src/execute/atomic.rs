@@ -97,6 +97,7 @@ impl Warp {
                     if room.launch.synchronizes && op.ordered {
                         room.knowledge.fence();
                     }
+                    self.before_wait(room, me, at, lane, allocation, address, op.size, true);
                     self.touch_global(room, me, at, lane, allocation, address, op.size, true, true);
                     self.check_declared(room, me, at, lane, allocation, address, op.size);
                 }

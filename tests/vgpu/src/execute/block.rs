@@ -1,17 +1,24 @@
-//! One block: its warps, its barriers, and who runs next.
+//! One block, or the blocks of a cluster: their warps, their barriers, and who runs next.
 
 use std::collections::HashMap;
 
+use super::cluster::{Cluster, inside};
+use super::dependent::Dependency;
+use super::gate::Gate;
 use super::order::Knowledge;
+use super::proxy::Proxies;
 use super::shared::{Clocks, Shared};
-use super::warp::{Path, Pause, Warp};
+use super::warp::{Hold, Path, Pause, Warp};
+use super::wgmma::Warpgroup;
 use super::{Launch, mix};
 use crate::check::{Check, Log, Report};
 use crate::counters::Counters;
-use crate::program::{FULL, LANES, Special};
+use crate::program::{FULL, LANES, Proxy, Special};
 
 /// Instructions of a warp before another gets its turn.
 const TURN: u64 = 20_000;
+/// Barriers of a block.
+pub(super) const BARRIERS: usize = 16;
 
 /// A barrier and who has come to it.
 #[derive(Clone, Debug, Default)]
@@ -28,38 +35,35 @@ pub(super) struct Rendezvous {
     pub votes: (u32, u32),
 }
 
-/// An `mbarrier` object.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Gate {
-    pub expected: u32,
-    pub left: i64,
-    pub bytes: i64,
-    pub phase: u64,
-    /// What those who arrived in this phase know, and in the one before.
-    pub pool: Vec<u16>,
-    pub opened: Vec<u16>,
-    /// Copies that land when somebody asks.
-    pub landing: Vec<Landing>,
-}
-
-/// A bulk copy under way into shared memory.
-#[derive(Clone, Debug)]
-pub(super) struct Landing {
-    pub to: usize,
-    pub data: Vec<u8>,
-    pub warp: usize,
-    pub lane: usize,
-}
-
-/// Everything of a block but its warps, which run on it one at a time.
+/// Everything of the blocks of a cluster but their warps, which run on it one at a time.
 pub(super) struct Room<'a> {
     pub launch: &'a Launch<'a>,
+    /// The block whose warp runs.
     pub index: [u32; 3],
     pub linear: u32,
+    pub cluster: Cluster,
     pub shared: Shared,
     pub clocks: Clocks,
+    /// By block of the cluster and number.
     pub barriers: Vec<Rendezvous>,
-    pub gates: HashMap<u64, Gate>,
+    /// By place in the shared memory of all blocks.
+    pub gates: HashMap<usize, Gate>,
+    /// Gates whose phase ended while a warp ran.
+    pub turned: Vec<usize>,
+    /// Warpgroups of which a warp committed products while it ran.
+    pub committed: Vec<usize>,
+    /// Whether a warp gave up registers while it ran.
+    pub registers_freed: bool,
+    /// Moves at everything that may let others go on.
+    pub progress: u64,
+    /// The progress when all waited last.
+    stalled_at: Option<u64>,
+    /// What stores and asynchronous accesses know of each other; none where the kernel has none of the latter.
+    pub proxies: Option<Proxies>,
+    pub warpgroups: HashMap<usize, Warpgroup>,
+    pub dependency: Option<Dependency>,
+    /// Whether accesses to global memory may meet other launches.
+    pub watched: bool,
     pub knowledge: Knowledge,
     pub log: Log,
     pub counters: Counters,
@@ -68,7 +72,7 @@ pub(super) struct Room<'a> {
     pub live_lanes: Vec<u32>,
 }
 
-/// A block.
+/// The blocks of a cluster, which is one block where there are no clusters.
 pub(super) struct Block<'a> {
     room: Room<'a>,
     warps: Vec<Warp>,
@@ -76,19 +80,34 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Room for blocks of a launch; used for one after the other.
+    /// Room for blocks of a launch; used for one cluster after the other.
     pub fn new(launch: &'a Launch<'a>) -> Self {
         let warps = launch.shape.threads().div_ceil(LANES as u32) as usize;
         let bytes = launch.program.static_shared + launch.shape.dynamic_shared as usize;
         let checks = launch.settings.checks;
+        let cluster = Cluster::new(launch.shape.cluster_blocks().max(1) as usize, warps, bytes);
+        let (warps, bytes) = (cluster.all_warps(), cluster.stride * cluster.size);
+        let proxies = (checks && launch.program.uses.async_proxy).then(|| Proxies::new(bytes, warps));
+        // Products of a warpgroup read as warps of their own.
+        let readers = if launch.program.uses.fragments.is_empty() { 0 } else { warps };
         let room = Room {
             launch,
             index: [0; 3],
             linear: 0,
-            shared: Shared::new(bytes, warps, checks),
-            clocks: Clocks::new(warps),
-            barriers: vec![Rendezvous::default(); 16],
+            shared: Shared::new(bytes, warps + readers, checks),
+            clocks: Clocks::new(warps + readers),
+            barriers: vec![Rendezvous::default(); BARRIERS * cluster.size],
+            cluster,
             gates: HashMap::new(),
+            turned: Vec::new(),
+            committed: Vec::new(),
+            registers_freed: false,
+            progress: 0,
+            stalled_at: None,
+            proxies,
+            warpgroups: HashMap::new(),
+            dependency: if checks { Dependency::of(launch.memory) } else { None },
+            watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
             knowledge: Knowledge::default(),
             log: Log::default(),
             counters: Counters::default(),
@@ -101,15 +120,17 @@ impl<'a> Block<'a> {
         block
     }
 
-    /// Constants and those special registers that are the same in every block.
+    /// Constants and those special registers that are the same in every cluster.
     fn fix_constants(&mut self) {
         let launch = self.room.launch;
         let [width, height, _] = launch.shape.block;
-        let count = self.warps.len() as u32;
+        let cluster = &self.room.cluster;
         for (index, warp) in self.warps.iter_mut().enumerate() {
+            let (rank, own) = (cluster.block_of(index), index % cluster.warps);
+            let place = inside(rank, launch.shape.cluster);
             warp.set_constants(launch.program);
             for (slot, special) in &launch.program.specials {
-                let first = index as u32 * LANES as u32;
+                let first = own as u32 * LANES as u32;
                 warp.registers.words[*slot as usize].0 = std::array::from_fn(|lane| {
                     let thread = first + lane as u32;
                     let lane = lane as u32;
@@ -119,10 +140,15 @@ impl<'a> Block<'a> {
                         Special::Thread(_) => thread / width / height,
                         Special::Threads(axis) => launch.shape.block[*axis],
                         Special::Blocks(axis) => launch.shape.grid[*axis],
-                        Special::Block(_) => 0,
+                        Special::Block(_) | Special::Cluster(_) => 0,
+                        Special::Clusters(axis) => launch.shape.grid[*axis] / launch.shape.cluster[*axis],
+                        Special::BlockInCluster(axis) => place[*axis],
+                        Special::BlocksOfCluster(axis) => launch.shape.cluster[*axis],
+                        Special::ClusterRank => rank as u32,
+                        Special::ClusterSize => cluster.size as u32,
                         Special::LaneId => lane,
-                        Special::WarpId => index as u32,
-                        Special::Warps => count,
+                        Special::WarpId => own as u32,
+                        Special::Warps => cluster.warps as u32,
                         Special::Multiprocessor => 0,
                         Special::Multiprocessors => launch.settings.multiprocessors,
                         Special::LaneMask(0) => 1 << lane,
@@ -141,32 +167,45 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Starts the block with a linear index.
+    /// Starts the cluster with a linear index.
     pub fn begin(&mut self, linear: u64) {
         let room = &mut self.room;
-        let [x, y, _] = room.launch.shape.grid.map(u64::from);
-        room.index = [(linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32];
-        room.linear = linear as u32;
+        let shape = room.launch.shape;
+        room.knowledge = Knowledge::default();
+        room.cluster.begin(linear, shape.grid, shape.cluster);
         room.shared.reset();
         room.clocks.reset();
         room.barriers.iter_mut().for_each(|barrier| *barrier = Rendezvous::default());
         room.gates.clear();
-        room.knowledge = Knowledge::default();
-        let threads = room.launch.shape.threads();
+        room.turned.clear();
+        room.committed.clear();
+        room.registers_freed = false;
+        room.stalled_at = None;
+        if let Some(proxies) = &mut room.proxies {
+            proxies.reset();
+        }
+        room.warpgroups.clear();
+        if let Some(dependency) = &mut room.dependency {
+            dependency.reset();
+        }
+        let threads = shape.threads();
         for (index, warp) in self.warps.iter_mut().enumerate() {
-            let left = threads - index as u32 * LANES as u32;
+            room.enter(index);
+            let left = threads - (index % room.cluster.warps) as u32 * LANES as u32;
             let lanes = if left >= LANES as u32 { FULL } else { (1 << left) - 1 };
-            warp.begin(room.launch.program, lanes);
+            warp.begin(room.launch.registers, lanes);
             room.live_lanes[index] = lanes;
             for (slot, special) in &room.launch.program.specials {
                 let value = match special {
                     Special::Block(axis) => room.index[*axis],
+                    Special::Cluster(axis) => room.index[*axis] / shape.cluster[*axis],
                     Special::Multiprocessor => room.linear % room.launch.settings.multiprocessors.max(1),
                     _ => continue,
                 };
                 warp.registers.words[*slot as usize].0 = [value; LANES];
             }
         }
+        room.enter(0);
         self.order = (0..self.warps.len()).collect();
         let seed = room.launch.settings.seed;
         if seed != 0 {
@@ -174,7 +213,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Gives every warp a turn; `true` when the block is done.
+    /// Gives every warp a turn; `true` when the cluster is done.
     pub fn advance(&mut self) -> bool {
         let mut moved = false;
         let mut alive = false;
@@ -184,6 +223,7 @@ impl<'a> Block<'a> {
                 continue;
             }
             moved = true;
+            self.room.enter(index);
             let pause = self.warps[index].run(&mut self.room, index, TURN);
             if pause == Pause::Fault {
                 self.room.launch.stop();
@@ -195,30 +235,92 @@ impl<'a> Block<'a> {
             alive |= *lanes != 0;
         }
         if alive && !moved {
-            let room = &mut self.room;
-            let mut warps = self.warps.iter().enumerate();
-            if !warps.any(|(index, warp)| room.live_lanes[index] != 0 && warp.report_waiting(room, index)) {
-                self.give_up(Check::Deadlock, "threads wait at a barrier that the others will never reach");
-            }
-            self.room.launch.stop();
-            return true;
+            return self.stall();
+        }
+        if !alive && self.room.launch.settings.checks {
+            self.room.judge_warpgroups();
         }
         !alive
     }
 
-    /// Opens the barriers that everybody has come to.
+    /// When all wait: lets those go on that a device would not suspend for ever, or reports that nobody will; `true` when
+    /// the cluster is done.
+    fn stall(&mut self) -> bool {
+        let room = &mut self.room;
+        let again = room.stalled_at == Some(room.progress);
+        room.stalled_at = Some(room.progress);
+        if !again {
+            let mut any = false;
+            for warp in &mut self.warps {
+                any |= warp.expire();
+            }
+            if any {
+                return false;
+            }
+        }
+        let room = &mut self.room;
+        let mut warps = self.warps.iter().enumerate();
+        let waits_for_lanes = warps.any(|(index, warp)| {
+            room.enter(index);
+            room.live_lanes[index] != 0 && warp.report_waiting(room, index)
+        });
+        if !waits_for_lanes {
+            self.explain();
+        }
+        self.room.launch.stop();
+        true
+    }
+
+    /// Reports why all wait, where that is known.
+    fn explain(&mut self) {
+        for (index, warp) in self.warps.iter().enumerate() {
+            for path in &warp.paths {
+                let found = match path.hold {
+                    Some(Hold::Gate(place)) => self
+                        .room
+                        .gates
+                        .get(&place)
+                        .and_then(Gate::miscount)
+                        .map(|why| (Check::Transactions, why)),
+                    Some(Hold::Registers) => Some((
+                        Check::Deadlock,
+                        "setmaxnreg.inc waits for registers that no warp of the block gives up".to_string(),
+                    )),
+                    Some(Hold::Warpgroup(first)) => {
+                        Some((Check::MemberMask, self.room.missing_of_warpgroup(first)))
+                    }
+                    Some(Hold::Cluster) => Some((
+                        Check::Cluster,
+                        "waits at the barrier of the cluster, to which others never come".to_string(),
+                    )),
+                    _ => None,
+                };
+                if let Some((check, why)) = found {
+                    self.room.enter(index);
+                    let lane = path.lanes.trailing_zeros() as usize;
+                    self.room.report(check, path.at, index, lane, || why);
+                    return;
+                }
+            }
+        }
+        self.give_up(Check::Deadlock, "threads wait at a barrier that the others will never reach");
+    }
+
+    /// Opens the barriers that everybody has come to, and wakes who waits for what has come.
     fn settle(&mut self) {
+        let warps = self.room.cluster.warps;
         for number in 0..self.room.barriers.len() {
             let room = &mut self.room;
             let barrier = &room.barriers[number];
             if barrier.arrived.is_empty() {
                 continue;
             }
+            let first = number / BARRIERS * warps;
             let mut came = 0;
             let mut whole = true;
             let mut missing = false;
-            for (warp, &lanes) in barrier.arrived.iter().enumerate() {
-                let live = room.live_lanes[warp];
+            for warp in first..first + warps {
+                let (lanes, live) = (barrier.arrived[warp], room.live_lanes[warp]);
                 if lanes != 0 {
                     // A barrier counts warps by 32 threads.
                     came += LANES as u32;
@@ -232,12 +334,32 @@ impl<'a> Block<'a> {
                 continue;
             }
             let done = std::mem::take(&mut room.barriers[number]);
+            room.progress += 1;
             for (warp, waits) in done.waiting.iter().enumerate() {
                 if *waits {
                     room.clocks.take(warp, &done.pool);
                     self.warps[warp].release(number, done.votes);
                 }
             }
+        }
+        for place in std::mem::take(&mut self.room.turned) {
+            self.wake(Hold::Gate(place));
+        }
+        for first in std::mem::take(&mut self.room.committed) {
+            self.wake(Hold::Warpgroup(first));
+        }
+        if std::mem::take(&mut self.room.registers_freed) {
+            self.wake(Hold::Registers);
+        }
+        if self.room.gather() {
+            self.room.progress += 1;
+            self.wake(Hold::Cluster);
+        }
+    }
+
+    fn wake(&mut self, hold: Hold) {
+        for warp in &mut self.warps {
+            warp.wake(hold);
         }
     }
 
@@ -251,6 +373,7 @@ impl<'a> Block<'a> {
             let waiting = self.room.live_lanes.iter().filter(|&&lanes| lanes != 0).count();
             let detail = format!("{why}; {waiting} of {} warps have not ended", self.warps.len());
             let at = at.min(self.room.launch.program.code.len() - 1);
+            self.room.enter(index);
             self.room.report(check, at, index, lanes.trailing_zeros() as usize, || detail);
             return;
         }
@@ -263,6 +386,19 @@ impl<'a> Block<'a> {
 }
 
 impl Room<'_> {
+    /// A fence of memory proxies by a warp.
+    pub fn fence_proxy(&mut self, warp: usize, proxy: Proxy) {
+        if proxy == Proxy::Other {
+            return;
+        }
+        self.fence_gates(warp);
+        if proxy == Proxy::Async
+            && let Some(proxies) = &mut self.proxies
+        {
+            proxies.fence(warp, &mut self.clocks);
+        }
+    }
+
     /// Reports a failed check at an instruction.
     pub fn report(
         &mut self,
@@ -277,23 +413,42 @@ impl Room<'_> {
         if of_other_blocks && self.launch.settings.sample_blocks.is_some() {
             return;
         }
+        if self.log.knows(check, at) {
+            return;
+        }
+        let report = self.describe(check, at, warp, lane, detail);
+        self.log.add(check, at, || report);
+    }
+
+    /// A report of a failed check at an instruction.
+    pub fn describe(
+        &self,
+        check: Check,
+        at: usize,
+        warp: usize,
+        lane: usize,
+        detail: impl FnOnce() -> String,
+    ) -> Report {
         let program = self.launch.program;
-        let index = self.index;
-        self.log.add(check, at, || {
-            let note = &program.notes[at];
-            Report {
-                check,
-                kernel: program.name.clone(),
-                file: program.file(note.location.file).to_string(),
-                line: note.location.line,
-                opcode: note.opcode.to_string(),
-                ptx_line: note.line,
-                block: index,
-                warp: warp as u32,
-                lane: (lane & 31) as u32,
-                detail: detail(),
-                count: 1,
-            }
-        });
+        let note = &program.notes[at];
+        Report {
+            check,
+            kernel: program.name.clone(),
+            file: program.file(note.location.file).to_string(),
+            line: note.location.line,
+            opcode: note.opcode.to_string(),
+            ptx_line: note.line,
+            block: self.cluster.members[self.cluster.block_of(warp)].index,
+            warp: (warp % self.cluster.warps.max(1)) as u32,
+            lane: (lane & 31) as u32,
+            detail: detail(),
+            count: 1,
+        }
+    }
+}
+
+impl Warp {
+    pub(super) fn proxy_fence(&mut self, room: &mut Room<'_>, me: usize, proxy: Proxy) {
+        room.fence_proxy(me, proxy);
     }
 }

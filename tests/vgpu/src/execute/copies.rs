@@ -1,11 +1,10 @@
-//! Asynchronous copies into and out of shared memory: `cp.async`, and bulk copies that an mbarrier counts.
+//! `cp.async`: asynchronous copies of a lane's 4, 8 or 16 bytes into shared memory.
 
 use super::access::lanes_of;
-use super::block::{Landing, Room};
-use super::shared::Touch;
+use super::block::Room;
 use super::warp::{Next, Warp, space_of};
 use crate::check::Check;
-use crate::program::{AsyncCopy, BulkCopy, LANES, SHARED_WINDOW};
+use crate::program::{AsyncCopy, LANES, SHARED_WINDOW};
 use crate::ptx::Space;
 
 /// A `cp.async` of some lanes that has not landed.
@@ -22,7 +21,7 @@ pub(super) struct PendingCopy {
 }
 
 /// An address without the window of shared memory.
-fn strip(address: u64) -> u64 {
+pub(super) fn strip(address: u64) -> u64 {
     if space_of(address) == Space::Shared { address - SHARED_WINDOW } else { address }
 }
 
@@ -76,9 +75,10 @@ impl Warp {
             whole &= !ignored;
             partly &= !ignored;
         }
-        if !self.shared_places(room, me, at, &to, mask, N) {
+        let mut moved = [0; LANES];
+        let Some(places) = self.shared_places(room, me, at, &to, mask, N, &mut moved) else {
             return Next::Fault;
-        }
+        };
         let mut read = [[0u8; N]; LANES];
         for lane in lanes_of(partly) {
             let (address, count) = (from[lane], wanted[lane]);
@@ -91,6 +91,7 @@ impl Warp {
             allocation.read(address, &mut read[lane][..count]);
             if CHECKS {
                 self.check_written(room, me, at, lane, allocation, address, count);
+                self.before_wait(room, me, at, lane, allocation, address, count, false);
                 self.touch_global(room, me, at, lane, allocation, address, count, false, false);
                 room.counters.loads.bytes += count as u64;
             }
@@ -103,14 +104,14 @@ impl Warp {
         let mut copy = PendingCopy {
             lanes: mask,
             size: N,
-            to: to.map(|place| place as u32),
+            to: places.map(|place| place as u32),
             data: [[0; 16]; LANES],
             group: self.groups,
             uniform: true,
         };
         let first = mask.trailing_zeros() as usize & 31;
         for lane in lanes_of(mask) {
-            let place = to[lane] as usize;
+            let place = places[lane] as usize;
             if CHECKS {
                 self.touch_shared(room, me, at, lane, place, N, true, false);
                 room.shared.set_pending(place, N, true);
@@ -186,102 +187,5 @@ impl Warp {
             copy.lanes != 0
         });
         self.copies = copies;
-    }
-
-    pub(super) fn bulk_copy(
-        &mut self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        op: &BulkCopy,
-        mask: u32,
-    ) -> Next {
-        let (to, from) = (self.addresses(&op.to), self.addresses(&op.from));
-        for lane in lanes_of(mask) {
-            let size = self.registers.words[op.size as usize].0[lane] as usize;
-            let (shared, global) = if op.to_shared { (to[lane], from[lane]) } else { (from[lane], to[lane]) };
-            let shared = strip(shared) as usize;
-            if !size.is_multiple_of(16) || !shared.is_multiple_of(16) || global % 16 != 0 {
-                room.report(Check::Misaligned, at, me, lane, || {
-                    format!("a bulk copy of {size} bytes between shared {shared} and 0x{global:x}; all must be multiples of 16")
-                });
-                return Next::Fault;
-            }
-            if size == 0 || shared.checked_add(size).is_none_or(|end| end > room.shared.data.len()) {
-                room.report(Check::OutOfBounds, at, me, lane, || {
-                    format!(
-                        "a bulk copy of {size} bytes at shared offset {shared} of {}",
-                        room_size(size, shared)
-                    )
-                });
-                return Next::Fault;
-            }
-            let Some(allocation) = self.locate(room, me, at, lane, global, size) else { return Next::Fault };
-            let mut data = vec![0u8; size];
-            if op.to_shared {
-                allocation.read(global, &mut data);
-                if room.launch.settings.checks && !allocation.is_written(global, size) {
-                    room.report(Check::UninitializedGlobal, at, me, lane, || {
-                        format!("{size} bytes at 0x{global:x}")
-                    });
-                }
-                self.touch_shared(room, me, at, lane, shared, size, true, false);
-                self.touch_global(room, me, at, lane, allocation, global, size, false, false);
-                room.shared.set_pending(shared, size, true);
-                room.shared.data[shared..shared + size].fill(0xff);
-                let Some(barrier) = &op.barrier else { continue };
-                let gate = strip(self.addresses(barrier)[lane]);
-                match room.gates.get_mut(&gate) {
-                    Some(gate) => gate.landing.push(Landing { to: shared, data, warp: me, lane }),
-                    None => {
-                        room.report(Check::UninitializedShared, at, me, lane, || {
-                            format!("the mbarrier at shared offset {gate} was not initialised")
-                        });
-                        return Next::Fault;
-                    }
-                }
-                room.counters.loads.requests += 1;
-                room.counters.loads.bytes += size as u64;
-                room.counters.loads.sectors += (size as u64).div_ceil(32);
-            } else {
-                self.touch_shared(room, me, at, lane, shared, size, false, false);
-                data.copy_from_slice(&room.shared.data[shared..shared + size]);
-                self.touch_global(room, me, at, lane, allocation, global, size, true, false);
-                allocation.write(global, &data);
-                allocation.mark_written(global, size);
-                room.counters.stores.requests += 1;
-                room.counters.stores.bytes += size as u64;
-                room.counters.stores.sectors += (size as u64).div_ceil(32);
-            }
-        }
-        Next::Continue
-    }
-
-    /// Lets the bulk copies land that an mbarrier counts.
-    pub(super) fn land_bulk(&mut self, room: &mut Room<'_>, place: u64) {
-        let Some(gate) = room.gates.get_mut(&place) else { return };
-        let landing = std::mem::take(&mut gate.landing);
-        for copy in landing {
-            let Some(gate) = room.gates.get_mut(&place) else { return };
-            gate.bytes -= copy.data.len() as i64;
-            let mut pool = std::mem::take(&mut gate.pool);
-            room.shared.set_pending(copy.to, copy.data.len(), false);
-            let touch = Touch { write: true, atomic: false, warp: copy.warp };
-            // The copy was checked when it was issued; here it only becomes the last writer.
-            room.shared.touch(copy.to, copy.data.len(), copy.lane, touch, &room.clocks);
-            room.shared.data[copy.to..copy.to + copy.data.len()].copy_from_slice(&copy.data);
-            room.clocks.give(copy.warp, &mut pool);
-            if let Some(gate) = room.gates.get_mut(&place) {
-                gate.pool = pool;
-            }
-        }
-    }
-}
-
-fn room_size(size: usize, shared: usize) -> String {
-    if size == 0 {
-        "a copy of nothing".to_string()
-    } else {
-        format!("memory that ends before {}", shared + size)
     }
 }

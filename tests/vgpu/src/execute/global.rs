@@ -299,6 +299,11 @@ impl Warp {
                 self.check_read(room, me, at, lane, allocation, addresses[lane], N, strong);
             }
         } else if CHECKS {
+            if room.watched {
+                for lane in lanes_of(mask) {
+                    self.before_wait(room, me, at, lane, allocation, addresses[lane], N, false);
+                }
+            }
             let pieces = Pieces::new(allocation, addresses, mask, N);
             let who = room.knowledge.toucher(room);
             for (chunk, bits, lane) in pieces.iter() {
@@ -325,6 +330,7 @@ impl Warp {
         strong: bool,
     ) {
         self.check_written(room, me, at, lane, allocation, address, bytes);
+        self.before_wait(room, me, at, lane, allocation, address, bytes, false);
         if strong && room.launch.synchronizes {
             room.knowledge.meet(&room.launch.releases, address, room.linear, false, || ());
         }
@@ -361,6 +367,7 @@ impl Warp {
                         allocation.write(address, &data[lane]);
                     }
                     self.check_declared(room, me, at, lane, allocation, address, N);
+                    self.before_wait(room, me, at, lane, allocation, address, N, true);
                 }
                 let who = room.knowledge.toucher(room);
                 for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
@@ -402,6 +409,7 @@ impl Warp {
         bytes: &[u8],
     ) {
         if CHECKS {
+            self.before_wait(room, me, at, lane, allocation, address, N, true);
             if access.ordered && room.launch.synchronizes {
                 room.knowledge.fence();
             }

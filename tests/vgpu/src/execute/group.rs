@@ -1,11 +1,9 @@
 //! Instructions in which the lanes of a warp meet, and the barriers in which warps do.
 
-use super::block::{Gate, Room};
+use super::block::Room;
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::program::{
-    Address, Barrier, FULL, LANES, Match, Mbarrier, Reduce, ReduceKind, Shuffle, ShuffleKind, Vote, VoteKind,
-};
+use crate::program::{Barrier, FULL, LANES, Match, Reduce, ReduceKind, Shuffle, ShuffleKind, Vote, VoteKind};
 
 impl Warp {
     /// Checks that all 32 lanes came, as tensor cores ask.
@@ -129,7 +127,7 @@ impl Warp {
     ) -> Next {
         let lane = mask.trailing_zeros() as usize;
         let number = self.registers.words[op.number as usize].0[lane & 31] as usize;
-        if number >= room.barriers.len() {
+        if number >= super::block::BARRIERS {
             room.report(Check::Trap, at, me, lane, || {
                 format!("barrier {number} does not exist; there are 16")
             });
@@ -143,7 +141,8 @@ impl Warp {
             });
             return Next::Fault;
         }
-        let barrier = &mut room.barriers[number];
+        let index = room.cluster.current * super::block::BARRIERS + number;
+        let barrier = &mut room.barriers[index];
         barrier.arrived.resize(warps, 0);
         barrier.waiting.resize(warps, false);
         if barrier.arrived[me] & mask != 0 {
@@ -165,101 +164,7 @@ impl Warp {
             barrier.votes.0 += mask.count_ones();
             barrier.votes.1 += held.count_ones();
         }
-        if op.waits { Next::Wait(number) } else { Next::Continue }
-    }
-
-    pub(super) fn mbarrier(
-        &mut self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        op: &Mbarrier,
-        address: &Address,
-        mask: u32,
-    ) -> Next {
-        let places = self.addresses(address).map(|place| {
-            if super::warp::space_of(place) == crate::ptx::Space::Shared {
-                place - crate::program::SHARED_WINDOW
-            } else {
-                place
-            }
-        });
-        for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
-            let place = places[lane];
-            if place % 8 != 0 || place + 8 > room.shared.data.len() as u64 {
-                room.report(Check::OutOfBounds, at, me, lane, || {
-                    format!("an mbarrier at shared address {place}, which is outside or no multiple of 8")
-                });
-                return Next::Fault;
-            }
-            let word = |warp: &Self, slot: u32| warp.registers.words[slot as usize].0[lane];
-            if let Mbarrier::Init { count } = op {
-                let count = word(self, *count);
-                let gate = Gate { expected: count, left: i64::from(count), ..Gate::default() };
-                room.gates.insert(place, gate);
-                continue;
-            }
-            let Some(gate) = room.gates.get_mut(&place) else {
-                room.report(Check::UninitializedShared, at, me, lane, || {
-                    format!("the mbarrier at shared address {place} was not initialised")
-                });
-                return Next::Fault;
-            };
-            match op {
-                Mbarrier::Init { .. } => {}
-                Mbarrier::Invalidate => {
-                    room.gates.remove(&place);
-                }
-                Mbarrier::Expect { bytes } => gate.bytes += i64::from(word(self, *bytes)),
-                Mbarrier::Arrive { state, count, bytes, drop } => {
-                    if let Some(to) = state {
-                        self.registers.longs[*to as usize].0[lane] = gate.phase;
-                    }
-                    gate.bytes += bytes.map_or(0, |slot| i64::from(word(self, slot)));
-                    gate.left -= count.map_or(1, |slot| i64::from(word(self, slot)));
-                    gate.expected -= u32::from(*drop);
-                    room.clocks.give(me, &mut gate.pool);
-                    gate.turn();
-                }
-                Mbarrier::CopiesDone { counted } => {
-                    if !counted {
-                        gate.left += 1;
-                    }
-                    self.land_copies(room, me, at, 1 << lane, |_, _| true);
-                    if let Some(gate) = room.gates.get_mut(&place) {
-                        gate.left -= 1;
-                        room.clocks.give(me, &mut gate.pool);
-                        gate.turn();
-                    }
-                }
-                Mbarrier::Wait { done, token, parity } => {
-                    self.land_bulk(room, place);
-                    let Some(gate) = room.gates.get_mut(&place) else { continue };
-                    gate.turn();
-                    let passed = if *parity {
-                        u64::from(word(self, *token) & 1) != gate.phase & 1
-                    } else {
-                        self.registers.longs[*token as usize].0[lane] != gate.phase
-                    };
-                    if passed {
-                        room.clocks.take(me, &gate.opened);
-                    }
-                    let register = &mut self.registers.predicates[*done as usize];
-                    *register = (*register & !(1 << lane)) | u32::from(passed) << lane;
-                }
-            }
-        }
-        Next::Continue
-    }
-}
-
-impl Gate {
-    /// Goes on to the next phase when everything that was expected has come.
-    pub(super) fn turn(&mut self) {
-        if self.left <= 0 && self.bytes == 0 && self.expected > 0 {
-            self.phase += 1;
-            self.left = i64::from(self.expected);
-            self.opened = std::mem::take(&mut self.pool);
-        }
+        room.progress += 1;
+        if op.waits { Next::Wait(index) } else { Next::Continue }
     }
 }

@@ -136,8 +136,11 @@ fn lanes_where(mask: u32, holds: impl Fn(usize) -> bool) -> u32 {
 }
 
 fn report_missing(room: &mut Room<'_>, me: usize, path: &Path, missing: u32, why: &str) {
-    let is_barrier = matches!(room.launch.program.code[path.at].op, Op::Barrier(_));
-    let check = if is_barrier { Check::BarrierInDivergentCode } else { Check::MemberMask };
+    let check = match room.launch.program.code[path.at].op {
+        Op::Barrier(_) => Check::BarrierInDivergentCode,
+        Op::ClusterBarrier(_) => Check::Cluster,
+        _ => Check::MemberMask,
+    };
     let (lanes, awaits) = (path.lanes, path.awaits);
     room.report(check, path.at, me, lanes.trailing_zeros() as usize, || {
         format!("lanes {lanes:08x} came to what lanes {awaits:08x} must reach together; {missing:08x} {why}")

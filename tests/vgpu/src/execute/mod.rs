@@ -4,17 +4,26 @@ mod access;
 mod atomic;
 mod banks;
 mod block;
+mod bulk;
+mod cluster;
 mod copies;
+mod dependent;
+mod descriptor;
+mod flight;
+mod gate;
 mod global;
 mod group;
 mod meeting;
 mod order;
+mod pool;
 mod product;
+mod proxy;
 mod registers;
 mod shared;
 mod shared_access;
 mod tensor;
 mod warp;
+mod wgmma;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -27,6 +36,7 @@ use crate::program::Program;
 use block::Block;
 use order::Releases;
 
+pub use cluster::MOST_BLOCKS;
 pub use product::multiply_add_tile;
 
 /// How a kernel is launched.
@@ -40,12 +50,34 @@ pub struct Shape {
     pub dynamic_shared: u32,
     /// Whether all blocks must make progress together.
     pub cooperative: bool,
+    /// Blocks of a cluster in each direction, which divide the grid; ones for none.
+    pub cluster: [u32; 3],
+    /// Whether it may begin before the grids before it have ended (programmatic stream serialization).
+    pub dependent: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            grid: [1; 3],
+            block: [1; 3],
+            dynamic_shared: 0,
+            cooperative: false,
+            cluster: [1; 3],
+            dependent: false,
+        }
+    }
 }
 
 impl Shape {
     /// All blocks.
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|&n| u64::from(n)).product()
+    }
+
+    /// Blocks of a cluster.
+    pub fn cluster_blocks(&self) -> u32 {
+        self.cluster.iter().product()
     }
 
     /// Threads of a block.
@@ -94,6 +126,8 @@ pub(crate) struct Launch<'a> {
     pub releases: Releases,
     /// Whether the kernel has fences or ordered accesses at all.
     pub synchronizes: bool,
+    /// Registers of a thread when a block begins.
+    pub registers: u32,
     stop: AtomicBool,
     deadline: Instant,
 }
@@ -121,7 +155,10 @@ pub fn run(
     settings: &Settings,
 ) -> Outcome {
     let blocks = shape.blocks();
-    let sample = settings.sample_blocks.map_or(blocks, |most| most.clamp(1, blocks));
+    // Clusters run as blocks do.
+    let size = u64::from(shape.cluster_blocks().max(1));
+    let clusters = blocks / size;
+    let sample = settings.sample_blocks.map_or(clusters, |most| (most / size).clamp(1, clusters));
     let launch = Launch {
         program,
         shape,
@@ -130,10 +167,11 @@ pub fn run(
         memory,
         releases: Releases::default(),
         synchronizes: order::synchronizes(program),
+        registers: pool::at_entry(program, shape),
         stop: AtomicBool::new(false),
         deadline: Instant::now() + settings.timeout,
     };
-    let order = Order::new(blocks, sample, settings.seed);
+    let order = Order::new(clusters, sample, settings.seed);
     let next = AtomicU64::new(0);
     let merged: Mutex<(Log, Counters)> = Mutex::default();
     // Blocks that wait for each other must all be under way; they are dealt out to the workers.
@@ -160,17 +198,21 @@ pub fn run(
             work(0);
         });
     }
-    let (log, mut counters) = merged.into_inner().unwrap_or_default();
+    let (mut log, mut counters) = merged.into_inner().unwrap_or_default();
     counters.kernel.clone_from(&program.name);
     counters.launches = 1;
     counters.blocks = blocks;
     counters.block_threads = shape.threads();
     counters.dynamic_shared = shape.dynamic_shared;
     counters.static_shared = program.static_shared as u32;
-    if sample < blocks {
-        counters.scale(blocks as f64 / sample as f64);
+    if sample < clusters {
+        counters.scale(clusters as f64 / sample as f64);
     }
-    counters.blocks_run = sample;
+    counters.blocks_run = sample * size;
+    log.judge_boxes();
+    if settings.checks {
+        dependent::judge(program, shape, memory, &mut log, counters.dependency_waits);
+    }
     let device_error = log.reports.iter().find_map(|report| report.check.device_error()).unwrap_or(0);
     Outcome { reports: log.reports, counters, device_error }
 }

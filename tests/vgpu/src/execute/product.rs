@@ -60,6 +60,56 @@ pub fn product(
     None
 }
 
+/// The left factor as two halves of eight rows.
+pub type Block = [[[f32; 16]; 8]; 2];
+
+/// `d = a b + c` for sixteen rows, eight columns and sixteen depths, with `c` and `d` as fragments of m16n8k16.
+#[inline]
+pub fn fragment_product(a: &Block, b: &Right, c: [&[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
+    #[cfg(target_arch = "x86_64")]
+    if is_fast() {
+        // SAFETY: `is_fast` found every feature that the function needs.
+        return unsafe { fast::fragment_product(a, b, c, 16) };
+    }
+    let mut out = [[0; LANES]; 4];
+    for (register, words) in out.iter_mut().enumerate() {
+        for (lane, word) in words.iter_mut().enumerate() {
+            let (row, column) = (lane / 4, 2 * (lane % 4) + register % 2);
+            let start = f32::from_bits(c[register][lane]);
+            let left = &a[register / 2][row];
+            let sum = left.iter().zip(b).fold(start, |sum, (left, right)| left.mul_add(right[column], sum));
+            *word = if sum.is_nan() { 0x7fff_ffff } else { sum.to_bits() };
+        }
+    }
+    out
+}
+
+/// Eight 16-bit numbers as f32: bf16, or else f16.
+#[inline]
+pub fn widened(brain: bool, bytes: &[u8; 16]) -> [f32; 8] {
+    #[cfg(target_arch = "x86_64")]
+    if is_fast() {
+        // SAFETY: `is_fast` found every feature that the function needs.
+        return unsafe { fast::widened(brain, bytes) };
+    }
+    std::array::from_fn(|index| {
+        let bits = u32::from(u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]));
+        if brain { from_bf16(bits) } else { from_f16(bits) }
+    })
+}
+
+/// The same of eight columns, turned into eight rows.
+#[inline]
+pub fn widened_and_turned(brain: bool, columns: &[[u8; 16]; 8]) -> [[f32; 8]; 8] {
+    #[cfg(target_arch = "x86_64")]
+    if is_fast() {
+        // SAFETY: `is_fast` found every feature that the function needs.
+        return unsafe { fast::widened_and_turned(brain, columns) };
+    }
+    let columns = columns.map(|column| widened(brain, &column));
+    std::array::from_fn(|row| columns.map(|column| column[row]))
+}
+
 /// Eight rows of eight 16-bit elements, turned over. A row is in the words of four lanes.
 #[inline]
 pub fn turned(register: &[u32; LANES]) -> [u32; LANES] {
@@ -86,7 +136,7 @@ fn is_fast() -> bool {
 mod fast {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Left, Right, Tile};
+    use super::{Block, LANES, Left, Right, Tile};
 
     /// Eight numbers, loaded or stored.
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -234,15 +284,23 @@ mod fast {
                 store(row, value);
             }
         }
-        let mut out = [[0u32; LANES]; 4];
-        for half in 0..2 {
-            let mut left = [[0f32; 16]; 8];
-            for (row, values) in left.iter_mut().enumerate() {
+        let mut left: Block = [[[0f32; 16]; 8]; 2];
+        for (half, rows) in left.iter_mut().enumerate() {
+            for (row, values) in rows.iter_mut().enumerate() {
                 let (parts, _) = values.as_chunks_mut::<8>();
                 for (part, into) in parts.iter_mut().enumerate().take(b.len()) {
                     store(into, widen::<BRAIN>(a[half + 2 * part], row * 4));
                 }
             }
+        }
+        fragment_product(&left, &right, c, b.len() * 8)
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub fn fragment_product(a: &Block, b: &Right, c: [&[u32; LANES]; 4], depth: usize) -> [[u32; LANES]; 4] {
+        let mut out = [[0u32; LANES]; 4];
+        for half in 0..2 {
             // Two registers hold the even and the odd columns; four lanes are a row.
             let mut sums = [_mm256_setzero_ps(); 8];
             for (pair, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
@@ -251,7 +309,7 @@ mod fast {
                 *sums =
                     [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)];
             }
-            accumulate(b.len() * 8, &left, &right, &mut sums);
+            accumulate(depth, &a[half], b, &mut sums);
             for (pair, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
                 let low = _mm256_permute2f128_ps::<0x20>(sums[0], sums[1]);
                 let high = _mm256_permute2f128_ps::<0x31>(sums[0], sums[1]);
@@ -267,6 +325,41 @@ mod fast {
                     unsafe { _mm256_storeu_ps(into.as_mut_ptr().cast(), value) };
                 }
             }
+        }
+        out
+    }
+
+    /// Eight 16-bit numbers, widened.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn widen_bytes(brain: bool, bytes: &[u8; 16]) -> __m256 {
+        // SAFETY: the array has sixteen bytes, and the load asks for no alignment.
+        let packed = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        if brain {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(packed)))
+        } else {
+            _mm256_cvtph_ps(packed)
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub fn widened(brain: bool, bytes: &[u8; 16]) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        store(&mut out, widen_bytes(brain, bytes));
+        out
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub fn widened_and_turned(brain: bool, columns: &[[u8; 16]; 8]) -> [[f32; 8]; 8] {
+        let mut values = [_mm256_setzero_ps(); 8];
+        for (value, bytes) in values.iter_mut().zip(columns) {
+            *value = widen_bytes(brain, bytes);
+        }
+        let mut out = [[0.0; 8]; 8];
+        for (row, value) in out.iter_mut().zip(transpose(values)) {
+            store(row, value);
         }
         out
     }

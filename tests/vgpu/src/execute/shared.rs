@@ -48,6 +48,35 @@ impl Clocks {
         &self.known[warp * self.warps..(warp + 1) * self.warps]
     }
 
+    /// A warp's own clock.
+    pub fn now(&self, warp: usize) -> u16 {
+        self.of(warp)[warp]
+    }
+
+    /// Whether what another warp did at a clock came before what a warp does now.
+    pub fn knows(&self, warp: usize, other: usize, clock: u16) -> bool {
+        warp == other || self.of(warp)[other] > clock
+    }
+
+    /// Lets `to` know all that a warp knows, and keeps its own clock.
+    pub fn lend(&mut self, warp: usize, to: usize) {
+        let own = self.now(to);
+        self.known.copy_within(warp * self.warps..(warp + 1) * self.warps, to * self.warps);
+        self.known[to * self.warps + to] = own;
+    }
+
+    /// Lets a warp know what another did at a clock, and nothing else.
+    pub fn see(&mut self, warp: usize, other: usize, clock: u16) {
+        let known = &mut self.known[warp * self.warps + other];
+        *known = (*known).max(clock.saturating_add(1));
+    }
+
+    /// Ends the warp's present interval, but orders none of its lanes.
+    pub fn advance(&mut self, warp: usize) {
+        let own = &mut self.known[warp * self.warps + warp];
+        *own = own.saturating_add(1);
+    }
+
     /// Ends the warp's present interval and adds what it knows to `pool`.
     pub fn give(&mut self, warp: usize, pool: &mut Vec<u16>) {
         let own = &mut self.known[warp * self.warps + warp];
@@ -104,7 +133,7 @@ struct Cell {
     clock: u16,
     tick: u32,
     atomic: bool,
-    reader_warp: u8,
+    reader_warp: u16,
     reader_lane: u8,
     reader_tick: u32,
 }
@@ -348,7 +377,7 @@ impl Shared {
                 clock: chunk.clock,
                 tick: chunk.tick,
                 atomic: chunk.atomic,
-                reader_warp: chunk.reader_warp as u8,
+                reader_warp: chunk.reader_warp,
                 reader_lane: if readers as u8 == (readers >> 8) as u8 { readers as u8 } else { MANY_LANES },
                 reader_tick: chunk.reader_tick,
             };
@@ -460,7 +489,7 @@ impl Shared {
             cell.atomic = atomic;
         } else {
             cell.reader_lane = if again && cell.reader_lane != lane as u8 { MANY_LANES } else { lane as u8 };
-            cell.reader_warp = warp as u8;
+            cell.reader_warp = warp as u16;
             cell.reader_tick = tick;
             reads[warp] = now;
         }
@@ -480,6 +509,13 @@ impl Shared {
             && !self.is_unwritten(at, bytes.len())
             && (self.pending_chunks == 0
                 || (at..at + bytes.len()).all(|byte| self.pending[byte / CHUNK] >> (byte % CHUNK) & 1 == 0))
+    }
+
+    /// Marks a chunk as never written: what was copied there was never written where it came from.
+    pub fn set_unwritten(&mut self, chunk: usize) {
+        if let Some(written) = self.written.get_mut(chunk) {
+            *written = 0;
+        }
     }
 
     /// Marks bytes as awaiting an asynchronous copy, or as arrived.

@@ -2,6 +2,7 @@
 
 use super::access::{covers, extent, lanes_of};
 use super::block::Room;
+use super::proxy::report_reuse;
 use super::shared::{CHUNK, Collision, Finding, MANY_LANES, ONES, Touch};
 use super::warp::{Next, Warp};
 use crate::check::Check;
@@ -67,16 +68,17 @@ impl Warp {
         mask: u32,
         data: &mut [[u8; N]; LANES],
     ) -> Next {
-        if !self.shared_places(room, me, at, addresses, mask, N) {
+        let mut moved = [0; LANES];
+        let Some(places) = self.shared_places(room, me, at, addresses, mask, N, &mut moved) else {
             return Next::Fault;
-        }
+        };
         for lane in lanes_of(mask) {
-            let place = addresses[lane] as usize;
+            let place = places[lane] as usize;
             data[lane].copy_from_slice(&room.shared.data[place..place + N]);
         }
         if CHECKS {
             room.counters.shared_loads.count(addresses, mask, N);
-            self.touch_shared_lanes(room, me, at, addresses, mask, N);
+            self.touch_shared_lanes(room, me, at, places, mask, N);
         }
         Next::Continue
     }
@@ -133,13 +135,14 @@ impl Warp {
         mask: u32,
         data: &[[u8; N]; LANES],
     ) -> Next {
-        if !self.shared_places(room, me, at, addresses, mask, N) {
+        let mut moved = [0; LANES];
+        let Some(places) = self.shared_places(room, me, at, addresses, mask, N, &mut moved) else {
             return Next::Fault;
-        }
+        };
         if CHECKS {
             room.counters.shared_stores.count(addresses, mask, N);
         }
-        self.put_shared::<CHECKS, N>(room, me, at, addresses, mask, data);
+        self.put_shared::<CHECKS, N>(room, me, at, places, mask, data);
         Next::Continue
     }
 
@@ -171,6 +174,7 @@ impl Warp {
                     let lanes = pattern(N) + first as u64 * ONES;
                     let found = room.shared.touch_chunk(place / CHUNK, lanes, touch, &room.clocks);
                     self.report_shared(room, me, at, first, place, CHUNK, true, found);
+                    self.note_store(room, me, at, first, place, CHUNK);
                     room.shared.data[place..place + CHUNK].copy_from_slice(bytes);
                 }
             } else {
@@ -179,6 +183,7 @@ impl Warp {
                     if !room.shared.holds(place, &data[lane]) {
                         let found = room.shared.touch(place, N, lane, touch, &room.clocks);
                         self.report_shared(room, me, at, lane, place, N, true, found);
+                        self.note_store(room, me, at, lane, place, N);
                         room.shared.data[place..place + N].copy_from_slice(&data[lane]);
                     }
                 }
@@ -187,25 +192,31 @@ impl Warp {
         }
     }
 
-    /// Whether the accesses of all lanes are aligned and inside; the first that is not is reported.
+    /// Where the bytes of all lanes lie in the shared memory of all blocks, put into `moved` unless that is where the
+    /// addresses say; none, and a report, where one is not aligned or not inside.
     #[inline]
-    pub(super) fn shared_places(
+    pub(super) fn shared_places<'p>(
         &self,
         room: &mut Room<'_>,
         me: usize,
         at: usize,
-        addresses: &[u64; LANES],
+        addresses: &'p [u64; LANES],
         mask: u32,
         bytes: usize,
-    ) -> bool {
+        moved: &'p mut [u64; LANES],
+    ) -> Option<&'p [u64; LANES]> {
         let (aligned, _, high) = extent(addresses, mask, bytes);
-        let size = room.shared.data.len() as u64;
-        (aligned && high <= size && bytes as u64 <= size - high)
-            || lanes_of(mask)
-                .all(|lane| self.shared_place(room, me, at, lane, addresses[lane], bytes).is_some())
+        let size = room.cluster.bytes as u64;
+        if room.cluster.size == 1 && aligned && high <= size && bytes as u64 <= size - high {
+            return Some(addresses);
+        }
+        for lane in lanes_of(mask) {
+            moved[lane] = self.shared_place(room, me, at, lane, addresses[lane], bytes)? as u64;
+        }
+        Some(moved)
     }
 
-    /// The offset of a lane's bytes in shared memory, or a report.
+    /// Where a lane's bytes lie in the shared memory of all blocks, or a report.
     #[inline(always)]
     pub(super) fn shared_place(
         &self,
@@ -222,14 +233,11 @@ impl Warp {
             });
             return None;
         }
-        let size = room.shared.data.len() as u64;
-        if address > size || bytes as u64 > size - address {
-            room.report(Check::OutOfBounds, at, me, lane, || {
-                format!("{bytes} bytes at offset {address} of {size} bytes of shared memory")
-            });
-            return None;
+        let place = room.locate_shared(me, at, lane, address, bytes)?;
+        if room.cluster.split(address).0 != room.cluster.current {
+            room.counters.peer_bytes += bytes as u64;
         }
-        Some(address as usize)
+        Some(place)
     }
 
     /// Checks and notes one lane's touch of shared memory.
@@ -248,6 +256,9 @@ impl Warp {
         let touch = Touch { write, atomic, warp: me };
         let found = room.shared.touch(place, bytes, lane, touch, &room.clocks);
         self.report_shared(room, me, at, lane, place, bytes, write, found);
+        if write {
+            self.note_store(room, me, at, lane, place, bytes);
+        }
     }
 
     /// Reports what a touch found wrong.
@@ -280,24 +291,32 @@ fn report(
     write: bool,
     found: Finding,
 ) {
+    let name = room.cluster.name(place);
+    let (warps, all) = (room.cluster.warps.max(1) as u32, room.cluster.all_warps() as u32);
     if found.pending {
         room.report(Check::AsyncCopyNotAwaited, at, me, lane, || {
-            format!("{bytes} bytes at shared offset {place} belong to an asynchronous copy that was not waited for")
+            format!("{bytes} bytes at {name} belong to an asynchronous copy that was not waited for")
         });
-    } else if found.unwritten {
-        room.report(Check::UninitializedShared, at, me, lane, || {
-            format!("{bytes} bytes at shared offset {place}")
-        });
+        // Who else touches them is beside the point.
+        return;
+    }
+    if found.unwritten {
+        room.report(Check::UninitializedShared, at, me, lane, || format!("{bytes} bytes at {name}"));
     }
     let verb = if write { "writes" } else { "reads" };
     match found.collision {
         None => {}
+        // What a product of a warpgroup may still read.
+        Some(Collision::Warps(other)) if other >= all => report_reuse(room, me, at, lane, place / CHUNK),
         Some(Collision::Warps(other)) => room.report(Check::SharedRaceBetweenWarps, at, me, lane, || {
-            format!("{verb} {bytes} bytes at shared offset {place}; warp {other} touched them with no barrier between")
+            format!(
+                "{verb} {bytes} bytes at {name}; warp {} touched them with no barrier between",
+                other % warps
+            )
         }),
         Some(Collision::Lanes(other)) => room.report(Check::SharedRaceBetweenLanes, at, me, lane, || {
             let other = if other > 31 { "other lanes".to_string() } else { format!("lane {other}") };
-            format!("{verb} {bytes} bytes at shared offset {place}; {other} touched them with no __syncwarp between")
+            format!("{verb} {bytes} bytes at {name}; {other} touched them with no __syncwarp between")
         }),
     }
 }

@@ -132,9 +132,10 @@ impl Warp {
             room.counters.matrix.count(&rows, lanes, 16);
         }
         let lanes = if matrices == 4 { FULL } else { (1 << (8 * matrices)) - 1 };
-        if !self.shared_places(room, me, at, &rows, lanes, 16) {
+        let mut moved = [0; LANES];
+        let Some(rows) = self.shared_places(room, me, at, &rows, lanes, 16, &mut moved) else {
             return Next::Fault;
-        }
+        };
         if op.store {
             let mut data = [[0u8; 16]; LANES];
             for (rows, &slot) in data.as_chunks_mut::<8>().0.iter_mut().zip(&op.registers) {
@@ -146,13 +147,13 @@ impl Warp {
                     }
                 }
             }
-            self.put_shared::<CHECKS, 16>(room, me, at, &rows, lanes, &data);
+            self.put_shared::<CHECKS, 16>(room, me, at, rows, lanes, &data);
             return Next::Continue;
         }
         if CHECKS {
             // Which lane reads what is the instruction's own affair: a row counts as read by the lane that
             // named it.
-            self.touch_shared_lanes(room, me, at, &rows, lanes, 16);
+            self.touch_shared_lanes(room, me, at, rows, lanes, 16);
         }
         for (rows, &slot) in rows.as_chunks::<8>().0.iter().zip(&op.registers) {
             let mut words = [0u32; LANES];

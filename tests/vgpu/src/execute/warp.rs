@@ -5,7 +5,9 @@
 //! others go first, so that lanes may wait for each other.
 
 use super::block::Room;
+use super::bulk::Outgoing;
 use super::copies::PendingCopy;
+use super::flight::Flight;
 use crate::check::Check;
 use crate::program::{Address, FULL, LANES, Members, Op, Program, Registers, VoteKind};
 use crate::ptx::Space;
@@ -17,8 +19,8 @@ pub(super) struct Path {
     pub at: usize,
     /// The lanes.
     pub lanes: u32,
-    /// The barrier that they wait at.
-    pub barrier: Option<usize>,
+    /// What they wait for.
+    pub hold: Option<Hold>,
     /// Where the answer of a `bar.red` goes.
     pub reduce: Option<(VoteKind, u32)>,
     /// Whether others go first.
@@ -30,13 +32,28 @@ pub(super) struct Path {
 impl Path {
     /// Lanes that can run.
     pub fn new(at: usize, lanes: u32) -> Self {
-        Self { at, lanes, barrier: None, reduce: None, parked: false, awaits: 0 }
+        Self { at, lanes, hold: None, reduce: None, parked: false, awaits: 0 }
     }
 
     /// Whether it waits for nobody.
     fn is_ready(&self) -> bool {
-        self.barrier.is_none() && self.awaits == 0
+        self.hold.is_none() && self.awaits == 0
     }
+}
+
+/// What lanes wait for outside of their warp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// A barrier of the block, numbered over the cluster; they go on behind it.
+    Barrier(usize),
+    /// A phase of the `mbarrier` at a place; they execute the instruction again.
+    Gate(usize),
+    /// The barrier of the cluster; likewise.
+    Cluster,
+    /// Registers that other warps give up; likewise.
+    Registers,
+    /// Products that the other warps of the warpgroup, named by its first warp, have yet to issue; likewise.
+    Warpgroup(usize),
 }
 
 /// Why a warp stopped running.
@@ -55,6 +72,8 @@ pub(super) enum Next {
     Continue,
     /// These lanes wait at a barrier.
     Wait(usize),
+    /// These lanes wait, and then execute the instruction again.
+    Park(Hold),
     /// A device would stop.
     Fault,
 }
@@ -68,6 +87,19 @@ pub(super) struct Warp {
     valid_at_start: Vec<u32>,
     pub copies: Vec<PendingCopy>,
     pub groups: [u32; LANES],
+    /// Bulk groups that each lane has committed, and what it sends by them.
+    pub bulk_groups: [u32; LANES],
+    pub outgoing: Vec<Outgoing>,
+    /// Products of a warpgroup that are under way; none where the kernel has none or nothing is checked.
+    pub flight: Option<Flight>,
+    /// The phase of the cluster's barrier that it arrived in last.
+    pub cluster_phase: u64,
+    /// Lanes whose `try_wait` gives up, as a device's does after some time.
+    pub expired: u32,
+    /// Whether it comes after the wait for earlier grids.
+    pub waited: std::cell::Cell<bool>,
+    /// Registers of a thread, where the kernel changes them.
+    pub held_registers: u32,
     pub local: Vec<u8>,
     pub local_written: Vec<u8>,
     clears: [usize; 3],
@@ -89,6 +121,14 @@ impl Warp {
             valid_at_start: vec![0; if checks { words + longs + predicates } else { 0 }],
             copies: Vec::new(),
             groups: [0; LANES],
+            bulk_groups: [0; LANES],
+            outgoing: Vec::new(),
+            flight: (checks && !program.uses.fragments.is_empty())
+                .then(|| Flight::new(&program.uses.fragments)),
+            cluster_phase: 0,
+            expired: 0,
+            waited: std::cell::Cell::new(false),
+            held_registers: 0,
             local: vec![0xff; local],
             local_written: vec![0; if checks { local } else { 0 }],
             clears: [words, longs, predicates],
@@ -131,7 +171,7 @@ impl Warp {
     }
 
     /// Starts a block.
-    pub fn begin(&mut self, _program: &Program, lanes: u32) {
+    pub fn begin(&mut self, registers: u32, lanes: u32) {
         let [words, longs, predicates] = self.clears;
         self.registers.words[..words].iter_mut().for_each(|register| register.0 = [0; LANES]);
         self.registers.longs[..longs].iter_mut().for_each(|register| register.0 = [0; LANES]);
@@ -141,6 +181,15 @@ impl Warp {
         self.paths.push(Path::new(0, lanes));
         self.copies.clear();
         self.groups = [0; LANES];
+        self.bulk_groups = [0; LANES];
+        self.outgoing.clear();
+        if let Some(flight) = &mut self.flight {
+            flight.reset();
+        }
+        self.cluster_phase = 0;
+        self.expired = 0;
+        self.waited.set(false);
+        self.held_registers = registers;
         self.local.fill(0xff);
         self.local_written.fill(0);
     }
@@ -153,10 +202,10 @@ impl Warp {
     /// Lets the paths go on that wait at a barrier; `votes` is of how many lanes and for how many it held.
     pub fn release(&mut self, barrier: usize, votes: (u32, u32)) {
         for path in &mut self.paths {
-            if path.barrier != Some(barrier) {
+            if path.hold != Some(Hold::Barrier(barrier)) {
                 continue;
             }
-            path.barrier = None;
+            path.hold = None;
             if let Some((kind, to)) = path.reduce.take() {
                 let (of, held) = votes;
                 match kind {
@@ -175,6 +224,29 @@ impl Warp {
                 }
             }
         }
+    }
+
+    /// Lets the paths go on that wait for something; `true` when there are any.
+    pub fn wake(&mut self, hold: Hold) -> bool {
+        let mut any = false;
+        for path in self.paths.iter_mut().filter(|path| path.hold == Some(hold)) {
+            path.hold = None;
+            any = true;
+        }
+        any
+    }
+
+    /// Lets those go on that a device would not suspend for ever, without what they wait for; `true` when there are any.
+    pub fn expire(&mut self) -> bool {
+        let mut any = false;
+        for path in &mut self.paths {
+            if let Some(Hold::Gate(_)) = path.hold {
+                path.hold = None;
+                self.expired |= path.lanes;
+                any = true;
+            }
+        }
+        any
     }
 
     /// Takes the ready path with the lowest instruction, joined with all that stand there too, and says
@@ -263,6 +335,9 @@ impl Warp {
                 room.counters.lanes += u64::from(mask.count_ones());
                 if decoded.followed {
                     self.follow_validity(room, me, here, lanes, mask);
+                    if self.flight.is_some() && !matches!(decoded.op, Op::Wgmma(_)) {
+                        self.follow_fragments(room, me, here);
+                    }
                 }
             }
             if let Op::Branch(target) = decoded.op {
@@ -360,7 +435,38 @@ impl Warp {
                     Next::Continue
                 }
                 Op::BulkCopy(copy) => self.bulk_copy(room, me, here, copy, mask),
-                Op::BulkCommit | Op::BulkWait => Next::Continue,
+                Op::TensorCopy(copy) => self.tensor_copy(room, me, here, copy, mask),
+                Op::BulkCommit => {
+                    self.bulk_commit(mask);
+                    Next::Continue
+                }
+                Op::BulkWait(leave, sources) => {
+                    self.bulk_wait(room, *leave, *sources, mask);
+                    Next::Continue
+                }
+                Op::ProxyFence(proxy) => {
+                    self.proxy_fence(room, me, *proxy);
+                    Next::Continue
+                }
+                Op::Wgmma(op) => self.wgmma::<CHECKS>(room, me, here, op, mask),
+                Op::WgmmaFence => {
+                    if let Some(flight) = &mut self.flight {
+                        flight.fence();
+                    }
+                    Next::Continue
+                }
+                Op::WgmmaCommit => {
+                    self.commit_products(room, me);
+                    Next::Continue
+                }
+                Op::WgmmaWait(leave) => self.wait_for_products(room, me, *leave),
+                Op::ClusterBarrier(op) => self.cluster_barrier(room, me, here, *op, mask),
+                Op::Registers(up, count) => self.change_registers(room, me, here, *up, *count),
+                Op::DependencyWait => {
+                    self.wait_for_grids(room, me);
+                    Next::Continue
+                }
+                Op::LaunchDependents => Next::Continue,
                 Op::Matrix(matrix) => self.matrix::<CHECKS>(room, me, here, matrix, mask),
                 Op::Mma(mma) => {
                     self.whole_warp(room, me, here, mask);
@@ -435,12 +541,28 @@ impl Warp {
                     self.paths.push(Path::new(here, lanes));
                     return Pause::Fault;
                 }
+                Next::Park(hold) => {
+                    room.counters.suspended += 1;
+                    self.paths.push(Path { hold: Some(hold), ..Path::new(here, mask) });
+                    lanes &= !mask;
+                    if lanes != 0 {
+                        self.paths.push(Path::new(at, lanes));
+                    }
+                    match self.select() {
+                        Some(chosen) => (at, lanes, next) = chosen,
+                        None => return Pause::Turn,
+                    }
+                }
                 Next::Wait(number) => {
                     let reduce = match &decoded.op {
                         Op::Barrier(barrier) => barrier.reduce.map(|(kind, _, _, to)| (kind, to)),
                         _ => None,
                     };
-                    self.paths.push(Path { barrier: Some(number), reduce, ..Path::new(at, mask) });
+                    self.paths.push(Path {
+                        hold: Some(Hold::Barrier(number)),
+                        reduce,
+                        ..Path::new(at, mask)
+                    });
                     lanes &= !mask;
                     if lanes != 0 {
                         self.paths.push(Path::new(at, lanes));
@@ -510,6 +632,11 @@ impl Warp {
         self.miss(room, me, mask);
         // Copies that nobody waits for still land.
         self.land_copies(room, me, 0, mask, |_, _| true);
+        self.end_bulk(room, me, mask);
+        room.progress += 1;
+        if room.live_lanes[me] == 0 {
+            room.leave();
+        }
     }
 }
 

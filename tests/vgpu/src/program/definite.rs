@@ -59,6 +59,10 @@ fn suspects(program: &Program) -> Vec<bool> {
         }
     }
     let mut suspects = vec![false; total];
+    // A product of a warpgroup may hold what nobody wrote, as its copies bring it.
+    for (id, _) in program.uses.fragments.iter().enumerate().filter(|(_, fragment)| **fragment) {
+        suspects[id] = true;
+    }
     for (block, now) in unset.iter_mut().enumerate() {
         if !reached[block] {
             continue;

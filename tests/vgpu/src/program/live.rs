@@ -2,7 +2,7 @@
 //!
 //! Only ptxas knows the true number. This stands in for it where ptxas was not asked.
 
-use super::{Op, Program};
+use super::{Op, Program, WgmmaLeft};
 
 /// Registers that the hardware's calling convention and addressing take besides the values.
 const OVERHEAD: u32 = 8;
@@ -56,6 +56,13 @@ pub fn estimate(program: &Program, limit: u32) -> u32 {
             }
             for &id in &note.uses {
                 now[id as usize / 64] |= 1 << (id % 64);
+            }
+            if let Op::Wgmma(op) = &program.code[at].op {
+                let left = match &op.a {
+                    WgmmaLeft::Registers(registers) => &registers[..],
+                    WgmmaLeft::Shared(_) => &[],
+                };
+                op.d.iter().chain(left).for_each(|&id| now[id as usize / 64] |= 1 << (id % 64));
             }
             for (cell, fixed) in now.iter_mut().zip(&constant) {
                 *cell &= !fixed;

@@ -27,7 +27,7 @@ pub fn load(
     function: &Function,
     files: Arc<Vec<(u32, String)>>,
     symbols: &HashMap<String, (Space, u64)>,
-    dynamic_shared: &[String],
+    dynamic_shared: &[(String, usize)],
 ) -> Result<Program> {
     let mut loader = Loader {
         function,
@@ -50,9 +50,6 @@ pub fn load(
         );
     }
     let static_shared = loader.place_variables(dynamic_shared)?;
-    if function.wants_cluster {
-        return Err(loader.fail("it asks for a cluster of blocks, and clusters are not modelled"));
-    }
     let mut starts = Vec::with_capacity(function.body.len() + 1);
     for instruction in &function.body {
         starts.push(loader.code.len());
@@ -102,7 +99,7 @@ impl<'a> Loader<'a> {
         ))
     }
 
-    fn place_variables(&mut self, dynamic_shared: &[String]) -> Result<(usize, usize)> {
+    fn place_variables(&mut self, dynamic_shared: &[(String, usize)]) -> Result<(usize, usize)> {
         let (mut shared, mut local) = (0usize, 0usize);
         // Module-level shared variables come first; the device has laid them out.
         for (space, end) in self
@@ -116,11 +113,11 @@ impl<'a> Loader<'a> {
                 shared = shared.max(end as usize);
             }
         }
-        let mut dynamic: Vec<String> = dynamic_shared.to_vec();
+        let mut dynamic = dynamic_shared.to_vec();
         for variable in &self.function.variables {
             let (end, space) = match variable.space {
                 Space::Shared if variable.size == 0 => {
-                    dynamic.push(variable.name.clone());
+                    dynamic.push((variable.name.clone(), variable.align));
                     continue;
                 }
                 Space::Shared => (&mut shared, Space::Shared),
@@ -141,17 +138,12 @@ impl<'a> Loader<'a> {
             self.locals.insert(variable.name.clone(), (space, *end as u64));
             *end += variable.size;
         }
-        // Dynamic shared memory begins after the static part, aligned as CUDA aligns it.
-        let shared = shared.next_multiple_of(16);
-        for name in dynamic {
-            self.locals.insert(name, (Space::Shared, shared.next_multiple_of(128) as u64));
+        // Dynamic shared memory begins after the static part, aligned as the text demands it and never less than CUDA does.
+        let align = dynamic.iter().map(|(_, align)| *align).max().unwrap_or(1).max(16);
+        let shared = shared.next_multiple_of(align);
+        for (name, _) in dynamic {
+            self.locals.insert(name, (Space::Shared, shared as u64));
         }
-        let shared =
-            if self.locals.values().any(|&(space, at)| space == Space::Shared && at as usize >= shared) {
-                shared.next_multiple_of(128)
-            } else {
-                shared
-            };
         for parameter in &self.function.parameters {
             self.locals.insert(parameter.name.clone(), (Space::Parameter, parameter.offset as u64));
         }
@@ -206,7 +198,7 @@ impl<'a> Loader<'a> {
         slot
     }
 
-    fn special(&mut self, name: &str) -> Result<u32> {
+    pub(super) fn special(&mut self, name: &str) -> Result<u32> {
         let axis = |prefix: &str| match name.strip_prefix(prefix) {
             Some(".x") => Some(0),
             Some(".y") => Some(1),
@@ -221,10 +213,14 @@ impl<'a> Loader<'a> {
             Special::Block(axis)
         } else if let Some(axis) = axis("%nctaid") {
             Special::Blocks(axis)
-        } else if axis("%cluster_ctaid").is_some() {
-            Special::Fixed(0)
-        } else if axis("%cluster_nctaid").is_some() {
-            Special::Fixed(1)
+        } else if let Some(axis) = axis("%cluster_ctaid") {
+            Special::BlockInCluster(axis)
+        } else if let Some(axis) = axis("%cluster_nctaid") {
+            Special::BlocksOfCluster(axis)
+        } else if let Some(axis) = axis("%clusterid") {
+            Special::Cluster(axis)
+        } else if let Some(axis) = axis("%nclusterid") {
+            Special::Clusters(axis)
         } else {
             match name {
                 "%laneid" => Special::LaneId,
@@ -239,8 +235,8 @@ impl<'a> Loader<'a> {
                 "%lanemask_ge" => Special::LaneMask(4),
                 "%dynamic_smem_size" => Special::DynamicShared,
                 "%total_smem_size" => Special::TotalShared,
-                "%cluster_ctarank" => Special::Fixed(0),
-                "%cluster_nctarank" => Special::Fixed(1),
+                "%cluster_ctarank" => Special::ClusterRank,
+                "%cluster_nctarank" => Special::ClusterSize,
                 _ => {
                     return Err(
                         self.fail(format!("the register {name} is neither declared nor a known special one"))
@@ -425,8 +421,7 @@ impl<'a> Loader<'a> {
             }
             "ret" | "exit" => self.emit_current(Op::Exit, InstructionClass::Control, &[], &[]),
             "trap" | "brkpt" => self.emit_current(Op::Trap, InstructionClass::Control, &[], &[]),
-            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep"
-            | "griddepcontrol" | "setmaxnreg" => {
+            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" => {
                 self.emit_current(Op::Nothing, InstructionClass::Synchronize, &[], &[]);
             }
             "mov" => self.mov(instruction)?,
@@ -439,7 +434,10 @@ impl<'a> Loader<'a> {
                 self.lanes(instruction, "lop3.b32", InstructionClass::Integer)?;
             }
             _ => {
-                if self.memory_form(instruction)? || self.warp_form(instruction)? {
+                if self.async_form(instruction)?
+                    || self.memory_form(instruction)?
+                    || self.warp_form(instruction)?
+                {
                     return Ok(());
                 }
                 self.composed(instruction)?;
@@ -501,10 +499,16 @@ impl<'a> Loader<'a> {
             max_threads: self.function.max_threads,
             required_threads: self.function.required_threads,
             min_blocks: self.function.min_blocks,
+            max_registers: self.function.max_registers,
+            cluster: self.function.cluster,
+            max_cluster: self.function.max_cluster,
+            target: String::new(),
+            uses: super::Uses::default(),
             estimated_registers: 0,
             files,
             text: Arc::from(""),
         };
+        super::fragments::mark(&mut program);
         super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);
         Ok(program)

@@ -2,10 +2,7 @@
 
 use super::lanes::Kind;
 use super::load::{LoadError, Loader};
-use super::{
-    Access, Address, AsyncCopy, Atomic, AtomicKind, BulkCopy, Element, InstructionClass, MatrixMove,
-    Mbarrier, Op,
-};
+use super::{Access, AsyncCopy, Atomic, AtomicKind, Element, InstructionClass, MatrixMove, Mbarrier, Op};
 use crate::ptx::{Class, Instruction, Operand, Space};
 
 type Result<T> = std::result::Result<T, LoadError>;
@@ -25,7 +22,7 @@ fn space_of(parts: &[&str]) -> Space {
         match *part {
             "global" => return Space::Global,
             "const" => return Space::Constant,
-            "shared" | "shared::cta" => return Space::Shared,
+            "shared" | "shared::cta" | "shared::cluster" => return Space::Shared,
             "local" => return Space::Local,
             "param" | "param::entry" => return Space::Parameter,
             _ => {}
@@ -41,9 +38,8 @@ impl Loader<'_> {
         match parts[0] {
             "ld" | "ldu" | "st" => self.access(&parts)?,
             "atom" | "red" => self.atomic(&parts)?,
-            "cp" => self.copy(&parts)?,
+            "cp" if parts.get(2) != Some(&"bulk") => self.copy(&parts)?,
             "ldmatrix" | "stmatrix" => self.matrix(&parts)?,
-            "mbarrier" => self.mbarrier(&parts)?,
             "isspacep" => {
                 let space = space_of(&parts);
                 let to = self.destination(self.operand(0)?, Class::Predicate)?;
@@ -57,7 +53,7 @@ impl Loader<'_> {
         Ok(true)
     }
 
-    fn unsupported(&self, what: &str) -> LoadError {
+    pub(super) fn unsupported(&self, what: &str) -> LoadError {
         self.fail(format!("{what} is not known; the README of vgpu says how to add it"))
     }
 
@@ -72,6 +68,7 @@ impl Loader<'_> {
             "const",
             "shared",
             "shared::cta",
+            "shared::cluster",
             "local",
             "param",
             "param::entry",
@@ -262,9 +259,6 @@ impl Loader<'_> {
         if parts.get(1) != Some(&"async") {
             return Err(self.unsupported("this copy"));
         }
-        if parts.get(2) == Some(&"bulk") {
-            return self.bulk(parts);
-        }
         match parts.get(2).copied() {
             Some("commit_group") => self.emit_current(Op::AsyncCommit, class, &[], &[]),
             Some("wait_all") => self.emit_current(Op::AsyncWait(0, true), class, &[], &[]),
@@ -310,36 +304,6 @@ impl Loader<'_> {
                 self.emit_current(Op::AsyncCopy(Box::new(copy)), class, &uses, &[]);
             }
             _ => return Err(self.unsupported("this copy")),
-        }
-        Ok(())
-    }
-
-    fn bulk(&mut self, parts: &[&str]) -> Result<()> {
-        let class = InstructionClass::AsyncCopy;
-        match parts.get(3).copied() {
-            Some("commit_group") => self.emit_current(Op::BulkCommit, class, &[], &[]),
-            Some("wait_group") => self.emit_current(Op::BulkWait, class, &[], &[]),
-            Some("shared::cluster" | "shared::cta") if parts.get(4) == Some(&"global") => {
-                let (to, _) = self.address(self.operand(0)?)?;
-                let (from, _) = self.address(self.operand(1)?)?;
-                let size = self.word(self.operand(2)?)?;
-                let (barrier, _) = self.address(self.operand(3)?)?;
-                let mut uses: Vec<u32> =
-                    [&to, &from, &barrier].into_iter().flat_map(Self::address_uses).collect();
-                uses.push(size);
-                let copy = BulkCopy { to_shared: true, to, from, size, barrier: Some(barrier) };
-                self.emit_current(Op::BulkCopy(Box::new(copy)), class, &uses, &[]);
-            }
-            Some("global") if parts.get(4) == Some(&"shared::cta") => {
-                let (to, _) = self.address(self.operand(0)?)?;
-                let (from, _) = self.address(self.operand(1)?)?;
-                let size = self.word(self.operand(2)?)?;
-                let mut uses: Vec<u32> = [&to, &from].into_iter().flat_map(Self::address_uses).collect();
-                uses.push(size);
-                let copy = BulkCopy { to_shared: false, to, from, size, barrier: None };
-                self.emit_current(Op::BulkCopy(Box::new(copy)), class, &uses, &[]);
-            }
-            _ => return Err(self.unsupported("this bulk copy (tensor maps are not modelled)")),
         }
         Ok(())
     }
@@ -394,70 +358,5 @@ impl Loader<'_> {
             out.push(if sources { self.word(part)? } else { self.destination(part, Class::Word)? });
         }
         Ok(out)
-    }
-
-    fn mbarrier(&mut self, parts: &[&str]) -> Result<()> {
-        let class = InstructionClass::Synchronize;
-        let name = parts.get(1).copied().unwrap_or_default();
-        if parts.contains(&"shared::cluster") {
-            return Err(self.unsupported("an mbarrier of another block"));
-        }
-        let emit = |loader: &mut Self, op: Mbarrier, address: Address, more: &[u32], defines: &[u32]| {
-            let mut uses = Self::address_uses(&address);
-            uses.extend(more);
-            loader.emit_current(Op::Mbarrier(Box::new(op), address), class, &uses, defines);
-        };
-        match name {
-            "init" => {
-                let (address, _) = self.address(self.operand(0)?)?;
-                let count = self.word(self.operand(1)?)?;
-                emit(self, Mbarrier::Init { count }, address, &[count], &[]);
-            }
-            "inval" => {
-                let (address, _) = self.address(self.operand(0)?)?;
-                emit(self, Mbarrier::Invalidate, address, &[], &[]);
-            }
-            "expect_tx" => {
-                let (address, _) = self.address(self.operand(0)?)?;
-                let bytes = self.word(self.operand(1)?)?;
-                emit(self, Mbarrier::Expect { bytes }, address, &[bytes], &[]);
-            }
-            "arrive" | "arrive_drop" => {
-                let state = match self.operand(0)? {
-                    Operand::Sink => None,
-                    other => Some(self.destination(other, Class::Long)?),
-                };
-                let (address, _) = self.address(self.operand(1)?)?;
-                let third = if self.operand_count() > 2 { Some(self.word(self.operand(2)?)?) } else { None };
-                let expects = parts.contains(&"expect_tx");
-                let op = Mbarrier::Arrive {
-                    state,
-                    count: third.filter(|_| !expects),
-                    bytes: third.filter(|_| expects),
-                    drop: name == "arrive_drop",
-                };
-                let uses: Vec<u32> = third.into_iter().collect();
-                let defines: Vec<u32> =
-                    state.map(|slot| Self::unified(Class::Long, slot)).into_iter().collect();
-                emit(self, op, address, &uses, &defines);
-            }
-            "test_wait" | "try_wait" => {
-                let done = self.destination(self.operand(0)?, Class::Predicate)?;
-                let (address, _) = self.address(self.operand(1)?)?;
-                let parity = parts.contains(&"parity");
-                let token = self.operand(2)?;
-                let (token, use_id) = if parity {
-                    let slot = self.word(token)?;
-                    (slot, slot)
-                } else {
-                    let slot = self.source(token, Kind { class: Class::Long, bits: 64 })?;
-                    (slot, Self::unified(Class::Long, slot))
-                };
-                let defines = [Self::unified(Class::Predicate, done)];
-                emit(self, Mbarrier::Wait { done, token, parity }, address, &[use_id], &defines);
-            }
-            _ => return Err(self.unsupported("this mbarrier operation")),
-        }
-        Ok(())
     }
 }

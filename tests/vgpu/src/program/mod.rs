@@ -2,22 +2,27 @@
 //! resolved to register slots, constants and special registers laid out as registers of their own.
 
 pub mod arithmetic;
+mod async_forms;
 pub mod convert;
 mod definite;
 mod floating;
+mod fragments;
 pub mod lanes;
 mod live;
 mod load;
 mod memory_forms;
 mod op;
+mod op_async;
 mod register_forms;
 mod warp_forms;
 
 use crate::ptx::Location;
 pub use convert::Conversion;
+pub(crate) use fragments::is_copy;
 pub use lanes::{FULL, LANES, Registers, Run, Slots};
 pub use load::{LoadError, load};
 pub use op::*;
+pub use op_async::*;
 
 /// Generic addresses of shared memory start here.
 pub const SHARED_WINDOW: u64 = 0x1000_0000_0000;
@@ -109,7 +114,7 @@ pub struct Decoded {
     pub guard: Option<(u32, bool)>,
     /// Its kind of work.
     pub class: InstructionClass,
-    /// Whether it touches a register that may be read before it has a value.
+    /// Whether it touches a register that may be read before it has a value, or that holds a fragment of a `wgmma`.
     pub followed: bool,
     /// Which lanes it waits for.
     pub members: Members,
@@ -159,8 +164,32 @@ pub enum Special {
     DynamicShared,
     /// `%total_smem_size`
     TotalShared,
-    /// A cluster of one block: rank 0 or size 1.
+    /// `%cluster_ctaid`
+    BlockInCluster(usize),
+    /// `%cluster_nctaid`
+    BlocksOfCluster(usize),
+    /// `%cluster_ctarank`
+    ClusterRank,
+    /// `%cluster_nctarank`
+    ClusterSize,
+    /// `%clusterid`
+    Cluster(usize),
+    /// `%nclusterid`
+    Clusters(usize),
+    /// The same everywhere.
     Fixed(u32),
+}
+
+/// What a kernel uses that costs the executor something.
+#[derive(Clone, Debug, Default)]
+pub struct Uses {
+    /// Bulk copies or `wgmma`, which reach shared memory by another way than loads and stores.
+    pub async_proxy: bool,
+    /// `griddepcontrol.wait`.
+    pub dependency_wait: bool,
+    /// By register, numbered over all classes: whether it holds a fragment of a `wgmma`, or a copy of one. Empty
+    /// where there is none.
+    pub fragments: Vec<bool>,
 }
 
 /// A kernel, ready to run.
@@ -198,6 +227,16 @@ pub struct Program {
     pub required_threads: [u32; 3],
     /// Blocks on a multiprocessor that are asked for.
     pub min_blocks: u32,
+    /// Most registers of a thread by `.maxnreg`, 0 when not stated.
+    pub max_registers: u32,
+    /// Blocks of a cluster that are demanded; none where the launch may choose.
+    pub cluster: Option<[u32; 3]>,
+    /// Most blocks of a cluster by `.maxclusterrank`, 0 when not stated.
+    pub max_cluster: u32,
+    /// The PTX target, such as `sm_90a`.
+    pub target: String,
+    /// What of the asynchronous proxy it uses.
+    pub uses: Uses,
     /// Registers of a thread, as the number of values alive at once suggests.
     pub estimated_registers: u32,
     /// Paths of the source files, by number.

@@ -1,5 +1,6 @@
 //! What one decoded instruction does, and its operands as register slots.
 
+use super::op_async::{BulkCopy, ClusterBarrier, Mbarrier, Proxy, TensorCopy, Wgmma};
 use super::{Conversion, Run, Slots};
 use crate::ptx::Space;
 
@@ -236,48 +237,6 @@ pub struct MatrixMove {
     pub address: Address,
 }
 
-/// `mbarrier` operations on a 64-bit object in shared memory.
-#[derive(Clone, Debug)]
-pub enum Mbarrier {
-    /// `init`, with the expected arrivals.
-    Init {
-        /// Expected arrivals.
-        count: u32,
-    },
-    /// `inval`.
-    Invalidate,
-    /// `arrive`, also `arrive.expect_tx` and `arrive_drop`.
-    Arrive {
-        /// Where the state goes.
-        state: Option<u32>,
-        /// Arrivals; one when not stated.
-        count: Option<u32>,
-        /// Bytes that are expected.
-        bytes: Option<u32>,
-        /// Whether this lane leaves later phases.
-        drop: bool,
-    },
-    /// `expect_tx` alone.
-    Expect {
-        /// Bytes that are expected.
-        bytes: u32,
-    },
-    /// `test_wait` and `try_wait`.
-    Wait {
-        /// Where the answer goes.
-        done: u32,
-        /// The state, or the parity.
-        token: u32,
-        /// Whether the token is a parity.
-        parity: bool,
-    },
-    /// `cp.async.mbarrier.arrive`: arrives when this lane's earlier copies are done.
-    CopiesDone {
-        /// `.noinc`.
-        counted: bool,
-    },
-}
-
 /// What one instruction does.
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -324,12 +283,32 @@ pub enum Op {
     AsyncCommit,
     /// `cp.async.wait_group` and `wait_all` (0, and uncommitted too).
     AsyncWait(u32, bool),
-    /// `cp.async.bulk` between global and shared memory.
+    /// `cp.async.bulk` between global and shared memory, or within the shared memory of a cluster.
     BulkCopy(Box<BulkCopy>),
+    /// `cp.async.bulk.tensor` either way.
+    TensorCopy(Box<TensorCopy>),
     /// `cp.async.bulk.commit_group`.
     BulkCommit,
-    /// `cp.async.bulk.wait_group`.
-    BulkWait,
+    /// `cp.async.bulk.wait_group`: groups that may be left, and whether only their sources are waited for (`.read`).
+    BulkWait(u32, bool),
+    /// A fence between the generic and the asynchronous proxy, or behind the initialisation of barriers.
+    ProxyFence(Proxy),
+    /// `wgmma.mma_async`.
+    Wgmma(Box<Wgmma>),
+    /// `wgmma.fence`.
+    WgmmaFence,
+    /// `wgmma.commit_group`.
+    WgmmaCommit,
+    /// `wgmma.wait_group`: groups that may be left.
+    WgmmaWait(u32),
+    /// `barrier.cluster.arrive` and `.wait`.
+    ClusterBarrier(ClusterBarrier),
+    /// `setmaxnreg`: whether up, and the registers of a thread.
+    Registers(bool, u32),
+    /// `griddepcontrol.wait`.
+    DependencyWait,
+    /// `griddepcontrol.launch_dependents`.
+    LaunchDependents,
     /// `ldmatrix` and `stmatrix`.
     Matrix(Box<MatrixMove>),
     /// `mma.sync`.
@@ -420,21 +399,6 @@ pub struct AsyncCopy {
     pub ignore: Option<u32>,
 }
 
-/// A bulk copy.
-#[derive(Clone, Debug)]
-pub struct BulkCopy {
-    /// Whether it goes to shared memory (else from it).
-    pub to_shared: bool,
-    /// Destination.
-    pub to: Address,
-    /// Source.
-    pub from: Address,
-    /// Bytes.
-    pub size: u32,
-    /// The `mbarrier` that counts the bytes.
-    pub barrier: Option<Address>,
-}
-
 /// `shfl.sync`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shuffle {
@@ -522,7 +486,10 @@ impl Op {
             Self::Match(op) => Members::Named(op.members),
             Self::Reduce(op) => Members::Named(op.members),
             Self::Matrix(_) | Self::Mma(_) | Self::Wmma(_) => Members::All,
+            Self::Wgmma(_) | Self::WgmmaFence | Self::WgmmaCommit | Self::WgmmaWait(_) => Members::All,
+            Self::Registers(..) => Members::All,
             Self::Barrier(op) if op.aligned => Members::All,
+            Self::ClusterBarrier(op) if op.aligned => Members::All,
             _ => Members::None,
         }
     }

@@ -20,9 +20,6 @@ impl Loader<'_> {
                 let members = self.word(self.operand(0)?)?;
                 self.emit_current(Op::SyncWarp(members), class, &[members], &[]);
             }
-            "barrier" if parts.get(1) == Some(&"cluster") => {
-                return Err(self.fail("barriers of a cluster are not modelled"));
-            }
             "bar" | "barrier" => self.barrier(&parts)?,
             "membar" => {
                 let wide = parts.get(1) != Some(&"cta");

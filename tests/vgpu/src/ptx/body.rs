@@ -204,7 +204,11 @@ impl<'a> Parser<'a> {
                 if self.accept(b',') {
                     let coordinates = self.operand(body, depth + 1)?;
                     self.expect(b']')?;
-                    return Ok(Operand::Tensor(base, vec![coordinates]));
+                    let coordinates = match coordinates {
+                        Operand::Vector(coordinates) => coordinates,
+                        one => vec![one],
+                    };
+                    return Ok(Operand::Tensor(base, offset, coordinates));
                 }
                 self.expect(b']')?;
                 Ok(Operand::Address(base, offset))

@@ -90,7 +90,9 @@ impl Frame<'_> {
             Operand::Register(register) => Operand::Register(self.register(*register)),
             Operand::Not(register) => Operand::Not(self.register(*register)),
             Operand::Address(base, offset) => Operand::Address(self.base(base), *offset),
-            Operand::Tensor(base, coordinates) => Operand::Tensor(self.base(base), all(coordinates)),
+            Operand::Tensor(base, offset, coordinates) => {
+                Operand::Tensor(self.base(base), *offset, all(coordinates))
+            }
             Operand::Vector(parts) => Operand::Vector(all(parts)),
             Operand::List(parts) => Operand::List(all(parts)),
             Operand::Pair(first, second) => {

@@ -131,8 +131,8 @@ pub enum Operand {
     Double(u64),
     /// `[base+offset]`.
     Address(Base, i64),
-    /// `[base, {x, y}]` and its like: an address with coordinates.
-    Tensor(Base, Vec<Operand>),
+    /// `[base+offset, {x, y}]` and its like: an address with coordinates.
+    Tensor(Base, i64, Vec<Operand>),
     /// `{a, b}`.
     Vector(Vec<Operand>),
     /// `d|p`.
@@ -191,8 +191,10 @@ pub struct Function {
     pub min_blocks: u32,
     /// `.maxnreg`; 0 when not stated.
     pub max_registers: u32,
-    /// Whether it asks for clusters, which are not modelled.
-    pub wants_cluster: bool,
+    /// `.reqnctapercluster`; none when not stated.
+    pub cluster: Option<[u32; 3]>,
+    /// `.maxclusterrank`; 0 when not stated.
+    pub max_cluster: u32,
 }
 
 /// A parsed PTX text.

@@ -370,13 +370,17 @@ impl<'a> Parser<'a> {
                     self.next();
                     body.function.max_registers = self.small("a number of registers")?;
                 }
-                Token::Word(".explicitcluster" | ".noreturn") => {
-                    body.function.wants_cluster |= self.peek() == Token::Word(".explicitcluster");
+                // An explicit cluster must be given by the directive below or by the launch, which says so itself.
+                Token::Word(".explicitcluster" | ".noreturn" | ".blocksareclusters") => {
                     self.next();
                 }
-                Token::Word(".reqnctapercluster" | ".maxclusterrank") => {
+                Token::Word(".reqnctapercluster") => {
                     self.next();
-                    body.function.wants_cluster = self.triple()? != [1, 1, 1];
+                    body.function.cluster = Some(self.triple()?);
+                }
+                Token::Word(".maxclusterrank") => {
+                    self.next();
+                    body.function.max_cluster = self.small("a number of blocks")?;
                 }
                 Token::Word(".pragma") => self.skip_to_semicolon()?,
                 Token::Mark(b'{') => break,

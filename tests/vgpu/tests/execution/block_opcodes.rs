@@ -245,7 +245,7 @@ fn expected_bytes_hold_a_phase_back_until_the_copy_brings_them() {
         "sm_90",
         32,
         "setp.eq.u32 %p1, %w15, 0;\nadd.u32 %w13, %w14, 128;\n\
-         @%p1 mbarrier.init.shared::cta.b64 [%w14], 1;\nbar.sync 0;\n\
+         @%p1 mbarrier.init.shared::cta.b64 [%w14], 1;\n@%p1 fence.mbarrier_init.release.cluster;\nbar.sync 0;\n\
          @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%w14], 128;\nbar.warp.sync -1;\n\
          mbarrier.test_wait.parity.shared::cta.b64 %p2, [%w14], 0;\nselp.b32 %w1, 1000, 0, %p2;\n\
          @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%w13], [%d7], 128, [%w14];\n\

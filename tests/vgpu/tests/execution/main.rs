@@ -5,6 +5,7 @@ mod bench;
 #[path = "../support/tools.rs"]
 mod tools;
 
+mod async_faults;
 mod block_opcodes;
 mod calls;
 mod compare;
@@ -17,3 +18,4 @@ mod hostile;
 mod kernels;
 mod launch;
 mod opcodes;
+mod warpgroup;

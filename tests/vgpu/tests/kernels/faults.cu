@@ -154,6 +154,7 @@ extern "C" __global__ void copy_bulk(const float4* in, float4* out) {
   const uint32_t gate = shared_address(&barrier);
   if (threadIdx.x == 0) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(gate));
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -27,8 +27,7 @@ pub fn ptx(kernel: &str, flags: &[&str]) -> Option<String> {
     let source = folder.join(format!("{kernel}.cu"));
     let mut hasher = DefaultHasher::new();
     std::fs::read(&source).unwrap().hash(&mut hasher);
-    {
-        let header = "warp.cuh";
+    for header in ["warp.cuh", "warpgroup.cuh"] {
         std::fs::read(folder.join(header)).unwrap().hash(&mut hasher);
     }
     nvcc.hash(&mut hasher);
@@ -81,6 +80,20 @@ impl Bench {
         Some(Self::of_text(&ptx(kernel, flags)?))
     }
 
+    /// A test kernel for compute capability 9.0a on such a device; none without a compiler.
+    pub fn hopper(kernel: &str, flags: &[&str]) -> Option<Self> {
+        let flags: Vec<&str> = flags.iter().copied().chain(["-arch=compute_90a"]).collect();
+        Some(Self::hopper_of_text(&ptx(kernel, &flags)?))
+    }
+
+    /// A PTX text on a device of compute capability 9.0.
+    pub fn hopper_of_text(text: &str) -> Self {
+        let mut device = device();
+        device.profile = vgpu::profile::Profile::by_name("sm_90").unwrap();
+        let module = device.load(text).unwrap();
+        Self { device, module }
+    }
+
     /// A PTX text on a device.
     pub fn of_text(text: &str) -> Self {
         let mut device = device();
@@ -116,9 +129,15 @@ impl Bench {
         shared: u32,
         arguments: &Arguments,
     ) -> Outcome {
+        let shape = Shape { grid, block, dynamic_shared: shared, ..Shape::default() };
+        self.launch_as(kernel, &shape, arguments)
+    }
+
+    /// Launches in a shape of its own, in the kernel's clusters if it demands some, without judging.
+    pub fn launch_as(&mut self, kernel: &str, shape: &Shape, arguments: &Arguments) -> Outcome {
         let program = self.program(kernel);
         assert_eq!(program.parameter_bytes, arguments.bytes().len(), "arguments of {kernel}");
-        let shape = Shape { grid, block, dynamic_shared: shared, cooperative: false };
+        let shape = Shape { cluster: program.cluster.unwrap_or(shape.cluster), ..shape.clone() };
         self.device.launch(&program, &shape, arguments.bytes()).unwrap()
     }
 
@@ -136,6 +155,37 @@ impl Bench {
         outcome
     }
 }
+
+/// A tensor map of rows of numbers, innermost dimension first; `kind` and `swizzle` are CUDA's own numbers.
+pub fn tensor_map(
+    kind: u32,
+    address: u64,
+    dimensions: [u64; 2],
+    row_bytes: u64,
+    boxes: [u32; 2],
+    swizzle: u32,
+) -> [u8; 128] {
+    let strides = [row_bytes];
+    let request = vgpu::tensor_map::Request {
+        kind,
+        address,
+        dimensions: &dimensions,
+        strides: &strides,
+        boxes: &boxes,
+        steps: &[1, 1],
+        interleave: 0,
+        swizzle,
+        fill: 0,
+    };
+    vgpu::tensor_map::TensorMap::new(&request).unwrap().encode()
+}
+
+/// `CU_TENSOR_MAP_DATA_TYPE_BFLOAT16`.
+pub const MAP_BF16: u32 = 9;
+/// `CU_TENSOR_MAP_DATA_TYPE_FLOAT32`.
+pub const MAP_F32: u32 = 7;
+/// `CU_TENSOR_MAP_SWIZZLE_128B`.
+pub const MAP_SWIZZLE_128: u32 = 3;
 
 /// A number that device memory holds.
 pub trait Number: Copy {

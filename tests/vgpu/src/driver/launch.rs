@@ -1,0 +1,221 @@
+//! Launches: plain, cooperative, and with attributes.
+
+use std::ffi::c_int;
+
+use super::modules::{function, occupancy};
+use super::state::{Function, Work, state};
+use super::work::submit;
+use super::{check, exported, give};
+use crate::codes::*;
+use crate::device::registers_of;
+use crate::execute::Shape;
+
+/// Blocks of a cluster that every device with clusters runs.
+const PORTABLE: u32 = 8;
+
+/// Everything that a launch is told.
+struct Launch {
+    function: usize,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: usize,
+    arguments: *const *const u8,
+    cooperative: bool,
+    cluster: Option<[u32; 3]>,
+    dependent: bool,
+}
+
+impl Launch {
+    fn go(self) -> Result<(), u32> {
+        let Function { program, shared_limit, non_portable } = function(self.function)?;
+        let shape = Shape {
+            grid: self.grid,
+            block: self.block,
+            dynamic_shared: self.shared,
+            cooperative: self.cooperative,
+            cluster: self.cluster.or(program.cluster).unwrap_or([1; 3]),
+            dependent: self.dependent,
+        };
+        if shape.cluster_blocks() > PORTABLE && !non_portable {
+            eprintln!(
+                "vgpu: {}: clusters of more than {PORTABLE} blocks need NON_PORTABLE_CLUSTER_SIZE_ALLOWED",
+                program.name
+            );
+            return Err(INVALID_CLUSTER_SIZE);
+        }
+        state().device.check_limits(&program, &shape, shared_limit).map_err(|error| {
+            eprintln!("vgpu: {error}");
+            error.code
+        })?;
+        let mut arguments = vec![0u8; program.parameter_bytes];
+        for (index, &(size, offset)) in program.parameters.iter().enumerate() {
+            if self.arguments.is_null() {
+                return Err(INVALID_VALUE);
+            }
+            // SAFETY: the caller gives one pointer for every parameter, each to a value of its size.
+            unsafe {
+                let value = *self.arguments.add(index);
+                if value.is_null() {
+                    return Err(INVALID_VALUE);
+                }
+                std::ptr::copy_nonoverlapping(value, arguments[offset..].as_mut_ptr(), size);
+            }
+        }
+        check(submit(self.stream, Work::Launch { program, shape, arguments }))
+    }
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Config {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: usize,
+    attributes: *const Attribute,
+    count: u32,
+}
+
+/// `CUlaunchAttribute`: a number, and 64 bytes whose meaning it says.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Attribute {
+    id: u32,
+    padding: u32,
+    value: [u32; 16],
+}
+
+/// What the attributes of a launch say.
+#[derive(Default)]
+struct Attributes {
+    cooperative: bool,
+    cluster: Option<[u32; 3]>,
+    dependent: bool,
+}
+
+impl Config {
+    /// Reads a configuration of the caller.
+    fn of(config: *const Self) -> Result<(Self, Attributes), u32> {
+        if config.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: not null, and a CUlaunchConfig by the C signature.
+        let config = unsafe { config.read_unaligned() };
+        let mut out = Attributes::default();
+        if config.count > 0 && config.attributes.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        for index in 0..config.count as usize {
+            // SAFETY: the caller gives `count` attributes.
+            let Attribute { id, value, .. } = unsafe { config.attributes.add(index).read_unaligned() };
+            match id {
+                COOPERATIVE => out.cooperative = value[0] != 0,
+                CLUSTER => out.cluster = Some([value[0], value[1], value[2]]),
+                SERIALIZATION => out.dependent = value[0] != 0,
+                // These change where and when a kernel runs, not what it may do.
+                IGNORE
+                | ACCESS_POLICY
+                | SYNCHRONIZATION_POLICY
+                | CLUSTER_POLICY
+                | PRIORITY
+                | DOMAIN_MAP
+                | DOMAIN => {}
+                other => {
+                    eprintln!("vgpu: launch attribute {other} is not modelled");
+                    return Err(NOT_SUPPORTED);
+                }
+            }
+        }
+        Ok((config, out))
+    }
+}
+
+const IGNORE: u32 = 0;
+const ACCESS_POLICY: u32 = 1;
+const COOPERATIVE: u32 = 2;
+const SYNCHRONIZATION_POLICY: u32 = 3;
+const CLUSTER: u32 = 4;
+const CLUSTER_POLICY: u32 = 5;
+const SERIALIZATION: u32 = 6;
+const PRIORITY: u32 = 8;
+const DOMAIN_MAP: u32 = 9;
+const DOMAIN: u32 = 10;
+
+exported! {
+    fn cuLaunchKernel(
+        function: usize,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared: u32,
+        stream: usize,
+        arguments: *const *const u8,
+        _extra: *const *const u8,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        Launch { function, grid, block, shared, stream, arguments, cooperative: false, cluster: None, dependent: false }.go()
+    }
+    fn cuLaunchCooperativeKernel(
+        function: usize,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared: u32,
+        stream: usize,
+        arguments: *const *const u8,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        Launch { function, grid, block, shared, stream, arguments, cooperative: true, cluster: None, dependent: false }.go()
+    }
+    fn cuLaunchKernelEx(
+        config: *const Config,
+        function: usize,
+        arguments: *const *const u8,
+        _extra: *const *const u8,
+    ) {
+        let (config, attributes) = Config::of(config)?;
+        if attributes.dependent && state().device.profile.capability.0 < 9 {
+            eprintln!("vgpu: programmatic stream serialization needs compute capability 9.0");
+            return Err(NOT_SUPPORTED);
+        }
+        Launch {
+            function,
+            grid: config.grid,
+            block: config.block,
+            shared: config.shared,
+            stream: config.stream,
+            arguments,
+            cooperative: attributes.cooperative,
+            cluster: attributes.cluster,
+            dependent: attributes.dependent,
+        }
+        .go()
+    }
+    fn cuOccupancyMaxActiveClusters(to: *mut c_int, handle: usize, config: *const Config) {
+        let (config, attributes) = Config::of(config)?;
+        let Function { program, .. } = function(handle)?;
+        let cluster = attributes.cluster.or(program.cluster).unwrap_or([1; 3]);
+        let threads: u32 = config.block.iter().product();
+        let fit = occupancy(handle, threads as c_int, config.shared as usize)?;
+        give(to, state().device.profile.clusters(cluster.iter().product(), fit) as c_int)
+    }
+    fn cuOccupancyMaxPotentialClusterSize(to: *mut c_int, handle: usize, config: *const Config) {
+        let (config, _) = Config::of(config)?;
+        let Function { program, non_portable, .. } = function(handle)?;
+        let threads: u32 = config.block.iter().product();
+        let profile = state().device.profile;
+        let shared = program.static_shared as u32 + config.shared;
+        let fit = profile.occupancy(threads, registers_of(&program), shared);
+        let most = if non_portable { crate::execute::MOST_BLOCKS } else { PORTABLE };
+        let size = (1..=most).rev().filter(|size| size.is_power_of_two()).find(|&size| profile.clusters(size, fit) > 0);
+        give(to, size.unwrap_or(0) as c_int)
+    }
+}

@@ -1,0 +1,471 @@
+//! `wgmma.mma_async`: D = A B + D of m64nNk16 by four warps, each of which computes the sixteen rows of its own.
+//!
+//! The fragments are those of the figures in the PTX manual, section "Register fragments and shared memory matrix layouts"
+//! of wgmma with k16: warp `w` of the four holds rows `16 w` to `16 w + 15`, and for every eight columns `j` the registers
+//! `4 j` to `4 j + 3` of D as `mma.m16n8k16` has them; A in registers is as `mma.m16n8k16` has it too.
+
+use std::collections::VecDeque;
+
+use super::block::Room;
+use super::descriptor::Descriptor;
+use super::product::{self, Block, Right, halves};
+use super::proxy::report_unfenced;
+use super::shared::{CHUNK, MANY_LANES, ONES, Touch};
+use super::warp::{Hold, Next, Warp};
+use crate::check::Check;
+use crate::number::{from_bf16, from_f16, to_f16};
+use crate::program::{FULL, LANES, TensorFormat, Wgmma, WgmmaLeft};
+use crate::tensor_map::Swizzle;
+
+/// Depth of a product.
+const DEPTH: usize = 16;
+/// Rows of a warp.
+const ROWS: usize = 16;
+/// Warps of a warpgroup.
+const WARPS: usize = 4;
+
+/// What the warps of a warpgroup have issued: all must issue the same, and none of it is done before all have.
+///
+/// What products read counts as read by a warp of its own beside each warp, as it goes on while the warp does: whoever waits for
+/// a group comes after what all four read for it.
+#[derive(Default)]
+pub(super) struct Warpgroup {
+    issued: [u64; WARPS],
+    first: u64,
+    /// Instruction and descriptors, from the first that not all have issued.
+    log: VecDeque<(usize, [u64; 2])>,
+    /// By warp and committed group: the clock of what it read.
+    commits: [Vec<u16>; WARPS],
+    /// Chunks that products may read, by committed group.
+    reading: Vec<(u32, Vec<u32>)>,
+}
+
+/// Units of 16 bytes that a warp reads of one factor, in the order in which they are used.
+struct Units {
+    /// Where they lie in the shared memory of all blocks.
+    places: Vec<u32>,
+    /// Whether each has a value.
+    known: Vec<bool>,
+}
+
+impl Warp {
+    pub(super) fn wgmma<const CHECKS: bool>(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        op: &Wgmma,
+        mask: u32,
+    ) -> Next {
+        self.whole_warp(room, me, at, mask);
+        let rank = me % room.cluster.warps % WARPS;
+        let own = me % room.cluster.warps;
+        if own - rank + WARPS > room.cluster.warps {
+            room.report(Check::MemberMask, at, me, 0, || {
+                "wgmma needs four warps, the first a multiple of four, and the block has fewer".to_string()
+            });
+            return Next::Fault;
+        }
+        let bits = |slot: u32| &self.registers.longs[slot as usize].0;
+        let left_bits = match op.a {
+            WgmmaLeft::Shared(slot) => Some(bits(slot)),
+            WgmmaLeft::Registers(_) => None,
+        };
+        let right_bits = bits(op.b);
+        let differ = |bits: &[u64; LANES]| bits.iter().any(|one| *one != bits[0]);
+        let adds = self.registers.predicates[op.accumulates as usize];
+        if differ(right_bits) || left_bits.is_some_and(differ) || adds != 0 && adds != FULL {
+            room.report(Check::Descriptor, at, me, 0, || {
+                "descriptors and the scale of D must be the same in all lanes".to_string()
+            });
+            return Next::Fault;
+        }
+        let (adds, pair) = (adds != 0, [left_bits.map_or(0, |bits| bits[0]), right_bits[0]]);
+        room.issue_together(me, at, rank, pair);
+        if CHECKS {
+            room.clocks.lend(me, room.reader(me));
+        }
+        let mut chunks = Vec::new();
+        // The left factor: sixteen rows by two units, or sixteen depths by two groups of rows.
+        let mut left: Block = [[[0.0; DEPTH]; 8]; 2];
+        let mut rows_known = [true; ROWS];
+        match op.a {
+            WgmmaLeft::Shared(_) => {
+                let Some(units) =
+                    self.units::<CHECKS>(room, me, at, pair[0], op.turned[0], rank * ROWS, ROWS)
+                else {
+                    return Next::Fault;
+                };
+                for (index, &place) in units.places.iter().enumerate() {
+                    let values = widen(room, op.format, place);
+                    let (outer, inner) = (index / 2, index % 2);
+                    for (element, value) in values.into_iter().enumerate() {
+                        let (row, k) = if op.turned[0] {
+                            (inner * 8 + element, outer)
+                        } else {
+                            (outer, inner * 8 + element)
+                        };
+                        left[row / 8][row % 8][k] = value;
+                        rows_known[row] &= units.known[index];
+                    }
+                }
+                chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
+            }
+            WgmmaLeft::Registers(registers) => {
+                for (index, slot) in registers.into_iter().enumerate() {
+                    let register = &self.registers.words[slot as usize].0;
+                    for (lane, &word) in register.iter().enumerate() {
+                        let (row, k) = (lane / 4 + 8 * (index % 2), 2 * (lane % 4) + 8 * (index / 2));
+                        let pair = halves(op.format, word);
+                        left[row / 8][row % 8][k] = pair[0];
+                        left[row / 8][row % 8][k + 1] = pair[1];
+                        if CHECKS {
+                            rows_known[row] &= self.valid[slot as usize] >> lane & 1 != 0;
+                        }
+                    }
+                }
+            }
+        }
+        if op.negates {
+            left.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|value| *value = -*value);
+        }
+        let Some(units) = self.units::<CHECKS>(room, me, at, pair[1], op.turned[1], 0, op.columns) else {
+            return Next::Fault;
+        };
+        chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
+        for block in 0..op.columns / 8 {
+            let right = self.right(room, op, &units, block);
+            self.multiply(op, adds, &left, &right, block);
+            if CHECKS {
+                let columns_known: [bool; 8] = std::array::from_fn(|column| {
+                    if op.turned[1] {
+                        (0..DEPTH).all(|k| units.known[k * (op.columns / 8) + block])
+                    } else {
+                        (0..2).all(|half| units.known[(block * 8 + column) * 2 + half])
+                    }
+                });
+                self.mark_known(op, adds, block, &rows_known, &columns_known);
+            }
+        }
+        room.counters.tensor_multiply_adds += (ROWS * DEPTH * op.columns) as u64;
+        room.counters.warpgroup_multiply_adds += (ROWS * DEPTH * op.columns) as u64;
+        let left_bytes = if left_bits_are_shared(op) { ROWS * 32 } else { 0 };
+        room.counters.warpgroup_shared_bytes += (left_bytes + op.columns * 32 / WARPS) as u64;
+        if CHECKS {
+            self.begin_product(room, me, at, op, adds);
+            room.begin_read(me, rank, chunks);
+        }
+        Next::Continue
+    }
+
+    /// `wgmma.commit_group`.
+    pub(super) fn commit_products(&mut self, room: &mut Room<'_>, me: usize) {
+        if let Some(flight) = &mut self.flight {
+            flight.commit();
+        }
+        let rank = me % room.cluster.warps % WARPS;
+        let reader = room.reader(me);
+        let clock = room.clocks.now(reader);
+        room.clocks.advance(reader);
+        room.warpgroups.entry(me - rank).or_default().commits[rank].push(clock);
+        room.committed.push(me - rank);
+        room.progress += 1;
+    }
+
+    /// `wgmma.wait_group`: waits until all four warps have issued the groups that are waited for.
+    pub(super) fn wait_for_products(&mut self, room: &mut Room<'_>, me: usize, leave: u32) -> Next {
+        let rank = me % room.cluster.warps % WARPS;
+        let Some(group) = room.warpgroups.get(&(me - rank)) else { return Next::Continue };
+        let Some(last) = group.commits[rank].len().checked_sub(leave as usize + 1) else {
+            return Next::Continue;
+        };
+        if group.commits.iter().any(|commits| commits.len() <= last) {
+            return Next::Park(Hold::Warpgroup(me - rank));
+        }
+        let clocks: [u16; WARPS] = std::array::from_fn(|other| group.commits[other][last]);
+        if !room.launch.settings.checks {
+            return Next::Continue;
+        }
+        for (other, clock) in clocks.into_iter().enumerate() {
+            let reader = room.reader(me - rank + other);
+            room.clocks.see(me, reader, clock);
+        }
+        room.end_read(me - rank, last as u32);
+        self.end_products(leave);
+        Next::Continue
+    }
+
+    /// The units of a factor, checked: row by row with two units each, or depth by depth with all groups of eight rows.
+    fn units<const CHECKS: bool>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        bits: u64,
+        turned: bool,
+        first_row: usize,
+        rows: usize,
+    ) -> Option<Units> {
+        let descriptor = match Descriptor::decode(bits) {
+            Ok(descriptor) => descriptor,
+            Err(message) => {
+                room.report(Check::Descriptor, at, me, 0, || message);
+                return None;
+            }
+        };
+        let mut places = Vec::with_capacity(2 * rows);
+        let base = room.cluster.current * room.cluster.stride;
+        let limit = room.cluster.bytes as u64;
+        let mut put = |address: u64| {
+            let inside = address + 16 <= limit;
+            if inside {
+                places.push((base as u64 + address) as u32);
+            }
+            inside
+        };
+        let fits = if turned {
+            (0..DEPTH)
+                .all(|k| (0..rows / 8).all(|group| put(descriptor.along_rows(first_row / 8 + group, k))))
+        } else {
+            (0..rows).all(|row| (0..2).all(|half| put(descriptor.along_k(first_row + row, half))))
+        };
+        if !fits {
+            room.report(Check::Descriptor, at, me, 0, || {
+                format!("the matrix of the descriptor 0x{bits:016x} reaches beyond the {limit} bytes of shared memory")
+            });
+            return None;
+        }
+        let mut known = vec![true; places.len()];
+        if CHECKS {
+            let span = descriptor.span;
+            for (place, known) in places.iter().zip(&mut known) {
+                *known = self.read_unit(room, me, at, *place as usize / CHUNK, span);
+            }
+        }
+        Some(Units { places, known })
+    }
+
+    /// Checks and notes the read of a unit; `false` when it has no value.
+    #[inline(always)]
+    fn read_unit(&self, room: &mut Room<'_>, me: usize, at: usize, chunk: usize, span: u64) -> bool {
+        let touch = Touch { write: false, atomic: false, warp: room.reader(me) };
+        let mut found = room.shared.touch_chunk(chunk, u64::from(MANY_LANES) * ONES, touch, &room.clocks);
+        let Some(proxies) = &room.proxies else { return true };
+        let layout = proxies.layout(chunk);
+        // A copy may bring what nobody wrote; that harms only the numbers which are computed of it.
+        let known = !found.unwritten || found.pending;
+        found.unwritten &= layout.is_none();
+        if found.is_clean() {
+            let unfenced = proxies.check(chunk, me, &room.clocks);
+            let other = layout.filter(|layout| layout.span() as u64 != span);
+            if unfenced.is_none() && other.is_none() {
+                return known;
+            }
+            complain(room, me, at, chunk, span, unfenced, other);
+        } else {
+            self.report_shared(room, me, at, 0, chunk * CHUNK, CHUNK, false, found);
+        }
+        known
+    }
+
+    /// Sixteen depths of eight columns of the right factor.
+    #[inline(always)]
+    fn right(&self, room: &Room<'_>, op: &Wgmma, units: &Units, block: usize) -> Right {
+        let mut right: Right = [[0.0; 8]; DEPTH];
+        let unit = |index: usize| {
+            let place = units.places[index] as usize;
+            // A unit has sixteen bytes and lies inside, as was checked.
+            room.shared.data[place..].first_chunk::<16>().copied().unwrap_or([0; 16])
+        };
+        let brain = op.format == TensorFormat::Brain;
+        if op.turned[1] {
+            for (k, row) in right.iter_mut().enumerate() {
+                *row = product::widened(brain, &unit(k * (op.columns / 8) + block));
+            }
+        } else {
+            for half in 0..2 {
+                let columns = std::array::from_fn(|column| unit((block * 8 + column) * 2 + half));
+                let rows = product::widened_and_turned(brain, &columns);
+                right[half * 8..half * 8 + 8].copy_from_slice(&rows);
+            }
+        }
+        right
+    }
+
+    /// Eight columns of D.
+    #[inline(always)]
+    fn multiply(&mut self, op: &Wgmma, adds: bool, left: &Block, right: &Right, block: usize) {
+        const NOTHING: [u32; LANES] = [0; LANES];
+        if op.half_accumulator {
+            let slots = [op.d[block * 2], op.d[block * 2 + 1]];
+            let mut sums = [NOTHING; 4];
+            if adds {
+                for (index, slot) in slots.into_iter().enumerate() {
+                    let words = &self.registers.words[slot as usize].0;
+                    for (lane, &word) in words.iter().enumerate() {
+                        sums[2 * index][lane] = from_f16(word & 0xffff).to_bits();
+                        sums[2 * index + 1][lane] = from_f16(word >> 16).to_bits();
+                    }
+                }
+            }
+            let sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+            for (index, slot) in slots.into_iter().enumerate() {
+                let half = |part: usize, lane: usize| to_f16(f32::from_bits(sums[2 * index + part][lane]));
+                self.registers.words[slot as usize].0 =
+                    std::array::from_fn(|lane| half(0, lane) | half(1, lane) << 16);
+            }
+            return;
+        }
+        let slots = [0, 1, 2, 3].map(|index| op.d[block * 4 + index] as usize);
+        let sums = if adds {
+            slots.map(|slot| &self.registers.words[slot].0)
+        } else {
+            [&NOTHING, &NOTHING, &NOTHING, &NOTHING]
+        };
+        let sums = product::fragment_product(left, right, sums);
+        for (slot, sum) in slots.into_iter().zip(sums) {
+            self.registers.words[slot].0 = sum;
+        }
+    }
+
+    /// Marks which numbers of eight columns of D have a value.
+    fn mark_known(&mut self, op: &Wgmma, adds: bool, block: usize, rows: &[bool; ROWS], columns: &[bool; 8]) {
+        let all = rows.iter().all(|&known| known) && columns.iter().all(|&known| known);
+        let registers = if op.half_accumulator { 2 } else { 4 };
+        for index in 0..registers {
+            let slot = op.d[block * registers + index] as usize;
+            let mut valid = FULL;
+            if !all {
+                valid = 0;
+                for lane in 0..LANES {
+                    let row = lane / 4 + 8 * (if op.half_accumulator { index } else { index / 2 });
+                    let column = 2 * (lane % 4);
+                    let known = rows[row]
+                        && if op.half_accumulator {
+                            columns[column] && columns[column + 1]
+                        } else {
+                            columns[column + index % 2]
+                        };
+                    valid |= u32::from(known) << lane;
+                }
+            }
+            self.valid[slot] = if adds { self.valid[slot] & valid } else { valid };
+        }
+    }
+}
+
+fn left_bits_are_shared(op: &Wgmma) -> bool {
+    matches!(op.a, WgmmaLeft::Shared(_))
+}
+
+fn widen(room: &Room<'_>, format: TensorFormat, place: u32) -> [f32; 8] {
+    let bytes = &room.shared.data[place as usize..place as usize + 16];
+    std::array::from_fn(|element| {
+        let bits = u32::from(u16::from_le_bytes([bytes[2 * element], bytes[2 * element + 1]]));
+        if format == TensorFormat::Brain { from_bf16(bits) } else { from_f16(bits) }
+    })
+}
+
+#[cold]
+fn complain(
+    room: &mut Room<'_>,
+    me: usize,
+    at: usize,
+    chunk: usize,
+    span: u64,
+    unfenced: Option<super::proxy::Unfenced>,
+    layout: Option<Swizzle>,
+) {
+    if let Some(unfenced) = unfenced {
+        report_unfenced(room, me, at, 0, chunk, unfenced);
+    }
+    if let Some(layout) = layout {
+        let place = room.cluster.name(chunk * CHUNK);
+        room.report(Check::Descriptor, at, me, 0, || {
+            let own = [Swizzle::None, Swizzle::Span32, Swizzle::Span64, Swizzle::Span128]
+                .into_iter()
+                .find(|swizzle| swizzle.span() as u64 == span)
+                .map_or("another", Swizzle::name);
+            format!(
+                "{place} was written by a tensor copy with {}, and the descriptor says {own}",
+                layout.name()
+            )
+        });
+    }
+}
+
+impl Room<'_> {
+    /// The warp as which the products of a warp read.
+    fn reader(&self, me: usize) -> usize {
+        self.cluster.all_warps() + me
+    }
+
+    fn begin_read(&mut self, me: usize, rank: usize, chunks: Vec<u32>) {
+        if let Some(proxies) = &mut self.proxies {
+            chunks.iter().for_each(|&chunk| proxies.begin_read(chunk as usize));
+        }
+        let group = self.warpgroups.entry(me - rank).or_default();
+        let number = group.commits[rank].len() as u32;
+        group.reading.push((number, chunks));
+    }
+
+    fn end_read(&mut self, first: usize, last: u32) {
+        let Some(group) = self.warpgroups.get_mut(&first) else { return };
+        let proxies = &mut self.proxies;
+        group.reading.retain(|(number, chunks)| {
+            let over = *number <= last;
+            if over && let Some(proxies) = proxies {
+                chunks.iter().for_each(|&chunk| proxies.end_read(chunk as usize));
+            }
+            !over
+        });
+    }
+
+    /// Words on which warp of a warpgroup has not issued what others wait for.
+    pub fn missing_of_warpgroup(&self, first: usize) -> String {
+        let shortest = self
+            .warpgroups
+            .get(&first)
+            .and_then(|group| (0..WARPS).min_by_key(|&rank| group.commits[rank].len()));
+        format!(
+            "waits for wgmma that warp {} of the warpgroup never executes; all four must",
+            shortest.unwrap_or(0)
+        )
+    }
+
+    /// Compares a product of a warp with those of the others of its warpgroup.
+    fn issue_together(&mut self, me: usize, at: usize, rank: usize, pair: [u64; 2]) {
+        let first = me - rank;
+        let group = self.warpgroups.entry(first).or_default();
+        let index = (group.issued[rank] - group.first) as usize;
+        group.issued[rank] += 1;
+        let known = group.log.get(index).copied();
+        if known.is_none() {
+            group.log.push_back((at, pair));
+        }
+        while group.issued.iter().all(|&issued| issued > group.first) {
+            group.log.pop_front();
+            group.first += 1;
+        }
+        if let Some(known) = known
+            && known != (at, pair)
+        {
+            self.report(Check::Descriptor, at, me, 0, || {
+                "the four warps of a warpgroup must execute the same wgmma with the same descriptors"
+                    .to_string()
+            });
+        }
+    }
+
+    /// Reports products that not all four warps of a warpgroup have issued when they have ended.
+    pub fn judge_warpgroups(&mut self) {
+        for (first, group) in std::mem::take(&mut self.warpgroups) {
+            if let Some(&(at, _)) = group.log.front() {
+                let missing = group.issued.iter().position(|&issued| issued == group.first).unwrap_or(0);
+                self.report(Check::MemberMask, at, first, 0, || {
+                    format!("warp {missing} of the warpgroup ended without this wgmma, which all four must execute")
+                });
+            }
+        }
+    }
+}
