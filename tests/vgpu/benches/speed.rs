@@ -1,4 +1,4 @@
-//! How fast the virtual GPU is: multiply-adds a second through a bf16 tensor-core GEMM, unchecked and checked,
+//! How fast the virtual GPU is: multiply-adds a second through bf16 GEMMs by mma.sync and by wgmma, unchecked and checked,
 //! instructions a second through attention and a row kernel, and the cost of a launch of many trivial blocks.
 //!
 //! `cargo bench -p vgpu --bench speed` prints the figures; the best of three runs counts, as other work on the machine only
@@ -6,12 +6,15 @@
 
 #[path = "../tests/support/bench.rs"]
 mod bench;
+#[path = "../tests/support/maps.rs"]
+mod maps;
 #[path = "../tests/support/tools.rs"]
 mod tools;
 
 use std::time::Instant;
 
 use bench::{Bench, Draw};
+use maps::{MAP_BF16, MAP_SWIZZLE_128, tensor_map};
 use vgpu::counters::Counters;
 use vgpu::device::Arguments;
 
@@ -58,6 +61,33 @@ fn gemm(checks: bool) -> Option<()> {
     let billions = (m * n * k) as f64 / 1e9;
     println!(
         "gemm {m}x{n}x{k}, checks {checks}: {:.0} ms, {:.2} G multiply-adds/s; {:.2} G per processor second",
+        clock * 1e3,
+        billions / clock,
+        billions / processor
+    );
+    Some(())
+}
+
+/// The same by wgmma, out of what tensor copies bring.
+fn warpgroup(checks: bool) -> Option<()> {
+    let (m, n, k) = (1024usize, 1024usize, 512usize);
+    let mut bench = Bench::hopper("warpgroup", &[])?;
+    bench.device.settings.checks = checks;
+    let mut draw = Draw(1);
+    let (pa, pb) = (bench.upload(&draw.brains(m * k)), bench.upload(&draw.brains(n * k)));
+    let pc = bench.empty(m * n * 4);
+    let map = |address, rows: usize, height| {
+        let size = [k as u64, rows as u64];
+        tensor_map(MAP_BF16, address, size, 2 * k as u64, [64, height], MAP_SWIZZLE_128)
+    };
+    let arguments = Arguments::new().and(&map(pa, m, 128)).and(&map(pb, n, 64)).pointer(pc);
+    let arguments = arguments.int(m as i32).int(n as i32).int(k as i32);
+    let (clock, processor) = best(|| {
+        bench.clean("product_rows", [8, 16, 1], [384, 1, 1], 3 * 24_576, &arguments);
+    });
+    let billions = (m * n * k) as f64 / 1e9;
+    println!(
+        "wgmma {m}x{n}x{k}, checks {checks}: {:.0} ms, {:.2} G multiply-adds/s; {:.2} G per processor second",
         clock * 1e3,
         billions / clock,
         billions / processor
@@ -134,8 +164,13 @@ fn main() {
         words.iter().all(|word| word == name || word == checks)
     };
     type Bench = fn(bool) -> Option<()>;
-    let benches: [(&str, Bench); 4] =
-        [("gemm", gemm), ("attention", attention), ("rows", rows), ("trivial", trivial)];
+    let benches: [(&str, Bench); 5] = [
+        ("gemm", gemm),
+        ("warpgroup", warpgroup),
+        ("attention", attention),
+        ("rows", rows),
+        ("trivial", trivial),
+    ];
     for checks in [false, true] {
         for (name, bench) in benches {
             // Without a compiler there is nothing to run; a line on standard error says so.

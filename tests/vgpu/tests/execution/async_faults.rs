@@ -1,12 +1,16 @@
 //! Planted faults of what compute capability 9.0 brings: each is caught by the check that the table names, and by no other
 //! unless its harm spreads; the right kernels report nothing.
 
-use crate::bench::{Bench, Draw, MAP_F32, tensor_map};
+use crate::bench::{Bench, Draw};
 use crate::compare::checks;
+use crate::maps::tensor_map;
 use crate::warpgroup::Product;
 use vgpu::check::Check;
 use vgpu::device::{Arguments, describe};
 use vgpu::execute::{Outcome, Shape};
+
+/// `CU_TENSOR_MAP_DATA_TYPE_FLOAT32`.
+const MAP_F32: u32 = 7;
 
 /// Faults of the product, by the macro that plants them.
 const PRODUCT: &[(&str, Check)] = &[

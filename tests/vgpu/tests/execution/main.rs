@@ -2,6 +2,8 @@
 
 #[path = "../support/bench.rs"]
 mod bench;
+#[path = "../support/maps.rs"]
+mod maps;
 #[path = "../support/tools.rs"]
 mod tools;
 

@@ -1,7 +1,8 @@
 //! Products by `wgmma` out of what tensor copies bring: against f64 on awkward shapes, and against ldmatrix and mma.sync.
 
-use crate::bench::{Bench, Draw, MAP_BF16, MAP_SWIZZLE_128, tensor_map};
+use crate::bench::{Bench, Draw};
 use crate::compare::{close, wide};
+use crate::maps::{MAP_BF16, MAP_SWIZZLE_128, tensor_map};
 use vgpu::device::Arguments;
 use vgpu::execute::{Outcome, Shape};
 

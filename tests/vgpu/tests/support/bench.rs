@@ -83,15 +83,11 @@ impl Bench {
     /// A test kernel for compute capability 9.0a on such a device; none without a compiler.
     pub fn hopper(kernel: &str, flags: &[&str]) -> Option<Self> {
         let flags: Vec<&str> = flags.iter().copied().chain(["-arch=compute_90a"]).collect();
-        Some(Self::hopper_of_text(&ptx(kernel, &flags)?))
-    }
-
-    /// A PTX text on a device of compute capability 9.0.
-    pub fn hopper_of_text(text: &str) -> Self {
+        let text = ptx(kernel, &flags)?;
         let mut device = device();
         device.profile = vgpu::profile::Profile::by_name("sm_90").unwrap();
-        let module = device.load(text).unwrap();
-        Self { device, module }
+        let module = device.load(&text).unwrap();
+        Some(Self { device, module })
     }
 
     /// A PTX text on a device.
@@ -155,37 +151,6 @@ impl Bench {
         outcome
     }
 }
-
-/// A tensor map of rows of numbers, innermost dimension first; `kind` and `swizzle` are CUDA's own numbers.
-pub fn tensor_map(
-    kind: u32,
-    address: u64,
-    dimensions: [u64; 2],
-    row_bytes: u64,
-    boxes: [u32; 2],
-    swizzle: u32,
-) -> [u8; 128] {
-    let strides = [row_bytes];
-    let request = vgpu::tensor_map::Request {
-        kind,
-        address,
-        dimensions: &dimensions,
-        strides: &strides,
-        boxes: &boxes,
-        steps: &[1, 1],
-        interleave: 0,
-        swizzle,
-        fill: 0,
-    };
-    vgpu::tensor_map::TensorMap::new(&request).unwrap().encode()
-}
-
-/// `CU_TENSOR_MAP_DATA_TYPE_BFLOAT16`.
-pub const MAP_BF16: u32 = 9;
-/// `CU_TENSOR_MAP_DATA_TYPE_FLOAT32`.
-pub const MAP_F32: u32 = 7;
-/// `CU_TENSOR_MAP_SWIZZLE_128B`.
-pub const MAP_SWIZZLE_128: u32 = 3;
 
 /// A number that device memory holds.
 pub trait Number: Copy {
