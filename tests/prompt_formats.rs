@@ -6,7 +6,10 @@ use promptmix::backend::cpu::Cpu;
 use promptmix::backend::{Backend, Batch, Example, Mixing, StateLayout};
 use promptmix::model::{Mixture, Pass, T5};
 use promptmix::pretrained::{Checkpoint, TensorFile};
-use promptmix::prompts::{self, Prompt, PromptMetadata, SavedScorer, import, merge, weights_by_similarity};
+use promptmix::prompts::{
+    self, ImportSettings, Prompt, PromptMetadata, SavedScorer, import, import_with, merge,
+    weights_by_similarity,
+};
 use random::Random;
 use tempfile::tempdir;
 
@@ -107,6 +110,103 @@ fn pefts_own_adapters_give_pefts_logits() {
     let other: Vec<f32> = imported[0].iter().map(|value| value * 1.01).collect();
     let actual = logits(&prompt("other", &other, 6), &rows("ids"), &rows("labels"));
     assert!(actual.iter().zip(&expected).any(|(a, &b)| (a - f64::from(b)).abs() > 1e-3));
+}
+
+/// Settings of an import that takes one of an adapter's tasks, or so many rows.
+fn choosing(adapter_task: Option<usize>, length: Option<usize>) -> ImportSettings {
+    let mut settings = ImportSettings::default();
+    (settings.adapter_task, settings.length) = (adapter_task, length);
+    settings
+}
+
+/// `scripts/peers/peft_adapters.py kinds` left what PEFT itself computes behind each.
+#[test]
+fn pefts_other_kinds_of_prompt_give_pefts_logits() {
+    let golden =
+        TensorFile::open_safetensors(&fixture("peft/kinds/golden.safetensors")).expect("the golden file");
+    let read = |name: &str| {
+        let shape = golden.shape(name).expect(name).to_vec();
+        (golden.tensor(name, &shape).expect("read"), shape)
+    };
+    let rows = |name: &str| -> Vec<Vec<u32>> {
+        let (values, shape) = read(name);
+        values.chunks(shape[1]).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+    };
+    let mut prompts = Vec::new();
+    for (folder, task) in [
+        ("p_tuning", None),
+        ("named", None),
+        ("named/reviews", None),
+        ("multitask", Some(0)),
+        ("multitask", Some(1)),
+        ("multitask_generate", Some(0)),
+        ("multitask_generate", Some(1)),
+    ] {
+        let adapter = import_with(&fixture("peft/kinds").join(folder), &choosing(task, None)).expect(folder);
+        assert_eq!((adapter.prompt.length(), adapter.prompt.width()), (6, 64), "{folder}");
+        let note = adapter.note.unwrap_or_default();
+        let said = match folder {
+            "multitask" => "",
+            "multitask_generate" => "not where it generates",
+            _ => "never uses",
+        };
+        assert!(note.contains(said) && note.is_empty() == said.is_empty(), "{folder}: {note}");
+        let name = format!("{}_{}", folder.split('/').next().expect("a name"), task.unwrap_or(0));
+        let labels =
+            if folder == "multitask_generate" { rows(&format!("{name}_labels")) } else { rows("labels") };
+        let (expected, shape) = read(&name);
+        assert_eq!(shape[1], labels[0].len(), "{name}");
+        let actual = logits(&adapter.prompt, &rows("ids"), &labels);
+        assert_eq!(actual.len(), expected.len());
+        let largest =
+            actual.iter().zip(&expected).map(|(a, &b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+        assert!(largest <= 1e-4, "{name}: logits differ by {largest}");
+        prompts.push(adapter.prompt.into_values());
+    }
+    assert_eq!(prompts[1], prompts[2], "the outer folder is as good as the adapter's");
+    assert_ne!(prompts[3], prompts[4], "two tasks, two prompts");
+}
+
+#[test]
+fn an_adapter_of_several_tasks_or_several_adapters_must_be_chosen() {
+    let multitask = fixture("peft/kinds/multitask");
+    for (settings, said) in [(choosing(None, None), "0 to 1"), (choosing(Some(2), None), "0 to 1")] {
+        let error = import_with(&multitask, &settings).expect_err("which task?").to_string();
+        assert!(error.contains("--adapter-task") && error.contains(said), "{error}");
+    }
+    let error =
+        import_with(&fixture("peft/saved"), &choosing(Some(0), None)).expect_err("one task").to_string();
+    assert!(error.contains("PROMPT_TUNING") && error.contains("leave it out"), "{error}");
+    let folder = tempdir().expect("folder");
+    for name in ["films", "reviews"] {
+        let inner = folder.path().join(name);
+        std::fs::create_dir(&inner).expect("made");
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(fixture("peft/saved").join(file), inner.join(file)).expect("copied");
+        }
+    }
+    let error = import(folder.path()).expect_err("which of the two?").to_string();
+    assert!(error.contains("films") && error.contains("reviews"), "{error}");
+}
+
+#[test]
+fn weights_of_an_adapter_without_its_configuration_say_what_is_not_known() {
+    let folder = tempdir().expect("folder");
+    let path = folder.path().join("adapter_model.safetensors");
+    std::fs::copy(fixture("peft/saved/adapter_model.safetensors"), &path).expect("copied");
+    let whole = import(&path).expect("imported");
+    assert_eq!(whole.prompt.length(), 12);
+    let note = whole.note.expect("half of it may be the decoder's");
+    assert!(note.contains("warning") && note.contains("--length") && note.contains("12 rows"), "{note}");
+    let half = import_with(&path, &choosing(None, Some(6))).expect("imported");
+    assert_eq!(half.prompt.values(), import(&fixture("peft/saved")).expect("imported").prompt.values());
+    assert!(half.note.expect("rows are left out").contains("first 6 of 12"));
+    for length in [0, 13] {
+        let error = import_with(&path, &choosing(None, Some(length))).expect_err("rows").to_string();
+        assert!(error.contains("--length") && error.contains("1 to 12"), "{error}");
+    }
+    // A file of one submodule's rows, or another program's, is not in doubt.
+    assert_eq!(import(&fixture("torch/bare.pt")).expect("imported").note, None);
 }
 
 #[test]

@@ -99,6 +99,7 @@ struct Remove {
   promptmix prompts import prefix_embeddings.pt --model google-t5/t5-base --task mnli --out mnli.safetensors
   promptmix prompts import google_sst2.npy --task sst2 --out sst2.safetensors
   promptmix prompts import adapter-folder --model t5-small --out imported.safetensors
+  promptmix prompts import multitask-adapter --adapter-task 1 --out second.safetensors
   promptmix prompts import --scorer attempt-run-folder --out scorer.safetensors")]
 struct Import {
     /// A .npy, .pt, .bin or .safetensors file, or the folder of a PEFT adapter or of a run of the authors' code
@@ -109,6 +110,13 @@ struct Import {
     /// The task it was trained on
     #[arg(long)]
     task: Option<String>,
+    /// Take the first ROWS rows of the file for the prompt: a PEFT adapter's weights without its adapter_config.json do not say
+    /// how many are
+    #[arg(long, value_name = "ROWS")]
+    length: Option<usize>,
+    /// Which of the tasks of a MULTITASK_PROMPT_TUNING adapter, counted from 0 [default: its only one]
+    #[arg(long, value_name = "N")]
+    adapter_task: Option<usize>,
     /// Read the scorer of the authors' code (attn_W_down.pt, ...) instead of a prompt
     #[arg(long)]
     scorer: bool,
@@ -334,6 +342,10 @@ impl Import {
             None => None,
         };
         if self.scorer {
+            if self.length.is_some() || self.adapter_task.is_some() {
+                let found = "--length or --adapter-task";
+                return Err(Error::setting("--scorer", "no flag of a prompt", found, "leave it out"));
+            }
             let mut scorer = prompts::SavedScorer::load(&self.path)?;
             if hash.is_some() {
                 scorer.model_sha256 = hash;
@@ -345,7 +357,10 @@ impl Import {
             println!("written to {}", self.out.display());
             return Ok(());
         }
-        let prompts::Imported { prompt, model: named, note, .. } = prompts::import(&self.path)?;
+        let mut settings = prompts::ImportSettings::default();
+        (settings.length, settings.adapter_task) = (self.length, self.adapter_task);
+        let prompts::Imported { prompt, model: named, note, .. } =
+            prompts::import_with(&self.path, &settings)?;
         let mut metadata = prompt.metadata().clone();
         if let Some(model) = &model {
             prompt.check_fits(model.config().d_model, hash.as_deref())?;

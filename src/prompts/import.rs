@@ -28,39 +28,61 @@ pub struct Imported {
     pub note: Option<String>,
 }
 
+/// What of a file is the prompt, where the file does not say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportSettings {
+    /// Rows of the prompt, the first of the file's; `None`: all, or as many as an adapter's configuration says.
+    pub length: Option<usize>,
+    /// Whose prompt of an adapter of several tasks is meant, counted from 0.
+    pub adapter_task: Option<usize>,
+}
+
 /// Reads a prompt in any known format: this program's own, an array that NumPy saved (`.npy`), what `torch.save` wrote
 /// (`.pt`, `.pth`, `.bin`), a PEFT adapter's folder, or the folder of a run of the authors' code.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another format; those of reading the file.
 pub fn import(path: &Path) -> Result<Imported> {
+    import_with(path, &ImportSettings::default())
+}
+
+/// As [`import`], of a file that does not say all.
+///
+/// # Errors
+/// As there, and [`Error::Setting`] if the file has fewer rows or no such task.
+pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     let parent = path.parent().unwrap_or(Path::new("."));
     let of_adapter = stem(path) == "adapter_model" && peft::is_adapter(parent);
     let (matrix, format, model, note) = if path.is_dir() || of_adapter {
         let folder = if of_adapter { parent } else { path };
-        if peft::is_adapter(folder) {
-            let adapter = peft::read(folder)?;
+        if let Some(folder) = peft::find(folder)? {
+            let adapter = peft::read(&folder, settings)?;
             (adapter.matrix, "a PEFT adapter", adapter.model, adapter.note)
         } else if folder.join(RELEASED).is_file() {
             (torch::read(&folder.join(RELEASED))?, "a file of PyTorch", None, None)
         } else {
             return Err(Error::unsupported(
                 format!("the folder {}", path.display()),
-                format!("it holds neither adapter_config.json nor {RELEASED}"),
+                format!("neither it nor a folder in it holds adapter_config.json, nor it {RELEASED}"),
                 "give the folder of a PEFT adapter, or the prompt's own file",
             ));
         }
     } else {
         match extension.as_deref() {
             Some("npy") => (numpy::read(path)?, "an array of NumPy", None, None),
-            Some("pt" | "pth" | "bin" | "ckpt") => (torch::read(path)?, "a file of PyTorch", None, None),
+            Some("pt" | "pth" | "bin" | "ckpt") => {
+                let (matrix, note) = of_tensors(&TensorFile::open_torch(path)?, settings)?;
+                (matrix, "a file of PyTorch", None, note)
+            }
             Some("safetensors") => {
                 let file = TensorFile::open_safetensors(path)?;
-                if file.contains(super::TENSOR) {
+                if file.contains(super::TENSOR) && *settings == ImportSettings::default() {
                     return Ok(Imported { prompt: Prompt::load(path)?, model: None, note: None });
                 }
-                (torch::matrix(&file)?, "a file of safetensors", None, None)
+                let (matrix, note) = of_tensors(&file, settings)?;
+                (matrix, "a file of safetensors", None, note)
             }
             _ => {
                 return Err(Error::unsupported(
@@ -74,8 +96,51 @@ pub fn import(path: &Path) -> Result<Imported> {
             }
         }
     };
+    let (matrix, note) = shortened(matrix, note, settings.length)?;
     let origin = format!("{format}, {}", path.file_name().unwrap_or_default().to_string_lossy());
     let metadata = PromptMetadata { origin: Some(origin), ..PromptMetadata::default() };
     let prompt = Prompt::new(stem(path), matrix.values, matrix.rows, matrix.columns, metadata)?;
     Ok(Imported { prompt, model, note })
+}
+
+/// The prompt among the tensors of a file, and what the user should know about it.
+fn of_tensors(file: &TensorFile, settings: &ImportSettings) -> Result<(Matrix, Option<String>)> {
+    let (mut matrix, name) = torch::matrix(file)?;
+    if peft::is_multitask(file) {
+        peft::of_task(&mut matrix, file, settings.adapter_task)?;
+    } else if settings.adapter_task.is_some() {
+        let found = file.path().display().to_string();
+        return Err(Error::setting("--adapter-task", "an adapter of several tasks", found, "leave it out"));
+    }
+    // Without its configuration nothing tells where an adapter's prompt ends.
+    let doubtful = torch::is_peft(name) && matrix.rows.is_multiple_of(2) && settings.length.is_none();
+    let note = doubtful.then(|| {
+        format!(
+            "warning: all {} rows of `{name}` are taken for the prompt, but PEFT keeps as many rows again for the decoder, which \
+             never uses them, unless num_transformer_submodules is 1: give the folder with adapter_config.json, or \
+             --length with num_virtual_tokens",
+            matrix.rows
+        )
+    });
+    Ok((matrix, note))
+}
+
+/// The first `length` rows, if it is given.
+fn shortened(
+    mut matrix: Matrix,
+    note: Option<String>,
+    length: Option<usize>,
+) -> Result<(Matrix, Option<String>)> {
+    let Some(length) = length else { return Ok((matrix, note)) };
+    if length == 0 || length > matrix.rows {
+        let expected = format!("1 to {} rows, as the file has", matrix.rows);
+        return Err(Error::setting("--length", expected, length.to_string(), ""));
+    }
+    if length == matrix.rows {
+        return Ok((matrix, note));
+    }
+    let note = format!("the first {length} of {} rows are its prompt, as --length says", matrix.rows);
+    matrix.values.truncate(length * matrix.columns);
+    matrix.rows = length;
+    Ok((matrix, Some(note)))
 }

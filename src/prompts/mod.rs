@@ -20,7 +20,7 @@ use crate::files;
 use crate::pretrained::{ElementType, TensorFile};
 
 use import::Matrix;
-pub use import::{Imported, import};
+pub use import::{ImportSettings, Imported, import, import_with};
 pub use merge::{merge, similarity, weights_by_similarity};
 pub use peft::export;
 pub use scorer::SavedScorer;

@@ -8,25 +8,51 @@ use crate::error::{Error, Result};
 use crate::pretrained::TensorFile;
 
 /// Names under which programs keep a prompt among other tensors, the likeliest first.
-const NAMES: [&str; 4] =
-    ["prefix_shared", "prompt_embeddings", "prompt", "prompt_encoder.default.embedding.weight"];
+const NAMES: [&str; 4] = ["prefix_shared", "prompt_embeddings", "prompt", ENCODER];
+/// How PEFT names it within its model, the adapter's name in the middle.
+const ENCODER: &str = "prompt_encoder.default.embedding.weight";
+/// Parts of names of the network that makes a P-tuning prompt of its embedding.
+const HEADS: [&str; 2] = ["mlp_head.", "lstm_head."];
 
 /// The matrix of the file.
 ///
 /// # Errors
 /// Those of reading it; [`Error::Format`] if no tensor, or none of several, is known to be the prompt.
 pub(super) fn read(path: &Path) -> Result<Matrix> {
-    matrix(&TensorFile::open_torch(path)?)
+    Ok(matrix(&TensorFile::open_torch(path)?)?.0)
 }
 
-/// The one matrix of a file, or the one with a prompt's name.
-pub(super) fn matrix(file: &TensorFile) -> Result<Matrix> {
+/// Whether a tensor of this name is PEFT's, which may keep a second prompt behind the first.
+pub(super) fn is_peft(name: &str) -> bool {
+    name == NAMES[1] || is_encoder(name)
+}
+
+/// Whether this is the embedding of an adapter of any name.
+fn is_encoder(name: &str) -> bool {
+    let inner = name.strip_prefix("prompt_encoder.").and_then(|rest| rest.strip_suffix(".embedding.weight"));
+    inner.is_some_and(|adapter| !adapter.is_empty() && !adapter.contains('.'))
+}
+
+/// The one matrix of a file, or the one with a prompt's name; and its name.
+pub(super) fn matrix(file: &TensorFile) -> Result<(Matrix, &str)> {
+    if let Some(head) = file.names().find(|name| HEADS.iter().any(|head| name.contains(head))) {
+        return Err(Error::unsupported(
+            format!("the prompt {}", file.path().display()),
+            format!(
+                "it is P-tuning's encoder (`{}`), and the prompt is what that gives",
+                head.escape_debug()
+            ),
+            "save the adapter with PEFT's save_pretrained, which writes the prompt itself",
+        ));
+    }
     let matrices: Vec<&str> =
         file.names().filter(|name| file.shape(name).is_ok_and(|shape| shape.len() == 2)).collect();
-    let named = NAMES.into_iter().find(|name| matrices.contains(name));
+    let named = NAMES.into_iter().find_map(|name| matrices.iter().find(|matrix| **matrix == name));
+    let mut encoders = matrices.iter().filter(|name| is_encoder(name));
+    let named = named.or_else(|| encoders.next().filter(|_| encoders.next().is_none())).copied();
     let name = match (named, matrices.as_slice()) {
         (Some(name), _) => name,
-        (None, [only]) => only,
+        (None, &[only]) => only,
         (None, others) => {
             let mut shown: Vec<String> = file.names().take(10).map(|name| format!("{name:?}")).collect();
             if shown.is_empty() {
@@ -41,7 +67,7 @@ pub(super) fn matrix(file: &TensorFile) -> Result<Matrix> {
             ));
         }
     };
-    named_matrix(file, name)
+    Ok((named_matrix(file, name)?, name))
 }
 
 /// The matrix called `name`.
