@@ -1,13 +1,7 @@
-//! A task's TOML file: any text is an error or a task whose parts fit.
 #![no_main]
 
-use std::path::Path;
+#[path = "../readers.rs"]
+#[allow(dead_code)] // the other targets' functions
+mod readers;
 
-use libfuzzer_sys::fuzz_target;
-use promptmix::tasks::Task;
-
-fuzz_target!(|text: &str| {
-    if let Ok(task) = Task::parse_toml(Path::new("task.toml"), text) {
-        task.check().expect("what is read fits");
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| readers::task_file(bytes));
