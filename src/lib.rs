@@ -28,6 +28,7 @@ pub mod evaluate;
 pub mod files;
 pub mod metrics;
 pub mod model;
+mod panics;
 pub mod pretrained;
 pub mod prompts;
 #[cfg(feature = "report")]

@@ -112,7 +112,7 @@ fn bad_content_is_an_error_with_file_line_and_the_start_of_the_line() {
         (Format::Jsonl, b"\n \n", vec!["at least one row"]),
         (Format::Jsonl, b"{\"a\": 1}\n{\"a\": \n", vec!["line 2", "one JSON object", "EOF", "column"]),
         (Format::Jsonl, long.as_bytes(), vec!["line 1", "xxx..."]),
-        (Format::Jsonl, b"[1, 2]\n", vec!["line 1", "[1, 2]", "each line is an object"]),
+        (Format::Jsonl, b"[1, 2]\n", vec!["line 1", "one JSON object", "\"1\"", "each row is an object"]),
         (Format::Jsonl, b"{\"a\": 1} {\"a\": 2}\n", vec!["line 1", "trailing characters"]),
         (Format::Jsonl, b"{\"a\": 1}\n{\"a\": \"\xff\"}\n", vec!["line 2", "UTF-8", "0xff"]),
         (Format::Jsonl, b"\xff\xfe{\x00", vec!["line 1", "UTF-16"]),

@@ -132,3 +132,71 @@ fn lines_stream_through_in_order_and_none_waits_for_the_next() {
         promptmix(&["predict", "--run", &one, "--run", &one, "--input", "-"]).output().expect("an end");
     assert!(String::from_utf8_lossy(&twice.stderr).contains("NAME=FOLDER"));
 }
+
+#[test]
+fn an_answer_goes_beside_what_a_row_has_and_changes_none_of_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let run = runs(&frozen, folder.path())[0].display().to_string();
+    let input = folder.path().join("rows.jsonl");
+    let input = input.to_str().expect("a path");
+    let predict = |rows: &str, more: &[&str]| {
+        fs::write(input, rows).expect("written");
+        let end = promptmix(&[&["predict", "--run", &run, "--input", input], more].concat())
+            .output()
+            .expect("an end");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (text(end.stdout), text(end.stderr), end.status.code())
+    };
+    let rows = "{\"sentence\": \"a film\", \"id\": 123456789012345678901234567890, \"x\": [1.50, 1E3]}\n";
+    let (out, err, code) = predict(rows, &[]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.starts_with("{\"id\":123456789012345678901234567890,\"prediction\":\""), "{out}");
+    assert!(out.ends_with(",\"sentence\":\"a film\",\"x\":[1.50,1E3]}\n"), "{out}");
+    // What predict wrote goes in again under another name, and never over the old answer.
+    let (_, err, code) = predict(&out, &[]);
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("line 1") && err.contains("`prediction`") && err.contains("--output-field"),
+        "{err}"
+    );
+    let (again, err, code) = predict(&out, &["--output-field", "second"]);
+    assert_eq!(code, Some(0), "{err}");
+    let again: serde_json::Value = serde_json::from_str(&again).expect("JSON");
+    assert_eq!(again["second"], again["prediction"]);
+    // Only --explain writes a field of this name.
+    let rows = "{\"sentence\": \"a film\", \"attention\": 1}\n";
+    assert_eq!(predict(rows, &[]).2, Some(0));
+    let (_, err, code) = predict(rows, &["--explain"]);
+    assert!(code == Some(1) && err.contains("`attention`"), "{err}");
+    let (_, err, code) = predict(rows, &["--explain", "--output-field", "attention"]);
+    assert!(code == Some(1) && err.contains("--output-field"), "{err}");
+}
+
+/// `promptmix ... | head -1`
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_program_without_a_word() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let run = runs(&frozen, folder.path())[0].display().to_string();
+    let input = folder.path().join("rows.jsonl");
+    fs::write(&input, "{\"sentence\": \"a film\"}\n".repeat(3_000)).expect("written");
+    let arguments = ["predict", "--run", &run, "--input", input.to_str().expect("a path")];
+    let mut child = promptmix(&arguments).spawn().expect("the binary runs");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("a line");
+    assert!(line.contains("prediction"), "{line}");
+    drop(output);
+    let end = child.wait_with_output().expect("an end");
+    assert_eq!(String::from_utf8_lossy(&end.stderr), "");
+
+    let mut child = promptmix(&["tasks"]).spawn().expect("the binary runs");
+    drop(child.stdout.take());
+    let end = child.wait_with_output().expect("an end");
+    assert_eq!(String::from_utf8_lossy(&end.stderr), "");
+    assert_ne!(end.status.code(), Some(0), "nobody saw all of it");
+}

@@ -62,6 +62,11 @@ enum Command {
 
 /// Parses the process's arguments, runs the command and prints its error if it has one.
 pub fn run() -> ExitCode {
+    // A reader that has seen enough (`| head`) ends the program quietly, as it does any other. The sockets between ranks need the
+    // signal ignored.
+    if !ranks::launched() {
+        sigpipe::reset();
+    }
     let arguments = Arguments::parse();
     match arguments.command.run() {
         Ok(code) => code,

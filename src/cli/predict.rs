@@ -1,5 +1,6 @@
 //! `promptmix predict`: rows in, the same rows with answers out, one JSON object a line, in order.
 
+use std::collections::BTreeSet;
 use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 use super::device::{Device, on_device};
 use super::train::DecodingName;
 use crate::backend::Backend;
-use crate::data::{self, Format, LINE_LIMIT, Reader};
+use crate::data::{self, LINE_LIMIT, Reader};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Frozen;
@@ -20,6 +21,8 @@ use crate::train::{Predictor, RunFolder};
 
 /// Rows answered at a time: what is in memory of a long file.
 const CHUNK: usize = 256;
+/// The field that `--explain` writes.
+const ATTENTION: &str = "attention";
 
 /// Flags of `promptmix predict`.
 #[derive(Debug, clap::Args)]
@@ -37,8 +40,8 @@ pub(super) struct Arguments {
     /// Which of a run's tasks to answer as, for rows without a field `task`, if it has several
     #[arg(long)]
     task: Option<String>,
-    /// Rows as .jsonl, .csv, .tsv or .parquet, with the fields that the task reads, or - for JSON lines on standard input; labels
-    /// are not needed
+    /// Rows as .jsonl, .json, .csv, .tsv (any of them with .gz) or .parquet, with the fields that the task reads, or - for JSON
+    /// lines on standard input; labels are not needed
     #[arg(long)]
     input: PathBuf,
     /// Where to write JSONL [default: standard output]
@@ -47,7 +50,10 @@ pub(super) struct Arguments {
     /// The field of a row that names its run
     #[arg(long, default_value = "run")]
     run_field: String,
-    /// Add each row's attention over the sources and the target prompt
+    /// The field that the answer is written to; a row that has it already is refused
+    #[arg(long, default_value = "prediction", value_name = "NAME")]
+    output_field: String,
+    /// Add each row's attention over the sources and the target prompt, in the field `attention`
     #[arg(long)]
     explain: bool,
     /// How answers are got [default: each run's own]
@@ -75,7 +81,21 @@ impl Arguments {
     }
 
     fn run_on<B: Backend>(&self, backend: &B, runs: &[Named]) -> Result<ExitCode> {
+        if self.explain && self.output_field == ATTENTION {
+            let advice = "name another field";
+            return Err(Error::setting(
+                "--output-field",
+                "another name than that of --explain",
+                ATTENTION,
+                advice,
+            ));
+        }
         let mut rows = Rows::open(&self.input)?;
+        if let Rows::File(reader) = &rows
+            && let Some(remark) = reader.remark()
+        {
+            eprintln!("{remark}");
+        }
         let model = RunFolder::saved(&runs[0].folder)?.config.model;
         let frozen = Frozen::load(backend, &pretrained::locate(&model)?)?;
         super::warn(&frozen.warnings);
@@ -107,10 +127,19 @@ impl Arguments {
     ) -> Result<()> {
         let destination = self.out.clone().unwrap_or_else(|| PathBuf::from("standard output"));
         let failed = |source| Error::file("write", &destination, source);
+        let mut left_out = BTreeSet::new();
         loop {
             let chunk = rows.chunk()?;
             if chunk.is_empty() {
                 return Ok(());
+            }
+            for row in &chunk {
+                self.check_free(row)?;
+                for name in row.left_out() {
+                    if left_out.insert(name.clone()) {
+                        eprintln!("warning: the answers leave out `{name}`: it holds bytes that are no text");
+                    }
+                }
             }
             let requests = chunk
                 .iter()
@@ -118,18 +147,34 @@ impl Arguments {
                 .collect::<Result<Vec<_>>>()?;
             let predictions = predictor.predict(&requests)?;
             for ((row, request), prediction) in chunk.iter().zip(&requests).zip(predictions) {
-                let mut fields = row.fields().clone();
-                fields.insert("prediction".into(), Value::from(prediction.answer));
+                let mut added = Map::new();
+                added.insert(self.output_field.clone(), Value::from(prediction.answer));
                 if self.explain {
                     let names = predictor.prompts(request.run).iter().cloned();
                     let weights = prediction.attention.into_iter().map(Value::from);
-                    fields
-                        .insert("attention".into(), Value::Object(names.zip(weights).collect::<Map<_, _>>()));
+                    added.insert(ATTENTION.into(), Value::Object(names.zip(weights).collect::<Map<_, _>>()));
                 }
-                writeln!(output, "{}", Value::Object(fields)).map_err(failed)?;
+                writeln!(output, "{}", data::json::with_fields(row, added)).map_err(failed)?;
             }
             output.flush().map_err(failed)?;
         }
+    }
+
+    /// Nothing of a row is written over.
+    fn check_free(&self, row: &Row) -> Result<()> {
+        let taken =
+            |name: &str| row.fields().contains_key(name) || row.left_out().iter().any(|of| of == name);
+        let refuse = |name: &str, advice: &str| {
+            let expected = format!("no field `{name}`, to which the answer is to be written");
+            Err(row.error(expected, "one", advice))
+        };
+        if taken(&self.output_field) {
+            return refuse(&self.output_field, "give another name with --output-field NAME");
+        }
+        if self.explain && taken(ATTENTION) {
+            return refuse(ATTENTION, "rename it in the rows, or leave --explain out");
+        }
+        Ok(())
     }
 
     /// Which run answers a row.
@@ -174,10 +219,10 @@ enum Rows {
 impl Rows {
     fn open(input: &Path) -> Result<Self> {
         if input != Path::new("-") {
-            return Ok(Self::File(data::open(input)?));
+            return Ok(Self::File(data::open_with_text(input)?));
         }
         let path = Path::new("standard input");
-        let rows = Reader::new(BufReader::new(std::io::stdin()), Format::Jsonl, path, LINE_LIMIT)?;
+        let rows = Reader::with_text(BufReader::new(std::io::stdin()), path, LINE_LIMIT);
         let (sender, receiver) = sync_channel(CHUNK);
         std::thread::spawn(move || {
             for row in rows {

@@ -25,9 +25,14 @@ pub(super) fn local_count() -> usize {
     number(LOCAL_COUNTS).unwrap_or(1).max(1)
 }
 
+/// Whether a launcher started several processes.
+pub(super) fn launched() -> bool {
+    number(COUNTS).unwrap_or(1) > 1
+}
+
 /// Joins the processes that a launcher started, if one did.
 pub(super) fn join() -> Result<Rc<dyn Ranks>> {
-    if number(COUNTS).unwrap_or(1) < 2 {
+    if !launched() {
         return Ok(Rc::new(Alone));
     }
     start()

@@ -78,7 +78,11 @@ impl Arguments {
         }
         let part = splits.get(self.split)?;
         let mut shown = 0;
-        for row in part.rows()? {
+        let rows = part.rows_for(&task)?;
+        if let Some(remark) = rows.remark() {
+            println!("{remark}");
+        }
+        for row in rows {
             let row = row?;
             for example in task.examples(&row, Purpose::Evaluation)? {
                 shown += 1;

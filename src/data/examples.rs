@@ -92,7 +92,7 @@ impl Examples {
     /// Those of reading, of the task ([`Error::Format`] with file, line and field) and of `encode`; [`Error::Setting`] if
     /// a limit is 0 or no example is left.
     pub fn load(part: &Part, task: &Task, encode: &Encode<'_>, settings: &ExampleSettings) -> Result<Self> {
-        Self::of_rows(part.rows()?, &part.path().display().to_string(), task, encode, settings)
+        Self::of_rows(part.rows_for(task)?, &part.path().display().to_string(), task, encode, settings)
     }
 
     /// As [`load`](Self::load), of any rows; `origin` names them in errors.

@@ -44,7 +44,7 @@ impl FewShot {
         }
         let mut rows: Vec<Vec<u32>> = vec![vec![]; classes];
         let mut number = 0_u32;
-        for row in part.rows()? {
+        for row in part.rows_for(task)? {
             let row = row?;
             let position = match part.chosen() {
                 Some(chosen) => chosen.get(number as usize).copied().unwrap_or(number),

@@ -1,11 +1,13 @@
 //! Where each row of a JSONL file starts, so that rows are read in any order without holding the file: eight bytes a row.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::reader::{Format, LINE_LIMIT, no_rows, parse_line, too_long, trim_end};
+use super::format::{Format, Input};
+use super::lines::{BYTE_ORDER_MARK, Lines, Objects, no_rows, parse_object, too_long, trim_end};
+use super::reader::LINE_LIMIT;
 use crate::error::{Error, Result};
 use crate::tasks::Row;
 
@@ -21,6 +23,8 @@ pub struct RowIndex {
     chunks: Vec<Box<[u64]>>,
     last: Vec<u64>,
     end: u64,
+    /// What ends a line.
+    mark: u8,
 }
 
 impl RowIndex {
@@ -30,22 +34,28 @@ impl RowIndex {
     /// [`Error::File`] if it cannot be read, [`Error::Unsupported`] if it is not JSONL, [`Error::Format`] if it has no
     /// rows or one is too long.
     pub fn build(path: &Path) -> Result<Self> {
+        let unfit = |reason: &str, advice: &str| {
+            Err(Error::unsupported(format!("an index of {}", path.display()), reason, advice))
+        };
         if Format::of(path)? != Format::Jsonl {
-            return Err(Error::unsupported(
-                format!("an index of {}", path.display()),
-                "only lines of JSONL are rows by themselves",
-                "convert the file to .jsonl",
-            ));
+            return unfit("only lines of JSONL are rows by themselves", "convert the file to .jsonl");
         }
+        let Input::Plain(mut input) = Input::with_capacity(BLOCK, path)? else {
+            return unfit("rows are found by their place in the file", "decompress it first");
+        };
+        let Some(mark) = line_end(input.fill_buf().map_err(|source| Error::file("read", path, source))?)
+        else {
+            return unfit("it is one array, whose entries are no lines", "write one object a line");
+        };
         let mut chunks = Vec::new();
         let mut last = Vec::with_capacity(CHUNK);
-        let (file, end) = scan(path, |start| {
+        let end = scan(path, &mut input, mark, |start| {
             last.push(start);
             if last.len() == CHUNK {
                 chunks.push(std::mem::replace(&mut last, Vec::with_capacity(CHUNK)).into_boxed_slice());
             }
         })?;
-        Ok(Self { path: Arc::from(path), file, chunks, last, end })
+        Ok(Self { path: Arc::from(path), file: input.into_inner(), chunks, last, end, mark })
     }
 
     /// Number of rows.
@@ -74,11 +84,10 @@ impl RowIndex {
             .and_then(|_| self.file.read_exact(&mut line))
             .map_err(|source| Error::file("read", &*self.path, source))?;
         // Blank lines after the row lie before the next row's offset.
-        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let line = trim_end(line);
-        let line =
-            if start == 0 { line.strip_prefix(b"\xef\xbb\xbf".as_slice()).unwrap_or(line) } else { line };
-        parse_line(line, &self.path, index as u64 + 1)
+        let line = line.split(|byte| *byte == self.mark).next().unwrap_or_default();
+        let line = trim_end(line, self.mark);
+        let line = if start == 0 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
+        parse_object(line, &self.path, index as u64 + 1)
     }
 
     fn offset(&self, index: usize) -> Option<u64> {
@@ -89,25 +98,42 @@ impl RowIndex {
     }
 }
 
-/// Number of rows of the JSONL file at `path`, none of them parsed.
+/// Number of rows of the JSON file at `path`, none of them parsed.
 pub(super) fn count(path: &Path) -> Result<usize> {
+    let mut input = Input::with_capacity(BLOCK, path)?;
+    let start = input.fill_buf().map_err(|source| Error::file("read", path, source))?;
     let mut rows = 0;
-    scan(path, |_| rows += 1)?;
-    Ok(rows)
+    match line_end(start) {
+        Some(mark) => {
+            scan(path, &mut input, mark, |_| rows += 1)?;
+        }
+        None => rows = Objects::new(Lines::new(input, Arc::from(path), LINE_LIMIT)).count()?,
+    }
+    if rows == 0 { Err(no_rows(path)) } else { Ok(rows) }
 }
 
-/// Calls `row` with the offset of every line that is not blank; gives back the file and its length.
-fn scan(path: &Path, mut row: impl FnMut(u64)) -> Result<(File, u64)> {
+/// What ends the lines of a file that begins so; `None` if it is an array.
+fn line_end(start: &[u8]) -> Option<u8> {
+    let text = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start);
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return None;
+    }
+    let end = memchr::memchr2(b'\n', b'\r', text);
+    let alone = end.is_some_and(|at| text[at] == b'\r' && text.get(at + 1) != Some(&b'\n'));
+    Some(if alone { b'\r' } else { b'\n' })
+}
+
+/// Calls `row` with the offset of every line that is not blank; gives back the length of the file. Lines end with `mark`.
+fn scan(path: &Path, input: &mut impl BufRead, mark: u8, mut row: impl FnMut(u64)) -> Result<u64> {
     let fail = |source| Error::file("read", path, source);
-    let mut input = BufReader::with_capacity(BLOCK, File::open(path).map_err(fail)?);
     let (mut position, mut start, mut line) = (0_u64, 0_u64, 1_u64);
     let (mut blank, mut rows) = (true, 0_u64);
     loop {
         let block = input.fill_buf().map_err(fail)?;
         // A byte order mark is no text.
-        let mut from = if position == 0 && block.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let mut from = if position == 0 && block.starts_with(BYTE_ORDER_MARK) { 3 } else { 0 };
         // The end of a block is no end of a line, but for the last, which is empty.
-        let ends = memchr::memchr_iter(b'\n', block).chain([block.len()]);
+        let ends = memchr::memchr_iter(mark, block).chain([block.len()]);
         for end in ends {
             blank = blank && block[from..end].trim_ascii().is_empty();
             if position + end as u64 - start > LINE_LIMIT as u64 + 1 {
@@ -133,5 +159,5 @@ fn scan(path: &Path, mut row: impl FnMut(u64)) -> Result<(File, u64)> {
     if rows == 0 {
         return Err(no_rows(path));
     }
-    Ok((input.into_inner(), position))
+    Ok(position)
 }

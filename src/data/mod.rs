@@ -3,18 +3,27 @@
 //! Readers stream JSONL, CSV, TSV and Parquet; [`Splits`] says which rows train, validate and test; [`Examples`] holds them
 //! tokenised; [`Batches`] gives each step its rows. Not for what a row's text is (tasks) nor for packing batches (model).
 
+mod array;
 mod batches;
 mod examples;
 mod few_shot;
+mod folder;
+mod format;
 mod index;
+pub mod json;
+mod lines;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod reader;
+mod records;
 mod splits;
+mod tsv;
 
 pub use batches::{Batch, Batches, epoch_order};
 pub use examples::{Counts, Encode, ExampleSettings, Examples};
 pub use few_shot::FewShot;
+pub use folder::is_split_file;
+pub use format::Format;
 pub use index::RowIndex;
-pub use reader::{Format, LINE_LIMIT, Reader, count_rows, open};
-pub use splits::{Part, Rows, Split, Splits, is_split_file};
+pub use reader::{LINE_LIMIT, Reader, count_rows, open, open_columns, open_with_text};
+pub use splits::{Part, Rows, Split, Splits};

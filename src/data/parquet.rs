@@ -1,40 +1,59 @@
-//! Rows of a Parquet file, as the hub ships data sets. Row numbers stand for lines in errors.
+//! Rows of a Parquet file, as the hub and data frames ship data sets. Row numbers stand for lines in errors.
 //!
-//! Uncompressed and Snappy pages; others are refused by name.
+//! Pages may be plain or compressed in any way that the format knows but LZO, which nobody writes. The parquet crate takes what a
+//! file says about itself at its word in places: the counts and the schema are checked before it reads by them, and what is left
+//! is [contained].
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use parquet::basic::{ConvertedType, Repetition};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
+use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::panics::contained;
 use crate::tasks::Row;
 
-/// Bytes of one column of one row group at most: a claim beyond it is damage, not data.
-const COLUMN_BYTES: i64 = 1 << 31;
+/// Structures within structures at most.
+const DEPTH: usize = 64;
 
 /// The rows of an open file.
 pub(super) struct Records {
     rows: RowIter<'static>,
     path: Arc<Path>,
     row: u64,
+    /// Rows that the file says it has.
+    count: u64,
     failed: bool,
 }
 
-/// Opens `file`, which is at `path`.
+/// Opens `file`, which is at `path`, to read one column of each entry of `columns`, or all of them if there are none or one is
+/// missing.
 ///
 /// # Errors
-/// [`Error::Format`] if it is no Parquet file or its sizes cannot be.
-pub(super) fn open(file: File, path: &Path) -> Result<Records> {
+/// [`Error::Format`] if it is no Parquet file or contradicts itself.
+pub(super) fn open(file: File, path: &Path, columns: &[Vec<String>]) -> Result<Records> {
+    let length = file.metadata().map_err(|source| Error::file("read", path, source))?.len();
     let reader = reader(file, path)?;
-    let rows = shielded(path, None, || Ok(RowIter::from_file_into(Box::new(reader))))?;
-    Ok(Records { rows, path: Arc::from(path), row: 0, failed: false })
+    let schema = reader.metadata().file_metadata().schema();
+    let schema = projection(schema, columns).unwrap_or_else(|| schema.clone());
+    let fit = schema.get_fields().iter().all(|field| is_readable(field, DEPTH));
+    if !fit || schema.get_fields().is_empty() {
+        return Err(damaged(path, None, "columns that are no tree of values, lists and maps"));
+    }
+    for group in reader.metadata().row_groups() {
+        check_columns(group, &schema, length).map_err(|found| damaged(path, None, &found))?;
+    }
+    let count = counted(reader.metadata()).map_err(|found| damaged(path, None, &found))?;
+    let rows = shielded(path, None, || RowIter::from_file_into(Box::new(reader)).project(Some(schema)))?;
+    Ok(Records { rows, path: Arc::from(path), row: 0, count, failed: false })
 }
 
 /// How many rows the file says it has.
@@ -42,24 +61,90 @@ pub(super) fn open(file: File, path: &Path) -> Result<Records> {
 /// # Errors
 /// As [`open`].
 pub(super) fn count(file: File, path: &Path) -> Result<usize> {
-    let rows = reader(file, path)?.metadata().file_metadata().num_rows();
-    usize::try_from(rows).map_err(|_| damaged(path, None, &format!("{rows} rows")))
+    let rows = counted(reader(file, path)?.metadata());
+    let rows = rows.and_then(|rows| usize::try_from(rows).map_err(|_| format!("{rows} rows")));
+    rows.map_err(|found| damaged(path, None, &found))
 }
 
 fn reader(file: File, path: &Path) -> Result<SerializedFileReader<File>> {
-    let length = file.metadata().map_err(|source| Error::file("read", path, source))?.len();
-    let reader = shielded(path, None, || SerializedFileReader::new(file))?;
-    for group in reader.metadata().row_groups() {
-        for column in group.columns() {
-            let (stored, plain) = (column.compressed_size(), column.uncompressed_size());
-            let fits = u64::try_from(stored).is_ok_and(|stored| stored <= length);
-            if !fits || !(0..=COLUMN_BYTES).contains(&plain) || column.num_values() < 0 {
-                let found = format!("a column of {stored} bytes, {plain} when read, in a file of {length}");
-                return Err(damaged(path, None, &found));
-            }
+    shielded(path, None, || SerializedFileReader::new(file))
+}
+
+/// The number of rows, if the file says the same everywhere.
+fn counted(file: &ParquetMetaData) -> std::result::Result<u64, String> {
+    let all = file.file_metadata().num_rows();
+    let mut rows = 0_u64;
+    for group in file.row_groups() {
+        let count = group.num_rows();
+        let sum = u64::try_from(count).ok().and_then(|count| rows.checked_add(count));
+        rows = sum.ok_or_else(|| format!("a group of {count} rows"))?;
+    }
+    if u64::try_from(all) == Ok(rows) { Ok(rows) } else { Err(format!("{all} rows, and groups of {rows}")) }
+}
+
+/// What of the columns of a group that are read cannot be, if anything.
+fn check_columns(group: &RowGroupMetaData, schema: &Type, length: u64) -> std::result::Result<(), String> {
+    for column in group.columns() {
+        let read = |name: &String| schema.get_fields().iter().any(|field| field.name() == name);
+        if !column.column_path().parts().first().is_some_and(read) {
+            continue;
+        }
+        let (start, stored, plain) =
+            (column.data_page_offset(), column.compressed_size(), column.uncompressed_size());
+        let start = column.dictionary_page_offset().map_or(start, |dictionary| dictionary.min(start));
+        let end = u64::try_from(start).ok().zip(u64::try_from(stored).ok());
+        let inside =
+            end.and_then(|(start, stored)| start.checked_add(stored)).is_some_and(|end| end <= length);
+        if !inside || plain < 0 {
+            return Err(format!("a column of {stored} bytes, {plain} when read, at {start} of {length}"));
+        }
+        let (values, rows) = (column.num_values(), group.num_rows());
+        let repeated = column.column_descr().max_rep_level() > 0;
+        if values < rows || (values > rows && !repeated) {
+            return Err(format!("{values} values in a column of {rows} rows"));
         }
     }
-    Ok(reader)
+    Ok(())
+}
+
+/// The schema with one column of each entry alone; `None` if there is no entry or not one of its names is a column.
+fn projection(schema: &Type, columns: &[Vec<String>]) -> Option<Type> {
+    let has = |name: &String| schema.get_fields().iter().any(|field| field.name() == name);
+    if columns.is_empty() || !columns.iter().all(|names| names.iter().any(has)) {
+        return None;
+    }
+    let wanted = |name: &str| columns.iter().flatten().any(|wanted| wanted == name);
+    let fields = schema.get_fields().iter().filter(|field| wanted(field.name())).cloned().collect();
+    Type::group_type_builder(schema.name()).with_fields(fields).build().ok()
+}
+
+/// Whether the record reader can build a tree of readers for this type: it asserts as much.
+fn is_readable(field: &Type, depth: usize) -> bool {
+    let about = field.get_basic_info();
+    if depth == 0 || !about.has_repetition() {
+        return false;
+    }
+    if field.is_primitive() {
+        return true;
+    }
+    let children = field.get_fields();
+    let only_child_repeats = || match children {
+        [only] => {
+            let about = only.get_basic_info();
+            about.has_repetition() && about.repetition() == Repetition::REPEATED
+        }
+        _ => false,
+    };
+    let shaped = match about.converted_type() {
+        ConvertedType::LIST => only_child_repeats(),
+        ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => {
+            only_child_repeats()
+                && !children[0].is_primitive()
+                && matches!(children[0].get_fields().len(), 1 | 2)
+        }
+        _ => !children.is_empty(),
+    };
+    shaped && children.iter().all(|child| is_readable(child, depth - 1))
 }
 
 impl Iterator for Records {
@@ -69,12 +154,15 @@ impl Iterator for Records {
         if self.failed {
             return None;
         }
+        if self.row == self.count {
+            return None;
+        }
         self.row += 1;
         let rows = &mut self.rows;
         let record = shielded(&self.path, Some(self.row), || rows.next().transpose());
         let row = match record {
-            Ok(None) => return None,
-            Ok(Some(record)) => self.fields(record),
+            Ok(None) => Err(damaged(&self.path, Some(self.row), "the end, before the last of its rows")),
+            Ok(Some(record)) => Ok(self.fields(record)),
             Err(error) => Err(error),
         };
         self.failed = row.is_err();
@@ -83,23 +171,17 @@ impl Iterator for Records {
 }
 
 impl Records {
-    fn fields(&self, record: Record) -> Result<Row> {
-        let fields = record.into_columns().into_iter();
-        let fields = fields.map(|(name, field)| {
-            let value = value(&field).ok_or_else(|| {
-                let found = format!("{} in `{name}`", field.to_string().chars().take(40).collect::<String>());
-                let advice = "convert the file to .jsonl, or leave the column out";
-                Error::format(
-                    &*self.path,
-                    Some(self.row),
-                    "text, numbers, lists and structures",
-                    found,
-                    advice,
-                )
-            })?;
-            Ok((name, value))
-        });
-        Ok(Row::new(fields.collect::<Result<Map<_, _>>>()?, self.path.clone(), self.row))
+    fn fields(&self, record: Record) -> Row {
+        let (mut fields, mut left_out) = (Map::new(), Vec::new());
+        for (name, field) in record.into_columns() {
+            match value(&field) {
+                Some(value) => {
+                    fields.insert(name, value);
+                }
+                None => left_out.push(name),
+            }
+        }
+        Row::new(fields, self.path.clone(), self.row).with_left_out(left_out)
     }
 }
 
@@ -141,21 +223,21 @@ fn value(field: &Field) -> Option<Value> {
     })
 }
 
-/// What the crate gives, its panics taken for damage: it indexes by numbers of the file in places.
+/// What the crate gives, a panic taken for damage.
 fn shielded<T>(
     path: &Path,
     row: Option<u64>,
     work: impl FnOnce() -> std::result::Result<T, ParquetError>,
 ) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(damaged(path, row, &error.to_string())),
-        Err(_) => Err(damaged(path, row, "numbers that contradict each other")),
+    match contained(work) {
+        Some(Ok(done)) => Ok(done),
+        Some(Err(error)) => Err(damaged(path, row, &error.to_string())),
+        None => Err(damaged(path, row, "numbers that contradict each other")),
     }
 }
 
 fn damaged(path: &Path, row: Option<u64>, found: &str) -> Error {
     let found: String = found.chars().take(200).collect();
     let advice = "fetch it again, or convert it to .jsonl where it was made";
-    Error::format(path, row, "a Parquet file, plain or compressed with Snappy", found, advice)
+    Error::format(path, row, "a whole Parquet file", found, advice)
 }

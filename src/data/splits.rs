@@ -1,7 +1,6 @@
 //! Which rows of which file train, validate and test.
 //!
-//! A folder holds `train`, `validation` and `test`, each as .jsonl, .csv, .tsv or .parquet, or in the hub's shards
-//! (`train-00000-of-00002.parquet`, maybe in a folder `data`). Many datasets ship a test file without
+//! A folder holds `train`, `validation` and `test` in files of their own, or in shards. Many datasets ship a test file without
 //! labels; their [`SplitRule`] takes test rows from the labelled files instead. Its permutation is that of
 //! `torch.randperm` seeded with 42, as in the ATTEMPT release, so that the very same rows validate; it has nothing to do
 //! with a run's seed.
@@ -12,9 +11,11 @@ use std::str::FromStr;
 
 use rand_mt::Mt;
 
-use super::reader::{Format, Reader, count_rows, open};
+use super::folder::{expected, find, listing};
+use super::format::EXTENSIONS;
+use super::reader::{Reader, count_rows, open_columns};
 use crate::error::{Error, Result};
-use crate::tasks::{Row, SplitRule};
+use crate::tasks::{Row, SplitRule, Task};
 
 const SPLIT_SEED: u32 = 42;
 
@@ -111,8 +112,20 @@ impl Part {
     /// # Errors
     /// As [`open`]; those of single rows come from the iterator.
     pub fn rows(&self) -> Result<Rows<'_>> {
-        let (first, rest) = (open(self.path())?, &self.paths[1..]);
-        Ok(Rows { reader: first, rest, chosen: self.rows.as_deref(), position: 0 })
+        self.rows_with(vec![])
+    }
+
+    /// As [`rows`](Self::rows), for `task`: columns of a Parquet file that it does not read may be missing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rows_for(&self, task: &Task) -> Result<Rows<'_>> {
+        self.rows_with(task.columns())
+    }
+
+    fn rows_with(&self, columns: Vec<Vec<String>>) -> Result<Rows<'_>> {
+        let (reader, rest) = (open_columns(self.path(), &columns)?, &self.paths[1..]);
+        Ok(Rows { reader, rest, columns, chosen: self.rows.as_deref(), position: 0 })
     }
 }
 
@@ -122,11 +135,17 @@ pub struct Rows<'a> {
     reader: Reader,
     /// Shards that are still to be opened.
     rest: &'a [PathBuf],
+    columns: Vec<Vec<String>>,
     chosen: Option<&'a [u32]>,
     position: u32,
 }
 
 impl Rows<'_> {
+    /// What the user should know about how the first file is read.
+    pub fn remark(&self) -> Option<&str> {
+        self.reader.remark()
+    }
+
     /// No row comes after this.
     fn end(&mut self) {
         self.rest = &[];
@@ -144,7 +163,7 @@ impl Iterator for Rows<'_> {
             }
             let row = match (self.reader.next(), self.chosen) {
                 (Some(row), _) => row,
-                (None, _) if !self.rest.is_empty() => match open(&self.rest[0]) {
+                (None, _) if !self.rest.is_empty() => match open_columns(&self.rest[0], &self.columns) {
                     Ok(reader) => {
                         (self.reader, self.rest) = (reader, &self.rest[1..]);
                         continue;
@@ -195,6 +214,14 @@ impl Splits {
     /// [`Error::File`] if the folder cannot be read, [`Error::Setting`] if a split is there in two formats or a file that
     /// the rule needs is missing or too small, and those of reading it.
     pub fn open(folder: &Path, rule: SplitRule, split_validation_test: bool) -> Result<Self> {
+        if folder.is_file() {
+            return Err(Error::setting(
+                "data folder",
+                format!("a folder with train, validation or test as {EXTENSIONS}"),
+                format!("the file {}", folder.display()),
+                "give the folder that it is in, and name the file after its split",
+            ));
+        }
         std::fs::read_dir(folder).map_err(|source| Error::file("open the folder", folder, source))?;
         let part = |stem: &str| Ok::<_, Error>(find(folder, stem)?.map(|paths| Part { paths, rows: None }));
         let mut splits = Self {
@@ -214,8 +241,8 @@ impl Splits {
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
             return Err(Error::setting(
                 "data folder",
-                "train, validation or test as .jsonl, .csv, .tsv or .parquet",
-                format!("none of them in {}", folder.display()),
+                format!("train, validation or test as {EXTENSIONS}"),
+                format!("none of them in {}, {}", folder.display(), listing(folder)),
                 "name the files so, or give another folder",
             ));
         }
@@ -238,9 +265,9 @@ impl Splits {
     fn missing(&self, stem: &str) -> Error {
         Error::setting(
             format!("split {stem}"),
-            format!("a file {stem}.jsonl, .csv, .tsv or .parquet"),
-            format!("none in {}", self.folder.display()),
-            "add the file, or choose another split",
+            expected(stem),
+            format!("none in {}, {}", self.folder.display(), listing(&self.folder)),
+            "name the file so, or choose another split",
         )
     }
 
@@ -287,70 +314,6 @@ fn too_small(path: &Path, least: usize, rows: usize) -> Error {
         rows.to_string(),
         "turn `split_validation_test` off and give each split its own file",
     )
-}
-
-/// The one file of that stem, or its shards in order; two formats of one split are an error, as no one could tell which
-/// was meant.
-fn find(folder: &Path, stem: &str) -> Result<Option<Vec<PathBuf>>> {
-    let mut found: Vec<Vec<PathBuf>> = Vec::new();
-    for format in Format::ALL {
-        let whole = folder.join(format!("{stem}.{}", format.extension()));
-        if whole.is_file() {
-            found.push(vec![whole]);
-        }
-    }
-    for folder in [folder.to_owned(), folder.join("data")] {
-        let mut shards = shards(&folder, stem);
-        shards.sort();
-        if let Some((path, _, count)) = shards.first().cloned() {
-            // By number: a shard that is missing would silently be training rows fewer.
-            let complete = shards.len() == count
-                && shards.iter().enumerate().all(|(at, (_, number, of))| *number == at && *of == count);
-            if !complete {
-                return Err(Error::setting(
-                    format!("split {stem}"),
-                    format!("shards 0 to {} of {count}", count.saturating_sub(1)),
-                    format!("{} that begin with {}", shards.len(), path.display()),
-                    "fetch those that are missing, and keep one set of shards in a folder",
-                ));
-            }
-            found.push(shards.into_iter().map(|(path, ..)| path).collect());
-        }
-    }
-    if found.len() > 1 {
-        let names: Vec<_> = found.iter().filter_map(|paths| paths[0].file_name()?.to_str()).collect();
-        return Err(Error::setting(
-            format!("split {stem}"),
-            "one file",
-            format!("{} in {}", names.join(" and "), folder.display()),
-            "keep the one that is meant",
-        ));
-    }
-    Ok(found.pop())
-}
-
-/// Whether a file of this path below a data set's folder is one that [`Splits::open`] would look at.
-pub fn is_split_file(path: &str) -> bool {
-    let name = path.strip_prefix("data/").unwrap_or(path);
-    let stem = ["train", "validation_matched", "validation_mismatched", "validation", "test"]
-        .into_iter()
-        .find_map(|stem| name.strip_prefix(stem));
-    let is_shard = |rest: &str| rest.starts_with('-') && rest.contains("-of-");
-    stem.is_some_and(|rest| (rest.starts_with('.') || is_shard(rest)) && !rest.contains('/'))
-        && Format::of(Path::new(path)).is_ok()
-}
-
-/// The hub's shards of a split: path, number, and how many there are said to be.
-fn shards(folder: &Path, stem: &str) -> Vec<(PathBuf, usize, usize)> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let shard = |path: PathBuf| {
-        Format::of(&path).ok()?;
-        let name = path.file_stem()?.to_str()?.strip_prefix(stem)?.strip_prefix('-')?;
-        let (number, count) = name.split_once("-of-")?;
-        let (number, count) = (number.parse().ok()?, count.parse().ok()?);
-        path.is_file().then_some((path, number, count))
-    };
-    entries.flatten().filter_map(|entry| shard(entry.path())).collect()
 }
 
 /// `torch.randperm(rows)` from a generator seeded with `seed`: Mersenne Twister, Fisher and Yates from the front, the

@@ -104,7 +104,6 @@ use online::{fetch, fetch_data};
 mod online {
     use std::collections::BTreeSet;
     use std::fs::File;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::path::{Component, Path, PathBuf};
 
     use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
@@ -113,6 +112,7 @@ mod online {
     use sha2::{Digest, Sha256};
 
     use crate::error::{Error, Result};
+    use crate::panics::contained;
     use crate::pretrained::small_file;
 
     /// Weights in the order in which a checkpoint looks for them; an index stands for the shards that it names.
@@ -187,9 +187,9 @@ mod online {
             ));
         }
         // The crate trusts what the server answers and panics where an answer contradicts the protocol.
-        let fetched = catch_unwind(AssertUnwindSafe(|| download(id, &settings)));
+        let fetched = contained(|| download(id, &settings));
         let folder =
-            fetched.unwrap_or_else(|_| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
+            fetched.unwrap_or_else(|| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
         // Only now does the name point to this version: an interrupted fetch is resumed, never taken for the whole.
         if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
             cached.create_ref(commit).map_err(|source| Error::file("record", &folder, source))?;
@@ -230,10 +230,9 @@ mod online {
                 "unset HF_HUB_OFFLINE once to fetch it, or give a folder",
             ));
         }
-        let fetched =
-            catch_unwind(AssertUnwindSafe(|| download_data(id, folder, version, wanted, &settings)));
+        let fetched = contained(|| download_data(id, folder, version, wanted, &settings));
         let commit =
-            fetched.unwrap_or_else(|_| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
+            fetched.unwrap_or_else(|| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
         let cached = Cache::new(settings.cache.clone()).repo(repo);
         cached.create_ref(&commit).map_err(|source| Error::file("record", &root, source))?;
         Ok(root.join("snapshots").join(commit).join(folder))

@@ -2,7 +2,6 @@
 //!
 //! Not for building batches or cutting to a length: a source longer than the limit is the reader's concern.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -16,6 +15,7 @@ use tokenizers::{ModelWrapper, PostProcessorWrapper};
 use super::config::ModelType;
 use super::{T5Config, charsmap, sentencepiece, small_file};
 use crate::error::{Error, Result};
+use crate::panics::contained;
 
 /// The largest tokenizer file that is read; mT5's `tokenizer.json` has 16 MB.
 const TOKENIZER_BYTES: u64 = 64 << 20;
@@ -247,8 +247,7 @@ fn check_charsmaps(normalizer: &Value) -> std::result::Result<(), String> {
 /// Runs what the `tokenizers` crate does with a file's content. It trusts such files in places and panics where one
 /// lies; that becomes an error here.
 fn guarded<T>(path: &Path, run: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run))
-        .map_err(|_| broken_tokenizer(path, "a contradiction inside it".to_owned()))
+    contained(run).ok_or_else(|| broken_tokenizer(path, "a contradiction inside it".to_owned()))
 }
 
 fn broken_tokenizer(path: &Path, found: String) -> Error {

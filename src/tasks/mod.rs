@@ -287,6 +287,17 @@ impl Task {
         labels.iter().try_fold(0, |longest, label| Ok(longest.max(encode(label)?.len())))
     }
 
+    /// The columns that it reads, each by the names that it may have.
+    pub fn columns(&self) -> Vec<Vec<String>> {
+        let group = self.group.iter().flat_map(Template::fields);
+        let fields = self.source.fields().chain(group).chain([self.target.field()]);
+        let mut columns: Vec<Vec<String>> = fields.map(Field::columns).collect();
+        if self.source.filters().any(|filter| filter == Filter::MarkSpans) {
+            columns.extend(Filter::SPANS.map(|name| vec![name.to_owned()]));
+        }
+        columns
+    }
+
     /// The source text of a row; needs no label.
     ///
     /// # Errors

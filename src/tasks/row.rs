@@ -15,12 +15,38 @@ pub struct Row {
     fields: Map<String, Value>,
     path: Arc<Path>,
     line: u64,
+    text: Option<Box<str>>,
+    left_out: Vec<String>,
 }
 
 impl Row {
     /// A row of `path` that starts at `line`, counted from 1.
     pub fn new(fields: Map<String, Value>, path: Arc<Path>, line: u64) -> Self {
-        Self { fields, path, line }
+        Self { fields, path, line, text: None, left_out: Vec::new() }
+    }
+
+    /// The row with the JSON that it was read from.
+    #[must_use]
+    pub fn with_text(mut self, text: &str) -> Self {
+        self.text = Some(text.into());
+        self
+    }
+
+    /// The row with the names of fields that the file has and that cannot be values here: bytes that are no text.
+    #[must_use]
+    pub fn with_left_out(mut self, names: Vec<String>) -> Self {
+        self.left_out = names;
+        self
+    }
+
+    /// The JSON object that the row was read from, where its reader keeps it: numbers in it have all their digits.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
+    /// Fields of the file that are not among [`fields`](Self::fields), as they hold bytes that are no text.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// The values by field name.
@@ -50,6 +76,11 @@ impl Row {
                 names => format!("fields {}", shorten(&names.join(", "))),
             };
             let wanted = field.alternatives().next().unwrap_or_default();
+            let of = |name: &str| name == wanted || wanted.split('.').next() == Some(name);
+            if let Some(name) = self.left_out.iter().find(|name| of(name)) {
+                let found = format!("bytes that are no text in `{name}`");
+                return self.error(format!("text in field {field}"), found, "name another field");
+            }
             let found = if field.alternatives().any(|name| matches!(self.fields.get(name), Some(Value::Null)))
             {
                 format!("null there; {found}")
@@ -108,6 +139,12 @@ impl Field {
     /// The names to try, in order.
     pub fn alternatives(&self) -> impl Iterator<Item = &str> {
         self.0.split(" or ").map(str::trim)
+    }
+
+    /// The columns that it can be in: each of its names, and what the name begins with if it is a path.
+    pub fn columns(&self) -> Vec<String> {
+        let first = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
+        self.alternatives().flat_map(|name| [name.to_owned(), first(name)]).collect()
     }
 
     /// As written.

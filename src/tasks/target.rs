@@ -127,6 +127,14 @@ impl Target {
     /// # Errors
     /// [`Error::Format`] with file, line and field where the answer is missing or outside the set.
     pub(crate) fn read(&self, row: &Row) -> Result<Option<(Vec<String>, Reference)>> {
+        let is_null = |name: &str| row.fields().get(name).is_some_and(Value::is_null);
+        if row.find(self.field()).is_none() && self.field().alternatives().any(is_null) {
+            return Err(row.error(
+                format!("a label or answer in field {}", self.field()),
+                "null",
+                "the row has none: leave such rows out, or choose a split whose rows have theirs",
+            ));
+        }
         match self {
             Self::Classes { field, classes, unlabelled } => {
                 let value = row.get(field)?;
@@ -134,8 +142,8 @@ impl Target {
                 if written.iter().any(|form| unlabelled.contains(form)) {
                     return Ok(None);
                 }
-                let index =
-                    find_class(classes, &written).ok_or_else(|| outside(classes, field, value, row))?;
+                let index = find_class(classes, value, &written)
+                    .ok_or_else(|| outside(classes, field, value, row))?;
                 Ok(Some((vec![classes[index].label.clone()], Reference::Class(index as u32))))
             }
             Self::Number { field, minimum, maximum, step } => {
@@ -222,15 +230,32 @@ fn written_forms(value: &Value) -> Vec<String> {
     if let Some(number) = whole {
         forms.push(format!("{number:.0}"));
     }
-    if let Some(truth) = value.as_bool() {
+    if let Some(truth) = truth(value) {
         forms.push(u8::from(truth).to_string());
-        forms.push(if truth { "True" } else { "False" }.to_owned());
     }
     forms
 }
 
-/// The file's own values first; a label word only where no value fits.
-fn find_class(classes: &[Class], written: &[String]) -> Option<usize> {
+/// A truth value, as JSON has it or as data frames and spreadsheets write it into text: True, TRUE.
+fn truth(value: &Value) -> Option<bool> {
+    let text = value.as_str().map(str::trim);
+    let is = |word: &str| text.is_some_and(|text| text.eq_ignore_ascii_case(word));
+    value.as_bool().or_else(|| is("true").then_some(true)).or_else(|| is("false").then_some(false))
+}
+
+/// The file's own values first; a label word only where no value fits. Of a truth value the word comes before the number 0 or 1
+/// that it stands for, so that a class called `true` is never taken for another by its place.
+fn find_class(classes: &[Class], value: &Value, written: &[String]) -> Option<usize> {
+    if let Some(truth) = truth(value) {
+        let word = truth.to_string();
+        let is_word = |text: &String| text.trim().eq_ignore_ascii_case(&word);
+        let class = classes.iter().position(|class| class.values.contains(&written[0]));
+        let class = class.or_else(|| classes.iter().position(|class| class.values.iter().any(is_word)));
+        let class = class.or_else(|| classes.iter().position(|class| is_word(&class.label)));
+        if class.is_some() {
+            return class;
+        }
+    }
     written
         .iter()
         .find_map(|form| classes.iter().position(|class| class.values.contains(form)))

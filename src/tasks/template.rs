@@ -35,6 +35,17 @@ impl Template {
         })
     }
 
+    /// The filters of the slots, in order.
+    pub fn filters(&self) -> impl Iterator<Item = Filter> {
+        self.pieces
+            .iter()
+            .flat_map(|piece| match piece {
+                Piece::Slot { filters, .. } => filters.as_slice(),
+                Piece::Literal(_) => &[],
+            })
+            .copied()
+    }
+
     /// The template with `row`'s values in its slots.
     ///
     /// # Errors

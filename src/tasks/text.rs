@@ -54,6 +54,9 @@ impl FromStr for Filter {
 }
 
 impl Filter {
+    /// The fields that [`Filter::MarkSpans`] reads beside its own.
+    pub(crate) const SPANS: [&str; 4] = ["span1_text", "span1_index", "span2_text", "span2_index"];
+
     /// The text after this change. `row` is where it came from.
     ///
     /// # Errors
@@ -129,8 +132,9 @@ fn join_highlights(passage: &str) -> String {
 }
 
 fn mark_spans(text: String, row: &Row) -> Result<String> {
-    let (first, first_word) = span(row, "span1_text", "span1_index")?;
-    let (second, second_word) = span(row, "span2_text", "span2_index")?;
+    let [first, first_word, second, second_word] = Filter::SPANS;
+    let (first, first_word) = span(row, first, first_word)?;
+    let (second, second_word) = span(row, second, second_word)?;
     let text = mark_span(&text, &first, first_word, '*', row)?;
     // The two marks around the first span are words themselves.
     let second_word = second_word.saturating_add(if first_word < second_word { 2 } else { 0 });

@@ -48,8 +48,19 @@ impl TaskData {
             settings.max_rows = most;
             Examples::load(part, &task, &encode, &settings)
         };
+        let validation_rows = splits.get(Split::Validation)?;
+        for (split, part) in [(Split::Train, all), (Split::Validation, validation_rows)] {
+            let stem = part.path().file_stem().unwrap_or_default();
+            let named = stem.to_string_lossy().starts_with(split.name());
+            if !named {
+                monitor.note(&format!("{split} rows come from {}", part.path().display()));
+            }
+            if let Some(remark) = part.rows_for(&task)?.remark() {
+                monitor.note(remark);
+            }
+        }
         let training = load(&training_rows, Purpose::Training, None)?;
-        let validation = load(splits.get(Split::Validation)?, Purpose::Evaluation, config.validation_rows)?;
+        let validation = load(validation_rows, Purpose::Evaluation, config.validation_rows)?;
         let of = if config.is_multi_task() { format!(" of {}", task.name) } else { String::new() };
         monitor.note(&format!("training{of}: {}", training.counts()));
         monitor.note(&format!("validation{of}: {}", validation.counts()));
