@@ -5,6 +5,7 @@
 //! `4 j` to `4 j + 3` of D as `mma.m16n8k16` has them; A in registers is as `mma.m16n8k16` has it too.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::block::Room;
 use super::descriptor::Descriptor;
@@ -13,7 +14,7 @@ use super::proxy::report_unfenced;
 use super::shared::{CHUNK, MANY_LANES, ONES, Touch};
 use super::warp::{Hold, Next, Warp};
 use crate::check::Check;
-use crate::number::{from_bf16, from_f16, to_f16};
+use crate::number::{from_f16, to_f16};
 use crate::program::{FULL, LANES, TensorFormat, Wgmma, WgmmaLeft};
 use crate::tensor_map::Swizzle;
 
@@ -32,12 +33,27 @@ const WARPS: usize = 4;
 pub(super) struct Warpgroup {
     issued: [u64; WARPS],
     first: u64,
-    /// Instruction and descriptors, from the first that not all have issued.
-    log: VecDeque<(usize, [u64; 2])>,
+    /// From the first that not all have issued.
+    log: VecDeque<Issued>,
     /// By warp and committed group: the clock of what it read.
     commits: [Vec<u16>; WARPS],
     /// Chunks that products may read, by committed group.
     reading: Vec<(u32, Vec<u32>)>,
+}
+
+/// A product that the first of four warps has issued.
+struct Issued {
+    at: usize,
+    descriptors: [u64; 2],
+    /// The right factor, which is the same for all four and read once for all of them.
+    right: Rc<RightFactor>,
+}
+
+/// The right factor of a product, by blocks of eight columns.
+struct RightFactor {
+    blocks: Vec<Right>,
+    /// Which columns of each block have a value; none where all have.
+    known: Option<Vec<[bool; 8]>>,
 }
 
 /// Units of 16 bytes that a warp reads of one factor, in the order in which they are used.
@@ -46,6 +62,16 @@ struct Units {
     places: Vec<u32>,
     /// Whether each has a value.
     known: Vec<bool>,
+}
+
+impl Warpgroup {
+    /// Forgets what all four have issued.
+    fn forget(&mut self) {
+        while self.issued.iter().all(|&issued| issued > self.first) {
+            self.log.pop_front();
+            self.first += 1;
+        }
+    }
 }
 
 impl Warp {
@@ -81,11 +107,23 @@ impl Warp {
             return Next::Fault;
         }
         let (adds, pair) = (adds != 0, [left_bits.map_or(0, |bits| bits[0]), right_bits[0]]);
-        room.issue_together(me, at, rank, pair);
         if CHECKS {
             room.clocks.lend(me, room.reader(me));
         }
         let mut chunks = Vec::new();
+        let right = match room.issued(me, at, rank, pair) {
+            Some(right) => right,
+            None => {
+                let Some(units) = self.units::<CHECKS>(room, me, at, pair[1], op.turned[1], 0, op.columns)
+                else {
+                    return Next::Fault;
+                };
+                chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
+                let right = Rc::new(right_factor(room, op, &units));
+                room.issue(me, at, rank, pair, right.clone());
+                right
+            }
+        };
         // The left factor: sixteen rows by two units, or sixteen depths by two groups of rows.
         let mut left: Block = [[[0.0; DEPTH]; 8]; 2];
         let mut rows_known = [true; ROWS];
@@ -96,17 +134,18 @@ impl Warp {
                 else {
                     return Next::Fault;
                 };
+                let brain = op.format == TensorFormat::Brain;
                 for (index, &place) in units.places.iter().enumerate() {
-                    let values = widen(room, op.format, place);
+                    let values = product::widened(brain, &unit(room, place));
                     let (outer, inner) = (index / 2, index % 2);
-                    for (element, value) in values.into_iter().enumerate() {
-                        let (row, k) = if op.turned[0] {
-                            (inner * 8 + element, outer)
-                        } else {
-                            (outer, inner * 8 + element)
-                        };
-                        left[row / 8][row % 8][k] = value;
-                        rows_known[row] &= units.known[index];
+                    if op.turned[0] {
+                        for (row, value) in values.into_iter().enumerate() {
+                            left[inner][row][outer] = value;
+                            rows_known[inner * 8 + row] &= units.known[index];
+                        }
+                    } else {
+                        left[outer / 8][outer % 8].as_chunks_mut::<8>().0[inner] = values;
+                        rows_known[outer] &= units.known[index];
                     }
                 }
                 chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
@@ -129,21 +168,10 @@ impl Warp {
         if op.negates {
             left.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|value| *value = -*value);
         }
-        let Some(units) = self.units::<CHECKS>(room, me, at, pair[1], op.turned[1], 0, op.columns) else {
-            return Next::Fault;
-        };
-        chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
-        for block in 0..op.columns / 8 {
-            let right = self.right(room, op, &units, block);
-            self.multiply(op, adds, &left, &right, block);
+        for (block, columns) in right.blocks.iter().enumerate() {
+            self.multiply(op, adds, &left, columns, block);
             if CHECKS {
-                let columns_known: [bool; 8] = std::array::from_fn(|column| {
-                    if op.turned[1] {
-                        (0..DEPTH).all(|k| units.known[k * (op.columns / 8) + block])
-                    } else {
-                        (0..2).all(|half| units.known[(block * 8 + column) * 2 + half])
-                    }
-                });
+                let columns_known = right.known.as_ref().map_or([true; 8], |known| known[block]);
                 self.mark_known(op, adds, block, &rows_known, &columns_known);
             }
         }
@@ -268,30 +296,6 @@ impl Warp {
         known
     }
 
-    /// Sixteen depths of eight columns of the right factor.
-    #[inline(always)]
-    fn right(&self, room: &Room<'_>, op: &Wgmma, units: &Units, block: usize) -> Right {
-        let mut right: Right = [[0.0; 8]; DEPTH];
-        let unit = |index: usize| {
-            let place = units.places[index] as usize;
-            // A unit has sixteen bytes and lies inside, as was checked.
-            room.shared.data[place..].first_chunk::<16>().copied().unwrap_or([0; 16])
-        };
-        let brain = op.format == TensorFormat::Brain;
-        if op.turned[1] {
-            for (k, row) in right.iter_mut().enumerate() {
-                *row = product::widened(brain, &unit(k * (op.columns / 8) + block));
-            }
-        } else {
-            for half in 0..2 {
-                let columns = std::array::from_fn(|column| unit((block * 8 + column) * 2 + half));
-                let rows = product::widened_and_turned(brain, &columns);
-                right[half * 8..half * 8 + 8].copy_from_slice(&rows);
-            }
-        }
-        right
-    }
-
     /// Eight columns of D.
     #[inline(always)]
     fn multiply(&mut self, op: &Wgmma, adds: bool, left: &Block, right: &Right, block: usize) {
@@ -358,12 +362,45 @@ fn left_bits_are_shared(op: &Wgmma) -> bool {
     matches!(op.a, WgmmaLeft::Shared(_))
 }
 
-fn widen(room: &Room<'_>, format: TensorFormat, place: u32) -> [f32; 8] {
-    let bytes = &room.shared.data[place as usize..place as usize + 16];
-    std::array::from_fn(|element| {
-        let bits = u32::from(u16::from_le_bytes([bytes[2 * element], bytes[2 * element + 1]]));
-        if format == TensorFormat::Brain { from_bf16(bits) } else { from_f16(bits) }
-    })
+/// The bytes of a unit.
+#[inline(always)]
+fn unit(room: &Room<'_>, place: u32) -> [u8; 16] {
+    // A unit lies inside, as was checked.
+    room.shared.data[place as usize..].first_chunk::<16>().copied().unwrap_or([0; 16])
+}
+
+/// The right factor out of its units.
+fn right_factor(room: &Room<'_>, op: &Wgmma, units: &Units) -> RightFactor {
+    let brain = op.format == TensorFormat::Brain;
+    let count = op.columns / 8;
+    let mut blocks = vec![[[0.0; 8]; DEPTH]; count];
+    for (block, right) in blocks.iter_mut().enumerate() {
+        if op.turned[1] {
+            for (k, row) in right.iter_mut().enumerate() {
+                *row = product::widened(brain, &unit(room, units.places[k * count + block]));
+            }
+        } else {
+            for (half, rows) in right.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let columns =
+                    std::array::from_fn(|column| unit(room, units.places[(block * 8 + column) * 2 + half]));
+                *rows = product::widened_and_turned(brain, &columns);
+            }
+        }
+    }
+    let known = units.known.contains(&false).then(|| {
+        (0..count)
+            .map(|block| {
+                std::array::from_fn(|column| {
+                    if op.turned[1] {
+                        (0..DEPTH).all(|k| units.known[k * count + block])
+                    } else {
+                        (0..2).all(|half| units.known[(block * 8 + column) * 2 + half])
+                    }
+                })
+            })
+            .collect()
+    });
+    RightFactor { blocks, known }
 }
 
 #[cold]
@@ -433,34 +470,40 @@ impl Room<'_> {
         )
     }
 
-    /// Compares a product of a warp with those of the others of its warpgroup.
-    fn issue_together(&mut self, me: usize, at: usize, rank: usize, pair: [u64; 2]) {
-        let first = me - rank;
-        let group = self.warpgroups.entry(first).or_default();
-        let index = (group.issued[rank] - group.first) as usize;
-        group.issued[rank] += 1;
-        let known = group.log.get(index).copied();
-        if known.is_none() {
-            group.log.push_back((at, pair));
-        }
-        while group.issued.iter().all(|&issued| issued > group.first) {
-            group.log.pop_front();
-            group.first += 1;
-        }
-        if let Some(known) = known
-            && known != (at, pair)
-        {
+    /// The right factor of a product that another warp of the warpgroup has issued already.
+    fn issued(&mut self, me: usize, at: usize, rank: usize, pair: [u64; 2]) -> Option<Rc<RightFactor>> {
+        let group = self.warpgroups.entry(me - rank).or_default();
+        let known = group.log.get((group.issued[rank] - group.first) as usize)?;
+        let same = (known.at, known.descriptors) == (at, pair);
+        let right = same.then(|| known.right.clone());
+        if same {
+            group.issued[rank] += 1;
+            group.forget();
+        } else {
+            // The product that comes of it is the warp's own.
             self.report(Check::Descriptor, at, me, 0, || {
                 "the four warps of a warpgroup must execute the same wgmma with the same descriptors"
                     .to_string()
             });
         }
+        right
+    }
+
+    /// Notes a product that a warp is the first of its warpgroup to issue.
+    fn issue(&mut self, me: usize, at: usize, rank: usize, descriptors: [u64; 2], right: Rc<RightFactor>) {
+        let group = self.warpgroups.entry(me - rank).or_default();
+        group.issued[rank] += 1;
+        let index = (group.issued[rank] - group.first) as usize;
+        if index > group.log.len() {
+            group.log.push_back(Issued { at, descriptors, right });
+        }
+        group.forget();
     }
 
     /// Reports products that not all four warps of a warpgroup have issued when they have ended.
     pub fn judge_warpgroups(&mut self) {
         for (first, group) in std::mem::take(&mut self.warpgroups) {
-            if let Some(&(at, _)) = group.log.front() {
+            if let Some(at) = group.log.front().map(|issued| issued.at) {
                 let missing = group.issued.iter().position(|&issued| issued == group.first).unwrap_or(0);
                 self.report(Check::MemberMask, at, first, 0, || {
                     format!("warp {missing} of the warpgroup ended without this wgmma, which all four must execute")

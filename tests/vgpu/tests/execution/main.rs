@@ -14,6 +14,7 @@ mod compare;
 mod compiled;
 mod convergence;
 mod counters;
+mod descriptors;
 mod faults;
 mod fragments;
 mod hostile;
