@@ -1,0 +1,369 @@
+//! Work on several streams, launches with attributes, and tensor maps, through the driver's own functions: what is ordered
+//! passes, what is not is reported.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::{
+    self as cu, CUdeviceptr, CUevent, CUfunction, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig, CUresult, CUstream,
+};
+use vgpu::check::Check;
+use vgpu::{Change, Gpu};
+
+/// `fill` writes a number to 64 words, `add` adds it, `add_behind` waits for earlier grids first, `rank` writes each block's
+/// rank in its cluster.
+const KERNELS: &str = "\
+.version 8.0\n.target sm_90\n.address_size 64\n\
+.visible .entry fill(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nadd.u32 %r2, %r2, %r1;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+st.global.u32 [%d1], %r2;\nret;\n}\n\
+.visible .entry add(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+ld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\nret;\n}\n\
+.visible .entry add_behind(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+griddepcontrol.wait;\nld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\n\
+griddepcontrol.launch_dependents;\nret;\n}\n\
+.visible .entry rank(.param .u64 p)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %cluster_ctarank;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+st.global.u32 [%d1], %r2;\nret;\n}\n";
+
+const ROOM: usize = 256;
+
+/// One process has one device: tests take turns.
+struct Turn {
+    gpu: Gpu,
+    fill: CUfunction,
+    add: CUfunction,
+    add_behind: CUfunction,
+    rank: CUfunction,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn ok(result: CUresult) {
+    assert_eq!(result, CUresult::CUDA_SUCCESS);
+}
+
+impl Turn {
+    /// None on a real device, whose own judgement these tests are not about.
+    fn take() -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: tests take turns, and no other thread reads the environment before this.
+        unsafe { std::env::set_var("VGPU_PROFILE", "sm_90") };
+        let gpu = vgpu::load().unwrap();
+        if !gpu.is_virtual() {
+            return None;
+        }
+        let text = std::ffi::CString::new(KERNELS).unwrap();
+        let (mut context, mut module) = (null_mut(), null_mut());
+        // SAFETY: the driver's functions get what they are documented to take.
+        unsafe {
+            ok(cu::cuInit(0));
+            ok(cu::cuDevicePrimaryCtxRetain(&mut context, 0));
+            ok(cu::cuCtxSetCurrent(context));
+            ok(cu::cuModuleLoadData(&mut module, text.as_ptr().cast()));
+        }
+        let function = |name: &std::ffi::CStr| {
+            let mut function = null_mut();
+            // SAFETY: the module is loaded, and the name ends in 0.
+            ok(unsafe { cu::cuModuleGetFunction(&mut function, module, name.as_ptr()) });
+            function
+        };
+        let (fill, add) = (function(c"fill"), function(c"add"));
+        Some(Self {
+            gpu,
+            fill,
+            add,
+            add_behind: function(c"add_behind"),
+            rank: function(c"rank"),
+            _turn: turn,
+        })
+    }
+
+    /// The checks that failed since the last call; whatever they left behind is forgotten.
+    fn found(&self) -> Vec<Check> {
+        // SAFETY: no arguments.
+        unsafe { cu::cuCtxSynchronize() };
+        self.gpu.change(&Change { forget_error: true, ..Change::default() });
+        let mut found: Vec<Check> = self.gpu.take_reports().into_iter().map(|report| report.check).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+fn stream(flags: u32) -> CUstream {
+    let mut stream = null_mut();
+    // SAFETY: room for one handle.
+    ok(unsafe { cu::cuStreamCreate(&mut stream, flags) });
+    stream
+}
+
+const BLOCKING: u32 = 0;
+const NON_BLOCKING: u32 = 1;
+
+fn memory() -> CUdeviceptr {
+    let mut address = 0;
+    // SAFETY: room for one address.
+    ok(unsafe { cu::cuMemAlloc_v2(&mut address, ROOM) });
+    address
+}
+
+fn attribute(id: CUlaunchAttributeID, set: impl FnOnce(&mut CUlaunchAttributeValue)) -> CUlaunchAttribute {
+    // SAFETY: a launch attribute is plain data, for which zeros are valid.
+    let mut attribute: CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = id;
+    set(&mut attribute.value);
+    attribute
+}
+
+fn config(blocks: u32, stream: CUstream, attributes: &mut [CUlaunchAttribute]) -> CUlaunchConfig {
+    CUlaunchConfig {
+        gridDimX: blocks,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: if blocks == 1 { 64 } else { 1 },
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
+/// Launches a kernel of one block on an address and a number; a failed check is for the caller to find.
+fn launch(function: CUfunction, stream: CUstream, address: CUdeviceptr, value: u32, dependent: bool) {
+    let mut attributes =
+        [attribute(CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, |value| {
+            value.programmaticStreamSerializationAllowed = i32::from(dependent)
+        })];
+    let config = config(1, stream, &mut attributes);
+    let mut arguments: [*mut c_void; 2] = [(&raw const address) as _, (&raw const value) as _];
+    // SAFETY: the kernels take an address and a word.
+    unsafe { cu::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), null_mut()) };
+}
+
+fn event() -> CUevent {
+    let mut event = null_mut();
+    // SAFETY: room for one handle.
+    ok(unsafe { cu::cuEventCreate(&mut event, 0) });
+    event
+}
+
+/// `second` waits for what `first` has so far.
+fn wait(first: CUstream, second: CUstream) {
+    let event = event();
+    // SAFETY: handles that were just made.
+    unsafe {
+        ok(cu::cuEventRecord(event, first));
+        ok(cu::cuStreamWaitEvent(second, event, 0));
+    }
+}
+
+#[test]
+fn a_launch_on_one_stream_and_copy_and_free_on_another() {
+    let Some(turn) = Turn::take() else { return };
+    let (one, other) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
+    for ordered in [false, true] {
+        let mut host = [0u8; ROOM];
+        let mut address = 0;
+        // SAFETY: the copy stays within both sides.
+        unsafe {
+            ok(cu::cuMemAllocAsync(&mut address, ROOM, one));
+            launch(turn.fill, one, address, 7, false);
+            if ordered {
+                wait(one, other);
+            }
+            cu::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), address, ROOM, other);
+            cu::cuMemFreeAsync(address, other);
+        }
+        let reports = turn.gpu.take_reports();
+        let names: Vec<&str> = reports.iter().map(|report| report.kernel.as_str()).collect();
+        let expected: &[&str] = if ordered { &[] } else { &["a copy to the host", "a free"] };
+        assert_eq!(names, expected, "{reports:?}");
+        assert!(
+            reports.iter().all(|report| report.check == Check::StreamRace && report.detail.contains("fill"))
+        );
+        turn.found();
+    }
+}
+
+#[test]
+fn kernels_on_two_streams_need_an_event_between_them() {
+    let Some(turn) = Turn::take() else { return };
+    let (one, other) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
+    let address = memory();
+    launch(turn.fill, one, address, 1, false);
+    launch(turn.add, other, address, 2, false);
+    assert_eq!(turn.found(), [Check::StreamRace]);
+    launch(turn.fill, one, address, 3, false);
+    wait(one, other);
+    launch(turn.add, other, address, 4, false);
+    assert_eq!(turn.found(), []);
+    // The host's wait orders all that follows, and different memory needs no order.
+    launch(turn.fill, one, address, 5, false);
+    launch(turn.fill, other, memory(), 5, false);
+    // SAFETY: a stream that was made above.
+    ok(unsafe { cu::cuStreamSynchronize(one) });
+    launch(turn.add, other, address, 6, false);
+    assert_eq!(turn.found(), []);
+}
+
+#[test]
+fn the_default_stream_waits_for_blocking_streams_alone() {
+    let Some(turn) = Turn::take() else { return };
+    for (flags, found) in [(BLOCKING, vec![]), (NON_BLOCKING, vec![Check::StreamRace])] {
+        let (other, address) = (stream(flags), memory());
+        launch(turn.fill, other, address, 1, false);
+        launch(turn.add, null_mut(), address, 2, false);
+        assert_eq!(turn.found(), found, "work on the default stream behind a stream of flags {flags}");
+        launch(turn.fill, null_mut(), address, 9, false);
+        launch(turn.add, other, address, 4, false);
+        assert_eq!(turn.found(), found, "a stream of flags {flags} behind the default stream");
+    }
+}
+
+#[test]
+fn branches_of_a_graph_are_ordered_by_its_edges_alone() {
+    let Some(turn) = Turn::take() else { return };
+    for (joined, found) in [(true, vec![]), (false, vec![Check::StreamRace])] {
+        let (one, other, address) = (stream(NON_BLOCKING), stream(NON_BLOCKING), memory());
+        let (mut graph, mut executable) = (null_mut(), null_mut());
+        // SAFETY: handles that were just made.
+        unsafe {
+            ok(cu::cuStreamBeginCapture_v2(one, cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED));
+            launch(turn.fill, one, memory(), 1, false);
+            wait(one, other);
+            launch(turn.fill, other, address, 2, false);
+            if joined {
+                wait(other, one);
+            }
+            launch(turn.add, one, address, 3, false);
+            wait(other, one);
+            ok(cu::cuStreamEndCapture(one, &mut graph));
+            ok(cu::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            cu::cuGraphLaunch(executable, one);
+        }
+        assert_eq!(turn.found(), found);
+        // Behind the graph, its stream knows of all its branches.
+        if joined {
+            // SAFETY: as above.
+            unsafe { cu::cuGraphLaunch(executable, one) };
+            launch(turn.add, one, address, 4, false);
+            assert_eq!(turn.found(), []);
+        }
+    }
+}
+
+#[test]
+fn a_dependent_launch_must_wait_before_it_reads() {
+    let Some(turn) = Turn::take() else { return };
+    let (stream, address) = (stream(NON_BLOCKING), memory());
+    for (function, found) in [(turn.add_behind, vec![]), (turn.add, vec![Check::DependentTooEarly])] {
+        launch(turn.fill, stream, address, 1, false);
+        launch(function, stream, address, 2, true);
+        assert_eq!(turn.found(), found);
+        // In a graph likewise; its first launch depends on nothing.
+        let (mut graph, mut executable) = (null_mut(), null_mut());
+        // SAFETY: handles that were just made.
+        unsafe {
+            ok(cu::cuStreamBeginCapture_v2(stream, cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED));
+            launch(turn.fill, stream, address, 1, true);
+            launch(function, stream, address, 2, true);
+            ok(cu::cuStreamEndCapture(stream, &mut graph));
+            ok(cu::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            cu::cuGraphLaunch(executable, stream);
+        }
+        assert_eq!(turn.found(), found);
+    }
+}
+
+#[test]
+fn clusters_are_attributes_of_a_launch() {
+    let Some(turn) = Turn::take() else { return };
+    let (stream, address) = (stream(BLOCKING), memory());
+    let cluster = |x: u32| {
+        attribute(CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, |value| {
+            value.clusterDim = cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y: 1, z: 1 };
+        })
+    };
+    let start = |blocks: u32, size: u32| {
+        let mut attributes = [cluster(size)];
+        let config = config(blocks, stream, &mut attributes);
+        let mut arguments: [*mut c_void; 1] = [(&raw const address) as _];
+        // SAFETY: the kernel takes an address and writes a word a block.
+        unsafe { cu::cuLaunchKernelEx(&config, turn.rank, arguments.as_mut_ptr(), null_mut()) }
+    };
+    ok(start(8, 4));
+    let mut ranks = [0u32; 8];
+    // SAFETY: eight words were written.
+    ok(unsafe { cu::cuMemcpyDtoH_v2(ranks.as_mut_ptr().cast(), address, 32) });
+    assert_eq!(ranks, [0, 1, 2, 3, 0, 1, 2, 3]);
+    let refused = CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    assert_eq!(start(6, 4), refused, "clusters must divide the grid");
+    assert_eq!(start(32, 16), refused, "more than eight blocks must be allowed first");
+    let allow = cu::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+    // SAFETY: a function of a loaded module.
+    ok(unsafe { cu::cuFuncSetAttribute(turn.rank, allow, 1) });
+    ok(start(32, 16));
+    // Blocks so large that one fills a multiprocessor: of eight, 15 clusters; of two, 66.
+    for (size, most) in [(8, 15), (2, 66)] {
+        let mut attributes = [cluster(size)];
+        let config = CUlaunchConfig {
+            blockDimX: 1024,
+            sharedMemBytes: 40_000,
+            ..config(128, stream, &mut attributes)
+        };
+        let mut count = 0;
+        // SAFETY: room for one number.
+        ok(unsafe { cu::cuOccupancyMaxActiveClusters(&mut count, turn.rank, &config) });
+        assert_eq!(count / 2, most, "clusters of {size}, two blocks of 1,024 threads a multiprocessor");
+    }
+    assert_eq!(turn.found(), []);
+}
+
+#[test]
+fn tensor_maps_have_the_limits_of_the_manual() {
+    let Some(turn) = Turn::take() else { return };
+    #[repr(align(64))]
+    struct Place(cu::CUtensorMap);
+    let address = memory();
+    let encode = |address: u64, stride: u64, box_width: u32, swizzle| {
+        // SAFETY: a map is plain data.
+        let mut map = Place(unsafe { std::mem::zeroed() });
+        let (sizes, strides, boxes, steps) = ([64u64, 2], [stride], [box_width, 2], [1u32, 1]);
+        // SAFETY: two dimensions, of which all arrays tell.
+        unsafe {
+            cu::cuTensorMapEncodeTiled(
+                &mut map.0,
+                cu::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                cu::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                cu::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                cu::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+    };
+    let (none, widest) = (
+        cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    );
+    ok(encode(address, 128, 64, widest));
+    let refused = CUresult::CUDA_ERROR_INVALID_VALUE;
+    assert_eq!(encode(address + 8, 128, 64, none), refused, "the address");
+    assert_eq!(encode(address, 120, 64, none), refused, "the stride");
+    assert_eq!(encode(address, 128, 257, none), refused, "the box");
+    assert_eq!(encode(address, 128, 4, none), refused, "a row of 8 bytes");
+    assert_eq!(encode(address, 128, 128, widest), refused, "a row wider than the span");
+    assert_eq!(turn.found(), []);
+}
