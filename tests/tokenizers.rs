@@ -1,5 +1,8 @@
 //! Text to ids: both files of a T5 give the same, Python gives the same, and broken files give errors.
 
+#[path = "common/sentencepiece.rs"]
+mod sentencepiece;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,33 +62,8 @@ impl Pieces {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let mut model = Vec::new();
-        for (text, score, kind) in &self.pieces {
-            let mut piece = field(1, text.as_bytes());
-            piece.push(2 << 3 | 5);
-            piece.extend_from_slice(&score.to_le_bytes());
-            piece.extend_from_slice(&[3 << 3, *kind]);
-            model.extend(field(1, &piece));
-        }
-        // Field 35 has a two-byte tag: 35 << 3 = 280.
-        let trainer = [3 << 3, self.model_type, 0x98, 0x02, u8::from(self.byte_fallback)];
-        model.extend(field(2, &trainer));
-        model.extend(field(3, &field(2, &self.charsmap)));
-        model
+        sentencepiece::bytes(&self.pieces, self.model_type, self.byte_fallback, &self.charsmap)
     }
-}
-
-/// A length-delimited field of a protocol buffer.
-fn field(number: u8, content: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![number << 3 | 2];
-    let mut length = content.len();
-    while length >= 0x80 {
-        bytes.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    bytes.push(length as u8);
-    bytes.extend_from_slice(content);
-    bytes
 }
 
 /// A configuration whose vocabulary has room for `vocab_size` ids.
@@ -332,10 +310,11 @@ fn how_many_sentinels_follow_is_decided_by_the_folder() {
     )
     .expect("written");
     assert_eq!(size(&config(128)), 13);
-    // A model that holds its sentinels gets no others.
+    // A model that holds sentinels gets others where there is room for them, as transformers has it, and else none.
     let mut pieces = Pieces::small();
     pieces.pieces.push(("▁<extra_id_0>", -9.0, NORMAL));
-    assert_eq!(from_pieces(&pieces, 128, Some(5)).expect("opens").vocabulary_size(), 9);
+    assert_eq!(from_pieces(&pieces, 128, Some(5)).expect("opens").vocabulary_size(), 14);
+    assert_eq!(from_pieces(&pieces, 13, Some(5)).expect("opens").vocabulary_size(), 9);
     std::fs::write(folder.path().join("tokenizer_config.json"), "[").expect("written");
     let error = Tokenizer::open(folder.path(), &config(128)).expect_err("malformed");
     assert!(error.to_string().contains("tokenizer_config.json"), "{error}");

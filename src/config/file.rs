@@ -7,6 +7,7 @@ use toml::Table;
 
 use super::RunConfig;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// How alike two keys must be for one to be offered for the other.
 const LIKENESS: f64 = 0.7;
@@ -50,7 +51,9 @@ impl RunConfig {
 /// # Errors
 /// [`Error::File`] if it cannot be read as text.
 pub fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))
+    let text = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
+    files::refuse_lfs_pointer(path, text.as_bytes())?;
+    Ok(text)
 }
 
 /// `text`, the content of the file at `path`, as a table.

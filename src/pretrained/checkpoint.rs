@@ -24,6 +24,8 @@ const WEIGHT_FILES: [&str; 4] = [
 const EMBEDDING_NAMES: [&str; 3] =
     ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
 const OUTPUT_NAME: &str = "lm_head.weight";
+/// A tensor that every T5 has once.
+const LAST_NORM: &str = "encoder.final_layer_norm.weight";
 /// The largest shard index that is read; the largest T5's is below 200 kB.
 const INDEX_BYTES: u64 = 64 << 20;
 /// How many missing tensors an error lists.
@@ -71,7 +73,7 @@ impl Checkpoint {
             ));
         }
         let path = folder.join("config.json");
-        let (config, warnings) = T5Config::with_remarks(&path, &small_file(&path, CONFIG_BYTES)?)?;
+        let (config, mut warnings) = T5Config::with_remarks(&path, &small_file(&path, CONFIG_BYTES)?)?;
         let Some(weights) = WEIGHT_FILES.into_iter().find(|name| folder.join(name).exists()) else {
             return Err(Error::format(
                 folder,
@@ -82,13 +84,25 @@ impl Checkpoint {
             ));
         };
         let path = folder.join(weights);
-        let (files, holder) = if weights.ends_with(".index.json") {
+        let (mut files, mut holder) = if weights.ends_with(".index.json") {
             open_shards(folder, &path)?
         } else {
             let file = open_weights(&path)?;
             let holder = file.names().map(|name| (name.to_owned(), 0)).collect();
             (vec![file], holder)
         };
+        if let Some(prefix) = prefix(&holder) {
+            let names = std::mem::take(&mut holder).into_iter();
+            holder = names
+                .map(|(name, file)| (name.strip_prefix(&prefix).map_or(name.clone(), str::to_owned), file))
+                .collect();
+            files.iter_mut().for_each(|file| file.strip(&prefix));
+            warnings.push(format!(
+                "{}: the names of its tensors begin with `{prefix}`, as of a model that was saved inside another; they are \
+                 read without it",
+                path.display()
+            ));
+        }
         let embedding = EMBEDDING_NAMES.into_iter().find(|name| holder.contains_key(*name));
         let mut checkpoint = Self {
             folder: folder.to_owned(),
@@ -300,6 +314,17 @@ impl Checkpoint {
         right_file.release(right_entry);
         Ok(equal)
     }
+}
+
+/// What stands before the names of a whole T5 that was saved inside something else: `module.` by data-parallel training,
+/// `_orig_mod.` by a compiled model, `model.` by a training library's wrapper.
+fn prefix(holder: &BTreeMap<String, usize>) -> Option<String> {
+    if holder.contains_key(LAST_NORM) {
+        return None;
+    }
+    let mut prefixes = holder.keys().filter_map(|name| name.strip_suffix(LAST_NORM));
+    // Two of them would be two models.
+    prefixes.next().filter(|prefix| prefix.ends_with('.') && prefixes.next().is_none()).map(str::to_owned)
 }
 
 fn open_weights(path: &Path) -> Result<TensorFile> {

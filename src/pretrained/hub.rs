@@ -66,6 +66,11 @@ pub fn locate_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf
     }
 }
 
+/// Whether `model` may be the id of a model on the hub: a name, or `owner/name`.
+pub fn is_hub_id(model: &str) -> bool {
+    is_id(model)
+}
+
 /// Letters, digits, `-`, `_`, `.`, with one `/` at most; no part that is a step in a path.
 fn is_id(model: &str) -> bool {
     let parts: Vec<&str> = model.split('/').collect();
@@ -113,6 +118,7 @@ mod online {
 
     use crate::error::{Error, Result};
     use crate::panics::contained;
+    use crate::pretrained::added_tokens::Additions;
     use crate::pretrained::small_file;
 
     /// Weights in the order in which a checkpoint looks for them; an index stands for the shards that it names.
@@ -124,8 +130,8 @@ mod online {
     ];
     const TOKENIZERS: [&str; 2] = ["tokenizer.json", "spiece.model"];
     const CONFIG: &str = "config.json";
-    /// Beside a `spiece.model` it says how many sentinels follow.
-    const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+    /// What a tokenizer adds to its vocabulary. A ByT5 has no other files of its tokenizer.
+    const ADDED_TOKENS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
     const INDEX_BYTES: u64 = 64 << 20;
     /// How often a broken transfer is resumed.
     const RETRIES: usize = 3;
@@ -199,7 +205,8 @@ mod online {
 
     /// The first file that a snapshot lacks, or `None` if it is complete.
     fn missing_in(folder: &Path) -> Result<Option<String>> {
-        if !TOKENIZERS.iter().any(|name| folder.join(name).exists()) {
+        let is_of_bytes = || Additions::read(folder).is_ok_and(|additions| additions.is_of_bytes());
+        if !TOKENIZERS.iter().any(|name| folder.join(name).exists()) && !is_of_bytes() {
             return Ok(Some(TOKENIZERS.join(" or ")));
         }
         let Some(weights) = WEIGHTS.into_iter().find(|name| folder.join(name).exists()) else {
@@ -325,8 +332,8 @@ mod online {
         if let Some(tokenizer) = TOKENIZERS.into_iter().find(|name| files.contains(name)) {
             get(id, &repo, tokenizer)?;
         }
-        if files.contains(TOKENIZER_CONFIG) {
-            get(id, &repo, TOKENIZER_CONFIG)?;
+        for name in ADDED_TOKENS.into_iter().filter(|name| files.contains(name)) {
+            get(id, &repo, name)?;
         }
         let path = get(id, &repo, weights)?;
         if weights.ends_with(".json") {

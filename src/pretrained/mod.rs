@@ -2,6 +2,8 @@
 //!
 //! Not for computing with it: the model and its folded norms are built elsewhere from what [`Checkpoint`] reads.
 
+mod added_tokens;
+mod byte_tokenizer;
 mod charsmap;
 mod checkpoint;
 mod config;
@@ -17,11 +19,12 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
-pub use hub::{locate, locate_data};
+pub use hub::{is_hub_id, locate, locate_data};
 pub use tensor_file::{ElementType, TensorFile};
 pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The whole of a file that is known to be small; a larger one is refused before it fills the memory.
 pub(crate) fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
@@ -38,5 +41,6 @@ pub(crate) fn small_file(path: &Path, most: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > most {
         return Err(Error::format(path, None, format!("at most {most} bytes"), "more", ""));
     }
+    files::refuse_lfs_pointer(path, &bytes)?;
     Ok(bytes)
 }

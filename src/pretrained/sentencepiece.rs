@@ -7,11 +7,13 @@ use std::path::Path;
 
 use prost::Message;
 use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::replace::ReplacePattern;
-use tokenizers::normalizers::{NormalizerWrapper, Precompiled, Replace, Sequence, Strip};
+use tokenizers::normalizers::{self, NormalizerWrapper, Precompiled, Strip};
+use tokenizers::pre_tokenizers::delimiter::CharDelimiterSplit;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
 
+use super::added_tokens::sentinel;
 use super::charsmap;
 use crate::error::{Error, Result};
 
@@ -65,13 +67,9 @@ const MODEL_UNIGRAM: i32 = 1;
 /// How a space is written inside a piece.
 const SPACE: char = '▁';
 
-/// Sentinels are appended in falling order, as T5 numbers them: the last id is `<extra_id_0>`.
-fn sentinel(number: usize) -> String {
-    format!("<extra_id_{number}>")
-}
-
-/// The tokenizer for the model in `bytes`. `sentinels` is how many `<extra_id_N>` follow the pieces; pieces and sentinels
-/// together may be at most `vocab_size`.
+/// The tokenizer for the model in `bytes`, and the id of its unknown piece. `sentinels` is how many `<extra_id_N>` follow the pieces, in falling order, as T5
+/// numbers them: the last id is `<extra_id_0>`. Pieces and sentinels together may be at most `vocab_size`; only a model
+/// that holds sentinels of its own goes without those that have no room.
 ///
 /// # Errors
 /// [`Error::Format`] if the bytes are no such model, [`Error::Unsupported`] if it is one of another kind than
@@ -79,9 +77,9 @@ fn sentinel(number: usize) -> String {
 pub(super) fn build(
     path: &Path,
     bytes: &[u8],
-    sentinels: Option<usize>,
+    sentinels: usize,
     vocab_size: usize,
-) -> Result<Tokenizer> {
+) -> Result<(Tokenizer, u32)> {
     let broken = |found: String| {
         Error::format(
             path,
@@ -115,11 +113,8 @@ pub(super) fn build(
 
     let has_sentinels =
         model.pieces.iter().any(|piece| piece.piece().trim_start_matches(SPACE) == "<extra_id_0>");
-    let sentinels = match sentinels {
-        _ if has_sentinels => 0,
-        Some(sentinels) => sentinels,
-        None => 100,
-    };
+    let room = vocab_size.saturating_sub(model.pieces.len());
+    let sentinels = if has_sentinels && sentinels > room { 0 } else { sentinels };
     let size = model.pieces.len().checked_add(sentinels);
     if size.is_none_or(|size| size > vocab_size) {
         return Err(Error::setting(
@@ -156,27 +151,28 @@ pub(super) fn build(
     let crates = |error: tokenizers::Error| broken(error.to_string());
     let unigram = Unigram::from(vocabulary, Some(unknown), trainer.byte_fallback()).map_err(crates)?;
     let mut tokenizer = Tokenizer::new(unigram);
-    let mut normalizers = Vec::new();
+    let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+    let prepend = if normalizer.add_dummy_prefix() { PrependScheme::Always } else { PrependScheme::Never };
+    let metaspace = Metaspace::new(SPACE, prepend, true);
+    let mut steps: Vec<PreTokenizerWrapper> = vec![metaspace.clone().into()];
     let charsmap = normalizer.precompiled_charsmap();
     if !charsmap.is_empty() {
         charsmap::check(charsmap).map_err(|found| broken(format!("a precompiled_charsmap with {found}")))?;
         let precompiled = Precompiled::from(charsmap)
             .map_err(|error| broken(format!("a precompiled_charsmap that cannot be read: {error}")))?;
-        normalizers.push(NormalizerWrapper::Precompiled(precompiled));
+        normalizers.push(precompiled.into());
     }
     if normalizer.remove_extra_whitespaces() {
-        // What precedes the text is taken away by the pre-tokenizer, which starts it with exactly one space.
+        // Spaces stand for the ends of words alone: what precedes an added token has none behind it, and each word begins
+        // with exactly one mark.
         normalizers.push(Strip::new(false, true).into());
-        let runs = ReplacePattern::Regex(" {2,}".to_owned());
-        normalizers.push(Replace::new(runs, SPACE.to_string()).map_err(crates)?.into());
+        steps.insert(0, CharDelimiterSplit::new(' ').into());
     }
-    tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(crates)?;
-    let prepend = if normalizer.add_dummy_prefix() { PrependScheme::Always } else { PrependScheme::Never };
-    let metaspace = Metaspace::new(SPACE, prepend, true);
-    tokenizer.with_pre_tokenizer(Some(metaspace.clone()));
+    tokenizer.with_normalizer(Some(normalizers::Sequence::new(normalizers))).map_err(crates)?;
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     tokenizer.with_decoder(Some(metaspace));
     tokenizer.add_tokens(added).map_err(crates)?;
-    Ok(tokenizer)
+    Ok((tokenizer, unknown as u32))
 }
 
 /// A piece that is found before the text is normalised, as it stands.

@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The longest header of a safetensors file that is read, the format's own limit.
 const SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
@@ -128,13 +129,22 @@ impl TensorFile {
     }
 
     fn safetensors(path: PathBuf, bytes: Bytes) -> Result<Self> {
+        files::refuse_lfs_pointer(&path, bytes.as_slice())?;
         let (entries, metadata) = safetensors_entries(&path, bytes.as_slice())?;
         Ok(Self { path, bytes, entries, metadata })
     }
 
     fn torch(path: PathBuf, bytes: Bytes) -> Result<Self> {
+        files::refuse_lfs_pointer(&path, bytes.as_slice())?;
         let entries = super::torch_pickle::entries(&path, bytes.as_slice())?;
         Ok(Self { path, bytes, entries, metadata: HashMap::new() })
+    }
+
+    /// Takes `prefix` away from the names that have it.
+    pub(super) fn strip(&mut self, prefix: &str) {
+        let entries = std::mem::take(&mut self.entries);
+        let stripped = |name: String| name.strip_prefix(prefix).map_or(name.clone(), str::to_owned);
+        self.entries = entries.into_iter().map(|(name, entry)| (stripped(name), entry)).collect();
     }
 
     /// The file.
@@ -402,8 +412,6 @@ pub(super) fn instead(bytes: &[u8]) -> String {
     let text = bytes.trim_ascii_start();
     if bytes.is_empty() {
         "an empty file".to_owned()
-    } else if bytes.starts_with(b"version https://git-lfs") {
-        "a Git LFS pointer, not the file it points to".to_owned()
     } else if text.starts_with(b"<!DOCTYPE") || text.starts_with(b"<html") {
         "a web page".to_owned()
     } else if bytes.starts_with(b"PK") {

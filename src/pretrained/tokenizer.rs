@@ -1,4 +1,4 @@
-//! Text to ids and back, from `tokenizer.json` or `spiece.model`.
+//! Text to ids and back, from `tokenizer.json` or `spiece.model`, or for a ByT5 from the bytes themselves.
 //!
 //! Not for building batches or cutting to a length: a source longer than the limit is the reader's concern.
 
@@ -12,7 +12,8 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::sequence::Sequence;
 use tokenizers::{ModelWrapper, PostProcessorWrapper};
 
-use super::config::ModelType;
+use super::added_tokens::Additions;
+use super::byte_tokenizer::{self, ByteTokenizer};
 use super::{T5Config, charsmap, sentencepiece, small_file};
 use crate::error::{Error, Result};
 use crate::panics::contained;
@@ -25,11 +26,20 @@ const END_OF_SEQUENCE: &str = "</s>";
 /// A T5's tokenizer. It may be used from several threads at once.
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     vocabulary_size: usize,
     eos: u32,
+    /// The id of what the vocabulary has no piece for; bytes have none.
+    unknown: Option<u32>,
     /// Ids that mark rather than say something: pad, end, decoder start.
     marks: [u32; 3],
+}
+
+enum Inner {
+    /// Pieces of text.
+    Pieces(Box<tokenizers::Tokenizer>),
+    /// ByT5's bytes.
+    Bytes(ByteTokenizer),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -42,32 +52,44 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// The one key of `tokenizer_config.json` that decides ids.
-#[derive(Deserialize)]
-struct Settings {
-    extra_ids: Option<usize>,
-}
-
 /// The part of `tokenizer.json` that is checked before the whole is read.
 #[derive(Deserialize)]
 struct Outline {
     normalizer: Option<Value>,
+    model: Option<OutlineOfModel>,
+}
+
+/// What a model does with text that it has no piece for.
+#[derive(Deserialize)]
+struct OutlineOfModel {
+    unk_id: Option<Value>,
+    unk_token: Option<Value>,
 }
 
 impl Tokenizer {
-    /// Opens `tokenizer.json` in `folder`, or else `spiece.model`, for a model of this configuration.
+    /// Opens `tokenizer.json` in `folder`, or else `spiece.model`, for a model of this configuration, and adds the tokens
+    /// that `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` name. A folder whose files name
+    /// the class `ByT5Tokenizer` needs neither: its tokens are bytes.
     ///
-    /// A bare `spiece.model` is given the sentinels `<extra_id_99>` to `<extra_id_0>` after its pieces: as many as
-    /// `extra_ids` in `tokenizer_config.json` says, else 100, and none where it holds them itself or the model is an mT5.
+    /// A `spiece.model` is given the sentinels `<extra_id_99>` to `<extra_id_0>` after its pieces: as many as `extra_ids` in
+    /// `tokenizer_config.json` says, else 100, or none where the model is an mT5.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Format`] if neither is there or the one that is is broken, [`Error::Setting`] if an
-    /// id lies outside `vocab_size` or `</s>` is not `eos_token_id`, [`Error::Unsupported`] for a SentencePiece model
-    /// that is not unigram.
+    /// [`Error::File`] or [`Error::Format`] if neither is there or the one that is is broken, or if an added token cannot
+    /// have the id that a file gives it; [`Error::Setting`] if an id lies outside `vocab_size` or `</s>` is not
+    /// `eos_token_id`; [`Error::Unsupported`] for a SentencePiece model that is not unigram.
     pub fn open(folder: &Path, config: &T5Config) -> Result<Self> {
+        let additions = Additions::read(folder)?;
+        if additions.is_of_bytes() {
+            let bytes = ByteTokenizer::new(&additions, config.vocab_size)?;
+            return Self::checked(folder, Inner::Bytes(bytes), None, config);
+        }
+        let sentinels = additions.sentinels(config.model_type);
         let json = folder.join("tokenizer.json");
         if json.exists() {
-            return Self::from_json(&json, &small_file(&json, TOKENIZER_BYTES)?, config);
+            let (mut inner, unknown) = read_json(&json, &small_file(&json, TOKENIZER_BYTES)?)?;
+            guarded(&json, || additions.add_to(&mut inner, sentinels, config.vocab_size))??;
+            return Self::fitted(&json, inner, unknown, config);
         }
         let model = folder.join("spiece.model");
         if !model.exists() {
@@ -76,41 +98,21 @@ impl Tokenizer {
                 None,
                 "tokenizer.json or spiece.model",
                 "neither",
-                "fetch the tokenizer of the checkpoint into this folder",
+                "fetch the tokenizer of the checkpoint into this folder; that of a ByT5 is its tokenizer_config.json, \
+                 which names the class ByT5Tokenizer",
             ));
         }
-        let settings = folder.join("tokenizer_config.json");
-        let mut sentinels = (config.model_type == ModelType::Mt5).then_some(0);
-        if settings.exists() {
-            let bytes = small_file(&settings, TOKENIZER_BYTES)?;
-            let settings: Settings = serde_json::from_slice(&bytes).map_err(|error| {
-                Error::format(&settings, Some(error.line() as u64), "a JSON object", error.to_string(), "")
-            })?;
-            sentinels = settings.extra_ids.or(sentinels);
-        }
-        Self::from_sentencepiece(&model, &small_file(&model, TOKENIZER_BYTES)?, sentinels, config)
+        let bytes = small_file(&model, TOKENIZER_BYTES)?;
+        let build = || sentencepiece::build(&model, &bytes, sentinels, config.vocab_size);
+        let (mut inner, unknown) = guarded(&model, build)??;
+        guarded(&model, || additions.add_to(&mut inner, sentinels, config.vocab_size))??;
+        Self::fitted(&model, inner, Some(unknown), config)
     }
 
     /// As [`Tokenizer::open`], from the bytes of a `tokenizer.json`; `path` only names them in errors.
     pub fn from_json(path: &Path, bytes: &[u8], config: &T5Config) -> Result<Self> {
-        let broken = |found: String, line: Option<u64>| {
-            Error::format(
-                path,
-                line,
-                "a tokenizer as the `tokenizers` library writes it",
-                found,
-                "the file is damaged or cut short; fetch it again",
-            )
-        };
-        let text = std::str::from_utf8(bytes).map_err(|error| broken(error.to_string(), None))?;
-        let outline: Outline = serde_json::from_str(text)
-            .map_err(|error| broken(error.to_string(), Some(error.line() as u64)))?;
-        if let Some(normalizer) = &outline.normalizer {
-            check_charsmaps(normalizer).map_err(|found| broken(found, None))?;
-        }
-        let inner = guarded(path, || tokenizers::Tokenizer::from_bytes(bytes))?
-            .map_err(|error| broken(error.to_string(), None))?;
-        Self::fitted(path, inner, config)
+        let (inner, unknown) = read_json(path, bytes)?;
+        Self::fitted(path, inner, unknown, config)
     }
 
     /// As [`Tokenizer::open`], from the bytes of a `spiece.model`; `path` only names them in errors. `sentinels` is how
@@ -121,13 +123,20 @@ impl Tokenizer {
         sentinels: Option<usize>,
         config: &T5Config,
     ) -> Result<Self> {
-        let inner = guarded(path, || sentencepiece::build(path, bytes, sentinels, config.vocab_size))??;
-        Self::fitted(path, inner, config)
+        let sentinels = sentinels.unwrap_or(100);
+        let build = || sentencepiece::build(path, bytes, sentinels, config.vocab_size);
+        let (inner, unknown) = guarded(path, build)??;
+        Self::fitted(path, inner, Some(unknown), config)
     }
 
-    /// Checks the vocabulary against the model's and takes away what this crate does by itself: the end of sequence,
-    /// cutting to a length, and padding, which exists nowhere here.
-    fn fitted(path: &Path, mut inner: tokenizers::Tokenizer, config: &T5Config) -> Result<Self> {
+    /// Takes away what this crate does by itself: the end of sequence, cutting to a length, and padding, which exists
+    /// nowhere here.
+    fn fitted(
+        path: &Path,
+        mut inner: tokenizers::Tokenizer,
+        unknown: Option<u32>,
+        config: &T5Config,
+    ) -> Result<Self> {
         inner.with_post_processor(None::<PostProcessorWrapper>);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken_tokenizer(path, error.to_string()))?;
@@ -138,7 +147,17 @@ impl Tokenizer {
             decoders.extend(inner.get_decoder().cloned());
             inner.with_decoder(Some(Sequence::new(decoders)));
         }
-        let largest = inner.get_vocab(true).into_values().max();
+        Self::checked(path, Inner::Pieces(Box::new(inner)), unknown, config)
+    }
+
+    /// Checks the vocabulary against the model's.
+    fn checked(path: &Path, inner: Inner, unknown: Option<u32>, config: &T5Config) -> Result<Self> {
+        let (largest, end) = match &inner {
+            Inner::Pieces(pieces) => {
+                (pieces.get_vocab(true).into_values().max(), pieces.token_to_id(END_OF_SEQUENCE))
+            }
+            Inner::Bytes(bytes) => (Some(bytes.largest()), bytes.token_to_id(END_OF_SEQUENCE)),
+        };
         let Some(largest) = largest else {
             return Err(broken_tokenizer(path, "an empty vocabulary".to_owned()));
         };
@@ -152,7 +171,7 @@ impl Tokenizer {
             ));
         }
         let eos = config.eos_token_id;
-        match inner.token_to_id(END_OF_SEQUENCE) {
+        match end {
             Some(id) if id != eos => {
                 return Err(Error::setting(
                     "eos_token_id",
@@ -161,7 +180,7 @@ impl Tokenizer {
                     "check that the tokenizer and config.json belong together",
                 ));
             }
-            None if inner.id_to_token(eos).is_none() => {
+            None if matches!(&inner, Inner::Pieces(pieces) if pieces.id_to_token(eos).is_none()) => {
                 return Err(Error::setting(
                     "eos_token_id",
                     format!("an id that {} has", path.display()),
@@ -172,7 +191,7 @@ impl Tokenizer {
             _ => {}
         }
         let marks = [config.pad_token_id, eos, config.decoder_start_token_id];
-        Ok(Self { path: path.to_owned(), inner, vocabulary_size, eos, marks })
+        Ok(Self { path: path.to_owned(), inner, vocabulary_size, eos, unknown, marks })
     }
 
     /// The ids of `text`, ended by the end-of-sequence id exactly once: a text that ends in a written `</s>` gets no
@@ -193,8 +212,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Format`] if the tokenizer cannot represent the text.
     pub fn encode_without_eos(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded(&self.path, || self.inner.encode_fast(text, false))?;
-        match encoding {
+        let pieces = match &self.inner {
+            Inner::Pieces(pieces) => pieces,
+            Inner::Bytes(bytes) => return Ok(bytes.encode(text)),
+        };
+        match guarded(&self.path, || pieces.encode_fast(text, false))? {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(broken_tokenizer(&self.path, error.to_string())),
         }
@@ -207,7 +229,11 @@ impl Tokenizer {
     /// [`Error::Format`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let ids: Vec<u32> = ids.iter().copied().filter(|id| !self.marks.contains(id)).collect();
-        let text = guarded(&self.path, || self.inner.decode(&ids, true))?;
+        let pieces = match &self.inner {
+            Inner::Pieces(pieces) => pieces,
+            Inner::Bytes(bytes) => return Ok(bytes.decode(&ids)),
+        };
+        let text = guarded(&self.path, || pieces.decode(&ids, true))?;
         text.map_err(|error| broken_tokenizer(&self.path, error.to_string()))
     }
 
@@ -216,15 +242,55 @@ impl Tokenizer {
         self.vocabulary_size
     }
 
+    /// The ids below this stand for text; a ByT5's sentinels and added tokens lie above.
+    pub fn text_ids(&self) -> usize {
+        match self.inner {
+            Inner::Pieces(_) => self.vocabulary_size,
+            Inner::Bytes(_) => byte_tokenizer::PIECES as usize,
+        }
+    }
+
+    /// The id of text that the vocabulary has no piece for; `None` where there is a piece for every text.
+    pub fn unknown_token_id(&self) -> Option<u32> {
+        self.unknown
+    }
+
     /// The id that [`Tokenizer::encode`] ends with.
     pub fn eos_token_id(&self) -> u32 {
         self.eos
     }
 
-    /// The file it was read from.
+    /// The file it was read from, or a ByT5's folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The tokenizer of a `tokenizer.json`, and the id of what it has no piece for.
+fn read_json(path: &Path, bytes: &[u8]) -> Result<(tokenizers::Tokenizer, Option<u32>)> {
+    let broken = |found: String, line: Option<u64>| {
+        Error::format(
+            path,
+            line,
+            "a tokenizer as the `tokenizers` library writes it",
+            found,
+            "the file is damaged or cut short; fetch it again",
+        )
+    };
+    let text = std::str::from_utf8(bytes).map_err(|error| broken(error.to_string(), None))?;
+    let outline: Outline =
+        serde_json::from_str(text).map_err(|error| broken(error.to_string(), Some(error.line() as u64)))?;
+    if let Some(normalizer) = &outline.normalizer {
+        check_charsmaps(normalizer).map_err(|found| broken(found, None))?;
+    }
+    let inner = guarded(path, || tokenizers::Tokenizer::from_bytes(bytes))?
+        .map_err(|error| broken(error.to_string(), None))?;
+    let unknown = outline.model.and_then(|model| match (model.unk_id, model.unk_token) {
+        (Some(Value::Number(id)), _) => id.as_u64().and_then(|id| u32::try_from(id).ok()),
+        (_, Some(Value::String(token))) => inner.token_to_id(&token),
+        _ => None,
+    });
+    Ok((inner, unknown))
 }
 
 /// Every `precompiled_charsmap` under `normalizer`.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{Field, SplitRule, Target, Task, Template};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::metrics::{Kind, Metric};
 
 /// What a file may say; it is a task but for what can be left out.
@@ -45,6 +46,7 @@ impl Task {
     /// value; [`Error::Setting`] if its parts do not fit each other.
     pub fn from_toml(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
+        files::refuse_lfs_pointer(path, text.as_bytes())?;
         Self::parse_toml(path, &text)
     }
 

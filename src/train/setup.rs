@@ -106,7 +106,7 @@ pub(super) fn initial_values<B: Backend>(
     }
     let start = Start {
         embedding: &|row| frozen.backend.weight_row(frozen.model.embedding(), row),
-        vocabulary: frozen.model.config().vocab_size.min(frozen.tokenizer.vocabulary_size()),
+        vocabulary: frozen.model.config().vocab_size.min(frozen.tokenizer.text_ids()),
         label_ids: &label_ids,
         sources,
         initial_prompt: initial_prompt.as_ref(),

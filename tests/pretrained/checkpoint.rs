@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use promptmix::Error;
-use promptmix::pretrained::{Checkpoint, T5Config};
+use promptmix::pretrained::{Checkpoint, T5Config, Tokenizer};
 use safetensors::Dtype;
 use tempfile::tempdir;
 
@@ -242,6 +242,67 @@ fn shards_hold_the_same_model_and_hash() {
         assert_eq!(&sharded.tensor(name, shape).expect(name), values);
     }
     assert_eq!(whole.sha256().expect("hash"), sharded.sha256().expect("hash"));
+}
+
+#[test]
+fn a_prefix_of_all_names_is_named_and_read_past() {
+    let config = tiny::gated_untied_config();
+    let tensors = tiny::tensors(&config);
+    let folder = tempdir().expect("folder");
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let plain = Checkpoint::open(folder.path()).expect("complete");
+    for prefix in ["model.", "module.", "_orig_mod.", "module._orig_mod.", "model.transformer."] {
+        let named: tiny::Tensors =
+            tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect();
+        let (whole, sharded) = (tempdir().expect("folder"), tempdir().expect("folder"));
+        tiny::write(whole.path(), &config, &named, Dtype::F32);
+        write_shards(sharded.path(), &config, &named);
+        for folder in [whole, sharded] {
+            let checkpoint = Checkpoint::open(folder.path()).expect(prefix);
+            assert_eq!(checkpoint.sha256().expect("hash"), plain.sha256().expect("hash"));
+            assert_eq!(checkpoint.embedding().expect("there"), tensors["shared.weight"].1);
+            let [warning] = checkpoint.warnings() else { panic!("one: {:?}", checkpoint.warnings()) };
+            assert!(warning.contains(&format!("`{prefix}`")), "{warning}");
+        }
+    }
+    // Two models in one file: neither is meant more than the other.
+    let both: tiny::Tensors = tensors
+        .iter()
+        .flat_map(|(name, tensor)| ["a.", "b."].map(|prefix| (format!("{prefix}{name}"), tensor.clone())))
+        .collect();
+    tiny::write(folder.path(), &config, &both, Dtype::F32);
+    let error = Checkpoint::open(folder.path()).expect_err("two models").to_string();
+    assert!(error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_named_whatever_file_it_stands_for() {
+    let config = tiny::config();
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "tokenizer.json",
+        "spiece.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ] {
+        let folder = tempdir().expect("folder");
+        std::fs::write(folder.path().join("config.json"), tiny::config_json(&config)).expect("written");
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 12345\n";
+        std::fs::write(folder.path().join(name), pointer).expect("written");
+        let of_tokenizer = name.contains("token") || name.starts_with("spiece");
+        let error = if of_tokenizer {
+            Tokenizer::open(folder.path(), &config).expect_err(name).to_string()
+        } else {
+            Checkpoint::open(folder.path()).expect_err(name).to_string()
+        };
+        assert!(error.contains(name) && error.contains("Git LFS"), "{name}: {error}");
+        assert!(error.contains("git lfs pull"), "{name}: {error}");
+    }
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn what_is_no_torch_file_is_said_to_be_what_it_is() {
     let path = Path::new("pytorch_model.bin");
     for (bytes, said) in [
         (&b""[..], "an empty file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html></html>", "a web page"),
         (b"PK\x05\x06", "a broken archive"),
         (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "without data.pkl"),
