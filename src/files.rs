@@ -56,3 +56,35 @@ pub fn refuse_lfs_pointer(path: &Path, start: &[u8]) -> Result<()> {
 
 /// How many first bytes [`refuse_lfs_pointer`] needs to see.
 pub const POINTER_BYTES: usize = LFS_POINTER.len();
+
+/// Whether a file could be written as `path`: asked before the work whose result goes there. Nothing is left behind.
+///
+/// # Errors
+/// [`Error::File`] if its folder is missing or cannot be written, [`Error::Setting`] if it is a folder itself.
+pub fn check_file(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        let found = format!("the folder {}", path.display());
+        return Err(Error::setting("--out", "a file to write", found, "name a file in it"));
+    }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    try_in(folder).map_err(|source| Error::file("write", path, source))
+}
+
+/// Whether `path` is a folder that can be written to, or could be made one. Nothing is left behind.
+///
+/// # Errors
+/// [`Error::File`] if it or the nearest folder above it that exists cannot be written to.
+pub fn check_folder(path: &Path) -> Result<()> {
+    let nearest = path.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.exists());
+    let nearest = nearest.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let action = if nearest == path { "write to" } else { "create" };
+    try_in(nearest).map_err(|source| Error::file(action, path, source))
+}
+
+/// Makes a file in `folder` that is gone again.
+fn try_in(folder: &Path) -> std::io::Result<()> {
+    tempfile::Builder::new().prefix(".promptmix-").tempfile_in(folder).map(drop)
+}

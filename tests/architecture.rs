@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("report", &["prompts", "train"]),
     ("demo", &["backend", "config", "data", "evaluate", "model", "prompts", "tasks", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),
-    ("evaluate", &["backend", "config", "data", "metrics", "model", "tasks"]),
+    ("evaluate", &["backend", "config", "data", "metrics", "model", "pretrained", "tasks"]),
     ("verify", &["backend", "model", "pretrained"]),
     ("model", &["backend", "pretrained"]),
     ("config", &["backend"]),

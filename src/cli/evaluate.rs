@@ -10,7 +10,6 @@ use crate::backend::Backend;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
-use crate::pretrained;
 use crate::train::{self, RunFolder, Saved, TrainedRun};
 
 /// Flags of `promptmix evaluate`.
@@ -21,6 +20,9 @@ pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
+    /// Folder or hub id of the model that the run was trained with, where it is not found by itself
+    #[arg(long)]
+    model: Option<String>,
     /// One of the run's tasks instead of all; or, of a run on a single task, judge as this one instead
     #[arg(long)]
     task: Option<String>,
@@ -51,7 +53,10 @@ impl Arguments {
     }
 
     fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
-        let frozen = Frozen::load(backend, &pretrained::locate(&saved.config.model)?)?;
+        let checkpoint = saved.model(&self.run, self.model.as_deref())?;
+        super::say_moved(saved, &self.run, checkpoint.folder());
+        let frozen = Frozen::of_checkpoint(backend, &checkpoint)?;
+        drop(checkpoint);
         super::warn(&frozen.warnings);
         let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
         let own = run.tasks().iter().map(|task| task.name.clone()).collect::<Vec<_>>();
@@ -77,7 +82,7 @@ impl Arguments {
         if own.len() > 1 || own.contains(task) && self.labels.is_none() {
             run.select(task)?;
         } else {
-            let mut config = saved.config.clone();
+            let mut config = run.config().clone();
             config.task.clone_from(task);
             config.template = None;
             config.labels.clone_from(&self.labels);
@@ -89,7 +94,7 @@ impl Arguments {
 
     /// Judges the selected task and prints what came of it; gives back the mean metric.
     fn judge<B: Backend>(&self, run: &TrainedRun<'_, B>, saved: &Saved) -> Result<Option<f64>> {
-        let own = saved.config.data_folder(&run.task().name);
+        let own = run.config().data_folder(&run.task().name);
         let data = match &self.data {
             Some(data) if saved.config.is_multi_task() && self.task.is_none() => data.join(&run.task().name),
             Some(data) => data.clone(),

@@ -19,11 +19,14 @@ mod tasks;
 mod train;
 mod verify;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
+use crate::pretrained;
+use crate::train::Saved;
 
 /// Attentional mixtures of soft prompts (ATTEMPT) on a frozen T5.
 #[derive(Debug, Parser)]
@@ -80,6 +83,22 @@ pub fn run() -> ExitCode {
 /// Prints what a model's files leave open.
 fn warn(warnings: &[String]) {
     warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+}
+
+/// Says which of a run's things were found elsewhere than its settings have them.
+fn say_moved(saved: &Saved, run: &Path, model: &Path) {
+    let (before, now) = (&saved.config, saved.located(run));
+    let say = |what: &str, before: &Path, now: &Path| {
+        if before != now {
+            eprintln!("{what}: {}, recorded as {}", now.display(), before.display());
+        }
+    };
+    let from_hub = saved.model_is_folder.map_or(pretrained::is_hub_id(&before.model), |is_folder| !is_folder);
+    if !from_hub {
+        say("model", Path::new(&before.model), model);
+    }
+    say("data", &before.data, &now.data);
+    before.sources.iter().zip(&now.sources).for_each(|(before, now)| say("source", before, now));
 }
 
 impl Command {

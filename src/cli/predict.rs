@@ -15,7 +15,6 @@ use crate::data::{self, LINE_LIMIT, Reader};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Frozen;
-use crate::pretrained;
 use crate::tasks::Row;
 use crate::train::{Predictor, RunFolder};
 
@@ -37,6 +36,9 @@ pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote, or NAME=FOLDER; give it again for more runs on the same model
     #[arg(long = "run", required = true)]
     runs: Vec<String>,
+    /// Folder or hub id of the model that the runs were trained with, where it is not found by itself
+    #[arg(long)]
+    model: Option<String>,
     /// Which of a run's tasks to answer as, for rows without a field `task`, if it has several
     #[arg(long)]
     task: Option<String>,
@@ -76,6 +78,7 @@ impl Arguments {
             let advice = "tell them apart: --run NAME=FOLDER";
             return Err(Error::setting("--run", "runs of different names", &runs[index].name, advice));
         }
+        self.out.as_deref().map_or(Ok(()), files::check_file)?;
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &runs))
     }
@@ -96,8 +99,12 @@ impl Arguments {
         {
             eprintln!("{remark}");
         }
-        let model = RunFolder::saved(&runs[0].folder)?.config.model;
-        let frozen = Frozen::load(backend, &pretrained::locate(&model)?)?;
+        let first = &runs[0].folder;
+        let saved = RunFolder::saved(first)?;
+        let checkpoint = saved.model(first, self.model.as_deref())?;
+        super::say_moved(&saved, first, checkpoint.folder());
+        let frozen = Frozen::of_checkpoint(backend, &checkpoint)?;
+        drop(checkpoint);
         super::warn(&frozen.warnings);
         let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
         let predictor = Predictor::open(&frozen, &folders, self.decoding.map(Into::into))?;

@@ -286,7 +286,7 @@ impl Show {
 
 impl Add {
     fn run(&self) -> Result<()> {
-        let mut sources = RunFolder::saved(&self.run)?.config.sources;
+        let mut sources = RunFolder::saved(&self.run)?.located(&self.run).sources;
         sources.extend(self.source.iter().cloned());
         change(&self.run, &self.out, &sources)
     }
@@ -294,7 +294,7 @@ impl Add {
 
 impl Remove {
     fn run(&self) -> Result<()> {
-        let mut sources = RunFolder::saved(&self.run)?.config.sources;
+        let mut sources = RunFolder::saved(&self.run)?.located(&self.run).sources;
         let names = train::source_names(&sources);
         let mut gone = Vec::new();
         for wanted in &self.source {

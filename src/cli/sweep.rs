@@ -83,6 +83,7 @@ impl Arguments {
         if self.together == 0 {
             return Err(Error::setting("--together", "at least 1", "0", ""));
         }
+        files::check_folder(&self.out)?;
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &runs))
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use clap::ValueEnum;
+use serde_json::Value;
 
 use super::device::{Device, on_device};
 use super::progress::Shown;
@@ -14,7 +15,7 @@ use crate::config::{Decoding, Initialisation, Method, Preset, RunConfig, Samplin
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Silent, Trainer};
+use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Saved, Silent, Trainer};
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
@@ -69,8 +70,8 @@ pub(super) struct Arguments {
     /// The run folder to write
     #[arg(long)]
     out: PathBuf,
-    /// Go on with the interrupted run in --out, by its own settings
-    #[arg(long, conflicts_with_all = ["config", "model", "data", "task", "template"])]
+    /// Go on with the interrupted run in --out, by its own settings; --model and --data say where those lie now if they moved
+    #[arg(long, conflicts_with = "config")]
     resume: bool,
 
     /// What is learnt [default: attempt]
@@ -240,11 +241,7 @@ impl Arguments {
     }
 
     fn run_rank(mut self, ranks: &Rc<dyn Ranks>) -> Result<ExitCode> {
-        let config = match (self.resume, FewShotRuns::saved(&self.out)?) {
-            (true, Some(runs)) => runs.config,
-            (true, None) => RunFolder::saved(&self.out)?.config,
-            (false, _) => self.config()?,
-        };
+        let (config, begun) = if self.resume { self.begun()? } else { (self.config()?, None) };
         for (flag, is_missing) in
             [("--model", config.model.is_empty()), ("--data", config.data.as_os_str().is_empty())]
         {
@@ -259,19 +256,35 @@ impl Arguments {
             self.device.threads = Some((cores / ranks::local_count()).max(1));
         }
         let device = self.device.open()?;
+        if !self.resume && ranks.rank() == 0 {
+            match config.draw_seeds().as_slice() {
+                [] => RunFolder::check_new(&self.out)?,
+                _ => FewShotRuns::check_new(&self.out)?,
+            }
+        }
         let mut monitor: Box<dyn Monitor> =
             if ranks.rank() == 0 { Box::new(Shown::new()) } else { Box::new(Silent) };
-        on_device!(device, backend => self.run_on(backend, &config, ranks, monitor.as_mut()))
+        on_device!(device, backend => self.run_on(backend, &config, begun.as_ref(), ranks, monitor.as_mut()))
     }
 
     fn run_on<B: Backend>(
         &self,
         backend: &B,
         config: &RunConfig,
+        begun: Option<&Saved>,
         ranks: &Rc<dyn Ranks>,
         monitor: &mut dyn Monitor,
     ) -> Result<ExitCode> {
-        let frozen = Frozen::load(backend, &pretrained::locate(&config.model)?)?;
+        let frozen = match begun {
+            Some(begun) => {
+                let checkpoint = begun.model(&self.out, self.model.as_deref())?;
+                if ranks.rank() == 0 {
+                    super::say_moved(begun, &self.out, checkpoint.folder());
+                }
+                Frozen::of_checkpoint(backend, &checkpoint)?
+            }
+            None => Frozen::load(backend, &pretrained::locate(&config.model)?)?,
+        };
         frozen.warnings.iter().for_each(|warning| monitor.note(&format!("warning: {warning}")));
         if !config.draw_seeds().is_empty() {
             if ranks.count() > 1 {
@@ -335,6 +348,59 @@ impl Arguments {
             );
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The settings of the run in --out to go on with, their paths where they are found now, and what it recorded.
+    fn begun(&self) -> Result<(RunConfig, Option<Saved>)> {
+        let (saved, begun) = match FewShotRuns::saved(&self.out)? {
+            Some(runs) => {
+                let begun = runs.first_begun(&self.out);
+                (runs.config, begun)
+            }
+            None => {
+                let saved = RunFolder::saved(&self.out)?;
+                (saved.config.clone(), Some(saved))
+            }
+        };
+        self.refuse_other_settings(&saved)?;
+        let mut config = begun.as_ref().map_or(saved, |begun| begun.located(&self.out));
+        if begun.is_none() {
+            config.model = self.model.clone().unwrap_or(config.model);
+        }
+        config.data = self.data.clone().unwrap_or(config.data);
+        Ok((config, begun))
+    }
+
+    /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored.
+    fn refuse_other_settings(&self, saved: &RunConfig) -> Result<()> {
+        let (epochs, steps) = (self.epochs.or(saved.epochs), self.steps.or(saved.steps));
+        let given = self.over(saved.clone(), epochs, steps);
+        let (given, saved) = (serde_json::to_value(given), serde_json::to_value(saved));
+        let (Ok(Value::Object(given)), Ok(Value::Object(saved))) = (given, saved) else {
+            return Err(Error::unsupported("the list of settings", "they could not be written as JSON", ""));
+        };
+        // Where things lie and how many threads there are may differ from one machine to the next.
+        let may_differ = |key: &str| ["model", "data", "threads"].contains(&key);
+        let shown = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "none".to_owned(),
+            Some(value) => value.to_string(),
+        };
+        let (mut flags, mut values) = (Vec::new(), Vec::new());
+        for (key, value) in
+            given.iter().filter(|(key, value)| !may_differ(key) && saved.get(*key) != Some(value))
+        {
+            flags.push(format!("--{key}"));
+            values.push(format!("{} where the run has {}", shown(Some(value)), shown(saved.get(key))));
+        }
+        if flags.is_empty() {
+            return Ok(());
+        }
+        Err(Error::setting(
+            flags.join(", "),
+            "the run's own settings with --resume",
+            values.join(", "),
+            "leave the flags out, or train a new run with them, from this one's prompt by --initial-prompt",
+        ))
     }
 
     /// The settings of the file and the flags; a flag wins.

@@ -1,5 +1,6 @@
 //! Answers to tokenised questions, of different runs and tasks in one batch.
 
+use super::Spellings;
 use crate::backend::{Backend, Batch, Example};
 use crate::error::Result;
 use crate::model::{Frozen, Mixture, Pass};
@@ -11,6 +12,8 @@ pub enum Answering<'a> {
     Greedy {
         /// Tokens at most.
         longest: usize,
+        /// Labels that an answer may be, as their tokens read.
+        spellings: &'a Spellings,
     },
     /// The most likely of these texts, the first of equals.
     Labels {
@@ -92,7 +95,7 @@ pub fn answer<B: Backend>(
         Vec::new()
     };
     let longest = questions.iter().filter_map(|question| match question.answering {
-        Answering::Greedy { longest } => Some(longest),
+        Answering::Greedy { longest, .. } => Some(longest),
         Answering::Labels { .. } => None,
     });
     let said = match longest.max() {
@@ -110,10 +113,10 @@ pub fn answer<B: Backend>(
                         .fold(0, |best, other| if scores[other] > scores[best] { other } else { best });
                     texts[best].clone()
                 }
-                Answering::Greedy { longest } => {
+                Answering::Greedy { longest, spellings } => {
                     // What a longer limit of another row let it say is not part of its answer.
                     let said = &said[b][..said[b].len().min(longest)];
-                    frozen.tokenizer.decode(said)?.trim().to_owned()
+                    spellings.label(frozen.tokenizer.decode(said)?.trim().to_owned())
                 }
             };
             let attention = mean_rows(&weights[b * per_example..(b + 1) * per_example], prompts);

@@ -1,8 +1,10 @@
 //! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
 mod answer;
+mod spelling;
 
 pub use answer::{Answer, Answering, Question, answer};
+pub use spelling::Spellings;
 
 use crate::backend::Backend;
 use crate::config::Decoding;
@@ -97,9 +99,10 @@ impl<B: Backend> Evaluator<'_, B> {
             .iter()
             .map(|label| self.frozen.tokenizer.encode(label))
             .collect::<Result<Vec<_>>>()?;
+        let spellings = Spellings::new(&self.frozen.tokenizer, self.task)?;
         let answering = match &labels {
             Some(texts) => Answering::Labels { texts, tokens: &tokens },
-            None => Answering::Greedy { longest: self.longest_target },
+            None => Answering::Greedy { longest: self.longest_target, spellings: &spellings },
         };
         let mut answers = Vec::with_capacity(sources.len());
         let mut attention = Vec::with_capacity(sources.len());

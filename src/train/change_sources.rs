@@ -48,7 +48,13 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
     }
     check_width(folder, &prompts[0])?;
     saved.config.sources = sources.to_vec();
-    let mut new = RunFolder::create(out, &saved.config, &saved.model_hash)?;
+    saved.promptmix = env!("CARGO_PKG_VERSION").into();
+    // Relative paths of the settings start where the run was trained; those of the sources are of here.
+    let here = std::env::current_dir().map_err(|source| Error::file("find", ".", source))?;
+    if saved.trained_in.as_ref().is_some_and(|folder| *folder != here) {
+        saved.config.sources.iter_mut().for_each(|path| *path = here.join(&*path));
+    }
+    let mut new = RunFolder::create_as(out, &saved)?;
     for name in KEPT {
         copy(&folder.join(name), &out.join(name))?;
     }

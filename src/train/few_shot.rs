@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::task_data::open_splits;
-use super::{Monitor, RunFolder, Trainer};
+use super::{Monitor, RunFolder, Saved, Trainer};
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::Split;
@@ -83,6 +83,11 @@ impl Spread {
     }
 }
 
+/// The folder of a draw's run.
+fn folder_of(data_seed: u64) -> PathBuf {
+    format!("draw-{data_seed}").into()
+}
+
 impl FewShotRuns {
     /// The settings of few-shot runs that were begun in `folder`; `None` if it holds none.
     ///
@@ -102,6 +107,26 @@ impl FewShotRuns {
         Ok(Some(read))
     }
 
+    /// Whether few-shot runs could be written to `out`, asked before there are any: nothing is left there.
+    ///
+    /// # Errors
+    /// If the folder exists and is not empty, or cannot be written.
+    pub fn check_new(out: &Path) -> Result<()> {
+        if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+            let found = format!("{}, which holds files", out.display());
+            let advice = "name another folder, or go on with interrupted runs by --resume";
+            return Err(Error::setting("--out", "a new or empty folder", found, advice));
+        }
+        files::check_folder(out)
+    }
+
+    /// What the first of the runs below `out` that has begun recorded, with the settings of them all.
+    pub fn first_begun(&self, out: &Path) -> Option<Saved> {
+        let folders = self.config.draw_seeds().into_iter().map(|data_seed| out.join(folder_of(data_seed)));
+        let saved = folders.into_iter().find_map(|folder| RunFolder::saved(&folder).ok())?;
+        Some(Saved { config: self.config.clone(), ..saved })
+    }
+
     /// Trains a run for each draw into folders below `out`, and judges it on the test rows if there are any. Goes on
     /// with what is there if `resume`.
     ///
@@ -114,11 +139,8 @@ impl FewShotRuns {
         resume: bool,
         monitor: &mut dyn Monitor,
     ) -> Result<Self> {
-        let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied && !resume {
-            let found = format!("{}, which holds files", out.display());
-            let advice = "name another folder, or go on with interrupted runs by --resume";
-            return Err(Error::setting("--out", "a new or empty folder", found, advice));
+        if !resume {
+            Self::check_new(out)?;
         }
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
@@ -126,7 +148,7 @@ impl FewShotRuns {
         for data_seed in config.draw_seeds() {
             let mut one = config.clone();
             one.data_seed = Some(data_seed);
-            let name = PathBuf::from(format!("draw-{data_seed}"));
+            let name = folder_of(data_seed);
             monitor.note(&format!("draw by data seed {data_seed}"));
             let draw = runs.draw(frozen, &one, out, name, resume, monitor)?;
             runs.draws.push(draw);

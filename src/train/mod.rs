@@ -6,6 +6,7 @@ mod events;
 mod few_shot;
 mod initial;
 mod log;
+mod places;
 mod predictor;
 mod ranks;
 mod run_folder;

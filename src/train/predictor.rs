@@ -8,7 +8,7 @@ use super::{RunFolder, source_names, tasks};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::error::{Error, Result};
-use crate::evaluate::{Answering, Question, answer};
+use crate::evaluate::{Answering, Question, Spellings, answer};
 use crate::model::{Frozen, Mixture};
 use crate::tasks::{Row, Task};
 
@@ -66,6 +66,7 @@ struct OpenedTask {
     longest_target: usize,
     /// Label texts and their tokens, where they are ranked.
     labels: Option<(Vec<String>, Vec<Vec<u32>>)>,
+    spellings: Spellings,
 }
 
 /// States of runs that one mixture serves.
@@ -95,7 +96,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let frozen = self.frozen;
         let saved = RunFolder::saved(folder)?;
         saved.check_model(&frozen.model_hash, "--run")?;
-        let config = saved.config;
+        let config = saved.located(folder);
         let described = tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
         let mixture = mixture(frozen, &config, &sources, described.len())?;
@@ -103,6 +104,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let decoding = decoding.unwrap_or(config.decoding);
         let open = |task: Task| {
             let longest_target = longest_target(frozen, &config, &task)?;
+            let spellings = Spellings::new(&frozen.tokenizer, &task)?;
             let texts = if decoding == Decoding::Labels { task.labels() } else { None };
             let labels = match texts {
                 Some(texts) => {
@@ -112,7 +114,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
                 }
                 None => None,
             };
-            Ok(OpenedTask { task, longest_target, labels })
+            Ok(OpenedTask { task, longest_target, labels, spellings })
         };
         let tasks = described.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut prompts = if mixture.source_count > 0 { source_names(&config.sources) } else { Vec::new() };
@@ -236,7 +238,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let task = &run.tasks[request.task];
         let answering = match &task.labels {
             Some((texts, tokens)) => Answering::Labels { texts, tokens },
-            None => Answering::Greedy { longest: task.longest_target },
+            None => Answering::Greedy { longest: task.longest_target, spellings: &task.spellings },
         };
         Ok(Question { source, run: run.place as u32, target_prompt: request.task as u32, answering })
     }

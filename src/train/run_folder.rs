@@ -42,6 +42,12 @@ pub struct Saved {
     pub model_hash: String,
     /// The settings.
     pub config: RunConfig,
+    /// Where training ran: relative paths of the settings start there. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_in: Option<PathBuf>,
+    /// Whether the model was a folder of that machine, not one of the hub's. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_is_folder: Option<bool>,
 }
 
 impl Saved {
@@ -133,27 +139,38 @@ impl RunFolder {
     /// # Errors
     /// If the folder exists and is not empty, or cannot be written.
     pub fn create(path: &Path, config: &RunConfig, model_hash: &str) -> Result<Self> {
-        if occupied(path)? {
-            return Err(Error::setting(
-                "--out",
-                "a new or empty folder",
-                format!("{}, which holds files", path.display()),
-                "name another folder, or go on with an interrupted run by --resume",
-            ));
-        }
+        Self::create_as(
+            path,
+            &Saved {
+                format: FORMAT,
+                promptmix: env!("CARGO_PKG_VERSION").into(),
+                model_hash: model_hash.into(),
+                config: config.clone(),
+                trained_in: std::env::current_dir().ok(),
+                model_is_folder: Some(Path::new(&config.model).is_dir()),
+            },
+        )
+    }
+
+    /// As [`RunFolder::create`], with all of `run.json` as it is to be.
+    pub(super) fn create_as(path: &Path, saved: &Saved) -> Result<Self> {
+        check_free(path)?;
         std::fs::create_dir_all(path).map_err(|source| Error::file("create", path, source))?;
-        let saved = Saved {
-            format: FORMAT,
-            promptmix: env!("CARGO_PKG_VERSION").into(),
-            model_hash: model_hash.into(),
-            config: config.clone(),
-        };
-        let json = serde_json::to_vec_pretty(&saved)
+        let json = serde_json::to_vec_pretty(saved)
             .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
-        let toml = config.to_toml()?;
+        let toml = saved.config.to_toml()?;
         files::replace(&path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
         files::replace(&path.join("run.json"), |file| file.write_all(&json))?;
         Self::open(path)
+    }
+
+    /// Whether a run could be made in `path`, asked before there is one: nothing is left there.
+    ///
+    /// # Errors
+    /// As [`RunFolder::create`].
+    pub fn check_new(path: &Path) -> Result<()> {
+        check_free(path)?;
+        files::check_folder(path)
     }
 
     /// Opens an existing folder to go on with; half-written temporary files that a kill left are removed.
@@ -398,6 +415,18 @@ fn lock(folder: &Path) -> Result<File> {
         // A file system without locks leaves it to the user.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }
+}
+
+fn check_free(path: &Path) -> Result<()> {
+    if !occupied(path)? {
+        return Ok(());
+    }
+    Err(Error::setting(
+        "--out",
+        "a new or empty folder",
+        format!("{}, which holds files", path.display()),
+        "name another folder, or go on with an interrupted run by --resume",
+    ))
 }
 
 /// Whether `path` is a folder with more in it than what a kill leaves of a run that was about to begin.

@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
 use crate::error::Result;
+use crate::evaluate::Spellings;
 use crate::model::Frozen;
 use crate::pretrained::locate_data;
 use crate::tasks::{Purpose, Task};
@@ -32,6 +33,13 @@ impl TaskData {
     ) -> Result<Self> {
         let tokenizer = &frozen.tokenizer;
         let encode = |text: &str| tokenizer.encode(text);
+        for (label, written) in Spellings::new(tokenizer, &task)?.respelled() {
+            monitor.note(&format!(
+                "the tokenizer writes the label `{}` as `{}`: an answer is the label if it is that",
+                label.escape_debug(),
+                written.escape_debug()
+            ));
+        }
         let longest_target = longest_target(frozen, config, &task)?;
         let splits = open_splits(config, &task, &config.data_folder(&task.name))?;
         let all = splits.get(Split::Train)?;

@@ -37,7 +37,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
     /// If the model is another one, or the run has no saved state.
     pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &Saved) -> Result<Self> {
         saved.check_model(&frozen.model_hash, "--run")?;
-        let config = saved.config.clone();
+        let config = saved.located(folder);
         let tasks = super::tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
         let mixture = mixture(frozen, &config, &sources, tasks.len())?;
