@@ -13,6 +13,7 @@ use std::path::Path;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::questions::Said;
 use super::words::{
     ACT, AGENT, BEFORE, DEGREE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, EVENT_OBJECT, FILM, FOOD,
     LATER, NEGATIVE, OBJECT, PLACE, POSITIVE, STAY,
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::files;
 
 /// Draws without a new sentence after which a task's words must be taken for exhausted.
-const FRUITLESS_DRAWS: usize = 10_000;
+pub(super) const FRUITLESS_DRAWS: usize = 10_000;
 
 /// A task that the generator can write.
 #[derive(Clone, Copy, Debug)]
@@ -121,15 +122,7 @@ impl GeneratedTask {
             let text = (0..FRUITLESS_DRAWS)
                 .map(|_| (self.sentence)(&mut draw, label))
                 .find(|text| seen.insert(text.clone()));
-            let Some(text) = text else {
-                return Err(Error::setting(
-                    "rows",
-                    format!("as many as the words of {} make", self.name),
-                    count.to_string(),
-                    "ask for fewer",
-                ));
-            };
-            drawn.push((text, label));
+            drawn.push((text.ok_or_else(|| exhausted(self.name, count))?, label));
         }
         let test = drawn.split_off(rows.train + rows.validation);
         let validation = drawn.split_off(rows.train);
@@ -143,27 +136,34 @@ impl GeneratedTask {
     /// As [`generate`](Self::generate), and if a file cannot be written.
     pub fn write(&self, folder: &Path, rows: Rows, seed: u64) -> Result<()> {
         let generated = self.generate(rows, seed)?;
-        std::fs::create_dir_all(folder).map_err(|source| Error::file("create", folder, source))?;
-        for (name, rows) in [
-            ("train.jsonl", &generated.train),
-            ("validation.jsonl", &generated.validation),
-            ("test.jsonl", &generated.test),
-        ] {
-            files::replace(&folder.join(name), |file| {
-                rows.iter().try_for_each(|(text, label)| {
-                    writeln!(file, "{}", serde_json::json!({ "text": text, "label": label }))
-                })
-            })?;
-        }
-        Ok(())
+        let json = [generated.train, generated.validation, generated.test].map(|rows| {
+            let row = |(text, label): &(String, usize)| serde_json::json!({ "text": text, "label": label });
+            rows.iter().map(row).collect::<Vec<_>>()
+        });
+        write_rows(folder, &json)
     }
 }
 
+/// Writes train, validation and test rows into `folder`, a file each.
+pub(super) fn write_rows(folder: &Path, splits: &[Vec<serde_json::Value>; 3]) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::file("create", folder, source))?;
+    for (name, rows) in ["train.jsonl", "validation.jsonl", "test.jsonl"].into_iter().zip(splits) {
+        files::replace(&folder.join(name), |file| rows.iter().try_for_each(|row| writeln!(file, "{row}")))?;
+    }
+    Ok(())
+}
+
+/// The words of a task make fewer than `count` sentences.
+pub(super) fn exhausted(task: &str, count: usize) -> Error {
+    let expected = format!("as many as the words of {task} make");
+    Error::setting("rows", expected, count.to_string(), "ask for fewer")
+}
+
 /// A task's own stream of choices.
-struct Draw(ChaCha8Rng);
+pub(super) struct Draw(ChaCha8Rng);
 
 impl Draw {
-    fn new(task: &str, seed: u64) -> Self {
+    pub(super) fn new(task: &str, seed: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         for (byte, letter) in key[8..].iter_mut().zip(task.bytes()) {
@@ -173,8 +173,12 @@ impl Draw {
     }
 
     /// Evenly from 0 to `count` - 1; lists are short beside 2^64, so the remainder's bias is nothing.
-    fn below(&mut self, count: usize) -> usize {
+    pub(super) fn below(&mut self, count: usize) -> usize {
         (self.0.next_u64() % count.max(1) as u64) as usize
+    }
+
+    pub(super) fn coin(&mut self) -> bool {
+        self.below(2) == 1
     }
 
     fn pick<T: Copy>(&mut self, list: &[T]) -> T {
@@ -266,6 +270,44 @@ fn outlook(draw: &mut Draw, label: usize) -> String {
         2 => format!("it {has} a {degree} {opinion} {thing} ."),
         _ => format!("we hope the {thing} {is} {opinion} ."),
     }
+}
+
+/// One remark of what `said` has it say.
+pub(super) fn sentence_of_one(draw: &mut Draw, things: &[&'static str], said: Said) -> String {
+    let (thing, degree) = (draw.pick(things), draw.pick(DEGREE));
+    let opinion = draw.opinion(said.good[0].into());
+    let (is, has) = tense(said);
+    match draw.below(4) {
+        0 => format!("the {thing} {is} {degree} {opinion} ."),
+        1 => format!("i think the {thing} {is} {degree} {opinion} ."),
+        2 => format!("it {has} {} {opinion} {thing} .", with_article(degree)),
+        _ => format!("we found that the {thing} {is} {degree} {opinion} ."),
+    }
+}
+
+/// Two remarks of what `said` has them say.
+pub(super) fn sentence_of_two(draw: &mut Draw, things: &[&'static str], said: Said) -> String {
+    let first = draw.pick(things);
+    let mut second = draw.pick(things);
+    while second == first {
+        second = draw.pick(things);
+    }
+    let [before, after] = said.good.map(|good| draw.opinion(good.into()));
+    let (join, degree) = (if said.good[0] == said.good[1] { "and" } else { "but" }, draw.pick(DEGREE));
+    let (is, has) = tense(said);
+    match draw.below(3) {
+        0 => format!("the {first} {is} {before} , {join} the {second} {is} {degree} {after} ."),
+        1 => format!("i think the {first} {is} {degree} {before} , {join} the {second} {is} {after} ."),
+        _ => format!(
+            "it {has} {} {first} , {join} {} {after} {second} .",
+            with_article(before),
+            with_article(degree)
+        ),
+    }
+}
+
+fn tense(said: Said) -> (&'static str, &'static str) {
+    if said.later { ("will be", "will have") } else { ("was", "had") }
 }
 
 /// A judged event that was (0) or will be (1).

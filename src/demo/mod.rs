@@ -27,11 +27,15 @@
 mod bundled;
 mod compare;
 mod generate;
+mod questions;
 mod report;
+mod study;
 pub mod words;
 
 #[cfg(feature = "cli")]
 pub use bundled::write_model;
 pub use compare::{Progress, Settings, compare};
 pub use generate::{Generated, GeneratedTask, Rows, SOURCES, TARGET};
+pub use questions::{Kind, QuestionsRow, QuestionsTask, Subject, THREE_QUESTIONS, TWO_QUESTIONS};
 pub use report::{Report, Row};
+pub use study::StudySettings;

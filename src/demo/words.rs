@@ -100,3 +100,9 @@ pub const EVENT_OBJECT: &[&str] =
 pub const EVENT_BEFORE: &[&str] = &["last month", "last summer", "a week ago", "on thursday", "in june"];
 /// Times to come. None is among [`LATER`].
 pub const EVENT_LATER: &[&str] = &["soon", "next summer", "in a week", "on sunday", "in july"];
+/// What one goes to see. None is among [`FILM`], [`FOOD`] or [`STAY`], nor are those that follow.
+pub const SHOW: &[&str] = &["concert", "opera", "dance", "festival", "tour", "lecture", "circus", "parade"];
+/// How one gets about.
+pub const TRAVEL: &[&str] = &["flight", "train", "bus", "ferry", "road", "bridge", "boat", "journey"];
+/// What there is to a sport.
+pub const SPORT: &[&str] = &["match", "team", "season", "league", "coach", "stadium", "tennis", "goal"];
