@@ -1,6 +1,7 @@
 // The mixture of prompts, all in f32: pool, scorer, scores, softmax, interpolation; and back.
 //
-//   x_b = max over the example's embedding rows;  h by the scorer;  a = softmax_j(key_j · h / temperature)
+//   x_b = max over the example's embedding rows, less the run's mean input if it has one;  h by the scorer;  a = softmax_j(key_j · h / temperature), or of
+//   learnt logits alone
 //   Z_b = P_tgt + sum_j a_j P_j, written into the encoder's prompt rows
 //   d_a_j = <d_Z_b, P_j>;  d_P_tgt by the value, the residual add and its key; the scorer's gradients
 //
@@ -20,7 +21,7 @@
 
 using namespace promptmix;
 
-enum ScorerKind : int { PLAIN_PROMPT = -1, BOTTLENECK = 0, LINEAR = 1, DOT = 2, TOKEN = 3, UNIFORM = 4 };
+enum ScorerKind : int { PLAIN_PROMPT = -1, BOTTLENECK = 0, LINEAR = 1, DOT = 2, TOKEN = 3, UNIFORM = 4, CONSTANT = 5 };
 
 struct MixArguments {
     const int* batch;
@@ -53,6 +54,8 @@ struct MixArguments {
     int64_t norm_weight;
     int64_t norm_bias;
     int64_t log_temperature;
+    int64_t logits;
+    int64_t input_mean;
     int source_count;
     int prompts;                // P
     int scorer;
@@ -64,7 +67,7 @@ struct MixArguments {
     float temperature;
     float layer_norm_epsilon;
 };
-static_assert(sizeof(MixArguments) == 272, "as backend/cuda/mix.rs has it");
+static_assert(sizeof(MixArguments) == 288, "as backend/cuda/mix.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -172,6 +175,11 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
         for (int j = threadIdx.x; j < m.prompts; j += SCORE_THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
         return;
     }
+    const float* const state = m.values + run * m.state_length;
+    if (m.scorer == CONSTANT) {
+        if (warp == 0) warp_softmax(state + m.logits, m.attention + static_cast<int64_t>(b) * m.prompts, m.prompts);
+        return;
+    }
     const int first = batch.offset(ENCODER, b) + m.length, last = batch.offset(ENCODER, b + 1);
     const int padding = batch.example_field(POOLED_PADDING, b);
     const int* const ids = batch.array(ENCODER_IDS);
@@ -183,12 +191,12 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
             const float value = m.table[static_cast<int64_t>(id) * width + column];
             if (value > most || isnan(value)) most = value;
         }
+        if (m.input_mean >= 0) most -= state[m.input_mean + column];
         x[column] = most;
         h[column] = most;
         m.pooled[static_cast<int64_t>(b) * width + column] = most;
     }
     __syncthreads();
-    const float* const state = m.values + run * m.state_length;
     if (m.scorer == LINEAR) {
         products(state + m.weight, width, x, width, [&](int row, float value) { h[row] = value; });
         __syncthreads();
@@ -390,6 +398,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
             d_scores[i] = attention[i] * (d_scores[i] - mean);
         }
     }
+    if (m.scorer == CONSTANT) return;
     __syncthreads();
     const float inverse = inverse_temperature(m, run);
     for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
@@ -457,7 +466,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
 }
 
 // A number of a run's state: the part it is of, and its row and column there; a target prompt's has the target too.
-enum StatePart : int { TARGET_PROMPT, DOWN, UP, WEIGHT, NORM_WEIGHT, NORM_BIAS, LOG_TEMPERATURE, UNTRAINED };
+enum StatePart : int { TARGET_PROMPT, DOWN, UP, WEIGHT, NORM_WEIGHT, NORM_BIAS, LOG_TEMPERATURE, LOGIT, UNTRAINED };
 struct StateNumber {
     StatePart part;
     int target;
@@ -484,6 +493,7 @@ __device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64
         if (within(m.norm_weight, width)) return cell(NORM_WEIGHT, index - m.norm_weight, width);
         if (within(m.norm_bias, width)) return cell(NORM_BIAS, index - m.norm_bias, width);
         if (index == m.log_temperature) return cell(LOG_TEMPERATURE, 0, 1);
+        if (within(m.logits, m.prompts)) return cell(LOGIT, index - m.logits, m.prompts);
     }
     return cell(UNTRAINED, 0, 1);
 }
@@ -500,7 +510,7 @@ __device__ __forceinline__ float with_example(const MixArguments& m, const Batch
                 const int64_t at = (static_cast<int64_t>(b) * attention_rows(m) + (m.scorer == TOKEN ? row : 0)) * m.prompts + m.source_count;
                 own += m.attention[at];
                 const int64_t key = (static_cast<int64_t>(run) * m.targets + number.target) * m.width + column;
-                const bool reached = m.scorer == TOKEN || (m.scorer != UNIFORM && m.target_rows[key] == row);
+                const bool reached = m.scorer == TOKEN || (m.scorer != UNIFORM && m.scorer != CONSTANT && m.target_rows[key] == row);
                 if (reached) by_key = m.d_scores[at] * inverse_temperature(m, run) * m.h[wide + column];
             }
             const float d_z = m.x[static_cast<int64_t>(batch.offset(ENCODER, b) + row) * m.width + column];
@@ -519,6 +529,7 @@ __device__ __forceinline__ float with_example(const MixArguments& m, const Batch
             for (int64_t i = b * count; i < (b + 1) * count; ++i) sum = fmaf(-m.d_scores[i], m.scores[i], sum);
             return sum;
         }
+        case LOGIT: return sum + m.d_scores[static_cast<int64_t>(b) * m.prompts + column];
         default: return sum;
     }
 }

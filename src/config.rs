@@ -42,8 +42,10 @@ impl Method {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Preset {
-    /// The method as the paper has it.
+    /// The paper's method with pooled inputs that are centered and a scorer rate at which attention follows the input.
     #[default]
+    Tuned,
+    /// The method as the paper has it. At its scorer rate the mixture soon is the same for every input.
     Paper,
     /// What the authors' released code does.
     Reference,
@@ -150,6 +152,8 @@ pub struct RunConfig {
     pub temperature: Option<f64>,
     /// Learn the logarithm of the temperature.
     pub learn_temperature: bool,
+    /// Subtract from every pooled input its mean over the training rows, so that the scorer sees how inputs differ.
+    pub center_inputs: Option<bool>,
     /// Leave the scorer as it starts.
     pub freeze_scorer: bool,
     /// Neither mix nor add the target prompt.
@@ -241,6 +245,7 @@ impl Default for RunConfig {
             scorer: Scorer::Bottleneck,
             temperature: None,
             learn_temperature: false,
+            center_inputs: None,
             freeze_scorer: false,
             without_target: false,
             initial_scorer: None,
@@ -281,13 +286,16 @@ impl Default for RunConfig {
 
 /// Passes over the training rows when neither epochs nor steps are given.
 const EPOCHS: u64 = 20;
-/// The scorer's learning rate in the `paper` preset.
+/// The scorer's learning rate in the `tuned` preset.
+const TUNED_SCORER_LEARNING_RATE: f64 = 0.01;
+/// The scorer's learning rate in the `paper` preset, and of a constant scorer's logits in the `tuned` one: an update moves a
+/// logit by the rate itself, and not by a sum over the input's columns.
 const SCORER_LEARNING_RATE: f64 = 0.1;
 /// Weight decay of prompt tuning; the other methods have none.
 const PROMPT_TUNING_DECAY: f64 = 1e-5;
 /// Most steps of warm-up.
 const WARMUP: u64 = 500;
-/// The part of a run that warm-up takes at most in the `paper` preset.
+/// The part of a run that warm-up takes at most, but in the `reference` preset.
 const WARMUP_SHARE: f64 = 0.06;
 
 impl RunConfig {
@@ -376,6 +384,21 @@ impl RunConfig {
                 return reject(flag, "attempt with a scorer that learns", found, "");
             }
         }
+        let reads_input = self.method == Method::Attempt && self.scorer.reads_input();
+        for (flag, is_set) in [
+            ("--learn-temperature", self.learn_temperature),
+            ("--center-inputs", self.center_inputs == Some(true)),
+        ] {
+            if is_set && !reads_input {
+                let found = format!("{} with {:?}", self.method.name(), self.scorer).to_lowercase();
+                return reject(
+                    flag,
+                    "attempt with a scorer that reads the input",
+                    found,
+                    "leave the flag out",
+                );
+            }
+        }
         if self.pretrain_scorer && self.freeze_scorer {
             return reject("--pretrain-scorer", "a scorer that learns", "--freeze-scorer".into(), "");
         }
@@ -450,7 +473,8 @@ impl RunConfig {
     /// The scorer's learning rate.
     pub fn scorer_learning_rate(&self) -> f64 {
         self.scorer_learning_rate.unwrap_or(match self.preset {
-            Preset::Paper => SCORER_LEARNING_RATE,
+            Preset::Tuned if self.scorer != Scorer::Constant => TUNED_SCORER_LEARNING_RATE,
+            Preset::Tuned | Preset::Paper => SCORER_LEARNING_RATE,
             // The released code means to apply another rate and never does.
             Preset::Reference => self.learning_rate,
         })
@@ -470,7 +494,7 @@ impl RunConfig {
     /// Steps of warm-up in a run of `steps`.
     pub fn warmup(&self, steps: u64) -> u64 {
         self.warmup.unwrap_or(match self.preset {
-            Preset::Paper => WARMUP.min((steps as f64 * WARMUP_SHARE) as u64),
+            Preset::Tuned | Preset::Paper => WARMUP.min((steps as f64 * WARMUP_SHARE) as u64),
             Preset::Reference => WARMUP,
         })
     }
@@ -489,7 +513,13 @@ impl RunConfig {
 
     /// Whether the scorer's LayerNorm learns.
     pub fn trains_layer_norm(&self) -> bool {
-        self.preset == Preset::Paper
+        self.preset != Preset::Reference
+    }
+
+    /// Whether the mean over the training rows is taken from every pooled input.
+    pub fn centers_inputs(&self) -> bool {
+        let mixes = self.method == Method::Attempt && self.scorer.reads_input();
+        mixes && self.center_inputs.unwrap_or(self.preset == Preset::Tuned)
     }
 
     /// Whether padding up to the longest source joins the pool.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Everything may also use `error` and `files`.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     (
         "cli",
         &[
@@ -23,8 +23,9 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "verify",
         ],
     ),
-    ("report", &["prompts", "train"]),
-    ("demo", &["backend", "config", "data", "evaluate", "model", "prompts", "tasks", "train"]),
+    ("report", &["evaluate", "prompts", "train"]),
+    ("demo", &["backend", "config", "data", "experiment", "prompts", "train"]),
+    ("experiment", &["backend", "config", "data", "model", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),
     ("evaluate", &["backend", "config", "data", "metrics", "model", "pretrained", "tasks"]),
     ("verify", &["backend", "model", "pretrained"]),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use promptmix::Error;
+use promptmix::backend::Scorer;
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, Schedule};
 use promptmix::data::Split;
@@ -461,11 +462,26 @@ fn schedules_climb_through_warm_up_and_end_where_they_should() {
 fn presets_differ_in_what_the_design_says_they_differ_in() {
     use promptmix::config::{Initialisation, Preset};
     let mut config = RunConfig::default();
+    assert_eq!(config.preset, Preset::Tuned);
+    assert_eq!(
+        (config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)),
+        (0.01, 60, 500)
+    );
+    assert!(config.centers_inputs() && config.trains_layer_norm() && !config.pools_padding());
+    assert_eq!(config.initialisation(), Initialisation::Vocabulary);
+    for scorer in [Scorer::Uniform, Scorer::Constant] {
+        config.scorer = scorer;
+        assert!(!config.centers_inputs(), "{scorer:?} reads no input");
+    }
+    assert_eq!(config.scorer_learning_rate(), 0.1, "of logits");
+    config.scorer = Scorer::Bottleneck;
+    config.preset = Preset::Paper;
     assert_eq!((config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)), (0.1, 60, 500));
-    assert!(config.trains_layer_norm() && !config.pools_padding());
+    assert!(!config.centers_inputs() && config.trains_layer_norm() && !config.pools_padding());
     assert_eq!(config.initialisation(), Initialisation::Vocabulary);
     config.preset = Preset::Reference;
     assert_eq!((config.scorer_learning_rate(), config.warmup(1_000)), (0.3, 500));
+    assert!(!config.centers_inputs());
     assert!(!config.trains_layer_norm() && config.pools_padding());
     assert_eq!(config.initialisation(), Initialisation::Prompt);
     config.method = Method::PromptTuning;

@@ -17,12 +17,19 @@ pub enum Scorer {
     Token,
     /// a = 1 / (number of prompts).
     Uniform,
+    /// a = softmax of one learnt logit a prompt: the same for every input.
+    Constant,
 }
 
 impl Scorer {
     /// Whether h goes through W_down, silu and W_up.
     pub fn is_bottleneck(self) -> bool {
         matches!(self, Self::Bottleneck | Self::Token)
+    }
+
+    /// Whether weights depend on the input x_b.
+    pub fn reads_input(self) -> bool {
+        !matches!(self, Self::Uniform | Self::Constant)
     }
 
     /// Whether h is a LayerNorm's output.
@@ -75,7 +82,7 @@ pub enum Group {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     /// Field-standard name: `target_prompts`, `w_down`, `w_up`, `weight`, `norm_weight`, `norm_bias`,
-    /// `log_temperature`.
+    /// `log_temperature`, `logits`, `input_mean`.
     pub name: &'static str,
     /// Where it lies in the flat vector of one run.
     pub range: Range<usize>,
@@ -128,7 +135,7 @@ impl StateLayout {
                 layout.push("norm_weight", &[width], Group::Scorer);
                 layout.push("norm_bias", &[width], Group::Scorer);
             }
-            if learnt_temperature && scorer != Scorer::Uniform {
+            if learnt_temperature && scorer.reads_input() {
                 layout.push("log_temperature", &[1], Group::Temperature);
             }
         }
@@ -139,6 +146,20 @@ impl StateLayout {
         let start = self.len();
         let range = start..start + shape.iter().product::<usize>();
         self.segments.push(Segment { name, range, shape: shape.to_vec(), group, trained: true });
+    }
+
+    /// With the segment `logits`, one number for each of the `prompts` in the mixture: what [`Scorer::Constant`] learns.
+    #[must_use]
+    pub fn with_logits(mut self, prompts: usize) -> Self {
+        self.push("logits", &[prompts], Group::Scorer);
+        self
+    }
+
+    /// With the segment `input_mean` \[D\], which is subtracted from every pooled input x_b and never moves.
+    #[must_use]
+    pub fn with_input_mean(mut self) -> Self {
+        self.push("input_mean", &[self.width], Group::Scorer);
+        self.freezing(|segment| segment.name == "input_mean")
     }
 
     /// Keeps the optimizer from moving the segments that `frozen` selects.

@@ -107,14 +107,16 @@ impl Arguments {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        let attention = evaluation.mean_attention();
+        let spread = &evaluation.spread;
+        let prompts = run.prompts();
         let scores = &evaluation.scores;
         if self.json {
             let metrics: serde_json::Map<String, serde_json::Value> =
                 scores.values.iter().map(|(metric, value)| (metric.to_string(), (*value).into())).collect();
             let json = serde_json::json!({
                 "task": run.task().name, "split": self.split.name(), "examples": scores.examples,
-                "invalid": scores.invalid, "metrics": metrics, "attention": attention,
+                "invalid": scores.invalid, "metrics": metrics, "prompts": prompts, "attention": spread.mean,
+                "attention_std": spread.standard_deviation, "attention_minority": spread.minority,
             });
             println!("{json}");
             return Ok(scores.mean());
@@ -129,10 +131,14 @@ impl Arguments {
         if scores.invalid > 0 {
             println!("  {} answers are no label of the task", scores.invalid);
         }
-        for (index, weight) in attention.iter().enumerate() {
-            let source = saved.config.sources.get(index);
-            let name = source.map_or("target".to_owned(), |path| path.display().to_string());
-            println!("  attention {weight:.4}  {name}");
+        for ((name, weight), deviation) in prompts.iter().zip(&spread.mean).zip(&spread.standard_deviation) {
+            println!("  attention {weight:.4} ± {deviation:.4}  {name}");
+        }
+        if spread.commonest.is_some() {
+            println!("  {}", spread.describe_largest(&prompts));
+        }
+        if run.is_needlessly_constant(&evaluation) {
+            eprintln!("warning: {}", spread.constant_warning());
         }
         Ok(scores.mean())
     }

@@ -77,7 +77,7 @@ pub(super) struct Arguments {
     /// What is learnt [default: attempt]
     #[arg(long, value_enum)]
     method: Option<MethodName>,
-    /// A set of defaults [default: paper]
+    /// A set of defaults [default: tuned]
     #[arg(long, value_enum)]
     preset: Option<PresetName>,
     /// Frozen source prompts
@@ -104,6 +104,9 @@ pub(super) struct Arguments {
     /// Learn the temperature
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     learn_temperature: Option<bool>,
+    /// Take from every pooled input its mean over the training rows [default: true; false with --preset paper and reference]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    center_inputs: Option<bool>,
     /// Leave the scorer as it starts
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     freeze_scorer: Option<bool>,
@@ -138,7 +141,7 @@ pub(super) struct Arguments {
     /// Learning rate of the prompt [default: 0.3]
     #[arg(long)]
     learning_rate: Option<f64>,
-    /// Learning rate of the scorer [default: 0.1]
+    /// Learning rate of the scorer [default: 0.01; with --preset paper and for the constant scorer 0.1]
     #[arg(long)]
     scorer_learning_rate: Option<f64>,
     /// AdamW's decay [default: 0; with prompt-tuning 1e-5]
@@ -222,9 +225,9 @@ macro_rules! flag_values {
 }
 
 flag_values!(MethodName for Method { Attempt, PromptTuning, Spot });
-flag_values!(PresetName for Preset { Paper, Reference });
+flag_values!(PresetName for Preset { Tuned, Paper, Reference });
 flag_values!(InitialisationName for Initialisation { Vocabulary, Prompt, Labels, Normal, Uniform });
-flag_values!(ScorerName for Scorer { Bottleneck, Linear, Dot, Token, Uniform });
+flag_values!(ScorerName for Scorer { Bottleneck, Linear, Dot, Token, Uniform, Constant });
 flag_values!(ScheduleName for Schedule { Linear, Constant, Cosine });
 flag_values!(SamplingName for Sampling { Proportional, Temperature, Equal });
 flag_values!(DecodingName for Decoding { Greedy, Labels });
@@ -437,6 +440,7 @@ impl Arguments {
             scorer: self.scorer.map_or(base.scorer, Into::into),
             temperature: self.temperature.or(base.temperature),
             learn_temperature: self.learn_temperature.unwrap_or(base.learn_temperature),
+            center_inputs: self.center_inputs.or(base.center_inputs),
             freeze_scorer: self.freeze_scorer.unwrap_or(base.freeze_scorer),
             without_target: self.without_target.unwrap_or(base.without_target),
             initial_scorer: self.initial_scorer.clone().or(base.initial_scorer),

@@ -1,9 +1,11 @@
 //! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
 mod answer;
+mod attention;
 mod spelling;
 
 pub use answer::{Answer, Answering, Question, answer};
+pub use attention::AttentionSpread;
 pub use spelling::Spellings;
 
 use crate::backend::Backend;
@@ -44,19 +46,8 @@ pub struct Evaluation {
     /// Each example's mixture, the target prompt last; for the token scorer the mean over rows. Empty rows without a
     /// scorer.
     pub attention: Vec<Vec<f64>>,
-}
-
-impl Evaluation {
-    /// The mixture averaged over all examples.
-    pub fn mean_attention(&self) -> Vec<f64> {
-        let mut mean = vec![0.0; self.attention.first().map_or(0, Vec::len)];
-        for row in &self.attention {
-            for (mean, value) in mean.iter_mut().zip(row) {
-                *mean += value / self.attention.len() as f64;
-            }
-        }
-        mean
-    }
+    /// Mean and spread of the mixtures.
+    pub spread: AttentionSpread,
 }
 
 impl<B: Backend> Evaluator<'_, B> {
@@ -76,7 +67,8 @@ impl<B: Backend> Evaluator<'_, B> {
         let (answers, attention) = self.answer(state, &sources, progress)?;
         let predictions = self.task.predictions(&answers);
         let scores = Scores::new(&self.task.metrics, &predictions, examples.references())?;
-        Ok(Evaluation { scores, answers, attention })
+        let spread = AttentionSpread::new(&attention, self.mixture.source_count);
+        Ok(Evaluation { scores, answers, attention, spread })
     }
 
     /// The answer to each tokenised source, and its mixture.

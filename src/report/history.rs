@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::TARGET;
 use crate::error::{Error, Result};
+use crate::evaluate::AttentionSpread;
 use crate::prompts::Prompt;
 use crate::train::{ExampleRecord, RunFolder, Saved, TaskRecord, source_names};
 
@@ -44,6 +45,10 @@ pub(super) struct Validation {
     pub(super) mean: f64,
     pub(super) best: bool,
     pub(super) attention: Vec<f64>,
+    #[serde(default)]
+    pub(super) attention_std: Vec<f64>,
+    #[serde(default)]
+    pub(super) attention_minority: f64,
     pub(super) invalid: usize,
     /// Each task's part, where there are several.
     #[serde(default)]
@@ -126,6 +131,23 @@ impl History {
             .iter()
             .map(|column| weights.get(own.iter().position(|name| name == column)?).copied())
             .collect()
+    }
+
+    /// A sentence on how the mixture differs between the validation rows of the best step; `None` where there is no mixture,
+    /// or the log is of a version that did not say.
+    pub(super) fn attention_spread(&self) -> Option<String> {
+        let best = self.best().filter(|best| !best.attention_std.is_empty())?;
+        let spread = AttentionSpread::of_means(&best.attention, &best.attention_std, best.attention_minority);
+        let mut text = format!(
+            "Weights over all validation rows, mean and standard deviation: {}; the largest source is another than the \
+             commonest for {:.0} % of the rows.",
+            spread.describe(&self.columns()),
+            100.0 * spread.minority
+        );
+        if self.saved.config.scorer.reads_input() && spread.is_constant() {
+            text.push_str(&format!(" Note: {}.", spread.constant_warning()));
+        }
+        Some(text)
     }
 
     /// Whether it has examples with their mixture.

@@ -169,6 +169,7 @@ fn examples(runs: &[History]) -> Markup {
         }
         @for run in runs.iter().filter(|run| !run.examples.is_empty()) {
             @if runs.len() > 1 { h3 { (run.name) } }
+            @if let Some(spread) = run.attention_spread() { p { (spread) } }
             div.table { table.examples.cards {
                 thead { tr {
                     th { "text" } th { "answer" }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::RunFolder;
+use crate::backend::Scorer;
 use crate::config::Method;
 use crate::error::{Error, Result};
 use crate::prompts::{Prompt, load_sources};
@@ -24,6 +25,14 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
             "a run of --method attempt, which mixes sources",
             format!("one of {}", saved.config.method.name()),
             "",
+        ));
+    }
+    if saved.config.scorer == Scorer::Constant {
+        return Err(Error::setting(
+            "--run",
+            "a scorer that does not depend on how many sources there are",
+            "the constant one, which has a logit for each",
+            "train it anew with the other sources",
         ));
     }
     let Some(first) = sources.first() else {

@@ -46,7 +46,8 @@ pub fn state(config: &RunConfig, layout: &StateLayout, start: &Start<'_>) -> Res
                 }
             }
             "norm_weight" => values.fill(1.0),
-            "norm_bias" => values.fill(0.0),
+            // The mean is taken of the training rows, by whoever has them.
+            "norm_bias" | "logits" | "input_mean" => values.fill(0.0),
             "log_temperature" => values.fill(temperature(config, layout.width).ln()),
             _ => values.iter_mut().for_each(|value| *value = SCORER_DEVIATION * normal(&mut random)),
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::Evaluation;
+use crate::evaluate::{AttentionSpread, Evaluation};
 use crate::tasks::Task;
 
 /// One optimizer step.
@@ -80,6 +80,12 @@ pub struct TaskRecord {
     pub mean: f64,
     /// The mixture averaged over the task's validation rows, its target prompt last.
     pub attention: Vec<f64>,
+    /// The standard deviation of each weight over those rows.
+    #[serde(default)]
+    pub attention_std: Vec<f64>,
+    /// The share of those rows whose largest source is not the one that is largest most often.
+    #[serde(default)]
+    pub attention_minority: f64,
     /// Generations that are no label of the task.
     pub invalid: usize,
 }
@@ -91,9 +97,17 @@ impl TaskRecord {
             task: task.name.clone(),
             metrics: metrics.iter().map(|(metric, value)| (metric.to_string(), *value)).collect(),
             mean: evaluation.scores.mean().unwrap_or(f64::NAN),
-            attention: evaluation.mean_attention(),
+            attention: evaluation.spread.mean.clone(),
+            attention_std: evaluation.spread.standard_deviation.clone(),
+            attention_minority: evaluation.spread.minority,
             invalid: evaluation.scores.invalid,
         }
+    }
+}
+
+impl TaskRecord {
+    fn spread(&self) -> AttentionSpread {
+        AttentionSpread::of_means(&self.attention, &self.attention_std, self.attention_minority)
     }
 }
 
@@ -108,8 +122,18 @@ pub struct ValidationRecord {
     pub mean: f64,
     /// Whether it is the best so far.
     pub best: bool,
+    /// What the weights of a mixture belong to: the sources, then `target`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
     /// The mixture averaged over the validation rows of each task and over the tasks, the target prompt last.
     pub attention: Vec<f64>,
+    /// The standard deviation of each weight over the validation rows of a task, averaged over the tasks.
+    #[serde(default)]
+    pub attention_std: Vec<f64>,
+    /// The share of rows whose largest source is not the one that is largest most often in their task, averaged over the
+    /// tasks.
+    #[serde(default)]
+    pub attention_minority: f64,
     /// Generations that are no label of their task.
     pub invalid: usize,
     /// Each task's part, where there are several.
@@ -118,40 +142,74 @@ pub struct ValidationRecord {
 }
 
 impl ValidationRecord {
-    pub(super) fn new(step: u64, mean: f64, best: bool, mut tasks: Vec<TaskRecord>) -> Self {
+    pub(super) fn new(
+        step: u64,
+        mean: f64,
+        best: bool,
+        prompts: Vec<String>,
+        mut tasks: Vec<TaskRecord>,
+    ) -> Self {
         let several = tasks.len() > 1;
         let of = |task: &TaskRecord| if several { format!("{} ", task.task) } else { String::new() };
         let named = |task: &TaskRecord| {
             let metrics = task.metrics.iter().map(|(name, value)| (format!("{}{name}", of(task)), *value));
             metrics.collect::<Vec<_>>()
         };
-        let mut attention = vec![0.0; tasks.first().map_or(0, |task| task.attention.len())];
-        for task in &tasks {
-            for (mean, weight) in attention.iter_mut().zip(&task.attention) {
-                *mean += weight / tasks.len() as f64;
+        let average = |values: fn(&TaskRecord) -> &[f64]| {
+            let mut mean = vec![0.0; tasks.first().map_or(0, |task| values(task).len())];
+            for task in &tasks {
+                mean.iter_mut()
+                    .zip(values(task))
+                    .for_each(|(mean, value)| *mean += value / tasks.len() as f64);
             }
-        }
+            mean
+        };
+        let attention = average(|task| &task.attention);
+        let attention_std = average(|task| &task.attention_std);
+        let attention_minority =
+            tasks.iter().map(|task| task.attention_minority).sum::<f64>() / tasks.len().max(1) as f64;
         let metrics = tasks.iter().flat_map(named).collect();
         let invalid = tasks.iter().map(|task| task.invalid).sum();
         if !several {
             tasks.clear();
         }
-        Self { step, metrics, mean, best, attention, invalid, tasks }
+        Self {
+            step,
+            metrics,
+            mean,
+            best,
+            prompts,
+            attention,
+            attention_std,
+            attention_minority,
+            invalid,
+            tasks,
+        }
     }
 }
 
 impl ValidationRecord {
+    /// Mean and spread of the mixture's weights.
+    pub fn spread(&self) -> AttentionSpread {
+        AttentionSpread::of_means(&self.attention, &self.attention_std, self.attention_minority)
+    }
+
     /// What is worth a curve, by TensorBoard's tags.
     pub(super) fn scalars(&self) -> Vec<(String, f64)> {
         let metrics = self.metrics.iter().filter_map(|(name, value)| {
             value.map(|value| (format!("validation/{}", name.replace(' ', "_")), value))
         });
-        let last = self.attention.len().saturating_sub(1);
-        let attention = self.attention.iter().enumerate().map(|(index, &weight)| {
-            let prompt = if index == last { "target".to_owned() } else { format!("source_{}", index + 1) };
-            (format!("attention/{prompt}"), weight)
-        });
-        metrics.chain(attention).collect()
+        let named = |of: &'static str, values: &[f64]| {
+            let tags = self.prompts.iter().map(move |prompt| format!("{of}/{}", prompt.replace(' ', "_")));
+            tags.zip(values.to_vec()).collect::<Vec<_>>()
+        };
+        let minority = (!self.attention.is_empty())
+            .then(|| ("validation/attention_minority".to_owned(), self.attention_minority));
+        metrics
+            .chain(named("attention", &self.attention))
+            .chain(named("attention_std", &self.attention_std))
+            .chain(minority)
+            .collect()
     }
 }
 
@@ -170,8 +228,28 @@ impl std::fmt::Display for ValidationRecord {
         if self.tasks.len() > 1 {
             write!(formatter, ", mean {:.4}", self.mean)?;
         }
-        write!(formatter, "{}", if self.best { " best so far" } else { "" })
+        write!(formatter, "{}", if self.best { " best so far" } else { "" })?;
+        for task in &self.tasks {
+            write_attention(formatter, &format!("{}: ", task.task), &self.prompts, &task.spread())?;
+        }
+        if self.tasks.is_empty() {
+            write_attention(formatter, "", &self.prompts, &self.spread())?;
+        }
+        Ok(())
     }
+}
+
+fn write_attention(
+    formatter: &mut std::fmt::Formatter<'_>,
+    of: &str,
+    prompts: &[String],
+    spread: &AttentionSpread,
+) -> std::fmt::Result {
+    if spread.mean.is_empty() {
+        return Ok(());
+    }
+    write!(formatter, "; {of}attention {}", spread.describe(prompts))?;
+    write!(formatter, "; another largest source for {:.0} % of the rows", 100.0 * spread.minority)
 }
 
 /// Who listens to a run.

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::setup::{load_sources, mixture};
+use super::setup::{load_sources, mixture, prompt_names};
 use super::task_data::longest_target;
-use super::{RunFolder, source_names, tasks};
+use super::{RunFolder, tasks};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::error::{Error, Result};
@@ -117,10 +117,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
             Ok(OpenedTask { task, longest_target, labels, spellings })
         };
         let tasks = described.into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        let mut prompts = if mixture.source_count > 0 { source_names(&config.sources) } else { Vec::new() };
-        if !mixture.mixing.without_target {
-            prompts.push("target".into());
-        }
+        let prompts = prompt_names(&config, &mixture);
         let sources: Vec<f32> = sources.iter().flat_map(|source| source.values()).copied().collect();
         let pooled_width = config.pools_padding().then_some(config.max_source_length);
         let fits = |stack: &Stack<B>| {

@@ -1,13 +1,17 @@
 //! Setting a run up: its sources, the mixture that it trains, and the numbers that it starts from.
 
+use std::collections::HashMap;
+
 use super::initial::{self, Start};
-use crate::backend::{Backend, Group, Mixing, StateLayout};
+use super::task_data::TaskData;
+use crate::backend::{Backend, Group, Mixing, Scorer, StateLayout};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::{Prompt, SavedScorer};
-use crate::tasks::Task;
 
+/// Rows at most that the mean input is taken over: it is then off by a thirtieth of the inputs' standard deviation.
+const MEAN_ROWS: usize = 1_000;
 /// Epsilon of the scorer's LayerNorm.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -55,8 +59,14 @@ pub(super) fn mixture<B: Backend>(
         width,
         config.rank,
         mixes && config.learn_temperature,
-    )
-    .freezing(|segment| {
+    );
+    let layout = if mixes && config.scorer == Scorer::Constant {
+        layout.with_logits(sources.len() + usize::from(!config.without_target()))
+    } else {
+        layout
+    };
+    let layout = if config.centers_inputs() { layout.with_input_mean() } else { layout };
+    let layout = layout.freezing(|segment| {
         let norm = segment.name.starts_with("norm_") && !config.trains_layer_norm();
         norm || (config.freeze_scorer && segment.group == Group::Scorer)
     });
@@ -69,11 +79,21 @@ pub(super) fn mixture<B: Backend>(
     Ok(Mixture { mixing, sources: on_device, source_count: if mixes { sources.len() } else { 0 }, layout })
 }
 
+/// What the mixture's weights belong to, in their order: the sources, then `target`; nothing without a mixture.
+pub(super) fn prompt_names<B: Backend>(config: &RunConfig, mixture: &Mixture<B>) -> Vec<String> {
+    if mixture.source_count == 0 {
+        return Vec::new();
+    }
+    let mut names = super::source_names(&config.sources);
+    names.extend((!mixture.mixing.without_target).then(|| "target".to_owned()));
+    names
+}
+
 /// The flat state that the run starts from.
 pub(super) fn initial_values<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
-    tasks: &[Task],
+    tasks: &[TaskData],
     layout: &StateLayout,
     sources: &[Prompt],
 ) -> Result<Vec<f64>> {
@@ -95,7 +115,7 @@ pub(super) fn initial_values<B: Backend>(
         None => None,
     };
     let mut labels: Vec<String> = Vec::new();
-    for label in tasks.iter().flat_map(|task| task.labels().unwrap_or_default()) {
+    for label in tasks.iter().flat_map(|data| data.task.labels().unwrap_or_default()) {
         if !labels.contains(&label) {
             labels.push(label);
         }
@@ -112,11 +132,39 @@ pub(super) fn initial_values<B: Backend>(
         initial_prompt: initial_prompt.as_ref(),
     };
     let mut values = initial::state(config, layout, &start)?;
+    if let Some(range) = layout.range("input_mean", 0) {
+        values[range].copy_from_slice(&mean_input(frozen, config, tasks));
+    }
     if let Some(path) = &config.initial_scorer {
         let scorer = SavedScorer::load(path)?;
         start_scorer(&scorer, &frozen.model_hash, layout, &mut values)?;
     }
     Ok(values)
+}
+
+/// The mean over the training rows of all tasks of the pooled input x_b \[D\]: of every row, or of so many that are spread
+/// evenly.
+fn mean_input<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig, tasks: &[TaskData]) -> Vec<f64> {
+    let (backend, model) = (frozen.backend, &frozen.model);
+    let width = model.config().d_model;
+    let padding = config.pools_padding().then(|| model.config().pad_token_id);
+    let rows: usize = tasks.iter().map(|data| data.training.len()).sum();
+    let stride = rows.div_ceil(MEAN_ROWS).max(1);
+    let mut table: HashMap<u32, Vec<f32>> = HashMap::new();
+    let mut mean = vec![0.0; width];
+    let sources = tasks.iter().flat_map(|data| (0..data.training.len()).map(|row| data.training.source(row)));
+    for source in sources.step_by(stride) {
+        let padding = padding.filter(|_| source.len() < config.max_source_length);
+        let mut pooled = vec![f32::NEG_INFINITY; width];
+        for id in source.into_iter().chain(padding) {
+            let row = table.entry(id).or_insert_with(|| backend.weight_row(model.embedding(), id as usize));
+            pooled.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(*value));
+        }
+        mean.iter_mut().zip(pooled).for_each(|(sum, value)| *sum += f64::from(value));
+    }
+    let count = rows.div_ceil(stride).max(1) as f64;
+    mean.iter_mut().for_each(|sum| *sum /= count);
+    mean
 }
 
 /// Puts a trained scorer's numbers into the state.
@@ -138,6 +186,11 @@ fn start_scorer(
         let Some(saved) = scorer.segment(segment.name, &segment.shape)? else {
             // The norm and the temperature have a start that does without.
             if ["norm_weight", "norm_bias", "log_temperature"].contains(&segment.name) {
+                continue;
+            }
+            // It was trained on inputs as they are.
+            if segment.name == "input_mean" {
+                values[segment.range.clone()].fill(0.0);
                 continue;
             }
             let found: Vec<&str> = scorer.segments.keys().map(String::as_str).collect();

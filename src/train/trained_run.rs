@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::setup::{load_sources, mixture};
+use super::setup::{load_sources, mixture, prompt_names};
 use super::task_data::{longest_target, split_examples};
 use super::{RunFolder, Saved};
-use crate::backend::Backend;
+use crate::backend::{Backend, Scorer};
 use crate::config::{Decoding, RunConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
@@ -46,6 +46,16 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         let task = tasks[0].clone();
         let longest_target = longest_target(frozen, &config, &task)?;
         Ok(Self { frozen, config, tasks, task, target_prompt: 0, mixture, state, longest_target })
+    }
+
+    /// What the weights of its mixture belong to: the sources, then `target`; nothing without a mixture.
+    pub fn prompts(&self) -> Vec<String> {
+        prompt_names(&self.config, &self.mixture)
+    }
+
+    /// Whether the mixture is the same for every example of `evaluation`, though its scorer reads the input.
+    pub fn is_needlessly_constant(&self, evaluation: &Evaluation) -> bool {
+        self.mixture.mixing.scorer.is_some_and(Scorer::reads_input) && evaluation.spread.is_constant()
     }
 
     /// The tasks it was trained on, in the order of their target prompts.

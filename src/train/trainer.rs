@@ -10,11 +10,11 @@ use super::log::{Monitor, StepRecord, TaskRecord, ValidationRecord};
 use super::ranks::{Alone, Ranks};
 use super::run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, hexadecimal};
 use super::schedule::factor;
-use super::setup::{initial_values, load_sources, mixture};
+use super::setup::{initial_values, load_sources, mixture, prompt_names};
 use super::step::{self, Issued, RunPart, Shared, Taken};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, DropoutStep, Example, MicroBatch, Objective, OptimizerStep};
+use crate::backend::{Backend, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Scorer};
 use crate::config::RunConfig;
 use crate::data::{Batches, Examples, Split};
 use crate::error::{Error, Result};
@@ -41,6 +41,8 @@ pub struct Trainer<'a, B: Backend> {
     best_examples: Vec<ExampleRecord>,
     recorder: B::Recorder,
     ranks: Rc<dyn Ranks>,
+    /// What the mixture's weights belong to.
+    prompts: Vec<String>,
 }
 
 /// How a run ended.
@@ -69,9 +71,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let described = tasks(config)?;
         let sources = load_sources(frozen, config)?;
         let mixture = mixture(frozen, config, &sources, described.len())?;
-        let values = initial_values(frozen, config, &described, &mixture.layout, &sources)?;
         let load = |task| TaskData::load(frozen, config, task, monitor);
         let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+        let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources)?;
         let mut state = frozen.backend.state(&mixture.layout, &values, 1);
         foresee(frozen, config, &tasks, &mixture, &mut state)?;
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
@@ -80,6 +82,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let mut hasher = Sha256::new();
         tasks.iter().for_each(|data| data.feed(&mut hasher));
         let checkpoint = Checkpoint { data_sha256: Some(hexadecimal(hasher)), ..Checkpoint::default() };
+        let prompts = prompt_names(config, &mixture);
         let steps = config.steps(batches.steps_per_epoch());
         let warmup = config.warmup(steps);
         if steps <= warmup {
@@ -102,6 +105,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             best_examples: Vec::new(),
             recorder: B::Recorder::default(),
             ranks: Rc::new(Alone),
+            prompts,
         })
     }
 
@@ -235,6 +239,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if validates {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
+            let reads_input = self.mixture.mixing.scorer.is_some_and(Scorer::reads_input);
+            if self.is_done() && reads_input && record.spread().is_constant() {
+                monitor.note(&format!("warning: {}", record.spread().constant_warning()));
+            }
             if let Some(folder) = folder.as_deref_mut() {
                 folder.validation(&record)?;
                 if record.best {
@@ -438,7 +446,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         } else {
             self.checkpoint.without_improvement += 1;
         }
-        Ok(ValidationRecord::new(self.checkpoint.step, mean, best, records))
+        Ok(ValidationRecord::new(self.checkpoint.step, mean, best, self.prompts.clone(), records))
     }
 
     /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`.

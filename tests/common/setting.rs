@@ -79,12 +79,18 @@ pub fn examples(seed: u64, config: &T5Config, lengths: &[(usize, usize)]) -> Vec
     lengths.map(|(index, &(n, t))| example(&mut random, config, n, t, index as u32)).collect()
 }
 
+/// Every way to score.
+pub const SCORERS: [Scorer; 6] =
+    [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform, Scorer::Constant];
+
 /// A model, a mixture and a batch to be made.
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub tensors: RandomTensors,
     pub mixing: Mixing,
     pub learnt_temperature: bool,
+    /// Whether the state has a mean that is taken from every pooled input.
+    pub centered: bool,
     /// S.
     pub sources: usize,
     /// M.
@@ -113,6 +119,7 @@ impl Setting {
                 layer_norm_epsilon: 1e-5,
             },
             learnt_temperature: false,
+            centered: false,
             sources: 3,
             prompt_length: 5,
             rank: 7,
@@ -154,6 +161,13 @@ impl Setting {
             self.rank,
             self.learnt_temperature,
         );
+        let layout = match self.mixing.scorer {
+            Some(Scorer::Constant) => {
+                layout.with_logits(self.sources + usize::from(!self.mixing.without_target))
+            }
+            _ => layout,
+        };
+        let layout = if self.centered { layout.with_input_mean() } else { layout };
         let sources = (self.mixing.scorer.is_some() && self.sources > 0).then(|| {
             let values = Random::new(3).normals(self.sources * self.prompt_length * width, 1.0);
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();

@@ -7,12 +7,15 @@ use promptmix::cuda::mix::{PromptMix, pooled_keys};
 
 use crate::device::{Bounds, Case, Place, Raw, follow, narrowed, numbers, roundings, sums, view};
 use crate::random::Random;
+use crate::setting::SCORERS;
 
 #[derive(Clone, Debug)]
 struct Mixture {
     scorer: Option<Scorer>,
     without_target: bool,
     learnt_temperature: bool,
+    /// Whether a mean is taken from every pooled input.
+    centered: bool,
     sources: usize,
     length: usize,
     width: usize,
@@ -31,6 +34,7 @@ impl Mixture {
             scorer,
             without_target: false,
             learnt_temperature: false,
+            centered: false,
             sources: 3,
             length: 5,
             width: 40,
@@ -50,6 +54,11 @@ impl Mixture {
         let Self { scorer, without_target, length, width, rank, runs, targets, .. } = *self;
         let mixing = Mixing { scorer, temperature: 3.0, without_target, layer_norm_epsilon: 1e-5 };
         let layout = StateLayout::new(&mixing, targets, length, width, rank, self.learnt_temperature);
+        let layout = match scorer {
+            Some(Scorer::Constant) => layout.with_logits(self.sources + usize::from(!without_target)),
+            _ => layout,
+        };
+        let layout = if self.centered { layout.with_input_mean() } else { layout };
         let mut random = Random::new(5);
         let lengths = self.lengths.iter().enumerate();
         let examples: Vec<Example> = lengths
@@ -110,9 +119,6 @@ fn mixture(case: &Mixture) {
     follow(case, Bounds { terms, bf16: roundings(bound * 512.0) });
 }
 
-const SCORERS: [Scorer; 5] =
-    [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform];
-
 #[test]
 fn every_scorer() {
     mixture(&Mixture::of(None));
@@ -121,7 +127,20 @@ fn every_scorer() {
         mixture(&Mixture { without_target: true, ..Mixture::of(Some(scorer)) });
         mixture(&Mixture { padded: Some(20), learnt_temperature: true, ..Mixture::of(Some(scorer)) });
         mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });
+        if scorer.reads_input() {
+            mixture(&Mixture { centered: true, runs: 2, padded: Some(20), ..Mixture::of(Some(scorer)) });
+        }
     }
+}
+
+/// Logits that are not one a prompt.
+#[test]
+fn a_constant_mixture_of_another_count_of_prompts_is_refused() {
+    let (mixing, layout, batch) = Mixture::of(Some(Scorer::Constant)).parts();
+    let Some(raw) = Raw::new() else { return };
+    let packed = Packed::new(raw.kernels().stream(), batch).expect("a batch");
+    let refused = PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 7, 1);
+    assert!(refused.expect_err("four logits for eight prompts").to_string().contains("8 logits"));
 }
 
 #[test]
@@ -193,7 +212,13 @@ fn raw_mixture(case: &Mixture) {
 fn mixtures_on_buffers_of_ones_own() {
     raw_mixture(&Mixture::of(None));
     for scorer in SCORERS {
-        raw_mixture(&Mixture { padded: Some(20), learnt_temperature: true, ..Mixture::of(Some(scorer)) });
+        let centered = scorer.reads_input();
+        raw_mixture(&Mixture {
+            padded: Some(20),
+            learnt_temperature: true,
+            centered,
+            ..Mixture::of(Some(scorer))
+        });
         raw_mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });
     }
     raw_mixture(&Mixture { without_target: true, sources: 1, ..Mixture::of(Some(Scorer::Bottleneck)) });

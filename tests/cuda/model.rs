@@ -55,9 +55,11 @@ fn every_activation_and_scorer() {
             (Scorer::Dot, 0.1),
             (Scorer::Token, 0.0),
             (Scorer::Uniform, 0.1),
+            (Scorer::Constant, 0.1),
         ] {
             let mut setting = Setting::new(config.clone(), examples(1, &config, &lengths));
             setting.mixing.scorer = Some(scorer);
+            setting.centered = scorer == Scorer::Bottleneck;
             setting.dropout = (dropped, 4);
             check(&format!("{activation:?} {scorer:?} dropout {dropped}"), &setting);
         }

@@ -3,11 +3,10 @@
 //! Which holds: on one machine type (the GEMM crate picks its kernels by the processor), loss and gradients do not
 //! depend on the number of threads.
 
-use promptmix::backend::Scorer;
 use promptmix::backend::cpu::Cpu;
 use promptmix::pretrained::{Activation, T5Config};
 
-use crate::setting::{Case, Setting, examples, small_config};
+use crate::setting::{Case, SCORERS, Setting, examples, small_config};
 
 /// Loss, attention and gradient of a step in f32, bit by bit.
 fn bytes(case: &mut Case<Cpu<f32>>, threads: usize) -> Vec<u64> {
@@ -45,7 +44,7 @@ fn small_models_of_every_kind() {
         [(Activation::Relu, true), (Activation::GatedGelu, false), (Activation::GatedSilu, true)]
     {
         let config = small_config(activation, tied, 2, 3);
-        for scorer in [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform] {
+        for scorer in SCORERS {
             let lengths = [(17, 1), (1, 2), (40, 9), (6, 1), (3, 20)];
             let mut setting = Setting::new(config.clone(), examples(1, &config, &lengths));
             setting.mixing.scorer = Some(scorer);

@@ -10,12 +10,10 @@ use promptmix::backend::{Mixing, Objective, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
 use crate::random::Random;
-use crate::setting::{Case, Setting, examples, small_config};
+use crate::setting::{Case, SCORERS, Setting, examples, small_config};
 
 const STEP: f64 = 1e-5;
 const TOLERANCE: f64 = 5e-7;
-const SCORERS: [Scorer; 5] =
-    [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform];
 
 /// Ragged, a one-token source among them; short targets, so that cross attention is absorbed.
 const SHORT: [(usize, usize); 4] = [(17, 1), (1, 2), (9, 1), (6, 1)];
@@ -38,7 +36,7 @@ fn worst_disagreement(case: &Case<Cpu<f64>>, gradient: &[f64]) -> (f64, String) 
     let mut random = Random::new(99);
     let layout = &case.mixture.layout;
     for run in 0..case.runs {
-        for segment in layout.segments() {
+        for segment in layout.segments().iter().filter(|segment| segment.trained) {
             let range = layout.range(segment.name, run).expect("a segment");
             let own = &gradient[range.clone()];
             let norm = own.iter().map(|g| g * g).sum::<f64>().sqrt();
@@ -131,6 +129,10 @@ fn every_scorer_with_and_without_target_temperature_and_dropout() {
             if scorer == Scorer::Uniform && (learnt_temperature || without_target) {
                 continue;
             }
+            // A constant mixture has no temperature.
+            if scorer == Scorer::Constant && learnt_temperature {
+                continue;
+            }
             // Dot has nothing to train but the target and the temperature.
             if scorer == Scorer::Dot && without_target && !learnt_temperature {
                 continue;
@@ -173,6 +175,27 @@ fn every_scorer_meets_every_architecture() {
             setting.learnt_temperature = true;
             setting.dropout = (0.1, 8);
             check(&format!("{scorer:?} before {:?}", config.activation), &setting);
+        }
+    }
+}
+
+/// The mean input takes part, and has no gradient of its own.
+#[test]
+fn centered_inputs() {
+    let architectures = architectures();
+    for (index, scorer) in SCORERS.into_iter().filter(|scorer| scorer.reads_input()).enumerate() {
+        let config = architectures[index % architectures.len()].clone();
+        let mut setting = several_runs(&config, &SHORT);
+        setting.mixing.scorer = Some(scorer);
+        let plain = setting.build::<f64>(1).gradient().0.per_run;
+        setting.centered = true;
+        check(&format!("{scorer:?}, centered"), &setting);
+        let case = setting.build::<f64>(1);
+        let (loss, gradient) = case.gradient();
+        assert_ne!(loss.per_run, plain, "{scorer:?}: the mean takes part");
+        for run in 0..setting.runs {
+            let range = case.mixture.layout.range("input_mean", run).expect("a mean");
+            assert!(gradient[range].iter().all(|value| *value == 0.0), "{scorer:?}: the mean never moves");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A NaN in any weight, source or parameter that the pass reads shows in its loss: no max, softmax or ReLU hides it.
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, OptimizerStep, Scorer};
+use promptmix::backend::{Backend, OptimizerStep};
 use promptmix::pretrained::{Activation, T5Config};
 
 use crate::random::Random;
-use crate::setting::{Case, Setting, examples, small_config};
+use crate::setting::{Case, SCORERS, Setting, examples, small_config};
 
 /// 53 label rows before 61 words: enough for every bucket of the position bias to be met.
 fn setting(config: &T5Config) -> Setting {
@@ -68,9 +68,10 @@ fn in_a_row_that_only_the_pool_reads() {
 #[test]
 fn in_any_parameter_or_source() {
     let config = small_config(Activation::Relu, true, 1, 1);
-    for scorer in [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform] {
+    for scorer in SCORERS {
         let mut setting = setting(&config);
         setting.mixing.scorer = Some(scorer);
+        setting.centered = scorer.reads_input();
         let mut case: Case<Cpu<f32>> = setting.build(1);
         let clean = case.values.clone();
         for segment in case.mixture.layout.segments() {

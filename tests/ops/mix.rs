@@ -19,11 +19,16 @@ fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> 
     })
 }
 
-fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
+fn check(scorer: Option<Scorer>, without_target: bool, centered: bool, sizes: Sizes) {
     let (cpu, temperature, vocabulary) = (cpu(), 3.0, 50);
     let Sizes { sources, length, width, rank } = sizes;
     let mixing = Mixing { scorer, temperature, without_target, layer_norm_epsilon: 1e-5 };
     let layout = StateLayout::new(&mixing, 1, length, width, rank, false);
+    let layout = match scorer {
+        Some(Scorer::Constant) => layout.with_logits(sources + usize::from(!without_target)),
+        _ => layout,
+    };
+    let layout = if centered { layout.with_input_mean() } else { layout };
     let mut random = Random::new(5);
     let lengths = [1, 7, 2, 40];
     let examples: Vec<Example> = lengths
@@ -45,7 +50,8 @@ fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
 
     let (mut expected_a, mut expected_z) = (Vec::new(), Vec::new());
     for example in &examples {
-        let x = maximum(example.source.iter().map(|&id| &table[id as usize * width..][..width]), width);
+        let mut x = maximum(example.source.iter().map(|&id| &table[id as usize * width..][..width]), width);
+        add_scaled(&mut x, -1.0, value("input_mean"));
         let times = |weight: &[f64], x: &[f64]| -> Vec<f64> {
             weight.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
         };
@@ -73,6 +79,11 @@ fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
             let a: Vec<f64> = match scorer {
                 None => continue,
                 Some(Scorer::Uniform) => vec![1.0 / prompts.len() as f64; prompts.len()],
+                Some(Scorer::Constant) => {
+                    let mut a = value("logits").to_vec();
+                    softmax(&mut a);
+                    a
+                }
                 Some(Scorer::Token) => {
                     let mut a: Vec<f64> =
                         prompts.iter().map(|p| dot(&p[row.clone()], &h) / temperature).collect();
@@ -124,13 +135,16 @@ fn check(scorer: Option<Scorer>, without_target: bool, sizes: Sizes) {
 
 #[test]
 fn every_scorer_on_awkward_sizes() {
-    let scorers = [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform];
+    let scorers =
+        [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform, Scorer::Constant];
     for scorer in scorers {
         for without_target in [false, true] {
             for (sources, length, width, rank) in
                 [(1, 1, 7, 1), (40, 7, 9, 8), (3, 9, 65, 7), (40, 1, 129, 65)]
             {
-                check(Some(scorer), without_target, Sizes { sources, length, width, rank });
+                for centered in [false, scorer.reads_input()] {
+                    check(Some(scorer), without_target, centered, Sizes { sources, length, width, rank });
+                }
             }
         }
     }
@@ -149,7 +163,7 @@ fn a_plain_prompt_is_written_as_it_is() {
     let kept = cpu.mix(&Mixing::plain(), &table, None, &cpu.state(&layout, &values, 1), &batch, &mut x);
     assert_eq!(cpu.read(&x)[..63], values);
     assert!(cpu.attention(&kept).is_empty());
-    check(None, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 });
+    check(None, false, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 });
 }
 
 /// Rows 1 and 3 of the target prompt share the largest value of column 0: by its key the gradient reaches row 1 alone.

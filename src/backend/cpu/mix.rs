@@ -1,6 +1,6 @@
 //! The mixture of prompts: pool each input, score the prompts' keys, softmax, interpolate; and back.
 //!
-//! x_b = max of the example's embedding rows; h by the scorer; a = softmax(p_j · h / temperature);
+//! x_b = max of the example's embedding rows, less the run's mean input if it has one; h by the scorer; a = softmax(p_j · h / temperature);
 //! Z_b = P_tgt + sum_j a_j P_j. The gradient reaches P_tgt by the value, the residual add, and its key p_tgt.
 
 use std::ops::Range;
@@ -134,8 +134,10 @@ pub(super) fn mix<E: Element>(
         if scorer == Scorer::Uniform {
             let share = E::one() / E::from_f64(sizes.prompts as f64);
             kept.attention = vec![share; batch.examples() * sizes.prompts];
+        } else if scorer == Scorer::Constant {
+            constant(state, batch, sizes, &mut kept.attention);
         } else {
-            pool_inputs(cpu, table, batch, &mut kept.pooled);
+            pool_inputs(cpu, table, state, batch, &mut kept.pooled);
             query(cpu, mixing, scorer, state, batch, &mut kept);
             target_keys(mixing, state, &mut kept.target_keys);
             score(cpu, mixing, sources, state, batch, sizes, &mut kept);
@@ -234,6 +236,15 @@ pub(super) fn mix_backward<E: Element>(
             *d_score = a * (*d_score - mean);
         }
     }
+    if mixing.scorer == Some(Scorer::Constant) {
+        for (run, range) in batch.runs() {
+            let Some(d_logits) = state.d_value("logits", run) else { continue };
+            for b in range {
+                add_scaled(d_logits, E::one(), &d_scores[sizes.of_example(b)]);
+            }
+        }
+        return;
+    }
     for (run, range) in batch.runs() {
         if let Some(d_log_temperature) = state.d_value("log_temperature", run) {
             let span = sizes.of_example(range.start).start..sizes.of_example(range.end).start;
@@ -245,15 +256,42 @@ pub(super) fn mix_backward<E: Element>(
     query_backward(cpu, mixing, batch, kept, d_h, state);
 }
 
-/// x_b: the max over the embedding rows of each example's real tokens.
-fn pool_inputs<E: Element>(cpu: &Cpu<E>, table: &Weight<E>, batch: &Batch, pooled: &mut Vec<E>) {
+/// The softmax of each run's logits, for every example of it.
+fn constant<E: Element>(state: &State<E>, batch: &Batch, sizes: Sizes, attention: &mut Vec<E>) {
+    for (run, range) in batch.runs() {
+        let logits = state.value("logits", run).unwrap_or_default();
+        assert_eq!(logits.len(), sizes.prompts, "logits [S + 1] of the constant scorer");
+        let mut weights = logits.to_vec();
+        softmax(&mut weights);
+        range.for_each(|_| attention.extend_from_slice(&weights));
+    }
+}
+
+fn softmax<E: Element>(row: &mut [E]) {
+    let most = maximum(row);
+    let sum = exponentials(row, most);
+    scale(row, E::one() / sum);
+}
+
+/// x_b: the max over the embedding rows of each example's real tokens, less the run's mean input if it has one.
+fn pool_inputs<E: Element>(
+    cpu: &Cpu<E>,
+    table: &Weight<E>,
+    state: &State<E>,
+    batch: &Batch,
+    pooled: &mut Vec<E>,
+) {
     pooled.resize(batch.examples() * table.input, E::zero());
     cpu.run(|| {
         pooled.par_chunks_mut(table.input).enumerate().for_each(|(b, pooled)| {
+            let mean = state.value("input_mean", batch.run(b));
             vectorised!(cpu, {
                 pooled.fill(E::neg_infinity());
                 for &id in batch.source(b).iter().chain(&batch.pooled_padding(b)) {
                     maximum_or_nan_into(pooled, table.row(id as usize));
+                }
+                if let Some(mean) = mean {
+                    add_scaled(pooled, -E::one(), mean);
                 }
             });
         });
@@ -360,9 +398,7 @@ fn score<E: Element>(
     });
     kept.attention = scores.clone();
     for row in kept.attention.chunks_exact_mut(sizes.prompts) {
-        let most = maximum(row);
-        let sum = exponentials(row, most);
-        scale(row, E::one() / sum);
+        softmax(row);
     }
     kept.scores = scores;
 }

@@ -58,6 +58,8 @@ struct MixArguments {
     norm_weight: i64,
     norm_bias: i64,
     log_temperature: i64,
+    logits: i64,
+    input_mean: i64,
     source_count: i32,
     prompts: i32,
     scorer: i32,
@@ -69,7 +71,7 @@ struct MixArguments {
     temperature: f32,
     layer_norm_epsilon: f32,
 }
-const _: () = assert!(size_of::<MixArguments>() == 272);
+const _: () = assert!(size_of::<MixArguments>() == 288);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for MixArguments {}
 
@@ -168,6 +170,11 @@ impl Shape<'_> {
         self.batch.examples() * self.mixing.attention_rows(self.layout.prompt_length) * self.prompts()
     }
 
+    /// Whether scores come from the input.
+    fn reads_input(&self) -> bool {
+        self.mixing.scorer.is_some_and(Scorer::reads_input)
+    }
+
     /// Numbers of `per_example` for each example, where there is a scorer.
     fn scored(&self, per_example: usize) -> usize {
         if self.is_scored() { self.batch.examples() * per_example } else { 0 }
@@ -175,7 +182,7 @@ impl Shape<'_> {
 
     /// Numbers of the target prompts' keys.
     fn target_keys(&self) -> usize {
-        let keys = self.is_scored() && !self.mixing.without_target;
+        let keys = self.reads_input() && !self.mixing.without_target;
         if keys { self.runs * self.layout.targets * self.layout.width } else { 0 }
     }
 
@@ -200,6 +207,13 @@ impl Shape<'_> {
             let found = format!("target {} of run {}", batch.target_prompt(b), batch.run(b));
             return Err(Error::tensor("the mixture", expected, found, ""));
         }
+        if mixing.scorer == Some(Scorer::Constant) {
+            let found = layout.segment("logits").map_or(0, |segment| segment.range.len());
+            if found != self.prompts() {
+                let expected = format!("{} logits, one a prompt", self.prompts());
+                return Err(Error::tensor("the constant scorer", expected, found.to_string(), ""));
+            }
+        }
         let start = |name: &str| layout.segment(name).map_or(-1, |segment| segment.range.start as i64);
         Ok(MixArguments {
             state_length: layout.len() as i64,
@@ -210,6 +224,8 @@ impl Shape<'_> {
             norm_weight: start("norm_weight"),
             norm_bias: start("norm_bias"),
             log_temperature: start("log_temperature"),
+            logits: start("logits"),
+            input_mean: start("input_mean"),
             source_count: source_count as i32,
             prompts: self.prompts() as i32,
             scorer: scorer_number(mixing.scorer),
@@ -606,5 +622,6 @@ fn scorer_number(scorer: Option<Scorer>) -> i32 {
         Some(Scorer::Dot) => 2,
         Some(Scorer::Token) => 3,
         Some(Scorer::Uniform) => 4,
+        Some(Scorer::Constant) => 5,
     }
 }

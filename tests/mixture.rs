@@ -1,0 +1,269 @@
+//! The mixture as a user meets it: weights that follow the input, what is said of them, and fixed mixtures beside them.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use promptmix::demo::{Rows, Subject, TWO_QUESTIONS};
+use promptmix::evaluate::AttentionSpread;
+use promptmix::pretrained::TensorFile;
+use promptmix::prompts::{Prompt, PromptMetadata};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+const LENGTH: usize = 4;
+const WIDTH: usize = 256;
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+fn promptmix(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs")
+}
+
+/// Rows that ask two questions, and two source prompts of random numbers.
+struct Setting {
+    folder: tempfile::TempDir,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let rows = Rows { train: 64, validation: 32, test: 8 };
+        TWO_QUESTIONS.write(&folder.path().join("data"), rows, 1, Subject::OfKind).expect("rows");
+        for (seed, name) in ["film", "outlook"].into_iter().enumerate() {
+            let mut random = ChaCha8Rng::seed_from_u64(seed as u64);
+            // Of the size of the model's embedding rows.
+            let values =
+                (0..LENGTH * WIDTH).map(|_| (random.next_u32() as f32 / u32::MAX as f32 - 0.5) * 40.0);
+            let prompt = Prompt::new(name, values.collect(), LENGTH, WIDTH, PromptMetadata::default());
+            prompt
+                .expect("a prompt")
+                .save(&folder.path().join(format!("{name}.safetensors")))
+                .expect("saved");
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn flags(&self, data: &str, out: &str, more: &[&str]) -> Vec<String> {
+        let (data, model) = (self.path(data), model().display().to_string());
+        let sources = format!("{},{}", self.path("film.safetensors"), self.path("outlook.safetensors"));
+        let out = self.path(out);
+        let own = [
+            "train",
+            "--model",
+            &model,
+            "--template",
+            "{text}",
+            "--labels",
+            "negative,positive",
+            "--data",
+            &data,
+            "--sources",
+            &sources,
+            "--prompt-length",
+            "4",
+            "--batch-size",
+            "8",
+            "--decoding",
+            "labels",
+            "--threads",
+            "1",
+            "--out",
+            &out,
+        ];
+        own.iter().chain(more).map(|flag| (*flag).to_owned()).collect()
+    }
+
+    fn train(&self, data: &str, out: &str, more: &[&str]) -> Output {
+        let flags = self.flags(data, out, more);
+        promptmix(&flags.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// What training says on its way.
+    fn trained(&self, out: &str, more: &[&str]) -> String {
+        self.trained_on("data", out, more)
+    }
+
+    fn trained_on(&self, data: &str, out: &str, more: &[&str]) -> String {
+        let output = self.train(data, out, more);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert!(output.status.success(), "{more:?}: {said}");
+        said
+    }
+
+    /// The last validation of a run's log.
+    fn validation(&self, out: &str) -> serde_json::Value {
+        let log = fs::read_to_string(self.folder.path().join(out).join("log.jsonl")).expect("a log");
+        let line = log.lines().rfind(|line| line.contains("attention_std")).expect("a validation");
+        serde_json::from_str(line).expect("JSON")
+    }
+
+    fn largest_deviation(&self, out: &str) -> f64 {
+        let deviations = self.validation(out)["attention_std"].as_array().expect("deviations").clone();
+        assert_eq!(deviations.len(), 3);
+        deviations.iter().map(|value| value.as_f64().expect("a number")).fold(0.0, f64::max)
+    }
+
+    fn tensor(&self, file: &str, name: &str, shape: &[usize]) -> Vec<f32> {
+        let path = self.folder.path().join(file);
+        TensorFile::open_safetensors(&path).expect("a file").tensor(name, shape).expect("a tensor")
+    }
+}
+
+/// The constant mixture that published rates come to, and the default that does not.
+#[test]
+fn weights_follow_the_input_by_default_and_not_at_the_papers_rates() {
+    let setting = Setting::new();
+    let said = setting.trained("tuned", &["--steps", "60", "--validate-every", "60", "--seed", "1"]);
+    assert!(!said.contains("the same for every example"), "{said}");
+    assert!(said.contains("attention film 0.") && said.contains("target 0."), "{said}");
+    assert!(said.contains("another largest source for "), "{said}");
+    let tuned = setting.largest_deviation("tuned");
+    let said = setting
+        .trained("paper", &["--steps", "60", "--validate-every", "60", "--seed", "1", "--preset", "paper"]);
+    let paper = setting.largest_deviation("paper");
+    println!("standard deviation {tuned} by default, {paper} at the paper's rates");
+    assert!(tuned > 0.02 && paper < 0.005, "{tuned} and {paper}");
+    assert!(said.contains("warning: the mixture is the same for every example"), "{said}");
+    assert!(said.contains("--preset tuned") && said.contains("--center-inputs"), "{said}");
+}
+
+#[test]
+fn what_is_said_of_a_mixture_has_its_sources_names() {
+    let setting = Setting::new();
+    setting.trained("run", &["--steps", "4", "--validate-every", "2"]);
+    let run = setting.path("run");
+    let validation = setting.validation("run");
+    assert_eq!(validation["prompts"], serde_json::json!(["film", "outlook", "target"]));
+    let output = promptmix(&["evaluate", "--run", &run, "--threads", "1"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    for part in [" ± ", "  film\n", "  outlook\n", "  target\n", "the largest source is "] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    let output = promptmix(&["evaluate", "--run", &run, "--threads", "1", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json["prompts"], validation["prompts"]);
+    for key in ["attention", "attention_std"] {
+        assert_eq!(json[key].as_array().map(Vec::len), Some(3), "{key}");
+    }
+    assert!(json["attention_minority"].is_number());
+    let events: Vec<u8> = fs::read_dir(&run)
+        .expect("a folder")
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().contains("tfevents"))
+        .flat_map(|entry| fs::read(entry.path()).expect("a file"))
+        .collect();
+    let events = String::from_utf8_lossy(&events);
+    for tag in ["attention/film", "attention/outlook", "attention/target", "attention_std/film"] {
+        assert!(events.contains(tag), "no {tag}");
+    }
+    assert!(!events.contains("source_1"));
+}
+
+#[test]
+#[cfg(feature = "report")]
+fn a_report_says_how_weights_differ_and_warns_of_a_constant_mixture() {
+    let setting = Setting::new();
+    setting.trained("run", &["--steps", "1", "--scorer-learning-rate", "0"]);
+    let (run, out) = (setting.path("run"), setting.path("report"));
+    assert!(promptmix(&["report", &run, "--out", &out]).status.success());
+    let page = fs::read_to_string(Path::new(&out).join("report.html")).expect("a page");
+    assert!(page.contains("mean and standard deviation: film 0."), "the spread by name");
+    assert_eq!(page.contains("the same for every example"), setting.largest_deviation("run") < 0.005);
+}
+
+/// One logit a prompt: they move, no input moves the weights, and the run goes on bit for bit.
+#[test]
+fn a_constant_mixture_learns_a_number_a_prompt() {
+    let setting = Setting::new();
+    let flags = ["--scorer", "constant", "--steps", "6", "--validate-every", "3"];
+    let said = setting.trained("constant", &flags);
+    assert!(said.contains(&format!("{} numbers train", LENGTH * WIDTH + 3)), "{said}");
+    assert!(!said.contains("warning: the mixture"), "it was asked for: {said}");
+    assert_eq!(setting.largest_deviation("constant"), 0.0);
+    let logits = setting.tensor("constant/best.safetensors", "logits", &[3]);
+    assert!(logits.iter().all(|value| *value != 0.0 && value.is_finite()), "{logits:?}");
+    let weights = setting.validation("constant")["attention"].clone();
+    assert_ne!(weights[0], weights[1]);
+
+    let (run, changed) = (setting.path("constant"), setting.path("changed"));
+    let output = promptmix(&["prompts", "remove", "--run", &run, "--source", "film", "--out", &changed]);
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert!(!output.status.success() && error.contains("a logit for each"), "{error}");
+}
+
+/// The mean that is taken from inputs is a part of the scorer, and goes where it goes.
+#[test]
+fn a_scorer_takes_its_mean_input_along() {
+    let setting = Setting::new();
+    setting.trained("first", &["--steps", "2"]);
+    let mean = setting.tensor("first/scorer.safetensors", "input_mean", &[WIDTH]);
+    assert!(mean.iter().all(|value| value.is_finite()) && mean.iter().any(|value| *value > 0.0));
+    assert_eq!(setting.tensor("first/best.safetensors", "input_mean", &[WIDTH]), mean, "it never moves");
+    let first = setting.path("first");
+    // Another task's rows have another mean, but the scorer was trained with this one.
+    let other = setting.path("other.jsonl");
+    fs::write(
+        &other,
+        "{\"text\": \"one bad word\", \"label\": 0}\n{\"text\": \"a good one\", \"label\": 1}\n",
+    )
+    .unwrap();
+    fs::create_dir(setting.path("short")).unwrap();
+    for name in ["train.jsonl", "validation.jsonl"] {
+        fs::copy(&other, Path::new(&setting.path("short")).join(name)).unwrap();
+    }
+    setting.trained_on("short", "second", &["--steps", "1", "--initial-scorer", &first]);
+    assert_eq!(setting.tensor("second/best.safetensors", "input_mean", &[WIDTH]), mean);
+    setting.trained_on("short", "alone", &["--steps", "1"]);
+    assert_ne!(setting.tensor("alone/best.safetensors", "input_mean", &[WIDTH]), mean);
+    // A scorer that was trained on inputs as they are goes on with them.
+    setting.trained("paper", &["--preset", "paper", "--steps", "1"]);
+    let paper = setting.path("paper");
+    setting.trained("third", &["--steps", "1", "--initial-scorer", &paper]);
+    assert!(
+        setting.tensor("third/best.safetensors", "input_mean", &[WIDTH]).iter().all(|value| *value == 0.0)
+    );
+}
+
+#[test]
+fn flags_that_a_scorer_cannot_follow_are_refused() {
+    let setting = Setting::new();
+    for (flags, named) in [
+        (&["--scorer", "uniform", "--center-inputs"][..], "--center-inputs"),
+        (&["--scorer", "constant", "--center-inputs"], "--center-inputs"),
+        (&["--scorer", "constant", "--learn-temperature"], "--learn-temperature"),
+        (&["--scorer", "uniform", "--learn-temperature"], "--learn-temperature"),
+    ] {
+        let output = setting.train("data", "refused", flags);
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert!(!output.status.success() && error.contains(named), "{flags:?}: {error}");
+        assert!(error.contains("a scorer that reads the input"), "{error}");
+    }
+}
+
+#[test]
+fn a_spread_is_over_examples_and_leaves_the_target_prompt_out_of_the_largest() {
+    let rows = vec![vec![0.5, 0.1, 0.4], vec![0.2, 0.3, 0.5], vec![0.4, 0.2, 0.4], vec![0.3, 0.1, 0.6]];
+    let spread = AttentionSpread::new(&rows, 2);
+    for (found, expected) in spread.mean.iter().zip([0.35, 0.175, 0.475]) {
+        assert!((found - expected).abs() < 1e-12);
+    }
+    // numpy.std of the columns.
+    for (found, expected) in
+        spread.standard_deviation.iter().zip([0.111_803_398_9, 0.082_915_619_8, 0.082_915_619_8])
+    {
+        assert!((found - expected).abs() < 1e-9, "{found}");
+    }
+    assert_eq!((spread.commonest, spread.minority), (Some(0), 0.25));
+    assert!(!spread.is_constant());
+    assert!(AttentionSpread::new(&[vec![0.5, 0.5], vec![0.501, 0.499]], 1).is_constant());
+    let none = AttentionSpread::new(&[Vec::new()], 0);
+    assert!(none.mean.is_empty() && !none.is_constant() && none.commonest.is_none());
+}
