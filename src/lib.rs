@@ -25,6 +25,7 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod evaluate;
+pub mod experiment;
 pub mod files;
 pub mod metrics;
 pub mod model;

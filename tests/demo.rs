@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use promptmix::demo::words::{
-    ACT, AGENT, BEFORE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, LATER, NEGATIVE, POSITIVE,
+    ACT, AGENT, BEFORE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, FILM, FOOD, LATER, NEGATIVE,
+    POSITIVE, SHOW, SPORT, STAY, TRAVEL,
 };
 use promptmix::demo::{
-    Generated, GeneratedTask, Progress, Report, Rows, SOURCES, Settings, TARGET, compare, write_model,
+    AttentionByKind, Generated, GeneratedTask, Progress, QuestionsTask, Report, Rows, SOURCES, Settings,
+    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, study, write_model,
 };
 
 const ROWS: Rows = Rows { train: 200, validation: 60, test: 100 };
@@ -69,6 +71,56 @@ fn lists_that_labels_hang_on_do_not_overlap_and_the_target_has_words_of_its_own(
     assert!(ACT.iter().chain(EVENT_ACT).all(|(past, future)| past != future));
 }
 
+/// A subject tells a row's kind and nothing else does; sentiment and tense tell its label by the kind's question.
+#[test]
+fn rows_of_several_questions_are_balanced_and_their_words_tell_kind_and_label() {
+    for task in [TWO_QUESTIONS, THREE_QUESTIONS] {
+        let count = task.kinds.len();
+        let rows = Rows { train: 60 * count, validation: 20 * count, test: 40 * count };
+        let splits = task.generate(rows, 4, Subject::OfKind).unwrap();
+        assert_eq!(splits, task.generate(rows, 4, Subject::OfKind).unwrap(), "{}", task.name);
+        assert_ne!(splits, task.generate(rows, 5, Subject::OfKind).unwrap(), "{}", task.name);
+        let mut seen = HashSet::new();
+        for (split, each) in splits.iter().zip([60, 20, 40]) {
+            for kind in 0..count {
+                let own = || split.iter().filter(|row| row.kind == kind);
+                assert_eq!(own().count(), each);
+                assert_eq!(own().filter(|row| row.label == 1).count(), each / 2);
+            }
+            for row in split {
+                assert!(seen.insert(row.text.clone()), "{:?} occurs twice", row.text);
+                assert_eq!(kind_of(&task, &row.text), task.kinds[row.kind].name, "{:?}", row.text);
+                let label = label_of(task.kinds[row.kind].name, &row.text);
+                assert_eq!(label, row.label, "{:?}", row.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn shuffled_subjects_say_nothing_of_the_kind() {
+    let rows = Rows { train: 600, validation: 2, test: 2 };
+    let [train, ..] = TWO_QUESTIONS.generate(rows, 1, Subject::Shuffled).unwrap();
+    let own =
+        train.iter().filter(|row| kind_of(&TWO_QUESTIONS, &row.text) == TWO_QUESTIONS.kinds[row.kind].name);
+    // Binomial over 600 rows: a standard deviation of 12 around 300.
+    assert!((240..360).contains(&own.count()));
+}
+
+/// Sources speak of other things, so that no sentence of such a target occurs among their rows.
+#[test]
+fn subjects_of_several_questions_are_in_no_source() {
+    let own = [SHOW, TRAVEL, SPORT].concat();
+    let distinct: HashSet<&str> = own.iter().copied().collect();
+    assert_eq!(distinct.len(), own.len());
+    assert!([FILM, FOOD, STAY].concat().iter().all(|word| !own.contains(word)));
+    for task in SOURCES {
+        for (text, _) in splits(&task.generate(ROWS, 1).unwrap()).concat() {
+            assert!(text.split(' ').all(|word| !own.contains(&word)), "{}: {text:?}", task.name);
+        }
+    }
+}
+
 #[test]
 fn more_rows_than_the_words_can_make_are_refused() {
     let rows = Rows { train: 1_000_000, validation: 2, test: 2 };
@@ -82,37 +134,45 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
     let mut progress = Counted::default();
     let report = compare(&tiny(), &model(), folder.path(), &mut progress).unwrap();
 
-    let names =
-        ["prompt tuning", "SPoT from ", "ATTEMPT", "ATTEMPT, random", "SPoT, best of six", "equal weights"];
-    assert_eq!(report.rows.len(), names.len());
-    for (row, name) in report.rows.iter().zip(names) {
-        assert!(row.name.contains(name), "{} is not {name}", row.name);
-        assert!(tiny().learning_rates.contains(&row.learning_rate));
-        for accuracies in [&row.validation, &row.test] {
-            assert_eq!(accuracies.len(), 2, "{name}");
-            assert!(accuracies.iter().all(|value| (0.0..=1.0).contains(value)), "{name}: {accuracies:?}");
-        }
-    }
+    let few_shot = [
+        "prompt tuning",
+        " as it is",
+        "SPoT from ",
+        "ATTEMPT",
+        "control: ATTEMPT, random",
+        "control: equal weights",
+        "control: constant weights",
+    ];
+    let questions = [
+        "prompt tuning",
+        " as it is",
+        "SPoT from ",
+        "ATTEMPT",
+        "control: constant weights",
+        "control: equal weights",
+    ];
+    check_table(&report.few_shot, &few_shot, &tiny().target.learning_rates);
+    check_table(&report.questions, &questions, &tiny().questions.learning_rates);
     assert_eq!(report.attention.len(), SOURCES.len() + 1);
     assert!((report.attention.iter().sum::<f64>() - 1.0).abs() <= 1e-5, "{:?}", report.attention);
-    assert!(report.attention.iter().all(|weight| *weight > 0.0));
-    assert!(report.entropy > 0.0 && report.entropy <= 7_f64.ln() + 1e-5, "{}", report.entropy);
+    check_kinds(&report.by_kind, &THREE_QUESTIONS);
     assert!(report.run.join("prompt.safetensors").is_file() && report.run.join("log.txt").is_file());
     assert!(report.source_prompts.iter().all(|path| path.is_file()));
 
     let text = report.to_string();
     for part in
-        ["source prompts", "rows a class", "validation", "random sources", "mean attention", "entropy"]
+        ["source prompts", "rows a class", "validation", "random sources", "mean attention", "kind of row"]
     {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
-    for task in SOURCES {
-        assert!(text.contains(task.name), "no {} in\n{text}", task.name);
+    for name in SOURCES.iter().map(|task| task.name).chain(THREE_QUESTIONS.kinds.iter().map(|kind| kind.name))
+    {
+        assert!(text.contains(name), "no {name} in\n{text}");
     }
     assert!(!text.contains("NaN"), "{text}");
     let next = report.next_command();
     assert!(next.contains("promptmix train") && next.contains("prompt.safetensors"), "{next}");
-    assert_eq!(progress.parts, ["source prompts", "target", "test rows"]);
+    assert_eq!(progress.parts[0], "source prompts");
     assert_eq!(progress.done, progress.promised);
 
     // Another comparison does not mix its files with these.
@@ -126,13 +186,18 @@ fn neither_the_workers_nor_the_test_rows_change_what_is_chosen() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = tiny();
         settings.workers = Some(workers);
-        settings.target_rows.test = test;
+        settings.target.rows.test = test;
+        settings.questions.rows.test = test;
         compare(&settings, &model(), folder.path(), &mut Counted::default()).unwrap()
     };
     let (one, two, other_test) = (run(1, 12), run(2, 12), run(2, 40));
-    assert_eq!((&one.rows, &one.attention, one.entropy), (&two.rows, &two.attention, two.entropy));
+    let found = |report: &Report| {
+        let Report { few_shot, questions, attention, by_kind, .. } = report.clone();
+        (few_shot, questions, attention, by_kind)
+    };
+    assert_eq!(found(&one), found(&two));
     let chosen = |report: &Report| {
-        let rows = report.rows.iter();
+        let rows = report.few_shot.rows.iter().chain(&report.questions.rows);
         rows.map(|row| (row.name.clone(), row.learning_rate, row.validation.clone())).collect::<Vec<_>>()
     };
     assert_eq!(chosen(&two), chosen(&other_test));
@@ -143,22 +208,20 @@ fn neither_the_workers_nor_the_test_rows_change_what_is_chosen() {
 fn test_rows_are_never_among_those_that_are_learnt_from_or_chosen_by() {
     let folder = tempfile::tempdir().unwrap();
     compare(&tiny(), &model(), folder.path(), &mut Counted::default()).unwrap();
-    let texts = |task: &GeneratedTask, split: &str| -> Vec<String> {
-        let path = folder.path().join("data").join(task.name).join(split);
+    let texts = |task: &str, split: &str| -> Vec<String> {
+        let path = folder.path().join("data").join(task).join(split);
         let rows = std::fs::read_to_string(path).unwrap();
         let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
         rows.lines().map(|line| row(line)["text"].as_str().unwrap().to_owned()).collect()
     };
-    let test = texts(&TARGET, "test.jsonl");
-    assert_eq!(test.len(), 12);
-    for task in tasks() {
-        for split in ["train.jsonl", "validation.jsonl"] {
-            let seen = texts(&task, split);
-            assert!(
-                !seen.is_empty() && test.iter().all(|text| !seen.contains(text)),
-                "{} {split}",
-                task.name
-            );
+    for target in [TARGET.name, THREE_QUESTIONS.name] {
+        let test = texts(target, "test.jsonl");
+        assert_eq!(test.len(), 12);
+        for task in SOURCES.iter().map(|task| task.name).chain([TARGET.name, THREE_QUESTIONS.name]) {
+            for split in ["train.jsonl", "validation.jsonl"] {
+                let seen = texts(task, split);
+                assert!(!seen.is_empty() && test.iter().all(|text| !seen.contains(text)), "{task} {split}");
+            }
         }
     }
 }
@@ -188,16 +251,88 @@ fn the_command_leaves_a_folder_that_holds_files_alone() {
 /// A comparison of a few steps.
 fn tiny() -> Settings {
     let mut settings = Settings::long();
-    settings.seeds = vec![1, 2];
-    settings.source_rows = Rows { train: 16, validation: 4, test: 2 };
-    settings.target_rows = Rows { train: 16, validation: 8, test: 12 };
+    settings.sources.rows = Rows { train: 16, validation: 4, test: 2 };
+    (settings.sources.steps, settings.sources.prompt_length, settings.sources.batch_size) = (2, 4, 4);
+    for target in [&mut settings.target, &mut settings.questions] {
+        target.seeds = vec![1, 2];
+        target.rows = Rows { train: 16, validation: 8, test: 12 };
+        (target.steps, target.validate_every) = (2, 1);
+    }
     settings.shots = 2;
-    settings.source_steps = 2;
-    settings.steps = 2;
-    settings.validate_every = 1;
-    settings.prompt_length = 4;
-    settings.batch_size = 4;
     settings
+}
+
+/// A study of a few steps.
+fn tiny_study() -> StudySettings {
+    let mut settings = StudySettings::default();
+    settings.sources = tiny().sources;
+    (settings.data_seeds, settings.seeds) = (vec![1, 2], vec![1, 2]);
+    settings.rows = Rows { train: 16, validation: 8, test: 12 };
+    (settings.steps, settings.validate_every) = (2, 1);
+    settings
+}
+
+fn check_table(table: &Table, names: &[&str], rates: &[f64]) {
+    // A second SPoT where another source than the closest did better on validation rows.
+    let rows = table.rows.iter().filter(|row| !row.name.starts_with("control: SPoT")).collect::<Vec<_>>();
+    assert_eq!(rows.len(), names.len(), "{rows:?}");
+    for (row, name) in rows.iter().zip(names) {
+        assert!(row.name.contains(name), "{} is not {name}", row.name);
+        match row.learning_rate {
+            Some(rate) => assert!(rates.contains(&rate) && row.trained > 0, "{name}"),
+            None => assert!(name.contains("as it is") && row.trained == 0, "{name}"),
+        }
+        for accuracies in [&row.validation, &row.test] {
+            assert_eq!(accuracies.len(), 2, "{name}");
+            assert!(accuracies.iter().all(|value| (0.0..=1.0).contains(value)), "{name}: {accuracies:?}");
+        }
+    }
+}
+
+fn check_kinds(by_kind: &AttentionByKind, task: &QuestionsTask) {
+    assert_eq!(by_kind.prompts.len(), task.sources.len() + 1);
+    assert_eq!(by_kind.attention.len(), task.kinds.len());
+    for weights in &by_kind.attention {
+        assert_eq!(weights.len(), by_kind.prompts.len());
+        assert!((weights.iter().sum::<f64>() - 1.0).abs() <= 1e-5, "{weights:?}");
+    }
+    assert_ne!(by_kind.attention[0], by_kind.attention[1], "weights follow the input");
+}
+
+/// Interrupted anywhere, a study goes on: a run that is cut short, one that is gone, and one that is whole.
+#[test]
+fn a_study_goes_on_where_it_was_and_finds_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut progress = Counted::default();
+    let report = study(&tiny_study(), &model(), folder.path(), &mut progress).unwrap();
+    assert_eq!(progress.done, progress.promised);
+    assert_eq!(report.table.rows.len(), 8);
+    assert!(report.table.rows.iter().all(|row| row.test.len() == 4));
+    assert_eq!((report.routing.len(), report.bounds.len(), report.controls.len()), (4, 2, 3));
+    check_kinds(&report.by_kind, &TWO_QUESTIONS);
+    let numbers = |name: &str| report.table.row(name).unwrap().trained;
+    assert_eq!(numbers("ATTEMPT"), 4 * 256 + 2 * 100 * 256 + 2 * 256);
+    assert!(numbers("prompt tuning, as many numbers") >= numbers("ATTEMPT"));
+    assert_eq!(numbers("control: constant weights"), 4 * 256 + 5);
+    let text = report.to_string();
+    for part in
+        ["criteria", "as it should", "weighted sum", "oracle", "without film and contrast", "shuffled"]
+    {
+        assert!(text.contains(part), "no {part} in\n{text}");
+    }
+    assert!(!text.contains("NaN"), "{text}");
+
+    let runs = folder.path().join("runs");
+    std::fs::remove_dir_all(runs.join("attempt-rate-0.3-data-1-seed-1")).unwrap();
+    std::fs::remove_file(runs.join("attempt-rate-1-data-1-seed-2/best.safetensors")).unwrap();
+    std::fs::remove_dir_all(folder.path().join("data")).unwrap();
+    let again = study(&tiny_study(), &model(), folder.path(), &mut Counted::default()).unwrap();
+    assert_eq!(again, report);
+
+    let mut other = tiny_study();
+    other.steps = 3;
+    let error = study(&other, &model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
+    assert!(error.contains("other settings") && error.contains("name another folder"), "{error}");
 }
 
 fn model() -> PathBuf {
@@ -232,6 +367,8 @@ fn label_of(task: &str, text: &str) -> usize {
             assert_eq!(opinions.len(), 1, "{text:?}");
             opinions[0]
         }
+        // The last remark, of one or of two.
+        "sentiment" => *opinions.last().unwrap(),
         "contrast" => {
             assert!(opinions.len() == 2 && opinions[0] != opinions[1], "{text:?} does not contrast");
             opinions[1]
@@ -260,4 +397,15 @@ fn opinions(words: &[&str]) -> Vec<usize> {
         (good || NEGATIVE.contains(word)).then_some(usize::from(good))
     };
     words.iter().filter_map(sentiment).collect()
+}
+
+/// The kind of a row of several questions, by its subjects.
+fn kind_of(task: &QuestionsTask, text: &str) -> &'static str {
+    let subjects = [("sentiment", SHOW), ("outlook", TRAVEL), ("agreement", SPORT)];
+    let named = |words: &[&str]| text.split(' ').filter(|word| words.contains(word)).count();
+    let kinds: Vec<&str> =
+        subjects.into_iter().filter(|(_, words)| named(words) > 0).map(|(kind, _)| kind).collect();
+    assert_eq!(kinds.len(), 1, "{text:?}");
+    assert!(task.kinds.iter().any(|kind| kind.name == kinds[0]), "{text:?}");
+    kinds[0]
 }

@@ -1,141 +1,103 @@
-//! The comparison: six source prompts, then every method on the few-shot target.
-//!
-//! Trainings are independent and too small to share out over threads, so each worker runs whole trainings on a backend
-//! of one thread: the numbers depend on neither the count of workers nor their order.
+//! The comparison: six source prompts, then every method on a few-shot target, and on one whose rows ask different questions.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-
-use super::generate::{GeneratedTask, Rows, SOURCES, TARGET};
-use super::report::{Report, Row};
+use super::generate::{Rows, SOURCES, TARGET};
+use super::questions::{QuestionsTask, Subject, THREE_QUESTIONS};
+use super::report::Report;
+use super::sources::{SourceSettings, data_folder, source_paths, write_noise};
+use super::table::{ATTEMPT, AttentionByKind, Row, Table};
 use crate::backend::Scorer;
-use crate::backend::cpu::Cpu;
-use crate::config::{Decoding, Method, RunConfig};
-use crate::data::Split;
+use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::model::Frozen;
-use crate::prompts::{Prompt, PromptMetadata};
-use crate::train::{Monitor, RunFolder, StepRecord, Trainer, ValidationRecord, normal};
+use crate::experiment::{Entry, Grid, Place, Progress, Workers, first_best, mean};
 
 /// What a comparison costs and how sure it is.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Seeds of the target's few rows, of initialisation, order and dropout: one training of each method and rate a seed.
-    pub seeds: Vec<u64>,
-    /// Seed of the generated data and of the source prompts.
-    pub data_seed: u64,
-    /// Rows of a source task.
-    pub source_rows: Rows,
-    /// Rows of the target; training draws `shots` a class of its training rows.
-    pub target_rows: Rows,
-    /// Target rows a class that a training learns from.
+    /// How the source prompts are learnt.
+    pub sources: SourceSettings,
+    /// The few-shot target, one question.
+    pub target: TargetSettings,
+    /// Target rows a class that a training on it learns from.
     pub shots: usize,
-    /// Steps of a source training.
-    pub source_steps: u64,
-    /// Learning rate of a source training.
-    pub source_learning_rate: f64,
-    /// Steps of a target training, whatever the method.
-    pub steps: u64,
-    /// Steps between two validations of a target training.
-    pub validate_every: u64,
-    /// Learning rates of the prompt that every method tries; the scorer's is a third of it, as in the paper's defaults.
-    pub learning_rates: Vec<f64>,
-    /// The attention's temperature; D·e if not given.
-    pub temperature: Option<f64>,
-    /// One control more: the sum of the prompts with equal weights, which nothing scores.
-    pub equal_weights: bool,
-    /// M.
-    pub prompt_length: usize,
-    /// Examples a batch.
-    pub batch_size: usize,
+    /// The target of several questions.
+    pub questions: TargetSettings,
+    /// Two controls more: the sum of the prompts with equal weights, which nothing scores, and with learnt weights that are
+    /// the same for every input.
+    pub fixed_mixtures: bool,
     /// Trainings at a time; one a core for `None`.
     pub workers: Option<usize>,
 }
 
+/// How methods are compared on one target.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TargetSettings {
+    /// Seeds of initialisation, order and dropout, and of the target's few rows: one training of each method and rate a seed.
+    pub seeds: Vec<u64>,
+    /// Rows of the target.
+    pub rows: Rows,
+    /// Steps of a training, whatever the method.
+    pub steps: u64,
+    /// Steps between two validations.
+    pub validate_every: u64,
+    /// Learning rates of the prompt that every method tries.
+    pub learning_rates: Vec<f64>,
+}
+
 impl Settings {
-    /// Three seeds.
+    /// Three seeds of the first target, two of the second.
     pub fn short() -> Self {
         Self {
-            seeds: vec![1, 2, 3],
-            data_seed: 1,
-            source_rows: Rows { train: 480, validation: 64, test: 2 },
-            target_rows: Rows { train: 200, validation: 64, test: 400 },
+            sources: SourceSettings::default(),
+            target: TargetSettings {
+                seeds: vec![1, 2, 3],
+                rows: Rows { train: 200, validation: 64, test: 400 },
+                steps: 45,
+                validate_every: 15,
+                learning_rates: vec![0.3, 1.0],
+            },
             shots: 16,
-            source_steps: 150,
-            source_learning_rate: 1.0,
-            steps: 45,
-            validate_every: 15,
-            learning_rates: vec![0.3, 1.0],
-            temperature: None,
-            equal_weights: false,
-            prompt_length: 10,
-            batch_size: 16,
+            questions: TargetSettings {
+                seeds: vec![1, 2],
+                rows: Rows { train: 360, validation: 120, test: 360 },
+                steps: 200,
+                validate_every: 50,
+                learning_rates: vec![0.3],
+            },
+            fixed_mixtures: false,
             workers: None,
         }
     }
 
-    /// Five seeds, and the control of equal weights.
+    /// Five seeds of both, two rates of the second, and more controls.
     pub fn long() -> Self {
-        Self { seeds: vec![1, 2, 3, 4, 5], equal_weights: true, ..Self::short() }
+        let mut settings = Self::short();
+        settings.target.seeds = vec![1, 2, 3, 4, 5];
+        settings.questions.seeds = vec![1, 2, 3, 4, 5];
+        settings.questions.learning_rates = vec![0.3, 1.0];
+        settings.fixed_mixtures = true;
+        settings
     }
 
     fn check(&self) -> Result<()> {
-        for (setting, empty) in [
-            ("seeds", self.seeds.is_empty()),
-            ("learning rates", self.learning_rates.is_empty()),
-            ("workers", self.workers == Some(0)),
-        ] {
-            if empty {
-                return Err(Error::setting(setting, "at least one", "none", ""));
+        for (target, settings) in [("the target's", &self.target), ("the questions'", &self.questions)] {
+            for (setting, empty) in
+                [("seeds", settings.seeds.is_empty()), ("learning rates", settings.learning_rates.is_empty())]
+            {
+                if empty {
+                    return Err(Error::setting(format!("{target} {setting}"), "at least one", "none", ""));
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Who listens to a comparison.
-pub trait Progress {
-    /// A part of the work begins, of so many steps in all.
-    fn begin(&mut self, what: &'static str, steps: u64);
-    /// One of its steps is done.
-    fn step(&mut self);
-}
-
-/// Who learns the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contender {
-    PromptTuning,
-    /// Starts from one source.
-    Spot(usize),
-    Attempt,
-    /// ATTEMPT whose sources are noise with the rows' norms of the true ones.
-    AttemptOfNoise,
-    /// ATTEMPT without attention: every weight is 1/(S+1).
-    EqualWeights,
-}
-
-/// One training of the target.
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    contender: Contender,
-    rate: f64,
-    seed: u64,
-}
-
-/// A training of the target, and its best state by validation.
-struct Trained {
-    validation: f64,
-    parameters: Vec<f64>,
-}
-
 /// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with the T5 in
-/// `model`. Test rows are read only once every choice is made.
+/// `model`. The test rows of a target are read only once every choice on it is made.
 ///
 /// # Errors
 /// If `out` holds generated data already or cannot be written, and those of training.
@@ -150,353 +112,227 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
             "name another folder, or remove this one",
         ));
     }
-    for task in SOURCES {
-        task.write(&data_folder(out, task), settings.source_rows, settings.data_seed)?;
-    }
-    TARGET.write(&data_folder(out, TARGET), settings.target_rows, settings.data_seed)?;
-    let workers = Workers { settings, model, out };
-
-    let source_steps = settings.source_steps * SOURCES.len() as u64;
-    progress.begin("source prompts", source_steps);
-    let source_validation = workers.run(&SOURCES, progress, |frozen, task, monitor| {
-        let config = workers.source_config(*task);
-        let mut folder = RunFolder::create(&source_folder(out, *task), &config, &frozen.model_hash)?;
-        let mut trainer = Trainer::new(frozen, &config, monitor)?;
-        Ok(trainer.run(Some(&mut folder), monitor)?.best)
-    })?;
-    for &seed in &settings.seeds {
-        workers.write_noise(seed)?;
-    }
-
-    // What SPoT starts from: the source that does best on the target's validation rows as it is.
-    let every_source: Vec<usize> = (0..SOURCES.len()).collect();
-    let transfer = workers.run(&every_source, progress, |frozen, &source, monitor| {
-        let first = Job { contender: Contender::Spot(source), rate: 0.0, seed: settings.seeds[0] };
-        Ok(Trainer::new(frozen, &workers.target_config(first), monitor)?.validate(monitor)?.mean)
-    })?;
-    let spot = first_best(&transfer);
-
-    let mut contenders = vec![Contender::PromptTuning, Contender::Attempt, Contender::AttemptOfNoise];
-    contenders.extend(settings.equal_weights.then_some(Contender::EqualWeights));
-    contenders.extend((0..SOURCES.len()).map(Contender::Spot));
-    let jobs: Vec<Job> = contenders
-        .iter()
-        .flat_map(|&contender| settings.learning_rates.iter().map(move |&rate| (contender, rate)))
-        .flat_map(|(contender, rate)| settings.seeds.iter().map(move |&seed| Job { contender, rate, seed }))
-        .collect();
-    progress.begin("target", settings.steps * jobs.len() as u64);
-    let trained = workers.run(&jobs, progress, |frozen, &job, monitor| {
-        let config = workers.target_config(job);
-        let mut trainer = Trainer::new(frozen, &config, monitor)?;
-        let mut folder = match job.contender {
-            Contender::Attempt => {
-                Some(RunFolder::create(&attempt_folder(out, job), &config, &frozen.model_hash)?)
-            }
-            _ => None,
-        };
-        let outcome = trainer.run(folder.as_mut(), monitor)?;
-        Ok(Trained { validation: outcome.best, parameters: trainer.best_parameters().to_vec() })
-    })?;
-
-    let chosen: Vec<(f64, Vec<f64>)> =
-        contenders.iter().map(|&contender| choose_rate(settings, contender, &jobs, &trained)).collect();
-    let single: Vec<f64> =
-        chosen[contenders.len() - SOURCES.len()..].iter().map(|(_, validation)| mean(validation)).collect();
-    let best_single = first_best(&single);
-
-    let mut reported = vec![
-        (Contender::PromptTuning, "prompt tuning".to_owned()),
-        (Contender::Spot(spot), format!("SPoT from {}", SOURCES[spot].name)),
-        (Contender::Attempt, "ATTEMPT".to_owned()),
-        (Contender::AttemptOfNoise, "control: ATTEMPT, random sources".to_owned()),
-        (
-            Contender::Spot(best_single),
-            format!("control: SPoT, best of six sources ({})", SOURCES[best_single].name),
-        ),
-    ];
-    if settings.equal_weights {
-        reported.push((Contender::EqualWeights, "control: ATTEMPT, equal weights".to_owned()));
-    }
-    let mut tests = Vec::new();
-    for (contender, _) in &reported {
-        let position = contenders.iter().position(|other| other == contender).unwrap_or_default();
-        tests.extend(settings.seeds.iter().map(|&seed| Job {
-            contender: *contender,
-            rate: chosen[position].0,
-            seed,
-        }));
-    }
-    progress.begin("test rows", tests.len() as u64);
-    let tested = workers.run(&tests, progress, |frozen, job, monitor| {
-        let best = jobs.iter().zip(&trained).find(|(other, _)| {
-            other.contender == job.contender && other.rate == job.rate && other.seed == job.seed
-        });
-        let parameters = best.map(|(_, trained)| trained.parameters.as_slice());
-        let trainer = Trainer::new(frozen, &workers.target_config(*job), monitor)?;
-        let evaluation = trainer.evaluate(Split::Test, parameters, &mut |_| {})?;
-        monitor.done();
-        Ok((evaluation.scores.mean().unwrap_or(f64::NAN), evaluation.attention))
-    })?;
-
-    let seeds = settings.seeds.len();
-    let rows = reported
-        .iter()
-        .enumerate()
-        .map(|(index, (contender, name))| {
-            let position = contenders.iter().position(|other| other == contender).unwrap_or_default();
-            Row {
-                name: name.clone(),
-                learning_rate: chosen[position].0,
-                validation: chosen[position].1.clone(),
-                test: tested[index * seeds..(index + 1) * seeds].iter().map(|(test, _)| *test).collect(),
-            }
-        })
-        .collect();
-    let attention: Vec<&Vec<f64>> =
-        tested[2 * seeds..3 * seeds].iter().flat_map(|(_, attention)| attention).collect();
+    let workers = Workers::new(model, settings.workers)?;
+    let comparison = Comparison { settings, workers, out };
+    let names = SOURCES.map(|task| task.name);
+    let source_validation = settings.sources.train(&workers, &names, out, progress)?;
+    let few_shot = comparison.few_shot(progress)?;
+    let questions = comparison.questions(&THREE_QUESTIONS, progress)?;
     Ok(Report {
         settings: settings.clone(),
-        sources: SOURCES.iter().map(|task| task.name.to_owned()).collect(),
+        sources: names.map(str::to_owned).to_vec(),
         source_validation,
-        transfer,
-        rows,
-        attention: mean_rows(&attention),
-        entropy: attention.iter().map(|row| entropy(row)).sum::<f64>() / attention.len().max(1) as f64,
-        run: attempt_folder(out, tests[2 * seeds]),
-        source_prompts: workers.source_paths(),
+        transfer: few_shot.transfer,
+        few_shot: few_shot.table,
+        attention: few_shot.attention,
+        run: few_shot.run,
+        questions: questions.0,
+        by_kind: questions.1,
+        source_prompts: source_paths(out, &names),
         model: model.to_owned(),
     })
 }
 
-struct Workers<'a> {
+struct Comparison<'a> {
     settings: &'a Settings,
-    model: &'a Path,
+    workers: Workers<'a>,
     out: &'a Path,
 }
 
-impl Workers<'_> {
-    /// Does all jobs, each worker one after the other, and gives their results in the jobs' order.
-    fn run<J: Sync, R: Send>(
-        &self,
-        jobs: &[J],
-        progress: &mut dyn Progress,
-        work: impl Fn(&Frozen<'_, Cpu>, &J, &mut Ticks) -> Result<R> + Sync,
-    ) -> Result<Vec<R>> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let workers = self.settings.workers.unwrap_or(cores).clamp(1, jobs.len().max(1));
-        let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<(usize, Result<R>)>> = Mutex::new(Vec::with_capacity(jobs.len()));
-        let finish = |index: usize, result: Result<R>| {
-            if result.is_err() {
-                next.store(jobs.len(), Ordering::Relaxed);
-            }
-            results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, result));
+/// What came of the first target.
+struct FewShot {
+    transfer: Vec<f64>,
+    table: Table,
+    attention: Vec<f64>,
+    run: PathBuf,
+}
+
+impl Comparison<'_> {
+    fn few_shot(&self, progress: &mut dyn Progress) -> Result<FewShot> {
+        let (settings, out) = (&self.settings.target, self.out);
+        let data = data_folder(out, TARGET.name);
+        TARGET.write(&data, settings.rows, self.settings.sources.seed)?;
+        let names = SOURCES.map(|task| task.name);
+        let sources = source_paths(out, &names);
+        let noise = |seed: u64| -> Vec<PathBuf> {
+            let folder = out.join("noise").join(seed.to_string());
+            names.iter().map(|name| folder.join(format!("{name}.safetensors"))).collect()
         };
-        std::thread::scope(|scope| {
-            let (sender, ticks) = channel();
-            for _ in 0..workers {
-                let mut monitor = Ticks(sender.clone());
-                let (next, finish, work) = (&next, &finish, &work);
-                scope.spawn(move || {
-                    let opened = Cpu::new(Some(1));
-                    let frozen = opened.as_ref().map(|backend| Frozen::load(backend, self.model));
-                    let frozen = match (&opened, frozen) {
-                        (Ok(_), Ok(Ok(frozen))) => frozen,
-                        (_, Ok(Err(error))) => return finish(0, Err(error)),
-                        _ => {
-                            let what = "one worker thread more";
-                            return finish(0, Err(Error::setting("--threads", "fewer", what, "")));
-                        }
-                    };
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(job) = jobs.get(index) else { break };
-                        finish(index, work(&frozen, job, &mut monitor));
-                    }
-                });
-            }
-            drop(sender);
-            ticks.iter().for_each(|()| progress.step());
-        });
-        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        results.sort_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, result)| result).collect()
-    }
-
-    fn config(&self, task: GeneratedTask) -> RunConfig {
-        RunConfig {
-            model: self.model.display().to_string(),
-            task: task.name.into(),
-            template: Some("{text}".into()),
-            labels: Some(task.labels.join(",")),
-            data: data_folder(self.out, task),
-            prompt_length: self.settings.prompt_length,
-            batch_size: self.settings.batch_size,
-            decoding: Decoding::Labels,
-            threads: Some(1),
-            ..RunConfig::default()
+        for &seed in &settings.seeds {
+            write_noise(&sources, &noise(seed), seed)?;
         }
-    }
-
-    fn source_config(&self, task: GeneratedTask) -> RunConfig {
-        RunConfig {
-            method: Method::PromptTuning,
-            steps: Some(self.settings.source_steps),
-            validate_every: Some((self.settings.source_steps / 3).max(1)),
-            learning_rate: self.settings.source_learning_rate,
-            seed: self.settings.data_seed,
-            ..self.config(task)
-        }
-    }
-
-    fn target_config(&self, job: Job) -> RunConfig {
-        let settings = self.settings;
-        let config = RunConfig {
+        let base = |place: &Place, rate: f64| RunConfig {
             steps: Some(settings.steps),
             validate_every: Some(settings.validate_every),
-            few_shot: Some(settings.shots),
+            few_shot: Some(self.settings.shots),
             class_balanced: true,
-            learning_rate: job.rate,
-            scorer_learning_rate: Some(job.rate / 3.0),
-            temperature: settings.temperature,
-            seed: job.seed,
-            ..self.config(TARGET)
+            learning_rate: rate,
+            seed: place.seed,
+            ..self.settings.sources.run(self.workers.model(), TARGET.name, TARGET.labels, data.clone())
         };
-        match job.contender {
-            Contender::PromptTuning => RunConfig { method: Method::PromptTuning, ..config },
-            Contender::Spot(source) => RunConfig {
-                method: Method::Spot,
-                sources: vec![self.source_paths().swap_remove(source)],
-                ..config
-            },
-            Contender::Attempt => RunConfig { sources: self.source_paths(), ..config },
-            Contender::EqualWeights => {
-                RunConfig { sources: self.source_paths(), scorer: Scorer::Uniform, ..config }
-            }
-            Contender::AttemptOfNoise => RunConfig { sources: self.noise_paths(job.seed), ..config },
+        let places = places(&settings.seeds);
+        let mut grid = Grid::new(self.workers, &places);
+        let runs = out.join("runs");
+        let spot = |source: usize| format!("SPoT from {}", names[source]);
+        let as_is = |source: usize| format!("{} as it is", names[source]);
+        let mut untrained = Vec::new();
+        let mut trained = vec![
+            prompt_tuning(&settings.learning_rates, &base),
+            attempt(&settings.learning_rates, &base, &sources),
+        ];
+        for (source, path) in sources.iter().enumerate() {
+            let start = |place: &Place, rate: f64| from_source(base(place, rate), path);
+            untrained.push(Entry::new(as_is(source), &[], start));
+            trained.push(Entry::new(spot(source), &settings.learning_rates, start));
         }
-    }
-
-    fn source_paths(&self) -> Vec<PathBuf> {
-        SOURCES.iter().map(|task| source_folder(self.out, *task).join("prompt.safetensors")).collect()
-    }
-
-    fn noise_paths(&self, seed: u64) -> Vec<PathBuf> {
-        let folder = self.out.join("noise").join(seed.to_string());
-        SOURCES.iter().map(|task| folder.join(format!("{}.safetensors", task.name))).collect()
-    }
-
-    /// For each source prompt one of noise, each row with the norm of the source's.
-    fn write_noise(&self, seed: u64) -> Result<()> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let folder = self.out.join("noise").join(seed.to_string());
-        std::fs::create_dir_all(&folder).map_err(|source| Error::file("create", &folder, source))?;
-        for (source, path) in self.source_paths().iter().zip(self.noise_paths(seed)) {
-            let source = Prompt::load(source)?;
-            let noise = Prompt::new(
-                source.name(),
-                noise_like(&source, &mut random),
-                source.length(),
-                source.width(),
-                PromptMetadata {
-                    model_sha256: source.metadata().model_sha256.clone(),
-                    ..PromptMetadata::default()
-                },
-            )?;
-            noise.save(&path)?;
+        trained.push(Entry::new(NOISE, &settings.learning_rates, |place, rate| RunConfig {
+            sources: noise(place.seed),
+            ..base(place, rate)
+        }));
+        if self.settings.fixed_mixtures {
+            trained.extend(fixed_mixtures(&settings.learning_rates, &base, &sources));
         }
-        Ok(())
-    }
-}
+        grid.train("sources as they are", &runs, untrained, progress)?;
+        grid.train("few-shot target", &runs, trained, progress)?;
 
-fn noise_like(source: &Prompt, random: &mut ChaCha8Rng) -> Vec<f32> {
-    let norm = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>().sqrt();
-    let mut values = Vec::with_capacity(source.values().len());
-    for row in source.values().chunks_exact(source.width()) {
-        let row: Vec<f64> = row.iter().map(|&value| f64::from(value)).collect();
-        let noise: Vec<f64> = row.iter().map(|_| normal(random)).collect();
-        let scale = norm(&row) / norm(&noise);
-        values.extend(noise.iter().map(|value| (value * scale) as f32));
-    }
-    values
-}
-
-/// Passes a worker's steps on.
-struct Ticks(Sender<()>);
-
-impl Ticks {
-    fn done(&mut self) {
-        // Whoever listened may be gone; the work goes on all the same.
-        let _ = self.0.send(());
-    }
-}
-
-impl Monitor for Ticks {
-    fn step(&mut self, _: &StepRecord) {
-        self.done();
-    }
-    fn validating(&mut self, _: usize, _: usize) {}
-    fn validated(&mut self, _: &ValidationRecord) {}
-    fn note(&mut self, _: &str) {}
-}
-
-fn data_folder(out: &Path, task: GeneratedTask) -> PathBuf {
-    out.join("data").join(task.name)
-}
-
-fn source_folder(out: &Path, task: GeneratedTask) -> PathBuf {
-    out.join("sources").join(task.name)
-}
-
-fn attempt_folder(out: &Path, job: Job) -> PathBuf {
-    out.join("runs").join(format!("attempt-rate-{}-seed-{}", job.rate, job.seed))
-}
-
-/// The rate with the best mean validation, the first of equals, and that validation by seed.
-fn choose_rate(
-    settings: &Settings,
-    contender: Contender,
-    jobs: &[Job],
-    trained: &[Trained],
-) -> (f64, Vec<f64>) {
-    let by_rate: Vec<Vec<f64>> = settings
-        .learning_rates
-        .iter()
-        .map(|&rate| {
-            let own = |job: &Job| job.contender == contender && job.rate == rate;
-            jobs.iter()
-                .zip(trained)
-                .filter(|(job, _)| own(job))
-                .map(|(_, trained)| trained.validation)
-                .collect()
+        let means = |name: &dyn Fn(usize) -> String| -> Vec<f64> {
+            (0..names.len()).map(|source| mean(&grid.validation(&name(source)))).collect()
+        };
+        let transfer = means(&as_is);
+        let closest = first_best(&transfer);
+        let best_spot = first_best(&means(&spot));
+        let mut reported =
+            vec![PROMPT_TUNING.to_owned(), as_is(closest), spot(closest), ATTEMPT.to_owned(), NOISE.into()];
+        if best_spot != closest {
+            reported.push(spot(best_spot));
+        }
+        if self.settings.fixed_mixtures {
+            reported.extend([UNIFORM.to_owned(), CONSTANT.to_owned()]);
+        }
+        let tested = grid.test("few-shot target: test rows", &reported, progress)?;
+        let mut table = Table { rows: tested.iter().map(Row::from).collect() };
+        if let Some(row) =
+            table.rows.iter_mut().find(|row| row.name == spot(best_spot) && best_spot != closest)
+        {
+            row.name = format!("control: SPoT, best of six sources ({})", names[best_spot]);
+        }
+        let attention = tested.iter().find(|tested| tested.name == ATTEMPT);
+        let rows: Vec<&Vec<f64>> =
+            attention.iter().flat_map(|tested| tested.attention.iter().flatten()).collect();
+        Ok(FewShot {
+            transfer,
+            table,
+            attention: (0..=names.len())
+                .map(|prompt| rows.iter().map(|row| row[prompt]).sum::<f64>() / rows.len().max(1) as f64)
+                .collect(),
+            run: grid.choose(ATTEMPT)[0].folder.clone(),
         })
-        .collect();
-    let means: Vec<f64> = by_rate.iter().map(|validation| mean(validation)).collect();
-    let best = first_best(&means);
-    (settings.learning_rates[best], by_rate[best].clone())
+    }
+
+    fn questions(
+        &self,
+        task: &QuestionsTask,
+        progress: &mut dyn Progress,
+    ) -> Result<(Table, AttentionByKind)> {
+        let (settings, out) = (&self.settings.questions, self.out);
+        let data = data_folder(out, task.name);
+        task.write(&data, settings.rows, self.settings.sources.seed, Subject::OfKind)?;
+        let sources = source_paths(out, task.sources);
+        let base = |place: &Place, rate: f64| RunConfig {
+            steps: Some(settings.steps),
+            validate_every: Some(settings.validate_every),
+            learning_rate: rate,
+            seed: place.seed,
+            ..self.settings.sources.run(self.workers.model(), task.name, task.labels, data.clone())
+        };
+        let places = places(&settings.seeds);
+        let mut grid = Grid::new(self.workers, &places);
+        let runs = out.join("runs").join(task.name);
+        let as_is = |source: usize| format!("{} as it is", task.sources[source]);
+        let untrained = sources.iter().enumerate().map(|(source, path)| {
+            Entry::new(as_is(source), &[], |place, rate| from_source(base(place, rate), path))
+        });
+        grid.train("sources as they are", &runs, untrained.collect(), progress)?;
+        let transfer: Vec<f64> =
+            (0..sources.len()).map(|source| mean(&grid.validation(&as_is(source)))).collect();
+        let closest = first_best(&transfer);
+        let spot = format!("SPoT from {}", task.sources[closest]);
+        let rates = &settings.learning_rates;
+        let (start, base) = (sources[closest].clone(), &base);
+        let mut trained = vec![
+            prompt_tuning(rates, base),
+            Entry::new(&spot, rates, move |place, rate| from_source(base(place, rate), &start)),
+            attempt(rates, base, &sources),
+        ];
+        let [uniform, constant] = fixed_mixtures(rates, base, &sources);
+        trained.push(constant);
+        let mut reported = vec![
+            PROMPT_TUNING.to_owned(),
+            as_is(closest),
+            spot.clone(),
+            ATTEMPT.to_owned(),
+            CONSTANT.to_owned(),
+        ];
+        if self.settings.fixed_mixtures {
+            trained.push(uniform);
+            reported.push(UNIFORM.to_owned());
+        }
+        grid.train("target of three questions", &runs, trained, progress)?;
+        let tested = grid.test("target of three questions: test rows", &reported, progress)?;
+        let table = Table { rows: tested.iter().map(Row::from).collect() };
+        let attention = tested.iter().find(|tested| tested.name == ATTEMPT);
+        let by_kind = AttentionByKind::new(
+            task.prompts(),
+            task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
+            attention.map_or(&[][..], |tested| &tested.attention),
+        );
+        Ok((table, by_kind))
+    }
 }
 
-/// The index of the largest, the first of equals; numbers that are none lose.
-fn first_best(values: &[f64]) -> usize {
-    (1..values.len()).fold(0, |best, other| {
-        if values[other] > values[best] || values[best].is_nan() { other } else { best }
+pub(super) const PROMPT_TUNING: &str = "prompt tuning";
+pub(super) const UNIFORM: &str = "control: equal weights";
+pub(super) const CONSTANT: &str = "control: constant weights";
+const NOISE: &str = "control: ATTEMPT, random sources";
+
+fn places(seeds: &[u64]) -> Vec<Place> {
+    seeds.iter().map(|&seed| Place::new(format!("seed-{seed}"), 0, seed)).collect()
+}
+
+/// Learns a prompt from `path`, or judges it as it is.
+pub(super) fn from_source(config: RunConfig, path: &Path) -> RunConfig {
+    RunConfig { method: Method::Spot, sources: vec![path.to_owned()], ..config }
+}
+
+pub(super) fn prompt_tuning<'a>(
+    rates: &[f64],
+    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
+) -> Entry<'a> {
+    Entry::new(PROMPT_TUNING, rates, |place, rate| RunConfig {
+        method: Method::PromptTuning,
+        ..base(place, rate)
     })
 }
 
-pub(super) fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+pub(super) fn attempt<'a>(
+    rates: &[f64],
+    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
+    sources: &'a [PathBuf],
+) -> Entry<'a> {
+    Entry::new(ATTEMPT, rates, |place, rate| RunConfig { sources: sources.to_vec(), ..base(place, rate) })
 }
 
-fn mean_rows(rows: &[&Vec<f64>]) -> Vec<f64> {
-    let mut mean = vec![0.0; rows.first().map_or(0, |row| row.len())];
-    for row in rows {
-        for (mean, value) in mean.iter_mut().zip(row.iter()) {
-            *mean += value / rows.len() as f64;
-        }
-    }
-    mean
-}
-
-fn entropy(weights: &[f64]) -> f64 {
-    -weights.iter().filter(|&&weight| weight > 0.0).map(|weight| weight * weight.ln()).sum::<f64>()
+/// ATTEMPT without attention: weights of 1/(S+1), and learnt ones that no input moves.
+pub(super) fn fixed_mixtures<'a>(
+    rates: &[f64],
+    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
+    sources: &'a [PathBuf],
+) -> [Entry<'a>; 2] {
+    [(UNIFORM, Scorer::Uniform), (CONSTANT, Scorer::Constant)].map(|(name, scorer)| {
+        Entry::new(name, rates, move |place, rate| RunConfig {
+            scorer,
+            sources: sources.to_vec(),
+            ..base(place, rate)
+        })
+    })
 }

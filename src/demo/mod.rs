@@ -29,13 +29,19 @@ mod compare;
 mod generate;
 mod questions;
 mod report;
+mod sources;
 mod study;
+mod table;
 pub mod words;
 
 #[cfg(feature = "cli")]
 pub use bundled::write_model;
-pub use compare::{Progress, Settings, compare};
+pub use compare::{Settings, TargetSettings, compare};
 pub use generate::{Generated, GeneratedTask, Rows, SOURCES, TARGET};
 pub use questions::{Kind, QuestionsRow, QuestionsTask, Subject, THREE_QUESTIONS, TWO_QUESTIONS};
-pub use report::{Report, Row};
-pub use study::StudySettings;
+pub use report::Report;
+
+pub use crate::experiment::Progress;
+pub use sources::SourceSettings;
+pub use study::{Routing, StudyReport, StudySettings, study};
+pub use table::{AttentionByKind, Row, Table};

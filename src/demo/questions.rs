@@ -27,6 +27,13 @@ pub struct Kind {
     answer: fn(Said) -> usize,
 }
 
+impl Kind {
+    /// The related sources that are among `sources`.
+    pub(super) fn related_among(&self, sources: &[&'static str]) -> Vec<&'static str> {
+        self.related.iter().copied().filter(|name| sources.contains(name)).collect()
+    }
+}
+
 /// What a sentence says, whatever it is about: drawn evenly and independently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Said {
@@ -127,6 +134,11 @@ pub struct QuestionsRow {
 }
 
 impl QuestionsTask {
+    /// What the weights of a mixture of its sources belong to, in their order.
+    pub(super) fn prompts(&self) -> Vec<String> {
+        self.sources.iter().copied().chain(["target"]).map(str::to_owned).collect()
+    }
+
     /// The rows of `seed`, the same on every machine: train, validation, test. Kinds take turns, and so do labels within a
     /// kind; no text occurs twice.
     ///
@@ -170,7 +182,16 @@ impl QuestionsTask {
     /// # Errors
     /// As [`generate`](Self::generate), and if a file cannot be written.
     pub fn write(&self, folder: &Path, rows: Rows, seed: u64, subject: Subject) -> Result<()> {
-        let splits = self.generate(rows, seed, subject)?;
+        self.write_rows(folder, self.generate(rows, seed, subject)?)
+    }
+
+    /// As [`write`](Self::write), the rows of one kind alone.
+    pub(super) fn write_kind(&self, folder: &Path, rows: Rows, seed: u64, kind: usize) -> Result<()> {
+        let splits = self.generate(rows, seed, Subject::OfKind)?;
+        self.write_rows(folder, splits.map(|rows| rows.into_iter().filter(|row| row.kind == kind).collect()))
+    }
+
+    fn write_rows(&self, folder: &Path, splits: [Vec<QuestionsRow>; 3]) -> Result<()> {
         let json = splits.map(|rows| {
             let row = |row: &QuestionsRow| {
                 serde_json::json!({ "text": row.text, "label": row.label, "kind": self.kinds[row.kind].name })

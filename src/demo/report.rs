@@ -3,25 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::compare::{Settings, mean};
+use super::compare::{Settings, TargetSettings};
 use super::generate::TARGET;
-
-/// The place of ATTEMPT among the rows.
-const ATTEMPT: usize = 2;
-
-/// One method of the table.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Row {
-    /// The method and what it starts from.
-    pub name: String,
-    /// The learning rate with the best mean validation.
-    pub learning_rate: f64,
-    /// Validation accuracy, a seed each.
-    pub validation: Vec<f64>,
-    /// Test accuracy, a seed each.
-    pub test: Vec<f64>,
-}
+use super::questions::THREE_QUESTIONS;
+use super::table::{AttentionByKind, Table};
 
 /// What a comparison found.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,15 +18,17 @@ pub struct Report {
     pub sources: Vec<String>,
     /// Each source prompt's validation accuracy on its own task.
     pub source_validation: Vec<f64>,
-    /// Each source prompt's validation accuracy on the target, as it is.
+    /// Each source prompt's validation accuracy on the few-shot target, as it is.
     pub transfer: Vec<f64>,
-    /// Prompt tuning, SPoT, ATTEMPT, and the controls.
-    pub rows: Vec<Row>,
-    /// ATTEMPT's mean weight of each source, and of the target prompt behind them, on the test rows of all seeds.
+    /// The methods on the few-shot target.
+    pub few_shot: Table,
+    /// ATTEMPT's mean weight of each source, and of the target prompt behind them, on the few-shot target's test rows.
     pub attention: Vec<f64>,
-    /// Mean of the entropy of its weights, in nats.
-    pub entropy: f64,
-    /// The folder of ATTEMPT's run with the first seed.
+    /// The methods on the target whose rows ask different questions.
+    pub questions: Table,
+    /// ATTEMPT's mixture of each of its kinds of row.
+    pub by_kind: AttentionByKind,
+    /// The folder of ATTEMPT's run with the first seed on the few-shot target.
     pub run: PathBuf,
     /// The source prompts' files.
     pub source_prompts: Vec<PathBuf>,
@@ -49,11 +36,18 @@ pub struct Report {
     pub model: PathBuf,
 }
 
-/// Mean and sample deviation.
-fn spread(values: &[f64]) -> (f64, f64) {
-    let mean = mean(values);
-    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    (mean, (squares / (values.len() as f64 - 1.0).max(1.0)).sqrt())
+/// The conditions of a table, for people.
+fn conditions(formatter: &mut fmt::Formatter<'_>, settings: &TargetSettings, rows: &str) -> fmt::Result {
+    writeln!(
+        formatter,
+        "{rows}, {} steps, best of rates {:?} by {} validation rows;\n\
+         accuracy on {} test rows, mean ± standard deviation of {} seeds\n",
+        settings.steps,
+        settings.learning_rates,
+        settings.rows.validation,
+        settings.rows.test,
+        settings.seeds.len()
+    )
 }
 
 impl fmt::Display for Report {
@@ -61,61 +55,35 @@ impl fmt::Display for Report {
         let settings = &self.settings;
         writeln!(
             formatter,
-            "source prompts: validation accuracy on their own task, and on the target as they are"
+            "source prompts: validation accuracy on their own task, and on the first target as they are"
         )?;
         for (index, name) in self.sources.iter().enumerate() {
             let (own, target) = (self.source_validation[index], self.transfer[index]);
             writeln!(formatter, "  {name:<12} {own:.3}   {target:.3}")?;
         }
-        writeln!(
-            formatter,
-            "\ntarget `{}` ({}):\n{} rows a class, {} steps, best of rates {:?} by {} validation rows;\n\
-             accuracy on {} test rows, mean ± deviation of {} seeds\n",
-            TARGET.name,
-            TARGET.question,
-            settings.shots,
-            settings.steps,
-            settings.learning_rates,
-            settings.target_rows.validation,
-            settings.target_rows.test,
-            settings.seeds.len()
-        )?;
-        let heads = ["method", "rate", "validation", "test", "ATTEMPT is ahead by"];
-        writeln!(
-            formatter,
-            "{:<46} {:>5}  {:<10}  {:<15}  {}",
-            heads[0], heads[1], heads[2], heads[3], heads[4]
-        )?;
-        let attempt = self.rows.get(ATTEMPT).map_or(&[][..], |row| &row.test);
-        for (index, row) in self.rows.iter().enumerate() {
-            let (test, deviation) = spread(&row.test);
-            write!(
-                formatter,
-                "{:<46} {:>5}  {:<10.3}  {test:.3} ± {deviation:.3}  ",
-                row.name,
-                row.learning_rate,
-                mean(&row.validation)
-            )?;
-            if index == ATTEMPT {
-                writeln!(formatter, "  -")?;
-                continue;
-            }
-            let ahead: Vec<f64> =
-                attempt.iter().zip(&row.test).map(|(attempt, other)| attempt - other).collect();
-            let (ahead, deviation) = spread(&ahead);
-            writeln!(formatter, "  {ahead:+.3} ± {deviation:.3}")?;
-        }
-        writeln!(formatter, "\nATTEMPT's mean attention on the test rows")?;
+        writeln!(formatter, "\ntarget `{}`, one question: {}", TARGET.name, TARGET.question)?;
+        conditions(formatter, &settings.target, &format!("{} rows a class", settings.shots))?;
+        self.few_shot.fmt(formatter)?;
+        writeln!(formatter, "\nATTEMPT's mean attention on its test rows")?;
         let names = self.sources.iter().map(String::as_str).chain(["the target prompt"]);
         for (name, weight) in names.zip(&self.attention) {
             writeln!(formatter, "  {name:<18} {weight:.4}")?;
         }
-        writeln!(
-            formatter,
-            "  its entropy is {:.3}; equal weights would have {:.3}",
-            self.entropy,
-            (self.attention.len() as f64).ln()
-        )
+        let questions = THREE_QUESTIONS;
+        writeln!(formatter, "\ntarget `{}`, whose rows ask different questions", questions.name)?;
+        for kind in questions.kinds {
+            writeln!(
+                formatter,
+                "  {:<12} {}, as {} asks",
+                kind.name,
+                kind.question,
+                kind.related.join(" or ")
+            )?;
+        }
+        conditions(formatter, &settings.questions, &format!("{} rows", settings.questions.rows.train))?;
+        self.questions.fmt(formatter)?;
+        writeln!(formatter, "\nATTEMPT's mean attention by kind of row, on its test rows\n")?;
+        self.by_kind.fmt(formatter)
     }
 }
 
@@ -129,7 +97,7 @@ impl Report {
              --data YOUR-FOLDER --method attempt --prompt-length {} --decoding labels --out my-run \\\n    \
              --sources {}",
             self.model.display(),
-            self.settings.prompt_length,
+            self.settings.sources.prompt_length,
             sources.join(",")
         )
     }

@@ -3,8 +3,27 @@
 //! Everything that could be tuned to a result is fixed here: the generator and its seeds, rows, steps, and how many rates each
 //! method may choose from on validation rows.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::compare::{CONSTANT, PROMPT_TUNING, UNIFORM, attempt, fixed_mixtures, from_source, prompt_tuning};
 use super::generate::Rows;
-use super::questions::{QuestionsTask, TWO_QUESTIONS};
+use super::questions::{QuestionsTask, Subject, TWO_QUESTIONS};
+use super::sources::{SourceSettings, data_folder, source_paths};
+use super::table::{ATTEMPT, AttentionByKind, Row, Table};
+use crate::backend::Scorer;
+use crate::config::{Method, RunConfig};
+use crate::data::Split;
+use crate::error::Result;
+use crate::experiment::{Entry, Grid, Paired, Place, Progress, Tested, Workers, first_best, mean};
+use crate::train::Trainer;
+
+const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
+const SPOT_SUM: &str = "SPoT from the weighted sum";
+const SPOT_BEST: &str = "SPoT from the best source";
+const AS_IS: &str = "the best source as it is";
+const SHUFFLED: &str = "subjects shuffled between rows";
 
 /// What the study does.
 #[derive(Clone, Debug)]
@@ -12,6 +31,8 @@ use super::questions::{QuestionsTask, TWO_QUESTIONS};
 pub struct StudySettings {
     /// The target.
     pub target: QuestionsTask,
+    /// How the source prompts are learnt.
+    pub sources: SourceSettings,
     /// Seeds of the generator: each gives a data set of its own.
     pub data_seeds: Vec<u64>,
     /// Seeds of initialisation, order and dropout: one training of each method, rate and data set a seed.
@@ -24,10 +45,6 @@ pub struct StudySettings {
     pub validate_every: u64,
     /// Learning rates of the prompt that every method tries.
     pub learning_rates: Vec<f64>,
-    /// M.
-    pub prompt_length: usize,
-    /// Examples a batch.
-    pub batch_size: usize,
     /// Trainings at a time; one a core for `None`.
     pub workers: Option<usize>,
 }
@@ -36,15 +53,394 @@ impl Default for StudySettings {
     fn default() -> Self {
         Self {
             target: TWO_QUESTIONS,
+            sources: SourceSettings::default(),
             data_seeds: vec![1, 2, 3],
             seeds: vec![1, 2, 3, 4, 5],
             rows: Rows { train: 240, validation: 120, test: 400 },
             steps: 300,
             validate_every: 50,
             learning_rates: vec![0.3, 1.0],
-            prompt_length: 10,
-            batch_size: 16,
             workers: None,
         }
+    }
+}
+
+/// What the study found.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct StudyReport {
+    /// The methods.
+    pub table: Table,
+    /// What could be reached: the related source as it is for each kind of row, by an oracle, and a prompt for each kind.
+    pub bounds: Vec<(String, Vec<f64>)>,
+    /// ATTEMPT's mean mixture of each kind of row.
+    pub by_kind: AttentionByKind,
+    /// How each of ATTEMPT's runs routed its test rows.
+    pub routing: Vec<Routing>,
+    /// What is left of ATTEMPT's lead over constant weights where it should fall, and both methods' test accuracy.
+    pub controls: Vec<(String, Vec<f64>, Vec<f64>)>,
+}
+
+/// Which source one run used for each kind of row.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Routing {
+    /// The run's place.
+    pub place: String,
+    /// The source that is the largest most often, a kind each; the target prompt is not counted.
+    pub modes: Vec<String>,
+    /// The share of the kind's rows for which it is.
+    pub holds: Vec<f64>,
+    /// Whether it is a source that asks the kind's question.
+    pub related: Vec<bool>,
+    /// The largest difference between kinds in the mean weight of a source.
+    pub difference: f64,
+}
+
+impl Routing {
+    /// Whether kinds have different modes, all related, each on 90 % of its rows, and the mixture is not constant.
+    pub fn is_right(&self) -> bool {
+        let differ = (1..self.modes.len()).all(|kind| !self.modes[..kind].contains(&self.modes[kind]));
+        differ
+            && self.related.iter().all(|related| *related)
+            && self.holds.iter().all(|share| *share >= 0.9)
+            && self.difference > 0.05
+    }
+}
+
+/// Runs the study in the folder `out` with the T5 in `model`, or goes on with one that was interrupted there.
+///
+/// # Errors
+/// If `out` holds a study of other settings or cannot be written, and those of training.
+pub fn study(
+    settings: &StudySettings,
+    model: &Path,
+    out: &Path,
+    progress: &mut dyn Progress,
+) -> Result<StudyReport> {
+    let workers = Workers::new(model, settings.workers)?;
+    settings.sources.train(&workers, settings.target.sources, out, progress)?;
+    let places: Vec<Place> = (0..settings.data_seeds.len())
+        .flat_map(|data| settings.seeds.iter().map(move |&seed| (data, seed)))
+        .map(|(data, seed)| Place::new(format!("data-{}-seed-{seed}", settings.data_seeds[data]), data, seed))
+        .collect();
+    Study { settings, workers, out, places, sources: source_paths(out, settings.target.sources) }
+        .run(progress)
+}
+
+struct Study<'a> {
+    settings: &'a StudySettings,
+    workers: Workers<'a>,
+    out: &'a Path,
+    places: Vec<Place>,
+    sources: Vec<PathBuf>,
+}
+
+impl Study<'_> {
+    fn run(&self, progress: &mut dyn Progress) -> Result<StudyReport> {
+        let (settings, task) = (self.settings, &self.settings.target);
+        let rates = &settings.learning_rates;
+        for (data, &seed) in settings.data_seeds.iter().enumerate() {
+            task.write(&self.data(data, ""), settings.rows, seed, Subject::OfKind)?;
+            task.write(&self.data(data, "-shuffled"), settings.rows, seed, Subject::Shuffled)?;
+            for kind in 0..task.kinds.len() {
+                task.write_kind(&self.data(data, &format!("-kind-{kind}")), settings.rows, seed, kind)?;
+            }
+        }
+        let base = |place: &Place, rate: f64| self.config(place, rate, "");
+        let runs = self.out.join("runs");
+
+        // Validation rows say which source serves each data set best, and which each kind of row.
+        let by_source = self.validate_sources(progress)?;
+        let best: Vec<usize> = by_source
+            .iter()
+            .map(|sources| first_best(&sources.iter().map(|kinds| mean(kinds)).collect::<Vec<_>>()))
+            .collect();
+        let of_kind = |data: usize, kind: usize| {
+            first_best(&by_source[data].iter().map(|kinds| kinds[kind]).collect::<Vec<_>>())
+        };
+
+        let start =
+            |place: &Place, rate: f64| from_source(base(place, rate), &self.sources[best[place.data]]);
+        let many = self.as_many_rows();
+        let mut grid = Grid::new(self.workers, &self.places);
+        let mut entries = vec![
+            attempt(rates, &base, &self.sources),
+            prompt_tuning(rates, &base),
+            Entry::new(SPOT_BEST, rates, start),
+            Entry::new(AS_IS, &[], start),
+            Entry::new(MANY_NUMBERS, rates, |place, rate| RunConfig {
+                method: Method::PromptTuning,
+                prompt_length: many,
+                ..base(place, rate)
+            }),
+        ];
+        entries.extend(fixed_mixtures(rates, &base, &self.sources));
+        grid.train("methods", &runs, entries, progress)?;
+
+        // The weights of the sum are the sources' similarity to the prompt that prompt tuning learnt in the same place.
+        let embeddings: BTreeMap<String, PathBuf> = grid
+            .choose(PROMPT_TUNING)
+            .into_iter()
+            .map(|cell| (self.places[cell.place].name.clone(), cell.folder.join("prompt.safetensors")))
+            .collect();
+        let base = &base;
+        let sum = Entry::new(SPOT_SUM, rates, move |place, rate| RunConfig {
+            method: Method::Spot,
+            sources: self.sources.clone(),
+            initial_prompt: embeddings.get(&place.name).cloned(),
+            ..base(place, rate)
+        });
+        let rate = grid.choose(ATTEMPT).first().and_then(|cell| cell.rate);
+        let rate = [rate.unwrap_or(rates[0])];
+        let mut entries = vec![sum];
+        for kind in 0..task.kinds.len() {
+            entries.push(Entry::new(prompt_of_kind(kind), rates, move |place, rate| {
+                let config = self.config(place, rate, &format!("-kind-{kind}"));
+                from_source(config, &self.sources[of_kind(place.data, kind)])
+            }));
+        }
+        let mut controls = vec![(SHUFFLED.to_owned(), self.sources.clone())];
+        for kind in task.kinds {
+            let without = task.sources.iter().zip(&self.sources);
+            let without = without.filter(|(name, _)| !kind.related.contains(name));
+            let sources = without.map(|(_, path)| path.clone()).collect();
+            controls.push((format!("without {}", kind.related_among(task.sources).join(" and ")), sources));
+        }
+        for (name, sources) in &controls {
+            let variant = if name == SHUFFLED { "-shuffled" } else { "" };
+            for (method, scorer) in [(ATTEMPT, Scorer::Bottleneck), (CONSTANT, Scorer::Constant)] {
+                let sources = sources.clone();
+                entries.push(Entry::new(format!("{name}: {method}"), &rate, move |place, rate| RunConfig {
+                    scorer,
+                    sources: sources.clone(),
+                    ..self.config(place, rate, variant)
+                }));
+            }
+        }
+        grid.train("the weighted sum, bounds and controls", &runs, entries, progress)?;
+
+        // Every choice is made: now the test rows.
+        let methods = [ATTEMPT, CONSTANT, UNIFORM, PROMPT_TUNING, MANY_NUMBERS, SPOT_BEST, SPOT_SUM, AS_IS]
+            .map(str::to_owned);
+        let tested = grid.test("test rows of methods", &methods, progress)?;
+        let kinds: Vec<String> = (0..task.kinds.len()).map(prompt_of_kind).collect();
+        let of_kinds = grid.test("test rows of a prompt a kind", &kinds, progress)?;
+        let names: Vec<String> = controls
+            .iter()
+            .flat_map(|(name, _)| [ATTEMPT, CONSTANT].map(|method| format!("{name}: {method}")))
+            .collect();
+        let controlled = grid.test("test rows of controls", &names, progress)?;
+        let oracle = self.test_oracle(&of_kind, progress)?;
+
+        let attempt = &tested[0];
+        Ok(StudyReport {
+            table: Table { rows: tested.iter().map(Row::from).collect() },
+            bounds: vec![
+                ("routing by an oracle, sources as they are".into(), oracle),
+                ("a prompt a kind, from its source".into(), average(&of_kinds)),
+            ],
+            by_kind: AttentionByKind::new(
+                task.prompts(),
+                task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
+                &attempt.attention,
+            ),
+            routing: self
+                .places
+                .iter()
+                .zip(&attempt.attention)
+                .map(|(place, rows)| routing(task, &place.name, rows))
+                .collect(),
+            controls: controls
+                .into_iter()
+                .zip(controlled.chunks_exact(2))
+                .map(|((name, _), pair)| (name, pair[0].test.clone(), pair[1].test.clone()))
+                .collect(),
+        })
+    }
+
+    fn data(&self, data: usize, variant: &str) -> PathBuf {
+        let seed = self.settings.data_seeds[data];
+        data_folder(self.out, &format!("{}-{seed}{variant}", self.settings.target.name))
+    }
+
+    fn config(&self, place: &Place, rate: f64, variant: &str) -> RunConfig {
+        let (settings, task) = (self.settings, &self.settings.target);
+        let data = self.data(place.data, variant);
+        RunConfig {
+            steps: Some(settings.steps),
+            validate_every: Some(settings.validate_every),
+            learning_rate: rate,
+            seed: place.seed,
+            ..settings.sources.run(self.workers.model(), task.name, task.labels, data)
+        }
+    }
+
+    /// Prompt rows that come to at least as many numbers as ATTEMPT trains.
+    fn as_many_rows(&self) -> usize {
+        let config = RunConfig::default();
+        let length = self.settings.sources.prompt_length;
+        // M·D + 2·Q·D + 2·D over D.
+        length + 2 * config.rank + 2
+    }
+
+    /// The accuracy of each source as it is on each kind of each data set's validation rows: data set, source, kind.
+    fn validate_sources(&self, progress: &mut dyn Progress) -> Result<Vec<Vec<Vec<f64>>>> {
+        let jobs: Vec<(usize, usize)> = (0..self.settings.data_seeds.len())
+            .flat_map(|data| (0..self.sources.len()).map(move |source| (data, source)))
+            .collect();
+        let accuracies = self.judge_sources("sources as they are", &jobs, Split::Validation, progress)?;
+        Ok(accuracies.chunks(self.sources.len()).map(<[_]>::to_vec).collect())
+    }
+
+    /// The accuracy of an oracle that answers each kind of test row with the source that is best on its validation rows, a
+    /// place each.
+    fn test_oracle(
+        &self,
+        of_kind: &(impl Fn(usize, usize) -> usize + Sync),
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f64>> {
+        let (kinds, sets) = (self.settings.target.kinds.len(), self.settings.data_seeds.len());
+        let jobs: Vec<(usize, usize)> =
+            (0..sets).flat_map(|data| (0..kinds).map(move |kind| (data, of_kind(data, kind)))).collect();
+        let accuracies = self.judge_sources("test rows of the oracle", &jobs, Split::Test, progress)?;
+        let of_set = |data: usize| {
+            mean(&(0..kinds).map(|kind| accuracies[data * kinds + kind][kind]).collect::<Vec<_>>())
+        };
+        Ok(self.places.iter().map(|place| of_set(place.data)).collect())
+    }
+
+    /// The accuracy on each kind of rows of sources as they are.
+    fn judge_sources(
+        &self,
+        what: &'static str,
+        jobs: &[(usize, usize)],
+        split: Split,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Vec<f64>>> {
+        let (settings, task) = (self.settings, &self.settings.target);
+        progress.begin(what, jobs.len() as u64);
+        self.workers.run(jobs, progress, |frozen, &(data, source), ticks| {
+            let place = Place::new("", data, settings.seeds[0]);
+            let config = from_source(self.config(&place, 0.0, ""), &self.sources[source]);
+            let trainer = Trainer::new(frozen, &config, ticks)?;
+            let evaluation = trainer.evaluate(split, Some(&trainer.parameters()), &mut |_| {})?;
+            ticks.done();
+            let rows = task.generate(settings.rows, settings.data_seeds[data], Subject::OfKind)?;
+            let rows = &rows[if split == Split::Test { 2 } else { 1 }];
+            let accuracy = |kind: usize| {
+                let own = rows.iter().zip(&evaluation.answers).filter(|(row, _)| row.kind == kind);
+                let right = own.map(|(row, answer)| f64::from(u8::from(answer == task.labels[row.label])));
+                mean(&right.collect::<Vec<_>>())
+            };
+            Ok((0..task.kinds.len()).map(accuracy).collect())
+        })
+    }
+}
+
+fn prompt_of_kind(kind: usize) -> String {
+    format!("a prompt for kind {kind}")
+}
+
+/// The mean over entries, place by place.
+fn average(tested: &[Tested]) -> Vec<f64> {
+    let places = tested.first().map_or(0, |first| first.test.len());
+    (0..places).map(|place| mean(&tested.iter().map(|one| one.test[place]).collect::<Vec<_>>())).collect()
+}
+
+/// Which source is the largest for the rows of each kind, which take turns.
+fn routing(task: &QuestionsTask, place: &str, rows: &[Vec<f64>]) -> Routing {
+    let (kinds, sources) = (task.kinds.len(), task.sources.len());
+    let mut routing = Routing {
+        place: place.to_owned(),
+        modes: Vec::new(),
+        holds: Vec::new(),
+        related: Vec::new(),
+        difference: 0.0,
+    };
+    let mut means: Vec<Vec<f64>> = Vec::new();
+    for (index, kind) in task.kinds.iter().enumerate() {
+        let own: Vec<&Vec<f64>> = rows.iter().skip(index).step_by(kinds).collect();
+        let mut times = vec![0.0; sources];
+        own.iter().for_each(|row| times[first_best(&row[..sources])] += 1.0);
+        let mode = first_best(&times);
+        routing.modes.push(task.sources[mode].to_owned());
+        routing.holds.push(times[mode] / own.len().max(1) as f64);
+        routing.related.push(kind.related.contains(&task.sources[mode]));
+        let weight = |source: usize| mean(&own.iter().map(|row| row[source]).collect::<Vec<_>>());
+        means.push((0..sources).map(weight).collect());
+    }
+    for source in 0..sources {
+        let weights = || means.iter().map(|mean| mean[source]);
+        let (low, high) =
+            weights().fold((f64::INFINITY, 0.0_f64), |(low, high), w| (low.min(w), high.max(w)));
+        routing.difference = routing.difference.max(high - low);
+    }
+    routing
+}
+
+impl fmt::Display for StudyReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.table.fmt(formatter)?;
+        writeln!(formatter, "\nbounds, on the test rows")?;
+        for (name, accuracy) in &self.bounds {
+            writeln!(formatter, "  {name:<44} {:.3}", mean(accuracy))?;
+        }
+        writeln!(formatter, "\nATTEMPT's mean attention by kind of row, on the test rows\n")?;
+        self.by_kind.fmt(formatter)?;
+        writeln!(
+            formatter,
+            "\nthe largest source of each kind's rows, and the share of rows for which it is"
+        )?;
+        for routing in &self.routing {
+            write!(formatter, "  {:<16}", routing.place)?;
+            for ((kind, mode), share) in self.by_kind.kinds.iter().zip(&routing.modes).zip(&routing.holds) {
+                write!(formatter, " {kind}: {mode} {share:.2} ")?;
+            }
+            let verdict = if routing.is_right() { "as it should" } else { "NOT as it should" };
+            writeln!(formatter, " difference {:.2}, {verdict}", routing.difference)?;
+        }
+        writeln!(formatter, "\nwhere the lead should fall: ATTEMPT, constant weights, and the lead (95 %)")?;
+        for (name, attempt, constant) in &self.controls {
+            let Paired { mean: lead, interval: [low, high], .. } = Paired::new(attempt, constant);
+            writeln!(
+                formatter,
+                "  {name:<44} {:.3}  {:.3}  {lead:+.3} ({low:+.3} to {high:+.3})",
+                mean(attempt),
+                mean(constant)
+            )?;
+        }
+        writeln!(formatter, "\ncriteria")?;
+        for (criterion, holds) in self.criteria() {
+            writeln!(formatter, "  {} {criterion}", if holds { "met   " } else { "MISSED" })?;
+        }
+        Ok(())
+    }
+}
+
+impl StudyReport {
+    /// What the study was to show, fixed before it ran, and whether it does: ATTEMPT's test mean is at least 0.95; it is ahead of
+    /// each simpler method by 0.04 or by half of that method's errors, with the 95 % interval of paired differences above
+    /// 0; and every run routes as it should.
+    pub fn criteria(&self) -> Vec<(String, bool)> {
+        let ours = self.table.row(ATTEMPT).map_or(f64::NAN, |row| mean(&row.test));
+        let mut criteria = vec![(format!("ATTEMPT's test mean {ours:.3} is at least 0.95"), ours >= 0.95)];
+        for row in self.table.rows.iter().filter(|row| row.name != ATTEMPT && row.name != AS_IS) {
+            let Some(ahead) = self.table.ahead_of(row) else { continue };
+            let wanted = (0.5 * (1.0 - mean(&row.test))).min(0.04);
+            let holds = ahead.mean >= wanted && ahead.interval[0] > 0.0;
+            let [low, high] = ahead.interval;
+            let (name, mean) = (&row.name, ahead.mean);
+            criteria.push((
+                format!("ahead of {name} by {mean:.3} ({low:.3} to {high:.3}), at least {wanted:.3}"),
+                holds,
+            ));
+        }
+        let right = self.routing.iter().filter(|routing| routing.is_right()).count();
+        criteria.push((
+            format!("{right} of {} runs route each kind to a related source of its own", self.routing.len()),
+            right == self.routing.len(),
+        ));
+        criteria
     }
 }

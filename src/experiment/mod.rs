@@ -1,0 +1,14 @@
+//! Comparisons of ways to learn: many small trainings, rates chosen by validation rows alone, test rows read once.
+//!
+//! A [`Grid`] trains every [`Entry`] at each of its learning rates in every [`Place`], each in a run folder of its own, so that
+//! a comparison that was interrupted goes on where it was. [`Grid::choose`] takes an entry's rate by the mean validation over
+//! the places, and [`Grid::test`] reads the test rows of the entries that are to be reported.
+
+mod grid;
+mod statistics;
+mod workers;
+
+pub(crate) use grid::first_best;
+pub use grid::{Cell, Entry, Grid, Place, Tested, train_one};
+pub use statistics::{Paired, mean, standard_deviation};
+pub use workers::{Progress, Ticks, Workers};
