@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use promptmix::pretrained::{T5Config, Tokenizer};
+use proptest::prelude::*;
 use serde::Deserialize;
 use tempfile::{TempDir, tempdir};
 
@@ -142,6 +143,7 @@ fn settings_of_another_kind_name_their_file_and_key() {
             "added_tokens_decoder",
         ),
         ("tokenizer_config.json", serde_json::json!([]), ""),
+        ("tokenizer_config.json", serde_json::json!({ "extra_ids": 1u64 << 60 }), "extra_ids"),
         ("added_tokens.json", serde_json::json!({ "[EVENT]": -1 }), "[EVENT]"),
         (
             "special_tokens_map.json",
@@ -169,4 +171,44 @@ fn bytes_come_back_as_the_text_they_were() {
     assert_eq!(tokenizer.decode(&[100, 198, 511, 2, 0, 259, 101, 1]).expect("decodes"), "ab");
     assert_eq!(tokenizer.text_ids(), 259);
     assert_eq!(tokenizer.encode("a</s>").expect("encodes"), [100, 1], "one end alone");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_settings_are_an_error_or_a_tokenizer(
+        number in 0usize..1000, cut in 0usize..3000, flips in prop::collection::vec((0usize..3000, any::<u8>()), 0..4)
+    ) {
+        let cases = golden().cases;
+        let case = &cases[number % cases.len()];
+        let folder = case.write();
+        for (name, content) in &case.files {
+            let mut bytes = content.to_string().into_bytes();
+            for &(at, value) in &flips {
+                let length = bytes.len();
+                bytes[at % length] = value;
+            }
+            bytes.truncate(cut.max(bytes.len() * (cut % 2)));
+            std::fs::write(folder.path().join(name), bytes).expect("written");
+        }
+        let mut config = T5Config::t5_small();
+        config.vocab_size = 512;
+        if let Ok(tokenizer) = Tokenizer::open(folder.path(), &config)
+            && let Ok(ids) = tokenizer.encode("a [EVENT] {b} \u{1c}<pad> <extra_id_0>é")
+        {
+            prop_assert!(ids.iter().all(|&id| (id as usize) < 512));
+            tokenizer.decode(&ids).expect("decodes");
+        }
+    }
+
+    #[test]
+    fn any_text_comes_back_from_its_bytes(text in "\\PC{0,40}|[\\x00-\\x20\u{a0}\u{300}-\u{320}a<>/s{}]{0,40}") {
+        // Marks within the text would lose the blanks around them.
+        prop_assume!(!text.contains('<'));
+        let tokenizer = case("bytes").open().expect("opens");
+        let ids = tokenizer.encode(&text).expect("encodes");
+        prop_assert_eq!(ids.len(), text.len() + 1);
+        prop_assert_eq!(tokenizer.decode(&ids).expect("decodes"), text);
+    }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::pretrained::{self, Checkpoint};
 use crate::prompts::{self, Prompt};
 use crate::train::{self, RunFolder};
@@ -333,6 +334,7 @@ fn change(run: &Path, out: &Path, sources: &[PathBuf]) -> Result<()> {
 
 impl Import {
     fn run(&self) -> Result<()> {
+        files::check_file(&self.out)?;
         let model = match &self.model {
             Some(model) => Some(Checkpoint::open(&pretrained::locate(model)?)?),
             None => None,
@@ -387,6 +389,7 @@ impl Import {
 
 impl Export {
     fn run(&self) -> Result<()> {
+        files::check_folder(&self.out)?;
         let prompt = Prompt::load(&self.prompt)?;
         let checkpoint = Checkpoint::open(&pretrained::locate(&self.model)?)?;
         prompt.check_fits(checkpoint.config().d_model, Some(checkpoint.sha256()?))?;

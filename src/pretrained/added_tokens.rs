@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 const FILE_BYTES: u64 = 64 << 20;
 /// Sentinels of a T5 whose files do not say how many.
 const SENTINELS: usize = 100;
+/// More than any tokenizer has; bounds what a file can ask for.
+const MOST_SENTINELS: usize = 1 << 20;
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
@@ -133,6 +135,11 @@ impl Additions {
     /// [`Error::File`] or [`Error::Format`] for a file that cannot be read, with the key where one has a wrong value.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let settings: Settings = read(&folder.join(CONFIG))?.unwrap_or_default();
+        if let Some(count) = settings.extra_ids.filter(|&count| count > MOST_SENTINELS) {
+            let expected = format!("extra_ids of at most {MOST_SENTINELS}");
+            let advice = "fetch the tokenizer's files again";
+            return Err(Error::format(folder.join(CONFIG), None, expected, count.to_string(), advice));
+        }
         let mut listed: Vec<Named> = settings.additional_special_tokens.unwrap_or_default();
         listed.extend(settings.extra_special_tokens.map(Listed::into_tokens).unwrap_or_default());
         let mut named = vec![settings.pad_token, settings.eos_token, settings.unk_token];
@@ -245,7 +252,7 @@ impl Additions {
         tokenizer.add_tokens(new.cloned().collect::<Vec<_>>()).map_err(broken)?;
         let mut room = vocab_size.saturating_sub(next_id(tokenizer));
         let mut marks = Vec::new();
-        for number in 0..sentinels {
+        for number in 0..sentinels.min(vocab_size) {
             let name = sentinel(number);
             if known.contains(&name) {
                 continue;

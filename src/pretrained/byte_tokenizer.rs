@@ -2,7 +2,7 @@
 //!
 //! Not for pieces of text. Ids: pad 0, end 1, unknown 2, byte b is b + 3, sentinels and added tokens behind the last byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::AddedToken;
@@ -39,26 +39,21 @@ impl ByteTokenizer {
             tokens.insert(id, additions.named(content).unwrap_or_else(usual));
         }
         for (&id, token) in additions.numbered() {
-            if (FIRST.len() as u32..PIECES).contains(&id) {
+            if (FIRST.len() as u32..PIECES).contains(&id) && byte_id(&token.content) != Some(id) {
                 let found = format!("{id} for `{}`, which is a byte's", token.content.escape_debug());
                 let expected = format!("ids of added tokens from {PIECES} on");
                 return Err(Error::setting("added tokens", expected, found, "save the tokenizer again"));
             }
             tokens.insert(id, token.clone());
         }
+        let mut known: HashSet<String> = tokens.values().map(|token| token.content.clone()).collect();
         let listed = additions.listed();
         let sentinels = if listed.is_empty() { additions.extra_ids().unwrap_or(SENTINELS) } else { 0 };
-        let sentinels = (0..sentinels).map(|number| special(&sentinel(number)));
+        let sentinels = (0..sentinels.min(vocab_size)).map(|number| special(&sentinel(number)));
         for token in listed.iter().cloned().chain(sentinels) {
-            let next = tokens.last_key_value().map_or(PIECES, |(last, _)| (last + 1).max(PIECES));
-            // A letter whose number is a byte's has that byte's id already, as in transformers.
-            let mut letters = token.content.chars();
-            let id = match (letters.next().map(u32::from), letters.next()) {
-                (Some(letter), None) if letter < BYTES => letter + FIRST.len() as u32,
-                _ => next,
-            };
-            let is_known = tokens.values().any(|known| known.content == token.content);
-            if !is_known && (id as usize) < vocab_size {
+            let next = tokens.last_key_value().map_or(PIECES, |(last, _)| last.saturating_add(1).max(PIECES));
+            let id = byte_id(&token.content).unwrap_or(next);
+            if (id as usize) < vocab_size && known.insert(token.content.clone()) {
                 tokens.insert(id, token);
             }
         }
@@ -155,6 +150,15 @@ struct Part {
 impl Part {
     fn text(text: &str) -> Self {
         Self { text: text.to_owned(), token: None }
+    }
+}
+
+/// The id of a token that is one letter whose number is a byte's: it has that byte's, as in transformers.
+fn byte_id(content: &str) -> Option<u32> {
+    let mut letters = content.chars().map(u32::from);
+    match (letters.next(), letters.next()) {
+        (Some(letter), None) if letter < BYTES => Some(letter + FIRST.len() as u32),
+        _ => None,
     }
 }
 

@@ -188,7 +188,7 @@ mod online {
             return Err(Error::setting(
                 "model",
                 format!("{id} in the cache {}, as HF_HUB_OFFLINE is set", settings.cache.display()),
-                format!("no {missing}"),
+                format!("no {missing}, and no folder {id} here"),
                 "unset HF_HUB_OFFLINE once to fetch it, or give the folder of a checkpoint",
             ));
         }

@@ -258,14 +258,19 @@ mod served {
         files.insert("model.safetensors.index.json".to_owned(), index.into_bytes());
         files.insert("model-00001-of-00001.safetensors".to_owned(), weights);
         files.insert("spiece.model".to_owned(), b"pieces".to_vec());
-        files.insert("tokenizer_config.json".to_owned(), b"{}".to_vec());
+        for name in ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+            files.insert(name.to_owned(), b"{}".to_vec());
+        }
         let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let environment = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
         let folder = locate("owner/tiny", &environment).expect("fetched");
         let folder = Path::new(&folder);
         Checkpoint::open(folder).expect("sharded");
-        assert!(folder.join("spiece.model").exists() && folder.join("tokenizer_config.json").exists());
+        for name in ["spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+        {
+            assert!(folder.join(name).exists(), "{name}");
+        }
 
         // A shard that went missing is noticed, offline named, online fetched again.
         std::fs::remove_file(folder.join("model-00001-of-00001.safetensors")).expect("removed");
@@ -274,6 +279,25 @@ mod served {
         assert!(error.contains("model-00001-of-00001.safetensors"), "{error}");
         locate("owner/tiny", &environment).expect("fetched again");
         Checkpoint::open(folder).expect("whole again");
+    }
+
+    #[test]
+    fn a_byt5_without_a_file_of_pieces_is_whole() {
+        let mut files = files();
+        files.remove("tokenizer.json");
+        let class = br#"{"tokenizer_class": "ByT5Tokenizer"}"#;
+        files.insert("tokenizer_config.json".to_owned(), class.to_vec());
+        let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
+        let home = home.path().to_str().expect("UTF-8");
+        let folder = locate("owner/tiny", &[("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)]);
+        let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
+        assert_eq!(locate("owner/tiny", &offline), folder);
+        let settings = Path::new(&folder.expect("fetched")).join("tokenizer_config.json");
+        // Settings of another class need its pieces.
+        std::fs::remove_file(&settings).expect("removed");
+        std::fs::write(&settings, "{}").expect("written");
+        let error = locate("owner/tiny", &offline).expect_err("no tokenizer");
+        assert!(error.contains("spiece.model") && error.contains("no folder owner/tiny here"), "{error}");
     }
 
     #[test]
