@@ -13,8 +13,11 @@ use promptmix::prompts::{Prompt, import};
 use promptmix::tasks::{Purpose, Row, Task, Template, names};
 use serde_json::{Map, Value};
 
+/// Reads whatever bytes it is given, and does not panic.
+pub type Target = fn(&[u8]);
+
 /// Every target and its function.
-pub const ALL: [(&str, fn(&[u8])); 15] = [
+pub const ALL: [(&str, Target); 15] = [
     ("config", config),
     ("csv", csv),
     ("jsonl", jsonl),

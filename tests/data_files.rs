@@ -159,7 +159,7 @@ fn the_separator_of_a_csv_is_that_of_its_header() {
         (json!({"text": "a;b\tc", "label": "0"}), 3),
     ];
     for separator in [",", ";", "\t", "|"] {
-        let content = format!("text@label\r\n\"good, really\"@1\r\n\"a;b\tc\"@0\r\n").replace('@', separator);
+        let content = "text@label\r\n\"good, really\"@1\r\n\"a;b\tc\"@0\r\n".replace('@', separator);
         assert_eq!(read("f.csv", &content).unwrap(), expected, "{separator:?}");
         let reader =
             Reader::new(Cursor::new(content.into_bytes()), Format::Csv, Path::new("f.csv"), 1000).unwrap();

@@ -41,7 +41,10 @@ fn run(folder: &Path, name: &str, steps: u64, sources: &[&str]) -> PathBuf {
                 metrics: vec![("accuracy".into(), Some(0.8125)), ("f1".into(), None)],
                 mean: 0.8125,
                 best: step == steps,
+                prompts: Vec::new(),
                 attention: attention.clone(),
+                attention_std: vec![0.125; attention.len()],
+                attention_minority: 0.25,
                 invalid: 1,
                 tasks: Vec::new(),
             };
@@ -132,6 +135,8 @@ fn the_tasks_of_one_run_are_rows_of_the_heat_map() {
         metrics: vec![("accuracy".into(), Some(0.5))],
         mean: 0.5,
         attention: vec![1.0 - own, own],
+        attention_std: vec![0.125; 2],
+        attention_minority: 0.25,
         invalid: 0,
     };
     let record = ValidationRecord {
@@ -139,7 +144,10 @@ fn the_tasks_of_one_run_are_rows_of_the_heat_map() {
         metrics: vec![("rte accuracy".into(), Some(0.5)), ("cb accuracy".into(), Some(0.5))],
         mean: 0.5,
         best: true,
+        prompts: vec!["one".into(), "target".into()],
         attention: vec![0.5, 0.5],
+        attention_std: vec![0.125; 2],
+        attention_minority: 0.25,
         invalid: 0,
         tasks: vec![task("rte", 0.25), task("cb", 0.75)],
     };

@@ -30,6 +30,9 @@ impl Place {
     }
 }
 
+/// Makes the settings of a training in a place at a rate.
+pub type Configure<'a> = Box<dyn Fn(&Place, f64) -> RunConfig + Sync + 'a>;
+
 /// One way to learn a target.
 pub struct Entry<'a> {
     /// What it is called; unique, and in lower case a part of its runs' folders.
@@ -37,7 +40,7 @@ pub struct Entry<'a> {
     /// The learning rates that it may choose from; none for one that is judged as it starts.
     pub rates: Vec<f64>,
     /// The settings of a training in a place at a rate.
-    pub config: Box<dyn Fn(&Place, f64) -> RunConfig + Sync + 'a>,
+    pub config: Configure<'a>,
 }
 
 impl<'a> Entry<'a> {

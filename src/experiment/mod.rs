@@ -9,6 +9,6 @@ mod statistics;
 mod workers;
 
 pub(crate) use grid::first_best;
-pub use grid::{Cell, Entry, Grid, Place, Tested, train_one};
+pub use grid::{Cell, Configure, Entry, Grid, Place, Tested, train_one};
 pub use statistics::{Paired, mean, standard_deviation};
 pub use workers::{Progress, Ticks, Workers};
