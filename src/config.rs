@@ -126,7 +126,7 @@ pub struct RunConfig {
     pub label_field: String,
     /// Lower-case the source text.
     pub lowercase: bool,
-    /// Folder with `train`, `validation` and maybe `test`, as JSONL, CSV, TSV or Parquet; with several tasks a folder of
+    /// Folder with `train`, `validation` and maybe `test`, as JSON, CSV, TSV or Parquet; with several tasks a folder of
     /// such folders by the tasks' names.
     pub data: PathBuf,
     /// Take test rows from the labelled files by the task's split rule.

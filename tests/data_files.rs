@@ -72,6 +72,22 @@ fn a_carriage_return_in_a_file_of_line_feeds_stays_a_letter() {
     }
 }
 
+/// As Python writes CSV on Windows into a file that translates line ends once more.
+#[test]
+fn two_carriage_returns_before_a_line_feed_are_one_end() {
+    let expected = vec![json!({"text": "a", "label": "1"}), json!({"text": "b", "label": "0"})];
+    for (name, content) in [
+        ("f.csv", "text,label\r\r\na,1\r\r\nb,0\r\r\n"),
+        ("f.tsv", "text\tlabel\r\r\na\t1\r\r\nb\t0\r\r\n"),
+        ("f.jsonl", "{\"text\":\"a\",\"label\":\"1\"}\r\r\n{\"text\":\"b\",\"label\":\"0\"}\r\r\n"),
+    ] {
+        let rows: Vec<Value> = read(name, content).unwrap().into_iter().map(|(row, _)| row).collect();
+        assert_eq!(rows, expected, "{name}");
+    }
+    // A quoted field may end with one of its own.
+    assert_eq!(texts("f.csv", "label,text\r\n1,\"a\r\"\r\n"), ["a\r"]);
+}
+
 #[test]
 fn mixed_line_ends_are_named() {
     for (name, content) in [
@@ -177,6 +193,10 @@ fn the_separator_of_a_csv_is_that_of_its_header() {
     // A comma that comes out even is taken, whatever else is in the text.
     assert_eq!(texts("f.csv", "text,label\na;b,0\nc|d,1\n"), ["a;b", "c|d"]);
     assert_eq!(texts("f.csv", "text\na;b\nc\n"), ["a;b", "c"]);
+    assert_eq!(read("f.csv", "text; all of it\na\nb\n").unwrap()[0].0, json!({"text; all of it": "a"}));
+    // Rows that are broken are told by the separator of those that are not.
+    let message = read("f.csv", "text;label\na;1\nb;c;0\n").unwrap_err();
+    assert!(message.contains("line 3") && message.contains("separated by ';'"), "{message}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(super) struct Arguments {
     /// Lower-case the source text
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lowercase: Option<bool>,
-    /// Folder with train, validation and maybe test, as .jsonl, .csv, .tsv or .parquet; with several tasks a folder of such
+    /// Folder with train, validation and maybe test, as .jsonl, .json, .csv, .tsv or .parquet; with several tasks a folder of such
     /// folders by the tasks' names. hub:owner/name/folder is a data set of the hub's
     #[arg(long, required_unless_present_any = ["resume", "config"])]
     data: Option<PathBuf>,

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{Format, Input};
-use super::lines::{BYTE_ORDER_MARK, Lines, Objects, no_rows, parse_object, too_long, trim_end};
+use super::lines::{
+    BYTE_ORDER_MARK, Lines, Objects, no_rows, parse_object, stands_alone, too_long, trim_end,
+};
 use super::reader::LINE_LIMIT;
 use crate::error::{Error, Result};
 use crate::tasks::Row;
@@ -85,7 +87,7 @@ impl RowIndex {
             .map_err(|source| Error::file("read", &*self.path, source))?;
         // Blank lines after the row lie before the next row's offset.
         let line = line.split(|byte| *byte == self.mark).next().unwrap_or_default();
-        let line = trim_end(line, self.mark);
+        let line = trim_end(line, self.mark, 1);
         let line = if start == 0 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
         parse_object(line, &self.path, index as u64 + 1)
     }
@@ -119,7 +121,7 @@ fn line_end(start: &[u8]) -> Option<u8> {
         return None;
     }
     let end = memchr::memchr2(b'\n', b'\r', text);
-    let alone = end.is_some_and(|at| text[at] == b'\r' && text.get(at + 1) != Some(&b'\n'));
+    let alone = end.is_some_and(|at| text[at] == b'\r' && stands_alone(&text[at + 1..]));
     Some(if alone { b'\r' } else { b'\n' })
 }
 

@@ -26,11 +26,13 @@ pub(super) struct Lines<R> {
     pub(super) line: u64,
     /// What ends a line; known once the first has ended.
     end: Option<u8>,
+    /// Carriage returns that stand before a line feed: one, or two in files that were written through a text mode twice.
+    returns: usize,
 }
 
 impl<R: BufRead> Lines<R> {
     pub(super) fn new(input: R, path: Arc<Path>, limit: usize) -> Self {
-        Self { input, path, limit, line: 0, end: None }
+        Self { input, path, limit, line: 0, end: None, returns: 1 }
     }
 
     /// Reads the next line into `buffer`, its end included; `false` at the end of the file.
@@ -78,10 +80,11 @@ impl<R: BufRead> Lines<R> {
             self.input.consume(at + 1);
             if end == b'\n' {
                 self.end = Some(end);
+                let before = buffer.iter().rev().skip(1).take_while(|byte| **byte == b'\r').count();
+                self.returns = before.max(1);
                 return Ok(());
             }
-            let follows = self.input.fill_buf().map_err(failed)?.first().copied();
-            if follows != Some(b'\n') {
+            if stands_alone(self.input.fill_buf().map_err(failed)?) {
                 self.end = Some(b'\r');
                 return Ok(());
             }
@@ -92,14 +95,22 @@ impl<R: BufRead> Lines<R> {
 
     /// The line without its end.
     pub(super) fn trim<'a>(&self, line: &'a [u8]) -> &'a [u8] {
-        trim_end(line, self.end.unwrap_or(b'\n'))
+        trim_end(line, self.end.unwrap_or(b'\n'), self.returns)
     }
 }
 
-/// `line` without the byte that ends lines, and without the carriage return before a line feed.
-pub(super) fn trim_end(line: &[u8], end: u8) -> &[u8] {
-    let line = line.strip_suffix(&[end]).unwrap_or(line);
-    if end == b'\n' { line.strip_suffix(b"\r").unwrap_or(line) } else { line }
+/// Whether a carriage return ends a line by itself, before these bytes: no line feed follows it or more of them.
+pub(super) fn stands_alone(after: &[u8]) -> bool {
+    after.iter().find(|byte| **byte != b'\r') != Some(&b'\n')
+}
+
+/// `line` without the byte that ends lines, and without `returns` carriage returns before a line feed at most.
+pub(super) fn trim_end(line: &[u8], end: u8, returns: usize) -> &[u8] {
+    let mut line = line.strip_suffix(&[end]).unwrap_or(line);
+    for _ in 0..if end == b'\n' { returns } else { 0 } {
+        line = line.strip_suffix(b"\r").unwrap_or(line);
+    }
+    line
 }
 
 /// Rows of JSON: one object a line, or one array of objects.
@@ -166,9 +177,10 @@ impl<R: BufRead> Iterator for Objects<R> {
         };
         let text = if self.elements.is_some() { &self.buffer } else { self.lines.trim(&self.buffer) };
         let row = parse_object(text, &self.lines.path, line);
-        Some(row.map(|row| match std::str::from_utf8(text) {
-            Ok(text) if self.keeps_text => row.with_text(text),
-            _ => row,
+        let kept = if self.keeps_text { std::str::from_utf8(text).ok() } else { None };
+        Some(row.map(|row| match kept {
+            Some(text) => row.with_text(text),
+            None => row,
         }))
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::format::look_ahead;
-use super::lines::{BYTE_ORDER_MARK, no_rows, not_utf8, too_long};
+use super::lines::{BYTE_ORDER_MARK, no_rows, not_utf8, stands_alone, too_long, trim_end};
 use crate::error::{Error, Result};
 use crate::tasks::{Row, quote};
 
@@ -29,6 +29,8 @@ pub(super) struct Records {
     delimiter: char,
     /// Line feeds and carriage returns have changed places.
     swapped: bool,
+    /// Carriage returns before a line feed.
+    returns: usize,
     path: Arc<Path>,
 }
 
@@ -84,6 +86,8 @@ fn swap(bytes: &mut [u8]) {
 struct Dialect {
     delimiter: u8,
     swapped: bool,
+    /// Carriage returns that stand before a line feed.
+    returns: usize,
     /// The first line names the delimiter and is no header.
     named: bool,
 }
@@ -97,18 +101,21 @@ impl Dialect {
             swap(&mut sample);
         }
         let first = sample.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let returns = first.iter().rev().take_while(|byte| **byte == b'\r').count().max(1);
         let first: Vec<u8> = first.iter().filter(|byte| !matches!(byte, b'"' | b'\r')).copied().collect();
         if let [s, e, p, b'=', delimiter] = first[..]
             && [s, e, p].eq_ignore_ascii_case(b"sep")
         {
-            return Self { delimiter, swapped, named: true };
+            return Self { delimiter, swapped, returns, named: true };
         }
-        let widths = DELIMITERS.map(|delimiter| widths(&sample, delimiter));
-        let even = |widths: &&(usize, bool)| widths.0 > 1 && widths.1;
-        let found = widths.iter().position(|widths| even(&widths));
-        // A header that only one of them divides says it even where the rows are broken.
-        let found = found.or_else(|| widths.iter().position(|widths| widths.0 > 1)).unwrap_or(0);
-        Self { delimiter: DELIMITERS[found], swapped, named: false }
+        let counts = DELIMITERS.map(|delimiter| widths(&sample, delimiter));
+        // All rows as wide as the header; or, where some are broken, one at least.
+        let even = |rows: &[usize]| rows[0] > 1 && rows.iter().all(|&row| row == rows[0]);
+        let once = |rows: &[usize]| rows[0] > 1 && rows[1..].contains(&rows[0]);
+        let found = counts.iter().position(|rows| !rows.is_empty() && even(rows));
+        let found =
+            found.or_else(|| counts.iter().position(|rows| !rows.is_empty() && once(rows))).unwrap_or(0);
+        Self { delimiter: DELIMITERS[found], swapped, returns, named: false }
     }
 }
 
@@ -119,31 +126,33 @@ fn ends_with_returns(sample: &[u8]) -> bool {
         match byte {
             b'"' => quoted = !quoted,
             b'\n' if !quoted => return false,
-            b'\r' if !quoted => return sample.get(at + 1) != Some(&b'\n'),
+            b'\r' if !quoted => return stands_alone(&sample[at + 1..]),
             _ => {}
         }
     }
     false
 }
 
-/// The columns of the header, and whether the rows behind it have as many.
-fn widths(sample: &[u8], delimiter: u8) -> (usize, bool) {
+/// How many columns the header and the rows behind it have.
+fn widths(sample: &[u8], delimiter: u8) -> Vec<usize> {
     let reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
         .terminator(csv::Terminator::Any(b'\n'))
         .has_headers(false)
         .flexible(true)
         .from_reader(sample);
-    let rows: Vec<usize> =
-        reader.into_byte_records().take(SAMPLE_ROWS).flatten().map(|record| record.len()).collect();
+    let mut rows: Vec<usize> = reader
+        .into_byte_records()
+        .take(SAMPLE_ROWS)
+        .flatten()
+        .filter(|record| !record.as_slice().trim_ascii().is_empty() || record.len() > 1)
+        .map(|record| record.len())
+        .collect();
     // The last row may be cut where the sample ends.
-    let whole = if sample.len() < SAMPLE || rows.len() == SAMPLE_ROWS {
-        rows.len()
-    } else {
-        rows.len().saturating_sub(1)
-    };
-    let header = rows.first().copied().unwrap_or_default();
-    (header, rows[..whole].iter().all(|&row| row == header))
+    if sample.len() >= SAMPLE && rows.len() > 1 && rows.len() < SAMPLE_ROWS {
+        rows.pop();
+    }
+    rows
 }
 
 impl Records {
@@ -151,7 +160,7 @@ impl Records {
     pub(super) fn new(input: impl BufRead + Send + 'static, path: Arc<Path>, limit: usize) -> Result<Self> {
         let (sample, input) =
             look_ahead(input, SAMPLE).map_err(|source| Error::file("read", &path, source))?;
-        let Dialect { delimiter, swapped, named } = Dialect::of(&sample);
+        let Dialect { delimiter, swapped, returns, named } = Dialect::of(&sample);
         let input: Box<dyn Read + Send> = match swapped {
             true => Box::new(Swapped(input).chain(END_MARK)),
             false => Box::new(input.chain(END_MARK)),
@@ -166,7 +175,7 @@ impl Records {
             .from_reader(metered);
         let delimiter = char::from(delimiter);
         let record = csv::ByteRecord::new();
-        let mut reader = Self { records, record, names: vec![], delimiter, swapped, path };
+        let mut reader = Self { records, record, names: vec![], delimiter, swapped, returns, path };
         if named {
             reader.read()?;
         }
@@ -241,11 +250,10 @@ impl Records {
             .iter()
             .enumerate()
             .map(|(position, bytes)| {
-                let mut owned = bytes.to_vec();
+                let ends = position == last && !self.swapped;
+                let mut owned = if ends { trim_end(bytes, b'\n', self.returns) } else { bytes }.to_vec();
                 if self.swapped {
                     swap(&mut owned);
-                } else if position == last && owned.ends_with(b"\r") {
-                    owned.pop();
                 }
                 String::from_utf8(owned).map_err(|error| {
                     not_utf8(&self.path, line, error.utf8_error().valid_up_to(), error.as_bytes())

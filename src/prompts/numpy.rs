@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Matrix;
 use crate::error::{Error, Result};
+use crate::files::refuse_lfs_pointer;
 use crate::pretrained::small_file;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -25,6 +26,7 @@ pub(super) fn read(path: &Path) -> Result<Matrix> {
 
 /// As [`read`], from bytes; `path` stands in errors.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Matrix> {
+    refuse_lfs_pointer(path, bytes)?;
     let broken = |expected: &str, found: String| {
         let advice = "save the prompt with numpy.save(file, prompt.astype('float32'))";
         Error::format(path, None, expected, found, advice)
