@@ -106,8 +106,13 @@ pub(super) fn stands_alone(after: &[u8]) -> bool {
 
 /// `line` without the byte that ends lines, and without `returns` carriage returns before a line feed at most.
 pub(super) fn trim_end(line: &[u8], end: u8, returns: usize) -> &[u8] {
-    let mut line = line.strip_suffix(&[end]).unwrap_or(line);
-    for _ in 0..if end == b'\n' { returns } else { 0 } {
+    let line = line.strip_suffix(&[end]).unwrap_or(line);
+    if end == b'\n' { trim_returns(line, returns) } else { line }
+}
+
+/// `line` without `returns` carriage returns at its end at most.
+pub(super) fn trim_returns(mut line: &[u8], returns: usize) -> &[u8] {
+    for _ in 0..returns {
         line = line.strip_suffix(b"\r").unwrap_or(line);
     }
     line

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::format::look_ahead;
-use super::lines::{BYTE_ORDER_MARK, no_rows, not_utf8, stands_alone, too_long, trim_end};
+use super::lines::{BYTE_ORDER_MARK, no_rows, not_utf8, stands_alone, too_long, trim_returns};
 use crate::error::{Error, Result};
 use crate::tasks::{Row, quote};
 
@@ -251,7 +251,7 @@ impl Records {
             .enumerate()
             .map(|(position, bytes)| {
                 let ends = position == last && !self.swapped;
-                let mut owned = if ends { trim_end(bytes, b'\n', self.returns) } else { bytes }.to_vec();
+                let mut owned = if ends { trim_returns(bytes, self.returns) } else { bytes }.to_vec();
                 if self.swapped {
                     swap(&mut owned);
                 }
