@@ -66,7 +66,7 @@ fn inside(folder: &Path, name: &str) -> String {
     }
 }
 
-/// Whether a file of this path below a data set's folder is one that [`find`] would look at.
+/// Whether a file of this path below a data set's folder is one that `find` would look at.
 pub fn is_split_file(path: &str) -> bool {
     let steps: Vec<&str> = path.split('/').collect();
     let Some((file, folders)) = steps.split_last() else { return false };

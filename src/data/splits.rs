@@ -110,7 +110,7 @@ impl Part {
     /// Its rows, streamed in file order.
     ///
     /// # Errors
-    /// As [`open`]; those of single rows come from the iterator.
+    /// As `open` of this module's readers; those of single rows come from the iterator.
     pub fn rows(&self) -> Result<Rows<'_>> {
         self.rows_with(vec![])
     }
