@@ -9,6 +9,7 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libcuda.so");
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=data");
     let mut sources = Vec::new();
     collect(Path::new("src"), &mut sources);
     sources.sort();

@@ -97,6 +97,18 @@ pub struct Counters {
     /// Waits at an `mbarrier`, a barrier of the cluster or for registers that suspended a warp.
     #[serde(default)]
     pub suspended: u64,
+    /// Blocks that stored anything; where time is kept, as are the next.
+    #[serde(default)]
+    pub working_blocks: u64,
+    /// Cycles from the start to the end of such blocks if each ran alone, added up.
+    #[serde(default)]
+    pub path_cycles: u64,
+    /// The longest of them.
+    #[serde(default)]
+    pub longest_path: u64,
+    /// Distinct instructions that such blocks executed, added up.
+    #[serde(default)]
+    pub distinct_instructions: u64,
     /// Warps that executed `griddepcontrol.wait`.
     #[serde(default)]
     pub dependency_waits: u64,
@@ -193,6 +205,10 @@ impl Counters {
         self.peer_bytes += other.peer_bytes;
         self.suspended += other.suspended;
         self.dependency_waits += other.dependency_waits;
+        self.working_blocks += other.working_blocks;
+        self.path_cycles += other.path_cycles;
+        self.longest_path = self.longest_path.max(other.longest_path);
+        self.distinct_instructions += other.distinct_instructions;
     }
 
     /// Scales everything that was counted on a sample of the blocks up to all of them.
@@ -221,6 +237,9 @@ impl Counters {
             &mut self.peer_bytes,
             &mut self.suspended,
             &mut self.dependency_waits,
+            &mut self.working_blocks,
+            &mut self.path_cycles,
+            &mut self.distinct_instructions,
         ] {
             up(value);
         }

@@ -37,6 +37,16 @@ pub enum ModuleError {
         /// The profile.
         profile: &'static str,
     },
+    /// A variable's initial value names what has no address in memory.
+    #[error(
+        "the initial value of {name} is the address of {of}, which is no variable in memory (pointers to functions are not modelled)"
+    )]
+    Address {
+        /// The variable.
+        name: String,
+        /// What it points to.
+        of: String,
+    },
     /// A variable cannot be placed.
     #[error("the variable {name} of {size} bytes does not fit into device memory")]
     Variable {
@@ -53,6 +63,21 @@ pub struct Module {
     pub kernels: HashMap<String, Arc<Program>>,
     /// Addresses and sizes of its global and constant variables.
     pub variables: HashMap<String, (u64, usize)>,
+}
+
+/// A line of the source where warps waited.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct WaitingLine {
+    /// The kernel.
+    pub kernel: String,
+    /// The source file.
+    pub file: String,
+    /// The line in it.
+    pub line: u32,
+    /// The opcode that was waited for longest.
+    pub opcode: String,
+    /// Its share of all the kernel's waits.
+    pub share: f64,
 }
 
 /// Why a launch is refused, with the error that a device gives.
@@ -79,6 +104,8 @@ pub struct Device {
     counters: HashMap<String, Vec<Counters>>,
     /// Kernels that ran, in the order of their first launch.
     ran: Vec<Arc<Program>>,
+    /// By kernel and instruction: cycles that warps waited for it.
+    waits: HashMap<String, Vec<u64>>,
 }
 
 /// Everything that one launch needs, taken from the device so that it can run without it.
@@ -114,7 +141,7 @@ pub(crate) fn number(name: &str) -> Option<u64> {
 }
 
 impl Settings {
-    /// The defaults, changed by `VGPU_CHECKS`, `VGPU_SEED`, `VGPU_THREADS`, `VGPU_SAMPLE_BLOCKS` and
+    /// The defaults, changed by `VGPU_CHECKS`, `VGPU_SEED`, `VGPU_THREADS`, `VGPU_SAMPLE_BLOCKS`, `VGPU_TIMING` and
     /// `VGPU_TIMEOUT` (seconds).
     pub fn from_environment(profile: &Profile) -> Self {
         let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -125,6 +152,7 @@ impl Settings {
             sample_blocks: number("VGPU_SAMPLE_BLOCKS").filter(|&blocks| blocks > 0),
             timeout: Duration::from_secs(number("VGPU_TIMEOUT").unwrap_or(300)),
             multiprocessors: profile.multiprocessors,
+            timing: number("VGPU_TIMING") == Some(1),
             outputs: None,
         }
     }
@@ -140,6 +168,7 @@ impl Device {
             settings: Settings::from_environment(profile),
             counters: HashMap::new(),
             ran: Vec::new(),
+            waits: HashMap::new(),
         }
     }
 
@@ -201,6 +230,18 @@ impl Device {
                     }
                     symbols.insert(variable.name.clone(), (variable.space, address));
                     variables.insert(variable.name.clone(), (address, variable.size));
+                }
+            }
+        }
+        for variable in parsed.variables.iter().filter(|variable| !variable.addresses.is_empty()) {
+            let Some((address, _)) = variables.get(&variable.name) else { continue };
+            for (at, name, offset) in &variable.addresses {
+                let (target, _) = variables
+                    .get(name)
+                    .ok_or_else(|| ModuleError::Address { name: variable.name.clone(), of: name.clone() })?;
+                let value = target.wrapping_add(*offset as u64);
+                if let Some(allocation) = self.memory.find(*address) {
+                    allocation.write(address + *at as u64, &value.to_le_bytes());
                 }
             }
         }
@@ -338,6 +379,40 @@ impl Device {
         }
     }
 
+    /// Adds up where a launch waited.
+    pub fn count_waits(&mut self, program: &Arc<Program>, waits: &[u64]) {
+        let known = self.waits.entry(program.name.clone()).or_default();
+        known.resize(known.len().max(waits.len()), 0);
+        known.iter_mut().zip(waits).for_each(|(known, wait)| *known += wait);
+    }
+
+    /// The lines where warps of a kernel waited longest, with the share of all its waits; empty where time is not kept.
+    pub fn longest_waits(&self, program: &Program, most: usize) -> Vec<WaitingLine> {
+        let Some(waits) = self.waits.get(&program.name) else { return Vec::new() };
+        let whole = waits.iter().sum::<u64>().max(1) as f64;
+        let mut lines: HashMap<(u32, u32), (u64, u64, usize)> = HashMap::new();
+        for (at, (&wait, note)) in waits.iter().zip(&program.notes).enumerate() {
+            let line = lines.entry((note.location.file, note.location.line)).or_insert((0, 0, at));
+            line.0 += wait;
+            if wait > line.1 {
+                (line.1, line.2) = (wait, at);
+            }
+        }
+        let mut out: Vec<WaitingLine> = lines
+            .into_iter()
+            .map(|((file, line), (cycles, _, at))| WaitingLine {
+                kernel: program.name.clone(),
+                file: program.file(file).to_string(),
+                line,
+                opcode: program.notes[at].opcode.to_string(),
+                share: cycles as f64 / whole,
+            })
+            .collect();
+        out.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.line.cmp(&b.line)));
+        out.truncate(most);
+        out
+    }
+
     /// Adds up what a launch counted.
     pub fn count(&mut self, program: &Arc<Program>, counters: &Counters) {
         let Some(known) = self.counters.get_mut(&counters.kernel) else {
@@ -370,6 +445,7 @@ impl Device {
     pub fn reset_counters(&mut self) {
         self.counters.clear();
         self.ran.clear();
+        self.waits.clear();
     }
 
     /// Checks, runs and counts a launch. The arguments are laid out as the kernel's parameters; [`Arguments`]
@@ -386,6 +462,7 @@ impl Device {
         self.check_limits(program, shape, self.profile.shared_per_block_optin)?;
         let outcome = self.prepare(program, shape, arguments).run();
         self.count(program, &outcome.counters);
+        self.count_waits(program, &outcome.waits);
         Ok(outcome)
     }
 

@@ -22,6 +22,7 @@ mod driver;
 pub mod execute;
 mod host;
 pub mod memory;
+pub mod model;
 pub mod number;
 pub mod prediction;
 pub mod profile;

@@ -1,9 +1,11 @@
 //! From counters to what a kernel author learns from: bytes against the floor, multiply-adds per byte,
-//! and the time that a roofline predicts on an A100 and an H100. Predictions, not measurements.
+//! and the time that is predicted of an A100, an H100 and an H200: by the model of [`crate::model`] where time was kept, else
+//! by a roofline. Predictions, not measurements.
 
 use serde::{Deserialize, Serialize};
 
 use crate::counters::Counters;
+use crate::model::{self, Constants};
 use crate::profile::{PROFILES, Profile};
 
 /// Warp instructions that a multiprocessor issues in a cycle.
@@ -20,8 +22,15 @@ pub struct Bound {
     pub profile: String,
     /// The name of the bound that takes most of the time.
     pub limit: String,
-    /// Seconds of all launches counted, each by its own bound, without launch overhead.
+    /// Seconds of all launches counted. Where time was kept: by the model of [`crate::model`], launches in a graph; else each by
+    /// its own bound alone, without what a launch costs.
     pub seconds: f64,
+    /// The least and the most of it, where it rests on constants that nobody measured.
+    #[serde(default)]
+    pub range: [f64; 2],
+    /// Whether the model was fitted to this device; `false` for the bound alone.
+    #[serde(default)]
+    pub fitted: bool,
     /// Blocks on a multiprocessor at once; 0 where the kernel does not fit.
     pub blocks_per_multiprocessor: u32,
     /// Whole waves of blocks, of all launches.
@@ -41,7 +50,7 @@ pub struct Prediction {
     pub floor_bytes: u64,
     /// Multiply-adds of tensor cores and f32 units for every byte of the floor.
     pub multiply_adds_per_byte: f64,
-    /// The bounds on an A100 and an H100.
+    /// The bounds on an A100, an H100 and an H200.
     pub bounds: Vec<Bound>,
 }
 
@@ -54,7 +63,7 @@ impl Prediction {
         let multiply_adds = whole.tensor_multiply_adds + whole.single_multiply_adds;
         let bounds = PROFILES
             .iter()
-            .filter(|profile| matches!(profile.name, "sm_80" | "sm_90"))
+            .filter(|profile| matches!(profile.name, "sm_80" | "sm_90" | "h200"))
             .map(|profile| Bound::of(profile, alike, registers))
             .collect();
         Self {
@@ -82,6 +91,8 @@ impl Bound {
             profile: profile.name.to_string(),
             limit: "nothing".to_string(),
             seconds: 0.0,
+            range: [0.0; 2],
+            fitted: false,
             blocks_per_multiprocessor: 0,
             waves: 0,
         };
@@ -94,9 +105,17 @@ impl Bound {
             let blocks = counters.blocks.div_ceil(launches).max(1);
             bound.blocks_per_multiprocessor = fit;
             bound.waves += launches * blocks.div_ceil(at_once);
-            let (limit, seconds) = limits(profile, counters, blocks)
-                .into_iter()
-                .fold(("nothing", 0.0), |most, one| if one.1 > most.1 { one } else { most });
+            let (limit, seconds) = if counters.working_blocks > 0 {
+                let time = model::time(profile, &Constants::fitted(), counters, registers);
+                let all = launches as f64;
+                bound.range = [bound.range[0] + all * time.range[0], bound.range[1] + all * time.range[1]];
+                bound.fitted = profile.fitted;
+                (time.limit, all * time.seconds)
+            } else {
+                limits(profile, counters, blocks)
+                    .into_iter()
+                    .fold(("nothing", 0.0), |most, one| if one.1 > most.1 { one } else { most })
+            };
             bound.seconds += seconds;
             match by_limit.iter_mut().find(|(known, _)| *known == limit) {
                 Some((_, sum)) => *sum += seconds,
@@ -151,7 +170,15 @@ pub fn table(counters: &[Counters], predictions: &[Prediction]) -> String {
         let bounds: Vec<String> = prediction
             .bounds
             .iter()
-            .map(|bound| format!("{}: {:.1} us {}", bound.profile, bound.seconds * 1e6, bound.limit))
+            .map(|bound| {
+                let wide = bound.range[1] > bound.range[0] * 1.001;
+                let range = if wide {
+                    format!(" ({:.1} to {:.1})", bound.range[0] * 1e6, bound.range[1] * 1e6)
+                } else {
+                    String::new()
+                };
+                format!("{}: {:.1} us{range} {}", bound.profile, bound.seconds * 1e6, bound.limit)
+            })
             .collect();
         out += &format!(
             "{:<32} {:>8} {:>9} {:>9.2} {:>10.3} {:>10.3} {:>6.2} {:>8} {:>7.1} {:>5}  {}\n",

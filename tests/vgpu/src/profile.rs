@@ -25,8 +25,12 @@ pub struct Profile {
     pub processing_clusters: &'static [u32],
     /// Level-2 cache, in bytes.
     pub l2_bytes: u32,
-    /// Clock, in kHz.
+    /// Clock, in kHz, at which the rates below hold.
     pub clock_khz: u32,
+    /// The clock that long work runs at, in kHz, where it was measured; else the same.
+    pub sustained_khz: u32,
+    /// Whether the time model was fitted to measurements of this device.
+    pub fitted: bool,
     /// Memory clock, in kHz.
     pub memory_clock_khz: u32,
     /// Width of the memory bus, in bits.
@@ -49,7 +53,7 @@ pub const SHARED_RESERVED: u32 = 1_024;
 pub const NEWEST_PTX: (u32, u32) = (9, 5);
 
 /// The profiles, the default first.
-pub const PROFILES: [Profile; 4] = [
+pub const PROFILES: [Profile; 6] = [
     // Rates from the A100 SXM4 80 GB data sheet: 312 TFLOP/s bf16, 19.5 f32, 2,039 GB/s.
     Profile {
         name: "sm_80",
@@ -63,6 +67,8 @@ pub const PROFILES: [Profile; 4] = [
         processing_clusters: &[],
         l2_bytes: 40 << 20,
         clock_khz: 1_410_000,
+        sustained_khz: 1_410_000,
+        fitted: false,
         memory_clock_khz: 1_593_000,
         memory_bus_bits: 5120,
         bandwidth: 2.039e12,
@@ -82,6 +88,8 @@ pub const PROFILES: [Profile; 4] = [
         processing_clusters: &[],
         l2_bytes: 48 << 20,
         clock_khz: 2_040_000,
+        sustained_khz: 2_040_000,
+        fitted: false,
         memory_clock_khz: 6_251_000,
         memory_bus_bits: 192,
         bandwidth: 0.3e12,
@@ -103,11 +111,55 @@ pub const PROFILES: [Profile; 4] = [
         processing_clusters: &[18, 18, 18, 16, 16, 16, 16, 14],
         l2_bytes: 50 << 20,
         clock_khz: 1_980_000,
+        sustained_khz: 1_980_000,
+        fitted: false,
         memory_clock_khz: 2_619_000,
         memory_bus_bits: 5120,
         bandwidth: 3.35e12,
         tensor_rate: 494.5e12,
         single_rate: 33.5e12,
+    },
+    // H200 SXM: an H100 with 4,800 GB/s; 1,755 MHz is what it was measured to hold under ncu.
+    Profile {
+        name: "h200",
+        title: "Virtual GPU (h200, after H200)",
+        capability: (9, 0),
+        multiprocessors: 132,
+        threads_per_multiprocessor: 2048,
+        blocks_per_multiprocessor: 32,
+        shared_per_multiprocessor: 233_472,
+        shared_per_block_optin: 232_448,
+        processing_clusters: &[18, 18, 18, 16, 16, 16, 16, 14],
+        l2_bytes: 50 << 20,
+        clock_khz: 1_830_000,
+        sustained_khz: 1_755_000,
+        fitted: true,
+        memory_clock_khz: 3_201_000,
+        memory_bus_bits: 6144,
+        bandwidth: 4.8e12,
+        tensor_rate: 494.5e12,
+        single_rate: 33.5e12,
+    },
+    // B200: 2,250 TFLOP/s bf16, 80 f32, 8,000 GB/s. Its tensor memory is not modelled, its older instructions are.
+    Profile {
+        name: "sm_100",
+        title: "Virtual GPU (sm_100, after B200)",
+        capability: (10, 0),
+        multiprocessors: 148,
+        threads_per_multiprocessor: 2048,
+        blocks_per_multiprocessor: 32,
+        shared_per_multiprocessor: 233_472,
+        shared_per_block_optin: 232_448,
+        processing_clusters: &[20, 20, 18, 18, 18, 18, 18, 18],
+        l2_bytes: 126 << 20,
+        clock_khz: 1_965_000,
+        sustained_khz: 1_965_000,
+        fitted: false,
+        memory_clock_khz: 3_996_000,
+        memory_bus_bits: 8192,
+        bandwidth: 8.0e12,
+        tensor_rate: 1125e12,
+        single_rate: 40e12,
     },
     // RTX 5090: 209.5 TFLOP/s bf16 with f32 accumulation, 104.8 f32, 1,792 GB/s.
     Profile {
@@ -122,6 +174,8 @@ pub const PROFILES: [Profile; 4] = [
         processing_clusters: &[22, 22, 22, 22, 22, 20, 20, 20],
         l2_bytes: 96 << 20,
         clock_khz: 2_407_000,
+        sustained_khz: 2_407_000,
+        fitted: false,
         memory_clock_khz: 14_001_000,
         memory_bus_bits: 512,
         bandwidth: 1.792e12,
@@ -134,6 +188,12 @@ impl Profile {
     /// The profile of a name.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         PROFILES.iter().find(|profile| profile.name == name)
+    }
+
+    /// The architecture for which ptxas compiles: that of code for one architecture alone where `target` is such.
+    pub fn architecture(&self, target: &str) -> String {
+        let own = self.capability.0 * 10 + self.capability.1;
+        format!("sm_{own}{}", if target.ends_with('a') { "a" } else { "" })
     }
 
     /// Blocks that fit on a multiprocessor at once, by threads, registers and shared memory.

@@ -12,12 +12,14 @@ Runs a CUDA program on the virtual GPU and prints failed checks and counters at 
 
 usage: vgpu run [options] [--] PROGRAM [ARGUMENTS...]
        vgpu profiles    prints what the predictions know of each device, as JSON
+       vgpu fit         prints the time model beside the measurements that it is fitted to, each also left out of the fit
 
-  --profile NAME       sm_80 (default), sm_89, sm_90 or sm_120
+  --profile NAME       sm_80 (default), sm_89, sm_90, h200, sm_100 or sm_120
   --json FILE          write checks, counters and predictions to FILE
   --sample-blocks N    run at most N blocks of every launch, spread evenly, and scale the counters;
                        what the kernels compute is then incomplete
   --no-ptxas           do not compile the kernels that ran for the table of registers and spills
+  --no-timing          do not follow the time of warps: predictions are then bounds of throughput alone
   --no-checks          run faster: no checks, no memory counters
   --seed N             order of blocks and warps; 0 is the natural one (default 1)
   --threads N          worker threads (default: all cores)
@@ -32,6 +34,7 @@ struct Options {
     settings: Vec<(&'static str, OsString)>,
     program: Vec<OsString>,
     no_ptxas: bool,
+    no_timing: bool,
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,10 @@ fn main() -> ExitCode {
         println!("{}", serde_json::json!(vgpu::profile::PROFILES));
         return ExitCode::SUCCESS;
     }
+    if arguments == ["fit"] {
+        print!("{}", fit());
+        return ExitCode::SUCCESS;
+    }
     match parse(arguments).and_then(run) {
         Ok(never) => match never {},
         Err(message) => {
@@ -51,6 +58,55 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The table of the fit.
+fn fit() -> String {
+    let measured = vgpu::model::measured();
+    let constants = vgpu::model::Constants::fitted();
+    let mut out = format!(
+        "{}\nfitted: a launch {:.2} us under the profiler, {:.2} cycles for a cycle of the path, {:.2} for each distinct instruction\n\n\
+         {:<28} {:>9} {:>9} {:>7} {:>9} {:>7}\n",
+        measured.source,
+        constants.launch * 1e6,
+        constants.path,
+        constants.fetch,
+        "group",
+        "measured",
+        "model us",
+        "off by",
+        "left out",
+        "off by"
+    );
+    let off = |model: f64, measured: f64| 100.0 * (model / measured - 1.0);
+    let (mut whole, mut model) = (0.0, 0.0);
+    for line in vgpu::model::leave_one_out() {
+        whole += line.measured_us;
+        model += line.model_us;
+        out += &format!(
+            "{:<28} {:>9.0} {:>9.0} {:>5.0} % {:>9.0} {:>5.0} %\n",
+            line.name,
+            line.measured_us,
+            line.model_us,
+            off(line.model_us, line.measured_us),
+            line.left_out_us,
+            off(line.left_out_us, line.measured_us)
+        );
+    }
+    out += &format!(
+        "{:<28} {:>9.0} {:>9.0} {:>5.0} %\n\nassumed, not measured here:\n",
+        "sum",
+        whole,
+        model,
+        off(model, whole)
+    );
+    for one in vgpu::model::ASSUMED {
+        out += &format!(
+            "  {} = {} ({} to {}): {}\n",
+            one.name, one.value, one.range[0], one.range[1], one.source
+        );
+    }
+    out
 }
 
 fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
@@ -82,6 +138,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
             }
             "--sample-blocks" => options.settings.push(("VGPU_SAMPLE_BLOCKS", number(value()?)?)),
             "--no-ptxas" => options.no_ptxas = true,
+            "--no-timing" => options.no_timing = true,
             "--no-checks" => options.settings.push(("VGPU_CHECKS", "0".into())),
             "--seed" => options.settings.push(("VGPU_SEED", number(value()?)?)),
             "--threads" => options.settings.push(("VGPU_THREADS", number(value()?)?)),
@@ -121,6 +178,9 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
         Some(tools) if !options.no_ptxas => command.env(FOLDER_VARIABLE, tools.folders()),
         _ => command.env_remove(FOLDER_VARIABLE),
     };
+    if !options.no_timing {
+        command.env("VGPU_TIMING", "1");
+    }
     // A program of this project's tests must not look for another device.
     command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);
     let error = command.exec();

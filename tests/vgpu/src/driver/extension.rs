@@ -9,7 +9,7 @@ use super::exported;
 use super::state::{Work, state, this_thread};
 use crate::check::Report;
 use crate::compiled::{self, Compiled, Tools};
-use crate::device::registers_of;
+use crate::device::{WaitingLine, registers_of};
 use crate::prediction::Prediction;
 use crate::program::Program;
 
@@ -72,8 +72,14 @@ pub struct Summary {
     pub reports: Vec<Report>,
     /// The counters of every kernel.
     pub counters: Vec<crate::counters::Counters>,
+    /// The same, those of launches that are alike together.
+    #[serde(default)]
+    pub alike: Vec<Vec<crate::counters::Counters>>,
     /// Predictions from the counters.
     pub predictions: Vec<Prediction>,
+    /// Where warps waited longest, kernel by kernel; empty where time is not kept.
+    #[serde(default)]
+    pub waits: Vec<WaitingLine>,
     /// What the real compiler makes of the kernels that ran; empty where it was not asked.
     pub compiled: Vec<Compiled>,
 }
@@ -94,6 +100,8 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
     let alike = state.device.counters_of_alike();
     let predictions =
         alike.zip(kernels).map(|(alike, program)| Prediction::of(alike, Some(registers(program)))).collect();
+    let waits =
+        state.device.kernels().iter().flat_map(|program| state.device.longest_waits(program, 3)).collect();
     Summary {
         profile: state.device.profile.name.to_string(),
         ordinal: state.ordinal,
@@ -101,7 +109,9 @@ fn summary(compiled: Vec<Compiled>) -> Summary {
         checks: state.device.settings.checks,
         reports: state.reports.iter().map(|(_, report)| report.clone()).collect(),
         counters,
+        alike: state.device.counters_of_alike().map(<[_]>::to_vec).collect(),
         predictions,
+        waits,
         compiled,
     }
 }
@@ -117,16 +127,16 @@ fn compile() -> Vec<Compiled> {
     };
     let (kernels, target) = {
         let state = state();
-        (state.device.kernels().to_vec(), state.device.profile.name)
+        (state.device.kernels().to_vec(), state.device.profile)
     };
     let mut out: Vec<Compiled> = Vec::new();
     let mut left: Vec<&Arc<Program>> = kernels.iter().collect();
     while let Some(first) = left.first() {
         // Kernels of one module are compiled together.
-        let text = first.text.clone();
+        let (text, architecture) = (first.text.clone(), target.architecture(&first.target));
         let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|one| Arc::ptr_eq(&one.text, &text));
         let names: Vec<&str> = now.iter().map(|program| program.name.as_str()).collect();
-        match compiled::compile(&tools, &text, &names, target) {
+        match compiled::compile(&tools, &text, &names, &architecture) {
             Ok(found) => out.extend(found),
             Err(error) => eprintln!("vgpu: {error}"),
         }
@@ -169,6 +179,22 @@ extern "C" fn at_exit() {
             if !summary.compiled.is_empty() {
                 let profile = state().device.profile;
                 eprint!("{}", compiled::table(&summary.compiled, &summary.counters, profile));
+            }
+            if !summary.waits.is_empty() {
+                eprintln!("where warps wait longest, by themselves, and the share of all their waiting:");
+                for wait in &summary.waits {
+                    let place = format!("{}:{}", wait.file, wait.line);
+                    eprintln!(
+                        "{:<32} {:>5.1} %  {:<40} {}",
+                        wait.kernel,
+                        wait.share * 100.0,
+                        wait.opcode,
+                        place
+                    );
+                }
+                eprintln!(
+                    "times are predicted: for an H200 by a model fitted to measurements of one, for others by the same model, not fitted"
+                );
             }
         }
         let count = summary.reports.len();

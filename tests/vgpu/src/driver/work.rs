@@ -117,6 +117,7 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
             let outcome = prepared.run();
             let mut state = state();
             state.device.count(program, &outcome.counters);
+            state.device.count_waits(program, &outcome.waits);
             let mut code = SUCCESS;
             if outcome.device_error != 0 {
                 state.sticky = outcome.device_error;

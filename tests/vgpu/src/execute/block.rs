@@ -8,6 +8,7 @@ use super::gate::Gate;
 use super::order::Knowledge;
 use super::proxy::Proxies;
 use super::shared::{Clocks, Shared};
+use super::timing::{Times, behind_barrier};
 use super::warp::{Hold, Path, Pause, Warp};
 use super::wgmma::Warpgroup;
 use super::{Launch, mix};
@@ -33,6 +34,8 @@ pub(super) struct Rendezvous {
     pub pool: Vec<u16>,
     /// Predicates of `bar.red`: of how many lanes, and of how many it held.
     pub votes: (u32, u32),
+    /// When the last of them came.
+    pub time: u64,
 }
 
 /// Everything of the blocks of a cluster but their warps, which run on it one at a time.
@@ -64,6 +67,8 @@ pub(super) struct Room<'a> {
     pub dependency: Option<Dependency>,
     /// Whether accesses to global memory may meet other launches.
     pub watched: bool,
+    /// Times, where they are kept.
+    pub times: Option<Times>,
     pub knowledge: Knowledge,
     pub log: Log,
     pub counters: Counters,
@@ -87,6 +92,7 @@ impl<'a> Block<'a> {
         let checks = launch.settings.checks;
         let cluster = Cluster::new(launch.shape.cluster_blocks().max(1) as usize, warps, bytes);
         let (warps, bytes) = (cluster.all_warps(), cluster.stride * cluster.size);
+        let (timed, cluster_size) = (checks && launch.settings.timing, cluster.size);
         let proxies = (checks && launch.program.uses.async_proxy).then(|| Proxies::new(bytes, warps));
         // Products of a warpgroup read as warps of their own.
         let readers = if launch.program.uses.fragments.is_empty() { 0 } else { warps };
@@ -108,13 +114,14 @@ impl<'a> Block<'a> {
             warpgroups: HashMap::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
+            times: timed.then(|| Times::new(launch.program, cluster_size)),
             knowledge: Knowledge::default(),
             log: Log::default(),
             counters: Counters::default(),
             sites: vec![usize::MAX; launch.program.code.len()],
             live_lanes: vec![0; warps],
         };
-        let warps = (0..warps).map(|_| Warp::new(launch.program, checks)).collect();
+        let warps = (0..warps).map(|_| Warp::new(launch.program, checks, timed)).collect();
         let mut block = Self { room, warps, order: Vec::new() };
         block.fix_constants();
         block
@@ -206,6 +213,7 @@ impl<'a> Block<'a> {
             }
         }
         room.enter(0);
+        room.start_time();
         self.order = (0..self.warps.len()).collect();
         let seed = room.launch.settings.seed;
         if seed != 0 {
@@ -239,6 +247,9 @@ impl<'a> Block<'a> {
         }
         if !alive && self.room.launch.settings.checks {
             self.room.judge_warpgroups();
+        }
+        if !alive {
+            self.room.end_time(&self.warps);
         }
         !alive
     }
@@ -338,6 +349,9 @@ impl<'a> Block<'a> {
             for (warp, waits) in done.waiting.iter().enumerate() {
                 if *waits {
                     room.clocks.take(warp, &done.pool);
+                    if let Some(timing) = &mut self.warps[warp].timing {
+                        timing.wait(behind_barrier(done.time));
+                    }
                     self.warps[warp].release(number, done.votes);
                 }
             }
@@ -380,8 +394,10 @@ impl<'a> Block<'a> {
     }
 
     /// What was found and counted.
-    pub fn finish(self) -> (Log, Counters) {
-        (self.room.log, self.room.counters)
+    pub fn finish(self) -> (Log, Counters, Vec<u64>) {
+        let waits = self.room.times.map_or_else(Vec::new, |times| times.waits);
+        // Half cycles become cycles.
+        (self.room.log, self.room.counters, waits.into_iter().map(|wait| wait / 2).collect())
     }
 }
 

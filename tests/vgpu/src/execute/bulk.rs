@@ -364,12 +364,14 @@ impl Warp {
             landings.push((place, gate, phase));
         }
         room.clocks.give(me, &mut pool);
+        let time = self.landing_time(size);
         for (to, gate, phase) in landings {
             let landing = Landing {
                 to,
                 data: incoming.data.clone(),
                 unwritten: incoming.unwritten.clone(),
                 issuer: (me, at, lane),
+                time,
                 pool: pool.clone(),
                 phase,
             };

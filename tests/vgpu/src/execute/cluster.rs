@@ -6,6 +6,7 @@
 
 use super::block::Room;
 use super::order::Knowledge;
+use super::timing::behind_cluster;
 use super::warp::{Hold, Next, Warp};
 use crate::check::Check;
 use crate::program::ClusterBarrier;
@@ -51,6 +52,9 @@ struct Gathering {
     pool: Vec<u16>,
     opened: Vec<u16>,
     releases: bool,
+    /// When the last came in this phase, and in the one before.
+    time: u64,
+    opened_time: u64,
 }
 
 impl Cluster {
@@ -226,6 +230,7 @@ impl Room<'_> {
         barrier.phase += 1;
         barrier.came.fill(0);
         barrier.opened = std::mem::take(&mut barrier.pool);
+        barrier.opened_time = std::mem::take(&mut barrier.time);
         if std::mem::take(&mut barrier.releases) {
             self.release_blocks();
         }
@@ -276,6 +281,7 @@ impl Warp {
             barrier.came[me] |= mask;
             self.cluster_phase = barrier.phase;
             barrier.releases |= op.orders;
+            barrier.time = barrier.time.max(self.now());
             if op.orders {
                 room.clocks.give(me, &mut barrier.pool);
             }
@@ -286,6 +292,9 @@ impl Warp {
         if barrier.phase > self.cluster_phase {
             if op.orders {
                 room.clocks.take(me, &barrier.opened);
+            }
+            if let Some(timing) = &mut self.timing {
+                timing.wait(behind_cluster(barrier.opened_time));
             }
             return Next::Continue;
         }

@@ -7,6 +7,7 @@ use super::access::lanes_of;
 use super::block::Room;
 use super::copies::strip;
 use super::shared::CHUNK;
+use super::timing::behind_gate;
 use super::warp::{Hold, Next, Warp};
 use crate::check::Check;
 use crate::program::{Address, Mbarrier};
@@ -27,6 +28,9 @@ pub(super) struct Gate {
     origin: (usize, u16),
     /// Whether the asynchronous proxy and other blocks may know it.
     fenced: bool,
+    /// When the last arrival or copy of this phase came, and of the one before.
+    time: u64,
+    opened_time: u64,
     /// Who waits, and for which phase.
     waiters: Vec<Waiter>,
 }
@@ -50,6 +54,8 @@ pub(super) struct Landing {
     pub unwritten: Arc<[u32]>,
     /// Who issued it: warp, instruction and lane.
     pub issuer: (usize, usize, usize),
+    /// When it lands.
+    pub time: u64,
     /// What the issuer knew.
     pub pool: Vec<u16>,
     /// The barrier's phase when it was issued.
@@ -87,6 +93,7 @@ impl Gate {
         self.phase += 1;
         self.left = i64::from(self.expected);
         self.opened = std::mem::take(&mut self.pool);
+        self.opened_time = std::mem::take(&mut self.time);
         if let Some(late) = self.landing.iter().find(|landing| landing.phase < self.phase) {
             troubles.push(Trouble::Early(late.issuer));
         }
@@ -193,6 +200,7 @@ impl Room<'_> {
             let (warp, at, lane) = landing.issuer;
             self.with_gate(warp, at, lane, place, |gate| {
                 gate.bytes -= bytes as i64;
+                gate.time = gate.time.max(landing.time);
                 merge(&mut gate.pool, &landing.pool);
             });
             if self.gates.get(&place).is_none_or(|gate| gate.phase != phase) {
@@ -277,9 +285,11 @@ impl Warp {
                         room.clocks.give(me, &mut pool);
                     }
                     let mut before = 0;
+                    let now = self.now();
                     room.with_gate(me, at, lane, place, |gate| {
                         before = u64::from(gate.phase as u32) | (gate.left.max(0) as u64) << 32;
                         gate.bytes += bytes;
+                        gate.time = gate.time.max(now);
                         gate.left -= count;
                         gate.expected = gate.expected.saturating_sub(u32::from(*drop));
                         merge(&mut gate.pool, &pool);
@@ -316,6 +326,9 @@ impl Warp {
                             gate.waiters.retain(|waiter| waiter.warp != me);
                             if *acquires {
                                 room.clocks.take(me, &gate.opened);
+                            }
+                            if let Some(timing) = &mut self.timing {
+                                timing.wait(behind_gate(gate.opened_time));
                             }
                         }
                     }

@@ -155,6 +155,7 @@ impl Warp {
         barrier.arrived[me] |= mask;
         barrier.expected = expected;
         barrier.waiting[me] |= op.waits;
+        barrier.time = barrier.time.max(self.now());
         if first {
             room.clocks.give(me, &mut barrier.pool);
         }

@@ -22,6 +22,7 @@ mod registers;
 mod shared;
 mod shared_access;
 mod tensor;
+mod timing;
 mod warp;
 mod wgmma;
 
@@ -101,6 +102,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Multiprocessors, for `%nsmid`.
     pub multiprocessors: u32,
+    /// Whether the time of warps is kept, for predictions and for where they wait; it needs checks.
+    pub timing: bool,
     /// Where kernels may write, as address and size; none for anywhere.
     pub outputs: Option<Vec<(u64, u64)>>,
 }
@@ -114,6 +117,8 @@ pub struct Outcome {
     pub counters: Counters,
     /// What a device would answer: a `CUDA_ERROR_*` number, 0 for success.
     pub device_error: u32,
+    /// By instruction, cycles that warps waited for it; empty where time is not kept.
+    pub waits: Vec<u64>,
 }
 
 /// What all workers of a launch share.
@@ -173,11 +178,11 @@ pub fn run(
     };
     let order = Order::new(clusters, sample, settings.seed);
     let next = AtomicU64::new(0);
-    let merged: Mutex<(Log, Counters)> = Mutex::default();
+    let merged: Mutex<(Log, Counters, Vec<u64>)> = Mutex::default();
     // Blocks that wait for each other must all be under way; they are dealt out to the workers.
     let workers = settings.workers.clamp(1, 64).min(usize::try_from(sample).unwrap_or(usize::MAX));
     let work = |worker: usize| {
-        let (log, counters) = if shape.cooperative {
+        let (log, counters, waits) = if shape.cooperative {
             together(&launch, &order, worker, workers)
         } else {
             one_by_one(&launch, &order, &next)
@@ -185,6 +190,7 @@ pub fn run(
         if let Ok(mut merged) = merged.lock() {
             merged.0.merge(log);
             merged.1.add(&counters);
+            add_waits(&mut merged.2, &waits);
         }
     };
     if workers == 1 {
@@ -198,7 +204,7 @@ pub fn run(
             work(0);
         });
     }
-    let (mut log, mut counters) = merged.into_inner().unwrap_or_default();
+    let (mut log, mut counters, waits) = merged.into_inner().unwrap_or_default();
     counters.kernel.clone_from(&program.name);
     counters.launches = 1;
     counters.blocks = blocks;
@@ -214,10 +220,18 @@ pub fn run(
         dependent::judge(program, shape, memory, &mut log, counters.dependency_waits);
     }
     let device_error = log.reports.iter().find_map(|report| report.check.device_error()).unwrap_or(0);
-    Outcome { reports: log.reports, counters, device_error }
+    Outcome { reports: log.reports, counters, device_error, waits }
 }
 
-fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Counters) {
+/// Adds up waits by instruction.
+fn add_waits(into: &mut Vec<u64>, from: &[u64]) {
+    into.resize(into.len().max(from.len()), 0);
+    for (into, from) in into.iter_mut().zip(from) {
+        *into += from;
+    }
+}
+
+fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Counters, Vec<u64>) {
     let mut block = Block::new(launch);
     loop {
         let turn = next.fetch_add(1, Relaxed);
@@ -238,7 +252,7 @@ fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Cou
     block.finish()
 }
 
-fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -> (Log, Counters) {
+fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -> (Log, Counters, Vec<u64>) {
     let mut blocks: Vec<Block<'_>> = Vec::new();
     for turn in (worker as u64..order.count).step_by(workers) {
         let mut block = Block::new(launch);
@@ -259,12 +273,14 @@ fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -
     }
     let mut log = Log::default();
     let mut counters = Counters::default();
+    let mut waits = Vec::new();
     for block in blocks {
-        let (more, counted) = block.finish();
+        let (more, counted, waited) = block.finish();
         log.merge(more);
         counters.add(&counted);
+        add_waits(&mut waits, &waited);
     }
-    (log, counters)
+    (log, counters, waits)
 }
 
 /// The order in which blocks run: a permutation by seed, without a table of it; and which of them.

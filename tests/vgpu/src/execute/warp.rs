@@ -8,6 +8,7 @@ use super::block::Room;
 use super::bulk::Outgoing;
 use super::copies::PendingCopy;
 use super::flight::Flight;
+use super::timing::Timing;
 use crate::check::Check;
 use crate::program::{Address, FULL, LANES, Members, Op, Program, Registers, VoteKind};
 use crate::ptx::Space;
@@ -100,6 +101,8 @@ pub(super) struct Warp {
     pub waited: std::cell::Cell<bool>,
     /// Registers of a thread, where the kernel changes them.
     pub held_registers: u32,
+    /// Its time, where that is wanted.
+    pub timing: Option<Box<Timing>>,
     pub local: Vec<u8>,
     pub local_written: Vec<u8>,
     clears: [usize; 3],
@@ -107,7 +110,7 @@ pub(super) struct Warp {
 
 impl Warp {
     /// A warp with room for a program.
-    pub fn new(program: &Program, checks: bool) -> Self {
+    pub fn new(program: &Program, checks: bool, timed: bool) -> Self {
         let [words, longs, predicates] = program.registers.map(|count| count as usize);
         let local = program.local * LANES;
         Self {
@@ -129,6 +132,7 @@ impl Warp {
             expired: 0,
             waited: std::cell::Cell::new(false),
             held_registers: 0,
+            timing: timed.then(|| Box::new(Timing::new(program))),
             local: vec![0xff; local],
             local_written: vec![0; if checks { local } else { 0 }],
             clears: [words, longs, predicates],
@@ -190,6 +194,9 @@ impl Warp {
         self.expired = 0;
         self.waited.set(false);
         self.held_registers = registers;
+        if let Some(timing) = &mut self.timing {
+            timing.reset();
+        }
         self.local.fill(0xff);
         self.local_written.fill(0);
     }
@@ -333,6 +340,9 @@ impl Warp {
             room.counters.classes[decoded.class as usize] += 1;
             if CHECKS {
                 room.counters.lanes += u64::from(mask.count_ones());
+                if self.timing.is_some() {
+                    self.time(room, here);
+                }
                 if decoded.followed {
                     self.follow_validity(room, me, here, lanes, mask);
                     if self.flight.is_some() && !matches!(decoded.op, Op::Wgmma(_)) {

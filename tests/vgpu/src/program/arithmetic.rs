@@ -34,7 +34,7 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
     match kind {
         "pred" => logic(name, "b1"),
         "b16" | "b32" | "b64"
-            if !matches!(name, "prmt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk") =>
+            if !matches!(name, "prmt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk" | "fns") =>
         {
             if matches!(name, "brev" | "popc" | "clz") { integer(&parts) } else { logic(name, kind) }
         }
@@ -270,6 +270,14 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
         "dp4a.u32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot4(a, b, c, false, false) })),
         "dp4a.s32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot4(a, b, c, true, false) })),
         "dp4a.u32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot4(a, b, c, false, true) })),
+        "bfind.shiftamt.u64" => {
+            Some(lane_op!(|a: u64| -> u32 { if a == 0 { u32::MAX } else { a.leading_zeros() } }))
+        }
+        "bfind.shiftamt.s64" => Some(lane_op!(|a: i64| -> u32 {
+            let a = if a < 0 { !a } else { a };
+            if a == 0 { u32::MAX } else { a.leading_zeros() }
+        })),
+        "fns.b32" => Some(lane_op!(|mask: u32, base: u32, n: i32| -> u32 { nth_set(mask, base, n) })),
         "dp2a.lo.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c) })),
         "dp2a.hi.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c) })),
         _ => None,
@@ -359,6 +367,26 @@ fn lop3(a: u32, b: u32, c: u32, table: u32) -> u32 {
         out |= take & a & b & c;
     }
     out
+}
+
+/// The position of the n-th set bit from a base upwards, or downwards for a negative n; -1 for none.
+#[inline(always)]
+fn nth_set(mask: u32, base: u32, n: i32) -> u32 {
+    let base = base & 31;
+    if n == 0 {
+        return if mask >> base & 1 != 0 { base } else { u32::MAX };
+    }
+    let mut left = n.unsigned_abs();
+    let mut found = u32::MAX;
+    for step in 0..32 {
+        let at = if n > 0 { base.wrapping_add(step) } else { base.wrapping_sub(step) };
+        let hit = at < 32 && mask >> (at & 31) & 1 != 0 && left > 0;
+        left -= u32::from(hit);
+        if hit && left == 0 {
+            found = at;
+        }
+    }
+    found
 }
 
 #[inline(always)]

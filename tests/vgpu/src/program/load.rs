@@ -234,7 +234,12 @@ impl<'a> Loader<'a> {
                 "%lanemask_gt" => Special::LaneMask(3),
                 "%lanemask_ge" => Special::LaneMask(4),
                 "%dynamic_smem_size" => Special::DynamicShared,
-                "%total_smem_size" => Special::TotalShared,
+                "%total_smem_size" | "%aggr_smem_size" => Special::TotalShared,
+                // What the system keeps of shared memory lies outside of what is modelled.
+                "%reserved_smem_offset_begin" | "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => {
+                    Special::Fixed(0)
+                }
+                name if name.starts_with("%envreg") || name.starts_with("%pm") => Special::Fixed(0),
                 "%cluster_ctarank" => Special::ClusterRank,
                 "%cluster_nctarank" => Special::ClusterSize,
                 _ => {
@@ -260,6 +265,19 @@ impl<'a> Loader<'a> {
         match operand {
             Operand::Register(register) if register.class == kind.class => Ok(register.index),
             Operand::Register(_) => Err(wrong(self, "a register of another class")),
+            Operand::Special(name) if name == "%is_explicit_cluster" && kind.class == Class::Predicate => {
+                Ok(self.predicate_constant(self.function.cluster.is_some()))
+            }
+            // Grids are not numbered, and graphs have no names here; counters count nothing.
+            Operand::Special(name) if matches!(name.as_str(), "%gridid" | "%current_graph_exec") => {
+                Ok(match kind.class {
+                    Class::Word => self.word_constant(0),
+                    _ => self.long_constant(0),
+                })
+            }
+            Operand::Special(name) if name.starts_with("%pm") && kind.class == Class::Long => {
+                Ok(self.long_constant(0))
+            }
             Operand::Special(name) => {
                 let slot = self.special(name)?;
                 if kind.class == Class::Word { Ok(slot) } else { Err(wrong(self, name)) }
@@ -421,7 +439,17 @@ impl<'a> Loader<'a> {
             }
             "ret" | "exit" => self.emit_current(Op::Exit, InstructionClass::Control, &[], &[]),
             "trap" | "brkpt" => self.emit_current(Op::Trap, InstructionClass::Control, &[], &[]),
-            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" => {
+            // A policy of caches, which none of the caches here has.
+            "createpolicy" => {
+                let to = self.destination(self.operand(0)?, Class::Long)?;
+                let op = super::arithmetic::lookup("mov.b64").ok_or_else(|| self.unknown())?;
+                let nothing = self.long_constant(0);
+                let slots = super::Slots { destination: to, sources: [nothing, 0, 0, 0] };
+                let op = Op::Lanes { run: op.run, slots };
+                let defines = [Self::unified(Class::Long, to)];
+                self.emit_current(op, InstructionClass::Move, &[], &defines);
+            }
+            "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "pmevent" => {
                 self.emit_current(Op::Nothing, InstructionClass::Synchronize, &[], &[]);
             }
             "mov" => self.mov(instruction)?,

@@ -177,6 +177,9 @@ impl Loader<'_> {
     }
 
     fn atomic(&mut self, parts: &[&str]) -> Result<()> {
+        if parts.get(1) == Some(&"async") {
+            return Err(self.unsupported("an asynchronous reduction"));
+        }
         let kind = parts.last().copied().unwrap_or_default();
         let size = size_of(kind).ok_or_else(|| self.unsupported(&format!("an atomic of type {kind}")))?;
         let signed = kind.starts_with('s');

@@ -246,6 +246,11 @@ impl<'a> Parser<'a> {
                 self.next();
                 Ok(Operand::Sink)
             }
+            // The one name of a constant that PTX defines.
+            Token::Word("WARP_SZ") => {
+                self.next();
+                Ok(Operand::Integer(32))
+            }
             Token::Word(word) => {
                 self.next();
                 if let Some(register) = body.register(word) {

@@ -26,8 +26,15 @@ pub fn inline<'a>(module: &Module, kernel: &'a Function) -> Result<Cow<'a, Funct
         return Ok(Cow::Borrowed(kernel));
     }
     let bodies = module.functions.iter().filter(|function| function.has_body && !function.is_entry);
+    let mut functions: HashMap<&str, &Function> =
+        bodies.map(|function| (function.name.as_str(), function)).collect();
+    for (alias, name) in &module.aliases {
+        if let Some(&function) = functions.get(name.as_str()) {
+            functions.insert(alias, function);
+        }
+    }
     let mut expansion = Expansion {
-        functions: bodies.map(|function| (function.name.as_str(), function)).collect(),
+        functions,
         out: Function {
             registers: [0; 3],
             body: Vec::new(),

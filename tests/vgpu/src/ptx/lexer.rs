@@ -91,7 +91,7 @@ pub fn tokens(text: &str) -> Result<Vec<Placed<'_>>, PtxError> {
                         at += 1;
                     } else if b == b':'
                         && bytes.get(at + 1) == Some(&b':')
-                        && bytes.get(at + 2).is_some_and(|&b| starts_word(b))
+                        && bytes.get(at + 2).is_some_and(|&b| starts_word(b) || b.is_ascii_digit())
                     {
                         at += 2;
                     } else {

@@ -79,6 +79,8 @@ pub struct Variable {
     pub initial: Vec<u8>,
     /// Whether the text gave an initial value.
     pub has_initial: bool,
+    /// Addresses of other variables among the initial values: where they stand, of which variable, and an offset.
+    pub addresses: Vec<(usize, String, i64)>,
 }
 
 /// A parameter of a function.
@@ -210,4 +212,6 @@ pub struct Module {
     pub variables: Vec<Variable>,
     /// Functions, kernels among them.
     pub functions: Vec<Function>,
+    /// Further names of functions.
+    pub aliases: Vec<(String, String)>,
 }

@@ -137,6 +137,14 @@ impl<'a> Parser<'a> {
                     self.module.variables.extend(variables);
                 }
                 Token::Word(".pragma") => self.skip_to_semicolon()?,
+                Token::Word(".alias") => {
+                    self.next();
+                    let alias = self.word("the name of an alias")?.to_string();
+                    self.expect(b',')?;
+                    let function = self.word("the name of a function")?.to_string();
+                    self.expect(b';')?;
+                    self.module.aliases.push((alias, function));
+                }
                 Token::Mark(b';') => {
                     self.next();
                 }
@@ -286,10 +294,10 @@ impl<'a> Parser<'a> {
                 count = count.saturating_mul(dimension);
             }
             let mut size = count.saturating_mul(element);
-            let (mut initial, mut has_initial) = (Vec::new(), false);
+            let (mut initial, mut has_initial, mut addresses) = (Vec::new(), false, Vec::new());
             if self.accept(b'=') {
                 has_initial = true;
-                self.initial(element / vector, &mut initial)?;
+                self.initial(element / vector, &mut initial, &mut addresses)?;
                 if size == 0 {
                     size = initial.len();
                 }
@@ -297,7 +305,7 @@ impl<'a> Parser<'a> {
             if size > LARGEST_VARIABLE || initial.len() > size {
                 return self.error(&format!("a variable {name} of a sensible size, not {size} bytes"));
             }
-            out.push(Variable { name, space, align, size, initial, has_initial });
+            out.push(Variable { name, space, align, size, initial, has_initial, addresses });
             if !self.accept(b',') {
                 break;
             }
@@ -306,7 +314,12 @@ impl<'a> Parser<'a> {
         Ok(out)
     }
 
-    fn initial(&mut self, element: usize, out: &mut Vec<u8>) -> Result<(), PtxError> {
+    fn initial(
+        &mut self,
+        element: usize,
+        out: &mut Vec<u8>,
+        addresses: &mut Vec<(usize, String, i64)>,
+    ) -> Result<(), PtxError> {
         let nested = self.accept(b'{');
         let mut depth = usize::from(nested);
         loop {
@@ -318,13 +331,23 @@ impl<'a> Parser<'a> {
                 }
                 Token::Single(bits) => out.extend_from_slice(&bits.to_le_bytes()),
                 Token::Double(bits) => out.extend_from_slice(&bits.to_le_bytes()),
+                // An address: a name, or generic(name), with an offset.
+                Token::Word(name) if element == 8 => {
+                    let generic = name == "generic" && self.accept(b'(');
+                    let name = if generic { self.word("the name of a variable")? } else { name };
+                    if generic {
+                        self.expect(b')')?;
+                    }
+                    let offset = if self.accept(b'+') { self.integer("an offset")? as i64 } else { 0 };
+                    addresses.push((out.len(), name.to_string(), offset));
+                    out.extend_from_slice(&[0; 8]);
+                }
                 Token::Mark(b'{') => depth += 1,
                 Token::Mark(b'}') if depth > 0 => depth -= 1,
                 Token::Mark(b',') if depth > 0 => {}
                 _ => {
                     self.at = self.at.saturating_sub(1);
-                    return self
-                        .error("a number as initial value (addresses as initial values are not supported)");
+                    return self.error("a number, or the address of a variable in 64 bits, as initial value");
                 }
             }
             if depth == 0 {
@@ -365,6 +388,11 @@ impl<'a> Parser<'a> {
                 Token::Word(".minnctapersm") => {
                     self.next();
                     body.function.min_blocks = self.small("a number of blocks")?;
+                }
+                // An older name of what .minnctapersm says, and conventions of calls, which are none here.
+                Token::Word(".maxnctapersm" | ".abi_preserve" | ".abi_preserve_control") => {
+                    self.next();
+                    self.small("a number")?;
                 }
                 Token::Word(".maxnreg") => {
                     self.next();

@@ -115,7 +115,7 @@ fn a_sample_is_scaled_to_all_blocks() {
     assert_eq!(sample.tensor_multiply_adds, whole.tensor_multiply_adds);
     assert_eq!(sample.classes, whole.classes, "all blocks do the same here");
     let prediction = Prediction::of(std::slice::from_ref(&whole), None);
-    assert_eq!(prediction.bounds.len(), 2);
+    assert_eq!(prediction.bounds.len(), 3);
     // Each launch has its own bound: 16 blocks leave most multiprocessors idle, whatever others of the kernel do.
     let full = Counters { blocks: 108 * 16, ..whole.clone() };
     let both = Prediction::of(&[whole.clone(), full.clone()], None);

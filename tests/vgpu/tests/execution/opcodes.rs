@@ -420,7 +420,33 @@ fn shared_atomics_and_narrow_accesses() {
 
 #[test]
 fn an_unknown_opcode_is_named() {
-    let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r<3>;\nfns.b32 %r1, %r2, 0, 1;\nret;\n}\n";
+    let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r<3>;\nvadd4.u32.u32.u32 %r1, %r2, 0, 1;\nret;\n}\n";
     let error = crate::bench::device().load(text).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("fns.b32") && error.contains("line 7"), "{error}");
+    assert!(error.contains("vadd4.u32.u32.u32") && error.contains("line 7"), "{error}");
+}
+
+#[test]
+fn the_nth_set_bit_is_found_upwards_and_downwards() {
+    // Bits 2, 3 and 5 of a mask.
+    let find =
+        |base: u32, offset: i32| warp(&format!("mov.u32 %w1, 44;\nfns.b32 %w0, %w1, {base}, {offset};"))[0];
+    let none = u32::MAX;
+    for (base, offset, found) in [
+        (0, 1, 2),
+        (2, 1, 2),
+        (0, 3, 5),
+        (0, 4, none),
+        (3, 0, 3),
+        (4, 0, none),
+        (31, -1, 5),
+        (4, -2, 2),
+        (1, -1, none),
+    ] {
+        assert_eq!(find(base, offset), found, "from {base}, the {offset}th");
+    }
+}
+
+#[test]
+fn the_size_of_a_warp_has_a_name() {
+    assert_eq!(warp("mov.u32 %w0, WARP_SZ;"), each(&|_| 32));
 }
