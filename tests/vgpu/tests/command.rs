@@ -97,7 +97,7 @@ fn a_failed_check_fails_the_program() {
 #[test]
 fn wrong_options_are_explained() {
     for (options, words) in [
-        (&["--profile", "sm_1"][..], "sm_80, sm_89, sm_90, sm_120"),
+        (&["--profile", "sm_1"][..], "sm_80, sm_89, sm_90, h200, sm_100, sm_120"),
         (&["--seed", "x"], "--seed needs a number"),
         (&["--sample-blocks", "some"], "--sample-blocks needs a number"),
         (&["--frob"], "--frob is no option"),

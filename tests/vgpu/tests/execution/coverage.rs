@@ -8,9 +8,12 @@ use std::fmt::Write as _;
 use vgpu::device::Device;
 use vgpu::profile::Profile;
 
+/// Instructions by name, and forms that stand for them.
+type Instructions = (&'static str, &'static [&'static str]);
+
 /// A section of the manual and, for each of its instructions, forms that stand for it. A form is an opcode with operands over
 /// registers `%w` (32 bits or less), `%d` (64 bits) and `%p`, the shared array `tile` and the argument `arg`.
-const FORMS: &[(&str, &[(&str, &[&str])])] = &[
+const FORMS: &[(&str, &[Instructions])] = &[
     (
         "Integer arithmetic",
         &[

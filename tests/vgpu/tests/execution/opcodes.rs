@@ -448,5 +448,5 @@ fn the_nth_set_bit_is_found_upwards_and_downwards() {
 
 #[test]
 fn the_size_of_a_warp_has_a_name() {
-    assert_eq!(warp("mov.u32 %w0, WARP_SZ;"), each(&|_| 32));
+    assert_eq!(warp("mov.u32 %w0, WARP_SZ;"), [32; 32]);
 }
