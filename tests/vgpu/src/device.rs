@@ -12,7 +12,7 @@ use crate::codes::{
 };
 use crate::counters::Counters;
 use crate::execute::{self, MOST_BLOCKS, Outcome, Settings, Shape};
-use crate::memory::{Concurrent, Memory, View};
+use crate::memory::{Concurrent, Memory, StreamBit, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
 use crate::ptx::{PtxError, Space, inline, parse};
@@ -123,8 +123,9 @@ impl Prepared {
         self.view.epoch
     }
 
-    /// Says what may run at the same time, and which launches it may overtake.
-    pub fn order(&mut self, concurrent: Concurrent, unfinished: Option<u16>) {
+    /// Says of which stream it is, what may run at the same time, and which launches it may overtake.
+    pub fn order(&mut self, stream: StreamBit, concurrent: Concurrent, unfinished: Option<u16>) {
+        self.view.stream = stream;
         self.view.concurrent = concurrent;
         self.view.unfinished = unfinished;
     }

@@ -33,6 +33,8 @@ pub struct Allocation {
     /// A bit a byte, for every chunk: whether it was written since it was allocated.
     written: Vec<AtomicU16>,
     shadow: Vec<OnceLock<Page>>,
+    /// The streams whose work ever touched it.
+    streams: AtomicU64,
 }
 
 // SAFETY: the pointer is to memory that the allocation owns (or that the driver keeps pinned as long), and
@@ -51,6 +53,21 @@ impl Drop for Allocation {
 }
 
 impl Allocation {
+    /// Notes that work of a stream touches it.
+    #[inline(always)]
+    pub fn note_stream(&self, stream: StreamBit) {
+        if self.streams.load(Relaxed) & stream.0 == 0 {
+            self.streams.fetch_or(stream.0, Relaxed);
+        }
+    }
+
+    /// Whether work of any other stream ever touched it.
+    #[inline(always)]
+    pub fn is_shared(&self, stream: StreamBit) -> bool {
+        let streams = self.streams.load(Relaxed);
+        stream == StreamBit::LAST || streams & !stream.0 != 0
+    }
+
     fn offset(&self, address: u64, bytes: usize) -> Option<usize> {
         let offset = address.checked_sub(self.base)? as usize;
         (offset <= self.size && bytes <= self.size - offset).then_some(offset)
@@ -203,8 +220,8 @@ impl Allocation {
     }
 
     /// The name of a launch among some that last touched any of a stretch, where one of the two writes.
-    pub fn meets(&self, stretch: Stretch, launches: &[(u16, Arc<str>)]) -> Option<Arc<str>> {
-        if launches.is_empty() {
+    pub fn meets(&self, stretch: Stretch, concurrent: &Concurrent) -> Option<Arc<str>> {
+        if concurrent.launches.is_empty() {
             return None;
         }
         let offset = self.offset(stretch.start, stretch.bytes)?;
@@ -215,8 +232,7 @@ impl Allocation {
             };
             let (writer, reader) = page.last(chunk % (PAGE / CHUNK), bits);
             let reader = reader.filter(|_| stretch.write);
-            let is_one = |epoch: u16| writer == Some(epoch) || reader == Some(epoch);
-            found = launches.iter().find(|(epoch, _)| is_one(*epoch)).map(|(_, name)| name.clone());
+            found = [writer, reader].into_iter().flatten().find_map(|epoch| concurrent.launch(epoch));
             found.is_none()
         });
         found
@@ -258,22 +274,52 @@ pub struct Stretch {
 impl Stretch {
     /// Whether two overlap and one is written.
     pub fn meets(&self, other: &Self) -> bool {
-        (self.write || other.write)
-            && self.start < other.start + other.bytes as u64
-            && other.start < self.start + self.bytes as u64
+        (self.write || other.write) && self.start < other.end() && other.start < self.end()
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes as u64
+    }
+}
+
+/// A bit of its own for each stream; those of the many share the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamBit(u64);
+
+impl StreamBit {
+    /// Of a stream beyond the 63rd.
+    const LAST: Self = Self(1 << 63);
+
+    /// Of the stream that came as the `index`-th.
+    pub fn of(index: usize) -> Self {
+        Self(1 << index.min(63))
     }
 }
 
 /// Work that may run at the same time, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Concurrent {
-    /// Launches by their number.
-    pub launches: Vec<(u16, Arc<str>)>,
-    /// Copies, fills and frees.
-    pub stretches: Vec<(Stretch, Arc<str>)>,
+    /// Launches by their number, in its order.
+    launches: Vec<(u16, Arc<str>)>,
+    /// Copies, fills and frees, in the order of their starts.
+    stretches: Vec<(Stretch, Arc<str>)>,
+    /// For each of them the furthest end up to it.
+    ends: Vec<u64>,
 }
 
 impl Concurrent {
+    /// Of launches by their number, and of copies, fills and frees.
+    pub fn new(mut launches: Vec<(u16, Arc<str>)>, mut stretches: Vec<(Stretch, Arc<str>)>) -> Self {
+        launches.sort_by_key(|(epoch, _)| *epoch);
+        stretches.sort_by_key(|(stretch, _)| stretch.start);
+        let ends = stretches.iter().scan(0, |most, (stretch, _)| {
+            *most = stretch.end().max(*most);
+            Some(*most)
+        });
+        let ends = ends.collect();
+        Self { launches, stretches, ends }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.launches.is_empty() && self.stretches.is_empty()
@@ -281,7 +327,15 @@ impl Concurrent {
 
     /// The copy, fill or free that meets a stretch.
     pub fn meets(&self, stretch: &Stretch) -> Option<Arc<str>> {
-        self.stretches.iter().find(|(other, _)| other.meets(stretch)).map(|(_, name)| name.clone())
+        let after = self.stretches.partition_point(|(other, _)| other.start < stretch.end());
+        let before = self.ends.partition_point(|&end| end <= stretch.start);
+        let near = self.stretches.get(before..after)?;
+        near.iter().find(|(other, _)| other.meets(stretch)).map(|(_, name)| name.clone())
+    }
+
+    fn launch(&self, epoch: u16) -> Option<Arc<str>> {
+        let index = self.launches.binary_search_by_key(&epoch, |(epoch, _)| *epoch).ok()?;
+        Some(self.launches[index].1.clone())
     }
 }
 
@@ -341,9 +395,10 @@ impl Memory {
 
     fn insert(&mut self, base: u64, size: usize, host: *mut u8, layout: Option<Layout>) {
         let written = (0..size.div_ceil(CHUNK)).map(|_| AtomicU16::new(0)).collect();
+        let streams = AtomicU64::new(0);
         let shadow = (0..size.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
         self.freed.remove(&base);
-        self.live.insert(base, Arc::new(Allocation { base, size, host, layout, written, shadow }));
+        self.live.insert(base, Arc::new(Allocation { base, size, host, layout, written, shadow, streams }));
     }
 
     /// Frees the allocation that starts at an address; `false` when none does.
@@ -381,6 +436,7 @@ impl Memory {
             freed: self.freed.iter().map(|(&base, &size)| (base, size)).collect(),
             epoch: self.epoch,
             unfinished: None,
+            stream: StreamBit::of(0),
             concurrent: Concurrent::default(),
         }
     }
@@ -399,6 +455,8 @@ pub struct View {
     pub epoch: u16,
     /// For a launch that may begin before others have ended: the first of these.
     pub unfinished: Option<u16>,
+    /// The stream of the launch.
+    pub stream: StreamBit,
     /// What may run at the same time on other streams.
     pub concurrent: Concurrent,
 }
@@ -411,10 +469,12 @@ impl View {
         self.allocations[index].contains(address, bytes).then_some(index)
     }
 
-    /// An allocation by its index.
+    /// An allocation by its index, for work of the launch to touch.
     #[inline(always)]
     pub fn get(&self, index: usize) -> Option<&Allocation> {
-        self.allocations.get(index).map(|allocation| &**allocation)
+        let allocation = self.allocations.get(index)?;
+        allocation.note_stream(self.stream);
+        Some(allocation)
     }
 
     /// Words for a report on an address that no allocation holds, and whether it was freed.

@@ -87,22 +87,22 @@ impl Page {
     /// The launches that last wrote and last read some bytes of a chunk; none where none did.
     pub fn last(&self, index: usize, bits: u16) -> (Option<u16>, Option<u16>) {
         let chunk = &self.chunks[index];
-        let newest = |entries: &mut dyn Iterator<Item = u64>| {
-            entries.map(|entry| (entry >> 48) as u16).filter(|&epoch| epoch != 0).max()
-        };
         let words = self.words.get().map(|words| &words[index * 4..index * 4 + 4]).unwrap_or_default();
         let touched = words.iter().enumerate().filter(|(part, _)| u64::from(bits) >> (4 * part) & 0xf != 0);
         let mine = |part: usize, entry: u64| {
             if u64::from(bits) >> (4 * part) & 0xf & entry != 0 { entry } else { 0 }
         };
-        let parts: Vec<(u64, u64)> = touched
-            .map(|(part, word)| {
-                (mine(part, word.writer.load(Relaxed)), mine(part, word.reader.load(Relaxed)))
-            })
-            .collect();
-        let writers = std::iter::once(chunk.writer.load(Relaxed)).chain(parts.iter().map(|part| part.0));
-        let readers = std::iter::once(chunk.reader.load(Relaxed)).chain(parts.iter().map(|part| part.1));
-        (newest(&mut { writers }), newest(&mut { readers }))
+        let entries = |part: usize, word: &Word| {
+            (mine(part, word.writer.load(Relaxed)), mine(part, word.reader.load(Relaxed)))
+        };
+        let of_chunk = (chunk.writer.load(Relaxed), chunk.reader.load(Relaxed));
+        let newest = |before: u64, entry: u64| before.max(entry >> 48);
+        let (writer, reader) = touched
+            .map(|(part, word)| entries(part, word))
+            .chain([of_chunk])
+            .fold((0, 0), |(writer, reader), of| (newest(writer, of.0), newest(reader, of.1)));
+        let launch = |epoch: u64| (epoch != 0).then_some(epoch as u16);
+        (launch(writer), launch(reader))
     }
 
     /// Forgets all touches.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::check::{Check, Report};
-use crate::memory::{Allocation, Concurrent, Stretch};
+use crate::memory::{Allocation, Concurrent, StreamBit, Stretch};
 
 /// By stream: how much of its work came before.
 pub type Clock = BTreeMap<usize, u64>;
@@ -36,6 +36,7 @@ pub struct Order {
     launches: Vec<(u16, Underway)>,
     /// Copies, fills and frees.
     stretches: Vec<(Stretch, Underway)>,
+    bits: HashMap<usize, StreamBit>,
     /// By stream: the first launch that a dependent one may overtake.
     chains: HashMap<usize, u16>,
 }
@@ -106,20 +107,18 @@ impl Order {
     /// What may run at the same time as work that a clock comes before.
     pub fn concurrent(&self, clock: &Clock) -> Concurrent {
         let open = |work: &Underway| clock.get(&work.stream).is_none_or(|&known| known < work.number);
-        Concurrent {
-            launches: self
-                .launches
-                .iter()
-                .filter(|(_, work)| open(work))
-                .map(|(epoch, work)| (*epoch, work.name.clone()))
-                .collect(),
-            stretches: self
-                .stretches
-                .iter()
-                .filter(|(_, work)| open(work))
-                .map(|(stretch, work)| (*stretch, work.name.clone()))
-                .collect(),
-        }
+        let launches = self.launches.iter().filter(|(_, work)| open(work));
+        let stretches = self.stretches.iter().filter(|(_, work)| open(work));
+        Concurrent::new(
+            launches.map(|(epoch, work)| (*epoch, work.name.clone())).collect(),
+            stretches.map(|(stretch, work)| (*stretch, work.name.clone())).collect(),
+        )
+    }
+
+    /// The bit of a stream.
+    pub fn bit(&mut self, stream: usize) -> StreamBit {
+        let next = self.bits.len();
+        *self.bits.entry(stream).or_insert_with(|| StreamBit::of(next))
     }
 
     /// Notes a launch, and gives the first launch that it may overtake.
@@ -150,16 +149,22 @@ impl Order {
         name: &str,
         allocation: Option<&Allocation>,
     ) -> Option<Report> {
-        let concurrent = self.concurrent(clock);
+        let bit = self.bit(stream);
+        let is_shared = allocation.is_none_or(|allocation| {
+            allocation.note_stream(bit);
+            allocation.is_shared(bit)
+        });
+        let concurrent = is_shared.then(|| self.concurrent(clock));
         self.chains.remove(&stream);
         let number = self.number(stream);
         self.stretches.push((stretch, Underway { stream, number, name: name.into() }));
         if self.stretches.len() > MOST_UNDERWAY {
             self.stretches.remove(0);
         }
+        let concurrent = concurrent?;
         let other = concurrent
             .meets(&stretch)
-            .or_else(|| allocation.and_then(|allocation| allocation.meets(stretch, &concurrent.launches)))?;
+            .or_else(|| allocation.and_then(|allocation| allocation.meets(stretch, &concurrent)))?;
         Some(report(name, stretch, &other))
     }
 

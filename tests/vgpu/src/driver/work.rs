@@ -111,7 +111,7 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
                 let mut prepared = state.device.prepare(program, shape, arguments);
                 let concurrent = state.order.concurrent(&clock);
                 let unfinished = state.order.launch(stream, prepared.epoch(), &program.name, shape.dependent);
-                prepared.order(concurrent, unfinished);
+                prepared.order(state.order.bit(stream), concurrent, unfinished);
                 prepared
             };
             let outcome = prepared.run();

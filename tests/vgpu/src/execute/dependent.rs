@@ -59,7 +59,9 @@ impl Warp {
             if room.dependency.is_some() && !self.waited.get() {
                 self.judge_early(room, me, at, lane, allocation, address, bytes, write);
             }
-            self.judge_streams(room, me, at, lane, allocation, address, bytes, write);
+            if allocation.is_shared(room.launch.memory.stream) {
+                self.judge_streams(room, me, at, lane, allocation, address, bytes, write);
+            }
         }
     }
 
@@ -78,7 +80,7 @@ impl Warp {
     ) {
         let concurrent = &room.launch.memory.concurrent;
         let stretch = Stretch { start: address, bytes, write };
-        let found = concurrent.meets(&stretch).or_else(|| allocation.meets(stretch, &concurrent.launches));
+        let found = concurrent.meets(&stretch).or_else(|| allocation.meets(stretch, concurrent));
         if let Some(other) = found {
             let offset = address - allocation.base;
             room.report(Check::StreamRace, at, me, lane, || {

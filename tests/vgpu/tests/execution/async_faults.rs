@@ -8,6 +8,7 @@ use crate::warpgroup::Product;
 use vgpu::check::Check;
 use vgpu::device::{Arguments, describe};
 use vgpu::execute::{Outcome, Shape};
+use vgpu::memory::{Concurrent, StreamBit};
 
 /// `CU_TENSOR_MAP_DATA_TYPE_FLOAT32`.
 const MAP_F32: u32 = 7;
@@ -137,7 +138,7 @@ fn behind(bench: &mut Bench, x: u64, out: u64, first: u64) -> Outcome {
     let shape = Shape { dependent: true, ..shape };
     let arguments = Arguments::new().pointer(x).pointer(out);
     let mut adds = bench.device.prepare(&bench.program("add_behind"), &shape, arguments.bytes());
-    adds.order(Default::default(), Some(writes.epoch()));
+    adds.order(StreamBit::of(0), Concurrent::default(), Some(writes.epoch()));
     adds.run()
 }
 
