@@ -13,23 +13,79 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 148 44036 3, attention_128 128 84996 1, attention_queries_64 168 52228 3,
-//   attention_queries_128 204 101380 1, attention_keys_64 168 52228 3, attention_keys_128 255 101380 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_f32 48 0 10, attention_queries_f32 64 0 8,
-//   attention_keys_f32 64 0 8
+//   attention_64 127 42996 3, attention_dropped_64 151 44020 3, attention_128 129 83956 1, attention_dropped_128 168 84980 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 165 51188 3,
+//   attention_queries_dropped_64 163 52212 3, attention_queries_128 162 100340 1, attention_queries_dropped_128 158 101364 1,
+//   attention_keys_64 168 52212 3, attention_keys_dropped_64 168 53236 3, attention_keys_128 226 101364 1,
+//   attention_keys_dropped_128 242 102388 1, attention_f32 48 0 10, attention_queries_f32 64 0 8, attention_keys_f32 64 0 8
 #include "attention.cuh"
 
 using namespace promptmix;
 
-// Bytes of shared memory behind the tiles: two masks of 64x64 bits, log_sum_exp and delta of two stages, the bias.
+// Bytes of shared memory behind the tiles: with dropout two masks of 64x64 bits; of d_k and d_v log_sum_exp and delta of two
+// stages of queries; then the bias.
 constexpr int MASK_BYTES = 64 * 8;
-constexpr int SIDE_BYTES = 2 * MASK_BYTES + 4 * 64 * 4;
+constexpr int SIDE_BYTES = 4 * 64 * 4;
 
-template <int Width> __device__ __forceinline__ void attention_forward(const AttentionArguments& arguments) {
+// A stage of forward: the scores of a warp's 16 queries with 64 keys, and what they change. `left` says how many of the keys
+// each of a thread's two rows sees; only a stage that is Masked asks.
+template <int Width, bool Dropped, bool Masked>
+__device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2], uint32_t queries, uint32_t keys,
+                                             const float* bias, const int (&left)[2], const uint8_t* bits, float scale) {
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    float scores[8][4] = {};
+    rows_by_rows<Width>(scores, queries, warp_row, keys);
+    float next[2] = {most[0], most[1]};
+    // A thread's second row lies eight below its first: its biases are those of eight columns before.
+    float before[2] = {bias[-8], bias[-7]};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        const float of_bias[2] = {bias[j * 8], bias[j * 8 + 1]};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            scores[j][e] = fmaf(scores[j][e], LOG2_E, e / 2 == 0 ? of_bias[e % 2] : before[e % 2]);
+            if (Masked && j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = -INFINITY;
+            next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
+        }
+        before[0] = of_bias[0];
+        before[1] = of_bias[1];
+    }
+    float shrink[2], more[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        next[half] = quad_max(next[half]);
+        shrink[half] = power_of_two(most[half] - next[half]);
+        most[half] = next[half];
+    }
+    uint2 kept[2];
+    if (Dropped) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            scores[j][e] = power_of_two(scores[j][e] - most[e / 2]);
+            more[e / 2] += scores[j][e];
+            if (Dropped) scores[j][e] *= factor_of_bit(j < 4 ? kept[e / 2].x : kept[e / 2].y, j % 4 * 8 + lane % 4 * 2 + e % 2, scale);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], shrink[half], more[half]);
+#pragma unroll
+    for (int block = 0; block < Width / 8; ++block) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[block][e] *= shrink[e / 2];
+    }
+    weighted_rows<Width>(out, scores, keys + 64 * Width * 2);
+}
+
+template <int Width, bool Dropped> __device__ __forceinline__ void attention_forward(const AttentionArguments& arguments) {
     constexpr int TileBytes = 64 * Width * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char* const side = shared + 5 * TileBytes;
-    float* const bias = reinterpret_cast<float*>(side + SIDE_BYTES);
+    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, false);
     if (!tile.any) return;
@@ -37,69 +93,37 @@ template <int Width> __device__ __forceinline__ void attention_forward(const Att
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     const uint32_t base = shared_address(shared);
     const bf16* const q = static_cast<const bf16*>(arguments.q) + (tile.query_row + tile.first) * arguments.q_stride + head * width;
-    const bf16* const k = static_cast<const bf16*>(arguments.k) + tile.key_row * arguments.kv_stride + head * width;
-    const bf16* const v = static_cast<const bf16*>(arguments.v) + tile.key_row * arguments.kv_stride + head * width;
     const int rows = tile.queries - tile.first;
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
-    const int stages = (seen + 63) / 64;
-    const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (1 + 2 * (stage & 1));
-        copy_tile<Width>(to, k + static_cast<int64_t>(stage) * 64 * arguments.kv_stride, tile.keys - stage * 64, arguments.kv_stride, width);
-        copy_tile<Width>(to + TileBytes, v + static_cast<int64_t>(stage) * 64 * arguments.kv_stride, tile.keys - stage * 64,
-                         arguments.kv_stride, width);
-        commit_copies();
-    };
+    const int last = (seen - 1) / 64;
+    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
     copy_tile<Width>(base, q, rows, arguments.q_stride, width);
-    load(0);
-    load_bias(bias, arguments, head);
-    const float scale = arguments.mask.step != nullptr ? arguments.mask.step->scale : 1.0f;
+    keys.load(base + TileBytes);
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     float out[Width / 8][4] = {};
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-    for (int stage = 0; stage < stages; ++stage) {
+    int left[2] = {64, 64};
+    const float* const own = bias_of_zero(table, arguments.reach) - (warp_row + lane / 4) + lane % 4 * 2;
+    const auto stage_of = [&](int stage, auto masked) {
+        constexpr bool Masked = decltype(masked)::value;
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
         wait_for_copies<0>();
         __syncthreads();
-        if (stage + 1 < stages) load(stage + 1);
-        const uint32_t keys = base + TileBytes * (1 + 2 * (stage & 1));
-        float scores[8][4] = {};
-        rows_by_rows<Width>(scores, base, warp_row, keys);
-        float next[2] = {most[0], most[1]};
+        const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
+        if (!Masked) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
+        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.reach), left, bits,
+                                             scale);
+    };
+    for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
+    // Only the last stage has keys that do not exist, or that lie behind a query.
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int query = tile.first + warp_row + lane / 4 + e / 2 * 8, key = stage * 64 + j * 8 + lane % 4 * 2 + e % 2;
-                scores[j][e] = sees(arguments, tile, query, key) ? scores[j][e] + bias_of(bias, arguments, query, key) : -INFINITY;
-                next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
-            }
-        }
-        float shrink[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            next[half] = quad_max(next[half]);
-            shrink[half] = __expf(most[half] - next[half]);
-            sum[half] *= shrink[half];
-            most[half] = next[half];
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                scores[j][e] = __expf(scores[j][e] - most[e / 2]);
-                sum[e / 2] += scores[j][e];
-                if (arguments.mask.step != nullptr) {
-                    scores[j][e] *= kept_factor(bits, scale, warp_row + lane / 4 + e / 2 * 8, j * 8 + lane % 4 * 2 + e % 2);
-                }
-            }
-        }
-#pragma unroll
-        for (int block = 0; block < Width / 8; ++block) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) out[block][e] *= shrink[e / 2];
-        }
-        weighted_rows<Width>(out, scores, keys + TileBytes);
+    for (int half = 0; half < 2; ++half) {
+        const int query = tile.first + warp_row + lane / 4 + half * 8;
+        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
     }
+    stage_of(last, Flag<true>());
     sum[0] = quad_sum(sum[0]);
     sum[1] = quad_sum(sum[1]);
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
@@ -111,14 +135,22 @@ template <int Width> __device__ __forceinline__ void attention_forward(const Att
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + lane / 4 + half * 8;
             if (row < rows) {
-                arguments.log_sum_exp[(tile.query_row + tile.first + row) * arguments.heads + head] = most[half] + logf(sum[half]);
+                arguments.log_sum_exp[(tile.query_row + tile.first + row) * arguments.heads + head] = (most[half] + log2f(sum[half])) * LN_2;
             }
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3) attention_64(AttentionArguments arguments) { attention_forward<64>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_128(AttentionArguments arguments) { attention_forward<128>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 4) attention_64(AttentionArguments arguments) {
+    attention_forward<64, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64(AttentionArguments arguments) {
+    attention_forward<64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_128(AttentionArguments arguments) { attention_forward<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_dropped_128(AttentionArguments arguments) {
+    attention_forward<128, true>(arguments);
+}
 
 // delta = sum of d_o·o over a head's columns: a warp a row and head.
 template <typename T> __device__ __forceinline__ void attention_delta(const AttentionArguments& arguments) {
@@ -139,12 +171,50 @@ template <typename T> __device__ __forceinline__ void attention_delta(const Atte
 extern "C" __global__ void __launch_bounds__(128) attention_delta_bf16(AttentionArguments arguments) { attention_delta<bf16>(arguments); }
 extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionArguments arguments) { attention_delta<float>(arguments); }
 
+// A stage of d_q: probabilities anew, then what a score's gradient brings.
+template <int Width, bool Dropped, bool Masked>
+__device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
+                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], const uint8_t* bits,
+                                              float scale) {
+    constexpr int TileBytes = 64 * Width * 2;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    uint2 kept[2];
+    if (Dropped) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
+    }
+    float before[2] = {bias[-8], bias[-7]};
+    // 32 keys at a time: all 64 would take more registers than there are.
+#pragma unroll 1
+    for (int from = 0; from < 64; from += 32) {
+        float scores[4][4] = {}, d_p[4][4] = {};
+        rows_by_rows<Width, 4>(scores, queries, warp_row, keys, from);
+        rows_by_rows<Width, 4>(d_p, queries + TileBytes, warp_row, keys + TileBytes, from);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float of_bias[2] = {bias[from + j * 8], bias[from + j * 8 + 1]};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int half = e / 2, column = j * 8 + lane % 4 * 2 + e % 2;
+                const float added = (half == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[half];
+                float p = power_of_two(fmaf(scores[j][e], LOG2_E, added));
+                if (Masked && from + column >= left[half]) p = 0.0f;
+                if (Dropped) d_p[j][e] *= factor_of_bit(from == 0 ? kept[half].x : kept[half].y, column, scale);
+                scores[j][e] = p * (d_p[j][e] - delta[half]);
+            }
+            before[0] = of_bias[0];
+            before[1] = of_bias[1];
+        }
+        weighted_rows<Width, 4>(d_q, scores, keys, from);
+    }
+}
+
 // d_q of a tile of queries.
-template <int Width> __device__ __forceinline__ void attention_queries(const AttentionArguments& arguments) {
+template <int Width, bool Dropped> __device__ __forceinline__ void attention_queries(const AttentionArguments& arguments) {
     constexpr int TileBytes = 64 * Width * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char* const side = shared + 6 * TileBytes;
-    float* const bias = reinterpret_cast<float*>(side + SIDE_BYTES);
+    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, false);
     if (!tile.any) return;
@@ -154,61 +224,46 @@ template <int Width> __device__ __forceinline__ void attention_queries(const Att
     const int64_t total = static_cast<int64_t>(arguments.heads) * width, first_row = tile.query_row + tile.first;
     const bf16* const q = static_cast<const bf16*>(arguments.q) + first_row * arguments.q_stride + head * width;
     const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + first_row * total + head * width;
-    const bf16* const k = static_cast<const bf16*>(arguments.k) + tile.key_row * arguments.kv_stride + head * width;
-    const bf16* const v = static_cast<const bf16*>(arguments.v) + tile.key_row * arguments.kv_stride + head * width;
     const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.queries;
     const int rows = most_rows - tile.first;
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
-    const int stages = (seen + 63) / 64;
-    const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
-        const int64_t skipped = static_cast<int64_t>(stage) * 64 * arguments.kv_stride;
-        copy_tile<Width>(to, k + skipped, tile.keys - stage * 64, arguments.kv_stride, width);
-        copy_tile<Width>(to + TileBytes, v + skipped, tile.keys - stage * 64, arguments.kv_stride, width);
-        commit_copies();
-    };
+    const int last = (seen - 1) / 64;
+    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
     copy_tile<Width>(base, q, rows, arguments.q_stride, width);
     copy_tile<Width>(base + TileBytes, d_o, rows, static_cast<int>(total), width);
-    load(0);
-    load_bias(bias, arguments, head);
-    const float scale = arguments.mask.step != nullptr ? arguments.mask.step->scale : 1.0f;
+    keys.load(base + 2 * TileBytes);
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     float log_sum_exp[2] = {}, delta[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = warp_row + lane / 4 + half * 8;
         if (row < rows) {
-            log_sum_exp[half] = arguments.log_sum_exp[(first_row + row) * arguments.heads + head];
+            log_sum_exp[half] = arguments.log_sum_exp[(first_row + row) * arguments.heads + head] * LOG2_E;
             delta[half] = arguments.delta[(first_row + row) * arguments.heads + head];
         }
     }
     float d_q[Width / 8][4] = {};
-    for (int stage = 0; stage < stages; ++stage) {
+    int left[2] = {64, 64};
+    const float* const own = bias_of_zero(table, arguments.reach) - (warp_row + lane / 4) + lane % 4 * 2;
+    const auto stage_of = [&](int stage, auto masked) {
+        constexpr bool Masked = decltype(masked)::value;
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
         wait_for_copies<0>();
         __syncthreads();
-        if (stage + 1 < stages) load(stage + 1);
-        const uint32_t keys = base + TileBytes * (2 + 2 * (stage & 1));
-        float scores[8][4] = {}, d_p[8][4] = {};
-        rows_by_rows<Width>(scores, base, warp_row, keys);
-        rows_by_rows<Width>(d_p, base + TileBytes, warp_row, keys + TileBytes);
+        const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
+        if (!Masked) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
+        queries_stage<Width, Dropped, Masked>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.reach), left,
+                                              bits, scale);
+    };
+    for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int query = tile.first + warp_row + lane / 4 + e / 2 * 8, key = stage * 64 + j * 8 + lane % 4 * 2 + e % 2;
-                float p = 0.0f;
-                if (sees(arguments, tile, query, key)) {
-                    p = __expf(scores[j][e] + bias_of(bias, arguments, query, key) - log_sum_exp[e / 2]);
-                }
-                if (arguments.mask.step != nullptr) {
-                    d_p[j][e] *= kept_factor(bits, scale, warp_row + lane / 4 + e / 2 * 8, j * 8 + lane % 4 * 2 + e % 2);
-                }
-                scores[j][e] = p * (d_p[j][e] - delta[e / 2]);
-            }
-        }
-        weighted_rows<Width>(d_q, scores, keys);
+    for (int half = 0; half < 2; ++half) {
+        const int query = tile.first + warp_row + lane / 4 + half * 8;
+        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
     }
+    stage_of(last, Flag<true>());
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
     if (arguments.inner != nullptr) {
         const float2 inner = row_products<Width>(shared, d_q);
@@ -224,84 +279,114 @@ template <int Width> __device__ __forceinline__ void attention_queries(const Att
     store_rows<Width>(shared, d_q, 1.0f, 1.0f, to, arguments.q_stride, rows, width);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_queries_64(AttentionArguments arguments) { attention_queries<64>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 3) attention_queries_64(AttentionArguments arguments) {
+    attention_queries<64, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) attention_queries_dropped_64(AttentionArguments arguments) {
+    attention_queries<64, true>(arguments);
+}
 extern "C" __global__ void __launch_bounds__(128) attention_queries_128(AttentionArguments arguments) {
-    attention_queries<128>(arguments);
+    attention_queries<128, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_queries_dropped_128(AttentionArguments arguments) {
+    attention_queries<128, true>(arguments);
+}
+
+// A stage of d_k and d_v: a warp's 16 keys with 64 queries, whose log_sum_exp (times log2 e) and delta lie side by side in
+// `of_queries`. A query that does not exist has a log_sum_exp of infinity, so that its probabilities are zero. A stage that is
+// Masked leaves out queries before their keys.
+template <int Width, bool Dropped, bool Masked>
+__device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d_v)[Width / 8][4], const float* of_queries, uint32_t keys,
+                                           uint32_t queries, const float* bias, const uint8_t* bits, float scale) {
+    constexpr int TileBytes = 64 * Width * 2;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    float before[2] = {bias[8], bias[7]};
+    // So many queries at a time: all 64 would take more registers than there are.
+    constexpr int Blocks = Width > 64 ? 2 : 4;
+#pragma unroll 1
+    for (int from = 0; from < 64; from += 8 * Blocks) {
+        float p[Blocks][4] = {}, ds[Blocks][4] = {};
+        rows_by_rows<Width, Blocks>(p, keys, warp_row, queries, from);
+        rows_by_rows<Width, Blocks>(ds, keys + TileBytes, warp_row, queries + TileBytes, from);
+#pragma unroll
+        for (int j = 0; j < Blocks; ++j) {
+            const int first = from + j * 8;
+            const float of_bias[2] = {bias[-first], bias[-first - 1]};
+            const float4 both = load4(of_queries + (first + lane % 4 * 2) * 2);
+            const float log_sum_exp[2] = {both.x, both.z}, delta[2] = {both.y, both.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = first + lane % 4 * 2 + e % 2;
+                const float added = (e / 2 == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[e % 2];
+                float weight = power_of_two(fmaf(p[j][e], LOG2_E, added));
+                if (Masked && warp_row + lane / 4 + e / 2 * 8 > column) weight = 0.0f;
+                float factor = 1.0f;
+                if (Dropped) factor = factor_of_bit(kept_of_keys(bits, column), e / 2 * 8 + lane / 4, scale);
+                ds[j][e] = weight * (ds[j][e] * factor - delta[e % 2]);
+                p[j][e] = weight * factor;
+            }
+            before[0] = of_bias[0];
+            before[1] = of_bias[1];
+        }
+        weighted_rows<Width, Blocks>(d_v, p, queries + TileBytes, from);
+        weighted_rows<Width, Blocks>(d_k, ds, queries, from);
+    }
 }
 
 // d_k and d_v of a tile of keys: everything transposed, so that a warp's 16 rows are keys.
-template <int Width> __device__ __forceinline__ void attention_keys(const AttentionArguments& arguments) {
+template <int Width, bool Dropped> __device__ __forceinline__ void attention_keys(const AttentionArguments& arguments) {
     constexpr int TileBytes = 64 * Width * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char* const side = shared + 6 * TileBytes;
-    float* const rows_of_queries = reinterpret_cast<float*>(side + 2 * MASK_BYTES);  // log_sum_exp and delta, two stages
-    float* const bias = reinterpret_cast<float*>(side + SIDE_BYTES);
+    float* const rows_of_queries = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
+    float* const table = rows_of_queries + SIDE_BYTES / 4;
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, true);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     const uint32_t base = shared_address(shared);
-    const int64_t total = static_cast<int64_t>(arguments.heads) * width, first_row = tile.key_row + tile.first;
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
-    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
+    const int total = arguments.heads * width;
+    const int64_t first_row = tile.key_row + tile.first;
     const bf16* const k = static_cast<const bf16*>(arguments.k) + first_row * arguments.kv_stride + head * width;
     const bf16* const v = static_cast<const bf16*>(arguments.v) + first_row * arguments.kv_stride + head * width;
     const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.keys;
     const int rows = most_rows - tile.first;
     const int from = arguments.causal ? tile.first / 64 : 0, stages = (tile.queries + 63) / 64;
+    copy_tile<Width>(base, k, rows, arguments.kv_stride, width);
+    copy_tile<Width>(base + TileBytes, v, rows, arguments.kv_stride, width);
+    const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
+    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
     const auto load = [&](int stage) {
         const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
         const int left = tile.queries - stage * 64;
         copy_tile<Width>(to, q + static_cast<int64_t>(stage) * 64 * arguments.q_stride, left, arguments.q_stride, width);
-        copy_tile<Width>(to + TileBytes, d_o + stage * 64 * total, left, static_cast<int>(total), width);
+        copy_tile<Width>(to + TileBytes, d_o + static_cast<int64_t>(stage) * 64 * total, left, total, width);
         commit_copies();
     };
-    copy_tile<Width>(base, k, rows, arguments.kv_stride, width);
-    copy_tile<Width>(base + TileBytes, v, rows, arguments.kv_stride, width);
     if (from < stages) load(from);
-    load_bias(bias, arguments, head);
-    const float scale = arguments.mask.step != nullptr ? arguments.mask.step->scale : 1.0f;
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     float d_k[Width / 8][4] = {}, d_v[Width / 8][4] = {};
-    for (int stage = from; stage < stages; ++stage) {
+    const float* const own = bias_of_zero(table, arguments.reach) + warp_row + lane / 4 - lane % 4 * 2;
+    const float* const of_query = (threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta) + tile.query_row * arguments.heads + head;
+    const auto stage_of = [&](int stage, auto masked) {
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        float* const log_sum_exp = rows_of_queries + (stage & 1) * 128;
-        float* const delta = log_sum_exp + 64;
-        draw_mask(bits, arguments, batch, tile, head, stage * 64, tile.first);
-        {
-            const int query = stage * 64 + threadIdx.x % 64;
-            const float* const source = threadIdx.x < 64 ? arguments.log_sum_exp : arguments.delta;
-            const float value = query < tile.queries ? source[(tile.query_row + query) * arguments.heads + head] : 0.0f;
-            log_sum_exp[threadIdx.x] = value;
-        }
+        float* const of_queries = rows_of_queries + (stage & 1) * 128;
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, stage * 64, tile.first);
+        const int query = stage * 64 + threadIdx.x / 2;
+        float value = threadIdx.x % 2 == 0 ? INFINITY : 0.0f;
+        if (query < tile.queries) value = of_query[static_cast<int64_t>(query) * arguments.heads] * (threadIdx.x % 2 == 0 ? LOG2_E : 1.0f);
+        of_queries[threadIdx.x] = value;
         wait_for_copies<0>();
         __syncthreads();
         if (stage + 1 < stages) load(stage + 1);
-        const uint32_t queries = base + TileBytes * (2 + 2 * (stage & 1));
-        float p[8][4] = {}, ds[8][4] = {};
-        rows_by_rows<Width>(p, base, warp_row, queries);
-        rows_by_rows<Width>(ds, base + TileBytes, warp_row, queries + TileBytes);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int key = tile.first + warp_row + lane / 4 + e / 2 * 8, column = j * 8 + lane % 4 * 2 + e % 2;
-                const int query = stage * 64 + column;
-                float weight = 0.0f;
-                if (query < tile.queries && sees(arguments, tile, query, key)) {
-                    weight = __expf(p[j][e] + bias_of(bias, arguments, query, key) - log_sum_exp[column]);
-                }
-                float factor = 1.0f;
-                if (arguments.mask.step != nullptr) {
-                    factor = kept_factor(bits, scale, column, warp_row + lane / 4 + e / 2 * 8);
-                }
-                ds[j][e] = weight * (ds[j][e] * factor - delta[column]);
-                p[j][e] = weight * factor;
-            }
-        }
-        weighted_rows<Width>(d_v, p, queries + TileBytes);
-        weighted_rows<Width>(d_k, ds, queries);
-    }
+        keys_stage<Width, Dropped, decltype(masked)::value>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
+                                                            own + shift_of(tile.first - stage * 64, arguments.reach), bits, scale);
+    };
+    // Only the first stage of a causal tile has queries before its keys.
+    if (arguments.causal) stage_of(from, Flag<true>());
+    for (int stage = from + (arguments.causal ? 1 : 0); stage < stages; ++stage) stage_of(stage, Flag<false>());
     wait_for_copies<0>();
     __syncthreads();
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
@@ -320,8 +405,16 @@ template <int Width> __device__ __forceinline__ void attention_keys(const Attent
     store_rows<Width>(shared + TileBytes, d_v, 1.0f, 1.0f, static_cast<bf16*>(arguments.d_v) + start, arguments.kv_stride, rows, width);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_keys_64(AttentionArguments arguments) { attention_keys<64>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_keys_128(AttentionArguments arguments) { attention_keys<128>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_64(AttentionArguments arguments) {
+    attention_keys<64, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_dropped_64(AttentionArguments arguments) {
+    attention_keys<64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_keys_128(AttentionArguments arguments) { attention_keys<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_keys_dropped_128(AttentionArguments arguments) {
+    attention_keys<128, true>(arguments);
+}
 
 // f32. A warp works on one row of a tile; a lane on one key (or query) of 32 at a time, then on columns lane, lane + 32, ..
 constexpr int LANE_PARTS = 4;  // columns a lane holds: K up to 128

@@ -66,7 +66,8 @@ template <int Width> __device__ __forceinline__ uint32_t swizzled(int row, int c
 template <int Width>
 __device__ __forceinline__ void copy_tile(uint32_t to, const bf16* from, int rows, int stride, int width) {
     constexpr int Chunks = Width / 8;
-#pragma unroll
+    // Unrolled whole, wide heads would hold more addresses than there are registers left.
+#pragma unroll (Width > 64 ? 2 : 4)
     for (int i = 0; i < 64 * Chunks / 128; ++i) {
         const int row = (threadIdx.x + i * 128) / Chunks, chunk = (threadIdx.x + i * 128) % Chunks;
         const bool any = row < rows && chunk * 8 < width;
@@ -75,45 +76,51 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const bf16* from, int row
     }
 }
 
+// A further step or block is an exclusive or of bits that the rest of a place does not touch, and further rows, by eights, lie at
+// immediates. Tiles begin on 128 bytes, so that a place in rows of 128 bytes may be added to the tile's address before.
+template <int Width> __device__ __forceinline__ uint32_t across(uint32_t tile, uint32_t place, int bits) {
+    return Width > 64 ? tile + (place ^ bits) : (tile + place) ^ bits;
+}
+
 // The fragment of 16 rows from `row` on, columns 16·step on, as the left operand.
 template <int Width> __device__ __forceinline__ void left_fragment(uint32_t (&to)[4], uint32_t tile, int row, int step) {
     const int lane = threadIdx.x % 32;
-    load_matrices(to, tile + swizzled<Width>(row + lane % 16, step * 2 + lane / 16));
+    load_matrices(to, across<Width>(tile, swizzled<Width>(row + lane % 16, lane / 16), step * 32));
 }
 // The right operand of 16 rows from `row` on, which become columns of the product, at depth 16·step: two pairs.
 template <int Width> __device__ __forceinline__ void right_rows(uint32_t (&to)[4], uint32_t tile, int row, int step) {
     const int lane = threadIdx.x % 32;
-    load_matrices(to, tile + swizzled<Width>(row + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+    load_matrices(to, across<Width>(tile, swizzled<Width>(lane / 16 * 8 + lane % 8, lane / 8 % 2), step * 32) + row * Width * 2);
 }
-// The right operand of 16 rows from 16·step on, which are the depth, columns 8·block and the next eight: two pairs.
+// The right operand of 16 rows from 16·step on, which are the depth, columns 8·block (even) and the next eight: two pairs.
 template <int Width> __device__ __forceinline__ void right_columns(uint32_t (&to)[4], uint32_t tile, int block, int step) {
     const int lane = threadIdx.x % 32;
-    load_matrices_transposed(to, tile + swizzled<Width>(step * 16 + lane % 16, block + lane / 16));
+    load_matrices_transposed(to, across<Width>(tile, swizzled<Width>(lane % 16, lane / 16), block * 16) + step * 16 * Width * 2);
 }
 
-// left (16 rows from `row` of one tile) times the 64 rows of another: a 16x64 product over the width.
-template <int Width>
-__device__ __forceinline__ void rows_by_rows(float (&to)[8][4], uint32_t left_tile, int row, uint32_t right_tile) {
+// left (16 rows from `row` of one tile) times 8·Blocks rows of another, from `from` on: a product over the width.
+template <int Width, int Blocks = 8>
+__device__ __forceinline__ void rows_by_rows(float (&to)[Blocks][4], uint32_t left_tile, int row, uint32_t right_tile, int from = 0) {
     // Unrolled whole, wide heads would hold more addresses than there are registers left.
 #pragma unroll (Width > 64 ? 2 : Width / 16)
     for (int step = 0; step < Width / 16; ++step) {
         uint32_t left[4];
         left_fragment<Width>(left, left_tile, row, step);
 #pragma unroll
-        for (int j = 0; j < 8; j += 2) {
+        for (int j = 0; j < Blocks; j += 2) {
             uint32_t right[4];
-            right_rows<Width>(right, right_tile, j * 8, step);
+            right_rows<Width>(right, right_tile, from + j * 8, step);
             multiply_add(to[j], left, right[0], right[1]);
             multiply_add(to[j + 1], left, right[2], right[3]);
         }
     }
 }
 
-// to += weights (16x64, in registers, rounded to bf16) times the 64 rows of a tile.
-template <int Width>
-__device__ __forceinline__ void weighted_rows(float (&to)[Width / 8][4], const float (&weights)[8][4], uint32_t tile) {
+// to += weights (16 by 8·Blocks, in registers, rounded to bf16) times rows of a tile, from `from` on.
+template <int Width, int Blocks = 8>
+__device__ __forceinline__ void weighted_rows(float (&to)[Width / 8][4], const float (&weights)[Blocks][4], uint32_t tile, int from = 0) {
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
+    for (int step = 0; step < Blocks / 2; ++step) {
         const uint32_t left[4] = {pack_bf16(weights[2 * step][0], weights[2 * step][1]),
                                   pack_bf16(weights[2 * step][2], weights[2 * step][3]),
                                   pack_bf16(weights[2 * step + 1][0], weights[2 * step + 1][1]),
@@ -121,23 +128,74 @@ __device__ __forceinline__ void weighted_rows(float (&to)[Width / 8][4], const f
 #pragma unroll
         for (int block = 0; block < Width / 8; block += 2) {
             uint32_t right[4];
-            right_columns<Width>(right, tile, block, step);
+            right_columns<Width>(right, tile, block, from / 16 + step);
             multiply_add(to[block], left, right[0], right[1]);
             multiply_add(to[block + 1], left, right[2], right[3]);
         }
     }
 }
 
-// The head's row of bias in shared memory; zeros without one.
+// Keys and values, or queries and d_o, of 64 rows each, stage after stage: rows `rows` long from packed row `row` on, zeros behind
+// the last. What a thread copies lies at fixed places, and its addresses move on.
+template <int Width> struct RowCopies {
+    static constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks, Copies = 64 / AtOnce;
+    const bf16* one;
+    int64_t apart;           // of the other's number from this one's, where strides are the same
+    int stride;
+    int left;                // rows from this thread's first on
+    uint32_t to;
+
+    __device__ RowCopies(const void* one, const void* other, int64_t row, int rows, int stride, int column, int width)
+        : apart(static_cast<const char*>(other) - static_cast<const char*>(one)), stride(stride) {
+        const int first = threadIdx.x / Chunks, chunk = threadIdx.x % Chunks;
+        this->one = static_cast<const bf16*>(one) + (row + first) * stride + column + chunk * 8;
+        left = chunk * 8 < width ? rows - first : 0;
+        // Rows AtOnce apart, a multiple of eight, are swizzled alike.
+        to = swizzled<Width>(first, chunk);
+    }
+    // Starts copying the next stage's rows.
+    __device__ __forceinline__ void load(uint32_t tile) {
+#pragma unroll
+        for (int i = 0; i < Copies; ++i) {
+            // A source that is not read stays an address within the rows.
+            const bool any = i * AtOnce < left;
+            const char* const from = reinterpret_cast<const char*>(any ? one + i * AtOnce * static_cast<int64_t>(stride) : one);
+            copy_async(tile + to + i * AtOnce * Width * 2, from, any);
+            copy_async(tile + 64 * Width * 2 + to + i * AtOnce * Width * 2, from + apart, any);
+        }
+        commit_copies();
+        one += 64 * static_cast<int64_t>(stride);
+        left -= 64;
+    }
+};
+
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+// Scores are kept times log2 e, so that a probability is a power of two: one instruction.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+template <bool Value> struct Flag {
+    static constexpr bool value = Value;
+};
+
+// The head's bias in shared memory, times log2 e, by key - query: constant beyond the reach, so that a tile of 64 queries by
+// 64 keys finds its 127 numbers however far apart the two are (`shift_of`). Zeros where there is none.
+constexpr int BIAS_MARGIN = 2 * 63;
 __device__ __forceinline__ void load_bias(float* to, const AttentionArguments& arguments, int head) {
-    if (arguments.bias == nullptr) return;
-    const int length = 2 * arguments.reach + 1;
-    for (int i = threadIdx.x; i < length; i += blockDim.x) to[i] = __ldg(arguments.bias + static_cast<int64_t>(head) * length + i);
+    const int reach = arguments.reach, length = 2 * (reach + BIAS_MARGIN) + 1;
+    const float* const from = arguments.bias + static_cast<int64_t>(head) * (2 * reach + 1);
+    for (int i = threadIdx.x; i < length; i += 128) {
+        to[i] = arguments.bias != nullptr ? __ldg(from + min(max(i - BIAS_MARGIN, 0), 2 * reach)) * LOG2_E : 0.0f;
+    }
 }
-__device__ __forceinline__ float bias_of(const float* bias, const AttentionArguments& arguments, int query, int key) {
-    if (arguments.bias == nullptr) return 0.0f;
-    return bias[min(max(key - query + arguments.reach, 0), 2 * arguments.reach)];
-}
+__device__ __forceinline__ const float* bias_of_zero(const float* table, int reach) { return table + reach + BIAS_MARGIN; }
+// Where in the table a tile's first key less its first query stands, or a place with the same bias.
+__device__ __forceinline__ int shift_of(int apart, int reach) { return min(max(apart, -(reach + 63)), reach + 63); }
+
 __device__ __forceinline__ bool sees(const AttentionArguments& arguments, const Tile& tile, int query, int key) {
     return key < tile.keys && !(arguments.causal && key > query);
 }
@@ -145,8 +203,8 @@ __device__ __forceinline__ bool sees(const AttentionArguments& arguments, const 
 // One bit for each of 64 queries by 64 keys: kept by dropout. Each of 128 threads draws four blocks of eight keys.
 __device__ __forceinline__ void draw_mask(uint8_t* bits, const AttentionArguments& arguments, const Batch& batch, const Tile& tile,
                                           int head, int first_query, int first_key) {
-    if (arguments.mask.step == nullptr) return;
-    for (int i = threadIdx.x; i < 64 * 8; i += blockDim.x) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 64 * 8; i += 128) {
         const MaskRow row(arguments.mask, batch, tile.example, first_query + i / 8, head);
         const uint4 drawn = row.draw(first_key / 8 + i % 8);
         uint32_t kept = 0;
@@ -155,10 +213,12 @@ __device__ __forceinline__ void draw_mask(uint8_t* bits, const AttentionArgument
         bits[i] = static_cast<uint8_t>(kept);
     }
 }
-// What the probability of a query and key of the tile is multiplied by.
-__device__ __forceinline__ float kept_factor(const uint8_t* bits, float scale, int query, int key) {
-    return (bits[query * 8 + key / 8] >> (key % 8) & 1) != 0 ? scale : 0.0f;
+// Which keys of the tile a query keeps, a bit a key; and which of a warp's 16 keys it keeps.
+__device__ __forceinline__ uint2 kept_of_query(const uint8_t* bits, int query) { return *reinterpret_cast<const uint2*>(bits + query * 8); }
+__device__ __forceinline__ uint32_t kept_of_keys(const uint8_t* bits, int query) {
+    return *reinterpret_cast<const uint16_t*>(bits + query * 8 + threadIdx.x / 32 * 2);
 }
+__device__ __forceinline__ float factor_of_bit(uint32_t bits, int bit, float scale) { return (bits >> bit & 1u) != 0 ? scale : 0.0f; }
 
 // Sum over the four lanes that share a row of a fragment.
 __device__ __forceinline__ float quad_sum(float value) {

@@ -2,7 +2,8 @@
 //
 //   q'_ih = W_k,h^T q_ih;  s_ihj = q'_ih · h_j;  p = softmax_j(s);  mixed_ih = sum_j p_ihj mask_ihj h_j;  o_ih = W_v,h mixed_ih
 //   d_mixed = W_v,h^T d_o;  ds_ihj = p_ihj·(d_mixed_ih · h_j·mask_ihj - delta_ih), delta_ih = d_o_ih · o_ih
-//   d_q' = sum_j ds_ihj h_j;  d_q = W_k,h d_q', inner = <d_q, q>;  d_h_j += sum_ih ds_ihj q'_ih + p_ihj mask_ihj d_mixed_ih
+//   d_q' = sum_j ds_ihj h_j;  d_q = W_k,h d_q', inner = <d_q, q>
+//   d_h_j = sum of all layers' sum_ih ds_ihj q'_ih + p_ihj mask_ihj d_mixed_ih
 //
 // Shapes: q, o, d_o, d_q [T, H·K]; q', mixed, d_mixed, d_q' [T, H, D]; h [R, D]; W_k, W_v [H·K, D]; all in the operand
 // format; d_h [R, D] f32. K up to 128, K and D multiples of 8. The pairs of an example, its t·H rows by its n keys, lie row
@@ -14,18 +15,21 @@
 // (scores, d_mixed · h, and the heads' products that end in K columns). `mix_rows`: 64 rows of weights by rows of 128
 // columns, each warp 32 of them (mixed, d_q', d_h, and the heads' products that end in D columns). Of the 64 rows only
 // multiples of 16 that exist are computed: t·H is often 16.
-// Grids: widen (D / 128, T / 64, H) · scores and their backward (tiles of 64 encoder rows, rows / 64) · mix (D / 128,
-// rows / 64, examples) · backward (D / 128, tiles and then the blocks of d_q') · narrow (K / 64, T / 16 to 64, H). Counts come
-// from the descriptor; surplus blocks exit.
+// Where heads are up to 64 wide, the product that makes q or d_o is one kernel with its widen: `project`, `project_backward`.
+// Grids: widen and project (D / 128, T / 64, H) · scores and their backward (tiles of 64 encoder rows, rows / 64) · mix (D / 128,
+// rows / 64, examples) · backward, which is d_q' alone, likewise · sources, which is d_h of up to 24 layers (D / 128, tiles) · narrow
+// (K / 64, T / 16 to 64, H). Counts come from the descriptor; surplus blocks exit.
 // Bytes, forward: W_k and W_v once for every 64 targets, h once for the scores and once for mixed, for every 64 rows of an
-// example. Backward: the same, h read once more for d_q', d_h read and written once. No atomics: a block owns what it writes.
-// Backward keeps q', the scores and their tiles' sums.
+// example. Backward: the same, h read once more for d_q'; d_h written once for all layers, whose q', d_mixed, ds and p are kept
+// until then: t·H rows of a layer are too few to fill a depth of 64, those of all layers are not. No atomics: a block owns what it
+// writes. Backward keeps q', the scores and their tiles' sums.
 // f32: a block a row, sums in order of columns; for verification.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_widen_bf16 110 49664 3, cross_scores_bf16 96 49664 3, cross_mix_bf16 116 49664 3,
-//   cross_narrow_bf16 122 49664 3, cross_backward_bf16 112 49664 3, cross_scores_backward_bf16 121 49664 3,
-//   cross_widen_f32 32 0 16, cross_scores_f32 32 128 16, cross_mix_f32 32 0 16, cross_narrow_f32 45 128 10,
-//   cross_backward_f32 32 0 16, cross_scores_backward_f32 54 128 9
+//   cross_scores_bf16 120 49664 3, cross_scores_backward_bf16 122 49664 3, cross_widen_bf16 108 49664 3,
+//   cross_project_bf16 116 73984 2, cross_project_backward_bf16 122 73984 2, cross_mix_bf16 114 49664 3,
+//   cross_backward_bf16 110 49664 3, cross_sources_bf16 128 49664 3, cross_narrow_bf16 124 49664 3, cross_widen_f32 32 0 16,
+//   cross_narrow_f32 45 128 10, cross_scores_f32 32 128 16, cross_mix_f32 32 0 16, cross_scores_backward_f32 54 128 9,
+//   cross_backward_f32 32 0 16, cross_sources_f32 32 0 16
 #include "attention.cuh"
 #include "rows.cuh"
 
@@ -54,10 +58,33 @@ struct CrossArguments {
     int width;               // K
     int depth;               // D
     int longest;             // the most targets of an example that there is room for
-    int tiles;               // the most tiles of encoder rows
     int fragments;           // of narrow: 16 rows each, of a block
+    int padding;
 };
 static_assert(sizeof(CrossArguments) == 176, "as backend/cuda/cross_attention.rs has it");
+
+// The product before widen.
+struct ProjectedArguments {
+    CrossArguments of;
+    const void* a;           // [T, D]: x, or d_x
+    const void* weight;      // W_q [H·K, D], or W_o [D, H·K]
+    const float* partials;   // of the norm of x
+    void* middle;            // [T, H·K]: q, or d_o
+    float epsilon;
+    int padding;
+};
+static_assert(sizeof(ProjectedArguments) == 216, "as backend/cuda/cross_attention.rs has it");
+
+// What d_h is summed from: of so many layers, in order.
+constexpr int MOST_LAYERS = 24;
+struct SourceArguments {
+    CrossArguments of;
+    const void* weights[2 * MOST_LAYERS];  // of each layer ds, then p·mask
+    const void* rows[2 * MOST_LAYERS];     // of each layer q', then d_mixed
+    int layers;
+    int adds;                              // whether d_h is added to
+};
+static_assert(sizeof(SourceArguments) == 176 + 4 * MOST_LAYERS * 8 + 8, "as backend/cuda/cross_attention.rs has it");
 
 constexpr int ROWS = 64;             // of a block, and keys of a tile
 static_assert(ROWS == ATTENTION_TILE, "tiles of keys are those of the descriptor's map");
@@ -131,7 +158,9 @@ struct Operand {
     int rows;
 };
 
-// left (16·fragments rows) times right (64 rows) along `depth` columns, into a tile of f32 with rows STRIDE apart.
+// left (16·fragments rows) times right (64 rows) along `depth` columns, into a tile of f32 with rows STRIDE apart. Where right
+// lies Across, its rows are the depth, and what are its `rows` otherwise are columns.
+template <bool Across = false>
 __device__ __forceinline__ float* dot_products(unsigned char* shared, const Operand& left, const Operand& right, int depth, int fragments) {
     constexpr int StageBytes = 2 * LEFT_BYTES;
     const uint32_t base = shared_address(shared);
@@ -139,7 +168,11 @@ __device__ __forceinline__ float* dot_products(unsigned char* shared, const Oper
     const auto load = [&](uint32_t to, int stage) {
         if (stage < stages) {
             copy_rows<64>(to, left.from + stage * 64, left.rows, left.stride, depth - stage * 64, fragments);
-            copy_rows<64>(to + LEFT_BYTES, right.from + stage * 64, right.rows, right.stride, depth - stage * 64, 4);
+            if (Across) {
+                copy_rows<64>(to + LEFT_BYTES, right.from + stage * 64 * right.stride, depth - stage * 64, right.stride, right.rows, 4);
+            } else {
+                copy_rows<64>(to + LEFT_BYTES, right.from + stage * 64, right.rows, right.stride, depth - stage * 64, 4);
+            }
         }
         commit_copies();
     };
@@ -154,7 +187,11 @@ __device__ __forceinline__ float* dot_products(unsigned char* shared, const Oper
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
             uint32_t b[4];
-            right_rows<64>(b, full + LEFT_BYTES, warp * 16, step);
+            if (Across) {
+                right_columns<64>(b, full + LEFT_BYTES, warp * 2, step);
+            } else {
+                right_rows<64>(b, full + LEFT_BYTES, warp * 16, step);
+            }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 if (i < fragments) {
@@ -386,6 +423,60 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_widen_bf16(CrossArgum
     store_slice(sums, shared, to, stride, rows, depth - first_column, fragments);
 }
 
+// The product before widen and widen itself, of heads up to 64 wide: q = r·x W_q^T and then q', or d_o = d_x W_o and then d_mixed.
+// What a head has of the first product is 64 columns over all of D, little enough that every block of its D columns makes it anew
+// and the launch between the two, with its wait for memory, falls away; the first of them stores it.
+template <bool Across> __device__ __forceinline__ void project_and_widen(const ProjectedArguments& arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    __shared__ float r[ROWS];
+    const CrossArguments& of = arguments.of;
+    const Batch batch{of.batch};
+    const int first_row = blockIdx.y * ROWS, rows = batch.rows(DECODER) - first_row;
+    if (rows <= 0) return;
+    const int head = blockIdx.z, first_column = blockIdx.x * SLICE, depth = of.depth, width = of.width;
+    const int64_t total = static_cast<int64_t>(of.heads) * width;
+    const int fragments = fragments_of(rows);
+    const uint32_t base = shared_address(shared);
+    const uint32_t weight = base + STAGES * 2 * LEFT_BYTES, middle = weight + RIGHT_BYTES;
+    const bf16* const from = static_cast<const bf16*>(of.weight) + static_cast<int64_t>(head) * width * depth + first_column;
+    copy_rows<SLICE>(weight, from, width, depth, depth - first_column, 4);
+    commit_copies();
+    if (!Across && static_cast<int>(threadIdx.x) < ROWS) {
+        const Norm norm{arguments.partials, depth, arguments.epsilon};
+        r[threadIdx.x] = static_cast<int>(threadIdx.x) < rows ? norm.reciprocal_rms(first_row + threadIdx.x) : 0.0f;
+    }
+    const Operand left{static_cast<const bf16*>(arguments.a) + static_cast<int64_t>(first_row) * depth, depth, rows};
+    const bf16* const first = static_cast<const bf16*>(arguments.weight);
+    const Operand right{Across ? first + head * width : first + static_cast<int64_t>(head) * width * depth, Across ? total : depth, width};
+    const float* const tile = dot_products<Across>(shared, left, right, depth, fragments);
+    const int chunk = threadIdx.x % 8;
+    unsigned char* const rounded = shared + (middle - base);
+    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
+        Columns<8> c = load_chunk(tile, row, chunk);
+        if (!Across) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) c.value[i] *= r[row];
+        }
+        store_columns(reinterpret_cast<bf16*>(rounded + swizzled<64>(row, chunk)), c);
+        if (blockIdx.x == 0 && row < rows && chunk * 8 < width) {
+            store_columns(static_cast<bf16*>(arguments.middle) + (first_row + row) * total + head * width + chunk * 8, c);
+        }
+    }
+    __syncthreads();
+    float sums[4][4][4] = {};
+    mix_tile<false>(sums, middle, weight, fragments);
+    const int64_t stride = static_cast<int64_t>(of.heads) * depth;
+    bf16* const to = static_cast<bf16*>(of.to) + first_row * stride + static_cast<int64_t>(head) * depth + first_column;
+    store_slice(sums, shared, to, stride, rows, depth - first_column, fragments);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 3) cross_project_bf16(ProjectedArguments arguments) {
+    project_and_widen<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128, 3) cross_project_backward_bf16(ProjectedArguments arguments) {
+    project_and_widen<true>(arguments);
+}
+
 // mixed: probabilities times the example's rows.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
@@ -426,79 +517,97 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArgumen
     store_slice(sums, shared, to, depth, rows, depth - first_column, fragments);
 }
 
-// d_h of a tile of encoder rows; and in the blocks behind the tiles d_q' of 64 rows of an example.
+// d_q' of 64 rows of an example.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_backward_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    const int first_column = blockIdx.x * SLICE, depth = arguments.depth;
-    const bf16* const ds = static_cast<const bf16*>(arguments.ds);
+    const int first_column = blockIdx.x * SLICE, first_row = blockIdx.y * ROWS, depth = arguments.depth;
+    const Pairs pairs(arguments, batch, blockIdx.z);
+    const int rows = pairs.rows - first_row;
+    if (rows <= 0) return;
+    const int fragments = fragments_of(rows);
+    const bf16* const ds = static_cast<const bf16*>(arguments.ds) + pairs.start + static_cast<int64_t>(first_row) * pairs.stride;
+    const bf16* const h = static_cast<const bf16*>(arguments.h) + pairs.key * depth + first_column;
     float sums[4][4][4] = {};
-    if (static_cast<int>(blockIdx.y) >= arguments.tiles) {
-        const int parts = (arguments.longest * arguments.heads + ROWS - 1) / ROWS, index = blockIdx.y - arguments.tiles;
-        const Pairs pairs(arguments, batch, index / parts);
-        const int first_row = index % parts * ROWS, rows = pairs.rows - first_row;
-        if (rows <= 0) return;
-        const int fragments = fragments_of(rows);
-        const bf16* const own = ds + pairs.start + static_cast<int64_t>(first_row) * pairs.stride;
-        const bf16* const h = static_cast<const bf16*>(arguments.h) + pairs.key * depth + first_column;
-        mix_rows<false>(
-            sums, shared, (pairs.keys + 63) / 64, fragments,
-            [&](uint32_t to, int stage) {
-                copy_rows<64>(to, own + stage * 64, rows, pairs.stride, pairs.stride - stage * 64, fragments);
-                const bf16* const rows_from = h + static_cast<int64_t>(stage) * 64 * depth;
-                copy_rows<SLICE>(to + LEFT_BYTES, rows_from, pairs.keys - stage * 64, depth, depth - first_column, 4);
-            },
-            [](unsigned char*, int) {});
-        bf16* const to = static_cast<bf16*>(arguments.d_absorbed_q) + (pairs.row + first_row) * depth + first_column;
-        store_slice(sums, shared, to, depth, rows, depth - first_column, fragments);
-        return;
-    }
+    mix_rows<false>(
+        sums, shared, (pairs.keys + 63) / 64, fragments,
+        [&](uint32_t to, int stage) {
+            copy_rows<64>(to, ds + stage * 64, rows, pairs.stride, pairs.stride - stage * 64, fragments);
+            const bf16* const rows_from = h + static_cast<int64_t>(stage) * 64 * depth;
+            copy_rows<SLICE>(to + LEFT_BYTES, rows_from, pairs.keys - stage * 64, depth, depth - first_column, 4);
+        },
+        [](unsigned char*, int) {});
+    bf16* const to = static_cast<bf16*>(arguments.d_absorbed_q) + (pairs.row + first_row) * depth + first_column;
+    store_slice(sums, shared, to, depth, rows, depth - first_column, fragments);
+}
+
+// Which octet of an example's rows lies at some place of all layers' rows, packed: of each layer ds' rows, then those of p, both
+// rounded up to eight.
+struct Octet {
+    int part;                // 2·layer, and one more for p
+    int row;                 // of its first, among the example's
+    __device__ Octet(int index, int of_part) : part(index / of_part), row((index - part * of_part) * 8) {}
+};
+
+// d_h of a tile of encoder rows, of all layers at once: their rows are one depth.
+extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __grid_constant__ SourceArguments arguments) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.of.batch};
     if (static_cast<int>(blockIdx.y) >= batch.header(ENCODER_TILES)) return;
     const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y);
     const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y + 1);
-    const Pairs pairs(arguments, batch, example);
-    const int keys = pairs.keys - first_key, fragments = fragments_of(keys), parts = (pairs.rows + ROWS - 1) / ROWS;
-    // First all rows of ds with q', then those of p with d_mixed.
+    const int first_column = blockIdx.x * SLICE, depth = arguments.of.depth;
+    const Pairs pairs(arguments.of, batch, example);
+    const int keys = pairs.keys - first_key, fragments = fragments_of(keys);
+    const int of_part = (pairs.rows + 7) / 8, octets = 2 * arguments.layers * of_part;
+    float sums[4][4][4] = {};
     mix_rows<true>(
-        sums, shared, 2 * parts, fragments,
+        sums, shared, (octets + 7) / 8, fragments,
         [&](uint32_t to, int stage) {
-            const bool first = stage < parts;
-            const int row = (first ? stage : stage - parts) * ROWS;
-            const bf16* const weights = first ? ds : static_cast<const bf16*>(arguments.p);
-            copy_rows<64>(to, weights + pairs.start + static_cast<int64_t>(row) * pairs.stride + first_key, pairs.rows - row, pairs.stride,
-                          pairs.stride - first_key, 4);
-            const bf16* const from = static_cast<const bf16*>(first ? arguments.absorbed_q : arguments.d_mixed);
-            copy_rows<SLICE>(to + LEFT_BYTES, from + (pairs.row + row) * depth + first_column, pairs.rows - row, depth,
-                             depth - first_column, 4);
+            const int left_chunk = threadIdx.x % 8, left_row = threadIdx.x / 8 % 8;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int within = i * 2 + threadIdx.x / 64, index = stage * 8 + within;
+                const Octet octet(min(index, octets - 1), of_part);
+                const int row = octet.row + left_row;
+                const bool any = index < octets && row < pairs.rows && first_key + left_chunk * 8 < pairs.stride;
+                const bf16* const from = static_cast<const bf16*>(arguments.weights[octet.part]) + pairs.start;
+                copy_async(to + swizzled<64>(within * 8 + left_row, left_chunk),
+                           any ? from + static_cast<int64_t>(row) * pairs.stride + first_key + left_chunk * 8 : from, any);
+            }
+            const int chunk = threadIdx.x % 16, right_row = threadIdx.x / 16;
+            const bool inside = first_column + chunk * 8 < depth;
+#pragma unroll 4
+            for (int i = 0; i < 8; ++i) {
+                const int index = stage * 8 + i;
+                const Octet octet(min(index, octets - 1), of_part);
+                const int row = octet.row + right_row;
+                const bool any = index < octets && row < pairs.rows && inside;
+                const bf16* const from = static_cast<const bf16*>(arguments.rows[octet.part]) + pairs.row * depth;
+                copy_async(to + LEFT_BYTES + swizzled<SLICE>(i * 8 + right_row, chunk),
+                           any ? from + static_cast<int64_t>(row) * depth + first_column + chunk * 8 : from, any);
+            }
         },
         [](unsigned char*, int) {});
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* const d_h = arguments.d_h + (pairs.key + first_key) * depth + first_column;
+    float* const d_h = arguments.of.d_h + (pairs.key + first_key) * depth + first_column;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (i >= fragments) break;
-        // All of a fragment's numbers are asked for before the first is written, or each would wait for the one before.
-        float2 before[2][4];
-        const auto place = [&](int half, int j) {
-            const int row = i * 16 + lane / 4 + half * 8, column = warp * 32 + j * 8 + lane % 4 * 2;
-            float* const at = d_h + static_cast<int64_t>(row) * depth + column;
-            return row < keys && column < depth - first_column ? reinterpret_cast<float2*>(at) : nullptr;
-        };
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+            const int row = i * 16 + lane / 4 + half * 8;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float2* const at = place(half, j);
-                before[half][j] = at != nullptr ? *at : make_float2(0.0f, 0.0f);
-            }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                float2* const at = place(half, j);
-                const float2 one = before[half][j];
-                if (at != nullptr) *at = make_float2(one.x + sums[i][j][half * 2], one.y + sums[i][j][half * 2 + 1]);
+                const int column = warp * 32 + j * 8 + lane % 4 * 2;
+                if (row >= keys || column >= depth - first_column) continue;
+                float2* const at = reinterpret_cast<float2*>(d_h + static_cast<int64_t>(row) * depth + column);
+                float2 sum = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+                if (arguments.adds) {
+                    const float2 before = *at;
+                    sum = make_float2(before.x + sum.x, before.y + sum.y);
+                }
+                *at = sum;
             }
         }
     }
@@ -659,29 +768,30 @@ extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_f32(Cros
 extern "C" __global__ void __launch_bounds__(128) cross_backward_f32(CrossArguments arguments) {
     const Batch batch{arguments.batch};
     const int column = blockIdx.x * 128 + threadIdx.x, depth = arguments.depth;
-    if (column >= depth) return;
-    const float* const ds = static_cast<const float*>(arguments.ds);
+    const int64_t row = blockIdx.y;
+    if (row / arguments.heads >= batch.rows(DECODER) || column >= depth) return;
+    const Pairs pairs(arguments, batch, batch.example_of_row(DECODER, static_cast<int>(row / arguments.heads)));
+    const float* const ds = static_cast<const float*>(arguments.ds) + pairs.start + (row - pairs.row) * pairs.stride;
+    const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth + column;
     float sum = 0.0f;
-    if (static_cast<int>(blockIdx.y) >= arguments.tiles) {
-        const int64_t row = blockIdx.y - arguments.tiles;
-        if (row / arguments.heads >= batch.rows(DECODER)) return;
-        const Pairs pairs(arguments, batch, batch.example_of_row(DECODER, static_cast<int>(row / arguments.heads)));
-        const float* const own = ds + pairs.start + (row - pairs.row) * pairs.stride;
-        const float* const h = static_cast<const float*>(arguments.h) + pairs.key * depth + column;
-        for (int key = 0; key < pairs.keys; ++key) sum = fmaf(own[key], h[static_cast<int64_t>(key) * depth], sum);
-        static_cast<float*>(arguments.d_absorbed_q)[row * depth + column] = sum;
-        return;
-    }
-    if (static_cast<int>(blockIdx.y) >= batch.rows(ENCODER)) return;
-    const Pairs pairs(arguments, batch, batch.example_of_row(ENCODER, blockIdx.y));
-    const float* const q = static_cast<const float*>(arguments.absorbed_q) + pairs.row * depth + column;
-    const float* const d_mixed = static_cast<const float*>(arguments.d_mixed) + pairs.row * depth + column;
-    const float* const p = static_cast<const float*>(arguments.p);
+    for (int key = 0; key < pairs.keys; ++key) sum = fmaf(ds[key], h[static_cast<int64_t>(key) * depth], sum);
+    static_cast<float*>(arguments.d_absorbed_q)[row * depth + column] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_sources_f32(const __grid_constant__ SourceArguments arguments) {
+    const Batch batch{arguments.of.batch};
+    const int column = blockIdx.x * 128 + threadIdx.x, depth = arguments.of.depth;
+    if (column >= depth || static_cast<int>(blockIdx.y) >= batch.rows(ENCODER)) return;
+    const Pairs pairs(arguments.of, batch, batch.example_of_row(ENCODER, blockIdx.y));
     const int64_t first = pairs.start + static_cast<int64_t>(blockIdx.y) - pairs.key;
-    for (int row = 0; row < pairs.rows; ++row) {
-        const int64_t at = first + static_cast<int64_t>(row) * pairs.stride;
-        sum = fmaf(ds[at], q[static_cast<int64_t>(row) * depth], sum);
-        sum = fmaf(p[at], d_mixed[static_cast<int64_t>(row) * depth], sum);
+    float* const to = arguments.of.d_h + static_cast<int64_t>(blockIdx.y) * depth + column;
+    float sum = arguments.adds ? *to : 0.0f;
+    for (int part = 0; part < 2 * arguments.layers; ++part) {
+        const float* const weights = static_cast<const float*>(arguments.weights[part]) + first;
+        const float* const rows = static_cast<const float*>(arguments.rows[part]) + pairs.row * depth + column;
+        for (int row = 0; row < pairs.rows; ++row) {
+            sum = fmaf(weights[static_cast<int64_t>(row) * pairs.stride], rows[static_cast<int64_t>(row) * depth], sum);
+        }
     }
-    arguments.d_h[static_cast<int64_t>(blockIdx.y) * depth + column] += sum;
+    *to = sum;
 }

@@ -8,29 +8,34 @@
 //   relu           a = max(r·C, 0)·mask; one bit an element: positive and kept
 //   add            x' = x + mask(C); its bf16 copy and its partial sums of squares: the end of a sublayer
 //   plain          C in the operand format
+//   delta          the same, and <C, y> of each 64 columns: a head of attention, whose output y was
 //   relu backward  C·bit / (1 - p)
-//   norm backward  d_x += r·C - r^2·(inner / D)·x, and its copy; inner = <dz, z> of the row, from partials
+//   norm backward  d_x += r·C - r^2·(inner / D)·x, and its copy; inner = <dz, z> of the row, from partials. Where x was made of
+//                  `below` by a ReLU feed-forward, also the partials of that one's inner: <d_x, x - below> of each 64 columns
 //   float          C in f32
 //   accumulate     what was there in f32, plus C
 //
 // Grid: x over columns, y over rows, z over parts of k where the problem is thin: the last part of a tile to come sums them
 // all in order and runs the epilogue. The true number of rows is the batch's; surplus blocks exit.
 // bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma), 80x128 (4 warps of 80x32, for
-// results whose last wave of large tiles would be half empty) or 64x64 (4 warps of 32x32), k in stretches of 32 over four
-// stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
+// results whose last wave of large tiles would be half empty) or 64x64 (twice 4 warps of 32x32, which take turns in k), k in
+// stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
 // HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gemm_forward_large 205 72320 2, gemm_backward_large 205 72320 2, gemm_forward_medium 153 54912 3,
-//   gemm_backward_medium 151 54912 3, gemm_forward_small 114 34176 4, gemm_backward_small 114 34176 4,
-//   gemm_forward_f32 86 19840 2, gemm_backward_f32 86 19840 2
+//   gemm_backward_medium 151 54912 3, gemm_forward_small_project 96 66944 2, gemm_forward_small_relu 96 66944 2,
+//   gemm_forward_small_add 92 66944 2, gemm_forward_small_plain 102 66944 2, gemm_forward_small_float 102 66944 2,
+//   gemm_backward_small_plain 96 66944 2, gemm_backward_small_delta 96 66944 2, gemm_backward_small_relu 96 66944 2,
+//   gemm_backward_small_norm 94 66944 2, gemm_backward_small_accumulate 96 66944 2, gemm_forward_f32 86 19840 2,
+//   gemm_backward_f32 88 19840 2
 #include "mma.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
 
-enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE };
+enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE, DELTA };
 
 struct GemmArguments {
     const int* batch;
@@ -43,6 +48,9 @@ struct GemmArguments {
     const float* partials;   // of the norm that is read
     float* partials_next;    // of x_next
     const float* inner;      // [m, inner_parts]
+    const float* below;      // [rows, n], or null
+    const bf16* y;           // [rows, n]: of delta; of norm backward without `below` x's copy, or null
+    float* inner_next;       // [rows, ceil(n / 64)]: of `below`, or of y
     uint8_t* bits;           // [rows, n / 8]
     float* workspace;        // [tiles, parts, tile]
     int* counters;           // [tiles], zero before and after
@@ -56,7 +64,13 @@ struct GemmArguments {
     int inner_parts;
     float epsilon;
 };
-static_assert(sizeof(GemmArguments) == 152, "as backend/cuda/linear.rs has it");
+static_assert(sizeof(GemmArguments) == 176, "as backend/cuda/linear.rs has it");
+
+// The epilogue of a launch; or of a kernel that has but one, whose code is then straight.
+constexpr int ANY = -1;
+template <int Only> __device__ __forceinline__ int epilogue_of(const GemmArguments& arguments) {
+    return Only == ANY ? arguments.epilogue : Only;
+}
 
 // What an epilogue asks of a row: found for all rows of a tile at once, a thread a row, while the product's first operands
 // are on their way, so that the epilogue itself waits for no chain of loads.
@@ -68,10 +82,10 @@ struct RowInfo {
     uint32_t mask_row;
 };
 
-template <int Rows, int Threads>
+template <int Only, int Rows, int Threads>
 __device__ __forceinline__ void describe_rows(const GemmArguments& arguments, const Batch& batch, RowInfo* info, int first_row, int rows) {
     static_assert(Rows <= Threads, "a thread a row");
-    const int a_row = first_row + threadIdx.x, epilogue = arguments.epilogue;
+    const int a_row = first_row + threadIdx.x, epilogue = epilogue_of<Only>(arguments);
     if (threadIdx.x >= Rows) return;
     RowInfo own = {};
     if (a_row < rows) {
@@ -101,34 +115,52 @@ __device__ __forceinline__ void describe_rows(const GemmArguments& arguments, co
 struct Before {
     Columns<PACKED_COLUMNS> x;     // the residual row
     Columns<PACKED_COLUMNS> next;  // what is added to
+    Columns<PACKED_COLUMNS> below; // the residual row before that
     uint32_t bits;
 };
 
+template <int Only>
 __device__ __forceinline__ Before load_before(const GemmArguments& arguments, int row, int column, bool inside) {
     Before before = {};
     if (!inside) return before;
     const int64_t at = static_cast<int64_t>(row) * arguments.n + column;
-    const int epilogue = arguments.epilogue;
-    if (epilogue == ADD || epilogue == NORM_BACKWARD) before.x = load_columns<PACKED_COLUMNS>(arguments.x + at);
+    const int epilogue = epilogue_of<Only>(arguments);
+    // Where x stands in no difference, its copy says enough of it.
+    const bool copied = epilogue == DELTA || (epilogue == NORM_BACKWARD && arguments.y != nullptr);
+    if (copied) {
+        before.x = load_columns<PACKED_COLUMNS>(arguments.y + at);
+    } else if (epilogue == ADD || epilogue == NORM_BACKWARD) {
+        before.x = load_columns<PACKED_COLUMNS>(arguments.x + at);
+    }
     if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
+    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) before.below = load_columns<PACKED_COLUMNS>(arguments.below + at);
     if (epilogue == RELU_BACKWARD) before.bits = arguments.bits[at / 8];
     return before;
 }
 
+// Writes an inner product of 64 columns, the sum of what their lanes bring; called by all of them.
+__device__ __forceinline__ void write_inner(const GemmArguments& arguments, int row, int column, float sum, bool inside) {
+#pragma unroll
+    for (int step = NORM_COLUMNS / PACKED_COLUMNS / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    const int count = (arguments.n + NORM_COLUMNS - 1) / NORM_COLUMNS;
+    if (inside && column % NORM_COLUMNS == 0) arguments.inner_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
+}
+
 // Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
-template <typename T>
+template <typename T, int Only>
 __device__ __forceinline__ void finish(const GemmArguments& arguments, const RowInfo& info, const Before& before, int column,
                                        Columns<PACKED_COLUMNS> c, bool inside) {
     const int n = arguments.n;
     const int64_t at = static_cast<int64_t>(info.row) * n + column;
     const MaskRow mask(arguments.mask, info.seed, info.index, info.mask_row);
-    switch (arguments.epilogue) {
+    const int epilogue = epilogue_of<Only>(arguments);
+    switch (epilogue) {
     case PROJECT:
     case RELU: {
         if (!inside) break;
 #pragma unroll
         for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] *= info.r;
-        if (arguments.epilogue == RELU) {
+        if (epilogue == RELU) {
 #pragma unroll
             for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
             drop(c, mask, column);
@@ -162,6 +194,17 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
     case PLAIN:
         if (inside) store_columns(static_cast<T*>(arguments.out) + at, c);
         break;
+    case DELTA: {
+        float sum = 0.0f;
+        if (inside) {
+            store_columns(static_cast<T*>(arguments.out) + at, c);
+            // As attention will read it.
+#pragma unroll
+            for (int i = 0; i < PACKED_COLUMNS; ++i) sum = fmaf(to_float(from_float<T>(c.value[i])), before.x.value[i], sum);
+        }
+        write_inner(arguments, info.row, column, sum, inside);
+        break;
+    }
     case RELU_BACKWARD: {
         if (!inside) break;
         const float scale = mask.any ? mask.scale : 1.0f;
@@ -171,14 +214,18 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
         break;
     }
     case NORM_BACKWARD: {
-        if (!inside) break;
-        const float along = __uint_as_float(info.seed);
+        float sum = 0.0f;
+        if (inside) {
+            const float along = __uint_as_float(info.seed);
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) {
-            c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
+            for (int i = 0; i < PACKED_COLUMNS; ++i) {
+                c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
+                sum = fmaf(c.value[i], before.x.value[i] - before.below.value[i], sum);
+            }
+            store_columns(arguments.x_next + at, c);
+            if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         }
-        store_columns(arguments.x_next + at, c);
-        if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
+        if (arguments.below != nullptr) write_inner(arguments, info.row, column, sum, inside);
         break;
     }
     case ACCUMULATE: {
@@ -203,7 +250,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
 
 // Runs the epilogue over a tile of f32 in shared memory, eight columns a lane and some rows at once, whose loads do not wait
 // for each other; first sums the parts of k if there are any.
-template <typename T, int Rows, int Width, int Stride, int Threads>
+template <typename T, int Only, int Rows, int Width, int Stride, int Threads>
 __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const RowInfo* info, float* tile, int first_row,
                                             int first_column, int rows) {
     constexpr int Lanes = Width / PACKED_COLUMNS;  // of a row
@@ -252,13 +299,13 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
 #pragma unroll
         for (int g = 0; g < AtOnce; ++g) {
             const int row = group + g * Step;
-            before[g] = load_before(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
+            before[g] = load_before<Only>(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
         }
 #pragma unroll
         for (int g = 0; g < AtOnce; ++g) {
             const int row = group + g * Step;
             const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
-            finish<T>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
+            finish<T, Only>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
         }
     }
 }
@@ -274,9 +321,10 @@ template <int Width> __device__ __forceinline__ uint32_t wide_offset(int row, in
     return row * (Width * 2) + ((chunk ^ (row & 7)) << 4);
 }
 
-template <int Rows, int Width, int WarpRows, int WarpWidth, bool Backward>
+// Groups of warps take turns at the stretches of k, each through stages of its own, and add up in order.
+template <int Rows, int Width, int WarpRows, int WarpWidth, bool Backward, int Groups = 1, int Only = ANY>
 __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
-    constexpr int Threads = Rows / WarpRows * (Width / WarpWidth) * 32;
+    constexpr int Threads = Rows / WarpRows * (Width / WarpWidth) * 32;  // of a group
     constexpr int BytesA = Rows * DEPTH * 2, BytesB = Width * DEPTH * 2, BytesStage = BytesA + BytesB;
     constexpr int Stride = Width + 8;  // of the tile that the epilogue reads
     constexpr int Fragments = WarpRows / 16, Columns8 = WarpWidth / 8;
@@ -290,9 +338,10 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     const int stretches = (k + DEPTH - 1) / DEPTH;
     const int share = (stretches + gridDim.z - 1) / gridDim.z;
     const int first = min(static_cast<int>(blockIdx.z) * share, stretches), last = min(first + share, stretches);
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int group = Groups > 1 ? threadIdx.x / Threads : 0, thread = Groups > 1 ? threadIdx.x % Threads : threadIdx.x;
+    const int lane = thread % 32, warp = thread / 32;
     const int warp_row = warp / (Width / WarpWidth) * WarpRows, warp_column = warp % (Width / WarpWidth) * WarpWidth;
-    const uint32_t base = shared_address(shared);
+    const uint32_t base = shared_address(shared) + group * STAGES * BytesStage;
 
     // All addresses are made before the loop, where only the depth and the stage move on: what is left of them there is an
     // addition or an immediate. Rows and columns beyond the matrices read the last one, as what comes of them is not stored;
@@ -301,7 +350,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     const int chunk = thread % 4;
     const uint32_t to_a = deep_offset(thread / 4, chunk);
     const bf16* const a = static_cast<const bf16*>(arguments.a) + static_cast<int64_t>(first_row) * arguments.a_stride;
-    const bf16* a_from = a + first * DEPTH + chunk * 8;
+    const bf16* a_from = a + (first + group) * DEPTH + chunk * 8;
     // Of a tile whose rows are no whole number of rounds, the last round is done by the first threads alone.
     const bool last_round = Rows % RowsAtOnce == 0 || thread / 4 < Rows % RowsAtOnce;
     int a_row[CopiesA];
@@ -315,15 +364,17 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     const uint32_t to_b = BytesA + (Backward ? wide_offset<Width>(thread / Chunks, thread % Chunks) : to_a);
     const bf16* const b = Backward ? weight + min(first_column + thread % Chunks * 8, n - 8)
                                    : weight + static_cast<int64_t>(first_column) * k;
-    const bf16* b_from = b + first * DEPTH + chunk * 8;
+    const bf16* b_from = b + (first + group) * DEPTH + chunk * 8;
     int b_row[Backward ? 1 : CopiesB];
     if (!Backward) {
 #pragma unroll
         for (int i = 0; i < CopiesB; ++i) b_row[i] = min(thread / 4 + i * WeightRowsAtOnce, n - 1 - first_column) * k;
     }
-    int depth = first * DEPTH;  // of the next stretch to load
+    int depth = (first + group) * DEPTH;  // of the next stretch to load
+    // Where a group has no stretch left, it has zeros.
+    const int most = Groups > 1 ? min(k, last * DEPTH) : k;
     const auto load = [&](uint32_t to) {
-        const bool any = depth + chunk * 8 < k;
+        const bool any = depth + chunk * 8 < most;
         const bf16* const left = any ? a_from : a;
 #pragma unroll
         for (int i = 0; i < CopiesA; ++i) {
@@ -340,9 +391,9 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
 #pragma unroll
             for (int i = 0; i < CopiesB; ++i) copy_async(to + to_b + i * WeightRowsAtOnce * 64, right + b_row[i], any);
         }
-        a_from += DEPTH;
-        b_from += DEPTH;
-        depth += DEPTH;
+        a_from += Groups * DEPTH;
+        b_from += Groups * DEPTH;
+        depth += Groups * DEPTH;
     };
 
     // Both swizzles are exclusive ors of bits that a fragment's place does not touch, so that further fragments lie at
@@ -353,12 +404,12 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     float sums[Fragments][Columns8][4] = {};
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (first + stage < last) load(base + stage * BytesStage);
+        if (first + stage * Groups < last) load(base + stage * BytesStage);
         commit_copies();
     }
-    describe_rows<Rows, Threads>(arguments, batch, info, first_row, rows);
+    describe_rows<Only, Rows, Threads * Groups>(arguments, batch, info, first_row, rows);
     uint32_t full = base, empty = base + (STAGES - 1) * BytesStage;
-    for (int left_over = last - first; left_over > 0; --left_over) {
+    for (int left_over = (last - first + Groups - 1) / Groups; left_over > 0; --left_over) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         if (left_over >= STAGES) load(empty);
@@ -397,16 +448,28 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     __syncthreads();
     float* const tile = reinterpret_cast<float*>(shared);
 #pragma unroll
-    for (int i = 0; i < Fragments; ++i) {
+    for (int turn = 0; turn < Groups; ++turn) {
+        if (Groups == 1 || group == turn) {
 #pragma unroll
-        for (int j = 0; j < Columns8; ++j) {
-            float* const to = tile + (warp_row + i * 16 + lane / 4) * Stride + warp_column + j * 8 + lane % 4 * 2;
-            store_pair(to, sums[i][j][0], sums[i][j][1]);
-            store_pair(to + 8 * Stride, sums[i][j][2], sums[i][j][3]);
+            for (int i = 0; i < Fragments; ++i) {
+#pragma unroll
+                for (int j = 0; j < Columns8; ++j) {
+                    float* const to = tile + (warp_row + i * 16 + lane / 4) * Stride + warp_column + j * 8 + lane % 4 * 2;
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        float2 sum = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+                        if (turn > 0) {
+                            const float2 before = *reinterpret_cast<const float2*>(to + half * 8 * Stride);
+                            sum = make_float2(before.x + sum.x, before.y + sum.y);
+                        }
+                        store_pair(to + half * 8 * Stride, sum.x, sum.y);
+                    }
+                }
+            }
         }
+        __syncthreads();
     }
-    __syncthreads();
-    finish_tile<bf16, Rows, Width, Stride, Threads>(arguments, info, tile, first_row, first_column, rows);
+    finish_tile<bf16, Only, Rows, Width, Stride, Threads * Groups>(arguments, info, tile, first_row, first_column, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArguments arguments) {
@@ -421,12 +484,21 @@ extern "C" __global__ void __launch_bounds__(128, 3) gemm_forward_medium(GemmArg
 extern "C" __global__ void __launch_bounds__(128, 3) gemm_backward_medium(GemmArguments arguments) {
     gemm<80, 128, 80, 32, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) gemm_forward_small(GemmArguments arguments) {
-    gemm<64, 64, 32, 32, false>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) gemm_backward_small(GemmArguments arguments) {
-    gemm<64, 64, 32, 32, true>(arguments);
-}
+// Thin products run each piece of their code once or twice, straight from memory: a kernel an epilogue.
+#define SMALL(name, backward, epilogue)                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 2) gemm_##name(GemmArguments arguments) {          \
+        gemm<64, 64, 32, 32, backward, 2, epilogue>(arguments);                                          \
+    }
+SMALL(forward_small_project, false, PROJECT)
+SMALL(forward_small_relu, false, RELU)
+SMALL(forward_small_add, false, ADD)
+SMALL(forward_small_plain, false, PLAIN)
+SMALL(forward_small_float, false, FLOAT)
+SMALL(backward_small_plain, true, PLAIN)
+SMALL(backward_small_delta, true, DELTA)
+SMALL(backward_small_relu, true, RELU_BACKWARD)
+SMALL(backward_small_norm, true, NORM_BACKWARD)
+SMALL(backward_small_accumulate, true, ACCUMULATE)
 
 // f32: 256 threads, each 4x4 numbers of a 64x64 block, k in stretches of 16.
 template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArguments& arguments) {
@@ -443,7 +515,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
     const float* const a = static_cast<const float*>(arguments.a);
     const float* const weight = static_cast<const float*>(arguments.weight);
     const int own_row = thread / 16 * 4, own_column = thread % 16 * 4;
-    describe_rows<Side64, 256>(arguments, batch, info, first_row, rows);
+    describe_rows<ANY, Side64, 256>(arguments, batch, info, first_row, rows);
     float sums[4][4] = {};
     for (int depth = 0; depth < k; depth += Depth) {
         for (int i = thread; i < Side64 * Depth; i += 256) {
@@ -480,7 +552,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
         store4(tile + (own_row + i) * Stride + own_column, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
     }
     __syncthreads();
-    finish_tile<float, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows);
+    finish_tile<float, ANY, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }

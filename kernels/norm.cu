@@ -3,12 +3,13 @@
 //   h = mask(x · r) · gain · scale,  r = 1 / rms(x)
 //   g = mask(d_h) · gain · scale;    d_x = r·g - r^3·(<g, x> / D)·x
 //
+// Where x was made of `below` by a ReLU feed-forward, whose backward comes next, also inner = <d_x, x - below> of each row.
 // The encoder's gain is folded into cross attention (gain is null, scale 1); the decoder's multiplies its few label rows,
 // with D^-0.5 where embeddings are tied.
 // Shapes: x [rows, D] f32, partials [rows, ceil(D / 64)], gain [D] f32, h [rows, D] in the operand format, d_h [rows, D]
 // f32, d_x [rows, D] f32 and its bf16 copy.
 // Grid: forward a warp a row; backward a block of 128 threads a row, which holds the row in registers (D up to 4,096).
-// Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D, writes 6 D. Backward keeps x and the partials.
+// Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (12 with `below`), writes 6 D. Backward keeps x and the partials.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   final_norm_bf16 40 0 12, final_norm_f32 40 0 12, final_norm_backward 90 16 5
 #include "rows.cuh"
@@ -67,13 +68,15 @@ struct FinalNormBackwardArguments {
     const float* d_h;
     float* d_x;
     bf16* copy;
+    const float* below;  // [rows, D], or null
+    float* inner;        // [rows]
     Mask mask;
     int side;
     int width;
     float epsilon;
     float scale;
 };
-static_assert(sizeof(FinalNormBackwardArguments) == 88, "as backend/cuda/norm.rs has it");
+static_assert(sizeof(FinalNormBackwardArguments) == 104, "as backend/cuda/norm.rs has it");
 
 constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
 
@@ -110,6 +113,7 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
     __syncthreads();
     const float along = r * r * r * (sums[0] + sums[1] + sums[2] + sums[3]) / static_cast<float>(width);
+    float inner = 0.0f;
 #pragma unroll
     for (int stretch = 0; stretch < STRETCHES; ++stretch) {
         const int column = (stretch * 128 + threadIdx.x) * FLOAT_COLUMNS;
@@ -119,5 +123,16 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
         for (int i = 0; i < FLOAT_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
         store_columns(arguments.d_x + start + column, d);
         if (arguments.copy != nullptr) store_columns(arguments.copy + start + column, d);
+        if (arguments.below != nullptr) {
+            const Columns<FLOAT_COLUMNS> below = load_columns<FLOAT_COLUMNS>(arguments.below + start + column);
+#pragma unroll
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) inner = fmaf(d.value[i], x[stretch].value[i] - below.value[i], inner);
+        }
     }
+    if (arguments.below == nullptr) return;
+    inner = warp_sum(inner);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = inner;
+    __syncthreads();
+    if (threadIdx.x == 0) arguments.inner[row] = sums[0] + sums[1] + sums[2] + sums[3];
 }

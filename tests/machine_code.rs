@@ -1,5 +1,5 @@
-//! What ptxas makes of the kernels for sm_80: the main loop of the product's large tile, instruction by instruction, and what
-//! every kernel takes of a multiprocessor, against what its file says.
+//! What ptxas makes of the kernels: on sm_80 the main loop of the product's large tile, instruction by instruction, and what
+//! every kernel takes of a multiprocessor, against what its file says; on sm_80 and sm_90 a stage of attention.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,20 +63,24 @@ fn kernels(sass: &str) -> Vec<(String, Vec<Instruction>)> {
     kernels
 }
 
-/// The loop with the most tensor-core instructions: from the target of a branch back to that branch.
+/// Every loop: from the target of a branch back to that branch.
+fn loops(kernel: &[Instruction]) -> Vec<&[Instruction]> {
+    let branches = kernel.iter().enumerate().filter(|(_, one)| one.name.starts_with("BRA"));
+    let bodies = branches.filter_map(|(last, branch)| {
+        let target = branch.text.rsplit("0x").next()?;
+        let target =
+            u64::from_str_radix(target.trim_end_matches(|c: char| !c.is_ascii_hexdigit()), 16).ok()?;
+        (target < branch.place).then(|| {
+            let first = kernel.partition_point(|one| one.place < target);
+            &kernel[first..=last]
+        })
+    });
+    bodies.collect()
+}
+
+/// The loop with the most tensor-core instructions; of those that lie within each other, the outermost.
 fn main_loop(kernel: &[Instruction]) -> &[Instruction] {
-    let loops = kernel.iter().enumerate().filter(|(_, one)| one.name.starts_with("BRA")).filter_map(
-        |(last, branch)| {
-            let target = branch.text.rsplit("0x").next()?;
-            let target =
-                u64::from_str_radix(target.trim_end_matches(|c: char| !c.is_ascii_hexdigit()), 16).ok()?;
-            (target < branch.place).then(|| {
-                let first = kernel.partition_point(|one| one.place < target);
-                &kernel[first..=last]
-            })
-        },
-    );
-    loops.max_by_key(|body| count(body, "HMMA")).expect("a loop")
+    loops(kernel).into_iter().max_by_key(|body| (count(body, "HMMA"), body.len())).expect("a loop")
 }
 
 fn count(body: &[Instruction], name: &str) -> usize {
@@ -164,18 +168,78 @@ fn every_kernel_takes_what_its_file_says() {
     assert!(checked > 50, "{checked} kernels");
 }
 
+/// The SASS of some kernels of a file for an architecture.
+fn disassembled(
+    tools: &Tools,
+    file: &str,
+    names: &[&str],
+    architecture: &str,
+) -> Vec<(String, Vec<Instruction>)> {
+    let (_, fatbin) = FATBINS.iter().find(|(known, _)| *known == file).expect("a kernel file");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, binary) = (folder.path().join("kernels.ptx"), folder.path().join("kernels.cubin"));
+    std::fs::write(&source, ptx(fatbin)).expect("a file");
+    let text = |path: &Path| path.to_str().expect("a path").to_owned();
+    let (to, from, architecture) = (text(&binary), text(&source), format!("-arch={architecture}"));
+    let entries = names.iter().flat_map(|name| ["-e", name]);
+    let arguments: Vec<&str> =
+        [architecture.as_str()].into_iter().chain(entries).chain(["-o", &to, &from]).collect();
+    run(&tools.ptxas, &arguments);
+    kernels(&run(&tools.cuobjdump, &["-sass", &to]))
+}
+
+/// A stage of attention without dropout is straight code, of few instructions, and as many blocks as its shared memory lets
+/// through are on a multiprocessor at once.
+#[test]
+fn the_main_loops_of_attention() {
+    let Some(tools) = tools() else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/attention.cu");
+    let stated = stated(&std::fs::read_to_string(path).expect("a kernel file"));
+    let (_, fatbin) = FATBINS.iter().find(|(file, _)| *file == "attention").expect("attention");
+    // Instructions of a stage of 64 keys or queries, and blocks of a multiprocessor on sm_80 and sm_90.
+    for (name, most, blocks) in [
+        ("attention_64", 470, [3, 4]),
+        ("attention_queries_64", 560, [3, 3]),
+        ("attention_keys_64", 720, [3, 3]),
+    ] {
+        for (architecture, blocks) in ["sm_80", "sm_90"].into_iter().zip(blocks) {
+            let kernels = disassembled(&tools, "attention", &[name], architecture);
+            let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
+            let body = main_loop(all);
+            // A loop within works on half of a stage, twice.
+            let within =
+                loops(body).into_iter().filter(|one| one.len() < body.len() && count(one, "HMMA") > 0);
+            let again: usize = within.map(<[Instruction]>::len).sum();
+            let (instructions, products) = (body.len() + again, count(body, "HMMA"));
+            eprintln!(
+                "{name} on {architecture}: {instructions} instructions a stage, {products} HMMA in its code"
+            );
+            assert!(products >= 48, "{name} on {architecture}: {products} HMMA are no stage");
+            assert!(instructions <= most, "{name} on {architecture}: {instructions} instructions a stage");
+            for divergent in ["BSSY", "BSYNC", "WARPSYNC", "CALL"] {
+                assert_eq!(count(body, divergent), 0, "{name} on {architecture}: {divergent}");
+            }
+            let ptx = ptx(fatbin);
+            let compiled = compile(&tools, &ptx, &[name], architecture).expect("machine code");
+            let compiled = compiled.iter().find(|compiled| compiled.kernel == name).expect("the kernel");
+            let shared = stated.iter().find(|stated| stated.kernel == name).expect("a statement").shared;
+            let profile = Profile::by_name(architecture).expect("a profile");
+            let fit = profile.occupancy(128, compiled.registers, shared);
+            assert_eq!(fit, blocks, "{name} on {architecture}: blocks with {} registers", compiled.registers);
+            assert_eq!(
+                (compiled.spill_stores, compiled.spill_loads),
+                (0, 0),
+                "{name} on {architecture}: spills"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_main_loop_of_large_products() {
     let Some(tools) = tools() else { return };
-    let (_, fatbin) = FATBINS.iter().find(|(file, _)| *file == "gemm").expect("the kernels of products");
-    let folder = tempfile::tempdir().expect("a folder");
-    let (source, binary) = (folder.path().join("gemm.ptx"), folder.path().join("gemm.cubin"));
-    std::fs::write(&source, ptx(fatbin)).expect("a file");
-    let text = |path: &Path| path.to_str().expect("a path").to_owned();
     let names = ["gemm_forward_large", "gemm_backward_large"];
-    let (to, from) = (text(&binary), text(&source));
-    run(&tools.ptxas, &["-arch=sm_80", "-e", names[0], "-e", names[1], "-o", &to, &from]);
-    let kernels = kernels(&run(&tools.cuobjdump, &["-sass", &to]));
+    let kernels = disassembled(&tools, "gemm", &names, "sm_80");
     for name in names {
         let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
         let body = main_loop(all);

@@ -78,6 +78,7 @@ impl Op for ProjectBackward {
             &o.weight,
             &o.other,
             &o.r,
+            None,
             &mut o.result,
         );
     }
@@ -112,7 +113,7 @@ impl Op for AddProjectBackward {
     }
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
-        cpu.add_project_backward(&o.batch, self.0, &o.input, &o.weight, None, &mut o.result);
+        cpu.add_project_backward(&o.batch, self.0, &o.input, &o.weight, None, None, &mut o.result);
     }
 
     fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {

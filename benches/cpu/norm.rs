@@ -69,7 +69,7 @@ impl Op for FinalNorm {
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Leaving<E>) {
         let (batch, side, result) = (&o.batch, Side::Encoder, &mut o.result);
         if self.backward {
-            cpu.final_norm_backward(batch, side, &o.x, &o.r, None, 1.0, None, &o.d_h, result);
+            cpu.final_norm_backward(batch, side, &o.x, &o.r, None, 1.0, None, &o.d_h, None, result);
         } else {
             cpu.final_norm(batch, side, &o.x, &o.r, None, 1.0, None, result);
         }

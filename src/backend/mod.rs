@@ -128,6 +128,9 @@ pub trait Backend: Sized + 'static {
     type FeedForwardKept: Send;
     /// What cross attention's backward needs.
     type CrossKept;
+    /// The gradient of the encoder's rows while the decoder's layers bring their parts of it: a device may keep the parts and sum
+    /// them at once.
+    type SourceGradient;
     /// What the mixture's backward needs.
     type MixKept;
     /// Keys and values of the tokens decoded so far.
@@ -257,7 +260,8 @@ pub trait Backend: Sized + 'static {
         z: &mut Self::Rows,
     );
     /// d_x += r·G - r²·(<G, x·r> / D)·x with G = dz W, on the rows of `scope`. Under [`Scope::Prompt`] `dz` holds
-    /// B·M rows, `d_x`, `x` and `r` all R.
+    /// B·M rows, `d_x`, `x` and `r` all R. Where x is what a ReLU feed-forward made of `below`, and its backward comes next,
+    /// a device may find <d_x, x - below> on the way.
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
     fn project_backward(
         &self,
@@ -268,6 +272,7 @@ pub trait Backend: Sized + 'static {
         weight: &Self::Weight,
         x: &Self::Rows,
         r: &Self::Rows,
+        below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     );
     /// x_next = x + mask(y W^T), r_next = 1 / rms(x_next): the end of a sublayer. y \[rows, in\].
@@ -284,7 +289,9 @@ pub trait Backend: Sized + 'static {
         x_next: &mut Self::Rows,
         r_next: &mut Self::Rows,
     );
-    /// d_y = mask(d_x) W.
+    /// d_y = mask(d_x) W. Where `y` is what these heads of a self attention gave, whose backward comes next, a device may find
+    /// <d_y, y> of each head on the way.
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
     fn add_project_backward(
         &self,
         batch: &Batch,
@@ -292,6 +299,7 @@ pub trait Backend: Sized + 'static {
         d_x: &Self::Rows,
         weight: &Self::Weight,
         mask: Mask<'_>,
+        y: Option<(&Self::Rows, Heads)>,
         d_y: &mut Self::Rows,
     );
 
@@ -381,6 +389,7 @@ pub trait Backend: Sized + 'static {
         scale: f64,
         mask: Mask<'_>,
         d_h: &Self::Rows,
+        below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     );
 
@@ -396,7 +405,33 @@ pub trait Backend: Sized + 'static {
         o: &mut Self::Rows,
         keep: bool,
     ) -> Option<Self::CrossKept>;
-    /// d_q from d_o, where it is wanted; adds to d_h \[R, D\]. `o` is what forward wrote.
+    /// q \[T, H·K\] = r · x W^T for the [`Backend::cross_attention`] that comes next with `cross`: a device may begin it here.
+    fn cross_project(
+        &self,
+        batch: &Batch,
+        _cross: &CrossAttention<'_, Self>,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        weight: &Self::Weight,
+        q: &mut Self::Rows,
+    ) {
+        self.project(batch, Side::Decoder, x, r, weight, q);
+    }
+    /// d_o \[T, H·K\] = mask(d_x) W for the [`Backend::cross_attention_backward`] that comes next with `cross`.
+    fn cross_project_backward(
+        &self,
+        batch: &Batch,
+        _cross: &CrossAttention<'_, Self>,
+        d_x: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        d_o: &mut Self::Rows,
+    ) {
+        self.add_project_backward(batch, Side::Decoder, d_x, weight, mask, None, d_o);
+    }
+    /// The gradient of the encoder's rows, \[R, D\], to which no layer has brought its part yet.
+    fn source_gradient(&self, batch: &Batch, width: usize) -> Self::SourceGradient;
+    /// d_q from d_o, where it is wanted, and this layer's part of d_h. `o` is what forward wrote.
     #[allow(clippy::too_many_arguments)]
     fn cross_attention_backward(
         &self,
@@ -408,8 +443,10 @@ pub trait Backend: Sized + 'static {
         o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
-        d_h: &mut Self::Rows,
+        d_h: &mut Self::SourceGradient,
     );
+    /// d_h \[R, D\]: the sum of all layers' parts, in the order in which they came.
+    fn source_rows(&self, batch: &Batch, d_h: Self::SourceGradient) -> Self::Rows;
 
     /// The frozen head and cross entropy in one pass over vocabulary chunks, no logits kept: hidden \[T, D\], against the
     /// batch's labels and by its objective. With `d_hidden`, also its gradient, for plain cross entropy

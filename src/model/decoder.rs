@@ -192,16 +192,10 @@ impl<B: Backend> T5<B> {
 
         let mut cross_q = backend.rows(rows, total, Format::Operand);
         let input_of_q = &after_attention;
-        backend.project(batch, Side::Decoder, &input_of_q.x, &input_of_q.r, &layer.cross_q, &mut cross_q);
+        let of_layer = self.cross(layer, index, dropout);
+        backend.cross_project(batch, &of_layer, &input_of_q.x, &input_of_q.r, &layer.cross_q, &mut cross_q);
         let mut cross_o = backend.rows(rows, total, Format::Operand);
-        let cross = backend.cross_attention(
-            batch,
-            &self.cross(layer, index, dropout),
-            &cross_q,
-            &encoding.h,
-            &mut cross_o,
-            pass.keep,
-        );
+        let cross = backend.cross_attention(batch, &of_layer, &cross_q, &encoding.h, &mut cross_o, pass.keep);
         let mut after_cross = Residual::new(backend, rows, width);
         backend.add_project(
             batch,
@@ -283,7 +277,8 @@ impl<B: Backend> T5<B> {
     ) -> Option<B::Rows> {
         let tape = decoding.tape?;
         let (rows, total, width) = (batch.rows(Side::Decoder), self.heads.total(), self.config.d_model);
-        let mut d_h = backend.zeros(batch.rows(Side::Encoder), width);
+        let mut d_h = backend.source_gradient(batch, width);
+        let mut layers = self.decoder.iter().zip(tape.layers).enumerate().rev().peekable();
         let mut d_x = backend.rows(rows, width, Format::Residual);
         backend.final_norm_backward(
             batch,
@@ -294,11 +289,12 @@ impl<B: Backend> T5<B> {
             self.head_scale,
             mask(dropout, SiteKind::FinalNorm, 0),
             &d_hidden,
+            layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
             &mut d_x,
         );
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
-        for (index, (layer, tape)) in self.decoder.iter().zip(tape.layers).enumerate().rev() {
+        while let Some((index, (layer, tape))) = layers.next() {
             backend.feed_forward_backward(
                 batch,
                 Side::Decoder,
@@ -311,12 +307,13 @@ impl<B: Backend> T5<B> {
             );
             let mut d_o = backend.rows(rows, total, Format::Operand);
             let output_mask = mask(dropout, SiteKind::CrossAttentionOutput, index);
-            backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.cross_o, output_mask, &mut d_o);
+            let cross = self.cross(layer, index, dropout);
+            backend.cross_project_backward(batch, &cross, &d_x, &layer.cross_o, output_mask, &mut d_o);
             // Nothing before the first layer's cross attention depends on a trained number.
             let mut d_q = (index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
             backend.cross_attention_backward(
                 batch,
-                &self.cross(layer, index, dropout),
+                &cross,
                 &tape.cross,
                 &tape.cross_q,
                 &encoding.h,
@@ -335,12 +332,15 @@ impl<B: Backend> T5<B> {
                 &layer.cross_q,
                 &input.x,
                 &input.r,
+                None,
                 &mut d_x,
             );
 
-            let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
-            backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.o, output_mask, &mut d_o);
             let kept = &tape.attention;
+            let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
+            let o = Some((&kept.o, self.heads));
+            let mut d_o = backend.rows(rows, total, Format::Operand);
+            backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.o, output_mask, o, &mut d_o);
             let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient);
             backend.self_attention_backward(
                 batch,
@@ -364,10 +364,11 @@ impl<B: Backend> T5<B> {
                 &layer.qkv,
                 &input.x,
                 &input.r,
+                layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
                 &mut d_x,
             );
             above = tape.attention.input;
         }
-        Some(d_h)
+        Some(backend.source_rows(batch, d_h))
     }
 }

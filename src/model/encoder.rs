@@ -234,6 +234,7 @@ impl<B: Backend> T5<B> {
         let batch = &tape.batch;
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let mut d_x = backend.rows(rows, width, Format::Residual);
+        let mut layers = self.encoder.iter().zip(tape.layers).enumerate().rev().peekable();
         backend.final_norm_backward(
             batch,
             Side::Encoder,
@@ -243,12 +244,13 @@ impl<B: Backend> T5<B> {
             1.0,
             mask(dropout, SiteKind::FinalNorm, 0),
             &d_h,
+            layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
             &mut d_x,
         );
         drop(d_h);
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
-        for (index, (layer, tape)) in self.encoder.iter().zip(tape.layers).enumerate().rev() {
+        while let Some((index, (layer, tape))) = layers.next() {
             backend.feed_forward_backward(
                 batch,
                 Side::Encoder,
@@ -263,7 +265,8 @@ impl<B: Backend> T5<B> {
             let kept = tape.attention;
             let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand);
             let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
-            backend.add_project_backward(batch, Side::Encoder, &d_x, &layer.o, output_mask, &mut d_o);
+            let o = Some((&kept.o, self.heads));
+            backend.add_project_backward(batch, Side::Encoder, &d_x, &layer.o, output_mask, o, &mut d_o);
             // Below the first layer only the prompt rows lead to a trained number.
             let scope = if index == 0 { Scope::Prompt } else { Scope::All };
             let scoped = if index == 0 { batch.examples() * batch.prompt_length() } else { rows };
@@ -289,6 +292,7 @@ impl<B: Backend> T5<B> {
                 &layer.qkv,
                 &kept.input.x,
                 &kept.input.r,
+                layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
                 &mut d_x,
             );
             above = kept.input;

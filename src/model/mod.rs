@@ -93,6 +93,11 @@ impl<B: Backend> T5<B> {
         Head { weight: self.head.as_ref().unwrap_or(&self.embedding), mean: &self.head_mean }
     }
 
+    /// What a feed-forward began with, where its backward asks for <d_x_next, x_next - x>.
+    fn below<'a>(&self, input: &'a Residual<B>) -> Option<&'a B::Rows> {
+        (self.activation == Activation::Relu).then_some(&input.x)
+    }
+
     fn epsilon(&self) -> f64 {
         f64::from(self.config.layer_norm_epsilon)
     }

@@ -94,22 +94,37 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "{:<22} {:>12} {:>12}  tolerance", "tensor", "absolute", "relative")?;
+        let columns = ["absolute", "relative", "1 - cosine"];
+        writeln!(
+            formatter,
+            "{:<22} {:>12} {:>12} {:>12}  tolerance",
+            "tensor", columns[0], columns[1], columns[2]
+        )?;
         for check in &self.checks {
             match &check.outcome {
                 Some((comparison, tolerance)) => {
                     let verdict = if check.passed() { "pass" } else { "FAIL" };
                     write!(
                         formatter,
-                        "{:<22} {:>12.2e} {:>12.2e}  {tolerance:<22} {verdict}",
-                        check.name, comparison.worst_absolute, comparison.worst_relative
+                        "{:<22} {:>12.2e} {:>12.2e} {:>12.2e}  {tolerance:<22} {verdict}",
+                        check.name,
+                        comparison.worst_absolute,
+                        comparison.worst_relative,
+                        // Of equal vectors it may come out a rounding below zero.
+                        comparison.cosine_distance.max(0.0)
                     )?;
                     match &comparison.defect {
                         Some(defect) => writeln!(formatter, "  {defect}")?,
                         None => writeln!(formatter, "  {}", check.note)?,
                     }
                 }
-                None => writeln!(formatter, "{:<22} {:>12} {:>12}  {}", check.name, "-", "-", check.note)?,
+                None => {
+                    writeln!(
+                        formatter,
+                        "{:<22} {:>12} {:>12} {:>12}  {}",
+                        check.name, "-", "-", "-", check.note
+                    )?;
+                }
             }
         }
         for name in &self.forgotten {

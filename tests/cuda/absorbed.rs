@@ -149,7 +149,7 @@ fn launch(device: &Device, operands: &Operands) -> Given {
                 &mut d_h.as_view_mut(),
             )
             .expect("backward");
-        assert_eq!(kernels.launches() - before, 8);
+        assert_eq!(kernels.launches() - before, 9);
     }
     let whole = stream.clone_dtoh(&scores).expect("scores");
     let down = |values: Vec<bf16>| values.into_iter().map(|value| value.to_f64()).collect();

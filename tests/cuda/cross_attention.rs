@@ -13,6 +13,7 @@ struct Cross {
     heads: Heads,
     width: usize,
     dropped: f64,
+    layers: usize,
 }
 
 impl Case for Cross {
@@ -32,25 +33,34 @@ impl Case for Cross {
         let kept = backend.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
         let d_o = backend.place(&numbers(5, targets * total, 1.0), total, Format::Operand);
         let mut d_q = backend.rows(targets, total, Format::ProjectionGradient);
-        let mut d_h = backend.place(&numbers(6, sources * width, 1.0), width, Format::Float);
+        let mut d_h = backend.source_gradient(&batch, width);
         backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
-        // The first decoder layer wants no d_q; a pass that is not learnt from keeps nothing.
-        let mut without = backend.place(&numbers(6, sources * width, 1.0), width, Format::Float);
-        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, None, &mut without);
+        // More layers than one launch sums, of which the last differs; the first decoder layer wants no d_q; a pass that is not
+        // learnt from keeps nothing.
+        let mut of_layers = backend.source_gradient(&batch, width);
+        let other = backend.place(&numbers(7, targets * total, 1.0), total, Format::Operand);
+        for _ in 0..self.layers - 1 {
+            backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, None, &mut of_layers);
+        }
+        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &other, None, &mut of_layers);
         let mut again = backend.rows(targets, total, Format::Operand);
         assert!(backend.cross_attention(&batch, &cross, &q, &h, &mut again, false).is_none());
         assert!(backend.read(&o) == backend.read(&again), "keeping changes nothing");
         vec![
             ("o", backend.read(&o)),
             ("d_q", backend.read(&d_q)),
-            ("d_h", backend.read(&d_h)),
-            ("d_h without d_q", backend.read(&without)),
+            ("d_h", backend.read(&backend.source_rows(&batch, d_h))),
+            ("d_h of some layers", backend.read(&backend.source_rows(&batch, of_layers))),
         ]
     }
 }
 
 fn cross(lengths: &[(usize, usize)], heads: Heads, width: usize, dropped: f64) {
-    let case = Cross { lengths: lengths.to_vec(), heads, width, dropped };
+    cross_of_layers(lengths, heads, width, dropped, 2);
+}
+
+fn cross_of_layers(lengths: &[(usize, usize)], heads: Heads, width: usize, dropped: f64, layers: usize) {
+    let case = Cross { lengths: lengths.to_vec(), heads, width, dropped, layers };
     let longest = lengths.iter().map(|(n, t)| n + t + 2).max().unwrap_or(0);
     // bf16: k, v (absorbed: q', mixed, d_mixed and d_q'), the probabilities, o, d_scores, d_k and d_v are each rounded once.
     follow(&case, Bounds { terms: 2 * (longest + width + heads.total()), bf16: roundings(12.0) });
@@ -70,6 +80,85 @@ fn short_targets_beside_a_tile() {
     cross(&[(70, 8), (5, 1), (127, 3)], Heads { count: 12, width: 8 }, 136, 0.1);
     cross(&[(62, 5), (1, 2)], Heads { count: 3, width: 72 }, 264, 0.1);
     cross(&[(126, 2), (63, 1)], Heads { count: 65, width: 8 }, 128, 0.0);
+}
+
+/// Cross attention behind the product that makes q, and backward from the gradient behind its output product.
+#[derive(Debug)]
+struct Projected {
+    lengths: Vec<(usize, usize)>,
+    heads: Heads,
+    width: usize,
+    dropped: f64,
+}
+
+impl Case for Projected {
+    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Self { heads, width, .. } = *self;
+        let batch = batch(&self.lengths, 2, 50);
+        let (targets, sources, total) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder), heads.total());
+        let dropout = dropout(self.dropped);
+        let mut w_q = matrix(1, total, width);
+        w_q.iter_mut().for_each(|q| *q *= (heads.width as f32).powf(-0.5));
+        let w_q = backend.weight(w_q, total, width, Readers::Few);
+        let [w_k, w_v] =
+            [2, 3].map(|seed| backend.weight(matrix(seed, total, width), total, width, Readers::Few));
+        let w_o = backend.weight(matrix(4, width, total), width, total, Readers::Few);
+        let mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttention);
+        let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
+        // A first sublayer makes x and its norm as the model does.
+        let before = backend.weight(matrix(5, width, width), width, width, Readers::Few);
+        let y = backend.place(&numbers(6, targets * width, 1.0), width, Format::Operand);
+        let start = backend.place(&numbers(7, targets * width, 1.0), width, Format::Residual);
+        let mut x = backend.rows(targets, width, Format::Residual);
+        let mut r = backend.rows(targets, width, Format::Norm);
+        backend.add_project(&batch, Side::Decoder, &y, &before, None, 1e-6, &start, &mut x, &mut r);
+        let mut q = backend.rows(targets, total, Format::Operand);
+        backend.cross_project(&batch, &cross, &x, &r, &w_q, &mut q);
+        let h = backend.place(&numbers(8, sources * width, 1.0), width, Format::Operand);
+        let mut o = backend.rows(targets, total, Format::Operand);
+        let kept = backend.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
+        let d_x = backend.place(&numbers(9, targets * width, 1.0), width, Format::Residual);
+        let output_mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttentionOutput);
+        let mut d_o = backend.rows(targets, total, Format::Operand);
+        backend.cross_project_backward(&batch, &cross, &d_x, &w_o, output_mask, &mut d_o);
+        let mut d_q = backend.rows(targets, total, Format::ProjectionGradient);
+        let mut d_h = backend.source_gradient(&batch, width);
+        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
+        vec![
+            ("q", backend.read(&q)),
+            ("o", backend.read(&o)),
+            ("d_o", backend.read(&d_o)),
+            ("d_q", backend.read(&d_q)),
+            ("d_h", backend.read(&backend.source_rows(&batch, d_h))),
+        ]
+    }
+}
+
+/// Rows beside a tile of 64, heads up to those that are made together and wider, and a target too long to be absorbed.
+#[test]
+fn behind_the_product_that_makes_its_queries() {
+    let rows_of_two = |count: usize| vec![(5, 2); count];
+    for (lengths, heads, width, dropped) in [
+        (vec![(1, 1)], Heads { count: 1, width: 8 }, 8, 0.0),
+        (vec![(29, 2), (62, 1), (63, 3)], Heads { count: 3, width: 24 }, 136, 0.2),
+        (rows_of_two(32), Heads { count: 2, width: 64 }, 72, 0.0),
+        (rows_of_two(33), Heads { count: 2, width: 64 }, 264, 0.1),
+        (vec![(9, 2), (7, 1)], Heads { count: 12, width: 64 }, 768, 0.0),
+        (vec![(29, 2), (62, 1)], Heads { count: 2, width: 72 }, 40, 0.1),
+        (vec![(29, 9), (62, 1)], Heads { count: 2, width: 64 }, 40, 0.1),
+    ] {
+        let case = Projected { lengths, heads, width, dropped };
+        // As cross attention alone, behind x's copy, q and d_o.
+        follow(&case, Bounds { terms: 4 * (70 + width + heads.total()), bf16: roundings(16.0) });
+    }
+}
+
+/// One launch sums what up to 24 layers bring.
+#[test]
+fn layers_beside_those_of_a_launch() {
+    for layers in [1, 24, 25] {
+        cross_of_layers(&[(70, 2), (5, 1)], Heads { count: 3, width: 8 }, 40, 0.1, layers);
+    }
 }
 
 /// Eight targets are absorbed, nine are not.

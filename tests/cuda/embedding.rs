@@ -40,7 +40,7 @@ impl Case for Stack {
         backend.final_norm(&batch, side, &x, &r, gain, 0.125, last, &mut h);
         let d_h = backend.place(&numbers(4, rows * width, 1.0), width, Format::Float);
         let mut d_x = backend.rows(rows, width, Format::Residual);
-        backend.final_norm_backward(&batch, side, &x, &r, gain, 0.125, last, &d_h, &mut d_x);
+        backend.final_norm_backward(&batch, side, &x, &r, gain, 0.125, last, &d_h, None, &mut d_x);
         let mut results = vec![
             ("x", backend.read(&x)),
             ("r", backend.read(&r)),

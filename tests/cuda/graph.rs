@@ -1,6 +1,8 @@
 //! A whole training step is one graph launch, and gives, bit for bit, what launches one by one give.
 
-use promptmix::backend::{Backend, Batch, DropoutStep, MicroBatch, OptimizerStep, Scorer, StepReport};
+use promptmix::backend::{
+    Backend, Batch, DropoutStep, MicroBatch, Objective, OptimizerStep, Scorer, StepReport,
+};
 use promptmix::cuda::{Cuda, Precision, Recorder};
 use promptmix::model::label_weights;
 use promptmix::pretrained::Activation;
@@ -150,4 +152,31 @@ fn a_step_is_one_copy_and_one_launch() {
     }
     assert_eq!(cuda.reports(&mut state).len(), 5);
     cuda.health().expect("a healthy device");
+}
+
+/// What label rows learn from is told to kernels when they are captured: each objective has a graph of its own.
+#[test]
+fn every_objective_has_its_own_graph() {
+    let setting = setting(Activation::Relu, 0.0, 1);
+    let objectives = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.1), (0.2, 0.0), (0.0, 0.0)];
+    let losses = |graphs: bool| {
+        let (case, _gpu) = built(&setting, graphs)?;
+        let cuda = &case.backend;
+        let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
+        let (mut recorder, mut random) = (Recorder::default(), Random::new(5));
+        let batches = micro_batches(&mut random, &setting, 1, &(4..10));
+        for (label_smoothing, z_loss) in objectives {
+            let batch = batches[0].with_objective(Objective { label_smoothing, z_loss });
+            let still = [OptimizerStep::new(0.0, 0.0)];
+            let micro = MicroBatch { batch: &batch, dropout: None, first: true, last: Some(&still) };
+            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+        }
+        let reports = cuda.reports(&mut state);
+        cuda.health().expect("a healthy device");
+        Some((reports.iter().map(|report| report[0].tally.loss).collect::<Vec<f64>>(), recorder.buckets()))
+    };
+    let (Some((eager, _)), Some((found, buckets))) = (losses(false), losses(true)) else { return };
+    assert_eq!(found, eager);
+    assert_eq!(buckets, 3);
+    assert!(eager[0] == eager[4] && eager[1] == eager[3] && eager[0] != eager[1] && eager[0] != eager[2]);
 }

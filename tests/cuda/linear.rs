@@ -40,7 +40,7 @@ impl Case for Sublayer {
         backend.project(&batch, side, &x_next, &r_next, &w_z, &mut z);
         let d_x = backend.place(&numbers(5, rows * width, 1.0), width, Format::Residual);
         let mut d_y = backend.rows(rows, inner, Format::Operand);
-        backend.add_project_backward(&batch, side, &d_x, &w_o, mask, &mut d_y);
+        backend.add_project_backward(&batch, side, &d_x, &w_o, mask, None, &mut d_y);
         vec![
             ("x_next", backend.read(&x_next)),
             ("r_next", backend.read(&r_next)),
@@ -102,6 +102,8 @@ struct Inner {
     width: usize,
     inner: usize,
     dropped: f64,
+    /// Whether d_x comes from a final norm above.
+    behind_norm: bool,
 }
 
 impl Case for Inner {
@@ -134,6 +136,22 @@ impl Case for Inner {
             .feed_forward(&batch, side, &feed_forward, &x, &r, &mut x_next, &mut r_next, true)
             .expect("kept");
         let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual);
+        if self.behind_norm {
+            // Whoever writes d_x finds its inner product with what the feed-forward added.
+            let d_h = backend.place(&numbers(7, rows * width, 1.0), width, Format::Float);
+            backend.final_norm_backward(
+                &batch,
+                side,
+                &x_next,
+                &r_next,
+                None,
+                1.0,
+                None,
+                &d_h,
+                Some(&x),
+                &mut d_x,
+            );
+        }
         backend.feed_forward_backward(&batch, side, &feed_forward, &kept, &x, &r, &x_next, &mut d_x);
         vec![
             ("x_next", backend.read(&x_next)),
@@ -145,7 +163,8 @@ impl Case for Inner {
 
 fn feed_forward(lengths: &[(usize, usize)], side: Side, [width, inner]: [usize; 2], dropped: f64) {
     for activation in [Activation::Relu, Activation::GatedGelu, Activation::GatedSilu] {
-        let case = Inner { lengths: lengths.to_vec(), side, activation, width, inner, dropped };
+        let behind_norm = dropped > 0.0;
+        let case = Inner { lengths: lengths.to_vec(), side, activation, width, inner, dropped, behind_norm };
         // bf16: x's copy, the activation, its gradient and dz, each rounded once. A ReLU within a rounding of zero (about one
         // in 300) may fall on the other side, which moves an entry by a whole term: then the direction is what counts.
         let bf16 = if activation == Activation::Relu { Tolerance::Cosine(1e-3) } else { roundings(6.0) };

@@ -9,14 +9,19 @@ use crate::device::{device, numbers};
 
 #[test]
 fn attention_on_buffers_of_ones_own() {
+    attention_over([1, 65, 30]);
+    // Few enough rows for a warp to hold.
+    attention_over([1, 16, 15]);
+}
+
+fn attention_over(lengths: [usize; 3]) {
     let Some(device) = device(Precision::Bf16) else { return };
     let kernels = device.cuda.kernels();
     let stream = kernels.stream();
     let heads = Heads { count: 2, width: 16 };
-    let lengths = [1, 65, 30];
     let sequences = Sequences::new(stream, &lengths).expect("three sequences");
     let (rows, total) = (sequences.rows(), heads.total());
-    assert_eq!(rows, 96);
+    assert_eq!(rows, lengths.iter().sum::<usize>());
     let up = |values: &[f64]| {
         let values: Vec<bf16> = values.iter().map(|&value| bf16::from_f64(value)).collect();
         stream.clone_htod(&values).expect("an upload")
@@ -60,12 +65,21 @@ fn attention_on_buffers_of_ones_own() {
         gradient.iter().all(|value| value.is_finite()) && gradient.iter().any(|value| value.to_f32() != 0.0)
     );
 
-    let wrong = Sequences::new(stream, &[95]).expect("a sequence");
+    let longer = poison(rows * 3 * total + 8);
+    let askew = longer.slice(1..=rows * 3 * total);
+    let refused = attention.forward(kernels, &askew, &mut o.as_view_mut(), &mut log_sum_exp.as_view_mut());
+    let said = refused.expect_err("rows that begin on no 16 bytes").to_string();
+    assert!(said.contains("qkv: expected an address that is a multiple of 16 bytes"), "{said}");
+
+    let wrong = Sequences::new(stream, &[rows - 1]).expect("a sequence");
     let attention = SelfAttention { sequences: &wrong, ..attention };
     let refused =
         attention.forward(kernels, &qkv.as_view(), &mut o.as_view_mut(), &mut log_sum_exp.as_view_mut());
     assert!(
-        refused.expect_err("another length").to_string().contains("o: expected 3040"),
+        refused
+            .expect_err("another length")
+            .to_string()
+            .contains(&format!("o: expected {}", (rows - 1) * total)),
         "names the operand"
     );
     assert!(Sequences::new(stream, &[3, 0]).is_err());

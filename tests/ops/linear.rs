@@ -100,7 +100,8 @@ fn check_project(lengths: &[(usize, usize)], side: Side, out: usize, input: usiz
             expected.iter_mut().zip(gradient).for_each(|(expected, gradient)| *expected += gradient);
         }
         let mut d_x = rows(&cpu, &before, input);
-        cpu.project_backward(&batch, side, scope, &rows(&cpu, &dz, out), &kept, &x_rows, &r_rows, &mut d_x);
+        let dz = rows(&cpu, &dz, out);
+        cpu.project_backward(&batch, side, scope, &dz, &kept, &x_rows, &r_rows, None, &mut d_x);
         close(&format!("d_x of {what}, {scope:?}"), &cpu.read(&d_x), &expected, bound(out + input));
     }
 }
@@ -140,7 +141,7 @@ fn check_add_project(lengths: &[(usize, usize)], side: Side, out: usize, input: 
     let d_x = numbers(4, count * out, 1.0);
     let expected = times(&product(&multipliers, &d_x), &w, out, input);
     let mut d_y = cpu.rows(count, input, Format::Operand);
-    cpu.add_project_backward(&batch, side, &rows(&cpu, &d_x, out), &kept, mask, &mut d_y);
+    cpu.add_project_backward(&batch, side, &rows(&cpu, &d_x, out), &kept, mask, None, &mut d_y);
     close(&format!("d_y of {what}"), &cpu.read(&d_y), &expected, bound(out));
 }
 

@@ -120,7 +120,7 @@ fn check_final_norm(
     close(&format!("h of {what}"), &cpu.read(&h), &expected, bound(1));
     let mut d_rows = cpu.rows(count, width, Format::Residual);
     let d_h = rows(&cpu, &d_h, width);
-    cpu.final_norm_backward(&batch, side, &x, &r, kept.as_ref(), scale, mask, &d_h, &mut d_rows);
+    cpu.final_norm_backward(&batch, side, &x, &r, kept.as_ref(), scale, mask, &d_h, None, &mut d_rows);
     close(&format!("d_x of {what}"), &cpu.read(&d_rows), &d_x, bound(width));
 }
 

@@ -3,8 +3,8 @@
 
 use half::bf16;
 use promptmix::backend::{
-    Activation, Backend, Batch, CrossAttention, Example, FeedForward, Format, Head, Heads, Mixing, Readers,
-    Scope, Scorer, Side, StateLayout,
+    Activation, Backend, Batch, CrossAttention, Example, FeedForward, Format, Head, Heads, Mixing,
+    OptimizerStep, Readers, Scope, Scorer, Side, StateLayout,
 };
 use promptmix::cuda::linear::Linear;
 use promptmix::cuda::{Cuda, Precision, Sequences};
@@ -68,7 +68,7 @@ fn work(cuda: &Cuda) {
     let (kept, all) = (&log_sum_exp, Scope::All);
     cuda.self_attention_backward(&batch, side, all, HEADS, &bias, None, &qkv, &o, kept, &d_o, &mut d_qkv);
     let mut d_x = place(WIDTH, Format::Residual);
-    cuda.project_backward(&batch, side, all, &d_qkv, &w_qkv, &x, &r, &mut d_x);
+    cuda.project_backward(&batch, side, all, &d_qkv, &w_qkv, &x, &r, None, &mut d_x);
 
     for activation in [Activation::Relu, Activation::GatedGelu] {
         let w_in = weight(activation.projections() * INNER, WIDTH);
@@ -85,7 +85,7 @@ fn work(cuda: &Cuda) {
     let mut h = cuda.rows(rows, WIDTH, Format::Operand);
     cuda.final_norm(&batch, side, &x, &r, None, 1.0, None, &mut h);
     let d_h = place(WIDTH, Format::Float);
-    cuda.final_norm_backward(&batch, side, &x, &r, None, 1.0, None, &d_h, &mut d_x);
+    cuda.final_norm_backward(&batch, side, &x, &r, None, 1.0, None, &d_h, None, &mut d_x);
     cuda.mix_backward(&mixing, Some(&sources), &batch, &mixed, &d_x, &mut state);
 
     let targets = batch.rows(Side::Decoder);
@@ -96,8 +96,22 @@ fn work(cuda: &Cuda) {
     let kept = cuda.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
     assert!(kept.is_absorbed());
     let (d_o, mut d_q) = (few(WIDTH, Format::Operand), cuda.rows(targets, WIDTH, Format::ProjectionGradient));
-    let mut d_h = place(WIDTH, Format::Float);
+    let mut d_h = cuda.source_gradient(&batch, WIDTH);
     cuda.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
+    cuda.source_rows(&batch, d_h);
+    // The decoder's self attention over the same few rows, and an optimizer's step over numbers enough for many blocks.
+    let qkv = few(3 * WIDTH, Format::Operand);
+    let mut log_sum_exp = cuda.rows(targets, HEADS.count, Format::Float);
+    let decoder = Side::Decoder;
+    cuda.self_attention(&batch, decoder, HEADS, &bias, None, &qkv, &mut o, &mut log_sum_exp);
+    let mut d_qkv = cuda.rows(targets, 3 * WIDTH, Format::ProjectionGradient);
+    let (kept, all) = (&log_sum_exp, Scope::All);
+    cuda.self_attention_backward(&batch, decoder, all, HEADS, &bias, None, &qkv, &o, kept, &d_o, &mut d_qkv);
+    let many = StateLayout::new(&mixing, 1, 2_000, WIDTH, 100, false);
+    let values: Vec<f64> = numbers(many.len()).into_iter().map(f64::from).collect();
+    let mut state = cuda.state(&many, &values, 1);
+    cuda.write_gradient(&mut state, &values);
+    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1)]);
     let mean = cuda.weight(vec![0.0; WIDTH], 1, WIDTH, Readers::Lookup);
     let mut d_hidden = cuda.rows(targets, WIDTH, Format::Float);
     cuda.loss(&batch, &q, &Head { weight: &table, mean: &mean }, Some(&mut d_hidden));
@@ -142,7 +156,10 @@ fn what_the_kernels_move() {
         product(&cuda, size);
     }
     let counters = gpu.summary().expect("counters").counters;
-    assert_eq!(kernels_of_a_product(&gpu, &cuda, 96), ["gemm_forward_small", "gemm_backward_small"]);
+    assert_eq!(
+        kernels_of_a_product(&gpu, &cuda, 96),
+        ["gemm_forward_small_plain", "gemm_backward_small_plain"]
+    );
     assert_eq!(kernels_of_a_product(&gpu, &cuda, 960), ["gemm_forward_medium", "gemm_backward_medium"]);
     // From 1,024 in each direction on, whatever the device.
     assert_eq!(kernels_of_a_product(&gpu, &cuda, 1_024), ["gemm_forward_large", "gemm_backward_large"]);
@@ -158,8 +175,8 @@ fn what_the_kernels_move() {
         "gemm_backward_large",
         "gemm_forward_medium",
         "gemm_backward_medium",
-        "gemm_forward_small",
-        "gemm_backward_small",
+        "gemm_forward_small_plain",
+        "gemm_backward_small_plain",
         "attention_64",
         "attention_queries_64",
         "attention_keys_64",
@@ -169,6 +186,9 @@ fn what_the_kernels_move() {
         "cross_narrow_bf16",
         "cross_scores_backward_bf16",
         "cross_backward_bf16",
+        "cross_sources_bf16",
+        "attention_short_64",
+        "attention_short_backward_64",
         "loss_words_bf16",
     ];
     // Elementwise kernels: 1.1 of what must be moved. The mixture: 1.25, as prompts are read once a block of examples.
@@ -179,6 +199,8 @@ fn what_the_kernels_move() {
         ("gate_bf16", 1.1),
         ("gate_backward_bf16", 1.1),
         ("row_inner", 1.1),
+        ("gradient_norm", 1.1),
+        ("adamw", 1.1),
         ("mix_rows", 1.25),
     ];
     let of = |name: &str| {

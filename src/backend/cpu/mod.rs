@@ -259,6 +259,7 @@ impl<E: Element> Backend for Cpu<E> {
     type State = State<E>;
     type FeedForwardKept = FeedForwardKept<E>;
     type CrossKept = CrossKept<E>;
+    type SourceGradient = Rows<E>;
     type MixKept = MixKept<E>;
     type Cache = Cache<E>;
     type LossKept = Loss;
@@ -452,6 +453,7 @@ impl<E: Element> Backend for Cpu<E> {
         weight: &Self::Weight,
         x: &Self::Rows,
         r: &Self::Rows,
+        _below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     ) {
         linear::project_backward(self, batch, scope, dz, weight, x, r, d_x)
@@ -479,6 +481,7 @@ impl<E: Element> Backend for Cpu<E> {
         d_x: &Self::Rows,
         weight: &Self::Weight,
         mask: Mask<'_>,
+        _y: Option<(&Self::Rows, Heads)>,
         d_y: &mut Self::Rows,
     ) {
         linear::add_project_backward(self, batch, side, d_x, weight, mask, d_y)
@@ -580,6 +583,7 @@ impl<E: Element> Backend for Cpu<E> {
         scale: f64,
         mask: Mask<'_>,
         d_h: &Self::Rows,
+        _below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     ) {
         norm::final_norm_backward(self, batch, side, x, r, gain, scale, mask, d_h, d_x)
@@ -597,6 +601,10 @@ impl<E: Element> Backend for Cpu<E> {
         cross_attention::cross_attention(self, batch, cross, q, h, o, keep)
     }
 
+    fn source_gradient(&self, batch: &Batch, width: usize) -> Self::SourceGradient {
+        self.zeros(batch.rows(Side::Encoder), width)
+    }
+
     fn cross_attention_backward(
         &self,
         batch: &Batch,
@@ -607,9 +615,13 @@ impl<E: Element> Backend for Cpu<E> {
         _o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
-        d_h: &mut Self::Rows,
+        d_h: &mut Self::SourceGradient,
     ) {
         cross_attention::cross_attention_backward(self, batch, cross, kept, q, h, d_o, d_q, d_h)
+    }
+
+    fn source_rows(&self, _batch: &Batch, d_h: Self::SourceGradient) -> Self::Rows {
+        d_h
     }
 
     fn loss(

@@ -1,4 +1,4 @@
-//! Attention: `kernels/attention.cu`.
+//! Attention: `kernels/attention.cu`, and `kernels/short_attention.cu` where examples have few rows.
 
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
@@ -6,8 +6,8 @@ use half::bf16;
 use super::dropout::MaskArgument;
 use super::embedding::side_number;
 use super::kernels::{Arguments, Kernel, Kernels};
-use super::memory::{Buffer, address, address_mut, check_length};
-use super::rows::{PositionBias, Rows};
+use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
+use super::rows::{NORM_COLUMNS, PositionBias, Rows};
 use super::sequences::Sequences;
 use super::{Cuda, Precision};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
@@ -17,8 +17,14 @@ use crate::error::{Error, Result};
 const WIDEST_HEAD: usize = 128;
 /// Rows of a tile.
 const TILE: usize = super::ATTENTION_TILE;
-/// Shared memory behind the tiles: `SIDE_BYTES` of the kernel file.
-const SIDE_BYTES: usize = 2 * 64 * 8 + 4 * 64 * 4;
+/// Shared memory behind the tiles with dropout: two masks of a bit a query and key.
+const MASKS: usize = 2 * 64 * 8;
+/// And where rows are few: two bytes a query.
+const SHORT_MASKS: usize = 4 * MOST_SHORT_ROWS * 2;
+/// And of d_k and d_v: `SIDE_BYTES` of the kernel file.
+const SIDE_BYTES: usize = 4 * 64 * 4;
+/// Biases beyond either end of the reach: `BIAS_MARGIN` of the kernel header.
+const BIAS_MARGIN: usize = 2 * 63;
 
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
@@ -60,24 +66,95 @@ pub(super) fn check_width(width: usize, advice: &str) -> Result<()> {
     Err(Error::tensor("q", expected, width.to_string(), advice))
 }
 
-/// The bf16 kernel for heads of `width`, and its dynamic shared memory: some tiles, and the bias where there is one.
-fn instance(
-    names: [&'static str; 3],
-    width: usize,
+/// The most rows of an example that a warp holds: `MOST_ROWS` of `kernels/short_attention.cu`.
+pub(super) const MOST_SHORT_ROWS: usize = 16;
+
+/// The kernels of a pass.
+struct Pass {
+    /// Whether a warp has an example and head; otherwise a block a tile of rows and head.
+    short: bool,
+    /// bf16, for heads up to 64 wide and up to [`WIDEST_HEAD`].
+    bf16: [&'static str; 2],
+    /// The same with dropout.
+    dropped: [&'static str; 2],
+    f32: &'static str,
+    /// Tiles of shared memory that the bf16 kernels take, and bytes beside them.
     tiles: usize,
-    reach: Option<usize>,
-) -> (&'static str, u32) {
-    let (name, columns) = if width <= 64 { (names[0], 64) } else { (names[1], 128) };
-    let bias = reach.map_or(0, |reach| (2 * reach + 1) * 4);
-    (name, (tiles * TILE * columns * 2 + SIDE_BYTES + bias) as u32)
+    side: usize,
 }
 
-/// Forward kernels by head width, then the one of f32.
-const FORWARD: [&str; 3] = ["attention_64", "attention_128", "attention_f32"];
-/// Kernels of d_q.
-const QUERIES: [&str; 3] = ["attention_queries_64", "attention_queries_128", "attention_queries_f32"];
-/// Kernels of d_k and d_v.
-const KEYS: [&str; 3] = ["attention_keys_64", "attention_keys_128", "attention_keys_f32"];
+const FORWARD: Pass = Pass {
+    short: false,
+    bf16: ["attention_64", "attention_128"],
+    dropped: ["attention_dropped_64", "attention_dropped_128"],
+    f32: "attention_f32",
+    tiles: 5,
+    side: 0,
+};
+/// d_q.
+const QUERIES: Pass = Pass {
+    short: false,
+    bf16: ["attention_queries_64", "attention_queries_128"],
+    dropped: ["attention_queries_dropped_64", "attention_queries_dropped_128"],
+    f32: "attention_queries_f32",
+    tiles: 6,
+    side: 0,
+};
+/// d_k and d_v.
+const KEYS: Pass = Pass {
+    short: false,
+    bf16: ["attention_keys_64", "attention_keys_128"],
+    dropped: ["attention_keys_dropped_64", "attention_keys_dropped_128"],
+    f32: "attention_keys_f32",
+    tiles: 6,
+    side: SIDE_BYTES,
+};
+
+/// Forward where no example has more than [`MOST_SHORT_ROWS`].
+const SHORT: Pass = Pass {
+    short: true,
+    bf16: ["attention_short_64", "attention_short_128"],
+    dropped: ["attention_short_dropped_64", "attention_short_dropped_128"],
+    f32: FORWARD.f32,
+    tiles: 3,
+    side: 0,
+};
+/// Delta, d_q, d_k and d_v at once.
+const SHORT_BACKWARD: Pass = Pass {
+    short: true,
+    bf16: ["attention_short_backward_64", "attention_short_backward_128"],
+    dropped: ["attention_short_backward_dropped_64", "attention_short_backward_dropped_128"],
+    f32: QUERIES.f32,
+    tiles: 4,
+    side: 0,
+};
+
+impl Pass {
+    fn file(&self) -> &'static str {
+        if self.short { "short_attention" } else { "attention" }
+    }
+
+    /// The grid over so many examples and tiles.
+    fn grid(&self, examples: usize, tiles: usize, heads: Heads) -> [u32; 3] {
+        match self.short {
+            true => [(examples * heads.count).div_ceil(4) as u32, 1, 1],
+            false => [tiles as u32, heads.count as u32, 1],
+        }
+    }
+
+    /// The bf16 kernel for these arguments, and its dynamic shared memory: tiles, what lies beside them, and the bias, which is
+    /// constant for the `BIAS_MARGIN` of the kernel header beyond either end of its reach.
+    fn instance(&self, arguments: &AttentionArguments) -> (&'static str, u32) {
+        let (index, columns) = if arguments.width <= 64 { (0, 64) } else { (1, 128) };
+        let (names, masks) = if arguments.mask.is_some() { (&self.dropped, MASKS) } else { (&self.bf16, 0) };
+        let beside = match self.short {
+            true if masks > 0 => SHORT_MASKS,
+            true => 0,
+            false => masks + self.side + (2 * (arguments.reach as usize + BIAS_MARGIN) + 1) * 4,
+        };
+        (names[index], (self.tiles * TILE * columns * 2 + beside) as u32)
+    }
+}
 
 /// Which rows ask which, and how they lie.
 #[derive(Clone, Copy)]
@@ -113,25 +190,37 @@ impl Shape {
 }
 
 impl Cuda {
-    /// Launches one of the attention kernels over tiles of `side`, with `tiles` tiles of shared memory.
+    /// Launches the kernel of a pass over tiles of `side`.
     fn attention_kernel(
         &self,
-        names: [&'static str; 3],
+        pass: &Pass,
         batch: &Batch,
         side: Side,
         shape: &Shape,
-        tiles: usize,
         arguments: &AttentionArguments,
     ) -> Result<()> {
-        let reach = (arguments.bias != 0).then_some(shape.reach);
         let (name, shared) = match self.precision() {
-            Precision::F32 => (names[2], 0),
-            Precision::Bf16 => instance(names, shape.heads.width, tiles, reach),
+            Precision::F32 => (pass.f32, 0),
+            Precision::Bf16 => pass.instance(arguments),
         };
-        let grid = [self.describe(batch)?.tiles(side, shape.scope) as u32, shape.heads.count as u32, 1];
-        let kernel = Kernel { file: "attention", name };
+        let tiles = self.describe(batch)?.tiles(side, shape.scope);
+        let grid = pass.grid(batch.examples(), tiles, shape.heads);
+        let kernel = Kernel { file: pass.file(), name };
         // SAFETY: the callers checked every operand's shape; tiles beyond the batch's exit, rows beyond a tile's are zeros.
         unsafe { self.kernels().launch(kernel, grid, 128, shared, arguments) }
+    }
+
+    /// Whether every example's rows fit a warp.
+    fn is_short(&self, batch: &Batch, shape: &Shape) -> bool {
+        let decoder = [shape.query_side, shape.key_side] == [Side::Decoder; 2];
+        self.precision() == Precision::Bf16 && decoder && batch.longest_target() <= MOST_SHORT_ROWS
+    }
+
+    /// Whether the backward pass of a self attention reads <d_o, o> of each head that the product before it can find: columns of a
+    /// head are those of a partial sum, and tiles of rows are what it works on.
+    pub(super) fn wants_delta(&self, batch: &Batch, side: Side, heads: Heads) -> bool {
+        let short = side == Side::Decoder && batch.longest_target() <= MOST_SHORT_ROWS;
+        self.precision() == Precision::Bf16 && heads.width == NORM_COLUMNS && !short
     }
 
     /// o and log-sum-exp; `arguments` has the addresses.
@@ -145,10 +234,11 @@ impl Cuda {
         let arguments = merged(shape.fill(self, batch, mask)?, addresses);
         let (queries, keys) = (batch.rows(shape.query_side), batch.rows(shape.key_side));
         self.count((4 * queries * shape.heads.total() * keys / batch.examples().max(1)) as u64);
-        self.attention_kernel(FORWARD, batch, shape.query_side, shape, 5, &arguments)
+        let pass = if self.is_short(batch, shape) { &SHORT } else { &FORWARD };
+        self.attention_kernel(pass, batch, shape.query_side, shape, &arguments)
     }
 
-    /// d_q where it is wanted, d_k and d_v; `addresses` has all but delta.
+    /// d_q where it is wanted, d_k and d_v; `addresses` has all, delta only where it is known.
     pub(super) fn attend_backward(
         &self,
         batch: &Batch,
@@ -156,18 +246,24 @@ impl Cuda {
         mask: Mask<'_>,
         addresses: AttentionArguments,
     ) -> Result<()> {
-        let rows = batch.rows(shape.query_side) * shape.heads.count;
-        let delta: Buffer<f32> = self.allocate(rows);
-        let mut arguments = merged(shape.fill(self, batch, mask)?, addresses);
-        arguments.delta = self.address_of(&delta)?;
-        let kernel =
-            Kernel { file: "attention", name: self.named("attention_delta_bf16", "attention_delta_f32") };
-        // SAFETY: delta has a number for each row and head; rows beyond the batch's exit.
-        unsafe { self.kernels().launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &arguments)? };
-        if arguments.d_q != 0 {
-            self.attention_kernel(QUERIES, batch, shape.query_side, shape, 6, &arguments)?;
+        if self.is_short(batch, shape) {
+            let arguments = merged(shape.fill(self, batch, mask)?, addresses);
+            return self.attention_kernel(&SHORT_BACKWARD, batch, shape.query_side, shape, &arguments);
         }
-        self.attention_kernel(KEYS, batch, shape.key_side, shape, 6, &arguments)
+        let mut arguments = merged(shape.fill(self, batch, mask)?, addresses);
+        let rows = batch.rows(shape.query_side) * shape.heads.count;
+        let delta: Buffer<f32> = self.allocate(if arguments.delta == 0 { rows } else { 0 });
+        if arguments.delta == 0 {
+            arguments.delta = self.address_of(&delta)?;
+            let kernel =
+                Kernel { file: "attention", name: self.named("attention_delta_bf16", "attention_delta_f32") };
+            // SAFETY: delta has a number for each row and head; rows beyond the batch's exit.
+            unsafe { self.kernels().launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &arguments)? };
+        }
+        if arguments.d_q != 0 {
+            self.attention_kernel(&QUERIES, batch, shape.query_side, shape, &arguments)?;
+        }
+        self.attention_kernel(&KEYS, batch, shape.key_side, shape, &arguments)
     }
 
     /// Bytes of a number in the operand format.
@@ -246,6 +342,7 @@ impl Cuda {
             o: o.operand_address(self)?,
             log_sum_exp: log_sum_exp.float_address(self)?,
             d_o: d_o.operand_address(self)?,
+            delta: d_o.inner.as_ref().map_or(Ok(0), |delta| self.address_of(delta))?,
             d_q,
             d_k: d_q + step,
             d_v: d_q + 2 * step,
@@ -349,17 +446,21 @@ impl SelfAttention<'_> {
         })
     }
 
-    fn launch(
-        &self,
-        kernels: &Kernels,
-        names: [&'static str; 3],
-        tiles: usize,
-        arguments: &AttentionArguments,
-    ) -> Result<()> {
-        let (name, shared) = instance(names, self.heads.width, tiles, self.bias.map(|(_, reach)| reach));
-        let grid = [self.sequences.tiles() as u32, self.heads.count as u32, 1];
+    fn is_short(&self) -> bool {
+        self.sequences.longest() <= MOST_SHORT_ROWS
+    }
+
+    fn launch(&self, kernels: &Kernels, pass: &Pass, arguments: &AttentionArguments) -> Result<()> {
+        check_aligned(&[
+            ("qkv", arguments.q),
+            ("o", arguments.o),
+            ("d_o", arguments.d_o),
+            ("d_qkv", arguments.d_q),
+        ])?;
+        let (name, shared) = pass.instance(arguments);
+        let grid = pass.grid(self.sequences.count(), self.sequences.tiles(), self.heads);
         // SAFETY: `arguments` and its callers checked every operand's length; rows beyond a tile's are zeros.
-        unsafe { kernels.launch(Kernel { file: "attention", name }, grid, 128, shared, arguments) }
+        unsafe { kernels.launch(Kernel { file: pass.file(), name }, grid, 128, shared, arguments) }
     }
 
     /// Launches the forward pass: `o` \[rows, H·K\] and `log_sum_exp` \[rows, H\], which backward needs.
@@ -384,7 +485,7 @@ impl SelfAttention<'_> {
             log_sum_exp: address_mut(log_sum_exp, kernels.stream()),
             ..self.arguments(kernels, qkv)?
         };
-        self.launch(kernels, FORWARD, 5, &arguments)
+        self.launch(kernels, if self.is_short() { &SHORT } else { &FORWARD }, &arguments)
     }
 
     /// Launches the backward pass: `d_qkv` \[rows, 3·H·K\] from `d_o` \[rows, H·K\] and what forward gave; the bias has no
@@ -420,11 +521,14 @@ impl SelfAttention<'_> {
             d_v: d_q + 2 * step,
             ..self.arguments(kernels, qkv)?
         };
+        if self.is_short() {
+            return self.launch(kernels, &SHORT_BACKWARD, &arguments);
+        }
         let kernel = Kernel { file: "attention", name: "attention_delta_bf16" };
         let grid = [(rows * self.heads.count).div_ceil(4) as u32, 1, 1];
         // SAFETY: delta has a number for each row and head, and every other length was checked.
         unsafe { kernels.launch(kernel, grid, 128, 0, &arguments)? };
-        self.launch(kernels, QUERIES, 6, &arguments)?;
-        self.launch(kernels, KEYS, 6, &arguments)
+        self.launch(kernels, &QUERIES, &arguments)?;
+        self.launch(kernels, &KEYS, &arguments)
     }
 }

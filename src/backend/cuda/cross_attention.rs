@@ -1,17 +1,19 @@
 //! Cross attention of T decoder rows over R encoder rows: absorbed into the encoder's rows where targets are short, by
 //! `kernels/cross_attention.cu`, and through projected keys and values, by `kernels/attention.cu`, where they are long.
 
+use std::sync::Arc;
+
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
-use super::attention::{AttentionArguments, Shape, check_width};
+use super::attention::{AttentionArguments, MOST_SHORT_ROWS, Shape, check_width};
 use super::dropout::MaskArgument;
 use super::kernels::{Arguments, Kernel, Kernels};
-use super::memory::{Buffer, address, address_mut, check_length};
-use super::rows::{Rows, WIDTH_MULTIPLE};
+use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
+use super::rows::{Operand, Rows, WIDTH_MULTIPLE, Weight};
 use super::sequences::PairedSequences;
 use super::{ATTENTION_TILE, Cuda, Precision};
-use crate::backend::{Batch, CrossAttention, Format, Heads, Scope, Side};
+use crate::backend::{Backend, Batch, CrossAttention, Format, Heads, Mask, Scope, Side};
 use crate::error::{Error, Result};
 
 /// What cross attention's backward needs beside q, h and o.
@@ -22,8 +24,8 @@ pub struct CrossKept(Way);
 #[allow(clippy::large_enum_variant)] // one a layer, and moved once
 enum Way {
     Absorbed {
-        /// q' \[T, H·D\].
-        absorbed_q: Rows,
+        /// q' \[T, H·D\], which the gradient of the encoder's rows keeps beyond the layer's backward pass.
+        absorbed_q: Arc<Rows>,
         /// The scores of each example's t·H × n pairs; in f32 their softmax.
         scores: Buffer<f32>,
         /// Each row's and tile's maximum and sum of exponentials; none in f32.
@@ -41,9 +43,10 @@ enum Way {
 /// keys and values are fewer.
 const MOST_TARGETS: usize = 8;
 
-/// Target rows of an example that a shape bucket has room for: few buckets, and those behind the last are not absorbed.
+/// Target rows of an example that a shape bucket has room for: few buckets. Up to some, cross attention is absorbed and self
+/// attention short.
 pub(super) fn target_room(longest: usize, decoder_rows: usize) -> usize {
-    [MOST_TARGETS / 2, MOST_TARGETS]
+    [MOST_TARGETS / 2, MOST_TARGETS, MOST_SHORT_ROWS]
         .into_iter()
         .find(|&room| longest <= room)
         .unwrap_or(decoder_rows.max(longest))
@@ -60,14 +63,16 @@ fn absorbs(batch: &Batch, heads: Heads, depth: usize) -> bool {
 }
 
 impl CrossKept {
-    pub(super) fn new(cuda: &Cuda, batch: &Batch, cross: &CrossAttention<'_, Cuda>) -> Self {
+    pub(super) fn new(cuda: &Cuda, batch: &Batch, cross: &CrossAttention<'_, Cuda>, q: &Rows) -> Self {
         let (sources, targets, heads) = (batch.rows(Side::Encoder), batch.rows(Side::Decoder), cross.heads);
         let depth = cross.w_k.input;
         Self(if absorbs(batch, heads, depth) {
             let room = Room::of(batch, heads, depth);
             let sums = if cuda.precision() == Precision::F32 { 0 } else { 2 * room.sums() };
             Way::Absorbed {
-                absorbed_q: cuda.activation(targets, heads.count * depth, Format::Operand),
+                absorbed_q: q.widened.clone().unwrap_or_else(|| {
+                    Arc::new(cuda.activation(targets, heads.count * depth, Format::Operand))
+                }),
                 scores: cuda.allocate(room.pairs()),
                 sums: cuda.allocate(sums),
             }
@@ -86,7 +91,56 @@ impl CrossKept {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+/// The gradient of the encoder's rows: what each absorbed layer's part is made of, until all are summed at once, and the sum of the
+/// parts of layers that are not absorbed.
+#[derive(Debug)]
+pub struct SourceGradient {
+    width: usize,
+    parts: Vec<Part>,
+    sum: Option<Rows>,
+}
+
+/// An absorbed layer's part: ds^T q' + (p·mask)^T d_mixed.
+#[derive(Debug)]
+struct Part {
+    room: Room,
+    absorbed_q: Arc<Rows>,
+    d_mixed: Arc<Rows>,
+    ds: Operand,
+    p: Operand,
+}
+
+impl SourceGradient {
+    pub(super) fn new(width: usize) -> Self {
+        Self { width, parts: Vec::new(), sum: None }
+    }
+
+    /// D.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The sum of what is not absorbed, from zero on.
+    fn sum_mut(&mut self, cuda: &Cuda, batch: &Batch) -> &mut Rows {
+        let width = self.width;
+        self.sum.get_or_insert_with(|| cuda.zeros(batch.rows(Side::Encoder), width))
+    }
+
+    /// Sums all parts, in order, into rows that may hold anything.
+    pub(super) fn sum(self, cuda: &Cuda, batch: &Batch, rows: &mut Rows) -> Result<()> {
+        if let Some(sum) = self.sum {
+            *rows = sum;
+        } else if self.parts.is_empty() {
+            *rows = cuda.zeros(batch.rows(Side::Encoder), self.width);
+            return Ok(());
+        } else {
+            return cuda.sum_parts(batch, &self.parts, rows, false);
+        }
+        cuda.sum_parts(batch, &self.parts, rows, true)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 struct CrossArguments {
     batch: u64,
@@ -111,12 +165,46 @@ struct CrossArguments {
     width: i32,
     depth: i32,
     longest: i32,
-    tiles: i32,
     fragments: i32,
+    padding: i32,
 }
 const _: () = assert!(size_of::<CrossArguments>() == 176);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for CrossArguments {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ProjectedArguments {
+    of: CrossArguments,
+    a: u64,
+    weight: u64,
+    partials: u64,
+    middle: u64,
+    epsilon: f32,
+    padding: i32,
+}
+const _: () = assert!(size_of::<ProjectedArguments>() == 216);
+// SAFETY: the struct of that name in the kernel file.
+unsafe impl Arguments for ProjectedArguments {}
+
+/// Layers whose parts of d_h one launch sums; `MOST_LAYERS` of the kernel file.
+const MOST_LAYERS: usize = 24;
+
+/// Where a layer's part of d_h is made from: ds, p·mask, q' and d_mixed.
+type Layer = [u64; 4];
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SourceArguments {
+    of: CrossArguments,
+    weights: [u64; 2 * MOST_LAYERS],
+    rows: [u64; 2 * MOST_LAYERS],
+    layers: i32,
+    adds: i32,
+}
+const _: () = assert!(size_of::<SourceArguments>() == 176 + 4 * MOST_LAYERS * 8 + 8);
+// SAFETY: the struct of that name in the kernel file.
+unsafe impl Arguments for SourceArguments {}
 
 /// Columns of a block that sums over rows.
 const SLICE: usize = 128;
@@ -124,6 +212,10 @@ const SLICE: usize = 128;
 const BLOCKS: usize = 108;
 /// Shared memory of a block in bytes: the products' stages, and behind them the log-sum-exp and delta of 64 rows.
 const SHARED: u32 = 48 * 1024 + 2 * 64 * 4;
+/// The same where the product before is made too: its stages, a tile of the weight behind it, and its result.
+const SHARED_PROJECTED: u32 = (48 + 16 + 8) * 1024;
+/// The widest head whose product is made with the one behind it.
+const WIDEST_PROJECTED: usize = 64;
 
 /// What the grids and buffers of the absorbed way are made for.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +281,24 @@ struct Launches<'a> {
 }
 
 impl Launches<'_> {
-    fn launch(&self, names: [&'static str; 2], grid: [usize; 3], arguments: CrossArguments) -> Result<()> {
+    /// What all launches read or write rows of, by name. Pairs begin at multiples of eight and lie a multiple of eight apart, so that
+    /// rows of them are aligned where the whole is.
+    fn shared_operands(&self) -> [(&'static str, u64); 10] {
+        [
+            ("h", self.of.h),
+            ("absorbed_q", self.of.absorbed_q),
+            ("scores", self.of.scores),
+            ("sums", self.of.sums),
+            ("wide", self.of.d_mixed),
+            ("wide, its second half", self.of.d_absorbed_q),
+            ("o", self.of.o),
+            ("d_o", self.of.d_o),
+            ("pairs", self.of.p),
+            ("d_h", self.of.d_h),
+        ]
+    }
+
+    fn launch<A: Arguments>(&self, names: [&'static str; 2], grid: [usize; 3], arguments: A) -> Result<()> {
         let (name, shared) = match self.precision {
             Precision::Bf16 => (names[0], SHARED),
             Precision::F32 => (names[1], 0),
@@ -241,38 +350,61 @@ impl Launches<'_> {
         self.launch(["cross_mix_bf16", "cross_mix_f32"], grid, arguments)
     }
 
-    /// d_h of every tile, and where it is wanted d_q'.
+    /// d_q', as `mix` gives mixed.
     fn mix_backward(&self) -> Result<()> {
-        let Room { examples, sources, targets, tiles, heads, .. } = self.room;
-        let (tiles, rows) = match self.precision {
-            Precision::Bf16 => (tiles, examples * self.room.parts()),
-            Precision::F32 => (sources, targets * heads.count),
+        let grid = match self.precision {
+            Precision::Bf16 => [self.room.columns(), self.room.parts(), self.room.examples],
+            Precision::F32 => [self.room.columns(), self.room.targets * self.room.heads.count, 1],
         };
-        let wanted = if self.of.d_absorbed_q == 0 { 0 } else { rows };
-        let arguments = CrossArguments { tiles: tiles as i32, ..self.of };
-        let grid = [self.room.columns(), tiles + wanted, 1];
-        self.launch(["cross_backward_bf16", "cross_backward_f32"], grid, arguments)
+        self.launch(["cross_backward_bf16", "cross_backward_f32"], grid, self.of)
     }
 
-    /// o; `mixed` \[T, H·D\] is scratch.
-    fn forward(&self, q: u64, [w_k, w_v]: [u64; 2], mixed: u64, o: u64) -> Result<()> {
-        self.widen(q, w_k, self.of.absorbed_q)?;
+    /// d_h, the sum of what these layers bring, or with `adds` what was there and that sum.
+    fn sum_sources(&self, layers: &[Layer], adds: bool) -> Result<()> {
+        let tiles = match self.precision {
+            Precision::Bf16 => self.room.tiles,
+            Precision::F32 => self.room.sources,
+        };
+        for (index, layers) in layers.chunks(MOST_LAYERS).enumerate() {
+            let (mut weights, mut rows) = ([0; 2 * MOST_LAYERS], [0; 2 * MOST_LAYERS]);
+            for (i, &[ds, p, absorbed_q, d_mixed]) in layers.iter().enumerate() {
+                (weights[2 * i], weights[2 * i + 1]) = (ds, p);
+                (rows[2 * i], rows[2 * i + 1]) = (absorbed_q, d_mixed);
+            }
+            let (layers, adds) = (layers.len() as i32, i32::from(adds || index > 0));
+            let arguments = SourceArguments { of: self.of, weights, rows, layers, adds };
+            let grid = [self.room.columns(), tiles, 1];
+            self.launch(["cross_sources_bf16", "cross_sources_f32"], grid, arguments)?;
+        }
+        Ok(())
+    }
+
+    /// o, behind q'; `mixed` \[T, H·D\] is scratch.
+    fn forward(&self, w_v: u64, mixed: u64, o: u64) -> Result<()> {
         self.score(["cross_scores_bf16", "cross_scores_f32"])?;
         self.mix(mixed)?;
         self.narrow(mixed, w_v, o, 0, 0)
     }
 
-    /// d_h, and d_q with its inner products where there is a d_q'.
-    fn backward(&self, q: u64, [w_k, w_v]: [u64; 2], d_q: u64, inner: u64) -> Result<()> {
-        self.widen(self.of.d_o, w_v, self.of.d_mixed)?;
+    /// Behind d_mixed: what d_h is summed from, and d_q with its inner products where there is a d_q'.
+    fn backward(&self, q: u64, w_k: u64, d_q: u64, inner: u64) -> Result<()> {
         let names = ["cross_scores_backward_bf16", "cross_scores_backward_f32"];
         self.score(names)?;
-        self.mix_backward()?;
         if self.of.d_absorbed_q == 0 {
             return Ok(());
         }
+        self.mix_backward()?;
         self.narrow(self.of.d_absorbed_q, w_k, d_q, if inner == 0 { 0 } else { q }, inner)
     }
+}
+
+/// Fails unless a weight has that shape.
+fn check_weight(what: &str, weight: &Weight, [out, input]: [usize; 2]) -> Result<()> {
+    if [weight.out, weight.input] == [out, input] {
+        return Ok(());
+    }
+    let found = format!("[{}, {}]", weight.out, weight.input);
+    Err(Error::tensor(what, format!("[{out}, {input}]"), found, ""))
 }
 
 fn numbers_of(room: &Room) -> CrossArguments {
@@ -344,16 +476,22 @@ impl Cuda {
         o.check("o", targets, total)?;
         match &mut kept.0 {
             Way::Absorbed { absorbed_q, scores, sums } => {
-                let mut launches = self.absorbed(batch, cross, h, (&*absorbed_q, &*scores, &*sums))?;
+                let mut launches = self.absorbed(batch, cross, h, (absorbed_q, scores, sums))?;
                 let room = launches.room;
                 let mixed = self.activation(targets, room.heads.count * room.depth, Format::Operand);
                 // In f32 the dropped probabilities lie beside the kept ones.
                 let p = self.operand(if self.precision() == Precision::F32 { room.pairs() } else { 0 });
                 launches.of.p = p.address(self)?;
-                self.count_absorbed(&room, 2, 2);
-                let weights = [cross.w_k.operand_address(self)?, cross.w_v.operand_address(self)?];
-                let (q, mixed) = (q.operand_address(self)?, mixed.operand_address(self)?);
-                launches.forward(q, weights, mixed, o.operand_address(self)?)
+                self.count_absorbed(&room, 1 + usize::from(q.widened.is_none()), 2);
+                if q.widened.is_none() {
+                    launches.widen(
+                        q.operand_address(self)?,
+                        cross.w_k.operand_address(self)?,
+                        launches.of.absorbed_q,
+                    )?;
+                }
+                let mixed = mixed.operand_address(self)?;
+                launches.forward(cross.w_v.operand_address(self)?, mixed, o.operand_address(self)?)
             }
             Way::Plain { k, v, log_sum_exp } => {
                 self.launch_product(batch, Side::Encoder, h, cross.w_k, k)?;
@@ -371,6 +509,121 @@ impl Cuda {
         }
     }
 
+    /// Whether q and d_o are made with what cross attention makes of them first.
+    fn projects(&self, batch: &Batch, cross: &CrossAttention<'_, Self>) -> bool {
+        let heads = cross.heads;
+        self.precision() == Precision::Bf16
+            && heads.width <= WIDEST_PROJECTED
+            && absorbs(batch, heads, cross.w_k.input)
+    }
+
+    /// Makes rows of H·K columns, and what `weight_behind` widens them to, in one launch.
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
+    fn launch_projected(
+        &self,
+        name: &'static str,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        a: u64,
+        weight: &Weight,
+        norm: Option<&Rows>,
+        weight_behind: &Weight,
+        middle: &mut Rows,
+    ) -> Result<()> {
+        let room = Room::of(batch, cross.heads, cross.w_k.input);
+        check_width(cross.heads.width, "leave --device out to compute on the CPU")?;
+        middle.check("q or d_o", room.targets, cross.heads.total())?;
+        let wide = self.activation(room.targets, room.heads.count * room.depth, Format::Operand);
+        let of = CrossArguments {
+            batch: self.describe(batch)?.address(self)?,
+            weight: weight_behind.operand_address(self)?,
+            to: wide.operand_address(self)?,
+            ..numbers_of(&room)
+        };
+        let arguments = ProjectedArguments {
+            of,
+            a,
+            weight: weight.operand_address(self)?,
+            partials: norm.map_or(Ok(0), |norm| norm.float_address(self))?,
+            middle: middle.operand_address(self)?,
+            epsilon: norm.map_or(0.0, |norm| norm.epsilon),
+            padding: 0,
+        };
+        self.count_absorbed(&room, 2, 0);
+        let grid = [room.columns(), room.targets.div_ceil(64), room.heads.count];
+        let kernel = Kernel { file: "cross_attention", name };
+        let grid = grid.map(|blocks| blocks as u32);
+        // SAFETY: every operand was checked against the room; rows beyond the batch's exit.
+        unsafe { self.kernels().launch(kernel, grid, 128, SHARED_PROJECTED, &arguments)? };
+        middle.widened = Some(Arc::new(wide));
+        Ok(())
+    }
+
+    pub(super) fn launch_cross_project(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        x: &Rows,
+        r: &Rows,
+        weight: &Weight,
+        q: &mut Rows,
+    ) -> Result<()> {
+        if !self.projects(batch, cross) {
+            return self.launch_project(batch, Side::Decoder, x, r, weight, q);
+        }
+        let (rows, depth) = (batch.rows(Side::Decoder), cross.w_k.input);
+        x.check("x", rows, depth)?;
+        r.check("r", rows, depth)?;
+        check_weight("w_q", weight, [cross.heads.total(), depth])?;
+        let a = x.operand_address(self)?;
+        self.launch_projected("cross_project_bf16", batch, cross, a, weight, Some(r), cross.w_k, q)
+    }
+
+    pub(super) fn launch_cross_project_backward(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        d_x: &Rows,
+        weight: &Weight,
+        mask: Mask<'_>,
+        d_o: &mut Rows,
+    ) -> Result<()> {
+        if !self.projects(batch, cross) {
+            return self.launch_add_project_backward(batch, Side::Decoder, d_x, weight, mask, None, d_o);
+        }
+        let (rows, depth) = (batch.rows(Side::Decoder), cross.w_k.input);
+        d_x.check("d_x", rows, depth)?;
+        check_weight("w_o", weight, [depth, cross.heads.total()])?;
+        let mut masked = None;
+        let a = self.masked_gradient(batch, Side::Decoder, d_x, mask, &mut masked)?;
+        self.launch_projected("cross_project_backward_bf16", batch, cross, a, weight, None, cross.w_v, d_o)
+    }
+
+    /// d_h of all layers.
+    fn sum_parts(&self, batch: &Batch, parts: &[Part], d_h: &mut Rows, adds: bool) -> Result<()> {
+        let Some(first) = parts.first() else { return Ok(()) };
+        let room = first.room;
+        d_h.check("d_h", room.sources, room.depth)?;
+        let of = CrossArguments {
+            batch: self.describe(batch)?.address(self)?,
+            d_h: d_h.float_address(self)?,
+            ..numbers_of(&room)
+        };
+        let mut layers = Vec::new();
+        for part in parts {
+            part.absorbed_q.check("q'", room.targets, part.room.heads.count * room.depth)?;
+            layers.push([
+                part.ds.address(self)?,
+                part.p.address(self)?,
+                part.absorbed_q.operand_address(self)?,
+                part.d_mixed.operand_address(self)?,
+            ]);
+            self.count_absorbed(&room, 0, 2);
+        }
+        let launches = Launches { kernels: self.kernels(), precision: self.precision(), room, of };
+        launches.sum_sources(&layers, adds)
+    }
+
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
     pub(super) fn launch_cross_attention_backward(
         &self,
@@ -382,14 +635,13 @@ impl Cuda {
         o: &Rows,
         d_o: &Rows,
         d_q: Option<&mut Rows>,
-        d_h: &mut Rows,
+        d_h: &mut SourceGradient,
     ) -> Result<()> {
         let (sources, targets, total) =
             (batch.rows(Side::Encoder), batch.rows(Side::Decoder), cross.heads.total());
         q.check("q", targets, total)?;
         o.check("o", targets, total)?;
         d_o.check("d_o", targets, total)?;
-        d_h.check("d_h", sources, h.width)?;
         let room = Room::of(batch, cross.heads, cross.w_k.input);
         let parts = if kept.is_absorbed() { room.inner_parts(self.precision()) } else { cross.heads.count };
         let (mut d_q_address, mut inner_address) = (0, 0);
@@ -404,7 +656,9 @@ impl Cuda {
             Way::Absorbed { absorbed_q, scores, sums } => {
                 let mut launches = self.absorbed(batch, cross, h, (absorbed_q, scores, sums))?;
                 let wide = room.heads.count * room.depth;
-                let d_mixed = self.activation(targets, wide, Format::Operand);
+                let known = d_o.widened.clone();
+                let d_mixed =
+                    known.unwrap_or_else(|| Arc::new(self.activation(targets, wide, Format::Operand)));
                 let wanted = if d_q_address == 0 { 0 } else { targets };
                 let d_absorbed_q = self.activation(wanted, wide, Format::Operand);
                 let [p, ds] = [self.operand(room.pairs()), self.operand(room.pairs())];
@@ -412,16 +666,22 @@ impl Cuda {
                 of.o = o.operand_address(self)?;
                 of.d_o = d_o.operand_address(self)?;
                 of.d_mixed = d_mixed.operand_address(self)?;
-                of.d_h = d_h.float_address(self)?;
                 of.p = p.address(self)?;
                 of.ds = ds.address(self)?;
                 if d_q_address != 0 {
                     of.d_absorbed_q = d_absorbed_q.operand_address(self)?;
                 }
                 let with_d_q = usize::from(d_q_address != 0);
-                self.count_absorbed(&room, 1 + with_d_q, 3 + with_d_q);
-                let weights = [cross.w_k.operand_address(self)?, cross.w_v.operand_address(self)?];
-                launches.backward(q.operand_address(self)?, weights, d_q_address, inner_address)
+                let widened = usize::from(d_o.widened.is_none());
+                self.count_absorbed(&room, widened + with_d_q, 1 + with_d_q);
+                if d_o.widened.is_none() {
+                    let (d_o, w_v) = (launches.of.d_o, cross.w_v.operand_address(self)?);
+                    launches.widen(d_o, w_v, launches.of.d_mixed)?;
+                }
+                let w_k = cross.w_k.operand_address(self)?;
+                launches.backward(q.operand_address(self)?, w_k, d_q_address, inner_address)?;
+                d_h.parts.push(Part { room, absorbed_q: absorbed_q.clone(), d_mixed, ds, p });
+                Ok(())
             }
             Way::Plain { k, v, log_sum_exp } => {
                 let d_k = self.activation(sources, total, Format::Operand);
@@ -441,8 +701,9 @@ impl Cuda {
                     ..AttentionArguments::default()
                 };
                 self.attend_backward(batch, &shape(cross), cross.mask, addresses)?;
-                self.launch_accumulate(batch, Side::Encoder, &d_k, cross.w_k, d_h)?;
-                self.launch_accumulate(batch, Side::Encoder, &d_v, cross.w_v, d_h)
+                let sum = d_h.sum_mut(self, batch);
+                self.launch_accumulate(batch, Side::Encoder, &d_k, cross.w_k, sum)?;
+                self.launch_accumulate(batch, Side::Encoder, &d_v, cross.w_v, sum)
             }
         }
     }
@@ -555,14 +816,18 @@ impl AbsorbedCrossAttention<'_> {
         check_length("q", narrow, q.len())?;
         check_length("o", narrow, o.len())?;
         check_length("mixed", self.lengths()?.wide, mixed.len())?;
-        let weights = [address(self.w_k, stream), address(self.w_v, stream)];
-        launches.forward(address(q, stream), weights, address_mut(mixed, stream), address_mut(o, stream))
+        let [q, w_k, w_v] = [q, self.w_k, self.w_v].map(|view| address(view, stream));
+        let (mixed, o) = (address_mut(mixed, stream), address_mut(o, stream));
+        check_aligned(&[("q", q), ("w_k", w_k), ("w_v", w_v), ("mixed", mixed), ("o", o)])?;
+        check_aligned(&launches.shared_operands())?;
+        launches.widen(q, w_k, launches.of.absorbed_q)?;
+        launches.forward(w_v, mixed, o)
     }
 
     /// Launches the backward pass: `d_q` \[T, H·K\], and adds to `d_h` \[R, D\] in f32, from `d_o` and what forward left.
     /// `wide` is scratch for two \[T, H, D\] and `pairs` for two of [`AbsorbedLengths::pairs`].
     ///
-    /// Costs twice the forward pass, in four launches; deterministic, no atomics.
+    /// Costs twice the forward pass, in five launches; deterministic, no atomics.
     ///
     /// # Errors
     /// As [`AbsorbedCrossAttention::forward`].
@@ -600,7 +865,12 @@ impl AbsorbedCrossAttention<'_> {
             d_h: address_mut(d_h, stream),
             ..launches.of
         };
-        let weights = [address(self.w_k, stream), address(self.w_v, stream)];
-        launches.backward(address(q, stream), weights, address_mut(d_q, stream), 0)
+        let [q, w_k, w_v] = [q, self.w_k, self.w_v].map(|view| address(view, stream));
+        let d_q = address_mut(d_q, stream);
+        check_aligned(&[("q", q), ("w_k", w_k), ("w_v", w_v), ("d_q", d_q)])?;
+        check_aligned(&launches.shared_operands())?;
+        launches.widen(launches.of.d_o, w_v, d_mixed)?;
+        launches.backward(q, w_k, d_q, 0)?;
+        launches.sum_sources(&[[launches.of.ds, launches.of.p, launches.of.absorbed_q, d_mixed]], true)
     }
 }

@@ -14,6 +14,13 @@ pub struct MaskArgument {
     padding: u32,
 }
 
+impl MaskArgument {
+    /// Whether anything may be dropped.
+    pub(super) fn is_some(&self) -> bool {
+        self.step != 0
+    }
+}
+
 impl Cuda {
     /// The argument for `mask`; the step's numbers are uploaded unless the device has them.
     pub(super) fn mask(&self, mask: Mask<'_>) -> Result<MaskArgument> {

@@ -190,32 +190,37 @@ impl Cuda {
         for (what, residual) in [("x", x), ("x_next", x_next), ("d_x", &*d_x)] {
             residual.check(what, rows, w_in.input)?;
         }
-        let inner: Buffer<f32> = self.allocate(rows);
+        // Whoever wrote d_x may have found the inner products already.
+        let parts = d_x.inner_parts();
+        let known = d_x.inner.take().filter(|_| kept.bits.is_some());
+        let inner = known.unwrap_or_else(|| self.allocate(rows));
         let mut masked = None;
         let a = self.masked_gradient(batch, side, d_x, output_mask, &mut masked)?;
         let d_a = self.activation(rows, width, Format::Operand);
         let out = GemmArguments { out: d_a.operand_address(self)?, ..GemmArguments::default() };
-        let inner_part = (self.address_of(&inner)?, 1);
+        let inner_part = (self.address_of(&inner)?, inner.len() / rows.max(1));
         match (&kept.bits, &kept.z) {
             (Some(bits), _) => {
-                let arguments = RowArguments {
-                    batch: self.describe(batch)?.address(self)?,
-                    d_x: d_x.float_address(self)?,
-                    x: x.float_address(self)?,
-                    x_next: x_next.float_address(self)?,
-                    inner: inner_part.0,
-                    copy: 0,
-                    mask: MaskArgument::default(),
-                    side: side_number(side),
-                    width: w_in.input as i32,
-                };
-                self.row_kernel("row_inner", rows, &arguments)?;
+                if parts == 0 {
+                    let arguments = RowArguments {
+                        batch: self.describe(batch)?.address(self)?,
+                        d_x: d_x.float_address(self)?,
+                        x: x.float_address(self)?,
+                        x_next: x_next.float_address(self)?,
+                        inner: inner_part.0,
+                        copy: 0,
+                        mask: MaskArgument::default(),
+                        side: side_number(side),
+                        width: w_in.input as i32,
+                    };
+                    self.row_kernel("row_inner", rows, &arguments)?;
+                }
                 let arguments =
                     GemmArguments { bits: self.address_of(bits)?, mask: self.mask(inner_mask)?, ..out };
                 let product = self.backward(batch, side, Scope::All, a, w_out, Epilogue::ReluBackward)?;
                 self.product(&product, arguments)?;
                 let dz = d_a.operand_address(self)?;
-                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, d_x)?;
+                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, None, d_x)?;
             }
             (None, Some(z)) => {
                 let product = self.backward(batch, side, Scope::All, a, w_out, Epilogue::Plain)?;
@@ -226,7 +231,7 @@ impl Cuda {
                 arguments.inner = inner_part.0;
                 self.row_kernel(self.named("gate_backward_bf16", "gate_backward_f32"), rows, &arguments)?;
                 let dz = dz.operand_address(self)?;
-                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, d_x)?;
+                self.norm_backward(batch, side, Scope::All, dz, inner_part, w_in, x, r, None, d_x)?;
             }
             (None, None) => return Err(failure::absent()),
         }

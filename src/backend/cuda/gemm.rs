@@ -17,6 +17,7 @@ pub(super) enum Epilogue {
     NormBackward = 5,
     Float = 6,
     Accumulate = 7,
+    Delta = 8,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -32,6 +33,9 @@ pub(super) struct GemmArguments {
     pub(super) partials: u64,
     pub(super) partials_next: u64,
     pub(super) inner: u64,
+    pub(super) below: u64,
+    pub(super) y: u64,
+    pub(super) inner_next: u64,
     pub(super) bits: u64,
     pub(super) workspace: u64,
     pub(super) counters: u64,
@@ -41,23 +45,25 @@ pub(super) struct GemmArguments {
     pub(super) n: i32,
     pub(super) k: i32,
     pub(super) a_stride: i32,
+    /// Of the launch, which sets it.
     pub(super) epilogue: i32,
     pub(super) inner_parts: i32,
     pub(super) epsilon: f32,
 }
-const _: () = assert!(size_of::<GemmArguments>() == 152);
+const _: () = assert!(size_of::<GemmArguments>() == 176);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for GemmArguments {}
 
 /// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
-    forward: &'static str,
-    backward: &'static str,
+    kernels: Names,
     rows: usize,
     columns: usize,
     threads: u32,
     shared: u32,
+    /// Groups of warps that take turns at k, with stages each.
+    groups: usize,
     /// Passes over shared memory, one a cycle, for `DEPTH` steps in k: what is copied in, and the fragments that warps read.
     passes: usize,
 }
@@ -74,51 +80,81 @@ impl Tile {
     }
 }
 
+/// What a tile's kernels are called.
+#[derive(Clone, Copy, Debug)]
+enum Names {
+    /// Forward and backward, each with every epilogue.
+    Two([&'static str; 2]),
+    /// A kernel an epilogue.
+    Small,
+}
+
+impl Names {
+    fn of(self, backward: bool, epilogue: Epilogue) -> &'static str {
+        match (self, backward, epilogue) {
+            (Self::Two(names), ..) => names[usize::from(backward)],
+            (Self::Small, false, Epilogue::Project) => "gemm_forward_small_project",
+            (Self::Small, false, Epilogue::Relu) => "gemm_forward_small_relu",
+            (Self::Small, false, Epilogue::Add) => "gemm_forward_small_add",
+            (Self::Small, false, Epilogue::Float) => "gemm_forward_small_float",
+            (Self::Small, false, _) => "gemm_forward_small_plain",
+            (Self::Small, true, Epilogue::Delta) => "gemm_backward_small_delta",
+            (Self::Small, true, Epilogue::ReluBackward) => "gemm_backward_small_relu",
+            (Self::Small, true, Epilogue::NormBackward) => "gemm_backward_small_norm",
+            (Self::Small, true, Epilogue::Accumulate) => "gemm_backward_small_accumulate",
+            (Self::Small, true, _) => "gemm_backward_small_plain",
+        }
+    }
+}
+
 const LARGE: Tile = Tile {
-    forward: "gemm_forward_large",
-    backward: "gemm_backward_large",
+    kernels: Names::Two(["gemm_forward_large", "gemm_backward_large"]),
     rows: 128,
     columns: 128,
     threads: 128,
     // The tile of f32 that the epilogue reads; the four stages of the main loop need a little less.
     shared: 128 * 136 * 4,
+    groups: 1,
     passes: 128 + 256,
 };
 const MEDIUM: Tile = Tile {
-    forward: "gemm_forward_medium",
-    backward: "gemm_backward_medium",
+    kernels: Names::Two(["gemm_forward_medium", "gemm_backward_medium"]),
     rows: 80,
     columns: 128,
     threads: 128,
     shared: 4 * (80 + 128) * 32 * 2,
+    groups: 1,
     passes: 104 + 224,
 };
 const SMALL: Tile = Tile {
-    forward: "gemm_forward_small",
-    backward: "gemm_backward_small",
+    kernels: Names::Small,
     rows: 64,
     columns: 64,
-    threads: 128,
-    shared: 4 * (64 + 64) * 32 * 2,
+    threads: 256,
+    shared: 2 * 4 * (64 + 64) * 32 * 2,
+    groups: 2,
     passes: 64 + 128,
 };
 const PLAIN_F32: Tile = Tile {
-    forward: "gemm_forward_f32",
-    backward: "gemm_backward_f32",
+    kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
     rows: 64,
     columns: 64,
     threads: 256,
     shared: 0,
+    groups: 1,
     // There is no other to weigh it against.
     passes: 0,
 };
 
 /// Large tiles are for products that are at least so long in each direction, whatever the device.
 const LARGE_FROM: usize = 1024;
-/// The least depth of a part of k: the four stages of the main loop.
+/// The least depth of a part of k, of each group of warps: the four stages of the main loop.
 const LEAST_PART: usize = 4 * DEPTH;
-/// The most parts of k: each costs a tile of f32 written and read.
+/// The most parts of k, by all groups: each costs a tile of f32 written and read.
 const MOST_PARTS: usize = 8;
+/// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, each behind
+/// the one before.
+const JOIN: usize = 2_000;
 /// What the main loop loads at once, in k; `DEPTH` of the kernel file.
 const DEPTH: usize = 32;
 /// Cycles until the first stretch of k has come from memory.
@@ -155,11 +191,13 @@ impl Cut {
         }
         let is_large = m.min(n).min(k) >= LARGE_FROM;
         let tiles = if is_large { vec![LARGE] } else { vec![LARGE, MEDIUM, SMALL] };
-        let cuts = tiles.into_iter().flat_map(|tile| (1..=MOST_PARTS).map(move |parts| (tile, parts)));
+        let most = |tile: &Tile| MOST_PARTS / tile.groups;
+        let cuts = tiles.into_iter().flat_map(|tile| (1..=most(&tile)).map(move |parts| (tile, parts)));
         let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
             // More parts than blocks that run at once gain nothing.
             let parts = cut.grid[2] as usize;
-            parts == 1 || (k / parts >= LEAST_PART && cut.tiles() * parts <= 2 * device.multiprocessors)
+            let groups = parts * cut.tile.groups;
+            parts == 1 || (k / groups >= LEAST_PART && cut.tiles() * groups <= 2 * device.multiprocessors)
         });
         cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| made(LARGE, 1))
     }
@@ -169,10 +207,10 @@ impl Cut {
         let parts = self.grid[2] as usize;
         let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
-        let moved = if parts > 1 { 2 + parts } else { 1 };
+        let (moved, join) = if parts > 1 { (2 + parts, JOIN) } else { (1, 0) };
         let block = stretches * self.tile.cycles(tensor_rate(device.compute_capability))
             + moved * self.tile.numbers() / EPILOGUE_RATE;
-        (self.tiles() * parts).div_ceil(device.multiprocessors) * block + FIRST_LOAD
+        (self.tiles() * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
     }
 
     /// Tiles of the result.
@@ -199,11 +237,12 @@ impl Cut {
         &self,
         kernels: &Kernels,
         backward: bool,
-        arguments: &GemmArguments,
+        epilogue: Epilogue,
+        mut arguments: GemmArguments,
     ) -> Result<()> {
-        let name = if backward { self.tile.backward } else { self.tile.forward };
-        let kernel = Kernel { file: "gemm", name };
+        arguments.epilogue = epilogue as i32;
+        let kernel = Kernel { file: "gemm", name: self.tile.kernels.of(backward, epilogue) };
         // SAFETY: the caller's promise; rows beyond the batch's exit.
-        unsafe { kernels.launch(kernel, self.grid, self.tile.threads, self.tile.shared, arguments) }
+        unsafe { kernels.launch(kernel, self.grid, self.tile.threads, self.tile.shared, &arguments) }
     }
 }

@@ -15,11 +15,11 @@ use super::failure::driver;
 use super::input::Input;
 use super::memory::Memory;
 use super::{Cuda, Precision};
-use crate::backend::{Batch, MicroBatch, Side};
+use crate::backend::{Batch, MicroBatch, Objective, Side};
 use crate::error::{Error, Result};
 
 /// What makes two micro-batches alike: they share grids, the layout of what they are told, and a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Bucket {
     examples: usize,
     prompt_length: usize,
@@ -28,6 +28,8 @@ struct Bucket {
     longest_target: usize,
     /// Words of its dropout.
     dropout: usize,
+    /// What its label rows learn from: kernels are given its numbers when they are captured.
+    objective: Objective,
     first: bool,
     /// Runs that its optimizer step updates, if it is the step's last.
     last: Option<usize>,
@@ -54,6 +56,7 @@ impl Bucket {
             decoder_rows,
             longest_target: target_room(micro.batch.longest_target(), decoder_rows),
             dropout: micro.dropout.map_or(0, |step| step.words().len()),
+            objective: micro.batch.objective(),
             first: micro.first,
             last: micro.last.map(<[_]>::len),
         }

@@ -8,11 +8,11 @@ use super::embedding::{check_width, side_number};
 use super::failure::driver;
 use super::gemm::{Cut, Epilogue, GemmArguments};
 use super::kernels::Kernels;
-use super::memory::{Buffer, address, address_mut, check_length};
+use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
 use super::rows::{NORM_COLUMNS, Rows, WIDTH_MULTIPLE, Weight};
 use super::sequences::Sequences;
 use super::{Cuda, Precision};
-use crate::backend::{Batch, Mask, Scope, Side};
+use crate::backend::{Batch, Heads, Mask, Scope, Side};
 use crate::error::{Error, Result};
 
 /// A product's operands and what follows it.
@@ -54,13 +54,13 @@ impl Cuda {
         arguments.n = n as i32;
         arguments.k = k as i32;
         arguments.a_stride = product.stride as i32;
-        arguments.epilogue = product.epilogue as i32;
         self.count(2 * (m * n * k) as u64);
         // SAFETY: the callers checked the shapes of every operand against m, n and k.
-        unsafe { cut.launch(self.kernels(), product.backward, &arguments) }
+        unsafe { cut.launch(self.kernels(), product.backward, product.epilogue, arguments) }
     }
 
-    /// Where `tiles` counters of zero lie, which every kernel that counts leaves at zero.
+    /// Where `tiles` counters of zero lie, which every kernel that counts leaves at zero. Products take turns at them, so that two
+    /// that run at the same time never share one.
     fn counters(&self, tiles: usize) -> Result<u64> {
         let mut counters = self.counters.borrow_mut();
         if counters.len() < tiles {
@@ -71,7 +71,11 @@ impl Cuda {
                 "",
             ));
         }
-        Ok(address_mut(&mut counters.view_mut()?, self.kernels().stream()))
+        let next = self.next_counter.get();
+        let first = if next + tiles <= counters.len() { next } else { 0 };
+        self.next_counter.set(first + tiles);
+        let all = address_mut(&mut counters.view_mut()?, self.kernels().stream());
+        Ok(all + (first * size_of::<i32>()) as u64)
     }
 
     pub(super) fn launch_project(
@@ -169,6 +173,7 @@ impl Cuda {
         weight: &Weight,
         x: &Rows,
         r: &Rows,
+        below: Option<&Rows>,
         d_x: &mut Rows,
     ) -> Result<()> {
         let inner = dz
@@ -177,7 +182,7 @@ impl Cuda {
             .ok_or_else(|| Error::tensor("dz", "the inner products that the op before writes", "none", ""))?;
         let (address, parts) = (self.address_of(inner)?, dz.inner_parts());
         let dz = dz.operand_address(self)?;
-        self.norm_backward(batch, side, scope, dz, (address, parts), weight, x, r, d_x)
+        self.norm_backward(batch, side, scope, dz, (address, parts), weight, x, r, below, d_x)
     }
 
     /// The dX product whose epilogue finishes the norm's backward; `inner` is where \[rows, parts\] partials lie.
@@ -192,13 +197,20 @@ impl Cuda {
         weight: &Weight,
         x: &Rows,
         r: &Rows,
+        below: Option<&Rows>,
         d_x: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
         x.check("x", rows, weight.input)?;
         r.check("r", rows, weight.input)?;
         d_x.check("d_x", rows, weight.input)?;
+        let parts = weight.input.div_ceil(NORM_COLUMNS);
+        let (below, inner_next) = self.inner_of(below, rows, weight.input, parts, d_x)?;
+        let y = if below == 0 { x.copy_address(self)? } else { 0 };
         let arguments = GemmArguments {
+            below,
+            y,
+            inner_next,
             x: x.float_address(self)?,
             x_next: d_x.float_address(self)?,
             copy: d_x.copy_address(self)?,
@@ -209,6 +221,22 @@ impl Cuda {
             ..GemmArguments::default()
         };
         self.product(&self.backward(batch, side, scope, dz, weight, Epilogue::NormBackward)?, arguments)
+    }
+
+    /// Where `below` lies, and the partial inner products that `d_x` gets of each row; neither without `below`.
+    pub(super) fn inner_of(
+        &self,
+        below: Option<&Rows>,
+        rows: usize,
+        width: usize,
+        parts: usize,
+        d_x: &mut Rows,
+    ) -> Result<(u64, u64)> {
+        d_x.inner = None;
+        let Some(below) = below else { return Ok((0, 0)) };
+        below.check("below", rows, width)?;
+        let inner = d_x.inner.insert(self.allocate(rows * parts));
+        Ok((below.float_address(self)?, self.address_of(inner)?))
     }
 
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
@@ -241,6 +269,7 @@ impl Cuda {
         self.product(&self.forward(batch, side, y, weight, Epilogue::Add)?, arguments)
     }
 
+    #[allow(clippy::too_many_arguments)] // an op's operands are its signature
     pub(super) fn launch_add_project_backward(
         &self,
         batch: &Batch,
@@ -248,6 +277,7 @@ impl Cuda {
         d_x: &Rows,
         weight: &Weight,
         mask: Mask<'_>,
+        y: Option<(&Rows, Heads)>,
         d_y: &mut Rows,
     ) -> Result<()> {
         let rows = batch.rows(side);
@@ -255,8 +285,16 @@ impl Cuda {
         d_y.check("d_y", rows, weight.input)?;
         let mut masked = None;
         let a = self.masked_gradient(batch, side, d_x, mask, &mut masked)?;
-        let arguments = GemmArguments { out: d_y.operand_address(self)?, ..GemmArguments::default() };
-        self.product(&self.backward(batch, side, Scope::All, a, weight, Epilogue::Plain)?, arguments)
+        let mut arguments = GemmArguments { out: d_y.operand_address(self)?, ..GemmArguments::default() };
+        let mut epilogue = Epilogue::Plain;
+        d_y.inner = None;
+        if let Some((y, heads)) = y.filter(|(_, heads)| self.wants_delta(batch, side, *heads)) {
+            y.check("y", rows, weight.input)?;
+            let delta = d_y.inner.insert(self.allocate(rows * heads.count));
+            (arguments.y, arguments.inner_next) = (y.operand_address(self)?, self.address_of(delta)?);
+            epilogue = Epilogue::Delta;
+        }
+        self.product(&self.backward(batch, side, Scope::All, a, weight, epilogue)?, arguments)
     }
 
     pub(super) fn launch_logits(
@@ -364,11 +402,18 @@ impl<'a> Linear<'a> {
             n: n as i32,
             k: k as i32,
             a_stride: k as i32,
-            epilogue: epilogue as i32,
             ..epilogue_operands
         };
-        // SAFETY: all lengths were checked, workspace and counters were made for either cut, and counters are left at zero.
-        unsafe { self.cuts[usize::from(backward)].launch(kernels, backward, &arguments) }
+        check_aligned(&[
+            ("the rows that are multiplied", arguments.a),
+            ("weight", arguments.weight),
+            ("the result", arguments.out),
+            ("x", arguments.x),
+            ("x_next or d_x", arguments.x_next),
+            ("copy", arguments.copy),
+        ])?;
+        // SAFETY: all lengths and alignments were checked, workspace and counters were made for either cut, and counters are left at zero.
+        unsafe { self.cuts[usize::from(backward)].launch(kernels, backward, epilogue, arguments) }
     }
 
     /// z = a W^T: `a` \[rows, in\], `weight` \[out, in\], `z` \[rows, out\], all in bf16.

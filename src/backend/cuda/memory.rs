@@ -329,6 +329,23 @@ pub fn address_mut<T>(view: &mut CudaViewMut<'_, T>, stream: &CudaStream) -> u64
     view.device_ptr_mut(stream).0
 }
 
+/// Bytes that kernels read and write at a time: rows begin on a multiple of them, as widths are multiples of eight, where the first
+/// row does.
+const ACCESS: u64 = 16;
+
+/// Fails if an operand of a raw launch, by its name and address, begins where kernels cannot read it.
+pub(super) fn check_aligned(operands: &[(&str, u64)]) -> Result<()> {
+    match operands.iter().find(|(_, address)| address % ACCESS != 0) {
+        None => Ok(()),
+        Some((what, address)) => Err(Error::tensor(
+            *what,
+            format!("an address that is a multiple of {ACCESS} bytes"),
+            format!("{} bytes beyond one", address % ACCESS),
+            "begin the view at a multiple of 8 numbers",
+        )),
+    }
+}
+
 /// An argument of a raw launch that has not the length its shape implies.
 pub(super) fn check_length(what: &str, expected: usize, found: usize) -> Result<()> {
     if found == expected {

@@ -51,7 +51,7 @@ pub use memory::{Buffer, address, address_mut};
 pub use rows::{NORM_COLUMNS, Operand, PositionBias, Rows, Weight};
 pub use sequences::{LabelRows, Packed, PairedSequences, Sequences};
 
-use self::cross_attention::CrossKept;
+use self::cross_attention::{CrossKept, SourceGradient};
 use self::decode::Cache;
 use self::failure::driver;
 use self::feed_forward::FeedForwardKept;
@@ -86,7 +86,7 @@ impl std::fmt::Display for Precision {
     }
 }
 
-/// Tiles that a product in parts may have.
+/// Tiles that products in parts have counters for: those of some dozen products.
 const MOST_COUNTERS: usize = 4096;
 
 /// A GPU as a device. Not for use by two threads at a time.
@@ -108,6 +108,8 @@ pub struct Cuda {
     steps_ahead: Cell<usize>,
     /// Counters of thin products' tiles: zero whenever no kernel runs.
     counters: RefCell<Buffer<i32>>,
+    /// The first that the next product may have.
+    next_counter: Cell<usize>,
 }
 
 impl Cuda {
@@ -151,6 +153,7 @@ impl Cuda {
             schedule: RefCell::default(),
             operations: Cell::new(0),
             counters: RefCell::new(counters),
+            next_counter: Cell::new(0),
         })
     }
 
@@ -310,6 +313,7 @@ impl Backend for Cuda {
     type State = State;
     type FeedForwardKept = FeedForwardKept;
     type CrossKept = CrossKept;
+    type SourceGradient = SourceGradient;
     type MixKept = MixKept;
     type Cache = Cache;
     type LossKept = LossKept;
@@ -489,9 +493,10 @@ impl Backend for Cuda {
         weight: &Self::Weight,
         x: &Self::Rows,
         r: &Self::Rows,
+        below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     ) {
-        self.attempt(|| self.launch_project_backward(batch, side, scope, dz, weight, x, r, d_x));
+        self.attempt(|| self.launch_project_backward(batch, side, scope, dz, weight, x, r, below, d_x));
     }
 
     fn add_project(
@@ -516,9 +521,10 @@ impl Backend for Cuda {
         d_x: &Self::Rows,
         weight: &Self::Weight,
         mask: Mask<'_>,
+        y: Option<(&Self::Rows, Heads)>,
         d_y: &mut Self::Rows,
     ) {
-        self.attempt(|| self.launch_add_project_backward(batch, side, d_x, weight, mask, d_y));
+        self.attempt(|| self.launch_add_project_backward(batch, side, d_x, weight, mask, y, d_y));
     }
 
     fn feed_forward(
@@ -622,9 +628,12 @@ impl Backend for Cuda {
         scale: f64,
         mask: Mask<'_>,
         d_h: &Self::Rows,
+        below: Option<&Self::Rows>,
         d_x: &mut Self::Rows,
     ) {
-        self.attempt(|| self.launch_final_norm_backward(batch, side, x, r, gain, scale, mask, d_h, d_x));
+        self.attempt(|| {
+            self.launch_final_norm_backward(batch, side, x, r, gain, scale, mask, d_h, below, d_x)
+        });
     }
 
     fn cross_attention(
@@ -636,9 +645,37 @@ impl Backend for Cuda {
         o: &mut Self::Rows,
         keep: bool,
     ) -> Option<Self::CrossKept> {
-        let mut kept = CrossKept::new(self, batch, cross);
+        let mut kept = CrossKept::new(self, batch, cross, q);
         self.attempt(|| self.launch_cross_attention(batch, cross, q, h, o, &mut kept));
         keep.then_some(kept)
+    }
+
+    fn cross_project(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        x: &Self::Rows,
+        r: &Self::Rows,
+        weight: &Self::Weight,
+        q: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_cross_project(batch, cross, x, r, weight, q));
+    }
+
+    fn cross_project_backward(
+        &self,
+        batch: &Batch,
+        cross: &CrossAttention<'_, Self>,
+        d_x: &Self::Rows,
+        weight: &Self::Weight,
+        mask: Mask<'_>,
+        d_o: &mut Self::Rows,
+    ) {
+        self.attempt(|| self.launch_cross_project_backward(batch, cross, d_x, weight, mask, d_o));
+    }
+
+    fn source_gradient(&self, _batch: &Batch, width: usize) -> Self::SourceGradient {
+        SourceGradient::new(width)
     }
 
     fn cross_attention_backward(
@@ -651,9 +688,15 @@ impl Backend for Cuda {
         o: &Self::Rows,
         d_o: &Self::Rows,
         d_q: Option<&mut Self::Rows>,
-        d_h: &mut Self::Rows,
+        d_h: &mut Self::SourceGradient,
     ) {
         self.attempt(|| self.launch_cross_attention_backward(batch, cross, kept, q, h, o, d_o, d_q, d_h));
+    }
+
+    fn source_rows(&self, batch: &Batch, d_h: Self::SourceGradient) -> Self::Rows {
+        let mut rows = self.activation(batch.rows(Side::Encoder), d_h.width(), Format::Float);
+        self.attempt(|| d_h.sum(self, batch, &mut rows));
+        rows
     }
 
     fn loss(

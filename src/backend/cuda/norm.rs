@@ -44,13 +44,15 @@ struct FinalNormBackwardArguments {
     d_h: u64,
     d_x: u64,
     copy: u64,
+    below: u64,
+    inner: u64,
     mask: MaskArgument,
     side: i32,
     width: i32,
     epsilon: f32,
     scale: f32,
 }
-const _: () = assert!(size_of::<FinalNormBackwardArguments>() == 88);
+const _: () = assert!(size_of::<FinalNormBackwardArguments>() == 104);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for FinalNormBackwardArguments {}
 
@@ -99,6 +101,7 @@ impl Cuda {
         scale: f64,
         mask: Mask<'_>,
         d_h: &Rows,
+        below: Option<&Rows>,
         d_x: &mut Rows,
     ) -> Result<()> {
         let (rows, width) = (batch.rows(side), x.width);
@@ -107,6 +110,7 @@ impl Cuda {
         r.check("r", rows, width)?;
         d_h.check("d_h", rows, width)?;
         d_x.check("d_x", rows, width)?;
+        let (below, inner) = self.inner_of(below, rows, width, 1, d_x)?;
         let arguments = FinalNormBackwardArguments {
             batch: self.describe(batch)?.address(self)?,
             x: x.float_address(self)?,
@@ -115,6 +119,8 @@ impl Cuda {
             d_h: d_h.float_address(self)?,
             d_x: d_x.float_address(self)?,
             copy: d_x.copy_address(self)?,
+            below,
+            inner,
             mask: self.mask(mask)?,
             side: side_number(side),
             width: width as i32,
@@ -236,6 +242,8 @@ impl FinalNorm<'_> {
             d_h: address(d_h, stream),
             d_x: address_mut(d_x, stream),
             copy: address_mut(copy, stream),
+            below: 0,
+            inner: 0,
             mask: MaskArgument::default(),
             side: side_number(Side::Decoder),
             width: self.width as i32,

@@ -19,6 +19,8 @@ const SEGMENT_WORDS: usize = 3;
 const TALLY: usize = 2;
 /// Numbers of a run's status: updates, reports since they were last read, and whether it is halted.
 const STATUS: usize = 3;
+/// Counters of a run, one a kernel.
+const COUNTERS: usize = 2;
 /// f64 numbers of a run's report.
 const REPORT: usize = 4;
 /// Steps whose reports the ring holds.
@@ -35,6 +37,7 @@ struct OptimizerArguments {
     first_moment: u64,
     second_moment: u64,
     partials: u64,
+    counters: u64,
     segments: u64,
     settings: u64,
     tallies: u64,
@@ -46,7 +49,7 @@ struct OptimizerArguments {
     runs: i32,
     places: i32,
 }
-const _: () = assert!(size_of::<OptimizerArguments>() == 104);
+const _: () = assert!(size_of::<OptimizerArguments>() == 112);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for OptimizerArguments {}
 
@@ -59,7 +62,10 @@ pub struct State {
     pub(super) gradient: Buffer<f32>,
     first_moment: Buffer<f32>,
     second_moment: Buffer<f32>,
+    /// \[runs, blocks\], and behind them the norms, \[runs\].
     partials: Buffer<f64>,
+    /// \[runs, 2\], zero between launches: blocks of a run that are done.
+    counters: Buffer<i32>,
     segments: Buffer<i64>,
     /// \[runs, 2\], see [`Tally`].
     pub(super) tallies: Buffer<f64>,
@@ -80,7 +86,8 @@ impl State {
             gradient: cuda.allocate(length),
             first_moment: cuda.allocate(length),
             second_moment: cuda.allocate(length),
-            partials: cuda.allocate(runs * layout.len().div_ceil(BLOCK_NUMBERS)),
+            partials: cuda.allocate(runs * (layout.len().div_ceil(BLOCK_NUMBERS) + 1)),
+            counters: cuda.allocate(runs * COUNTERS),
             segments: cuda.allocate(layout.segments().len() * SEGMENT_WORDS),
             tallies: cuda.allocate(runs * TALLY),
             statuses: cuda.allocate(runs * STATUS),
@@ -94,6 +101,7 @@ impl State {
             cuda.clear(&mut state.first_moment)?;
             cuda.clear(&mut state.second_moment)?;
             cuda.clear(&mut state.tallies)?;
+            cuda.clear(&mut state.counters)?;
             cuda.clear(&mut state.statuses)
         });
         state
@@ -217,6 +225,7 @@ impl Cuda {
             first_moment: self.address_of(&state.first_moment)?,
             second_moment: self.address_of(&state.second_moment)?,
             partials: self.address_of(&state.partials)?,
+            counters: self.address_of(&state.counters)?,
             segments: self.address_of(&state.segments)?,
             settings: Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", |steps| {
                 schedule_words(steps)
@@ -235,15 +244,15 @@ impl Cuda {
     }
 }
 
-/// Launches norm, update and report of a step.
+/// Launches norm and update of a step, which ends with its report.
 ///
 /// # Safety
 /// `arguments` has buffers for `runs` runs of its length and segments.
 unsafe fn launch(kernels: &Kernels, runs: usize, arguments: &OptimizerArguments) -> Result<()> {
     let whole = [arguments.blocks as u32, runs as u32, 1];
-    for (name, grid) in [("gradient_norm", whole), ("adamw", whole), ("finish_step", [runs as u32, 1, 1])] {
+    for name in ["gradient_norm", "adamw"] {
         // SAFETY: the caller's promise.
-        unsafe { kernels.launch(Kernel { file: "optimizer", name }, grid, 256, 0, arguments)? };
+        unsafe { kernels.launch(Kernel { file: "optimizer", name }, whole, 256, 0, arguments)? };
     }
     Ok(())
 }
@@ -261,6 +270,7 @@ pub struct AdamW {
     segments: CudaSlice<i64>,
     settings: CudaSlice<i32>,
     partials: CudaSlice<f64>,
+    counters: CudaSlice<i32>,
     tallies: CudaSlice<f64>,
     statuses: CudaSlice<u64>,
     ring: CudaSlice<f64>,
@@ -294,7 +304,8 @@ impl AdamW {
             settings: stream
                 .clone_htod(&schedule_words(&vec![OptimizerStep::new(0.0, 0.0); runs]))
                 .map_err(fail)?,
-            partials: stream.alloc_zeros(runs * length.div_ceil(BLOCK_NUMBERS)).map_err(fail)?,
+            partials: stream.alloc_zeros(runs * (length.div_ceil(BLOCK_NUMBERS) + 1)).map_err(fail)?,
+            counters: stream.alloc_zeros(runs * COUNTERS).map_err(fail)?,
             tallies: stream.alloc_zeros(runs * TALLY).map_err(fail)?,
             statuses: stream.alloc_zeros(runs * STATUS).map_err(fail)?,
             ring: stream.alloc_zeros(PLACES * runs * REPORT).map_err(fail)?,
@@ -311,7 +322,7 @@ impl AdamW {
         copied.map_err(|error| driver("copy to the GPU", error))
     }
 
-    /// Launches a step: three kernels. A run whose gradient is not finite is left as it is, by later steps too until
+    /// Launches a step: two kernels. A run whose gradient is not finite is left as it is, by later steps too until
     /// [`AdamW::reports`] has told of it.
     ///
     /// Moves 4 bytes a number for the norm, then 16 in and 12 out; about 12 operations a number, with norms in f64.
@@ -338,6 +349,7 @@ impl AdamW {
             first_moment: address_mut(first_moment, stream),
             second_moment: address_mut(second_moment, stream),
             partials: self.partials.device_ptr(stream).0,
+            counters: self.counters.device_ptr(stream).0,
             segments: self.segments.device_ptr(stream).0,
             settings: self.settings.device_ptr(stream).0,
             tallies: self.tallies.device_ptr(stream).0,

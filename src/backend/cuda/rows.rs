@@ -1,5 +1,7 @@
 //! Activations and frozen matrices on the device.
 
+use std::sync::Arc;
+
 use half::bf16;
 
 use super::memory::{Buffer, address};
@@ -38,8 +40,8 @@ impl Operand {
 ///
 /// | format | `float` | `operand` | `inner` |
 /// |---|---|---|---|
-/// | `Residual` | \[rows, width\] | \[rows, width\] in bf16; in f32 the float part serves | |
-/// | `Operand` | | \[rows, width\] | |
+/// | `Residual` | \[rows, width\] | \[rows, width\] in bf16; in f32 the float part serves | of a gradient: \[rows, parts\] where the op that wrote it found them |
+/// | `Operand` | | \[rows, width\] | of a gradient: as above |
 /// | `ProjectionGradient` | | \[rows, width\] | \[rows, parts\], made by the op that writes it |
 /// | `Float` | \[rows, width\] | | |
 /// | `Norm` | \[rows, ceil(width / 64)\] partial sums of squares | | |
@@ -50,8 +52,11 @@ pub struct Rows {
     pub(super) format: Format,
     pub(super) float: Option<Buffer<f32>>,
     pub(super) operand: Option<Operand>,
-    /// Partial inner products of each row with the projection's output, summed in order by who reads them.
+    /// Partial inner products of each row: of a projection's gradient with its output, of the residual gradient with what the
+    /// feed-forward below added, of attention's d_o with o, head by head. Summed in order by who reads them.
     pub(super) inner: Option<Buffer<f32>>,
+    /// Of a cross attention's q: q'; of its d_o: d_mixed; where they were made together.
+    pub(super) widened: Option<Arc<Rows>>,
     /// Of a norm: what was added to the mean square by the op that wrote it.
     pub(super) epsilon: f32,
 }
@@ -196,7 +201,7 @@ impl Cuda {
             Format::Float => float = Some(self.allocate(numbers)),
             Format::Norm => float = Some(self.allocate(rows * width.div_ceil(NORM_COLUMNS))),
         }
-        Rows { rows, width, format, float, operand, inner: None, epsilon: 0.0 }
+        Rows { rows, width, format, float, operand, inner: None, widened: None, epsilon: 0.0 }
     }
 
     /// An activation that holds `values`, \[rows, width\]; not for a norm.

@@ -72,6 +72,16 @@ impl Sequences {
         self.0.batch.rows(Side::Decoder)
     }
 
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.0.batch.examples()
+    }
+
+    /// Rows of the longest.
+    pub(super) fn longest(&self) -> usize {
+        self.0.batch.longest_target()
+    }
+
     /// The most tiles of rows that a grid must have.
     pub(super) fn tiles(&self) -> usize {
         self.0.decoder_tiles

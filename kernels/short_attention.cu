@@ -1,0 +1,280 @@
+// Self attention of examples of at most 16 rows each, as a decoder's short targets are: a warp an example and head.
+//
+//   s_ij = q_i · k_j + bias[j - i],  p = softmax_j(s),  o_i = sum_j p_ij mask_ij v_j,  log_sum_exp_i
+//   dp_ij = mask_ij d_o_i · v_j,  delta_i = sum_j p_ij dp_ij = d_o_i · o_i,  ds_ij = p_ij (dp_ij - delta_i)
+//   d_v_j = sum_i p_ij mask_ij d_o_i;  d_q_i = sum_j ds_ij k_j;  d_k_j = sum_i ds_ij q_i;  inner as kernels/attention.cu has it
+//
+// All of an example's scores are one 16x16 tile of the tensor cores, so that softmax, delta and every gradient come of one pass:
+// no tile map, no kernel for delta, nothing scored twice. What a warp works on is its own: no barrier of the block.
+// Shapes: q, k, v [rows, H·K] with strides, bias [H, 2·reach + 1] f32 or null; K up to 128, a multiple of 8; bf16.
+// Grid: x over examples and heads, four a block of 128 threads. Warp w of a block has rows 16·w on of each shared tile.
+// Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
+// d_v, each once. Backward keeps q, k, v and log_sum_exp.
+// On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   attention_short_64 64 24576 6, attention_short_dropped_64 61 24704 6, attention_short_128 95 49152 3,
+//   attention_short_dropped_128 95 49280 3, attention_short_backward_64 121 38912 4,
+//   attention_short_backward_dropped_64 121 39040 4, attention_short_backward_128 209 71680 2,
+//   attention_short_backward_dropped_128 209 71808 2
+#include "attention.cuh"
+
+using namespace promptmix;
+
+constexpr int MOST_ROWS = 16;  // of an example
+constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
+constexpr int TURNED_BYTES = MOST_ROWS * TURNED_STRIDE;
+
+// A warp's example and head.
+struct Short {
+    int example, head, rows;
+    int64_t row;             // packed, of its first
+    int warp_row;            // of its rows in a tile that the block's warps share
+    bool any;
+
+    __device__ Short(const AttentionArguments& arguments, const Batch& batch) : any(false) {
+        const int index = blockIdx.x * 4 + threadIdx.x / 32;
+        example = index / arguments.heads;
+        head = index % arguments.heads;
+        warp_row = threadIdx.x / 32 * MOST_ROWS;
+        if (example >= batch.examples()) return;
+        row = batch.offset(arguments.query_side, example);
+        rows = batch.offset(arguments.query_side, example + 1) - static_cast<int>(row);
+        any = rows > 0;
+    }
+};
+
+// Starts copying a warp's rows, zeros behind the last and behind `width`.
+template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, const void* from, int stride, const Short& of, int width) {
+    constexpr int Chunks = Width / 8, AtOnce = 32 / Chunks;
+    const int lane = threadIdx.x % 32, chunk = lane % Chunks;
+    const bf16* const first = static_cast<const bf16*>(from) + of.row * stride + of.head * width;
+#pragma unroll
+    for (int i = 0; i < MOST_ROWS; i += AtOnce) {
+        const int row = i + lane / Chunks;
+        const bool any = row < of.rows && chunk * 8 < width;
+        copy_async(tile + swizzled<Width>(of.warp_row + row, chunk), any ? first + static_cast<int64_t>(row) * stride + chunk * 8 : first, any);
+    }
+}
+
+// The biases of a thread's scores, times log2 e; none for a key that its query does not see.
+__device__ __forceinline__ void short_biases(float (&to)[2][4], const AttentionArguments& arguments, const Short& of) {
+    const int lane = threadIdx.x % 32, reach = arguments.reach;
+    const float* const bias = arguments.bias + static_cast<int64_t>(of.head) * (2 * reach + 1);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int query = lane / 4 + e / 2 * 8, key = j * 8 + lane % 4 * 2 + e % 2;
+            const float value = arguments.bias != nullptr ? __ldg(bias + min(max(key - query + reach, 0), 2 * reach)) * LOG2_E : 0.0f;
+            to[j][e] = key < of.rows && !(arguments.causal && key > query) ? value : -INFINITY;
+        }
+    }
+}
+
+// Which keys each query keeps: a lane draws for eight keys of a query. Read behind a warp's barrier.
+__device__ __forceinline__ void draw_short(uint8_t* bits, const AttentionArguments& arguments, const Batch& batch, const Short& of) {
+    const int lane = threadIdx.x % 32;
+    const MaskRow row(arguments.mask, batch, of.example, lane / 2, of.head);
+    const uint4 drawn = row.draw(lane % 2);
+    uint32_t kept = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) kept |= (row.factor(drawn, i) != 0.0f ? 1u : 0u) << i;
+    bits[lane] = static_cast<uint8_t>(kept);
+}
+
+// What dropout multiplies a thread's score by.
+__device__ __forceinline__ float short_factor(const uint8_t* bits, int j, int e, float scale) {
+    const int lane = threadIdx.x % 32, query = lane / 4 + e / 2 * 8;
+    return factor_of_bit(bits[query * 2 + j], lane % 4 * 2 + e % 2, scale);
+}
+
+template <int Width, bool Dropped> __device__ __forceinline__ void attention_short(const AttentionArguments& arguments) {
+    constexpr int TileBytes = 64 * Width * 2;
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Batch batch{arguments.batch};
+    const Short of(arguments, batch);
+    if (!of.any) return;
+    const int width = arguments.width, lane = threadIdx.x % 32;
+    const uint32_t base = shared_address(shared);
+    copy_short<Width>(base, arguments.q, arguments.q_stride, of, width);
+    copy_short<Width>(base + TileBytes, arguments.k, arguments.kv_stride, of, width);
+    copy_short<Width>(base + 2 * TileBytes, arguments.v, arguments.kv_stride, of, width);
+    commit_copies();
+    float biases[2][4];
+    short_biases(biases, arguments, of);
+    uint8_t* const bits = shared + 3 * TileBytes + threadIdx.x / 32 * 32;
+    if (Dropped) draw_short(bits, arguments, batch, of);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    wait_for_copies<0>();
+    __syncwarp();
+    float p[2][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    rows_by_rows<Width, 2>(p, base, of.warp_row, base + TileBytes, of.warp_row);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            p[j][e] = fmaf(p[j][e], LOG2_E, biases[j][e]);
+            most[e / 2] = fmaxf(most[e / 2], p[j][e]);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) most[half] = quad_max(most[half]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            p[j][e] = power_of_two(p[j][e] - most[e / 2]);
+            sum[e / 2] += p[j][e];
+            if (Dropped) p[j][e] *= short_factor(bits, j, e, scale);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = quad_sum(sum[half]);
+    float out[Width / 8][4] = {};
+    weighted_rows<Width, 2>(out, p, base + 2 * TileBytes, of.warp_row);
+    const int total = arguments.heads * width;
+    bf16* const o = static_cast<bf16*>(arguments.o) + (of.row - of.warp_row) * total + of.head * width;
+    store_rows<Width>(shared, out, 1.0f / sum[0], 1.0f / sum[1], o, total, of.warp_row + of.rows, width);
+    if (lane % 4 == 0) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = lane / 4 + half * 8;
+            if (row < of.rows) arguments.log_sum_exp[(of.row + row) * arguments.heads + of.head] = (most[half] + log2f(sum[half])) * LN_2;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_short_64(AttentionArguments arguments) { attention_short<64, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_64(AttentionArguments arguments) {
+    attention_short<64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_short_128(AttentionArguments arguments) { attention_short<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_128(AttentionArguments arguments) {
+    attention_short<128, true>(arguments);
+}
+
+// Writes a warp's 16x16 numbers as bf16, and reads them turned, as the left operand.
+__device__ __forceinline__ void store_turned(unsigned char* to, const float (&from)[2][4]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+        unsigned char* const at = to + lane / 4 * TURNED_STRIDE + (j * 8 + lane % 4 * 2) * 2;
+        *reinterpret_cast<uint32_t*>(at) = pack_bf16(from[j][0], from[j][1]);
+        *reinterpret_cast<uint32_t*>(at + 8 * TURNED_STRIDE) = pack_bf16(from[j][2], from[j][3]);
+    }
+}
+__device__ __forceinline__ void load_turned(uint32_t (&to)[4], uint32_t from) {
+    const int lane = threadIdx.x % 32;
+    load_matrices_transposed(to, from + (lane / 16 * 8 + lane % 8) * TURNED_STRIDE + lane / 8 % 2 * 16);
+}
+// to += a turned 16x16 tile times a warp's 16 rows.
+template <int Width> __device__ __forceinline__ void turned_rows(float (&to)[Width / 8][4], uint32_t turned, uint32_t tile, int row) {
+    uint32_t left[4];
+    load_turned(left, turned);
+#pragma unroll
+    for (int block = 0; block < Width / 8; block += 2) {
+        uint32_t right[4];
+        right_columns<Width>(right, tile, block, row / 16);
+        multiply_add(to[block], left, right[0], right[1]);
+        multiply_add(to[block + 1], left, right[2], right[3]);
+    }
+}
+
+template <int Width, bool Dropped> __device__ __forceinline__ void attention_short_backward(const AttentionArguments& arguments) {
+    constexpr int TileBytes = 64 * Width * 2;
+    extern __shared__ __align__(128) unsigned char shared[];
+    __shared__ __align__(16) unsigned char turned[4][2][TURNED_BYTES];
+    const Batch batch{arguments.batch};
+    const Short of(arguments, batch);
+    if (!of.any) return;
+    const int width = arguments.width, total = arguments.heads * width, lane = threadIdx.x % 32;
+    const uint32_t base = shared_address(shared);
+    const uint32_t q = base, k = base + TileBytes, v = base + 2 * TileBytes, d_o = base + 3 * TileBytes;
+    copy_short<Width>(q, arguments.q, arguments.q_stride, of, width);
+    copy_short<Width>(k, arguments.k, arguments.kv_stride, of, width);
+    copy_short<Width>(v, arguments.v, arguments.kv_stride, of, width);
+    copy_short<Width>(d_o, arguments.d_o, total, of, width);
+    commit_copies();
+    float biases[2][4], log_sum_exp[2];
+    short_biases(biases, arguments, of);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        // A row that does not exist has no probability.
+        const int row = lane / 4 + half * 8;
+        const bool any = row < of.rows;
+        log_sum_exp[half] = any ? arguments.log_sum_exp[(of.row + row) * arguments.heads + of.head] * LOG2_E : INFINITY;
+    }
+    uint8_t* const bits = shared + 4 * TileBytes + threadIdx.x / 32 * 32;
+    if (Dropped) draw_short(bits, arguments, batch, of);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    wait_for_copies<0>();
+    __syncwarp();
+    float p[2][4] = {}, ds[2][4] = {}, delta[2] = {};
+    rows_by_rows<Width, 2>(p, q, of.warp_row, k, of.warp_row);
+    rows_by_rows<Width, 2>(ds, d_o, of.warp_row, v, of.warp_row);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float factor = Dropped ? short_factor(bits, j, e, scale) : 1.0f;
+            p[j][e] = power_of_two(fmaf(p[j][e], LOG2_E, biases[j][e] - log_sum_exp[e / 2]));
+            ds[j][e] *= factor;
+            delta[e / 2] = fmaf(p[j][e], ds[j][e], delta[e / 2]);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) delta[half] = quad_sum(delta[half]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            ds[j][e] = p[j][e] * (ds[j][e] - delta[e / 2]);
+            if (Dropped) p[j][e] *= short_factor(bits, j, e, scale);
+        }
+    }
+    unsigned char* const own = turned[threadIdx.x / 32][0];
+    store_turned(own, p);
+    store_turned(own + TURNED_BYTES, ds);
+    __syncwarp();
+    const uint32_t turned_p = shared_address(own), turned_ds = turned_p + TURNED_BYTES;
+    const int rows = of.warp_row + of.rows;
+    const int64_t first = of.row - of.warp_row;
+    float2 inner_v;
+    {
+        float d_v[Width / 8][4] = {};
+        turned_rows<Width>(d_v, turned_p, d_o, of.warp_row);
+        inner_v = row_products<Width>(shared + 2 * TileBytes, d_v);
+        bf16* const to = static_cast<bf16*>(arguments.d_v) + first * arguments.kv_stride + of.head * width;
+        store_rows<Width>(shared + 2 * TileBytes, d_v, 1.0f, 1.0f, to, arguments.kv_stride, rows, width);
+    }
+    float d_q[Width / 8][4] = {}, d_k[Width / 8][4] = {};
+    weighted_rows<Width, 2>(d_q, ds, k, of.warp_row);
+    turned_rows<Width>(d_k, turned_ds, q, of.warp_row);
+    const float2 inner_q = row_products<Width>(shared, d_q), inner_k = row_products<Width>(shared + TileBytes, d_k);
+    if (arguments.inner != nullptr && lane % 4 == 0) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = lane / 4 + half * 8;
+            if (row >= of.rows) continue;
+            float* const to = arguments.inner + (of.row + row) * arguments.inner_parts * arguments.heads + of.head;
+            to[0] = half == 0 ? inner_q.x : inner_q.y;
+            if (arguments.inner_parts == 2) to[arguments.heads] = half == 0 ? inner_k.x + inner_v.x : inner_k.y + inner_v.y;
+        }
+    }
+    bf16* const to_q = static_cast<bf16*>(arguments.d_q) + first * arguments.q_stride + of.head * width;
+    bf16* const to_k = static_cast<bf16*>(arguments.d_k) + first * arguments.kv_stride + of.head * width;
+    store_rows<Width>(shared, d_q, 1.0f, 1.0f, to_q, arguments.q_stride, rows, width);
+    store_rows<Width>(shared + TileBytes, d_k, 1.0f, 1.0f, to_k, arguments.kv_stride, rows, width);
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_short_backward_64(AttentionArguments arguments) {
+    attention_short_backward<64, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_short_backward_dropped_64(AttentionArguments arguments) {
+    attention_short_backward<64, true>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_short_backward_128(AttentionArguments arguments) {
+    attention_short_backward<128, false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_short_backward_dropped_128(AttentionArguments arguments) {
+    attention_short_backward<128, true>(arguments);
+}
