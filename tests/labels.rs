@@ -82,7 +82,7 @@ fn a_run_learns_and_answers_a_label_that_is_read_back_otherwise() {
         fs::write(at(name), &rows).expect("written");
     }
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").display().to_string();
-    let run = |labels: &str, out: &str| {
+    let run = |labels: &str, out: &str, more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_promptmix"))
             .args([
                 "train",
@@ -116,16 +116,19 @@ fn a_run_learns_and_answers_a_label_that_is_read_back_otherwise() {
                 "0",
             ])
             .args(["--dropout", "0", "--threads", "1", "--out", &at(out)])
+            .args(more)
             .output()
             .expect("the binary runs");
         let said =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.success(), said)
     };
-    let (trained, said) = run("good  film,bad", "run");
+    let (trained, said) = run("good  film,bad", "run", &[]);
     assert!(trained && said.contains("`good  film` as `good film`"), "{said}");
     assert!(said.contains("best validation 1.0000"), "the label it learnt is the label: {said}");
-    let (trained, said) = run("👎,👍", "other");
+    let (trained, said) = run("👎,👍", "other", &[]);
     assert!(!trained && said.contains("unknown"), "{said}");
+    let (trained, said) = run("good film,bad", "other", &["--max-target-length", "2"]);
+    assert!(!trained && said.contains("at least 3, the tokens of the longest label"), "{said}");
     assert!(!Path::new(&at("other")).exists());
 }

@@ -8,7 +8,7 @@ use super::Monitor;
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
 use crate::pretrained::locate_data;
@@ -94,15 +94,26 @@ pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Res
 }
 
 /// Tokens of an answer of `task` at most.
+///
+/// # Errors
+/// [`Error::Setting`] if `--max-target-length` would cut a label: what is left of it is another word, and answers are compared with
+/// whole labels.
 pub(super) fn longest_target<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
     task: &Task,
 ) -> Result<usize> {
-    match config.max_target_length {
-        Some(length) => Ok(length),
-        None => task.longest_target(|text: &str| frozen.tokenizer.encode(text)),
+    let of_labels = task.longest_target(|text: &str| frozen.tokenizer.encode(text))?;
+    let Some(length) = config.max_target_length else { return Ok(of_labels) };
+    if task.labels().is_some() && length < of_labels {
+        return Err(Error::setting(
+            "--max-target-length",
+            format!("at least {of_labels}, the tokens of the longest label of {}", task.name),
+            length.to_string(),
+            "leave the flag out: labels say how long a target is",
+        ));
     }
+    Ok(length)
 }
 
 /// The examples of a split of a task's data, to be judged.
