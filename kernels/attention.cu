@@ -16,7 +16,7 @@
 //   attention_64 127 42996 3, attention_dropped_64 151 44020 3, attention_128 129 83956 1, attention_dropped_128 168 84980 1,
 //   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 165 51188 3,
 //   attention_queries_dropped_64 163 52212 3, attention_queries_128 162 100340 1, attention_queries_dropped_128 158 101364 1,
-//   attention_keys_64 168 52212 3, attention_keys_dropped_64 168 53236 3, attention_keys_128 226 101364 1,
+//   attention_keys_64 168 52212 3, attention_keys_dropped_64 199 53236 2, attention_keys_128 226 101364 1,
 //   attention_keys_dropped_128 242 102388 1, attention_f32 48 0 10, attention_queries_f32 64 0 8, attention_keys_f32 64 0 8
 #include "attention.cuh"
 
@@ -408,7 +408,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
 extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_64(AttentionArguments arguments) {
     attention_keys<64, false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_dropped_64(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_keys_dropped_64(AttentionArguments arguments) {
     attention_keys<64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_keys_128(AttentionArguments arguments) { attention_keys<128, false>(arguments); }
