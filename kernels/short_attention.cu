@@ -11,8 +11,8 @@
 // Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.
 // On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_short_64 64 24576 6, attention_short_dropped_64 61 24704 6, attention_short_128 95 49152 3,
-//   attention_short_dropped_128 95 49280 3, attention_short_backward_64 121 38912 4,
+//   attention_short_64 53 24576 6, attention_short_dropped_64 54 24704 6, attention_short_128 120 49152 3,
+//   attention_short_dropped_128 72 49280 3, attention_short_backward_64 121 38912 4,
 //   attention_short_backward_dropped_64 121 39040 4, attention_short_backward_128 209 71680 2,
 //   attention_short_backward_dropped_128 209 71808 2
 #include "attention.cuh"
@@ -133,7 +133,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     weighted_rows<Width, 2>(out, p, base + 2 * TileBytes, of.warp_row);
     const int total = arguments.heads * width;
     bf16* const o = static_cast<bf16*>(arguments.o) + (of.row - of.warp_row) * total + of.head * width;
-    store_rows<Width>(shared, out, 1.0f / sum[0], 1.0f / sum[1], o, total, of.warp_row + of.rows, width);
+    store_rows<Width>(shared, out, __fdividef(1.0f, sum[0]), __fdividef(1.0f, sum[1]), o, total, of.warp_row + of.rows, width);
     if (lane % 4 == 0) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_short_64(AttentionAr
 extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_64(AttentionArguments arguments) {
     attention_short<64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_short_128(AttentionArguments arguments) { attention_short<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 4) attention_short_128(AttentionArguments arguments) { attention_short<128, false>(arguments); }
 extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_128(AttentionArguments arguments) {
     attention_short<128, true>(arguments);
 }
