@@ -10,6 +10,7 @@ use cudarc::driver::sys::{
     CUlaunchAttributeValue, CUlaunchConfig, CUresult, CUstream,
 };
 use vgpu::check::Check;
+use vgpu::memory::{Concurrent, Stretch};
 use vgpu::{Change, Gpu};
 
 /// `fill` writes a number to 64 words, `add` adds it, `add_behind` waits for earlier grids first, `rank` writes each block's
@@ -190,6 +191,42 @@ fn a_launch_on_one_stream_and_copy_and_free_on_another() {
         );
         turn.found();
     }
+}
+
+#[test]
+fn a_kernel_meets_a_fill_of_another_stream() {
+    let Some(turn) = Turn::take() else { return };
+    let (one, other) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
+    let address = memory();
+    for (ordered, found) in [(false, vec![Check::StreamRace]), (true, vec![])] {
+        // SAFETY: the fill stays within the allocation.
+        unsafe { ok(cu::cuMemsetD8Async(address, 1, ROOM, one)) };
+        if ordered {
+            wait(one, other);
+        }
+        launch(turn.add, other, address, 2, false);
+        assert_eq!(turn.found(), found);
+    }
+}
+
+/// What is found among many stretches is what looking at each of them finds.
+#[test]
+fn a_stretch_among_many_is_found_where_one_meets_it() {
+    let (mut state, mut met, mut missed) = (1u64, 0, 0);
+    let mut draw = |most: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % most
+    };
+    for _ in 0..2000 {
+        let mut stretch = || Stretch { start: draw(200), bytes: 1 + draw(20) as usize, write: draw(2) == 1 };
+        let (others, one): (Vec<Stretch>, Stretch) = ((0..6).map(|_| stretch()).collect(), stretch());
+        let concurrent =
+            Concurrent::new(vec![], others.iter().map(|other| (*other, "work".into())).collect());
+        let expected = others.iter().any(|other| other.meets(&one));
+        assert_eq!(concurrent.meets(&one).is_some(), expected, "{one:?} among {others:?}");
+        *(if expected { &mut met } else { &mut missed }) += 1;
+    }
+    assert!(met > 400 && missed > 400, "{met} and {missed}");
 }
 
 #[test]
