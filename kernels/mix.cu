@@ -1,7 +1,7 @@
 // The mixture of prompts, all in f32: pool, scorer, scores, softmax, interpolation; and back.
 //
-//   x_b = max over the example's embedding rows, less the run's mean input if it has one;  h by the scorer;  a = softmax_j(key_j · h / temperature), or of
-//   learnt logits alone
+//   x_b = max over the example's embedding rows, (max - mean) · scale in a run that standardizes its inputs;  h by the scorer;
+//   a = softmax_j(key_j · h / temperature), or of learnt logits alone
 //   Z_b = P_tgt + sum_j a_j P_j, written into the encoder's prompt rows
 //   d_a_j = <d_Z_b, P_j>;  d_P_tgt by the value, the residual add and its key; the scorer's gradients
 //
@@ -56,6 +56,7 @@ struct MixArguments {
     int64_t log_temperature;
     int64_t logits;
     int64_t input_mean;
+    int64_t input_scale;
     int source_count;
     int prompts;                // P
     int scorer;
@@ -67,7 +68,7 @@ struct MixArguments {
     float temperature;
     float layer_norm_epsilon;
 };
-static_assert(sizeof(MixArguments) == 288, "as backend/cuda/mix.rs has it");
+static_assert(sizeof(MixArguments) == 296, "as backend/cuda/mix.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -191,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
             const float value = m.table[static_cast<int64_t>(id) * width + column];
             if (value > most || isnan(value)) most = value;
         }
-        if (m.input_mean >= 0) most -= state[m.input_mean + column];
+        if (m.input_mean >= 0) most = (most - state[m.input_mean + column]) * state[m.input_scale + column];
         x[column] = most;
         h[column] = most;
         m.pooled[static_cast<int64_t>(b) * width + column] = most;

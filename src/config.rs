@@ -42,7 +42,7 @@ impl Method {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Preset {
-    /// The paper's method with pooled inputs that are centered and a scorer rate at which attention follows the input.
+    /// The paper's method with pooled inputs that are standardized and a scorer rate at which attention follows the input.
     #[default]
     Tuned,
     /// The method as the paper has it. At its scorer rate the mixture soon is the same for every input.
@@ -152,8 +152,10 @@ pub struct RunConfig {
     pub temperature: Option<f64>,
     /// Learn the logarithm of the temperature.
     pub learn_temperature: bool,
-    /// Subtract from every pooled input its mean over the training rows, so that the scorer sees how inputs differ.
-    pub center_inputs: Option<bool>,
+    /// Standardize every pooled input by its mean and standard deviation over the training rows, a column each, so that the
+    /// scorer sees how inputs differ.
+    #[serde(alias = "center-inputs")]
+    pub standardize_inputs: Option<bool>,
     /// Leave the scorer as it starts.
     pub freeze_scorer: bool,
     /// Neither mix nor add the target prompt.
@@ -245,7 +247,7 @@ impl Default for RunConfig {
             scorer: Scorer::Bottleneck,
             temperature: None,
             learn_temperature: false,
-            center_inputs: None,
+            standardize_inputs: None,
             freeze_scorer: false,
             without_target: false,
             initial_scorer: None,
@@ -387,7 +389,7 @@ impl RunConfig {
         let reads_input = self.method == Method::Attempt && self.scorer.reads_input();
         for (flag, is_set) in [
             ("--learn-temperature", self.learn_temperature),
-            ("--center-inputs", self.center_inputs == Some(true)),
+            ("--standardize-inputs", self.standardize_inputs == Some(true)),
         ] {
             if is_set && !reads_input {
                 let found = format!("{} with {:?}", self.method.name(), self.scorer).to_lowercase();
@@ -516,10 +518,10 @@ impl RunConfig {
         self.preset != Preset::Reference
     }
 
-    /// Whether the mean over the training rows is taken from every pooled input.
-    pub fn centers_inputs(&self) -> bool {
+    /// Whether every pooled input is standardized by the training rows' mean and standard deviation.
+    pub fn standardizes_inputs(&self) -> bool {
         let mixes = self.method == Method::Attempt && self.scorer.reads_input();
-        mixes && self.center_inputs.unwrap_or(self.preset == Preset::Tuned)
+        mixes && self.standardize_inputs.unwrap_or(self.preset == Preset::Tuned)
     }
 
     /// Whether padding up to the longest source joins the pool.

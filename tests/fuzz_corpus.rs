@@ -54,6 +54,18 @@ fn run(target: &str, name: &str, bytes: &[u8]) {
     read(bytes);
 }
 
+/// It would take two gigabytes of entries that are not there.
+#[test]
+fn a_dictionary_of_more_entries_than_bytes_is_refused_before_there_is_room_for_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/finds/parquet");
+    let find = std::fs::read(folder.join("a-dictionary-of-more-entries-than-bytes")).expect("read");
+    let path = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a file").into_temp_path();
+    std::fs::write(&path, find).expect("written");
+    let reader = promptmix::data::open(&path);
+    let found = reader.expect("a footer").find_map(Result::err).expect("an error").to_string();
+    assert!(found.contains("a dictionary of 304367619 entries in"), "{found}");
+}
+
 /// A seed that its reader refuses would have the fuzzer search for the format from nothing.
 #[test]
 fn the_readers_accept_the_first_seed_of_their_format() {

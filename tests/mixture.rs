@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use promptmix::demo::{Rows, Subject, TWO_QUESTIONS};
 use promptmix::evaluate::AttentionSpread;
-use promptmix::pretrained::TensorFile;
+use promptmix::pretrained::{T5Config, TensorFile, Tokenizer};
 use promptmix::prompts::{Prompt, PromptMetadata};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -111,6 +111,51 @@ impl Setting {
         deviations.iter().map(|value| value.as_f64().expect("a number")).fold(0.0, f64::max)
     }
 
+    /// Against the pooled inputs of the training rows, each by itself: their mean, and one over the standard deviation or a
+    /// tenth of the columns' root mean square.
+    fn check_statistics(&self, mean: &[f32], scale: &[f32]) {
+        let config = T5Config::read(&model().join("config.json")).expect("a configuration");
+        let tokenizer = Tokenizer::open(&model(), &config).expect("a tokenizer");
+        let path = model().join("model.safetensors");
+        let file = TensorFile::open_safetensors(&path).expect("a file");
+        let table = file.tensor("shared.weight", &[4096, WIDTH]).expect("the embedding");
+        let rows = fs::read_to_string(self.folder.path().join("data/train.jsonl")).expect("rows");
+        let pooled: Vec<Vec<f64>> = rows
+            .lines()
+            .map(|row| {
+                let row: serde_json::Value = serde_json::from_str(row).expect("JSON");
+                let ids = tokenizer.encode(row["text"].as_str().expect("text")).expect("ids");
+                let most = |column: usize| {
+                    let values = ids.iter().map(|&id| table[id as usize * WIDTH + column]);
+                    f64::from(values.fold(f32::NEG_INFINITY, f32::max))
+                };
+                (0..WIDTH).map(most).collect()
+            })
+            .collect();
+        let count = pooled.len() as f64;
+        let moment = |column: usize, of: &dyn Fn(f64) -> f64| {
+            pooled.iter().map(|row| of(row[column])).sum::<f64>() / count
+        };
+        let means: Vec<f64> = (0..WIDTH).map(|column| moment(column, &|value| value)).collect();
+        let variance: Vec<f64> =
+            (0..WIDTH).map(|column| moment(column, &|value| (value - means[column]).powi(2))).collect();
+        let least = 0.1 * (variance.iter().sum::<f64>() / WIDTH as f64).sqrt();
+        assert!(least > 0.0);
+        for column in 0..WIDTH {
+            let expected = 1.0 / variance[column].sqrt().max(least);
+            // Both are kept in f32.
+            let close =
+                |found: f32, expected: f64| (f64::from(found) - expected).abs() <= 1e-6 * expected.abs();
+            assert!(
+                close(mean[column], means[column]),
+                "column {column}: {} {}",
+                mean[column],
+                means[column]
+            );
+            assert!(close(scale[column], expected), "column {column}: {} {expected}", scale[column]);
+        }
+    }
+
     fn tensor(&self, file: &str, name: &str, shape: &[usize]) -> Vec<f32> {
         let path = self.folder.path().join(file);
         TensorFile::open_safetensors(&path).expect("a file").tensor(name, shape).expect("a tensor")
@@ -132,7 +177,7 @@ fn weights_follow_the_input_by_default_and_not_at_the_papers_rates() {
     println!("standard deviation {tuned} by default, {paper} at the paper's rates");
     assert!(tuned > 0.02 && paper < 0.005, "{tuned} and {paper}");
     assert!(said.contains("warning: the mixture is the same for every example"), "{said}");
-    assert!(said.contains("--preset tuned") && said.contains("--center-inputs"), "{said}");
+    assert!(said.contains("--preset tuned") && said.contains("--standardize-inputs"), "{said}");
 }
 
 #[test]
@@ -199,13 +244,17 @@ fn a_constant_mixture_learns_a_number_a_prompt() {
     assert!(!output.status.success() && error.contains("a logit for each"), "{error}");
 }
 
-/// The mean that is taken from inputs is a part of the scorer, and goes where it goes.
+/// What inputs are standardized by is a part of the scorer, and goes where it goes.
 #[test]
-fn a_scorer_takes_its_mean_input_along() {
+fn a_scorer_takes_its_inputs_mean_and_scale_along() {
     let setting = Setting::new();
     setting.trained("first", &["--steps", "2"]);
     let mean = setting.tensor("first/scorer.safetensors", "input_mean", &[WIDTH]);
     assert!(mean.iter().all(|value| value.is_finite()) && mean.iter().any(|value| *value > 0.0));
+    let scale = setting.tensor("first/scorer.safetensors", "input_scale", &[WIDTH]);
+    assert!(scale.iter().all(|value| value.is_finite() && *value > 0.0));
+    assert_eq!(setting.tensor("first/best.safetensors", "input_scale", &[WIDTH]), scale, "it never moves");
+    setting.check_statistics(&mean, &scale);
     assert_eq!(setting.tensor("first/best.safetensors", "input_mean", &[WIDTH]), mean, "it never moves");
     let first = setting.path("first");
     // Another task's rows have another mean, but the scorer was trained with this one.
@@ -221,23 +270,25 @@ fn a_scorer_takes_its_mean_input_along() {
     }
     setting.trained_on("short", "second", &["--steps", "1", "--initial-scorer", &first]);
     assert_eq!(setting.tensor("second/best.safetensors", "input_mean", &[WIDTH]), mean);
+    assert_eq!(setting.tensor("second/best.safetensors", "input_scale", &[WIDTH]), scale);
     setting.trained_on("short", "alone", &["--steps", "1"]);
     assert_ne!(setting.tensor("alone/best.safetensors", "input_mean", &[WIDTH]), mean);
     // A scorer that was trained on inputs as they are goes on with them.
     setting.trained("paper", &["--preset", "paper", "--steps", "1"]);
     let paper = setting.path("paper");
     setting.trained("third", &["--steps", "1", "--initial-scorer", &paper]);
-    assert!(
-        setting.tensor("third/best.safetensors", "input_mean", &[WIDTH]).iter().all(|value| *value == 0.0)
-    );
+    for (name, expected) in [("input_mean", 0.0), ("input_scale", 1.0)] {
+        let values = setting.tensor("third/best.safetensors", name, &[WIDTH]);
+        assert!(values.iter().all(|value| *value == expected), "{name}");
+    }
 }
 
 #[test]
 fn flags_that_a_scorer_cannot_follow_are_refused() {
     let setting = Setting::new();
     for (flags, named) in [
-        (&["--scorer", "uniform", "--center-inputs"][..], "--center-inputs"),
-        (&["--scorer", "constant", "--center-inputs"], "--center-inputs"),
+        (&["--scorer", "uniform", "--standardize-inputs"][..], "--standardize-inputs"),
+        (&["--scorer", "constant", "--center-inputs"], "--standardize-inputs"),
         (&["--scorer", "constant", "--learn-temperature"], "--learn-temperature"),
         (&["--scorer", "uniform", "--learn-temperature"], "--learn-temperature"),
     ] {

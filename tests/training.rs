@@ -467,21 +467,21 @@ fn presets_differ_in_what_the_design_says_they_differ_in() {
         (config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)),
         (0.01, 60, 500)
     );
-    assert!(config.centers_inputs() && config.trains_layer_norm() && !config.pools_padding());
+    assert!(config.standardizes_inputs() && config.trains_layer_norm() && !config.pools_padding());
     assert_eq!(config.initialisation(), Initialisation::Vocabulary);
     for scorer in [Scorer::Uniform, Scorer::Constant] {
         config.scorer = scorer;
-        assert!(!config.centers_inputs(), "{scorer:?} reads no input");
+        assert!(!config.standardizes_inputs(), "{scorer:?} reads no input");
     }
     assert_eq!(config.scorer_learning_rate(), 0.1, "of logits");
     config.scorer = Scorer::Bottleneck;
     config.preset = Preset::Paper;
     assert_eq!((config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)), (0.1, 60, 500));
-    assert!(!config.centers_inputs() && config.trains_layer_norm() && !config.pools_padding());
+    assert!(!config.standardizes_inputs() && config.trains_layer_norm() && !config.pools_padding());
     assert_eq!(config.initialisation(), Initialisation::Vocabulary);
     config.preset = Preset::Reference;
     assert_eq!((config.scorer_learning_rate(), config.warmup(1_000)), (0.3, 500));
-    assert!(!config.centers_inputs());
+    assert!(!config.standardizes_inputs());
     assert!(!config.trains_layer_norm() && config.pools_padding());
     assert_eq!(config.initialisation(), Initialisation::Prompt);
     config.method = Method::PromptTuning;

@@ -82,7 +82,7 @@ pub enum Group {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     /// Field-standard name: `target_prompts`, `w_down`, `w_up`, `weight`, `norm_weight`, `norm_bias`,
-    /// `log_temperature`, `logits`, `input_mean`.
+    /// `log_temperature`, `logits`, `input_mean`, `input_scale`.
     pub name: &'static str,
     /// Where it lies in the flat vector of one run.
     pub range: Range<usize>,
@@ -155,11 +155,13 @@ impl StateLayout {
         self
     }
 
-    /// With the segment `input_mean` \[D\], which is subtracted from every pooled input x_b and never moves.
+    /// With the segments `input_mean` and `input_scale`, \[D\] each, which never move: every pooled input x_b becomes
+    /// (x_b − mean) · scale.
     #[must_use]
-    pub fn with_input_mean(mut self) -> Self {
+    pub fn with_standardized_inputs(mut self) -> Self {
         self.push("input_mean", &[self.width], Group::Scorer);
-        self.freezing(|segment| segment.name == "input_mean")
+        self.push("input_scale", &[self.width], Group::Scorer);
+        self.freezing(|segment| segment.name.starts_with("input_"))
     }
 
     /// Keeps the optimizer from moving the segments that `frozen` selects.

@@ -104,9 +104,9 @@ pub(super) struct Arguments {
     /// Learn the temperature
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     learn_temperature: Option<bool>,
-    /// Take from every pooled input its mean over the training rows [default: true; false with --preset paper and reference]
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    center_inputs: Option<bool>,
+    /// Standardize every pooled input by the training rows' mean and deviation [default: true; false with --preset paper and reference]
+    #[arg(long, alias = "center-inputs", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    standardize_inputs: Option<bool>,
     /// Leave the scorer as it starts
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     freeze_scorer: Option<bool>,
@@ -440,7 +440,7 @@ impl Arguments {
             scorer: self.scorer.map_or(base.scorer, Into::into),
             temperature: self.temperature.or(base.temperature),
             learn_temperature: self.learn_temperature.unwrap_or(base.learn_temperature),
-            center_inputs: self.center_inputs.or(base.center_inputs),
+            standardize_inputs: self.standardize_inputs.or(base.standardize_inputs),
             freeze_scorer: self.freeze_scorer.unwrap_or(base.freeze_scorer),
             without_target: self.without_target.unwrap_or(base.without_target),
             initial_scorer: self.initial_scorer.clone().or(base.initial_scorer),

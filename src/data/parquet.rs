@@ -1,8 +1,10 @@
 //! Rows of a Parquet file, as the hub and data frames ship data sets. Row numbers stand for lines in errors.
 //!
 //! Pages may be plain or compressed in any way that the format knows but LZO, which nobody writes. The parquet crate takes what a
-//! file says about itself at its word in places: the counts and the schema are checked before it reads by them, and what is left
-//! is [contained].
+//! file says about itself at its word in places: counts, sizes and the schema are checked before it reads by them, and what is
+//! left is [contained].
+
+mod pages;
 
 use std::fs::File;
 use std::path::Path;
@@ -17,6 +19,7 @@ use parquet::record::{Field, Row as Record};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
+use self::pages::CheckedFile;
 use crate::error::{Error, Result};
 use crate::panics::contained;
 use crate::tasks::Row;
@@ -41,7 +44,8 @@ pub(super) struct Records {
 /// [`Error::Format`] if it is no Parquet file or contradicts itself.
 pub(super) fn open(file: File, path: &Path, columns: &[Vec<String>]) -> Result<Records> {
     let length = file.metadata().map_err(|source| Error::file("read", path, source))?.len();
-    let reader = reader(file, path)?;
+    let pages = file.try_clone().map_err(|source| Error::file("read", path, source))?;
+    let reader = CheckedFile::new(reader(file, path)?, pages);
     let schema = reader.metadata().file_metadata().schema();
     let schema = projection(schema, columns).unwrap_or_else(|| schema.clone());
     let fit = schema.get_fields().iter().all(|field| is_readable(field, DEPTH));
@@ -100,7 +104,8 @@ fn check_columns(group: &RowGroupMetaData, schema: &Type, length: u64) -> std::r
         }
         let (values, rows) = (column.num_values(), group.num_rows());
         let repeated = column.column_descr().max_rep_level() > 0;
-        if values < rows || (values > rows && !repeated) {
+        let holds = pages::holds(values.unsigned_abs(), stored.unsigned_abs(), repeated);
+        if values < rows || (values > rows && !repeated) || !holds {
             return Err(format!("{values} values in a column of {rows} rows"));
         }
     }

@@ -101,7 +101,7 @@ impl AttentionSpread {
         let most = self.standard_deviation.iter().copied().fold(0.0, f64::max);
         format!(
             "the mixture is the same for every example: no weight has a standard deviation above {most:.4}. Train with \
-             --preset tuned (centered inputs and a scorer rate of 0.01), or with --center-inputs and a lower \
+             --preset tuned (standardized inputs and a scorer rate of 0.01), or with --standardize-inputs and a lower \
              --scorer-learning-rate, or for more steps; --scorer constant learns a fixed mixture with a number a prompt"
         )
     }

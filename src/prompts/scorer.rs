@@ -19,8 +19,8 @@ const RELEASED: [(&str, &str); 5] = [
 ];
 const FORMAT: &str = "promptmix scorer 1";
 /// The segments that a scorer may have; others in a file are not its.
-const SEGMENTS: [&str; 7] =
-    ["w_down", "w_up", "weight", "norm_weight", "norm_bias", "log_temperature", "input_mean"];
+const SEGMENTS: [&str; 8] =
+    ["w_down", "w_up", "weight", "norm_weight", "norm_bias", "log_temperature", "input_mean", "input_scale"];
 
 /// A scorer's numbers by segment, as the trained state names them.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -45,8 +45,8 @@ pub fn state(config: &RunConfig, layout: &StateLayout, start: &Start<'_>) -> Res
                     target.copy_from_slice(&prompt);
                 }
             }
-            "norm_weight" => values.fill(1.0),
-            // The mean is taken of the training rows, by whoever has them.
+            // The inputs' mean and scale are taken of the training rows, by whoever has them.
+            "norm_weight" | "input_scale" => values.fill(1.0),
             "norm_bias" | "logits" | "input_mean" => values.fill(0.0),
             "log_temperature" => values.fill(temperature(config, layout.width).ln()),
             _ => values.iter_mut().for_each(|value| *value = SCORER_DEVIATION * normal(&mut random)),

@@ -326,12 +326,11 @@ impl RunFolder {
         save(&self.path.join("last.safetensors"), &tensors, &last.checkpoint)
     }
 
-    /// Reads `last.safetensors` of a state of `length` numbers; `None` if the run in `path` was broken off before it
-    /// wrote one.
+    /// Reads `last.safetensors` of a state of `layout`; `None` if the run in `path` was broken off before it wrote one.
     ///
     /// # Errors
     /// If it is malformed, damaged or of another length, or missing though steps were logged.
-    pub fn load_last(path: &Path, length: usize) -> Result<Option<LastState>> {
+    pub fn load_last(path: &Path, layout: &StateLayout) -> Result<Option<LastState>> {
         let log = path.join("log.jsonl");
         let path = path.join("last.safetensors");
         if !path.exists() && log.metadata().is_ok_and(|log| log.len() > 0) {
@@ -346,11 +345,18 @@ impl RunFolder {
             return Ok(None);
         }
         let (file, checkpoint) = open(&path)?;
-        let read = |name: &str| {
-            Ok::<_, Error>(file.tensor(name, &[length])?.into_iter().map(f64::from).collect::<Vec<f64>>())
+        // Runs that centered inputs and did not scale them end before the scale, which is then one.
+        let scale = layout.segments().last().filter(|segment| segment.name == "input_scale");
+        let unscaled =
+            scale.filter(|scale| file.shape("parameters").is_ok_and(|shape| shape == [scale.range.start]));
+        let length = unscaled.map_or(layout.len(), |scale| scale.range.start);
+        let read = |name: &str, scale: f64| {
+            let mut values: Vec<f64> = file.tensor(name, &[length])?.into_iter().map(f64::from).collect();
+            values.resize(layout.len(), scale);
+            Ok::<_, Error>(values)
         };
-        let state = [read("parameters")?, read("first_moment")?, read("second_moment")?];
-        Ok(Some(LastState { state, best: read("best")?, checkpoint }))
+        let state = [read("parameters", 1.0)?, read("first_moment", 0.0)?, read("second_moment", 0.0)?];
+        Ok(Some(LastState { state, best: read("best", 1.0)?, checkpoint }))
     }
 
     /// Writes `best.safetensors`: each segment by its name.
@@ -374,6 +380,10 @@ impl RunFolder {
         let (file, _step) = open::<u64>(&path.join("best.safetensors"))?;
         let mut values = Vec::with_capacity(layout.len());
         for segment in layout.segments() {
+            if segment.name == "input_scale" && !file.contains(segment.name) {
+                values.resize(segment.range.end, 1.0);
+                continue;
+            }
             values.extend(file.tensor(segment.name, &segment.shape)?.into_iter().map(f64::from));
         }
         Ok(values)

@@ -10,8 +10,11 @@ use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::{Prompt, SavedScorer};
 
-/// Rows at most that the mean input is taken over: it is then off by a thirtieth of the inputs' standard deviation.
-const MEAN_ROWS: usize = 1_000;
+/// Rows at most that the inputs' mean is taken over: it is then off by a thirtieth of their standard deviation.
+const STATISTICS_ROWS: usize = 1_000;
+/// A column that varies less than this share of the columns' root mean square is scaled as if it varied by so much: what a
+/// column of few rows happens to do is not made as large as the others.
+const LEAST_DEVIATION: f64 = 0.1;
 /// Epsilon of the scorer's LayerNorm.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -65,7 +68,7 @@ pub(super) fn mixture<B: Backend>(
     } else {
         layout
     };
-    let layout = if config.centers_inputs() { layout.with_input_mean() } else { layout };
+    let layout = if config.standardizes_inputs() { layout.with_standardized_inputs() } else { layout };
     let layout = layout.freezing(|segment| {
         let norm = segment.name.starts_with("norm_") && !config.trains_layer_norm();
         norm || (config.freeze_scorer && segment.group == Group::Scorer)
@@ -132,8 +135,10 @@ pub(super) fn initial_values<B: Backend>(
         initial_prompt: initial_prompt.as_ref(),
     };
     let mut values = initial::state(config, layout, &start)?;
-    if let Some(range) = layout.range("input_mean", 0) {
-        values[range].copy_from_slice(&mean_input(frozen, config, tasks));
+    if let (Some(mean), Some(scale)) = (layout.range("input_mean", 0), layout.range("input_scale", 0)) {
+        let statistics = input_statistics(frozen, config, tasks);
+        values[mean].copy_from_slice(&statistics.mean);
+        values[scale].copy_from_slice(&statistics.scale());
     }
     if let Some(path) = &config.initial_scorer {
         let scorer = SavedScorer::load(path)?;
@@ -142,17 +147,41 @@ pub(super) fn initial_values<B: Backend>(
     Ok(values)
 }
 
-/// The mean over the training rows of all tasks of the pooled input x_b \[D\]: of every row, or of so many that are spread
-/// evenly.
-fn mean_input<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig, tasks: &[TaskData]) -> Vec<f64> {
+/// What the columns of the pooled inputs x_b do over training rows.
+struct InputStatistics {
+    /// \[D\].
+    mean: Vec<f64>,
+    /// \[D\].
+    variance: Vec<f64>,
+}
+
+impl InputStatistics {
+    /// What centered inputs are multiplied by, \[D\]: one over the standard deviation, which is taken for at least
+    /// [`LEAST_DEVIATION`] of the columns' root mean square. One where nothing varies.
+    fn scale(&self) -> Vec<f64> {
+        let mean_variance = self.variance.iter().sum::<f64>() / self.variance.len().max(1) as f64;
+        let least = LEAST_DEVIATION * mean_variance.sqrt();
+        let scale = |variance: &f64| 1.0 / variance.sqrt().max(least);
+        if least > 0.0 { self.variance.iter().map(scale).collect() } else { vec![1.0; self.variance.len()] }
+    }
+}
+
+/// Mean and variance of the pooled inputs over the training rows of all tasks: over every row, or over so many that are
+/// spread evenly.
+fn input_statistics<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    config: &RunConfig,
+    tasks: &[TaskData],
+) -> InputStatistics {
     let (backend, model) = (frozen.backend, &frozen.model);
     let width = model.config().d_model;
     let padding = config.pools_padding().then(|| model.config().pad_token_id);
     let rows: usize = tasks.iter().map(|data| data.training.len()).sum();
-    let stride = rows.div_ceil(MEAN_ROWS).max(1);
+    let stride = rows.div_ceil(STATISTICS_ROWS).max(1);
     let mut table: HashMap<u32, Vec<f32>> = HashMap::new();
-    let mut mean = vec![0.0; width];
+    let mut statistics = InputStatistics { mean: vec![0.0; width], variance: vec![0.0; width] };
     let sources = tasks.iter().flat_map(|data| (0..data.training.len()).map(|row| data.training.source(row)));
+    let mut count = 0.0;
     for source in sources.step_by(stride) {
         let padding = padding.filter(|_| source.len() < config.max_source_length);
         let mut pooled = vec![f32::NEG_INFINITY; width];
@@ -160,11 +189,17 @@ fn mean_input<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfig, tasks: &[T
             let row = table.entry(id).or_insert_with(|| backend.weight_row(model.embedding(), id as usize));
             pooled.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(*value));
         }
-        mean.iter_mut().zip(pooled).for_each(|(sum, value)| *sum += f64::from(value));
+        // Welford's: no difference of two large sums.
+        count += 1.0;
+        let columns = statistics.mean.iter_mut().zip(&mut statistics.variance);
+        for ((mean, squares), value) in columns.zip(pooled) {
+            let difference = f64::from(value) - *mean;
+            *mean += difference / count;
+            *squares += difference * (f64::from(value) - *mean);
+        }
     }
-    let count = rows.div_ceil(stride).max(1) as f64;
-    mean.iter_mut().for_each(|sum| *sum /= count);
-    mean
+    statistics.variance.iter_mut().for_each(|squares| *squares /= f64::max(count, 1.0));
+    statistics
 }
 
 /// Puts a trained scorer's numbers into the state.
@@ -188,9 +223,9 @@ fn start_scorer(
             if ["norm_weight", "norm_bias", "log_temperature"].contains(&segment.name) {
                 continue;
             }
-            // It was trained on inputs as they are.
-            if segment.name == "input_mean" {
-                values[segment.range.clone()].fill(0.0);
+            // It was trained on inputs as they are, or only centered ones.
+            if segment.name.starts_with("input_") {
+                values[segment.range.clone()].fill(if segment.name == "input_mean" { 0.0 } else { 1.0 });
                 continue;
             }
             let found: Vec<&str> = scorer.segments.keys().map(String::as_str).collect();

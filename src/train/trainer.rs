@@ -123,7 +123,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// If the checkpoint is malformed, damaged, of another state or of other training rows, or missing though the run has
     /// taken steps.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
-        let Some(last) = RunFolder::load_last(folder, self.mixture.layout.len())? else { return Ok(()) };
+        let Some(last) = RunFolder::load_last(folder, &self.mixture.layout)? else { return Ok(()) };
         if last.checkpoint.data_sha256.is_some() && last.checkpoint.data_sha256 != self.checkpoint.data_sha256
         {
             return Err(Error::setting(

@@ -89,8 +89,8 @@ pub struct Setting {
     pub tensors: RandomTensors,
     pub mixing: Mixing,
     pub learnt_temperature: bool,
-    /// Whether the state has a mean that is taken from every pooled input.
-    pub centered: bool,
+    /// Whether the state has a mean and a scale of every pooled input.
+    pub standardized: bool,
     /// S.
     pub sources: usize,
     /// M.
@@ -119,7 +119,7 @@ impl Setting {
                 layer_norm_epsilon: 1e-5,
             },
             learnt_temperature: false,
-            centered: false,
+            standardized: false,
             sources: 3,
             prompt_length: 5,
             rank: 7,
@@ -167,7 +167,7 @@ impl Setting {
             }
             _ => layout,
         };
-        let layout = if self.centered { layout.with_input_mean() } else { layout };
+        let layout = if self.standardized { layout.with_standardized_inputs() } else { layout };
         let sources = (self.mixing.scorer.is_some() && self.sources > 0).then(|| {
             let values = Random::new(3).normals(self.sources * self.prompt_length * width, 1.0);
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();

@@ -15,7 +15,7 @@ struct Mixture {
     without_target: bool,
     learnt_temperature: bool,
     /// Whether a mean is taken from every pooled input.
-    centered: bool,
+    standardized: bool,
     sources: usize,
     length: usize,
     width: usize,
@@ -34,7 +34,7 @@ impl Mixture {
             scorer,
             without_target: false,
             learnt_temperature: false,
-            centered: false,
+            standardized: false,
             sources: 3,
             length: 5,
             width: 40,
@@ -58,7 +58,7 @@ impl Mixture {
             Some(Scorer::Constant) => layout.with_logits(self.sources + usize::from(!without_target)),
             _ => layout,
         };
-        let layout = if self.centered { layout.with_input_mean() } else { layout };
+        let layout = if self.standardized { layout.with_standardized_inputs() } else { layout };
         let mut random = Random::new(5);
         let lengths = self.lengths.iter().enumerate();
         let examples: Vec<Example> = lengths
@@ -128,7 +128,7 @@ fn every_scorer() {
         mixture(&Mixture { padded: Some(20), learnt_temperature: true, ..Mixture::of(Some(scorer)) });
         mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });
         if scorer.reads_input() {
-            mixture(&Mixture { centered: true, runs: 2, padded: Some(20), ..Mixture::of(Some(scorer)) });
+            mixture(&Mixture { standardized: true, runs: 2, padded: Some(20), ..Mixture::of(Some(scorer)) });
         }
     }
 }
@@ -212,11 +212,11 @@ fn raw_mixture(case: &Mixture) {
 fn mixtures_on_buffers_of_ones_own() {
     raw_mixture(&Mixture::of(None));
     for scorer in SCORERS {
-        let centered = scorer.reads_input();
+        let standardized = scorer.reads_input();
         raw_mixture(&Mixture {
             padded: Some(20),
             learnt_temperature: true,
-            centered,
+            standardized,
             ..Mixture::of(Some(scorer))
         });
         raw_mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });

@@ -59,7 +59,7 @@ fn every_activation_and_scorer() {
         ] {
             let mut setting = Setting::new(config.clone(), examples(1, &config, &lengths));
             setting.mixing.scorer = Some(scorer);
-            setting.centered = scorer == Scorer::Bottleneck;
+            setting.standardized = scorer == Scorer::Bottleneck;
             setting.dropout = (dropped, 4);
             check(&format!("{activation:?} {scorer:?} dropout {dropped}"), &setting);
         }

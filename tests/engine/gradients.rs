@@ -179,23 +179,25 @@ fn every_scorer_meets_every_architecture() {
     }
 }
 
-/// The mean input takes part, and has no gradient of its own.
+/// What inputs are standardized by takes part, and has no gradient of its own.
 #[test]
-fn centered_inputs() {
+fn standardized_inputs() {
     let architectures = architectures();
     for (index, scorer) in SCORERS.into_iter().filter(|scorer| scorer.reads_input()).enumerate() {
         let config = architectures[index % architectures.len()].clone();
         let mut setting = several_runs(&config, &SHORT);
         setting.mixing.scorer = Some(scorer);
         let plain = setting.build::<f64>(1).gradient().0.per_run;
-        setting.centered = true;
-        check(&format!("{scorer:?}, centered"), &setting);
+        setting.standardized = true;
+        check(&format!("{scorer:?}, standardized"), &setting);
         let case = setting.build::<f64>(1);
         let (loss, gradient) = case.gradient();
-        assert_ne!(loss.per_run, plain, "{scorer:?}: the mean takes part");
+        assert_ne!(loss.per_run, plain, "{scorer:?}: the inputs change");
         for run in 0..setting.runs {
-            let range = case.mixture.layout.range("input_mean", run).expect("a mean");
-            assert!(gradient[range].iter().all(|value| *value == 0.0), "{scorer:?}: the mean never moves");
+            for name in ["input_mean", "input_scale"] {
+                let range = case.mixture.layout.range(name, run).expect("a segment");
+                assert!(gradient[range].iter().all(|value| *value == 0.0), "{scorer:?}: {name} never moves");
+            }
         }
     }
 }

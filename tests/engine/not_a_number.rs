@@ -71,7 +71,7 @@ fn in_any_parameter_or_source() {
     for scorer in SCORERS {
         let mut setting = setting(&config);
         setting.mixing.scorer = Some(scorer);
-        setting.centered = scorer.reads_input();
+        setting.standardized = scorer.reads_input();
         let mut case: Case<Cpu<f32>> = setting.build(1);
         let clean = case.values.clone();
         for segment in case.mixture.layout.segments() {

@@ -19,7 +19,7 @@ fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> 
     })
 }
 
-fn check(scorer: Option<Scorer>, without_target: bool, centered: bool, sizes: Sizes) {
+fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes: Sizes) {
     let (cpu, temperature, vocabulary) = (cpu(), 3.0, 50);
     let Sizes { sources, length, width, rank } = sizes;
     let mixing = Mixing { scorer, temperature, without_target, layer_norm_epsilon: 1e-5 };
@@ -28,7 +28,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, centered: bool, sizes: Si
         Some(Scorer::Constant) => layout.with_logits(sources + usize::from(!without_target)),
         _ => layout,
     };
-    let layout = if centered { layout.with_input_mean() } else { layout };
+    let layout = if standardized { layout.with_standardized_inputs() } else { layout };
     let mut random = Random::new(5);
     let lengths = [1, 7, 2, 40];
     let examples: Vec<Example> = lengths
@@ -52,6 +52,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, centered: bool, sizes: Si
     for example in &examples {
         let mut x = maximum(example.source.iter().map(|&id| &table[id as usize * width..][..width]), width);
         add_scaled(&mut x, -1.0, value("input_mean"));
+        x.iter_mut().zip(value("input_scale")).for_each(|(x, scale)| *x *= scale);
         let times = |weight: &[f64], x: &[f64]| -> Vec<f64> {
             weight.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
         };
@@ -142,8 +143,8 @@ fn every_scorer_on_awkward_sizes() {
             for (sources, length, width, rank) in
                 [(1, 1, 7, 1), (40, 7, 9, 8), (3, 9, 65, 7), (40, 1, 129, 65)]
             {
-                for centered in [false, scorer.reads_input()] {
-                    check(Some(scorer), without_target, centered, Sizes { sources, length, width, rank });
+                for standardized in [false, scorer.reads_input()] {
+                    check(Some(scorer), without_target, standardized, Sizes { sources, length, width, rank });
                 }
             }
         }

@@ -273,7 +273,7 @@ fn softmax<E: Element>(row: &mut [E]) {
     scale(row, E::one() / sum);
 }
 
-/// x_b: the max over the embedding rows of each example's real tokens, less the run's mean input if it has one.
+/// x_b: the max over the embedding rows of each example's real tokens, standardized if the run's state says by what.
 fn pool_inputs<E: Element>(
     cpu: &Cpu<E>,
     table: &Weight<E>,
@@ -284,14 +284,17 @@ fn pool_inputs<E: Element>(
     pooled.resize(batch.examples() * table.input, E::zero());
     cpu.run(|| {
         pooled.par_chunks_mut(table.input).enumerate().for_each(|(b, pooled)| {
-            let mean = state.value("input_mean", batch.run(b));
+            let statistic = |name| state.value(name, batch.run(b));
+            let standardized = statistic("input_mean").zip(statistic("input_scale"));
             vectorised!(cpu, {
                 pooled.fill(E::neg_infinity());
                 for &id in batch.source(b).iter().chain(&batch.pooled_padding(b)) {
                     maximum_or_nan_into(pooled, table.row(id as usize));
                 }
-                if let Some(mean) = mean {
-                    add_scaled(pooled, -E::one(), mean);
+                if let Some((mean, scale)) = standardized {
+                    for ((x, &mean), &scale) in pooled.iter_mut().zip(mean).zip(scale) {
+                        *x = (*x - mean) * scale;
+                    }
                 }
             });
         });

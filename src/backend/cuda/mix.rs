@@ -60,6 +60,7 @@ struct MixArguments {
     log_temperature: i64,
     logits: i64,
     input_mean: i64,
+    input_scale: i64,
     source_count: i32,
     prompts: i32,
     scorer: i32,
@@ -71,7 +72,7 @@ struct MixArguments {
     temperature: f32,
     layer_norm_epsilon: f32,
 }
-const _: () = assert!(size_of::<MixArguments>() == 288);
+const _: () = assert!(size_of::<MixArguments>() == 296);
 // SAFETY: the struct of that name in the kernel file.
 unsafe impl Arguments for MixArguments {}
 
@@ -226,6 +227,7 @@ impl Shape<'_> {
             log_temperature: start("log_temperature"),
             logits: start("logits"),
             input_mean: start("input_mean"),
+            input_scale: start("input_scale"),
             source_count: source_count as i32,
             prompts: self.prompts() as i32,
             scorer: scorer_number(mixing.scorer),

@@ -1,0 +1,438 @@
+//! What the pages of a column say of their sizes, checked before the parquet crate makes room by it.
+//!
+//! The crate reserves and fills as much memory as a page claims to be when decompressed, as many entries as a dictionary claims
+//! to have, and as many lengths as a delta-encoded page claims. A kilobyte can claim gigabytes.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+
+use parquet::basic::{Encoding, Type as PhysicalType};
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
+use parquet::schema::types::{ColumnDescPtr, Type};
+
+/// A page may be this large, or [`MAX_RATIO`] times what is stored of it: writers aim at 1 MB, and one long text makes a page of
+/// its own.
+const MAX_PAGE: u64 = 64 << 20;
+/// The most that DEFLATE can compress. Others compress constant pages further, which [`MAX_PAGE`] and [`MAX_VALUES`] allow for.
+const MAX_RATIO: u64 = 1032;
+/// Values of a column in a row group, beyond [`MAX_RATIO`] for each stored byte: the largest row group that pyarrow writes.
+const MAX_VALUES: u64 = 1 << 26;
+/// As [`MAX_VALUES`], of a column of lists: one row may hold all of them, in memory at once.
+const MAX_LISTED_VALUES: u64 = 1 << 24;
+
+/// Whether a chunk of `stored` bytes may claim so many `values`.
+pub(super) fn holds(values: u64, stored: u64, listed: bool) -> bool {
+    values <= stored.saturating_mul(MAX_RATIO).max(if listed { MAX_LISTED_VALUES } else { MAX_VALUES })
+}
+
+/// A file whose pages are checked.
+pub(super) struct CheckedFile {
+    reader: SerializedFileReader<File>,
+    file: File,
+}
+
+impl CheckedFile {
+    /// Of `reader`, whose file is `file` too.
+    pub(super) fn new(reader: SerializedFileReader<File>, file: File) -> Self {
+        Self { reader, file }
+    }
+}
+
+impl FileReader for CheckedFile {
+    fn metadata(&self) -> &ParquetMetaData {
+        self.reader.metadata()
+    }
+
+    fn num_row_groups(&self) -> usize {
+        self.reader.num_row_groups()
+    }
+
+    fn get_row_group(&self, index: usize) -> Result<Box<dyn RowGroupReader + '_>> {
+        Ok(Box::new(CheckedGroup { group: self.reader.get_row_group(index)?, file: &self.file }))
+    }
+
+    fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>> {
+        RowIter::from_file(projection, self)
+    }
+}
+
+struct CheckedGroup<'a> {
+    group: Box<dyn RowGroupReader + 'a>,
+    file: &'a File,
+}
+
+impl RowGroupReader for CheckedGroup<'_> {
+    fn metadata(&self) -> &RowGroupMetaData {
+        self.group.metadata()
+    }
+
+    fn num_columns(&self) -> usize {
+        self.group.num_columns()
+    }
+
+    fn get_column_page_reader(&self, index: usize) -> Result<Box<dyn PageReader>> {
+        let column = self.group.metadata().column(index);
+        let (start, stored) = column.byte_range();
+        check_sizes(self.file, start, stored)?;
+        let pages = self.group.get_column_page_reader(index)?;
+        Ok(Box::new(CheckedPages { pages, column: column.column_descr_ptr() }))
+    }
+
+    fn get_column_bloom_filter(&self, index: usize) -> Option<&Sbbf> {
+        self.group.get_column_bloom_filter(index)
+    }
+
+    fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>> {
+        RowIter::from_row_group(projection, self)
+    }
+}
+
+struct CheckedPages {
+    pages: Box<dyn PageReader>,
+    column: ColumnDescPtr,
+}
+
+impl CheckedPages {
+    fn checked(&self, page: Page) -> Result<Page> {
+        let found = match &page {
+            Page::DictionaryPage { buf, num_values, .. } => {
+                let count = u64::from(*num_values);
+                let fits = count <= buf.len() as u64 / least_bytes(&self.column).max(1);
+                (!fits).then(|| format!("a dictionary of {count} entries in {} bytes", buf.len()))
+            }
+            Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, .. } => {
+                let levels = [
+                    (self.column.max_rep_level(), *rep_level_encoding),
+                    (self.column.max_def_level(), *def_level_encoding),
+                ];
+                let mut values = &buf[..];
+                for (max, encoding) in levels {
+                    values = after_levels(values, max, encoding, *num_values);
+                }
+                check_lengths(values, *encoding, *num_values)
+            }
+            Page::DataPageV2 {
+                buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, ..
+            } => {
+                let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
+                let values = usize::try_from(levels).ok().and_then(|levels| buf.get(levels..));
+                check_lengths(values.unwrap_or_default(), *encoding, *num_values)
+            }
+        };
+        found.map_or(Ok(page), |found| Err(ParquetError::General(found)))
+    }
+}
+
+impl Iterator for CheckedPages {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Result<Page>> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for CheckedPages {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        self.pages.get_next_page()?.map(|page| self.checked(page)).transpose()
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.pages.skip_next_page()
+    }
+
+    fn supports_deferred_dictionary(&self) -> bool {
+        self.pages.supports_deferred_dictionary()
+    }
+
+    fn take_deferred_dictionary(&mut self) -> Result<Option<Page>> {
+        self.pages.take_deferred_dictionary()?.map(|page| self.checked(page)).transpose()
+    }
+
+    fn at_record_boundary(&mut self) -> Result<bool> {
+        self.pages.at_record_boundary()
+    }
+}
+
+/// Bytes that a value of a dictionary takes at least.
+fn least_bytes(column: &ColumnDescPtr) -> u64 {
+    match column.physical_type() {
+        PhysicalType::BOOLEAN => 1,
+        // The length of a byte array has four.
+        PhysicalType::INT32 | PhysicalType::FLOAT | PhysicalType::BYTE_ARRAY => 4,
+        PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
+        PhysicalType::INT96 => 12,
+        PhysicalType::FIXED_LEN_BYTE_ARRAY => u64::try_from(column.type_length()).unwrap_or(1),
+    }
+}
+
+/// What of a page of version 1 comes after levels up to `max`.
+fn after_levels(page: &[u8], max: i16, encoding: Encoding, values: u32) -> &[u8] {
+    let bytes = match encoding {
+        _ if max <= 0 => 0,
+        Encoding::RLE => match page.first_chunk() {
+            Some(length) => 4 + u64::from(u32::from_le_bytes(*length)),
+            None => u64::MAX,
+        },
+        _ => (u64::from(values) * u64::from(16 - max.leading_zeros())).div_ceil(8),
+    };
+    usize::try_from(bytes).ok().and_then(|bytes| page.get(bytes..)).unwrap_or_default()
+}
+
+/// What of the lengths that a page of delta-encoded byte arrays begins with cannot be, if anything.
+fn check_lengths(page: &[u8], encoding: Encoding, values: u32) -> Option<String> {
+    let lists = match encoding {
+        Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
+        // Lengths of prefixes, then of what follows them.
+        Encoding::DELTA_BYTE_ARRAY => 2,
+        _ => 0,
+    };
+    let mut rest = page;
+    for _ in 0..lists {
+        let count = after_deltas(&mut rest)?;
+        if count > u64::from(values) {
+            return Some(format!("{count} lengths in a page of {values} values"));
+        }
+    }
+    None
+}
+
+/// Steps over a list of delta-encoded integers: how many it says it has. `None` where it ends too early, which the crate finds
+/// before it makes room.
+fn after_deltas(bytes: &mut &[u8]) -> Option<u64> {
+    let (block, miniblocks, count) = (varint(bytes)?, varint(bytes)?, varint(bytes)?);
+    varint(bytes)?;
+    let mut left = count.saturating_sub(1);
+    let of_miniblock = block.checked_div(miniblocks)?;
+    let step = |bytes: &mut &[u8], count: u64| {
+        *bytes = bytes.get(usize::try_from(count).ok()?..)?;
+        Some(())
+    };
+    while left > 0 && of_miniblock > 0 {
+        // The least delta, then a width for each miniblock, then the miniblocks.
+        if varint(bytes).is_none() {
+            break;
+        }
+        let Some(widths) = usize::try_from(miniblocks).ok().and_then(|count| bytes.get(..count)) else {
+            break;
+        };
+        *bytes = &bytes[widths.len()..];
+        for width in widths {
+            if left > 0 && step(bytes, (u64::from(*width) * of_miniblock) / 8).is_none() {
+                *bytes = &[];
+            }
+            left = left.saturating_sub(of_miniblock);
+        }
+    }
+    Some(count)
+}
+
+/// The next number of `bytes`, seven bits a byte.
+fn varint(bytes: &mut impl Read) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let mut byte = [0];
+        bytes.read_exact(&mut byte).ok()?;
+        value |= u64::from(byte[0] & 0x7f) << shift;
+        if byte[0] & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Looks at the header of every page of the chunk of `stored` bytes at `start`: where the last page ends. Where there is no
+/// header that can be read, the crate will find the same.
+fn check_sizes(file: impl Read + Seek, start: u64, stored: u64) -> Result<u64> {
+    let mut file = BufReader::with_capacity(512, file);
+    file.seek(SeekFrom::Start(start))?;
+    let end = start.saturating_add(stored);
+    let mut position = start;
+    while position < end {
+        let Some([plain, stored]) = page_header(&mut file) else { break };
+        if plain > stored.saturating_mul(MAX_RATIO).max(MAX_PAGE) {
+            return Err(ParquetError::General(format!("a page of {plain} bytes in {stored}")));
+        }
+        let Ok(stored) = i64::try_from(stored) else { break };
+        file.seek_relative(stored)?;
+        position = file.stream_position()?;
+    }
+    Ok(position)
+}
+
+/// Bytes of a page when it is decompressed and as it is stored, after its header, which is a struct in Thrift's compact protocol.
+fn page_header(file: &mut BufReader<impl Read + Seek>) -> Option<[u64; 2]> {
+    const UNCOMPRESSED: i64 = 2;
+    const COMPRESSED: i64 = 3;
+    let mut sizes = [None; 2];
+    let mut field = 0;
+    while let Some((kind, number)) = thrift_field(file, field)? {
+        field = number;
+        let size = match number {
+            UNCOMPRESSED => &mut sizes[0],
+            COMPRESSED => &mut sizes[1],
+            _ => {
+                thrift_skip(file, kind, THRIFT_DEPTH)?;
+                continue;
+            }
+        };
+        *size = Some(u64::try_from(zigzag(varint(file)?)).ok()?);
+    }
+    Some([sizes[0]?, sizes[1]?])
+}
+
+/// Structs within structs at most.
+const THRIFT_DEPTH: usize = 16;
+
+fn zigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+/// The type and number of a struct's next field, `Some(None)` at its end.
+fn thrift_field(file: &mut BufReader<impl Read + Seek>, last: i64) -> Option<Option<(u8, i64)>> {
+    let mut byte = [0];
+    file.read_exact(&mut byte).ok()?;
+    let (difference, kind) = (i64::from(byte[0] >> 4), byte[0] & 15);
+    Some(match (difference, kind) {
+        (_, 0) => None,
+        (0, kind) => Some((kind, zigzag(varint(file)?))),
+        (difference, kind) => Some((kind, last.checked_add(difference)?)),
+    })
+}
+
+fn thrift_skip(file: &mut BufReader<impl Read + Seek>, kind: u8, depth: usize) -> Option<()> {
+    let depth = depth.checked_sub(1)?;
+    match kind {
+        // Truth is a part of its field's type.
+        1 | 2 => {}
+        3 => file.seek_relative(1).ok()?,
+        4..=6 => {
+            varint(file)?;
+        }
+        7 => file.seek_relative(8).ok()?,
+        8 => {
+            let length = varint(file)?;
+            file.seek_relative(i64::try_from(length).ok()?).ok()?;
+        }
+        12 => {
+            let mut field = 0;
+            while let Some((kind, number)) = thrift_field(file, field)? {
+                field = number;
+                thrift_skip(file, kind, depth)?;
+            }
+        }
+        // Page headers have no lists, sets and maps.
+        _ => return None,
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use parquet::basic::Compression;
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::properties::{WriterProperties, WriterVersion};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    #[test]
+    fn deltas_are_stepped_over_as_the_format_describes_them() {
+        // Seven lengths in blocks of 128 of 4 miniblocks, first 3: least delta -1, widths 2 0 0 0, one miniblock of 8 bytes.
+        let mut list = vec![0x80, 0x01, 4, 7, 6, 1, 2, 0, 0, 0];
+        list.extend([0xaa; 8]);
+        let mut bytes = [&list[..], &[9, 9]].concat();
+        let mut rest = &bytes[..];
+        assert_eq!(after_deltas(&mut rest), Some(7));
+        assert_eq!(rest, [9, 9]);
+        assert_eq!(check_lengths(&bytes, Encoding::DELTA_LENGTH_BYTE_ARRAY, 7), None);
+        let found = check_lengths(&bytes, Encoding::DELTA_LENGTH_BYTE_ARRAY, 6);
+        assert_eq!(found.as_deref(), Some("7 lengths in a page of 6 values"));
+        bytes.truncate(list.len());
+        bytes.extend([0x80, 0x01, 4, 0xff, 0xff, 0xff, 0xff, 0x0f, 0]);
+        let found = check_lengths(&bytes, Encoding::DELTA_BYTE_ARRAY, 7);
+        assert_eq!(found.as_deref(), Some("4294967295 lengths in a page of 7 values"));
+        for length in 0..bytes.len() {
+            check_lengths(&bytes[..length], Encoding::DELTA_BYTE_ARRAY, 7);
+        }
+    }
+
+    #[test]
+    fn levels_are_stepped_over_by_their_encoding() {
+        let page = [2, 0, 0, 0, 7, 7, 1, 2, 3];
+        assert_eq!(after_levels(&page, 1, Encoding::RLE, 5), [1, 2, 3]);
+        assert_eq!(after_levels(&page, 0, Encoding::RLE, 5), page);
+        #[allow(deprecated)] // what old files have
+        let packed = Encoding::BIT_PACKED;
+        // Twelve levels of two bits.
+        assert_eq!(after_levels(&page, 3, packed, 12), &page[3..]);
+        assert!(after_levels(&page[..3], 1, Encoding::RLE, 5).is_empty());
+    }
+
+    #[test]
+    fn headers_of_pages_are_read_as_writers_write_them() {
+        let schema = "message rows { required byte_array text (UTF8); optional int64 number; }";
+        let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+        let texts: Vec<ByteArray> = (0..3_000).map(|i| format!("text {i}").as_str().into()).collect();
+        let numbers: Vec<i64> = (0..2_000).collect();
+        let levels: Vec<i16> = (0..3_000).map(|i| i16::from(i < 2_000)).collect();
+        let mut chunks = 0;
+        for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
+            for dictionary in [true, false] {
+                let properties = WriterProperties::builder()
+                    .set_compression(Compression::SNAPPY)
+                    .set_writer_version(version)
+                    .set_dictionary_enabled(dictionary)
+                    .set_data_page_row_count_limit(1_000)
+                    .set_write_batch_size(100);
+                let mut bytes = Vec::new();
+                let writer = SerializedFileWriter::new(&mut bytes, schema.clone(), properties.build().into());
+                let mut writer = writer.expect("a writer");
+                let mut group = writer.next_row_group().expect("a group");
+                let mut text = group.next_column().expect("a column").expect("the first");
+                text.typed::<ByteArrayType>().write_batch(&texts, None, None).expect("written");
+                text.close().expect("closed");
+                let mut number = group.next_column().expect("a column").expect("the second");
+                number.typed::<Int64Type>().write_batch(&numbers, Some(&levels), None).expect("written");
+                number.close().expect("closed");
+                let about = group.close().expect("closed");
+                writer.close().expect("closed");
+                for column in about.columns() {
+                    let (start, stored) = column.byte_range();
+                    let end = check_sizes(Cursor::new(&bytes), start, stored).expect("pages");
+                    assert_eq!(end, start + stored, "{version:?}, {dictionary}");
+                    // The page says that it is of 2 GiB less one, in five bytes.
+                    let mut claims = vec![0x15, 0, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f];
+                    let at = usize::try_from(start).expect("small");
+                    let mut rest = &bytes[at + 3..];
+                    varint(&mut rest).expect("a size");
+                    claims.extend(rest);
+                    let found = check_sizes(Cursor::new(&claims), 0, claims.len() as u64);
+                    let found = found.expect_err("two gigabytes").to_string();
+                    assert!(found.contains("a page of 2147483647 bytes in "), "{found}");
+                    chunks += 1;
+                }
+            }
+        }
+        assert_eq!(chunks, 8);
+    }
+
+    #[test]
+    fn more_than_any_writer_makes_is_refused() {
+        assert!(holds(1 << 26, 40, false) && !holds((1 << 26) + 1, 40, false));
+        assert!(holds(1 << 24, 40, true) && !holds((1 << 24) + 1, 40, true));
+        assert!(holds(1 << 30, 1 << 21, true));
+    }
+}
