@@ -83,6 +83,15 @@ pub enum Error {
         advice: String,
     },
 
+    /// Whoever listens to a run asked it to end early; its checkpoint is written.
+    #[error("ended on request after step {step} of {steps}, with a checkpoint: --resume goes on from there")]
+    Interrupted {
+        /// Steps taken.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
+
     /// Something is known but cannot be done by this build or on this machine.
     #[error("{what} is not supported: {reason}{}", then(advice))]
     Unsupported {

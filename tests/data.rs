@@ -341,6 +341,78 @@ fn without_the_rule_each_split_is_its_own_file() {
     assert_eq!(splits.get(Split::Train).unwrap().chosen(), None);
 }
 
+/// As yelp_polarity and amazon_polarity are on the hub: train and test alone, both with labels.
+#[test]
+fn a_test_file_tests_where_there_is_no_validation_file() {
+    let folder = folder();
+    write(folder.path(), "train.jsonl", sst2(1_200));
+    write(folder.path(), "test.jsonl", sst2(7));
+    let task = Task::named("yelp_polarity").unwrap();
+    let splits = Splits::of_task(folder.path(), &task, true).unwrap();
+    assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 200);
+    assert!(splits.get(Split::Validation).unwrap().path().ends_with("train.jsonl"));
+    let test = splits.get(Split::Test).unwrap();
+    assert!(test.path().ends_with("test.jsonl"));
+    assert_eq!(test.row_count().unwrap(), 7);
+    // Without the rule there is nothing to validate on, and the error says what makes it.
+    let splits = Splits::of_task(folder.path(), &task, false).unwrap();
+    let found = splits.get(Split::Validation).unwrap_err().to_string();
+    assert!(found.contains("--split-validation-test holds 1000 rows"), "{found}");
+}
+
+/// One data set of the hub holds six of questions: a task reads its own subset, counts it, splits it and draws from it.
+#[test]
+fn a_task_reads_the_rows_of_its_subset_alone() {
+    let folder = folder();
+    let subsets = ["SQuAD", "NewsQA", "TriviaQA-web", "SearchQA", "HotpotQA", "NaturalQuestionsShort"];
+    let rows = |count: usize| {
+        (0..count)
+            .map(|i| {
+                let subset = subsets[i % 6];
+                format!(
+                    "{{\"subset\":{subset:?},\"question\":\"q{i}\",\"context\":\"c\",\"answers\":[\"a\"]}}\n"
+                )
+            })
+            .collect::<String>()
+    };
+    write(folder.path(), "train.jsonl", rows(6_120));
+    write(folder.path(), "validation.jsonl", rows(63));
+    for (name, first, of_validation) in
+        [("newsqa", 1, 11), ("triviaqa", 2, 11), ("searchqa", 3, 10), ("hotpotqa", 4, 10), ("nq", 5, 10)]
+    {
+        let task = Task::named(name).unwrap();
+        let splits = Splits::of_task(folder.path(), &task, true).unwrap();
+        let count = |split| splits.get(split).unwrap().row_count().unwrap();
+        assert_eq!([Split::Train, Split::Validation, Split::Test].map(count), [20, 1_000, of_validation]);
+        let mut questions = BTreeSet::new();
+        for split in [Split::Train, Split::Validation] {
+            for row in splits.get(split).unwrap().rows_for(&task).unwrap() {
+                questions.insert(row.unwrap().fields()["question"].as_str().unwrap().to_owned());
+            }
+        }
+        let expected: BTreeSet<String> = (0..1_020).map(|i| format!("q{}", 6 * i + first)).collect();
+        assert_eq!(questions, expected, "{name}");
+        let train = splits.get(Split::Train).unwrap();
+        let drawn = FewShot { shots: 8, class_balanced: false, seed: 3 }.draw(train, &task).unwrap();
+        let drawn: Vec<Row> = drawn.rows_for(&task).unwrap().map(Result::unwrap).collect();
+        assert_eq!(drawn.len(), 8);
+        for row in drawn {
+            let question = row.fields()["question"].as_str().unwrap();
+            assert!(expected.contains(question), "{name}: {question}");
+        }
+    }
+    // A file of one task alone need not name it.
+    write(folder.path(), "train.jsonl", rows(6).replace("subset", "source"));
+    let splits = Splits::of_task(folder.path(), &Task::named("nq").unwrap(), false).unwrap();
+    assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 6);
+    // One of others alone is refused, with what it has.
+    write(folder.path(), "train.jsonl", rows(2));
+    let splits = Splits::of_task(folder.path(), &Task::named("nq").unwrap(), false).unwrap();
+    let found = splits.get(Split::Train).unwrap().row_count().unwrap_err().to_string();
+    assert!(found.contains("rows with subset? == NaturalQuestionsShort"), "{found}");
+    assert!(found.contains("NewsQA, SQuAD there"), "{found}");
+}
+
 #[test]
 fn mnli_validates_on_mismatched_and_tests_on_matched() {
     let folder = folder();

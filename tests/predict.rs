@@ -121,8 +121,25 @@ fn lines_stream_through_in_order_and_none_waits_for_the_next() {
             if run == "one" { &["negative", "positive"] } else { &["awful", "rather dull", "really good"] };
         assert!(expected.contains(&answer["prediction"].as_str().expect("text")), "{line}");
     }
-    writeln!(input, "{{\"sentence\": \"film\", \"run\": \"third\"}}").expect("a line");
+    // Each bad row has its own line, and none of the good ones is lost, whatever shares a batch with it.
+    let rows = [
+        "{\"sentence\": \"film\", \"run\": \"third\"}",
+        "{\"sentence\": \"film\", \"run\": \"one\", \"id\": 7}",
+        "{\"sentence\": ",
+        "{\"text\": \"film\", \"run\": \"one\"}",
+        "{\"sentence\": \"film\", \"run\": \"one\", \"id\": 10}",
+    ];
+    input.write_all((rows.join("\n") + "\n").as_bytes()).expect("lines");
     drop(input);
+    let answers: Vec<serde_json::Value> =
+        output.map(|line| serde_json::from_str(&line.expect("text")).expect("JSON")).collect();
+    assert_eq!(answers.len(), rows.len());
+    for (answer, part) in answers.iter().zip(["line 6", "", "line 8", "line 9", ""]) {
+        match answer["error"].as_str() {
+            Some(error) => assert!(!part.is_empty() && error.contains(part), "{error}"),
+            None => assert!(part.is_empty() && answer["prediction"].is_string(), "{answer}"),
+        }
+    }
     let end = child.wait_with_output().expect("an end");
     let message = String::from_utf8_lossy(&end.stderr).into_owned();
     assert_eq!(end.status.code(), Some(1));

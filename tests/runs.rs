@@ -131,6 +131,41 @@ fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) 
     (files, lines.collect())
 }
 
+/// The first SIGINT or SIGTERM ends a run after the step at hand, with a checkpoint that no save-every asked for.
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_a_run_with_a_checkpoint() {
+    let setting = Setting::new();
+    let long = ["--steps", "200", "--validate-every", "200", "--save-every", "200"];
+    success(&words(&setting.train("unbroken", &long)));
+    let expected = result(Path::new(&setting.path("unbroken")));
+    for signal in ["-INT", "-TERM"] {
+        let folder = PathBuf::from(setting.path(signal));
+        let child = command(&words(&setting.train(signal, &long)))
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let taken = || fs::read_to_string(folder.join("log.jsonl")).unwrap_or_default().lines().count();
+        let started = Instant::now();
+        while taken() < 3 {
+            assert!(started.elapsed().as_secs() < 60, "no step was taken");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().expect("a signal").success());
+        let ended = child.wait_with_output().expect("an end");
+        let said = String::from_utf8(ended.stderr).expect("text");
+        assert_eq!(ended.status.code(), Some(130), "{signal}: {said}");
+        let step = taken();
+        assert!(said.contains(&format!("ended on request after step {step} of 200")), "{signal}: {said}");
+        assert!(said.contains("--resume"), "{said}");
+        assert!(step < 200);
+        success(&words(&setting.resume(signal)));
+        assert!(result(&folder) == expected, "{signal} after step {step}");
+    }
+}
+
 /// Kills a run with SIGKILL at a random moment, goes on until it is done, and compares; twenty times.
 #[test]
 fn twenty_kills_are_twenty_bit_equal_resumes() {

@@ -70,6 +70,27 @@ fn a_row_of_the_table_written_as_a_file_is_the_same_task() {
 }
 
 #[test]
+fn a_condition_names_the_rows_that_are_the_tasks() {
+    let source = "source = \"{text}\"\nlabels = \"bad,good\"\n";
+    let task = parse(&format!("{source}where = \"stars == 1 or 5\"")).expect("a task");
+    let condition = task.condition.clone().expect("a condition");
+    assert!(condition.holds(&row(json!({"stars": 5}))).expect("a field"));
+    assert!(condition.holds(&row(json!({"stars": "1"}))).expect("a field"));
+    assert!(!condition.holds(&row(json!({"stars": 3}))).expect("a field"));
+    let missing = condition.holds(&row(json!({"star": 3}))).expect_err("no such field").to_string();
+    assert!(missing.contains("a field `stars`"), "{missing}");
+    assert!(task.columns().contains(&vec!["stars".to_owned(), "stars".to_owned()]));
+    let optional = parse(&format!("{source}where = 'lang? == \"en\"'")).expect("a task");
+    let optional = optional.condition.expect("a condition");
+    assert!(optional.holds(&row(json!({"text": "t"}))).expect("it may be missing"));
+    assert!(!optional.holds(&row(json!({"lang": "de"}))).expect("a field"));
+    for wrong in ["stars", "== 5", "stars ==", "stars = 5", "stars == 1 or "] {
+        let error = parse(&format!("{source}where = \"{wrong}\"")).expect_err(wrong).to_string();
+        assert!(error.contains("a field, == and a value"), "{wrong}: {error}");
+    }
+}
+
+#[test]
 fn a_name_that_ends_in_toml_is_a_file() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("reviews.toml");

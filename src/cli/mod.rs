@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pretrained;
 use crate::train::Saved;
 
@@ -73,6 +73,10 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command.run() {
         Ok(code) => code,
+        Err(error @ Error::Interrupted { .. }) => {
+            eprintln!("{error}");
+            ExitCode::from(progress::INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::device::{Device, on_device};
 use super::train::DecodingName;
@@ -31,7 +31,10 @@ const ATTENTION: &str = "attention";
   producer | promptmix predict --run runs/reviews --input - | consumer
 
 With several runs, the field `run` of a row names the one that answers it: the last part of its folder's path, or NAME of
---run NAME=FOLDER. Rows of runs that were trained alike are answered in one batch.")]
+--run NAME=FOLDER. Rows of runs that were trained alike are answered in one batch.
+
+A bad row of a file ends everything. A bad row of standard input is answered by {\"error\": ...}, and the rows behind it are answered
+too; the exit status is then 1.")]
 pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote, or NAME=FOLDER; give it again for more runs on the same model
     #[arg(long = "run", required = true)]
@@ -108,21 +111,23 @@ impl Arguments {
         super::warn(&frozen.warnings);
         let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
         let predictor = Predictor::open(&frozen, &folders, self.decoding.map(Into::into))?;
-        match &self.out {
+        let bad_rows = match &self.out {
             None => self.answer(&predictor, runs, &mut rows, &mut std::io::stdout().lock())?,
             Some(path) => {
-                let mut failure = None;
+                let (mut failure, mut bad_rows) = (None, 0);
                 files::replace(path, |file| {
-                    self.answer(&predictor, runs, &mut rows, file).map_err(|error| {
+                    bad_rows = self.answer(&predictor, runs, &mut rows, file).map_err(|error| {
                         let message = error.to_string();
                         failure = Some(error);
                         std::io::Error::other(message)
-                    })
+                    })?;
+                    Ok(())
                 })
                 .map_err(|error| failure.take().unwrap_or(error))?;
+                bad_rows
             }
-        }
-        Ok(ExitCode::SUCCESS)
+        };
+        Ok(if bad_rows == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn answer<B: Backend>(
@@ -131,37 +136,56 @@ impl Arguments {
         runs: &[Named],
         rows: &mut Rows,
         output: &mut dyn Write,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let destination = self.out.clone().unwrap_or_else(|| PathBuf::from("standard output"));
         let failed = |source| Error::file("write", &destination, source);
-        let mut left_out = BTreeSet::new();
+        let (mut left_out, mut bad_rows) = (BTreeSet::new(), 0_u64);
         loop {
-            let chunk = rows.chunk()?;
+            let chunk = rows.chunk();
             if chunk.is_empty() {
-                return Ok(());
+                return Ok(bad_rows);
             }
-            for row in &chunk {
-                self.check_free(row)?;
+            let mut requests = Vec::with_capacity(chunk.len());
+            let mut prepare = |row: Result<Row>| {
+                let row = row?;
+                self.check_free(&row)?;
                 for name in row.left_out() {
                     if left_out.insert(name.clone()) {
                         eprintln!("warning: the answers leave out `{name}`: it holds bytes that are no text");
                     }
                 }
-            }
-            let requests = chunk
-                .iter()
-                .map(|row| predictor.request_as(self.run_of(row, runs)?, self.task.as_deref(), row))
-                .collect::<Result<Vec<_>>>()?;
-            let predictions = predictor.predict(&requests)?;
-            for ((row, request), prediction) in chunk.iter().zip(&requests).zip(predictions) {
-                let mut added = Map::new();
-                added.insert(self.output_field.clone(), Value::from(prediction.answer));
-                if self.explain {
-                    let names = predictor.prompts(request.run).iter().cloned();
-                    let weights = prediction.attention.into_iter().map(Value::from);
-                    added.insert(ATTENTION.into(), Value::Object(names.zip(weights).collect::<Map<_, _>>()));
+                requests.push(predictor.request_as(self.run_of(&row, runs)?, self.task.as_deref(), &row)?);
+                Ok(row)
+            };
+            let prepared: Vec<Result<Row>> = chunk.into_iter().map(&mut prepare).collect();
+            let prepared = match rows {
+                Rows::File(_) => {
+                    prepared.into_iter().collect::<Result<Vec<_>>>()?.into_iter().map(Ok).collect()
                 }
-                writeln!(output, "{}", data::json::with_fields(row, added)).map_err(failed)?;
+                Rows::Stream(_) => prepared,
+            };
+            let predictions = predictor.predict(&requests)?;
+            let mut answers = requests.iter().zip(predictions);
+            for row in &prepared {
+                let line = match row {
+                    Ok(row) => {
+                        let Some((request, prediction)) = answers.next() else { break };
+                        let mut added = Map::new();
+                        added.insert(self.output_field.clone(), Value::from(prediction.answer));
+                        if self.explain {
+                            let names = predictor.prompts(request.run).iter().cloned();
+                            let weights = names.zip(prediction.attention.into_iter().map(Value::from));
+                            added.insert(ATTENTION.into(), Value::Object(weights.collect()));
+                        }
+                        data::json::with_fields(row, added)
+                    }
+                    Err(error) => {
+                        bad_rows += 1;
+                        eprintln!("error: {error}");
+                        json!({ "error": error.to_string() }).to_string()
+                    }
+                };
+                writeln!(output, "{line}").map_err(failed)?;
             }
             output.flush().map_err(failed)?;
         }
@@ -229,7 +253,7 @@ impl Rows {
             return Ok(Self::File(data::open_with_text(input)?));
         }
         let path = Path::new("standard input");
-        let rows = Reader::with_text(BufReader::new(std::io::stdin()), path, LINE_LIMIT);
+        let rows = Reader::with_text(BufReader::new(std::io::stdin()), path, LINE_LIMIT).past_bad_rows();
         let (sender, receiver) = sync_channel(CHUNK);
         std::thread::spawn(move || {
             for row in rows {
@@ -241,8 +265,8 @@ impl Rows {
         Ok(Self::Stream(receiver))
     }
 
-    /// The next rows; none at the end.
-    fn chunk(&mut self) -> Result<Vec<Row>> {
+    /// The next rows, or what is wrong with them; none at the end.
+    fn chunk(&mut self) -> Vec<Result<Row>> {
         match self {
             Self::File(rows) => rows.by_ref().take(CHUNK).collect(),
             Self::Stream(rows) => rows.recv().into_iter().chain(rows.try_iter()).take(CHUNK).collect(),

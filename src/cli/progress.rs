@@ -1,9 +1,12 @@
 //! Progress bars for people, plain lines where no terminal is.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::error::{Error, Result};
 use crate::train::{Monitor, StepRecord, ValidationRecord};
 
 /// A bar of `length` steps of `what`; hidden where standard error is no terminal.
@@ -19,11 +22,28 @@ pub(super) fn bar(length: u64, what: &'static str) -> ProgressBar {
 pub(super) struct Shown {
     training: ProgressBar,
     validation: ProgressBar,
+    signalled: Arc<AtomicBool>,
 }
+
+/// Exit status of a run that a signal ended: 128 and SIGINT's number.
+pub(super) const INTERRUPTED: u8 = 130;
 
 impl Shown {
     pub(super) fn new() -> Self {
-        Self { training: bar(0, "training"), validation: ProgressBar::hidden() }
+        Self { training: bar(0, "training"), validation: ProgressBar::hidden(), signalled: Arc::default() }
+    }
+
+    /// Has the run end after the step at hand when the user interrupts it, and at once the second time.
+    pub(super) fn ending_on_signals(self) -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        use signal_hook::flag::{register, register_conditional_shutdown};
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the second signal finds what the first has set.
+            register_conditional_shutdown(signal, INTERRUPTED.into(), self.signalled.clone())
+                .and_then(|_| register(signal, self.signalled.clone()))
+                .map_err(|source| Error::file("listen for", "signals", source))?;
+        }
+        Ok(self)
     }
 
     fn say(&self, text: &str) {
@@ -62,5 +82,9 @@ impl Monitor for Shown {
 
     fn note(&mut self, text: &str) {
         self.say(text);
+    }
+
+    fn ends(&mut self) -> bool {
+        self.signalled.load(Ordering::Relaxed)
     }
 }

@@ -263,7 +263,13 @@ impl Show {
             ("learning rate", about.learning_rate.map(|rate| rate.to_string())),
             ("seed", about.seed.map(|seed| seed.to_string())),
             ("validation", metric),
-            ("origin", about.origin.clone()),
+            (
+                "origin",
+                about
+                    .origin
+                    .clone()
+                    .or_else(|| about.promptmix_version.as_ref().map(|_| "promptmix train".into())),
+            ),
             ("written by", about.promptmix_version.as_ref().map(|version| format!("promptmix {version}"))),
         ] {
             println!("  {name:<14} {}", value.as_deref().unwrap_or("not known"));

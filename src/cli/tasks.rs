@@ -7,7 +7,7 @@ use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, Part, Split, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::pretrained::{self, T5Config, Tokenizer};
-use crate::tasks::{Purpose, Task, names};
+use crate::tasks::{Purpose, SplitRule, Task, names};
 
 /// Rows that are shown.
 const ROWS: usize = 3;
@@ -30,6 +30,7 @@ A task of your own is a TOML file, which --task and --show take like a name:
   labels = \"bad,good\"          # for the values 0 and 1; or \"no=bad,yes=good\"; without labels the answer is free text
   label-field = \"stars\"
   metrics = [\"f1\", \"accuracy\"]
+  where = \"lang == en or de\"    # rows of the files that are the task's
   split = \"halve-validation\"   # or { hold-out-training = { rows = 1000 } }; applied by --split-validation-test")]
 pub(super) struct Arguments {
     /// Show one task, a name or a .toml file, with rows of --data
@@ -65,12 +66,16 @@ impl Arguments {
         println!("labels   {}", labels(&task));
         let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
         println!("metrics  {}", metrics.join(" "));
+        if let Some(condition) = &task.condition {
+            println!("rows     {condition}");
+        }
+        println!("splits   {}", splits(task.split));
         let Some(data) = &self.data else {
             println!("\ngive --data to see rows of it");
             return Ok(());
         };
         let data = pretrained::locate_data(data, &is_split_file)?;
-        let splits = Splits::open(&data, task.split, self.split_validation_test)?;
+        let splits = Splits::of_task(&data, &task, self.split_validation_test)?;
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {
                 println!("{split:<10} {} rows of {}", part.row_count()?, part.path().display());
@@ -119,6 +124,22 @@ fn list() -> Result<()> {
         println!("{name:<20} {labels:<34} {:<22} {}", metrics.join(" "), task.source.as_str());
     }
     Ok(())
+}
+
+/// What `--split-validation-test` does with the task's files.
+fn splits(rule: SplitRule) -> String {
+    let with = |what: &str| format!("a file each; with --split-validation-test {what}");
+    match rule {
+        SplitRule::HalveValidation => with("one half of the validation file validates and the other tests"),
+        SplitRule::HoldOutTraining { rows } => with(&format!(
+            "{rows} rows of the training file validate and the validation file tests, or the test file where there is no other"
+        )),
+        SplitRule::MatchedAndMismatched => {
+            "validation_mismatched validates; with --split-validation-test validation_matched tests"
+                .to_owned()
+        }
+        _ => "a file each".to_owned(),
+    }
 }
 
 fn labels(task: &Task) -> String {

@@ -265,8 +265,12 @@ impl Arguments {
                 _ => FewShotRuns::check_new(&self.out)?,
             }
         }
-        let mut monitor: Box<dyn Monitor> =
-            if ranks.rank() == 0 { Box::new(Shown::new()) } else { Box::new(Silent) };
+        let mut monitor: Box<dyn Monitor> = match (ranks.rank(), ranks.count()) {
+            (0, 1) => Box::new(Shown::new().ending_on_signals()?),
+            // Ranks would end after different steps, and the last wait for the others.
+            (0, _) => Box::new(Shown::new()),
+            _ => Box::new(Silent),
+        };
         on_device!(device, backend => self.run_on(backend, &config, begun.as_ref(), ranks, monitor.as_mut()))
     }
 
@@ -311,9 +315,16 @@ impl Arguments {
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
         let outcome = trainer.run(folder.as_mut(), monitor)?;
         let why = if outcome.stopped_early { ", stopped by --patience" } else { "" };
+        let metrics: Vec<String> =
+            trainer.tasks().flat_map(|task| &task.metrics).map(ToString::to_string).collect();
+        let of = match &metrics[..] {
+            [] | [_] => String::new(),
+            several if trainer.tasks().count() == 1 => format!(" (mean of {})", several.join(" and ")),
+            _ => " (mean over the tasks)".to_owned(),
+        };
         if ranks.rank() == 0 {
             println!(
-                "{} steps{why}; best validation {:.4} behind step {}; written to {}",
+                "{} steps{why}; best validation {:.4}{of} behind step {}; written to {}",
                 outcome.steps,
                 outcome.best,
                 outcome.best_step,

@@ -125,11 +125,13 @@ pub(super) struct Objects<R> {
     /// Set where the file is an array.
     elements: Option<Elements>,
     keeps_text: bool,
+    /// Set where the next object could not be found: there is none behind it.
+    broken: bool,
 }
 
 impl<R: BufRead> Objects<R> {
     pub(super) fn new(lines: Lines<R>) -> Self {
-        Self { lines, buffer: Vec::new(), elements: None, keeps_text: false }
+        Self { lines, buffer: Vec::new(), elements: None, keeps_text: false, broken: false }
     }
 
     /// Rows that keep their text.
@@ -176,9 +178,15 @@ impl<R: BufRead> Iterator for Objects<R> {
     type Item = Result<Row>;
 
     fn next(&mut self) -> Option<Result<Row>> {
+        if self.broken {
+            return None;
+        }
         let line = match self.advance() {
             Ok(line) => line?,
-            Err(error) => return Some(Err(error)),
+            Err(error) => {
+                self.broken = true;
+                return Some(Err(error));
+            }
         };
         let text = if self.elements.is_some() { &self.buffer } else { self.lines.trim(&self.buffer) };
         let row = parse_object(text, &self.lines.path, line);

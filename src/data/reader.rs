@@ -22,6 +22,8 @@ pub struct Reader {
     rows: Box<dyn Iterator<Item = Result<Row>> + Send>,
     remark: Option<String>,
     seen: bool,
+    /// Whether rows that are bad in themselves are passed.
+    passes: bool,
     ended: bool,
 }
 
@@ -112,7 +114,14 @@ impl Reader {
     }
 
     fn of(path: &Path, rows: impl Iterator<Item = Result<Row>> + Send + 'static) -> Self {
-        Self { path: Arc::from(path), rows: Box::new(rows), remark: None, seen: false, ended: false }
+        Self {
+            path: Arc::from(path),
+            rows: Box::new(rows),
+            remark: None,
+            seen: false,
+            passes: false,
+            ended: false,
+        }
     }
 
     #[cfg(feature = "parquet")]
@@ -128,6 +137,13 @@ impl Reader {
             "this build cannot read Parquet",
             "build with the feature `parquet`, or convert the file to .jsonl",
         ))
+    }
+
+    /// The reader going on behind a row of JSON that is bad in itself, whose error stands in its place.
+    #[must_use]
+    pub fn past_bad_rows(mut self) -> Self {
+        self.passes = true;
+        self
     }
 
     /// The file that is read.
@@ -149,7 +165,11 @@ impl Iterator for Reader {
             return None;
         }
         let row = self.rows.next();
-        self.ended = !matches!(row, Some(Ok(_)));
+        self.ended = match row {
+            Some(Ok(_)) => false,
+            Some(Err(_)) => !self.passes,
+            None => true,
+        };
         if row.is_none() && !self.seen {
             return Some(Err(no_rows(&self.path)));
         }

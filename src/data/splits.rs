@@ -5,6 +5,7 @@
 //! `torch.randperm` seeded with 42, as in the ATTEMPT release, so that the very same rows validate; it has nothing to do
 //! with a run's seed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,7 +16,7 @@ use super::folder::{expected, find, listing};
 use super::format::EXTENSIONS;
 use super::reader::{Reader, count_rows, open_columns};
 use crate::error::{Error, Result};
-use crate::tasks::{Row, SplitRule, Task};
+use crate::tasks::{Condition, Row, SplitRule, Task};
 
 const SPLIT_SEED: u32 = 42;
 
@@ -64,13 +65,15 @@ impl FromStr for Split {
 pub struct Part {
     /// At least one.
     paths: Vec<PathBuf>,
+    /// Rows that do not meet it are as if the files did not have them.
+    condition: Option<Condition>,
     rows: Option<Vec<u32>>,
 }
 
 impl Part {
     /// All rows of a file.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self { paths: vec![path.into()], rows: None }
+        Self { paths: vec![path.into()], condition: None, rows: None }
     }
 
     /// Some rows of a file, by number from 0 in file order.
@@ -83,7 +86,7 @@ impl Part {
     pub fn choosing(&self, mut rows: Vec<u32>) -> Self {
         rows.sort_unstable();
         rows.dedup();
-        Self { paths: self.paths.clone(), rows: Some(rows) }
+        Self { paths: self.paths.clone(), condition: self.condition.clone(), rows: Some(rows) }
     }
 
     /// The file, or the first of its shards.
@@ -101,9 +104,17 @@ impl Part {
     /// # Errors
     /// As [`count_rows`].
     pub fn row_count(&self) -> Result<usize> {
-        match &self.rows {
-            Some(rows) => Ok(rows.len()),
-            None => self.paths.iter().map(|path| count_rows(path)).sum(),
+        match (&self.rows, &self.condition) {
+            (Some(rows), _) => Ok(rows.len()),
+            (None, None) => self.paths.iter().map(|path| count_rows(path)).sum(),
+            (None, Some(condition)) => {
+                let mut count = 0;
+                for row in self.rows_with(vec![condition.columns()])? {
+                    row?;
+                    count += 1;
+                }
+                Ok(count)
+            }
         }
     }
 
@@ -125,7 +136,8 @@ impl Part {
 
     fn rows_with(&self, columns: Vec<Vec<String>>) -> Result<Rows<'_>> {
         let (reader, rest) = (open_columns(self.path(), &columns)?, &self.paths[1..]);
-        Ok(Rows { reader, rest, columns, chosen: self.rows.as_deref(), position: 0 })
+        let (condition, left_out) = (self.condition.as_ref(), BTreeSet::new());
+        Ok(Rows { reader, rest, columns, condition, left_out, chosen: self.rows.as_deref(), position: 0 })
     }
 }
 
@@ -136,9 +148,15 @@ pub struct Rows<'a> {
     /// Shards that are still to be opened.
     rest: &'a [PathBuf],
     columns: Vec<Vec<String>>,
+    condition: Option<&'a Condition>,
+    /// Some of the values that rows have that do not meet it.
+    left_out: BTreeSet<String>,
     chosen: Option<&'a [u32]>,
     position: u32,
 }
+
+/// Values that an error names.
+const NAMED_VALUES: usize = 8;
 
 impl Rows<'_> {
     /// What the user should know about how the first file is read.
@@ -150,6 +168,29 @@ impl Rows<'_> {
     fn end(&mut self) {
         self.rest = &[];
         self.chosen = Some(&[]);
+    }
+
+    /// Whether the row is one of the part's.
+    fn admits(&mut self, row: &Row) -> Result<bool> {
+        let Some(condition) = self.condition else { return Ok(true) };
+        let holds = condition.holds(row)?;
+        if !holds && self.left_out.len() < NAMED_VALUES {
+            self.left_out.extend(condition.value_of(row));
+        }
+        Ok(holds)
+    }
+
+    /// That files have rows and none of them is the task's.
+    fn none_met(&self) -> Option<Error> {
+        let condition = self.condition.filter(|_| self.position == 0 && !self.left_out.is_empty())?;
+        let values: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
+        Some(Error::format(
+            self.reader.path(),
+            None,
+            format!("rows with {condition}"),
+            format!("{} there", values.join(", ")),
+            "give the task's own data, or another `where` in a task file",
+        ))
     }
 }
 
@@ -173,7 +214,11 @@ impl Iterator for Rows<'_> {
                         return Some(Err(error));
                     }
                 },
-                (None, None) => return None,
+                (None, None) => {
+                    let error = self.none_met()?;
+                    self.end();
+                    return Some(Err(error));
+                }
                 (None, Some(missing)) => {
                     let expected = format!("{} more rows", missing.len());
                     let advice = "the file has changed since its rows were counted; start again";
@@ -181,13 +226,18 @@ impl Iterator for Rows<'_> {
                     return Some(Err(Error::format(self.reader.path(), None, expected, "the end", advice)));
                 }
             };
+            let admitted = row.and_then(|row| Ok(self.admits(&row)?.then_some(row)));
             let position = self.position;
+            let row = match admitted {
+                Ok(Some(row)) => Ok(row),
+                Ok(None) => continue,
+                // A bad row ends the file, whichever split it belongs to.
+                Err(error) => {
+                    self.end();
+                    return Some(Err(error));
+                }
+            };
             self.position = self.position.saturating_add(1);
-            // A bad row ends the file, whichever split it belongs to.
-            if row.is_err() {
-                self.end();
-                return Some(row);
-            }
             match &mut self.chosen {
                 Some(chosen) if chosen.first() == Some(&position) => *chosen = &chosen[1..],
                 Some(_) => continue,
@@ -202,6 +252,7 @@ impl Iterator for Rows<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Splits {
     folder: PathBuf,
+    rule: SplitRule,
     train: Option<Part>,
     validation: Option<Part>,
     test: Option<Part>,
@@ -214,6 +265,23 @@ impl Splits {
     /// [`Error::File`] if the folder cannot be read, [`Error::Setting`] if a split is there in two formats or a file that
     /// the rule needs is missing or too small, and those of reading it.
     pub fn open(folder: &Path, rule: SplitRule, split_validation_test: bool) -> Result<Self> {
+        Self::open_where(folder, rule, None, split_validation_test)
+    }
+
+    /// As [`open`](Self::open), by the task's rule and with the rows alone that are the task's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_task(folder: &Path, task: &Task, split_validation_test: bool) -> Result<Self> {
+        Self::open_where(folder, task.split, task.condition.as_ref(), split_validation_test)
+    }
+
+    fn open_where(
+        folder: &Path,
+        rule: SplitRule,
+        condition: Option<&Condition>,
+        split_validation_test: bool,
+    ) -> Result<Self> {
         if folder.is_file() {
             return Err(Error::setting(
                 "data folder",
@@ -223,9 +291,13 @@ impl Splits {
             ));
         }
         std::fs::read_dir(folder).map_err(|source| Error::file("open the folder", folder, source))?;
-        let part = |stem: &str| Ok::<_, Error>(find(folder, stem)?.map(|paths| Part { paths, rows: None }));
+        let part = |stem: &str| {
+            let paths = find(folder, stem)?;
+            Ok::<_, Error>(paths.map(|paths| Part { paths, condition: condition.cloned(), rows: None }))
+        };
         let mut splits = Self {
             folder: folder.to_owned(),
+            rule,
             train: part("train")?,
             validation: part("validation")?,
             test: part("test")?,
@@ -263,11 +335,22 @@ impl Splits {
     }
 
     fn missing(&self, stem: &str) -> Error {
+        let advice = match (self.rule, stem) {
+            (SplitRule::HoldOutTraining { rows }, "validation") if self.train.is_some() => {
+                format!("--split-validation-test holds {rows} rows of the training file out to validate on")
+            }
+            (SplitRule::HoldOutTraining { .. } | SplitRule::HalveValidation, "test")
+                if self.validation.is_some() =>
+            {
+                "--split-validation-test takes test rows from the validation file".to_owned()
+            }
+            _ => "name the file so, or choose another split".to_owned(),
+        };
         Error::setting(
             format!("split {stem}"),
             expected(stem),
             format!("none in {}, {}", self.folder.display(), listing(&self.folder)),
-            "name the file so, or choose another split",
+            advice,
         )
     }
 
@@ -291,7 +374,8 @@ impl Splits {
                     return Err(too_small(all.path(), rows as usize + 1, held_out.len()));
                 }
                 let rest = held_out.split_off(rows as usize);
-                self.test = self.validation.take();
+                // Without a validation file the data's own test file has labels: it tests.
+                self.test = self.validation.take().or(self.test.take());
                 self.train = Some(all.choosing(rest));
                 self.validation = Some(all.choosing(held_out));
             }

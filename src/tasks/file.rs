@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Field, SplitRule, Target, Task, Template};
+use super::{Condition, Field, SplitRule, Target, Task, Template};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::{Kind, Metric};
@@ -23,6 +23,8 @@ struct TaskFile {
     #[serde(default)]
     split: SplitRule,
     group: Option<Template>,
+    #[serde(rename = "where")]
+    condition: Option<Condition>,
     #[serde(default)]
     lowercase: bool,
 }
@@ -82,8 +84,8 @@ impl Task {
             Kind::Numbers => vec![Metric::Pearson, Metric::Spearman],
             Kind::Texts => vec![Metric::ExactMatch, Metric::AnswerF1],
         });
-        let (split, group, lowercase) = (file.split, file.group, file.lowercase);
-        let task = Self { name, source: file.source, target, metrics, split, group, lowercase };
+        let (split, group, condition, lowercase) = (file.split, file.group, file.condition, file.lowercase);
+        let task = Self { name, source: file.source, target, metrics, split, group, condition, lowercase };
         task.check()?;
         Ok(task)
     }

@@ -6,6 +6,7 @@
 //! never the opposite label. [`Task::generic`] makes a task of any other
 //! data, [`Task::from_toml`] reads one. Not for reading files or tokenising.
 
+mod condition;
 mod file;
 mod row;
 mod table;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::metrics::{Kind, Metric, Predictions};
 
 pub use crate::metrics::References;
+pub use condition::Condition;
 pub use row::{Field, Row, quote};
 pub use table::names;
 pub use target::{Class, Prediction, Reference, Target};
@@ -46,6 +48,9 @@ pub struct Task {
     /// What answers of one question have in common, for metrics over questions.
     #[serde(default)]
     pub group: Option<Template>,
+    /// Which rows of the files are the task's; all for `None`.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<Condition>,
     /// Whether the source text is lower-cased.
     #[serde(default)]
     pub lowercase: bool,
@@ -61,7 +66,8 @@ pub enum SplitRule {
     Files,
     /// The validation file is permuted; its first half validates, the rest tests.
     HalveValidation,
-    /// The first `rows` of the permuted training file validate, the validation file tests.
+    /// The first `rows` of the permuted training file validate; the validation file tests, or where there is none the test
+    /// file, which then has labels.
     HoldOutTraining {
         /// Rows to hold out.
         rows: u32,
@@ -135,6 +141,7 @@ impl Task {
             metrics,
             split: SplitRule::Files,
             group: None,
+            condition: None,
             lowercase: false,
         };
         task.check()?;
@@ -295,6 +302,7 @@ impl Task {
         if self.source.filters().any(|filter| filter == Filter::MarkSpans) {
             columns.extend(Filter::SPANS.map(|name| vec![name.to_owned()]));
         }
+        columns.extend(self.condition.as_ref().map(Condition::columns));
         columns
     }
 

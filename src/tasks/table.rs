@@ -113,8 +113,8 @@ pub(super) fn find(name: &str) -> Result<Task> {
         TABLE.iter().find(|row| row.name == name || row.other_names.contains(&name)).ok_or_else(|| {
             let names: Vec<&str> = names().collect();
             let advice = match super::row::nearest(name, &names) {
-                Some(near) => format!("did you mean {near}? For other data give `--template` and `--labels`"),
-                None => "for other data give `--template` and `--labels`".to_owned(),
+                Some(near) => format!("did you mean {near}? Other data needs a task file, or a --template and --labels for training"),
+                None => "other data needs a task file, or a --template and --labels for training".to_owned(),
             };
             Error::setting("task", format!("one of {}", names.join(", ")), super::row::quote(name), advice)
         })?;
@@ -132,6 +132,15 @@ impl Row {
             // Questions are numbered within their paragraph in some releases, throughout in others.
             group: match self.name {
                 "superglue-multirc" => Some("{idx.paragraph}:{idx.question}".parse()?),
+                _ => None,
+            },
+            // One data set of the hub holds these, a subset each; files of one alone need not name it.
+            condition: match self.name {
+                "nq" => Some("subset? == NaturalQuestionsShort".parse()?),
+                "newsqa" => Some("subset? == NewsQA".parse()?),
+                "searchqa" => Some("subset? == SearchQA".parse()?),
+                "triviaqa" => Some("subset? == TriviaQA-web".parse()?),
+                "hotpotqa" => Some("subset? == HotpotQA".parse()?),
                 _ => None,
             },
             lowercase: false,

@@ -262,6 +262,10 @@ pub trait Monitor {
     fn validated(&mut self, record: &ValidationRecord);
     /// Something the user should know.
     fn note(&mut self, text: &str);
+    /// Whether the run is to end after the step at hand, with a checkpoint.
+    fn ends(&mut self) -> bool {
+        false
+    }
 }
 
 /// Nobody.

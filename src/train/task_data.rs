@@ -33,6 +33,17 @@ impl TaskData {
     ) -> Result<Self> {
         let tokenizer = &frozen.tokenizer;
         let encode = |text: &str| tokenizer.encode(text);
+        let known = config.template.as_ref().and_then(|_| Task::named(&config.task).ok());
+        if let Some(known) = known.filter(|known| known.metrics != task.metrics) {
+            let names =
+                |task: &Task| task.metrics.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            monitor.note(&format!(
+                "--template makes {} a task of one's own, judged by {} and not by {}; a task file (promptmix tasks --help) names its metrics",
+                task.name,
+                names(&task),
+                names(&known)
+            ));
+        }
         for (label, written) in Spellings::new(tokenizer, &task)?.respelled() {
             monitor.note(&format!(
                 "the tokenizer writes the label `{}` as `{}`: an answer is the label if it is that",
@@ -90,7 +101,7 @@ impl TaskData {
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
 pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
-    Splits::open(&locate_data(folder, &is_split_file)?, task.split, config.split_validation_test)
+    Splits::of_task(&locate_data(folder, &is_split_file)?, task, config.split_validation_test)
 }
 
 /// Tokens of an answer of `task` at most.

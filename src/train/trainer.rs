@@ -190,7 +190,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Takes all steps that are left, validating, logging and saving on the way.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; those of writing the folder.
+    /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; [`Error::Interrupted`] after a step
+    /// behind which `monitor` says that the run ends; those of writing the folder.
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
         self.begin(folder.as_deref_mut())?;
         while !self.is_done() {
@@ -200,6 +201,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
             if let Some(failure) = failure {
                 return Err(failure);
+            }
+            if !self.is_done() && monitor.ends() {
+                if let Some(folder) = folder.as_deref() {
+                    self.save_last(folder)?;
+                }
+                return Err(Error::Interrupted { step: self.checkpoint.step, steps: self.steps });
             }
         }
         Ok(self.outcome())
