@@ -4,7 +4,7 @@
 //! to have, and as many lengths as a delta-encoded page claims. A kilobyte can claim gigabytes.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 
 use parquet::basic::{Encoding, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
@@ -249,20 +249,25 @@ fn varint(bytes: &mut impl Read) -> Option<u64> {
     None
 }
 
-/// Looks at the header of every page of the chunk of `stored` bytes at `start`: where the last page ends. Where there is no
-/// header that can be read, the crate will find the same.
+/// Looks at the header of every page of the chunk of `stored` bytes at `start`: where the last page ends. A header is refused that
+/// has what page headers do not have: the crate would step over a list of a billion.
 fn check_sizes(file: impl Read + Seek, start: u64, stored: u64) -> Result<u64> {
     let mut file = BufReader::with_capacity(512, file);
     file.seek(SeekFrom::Start(start))?;
     let end = start.saturating_add(stored);
     let mut position = start;
     while position < end {
-        let Some([plain, stored]) = page_header(&mut file) else { break };
+        // Zeros after the last page are none.
+        if file.fill_buf()?.first() == Some(&0) {
+            break;
+        }
+        let Some([plain, stored]) = page_header(&mut file) else {
+            return Err(ParquetError::General(format!("no page header at byte {position}")));
+        };
         if plain > stored.saturating_mul(MAX_RATIO).max(MAX_PAGE) {
             return Err(ParquetError::General(format!("a page of {plain} bytes in {stored}")));
         }
-        let Ok(stored) = i64::try_from(stored) else { break };
-        file.seek_relative(stored)?;
+        file.seek_relative(i64::try_from(stored)?)?;
         position = file.stream_position()?;
     }
     Ok(position)
@@ -345,6 +350,7 @@ mod tests {
     use parquet::file::properties::{WriterProperties, WriterVersion};
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
 
     use super::*;
 
@@ -427,6 +433,49 @@ mod tests {
             }
         }
         assert_eq!(chunks, 8);
+    }
+
+    struct OnePage(Option<Page>);
+
+    impl Iterator for OnePage {
+        type Item = Result<Page>;
+
+        fn next(&mut self) -> Option<Result<Page>> {
+            self.0.take().map(Ok)
+        }
+    }
+
+    impl PageReader for OnePage {
+        fn get_next_page(&mut self) -> Result<Option<Page>> {
+            Ok(self.0.take())
+        }
+
+        fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+            Ok(None)
+        }
+
+        fn skip_next_page(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_dictionary_of_more_entries_than_its_bytes_can_hold_is_refused() {
+        let schema = "message rows { required byte_array text; required int64 number; required fixed_len_byte_array(3) code; }";
+        let schema = SchemaDescriptor::new(Arc::new(parse_message_type(schema).expect("a schema")));
+        for (index, fits) in [(0, 6), (1, 3), (2, 8)] {
+            for num_values in [fits, fits + 1] {
+                let page = Page::DictionaryPage {
+                    buf: vec![0; 24].into(),
+                    num_values,
+                    encoding: Encoding::PLAIN,
+                    is_sorted: false,
+                };
+                let column = schema.column(index);
+                let found = CheckedPages { pages: Box::new(OnePage(Some(page))), column }.get_next_page();
+                assert_eq!(found.is_ok(), num_values == fits, "column {index}: {num_values}");
+            }
+        }
     }
 
     #[test]
