@@ -5,6 +5,7 @@
 //! left is [contained].
 
 mod pages;
+mod thrift;
 
 use std::fs::File;
 use std::path::Path;
@@ -71,7 +72,11 @@ pub(super) fn count(file: File, path: &Path) -> Result<usize> {
 }
 
 fn reader(file: File, path: &Path) -> Result<SerializedFileReader<File>> {
-    shielded(path, None, || SerializedFileReader::new(file))
+    let length = file.metadata().map_err(|source| Error::file("read", path, source))?.len();
+    shielded(path, None, || {
+        pages::check_footer(&file, length)?;
+        SerializedFileReader::new(file)
+    })
 }
 
 /// The number of rows, if the file says the same everywhere.

@@ -15,6 +15,8 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::schema::types::{ColumnDescPtr, Type};
 
+use super::thrift::Thrift;
+
 /// A page may be this large, or [`MAX_RATIO`] times what is stored of it: writers aim at 1 MB, and one long text makes a page of
 /// its own.
 const MAX_PAGE: u64 = 64 << 20;
@@ -236,17 +238,25 @@ fn after_deltas(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 /// The next number of `bytes`, seven bits a byte.
-fn varint(bytes: &mut impl Read) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let mut byte = [0];
-        bytes.read_exact(&mut byte).ok()?;
-        value |= u64::from(byte[0] & 0x7f) << shift;
-        if byte[0] & 0x80 == 0 {
-            return Some(value);
-        }
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    Thrift::new(bytes, 0).varint()
+}
+
+/// Whether the footer of `file`, of `length` bytes, is a struct within its bytes. Where none can be found, the crate says so.
+pub(super) fn check_footer(file: &File, length: u64) -> Result<()> {
+    let mut file = BufReader::new(file);
+    let mut end = [0; 8];
+    if length < end.len() as u64 {
+        return Ok(());
     }
-    None
+    file.seek(SeekFrom::Start(length - 8))?;
+    file.read_exact(&mut end)?;
+    let [a, b, c, d, magic @ ..] = end;
+    let footer = u64::from(u32::from_le_bytes([a, b, c, d]));
+    let Some(start) = (length - 8).checked_sub(footer).filter(|_| magic == *b"PAR1") else { return Ok(()) };
+    file.seek(SeekFrom::Start(start))?;
+    let found = Thrift::new(file.take(footer), footer).skip_struct();
+    found.ok_or_else(|| ParquetError::General("a footer that claims more than it has".to_owned()))
 }
 
 /// Looks at the header of every page of the chunk of `stored` bytes at `start`: where the last page ends. A header is refused that
@@ -261,7 +271,7 @@ fn check_sizes(file: impl Read + Seek, start: u64, stored: u64) -> Result<u64> {
         if file.fill_buf()?.first() == Some(&0) {
             break;
         }
-        let Some([plain, stored]) = page_header(&mut file) else {
+        let Some([plain, stored]) = page_header(&mut Thrift::new(&mut file, stored)) else {
             return Err(ParquetError::General(format!("no page header at byte {position}")));
         };
         if plain > stored.saturating_mul(MAX_RATIO).max(MAX_PAGE) {
@@ -273,71 +283,21 @@ fn check_sizes(file: impl Read + Seek, start: u64, stored: u64) -> Result<u64> {
     Ok(position)
 }
 
-/// Bytes of a page when it is decompressed and as it is stored, after its header, which is a struct in Thrift's compact protocol.
-fn page_header(file: &mut BufReader<impl Read + Seek>) -> Option<[u64; 2]> {
+/// Bytes of a page when it is decompressed and as it is stored, after its header.
+fn page_header(header: &mut Thrift<impl Read>) -> Option<[u64; 2]> {
     const UNCOMPRESSED: i64 = 2;
     const COMPRESSED: i64 = 3;
     let mut sizes = [None; 2];
-    let mut field = 0;
-    while let Some((kind, number)) = thrift_field(file, field)? {
-        field = number;
-        let size = match number {
-            UNCOMPRESSED => &mut sizes[0],
-            COMPRESSED => &mut sizes[1],
-            _ => {
-                thrift_skip(file, kind, THRIFT_DEPTH)?;
-                continue;
-            }
-        };
-        *size = Some(u64::try_from(zigzag(varint(file)?)).ok()?);
+    let mut number = 0;
+    while let Some((kind, next)) = header.field(number)? {
+        number = next;
+        match number {
+            UNCOMPRESSED => sizes[0] = Some(u64::try_from(header.signed()?).ok()?),
+            COMPRESSED => sizes[1] = Some(u64::try_from(header.signed()?).ok()?),
+            _ => header.skip(kind)?,
+        }
     }
     Some([sizes[0]?, sizes[1]?])
-}
-
-/// Structs within structs at most.
-const THRIFT_DEPTH: usize = 16;
-
-fn zigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
-}
-
-/// The type and number of a struct's next field, `Some(None)` at its end.
-fn thrift_field(file: &mut BufReader<impl Read + Seek>, last: i64) -> Option<Option<(u8, i64)>> {
-    let mut byte = [0];
-    file.read_exact(&mut byte).ok()?;
-    let (difference, kind) = (i64::from(byte[0] >> 4), byte[0] & 15);
-    Some(match (difference, kind) {
-        (_, 0) => None,
-        (0, kind) => Some((kind, zigzag(varint(file)?))),
-        (difference, kind) => Some((kind, last.checked_add(difference)?)),
-    })
-}
-
-fn thrift_skip(file: &mut BufReader<impl Read + Seek>, kind: u8, depth: usize) -> Option<()> {
-    let depth = depth.checked_sub(1)?;
-    match kind {
-        // Truth is a part of its field's type.
-        1 | 2 => {}
-        3 => file.seek_relative(1).ok()?,
-        4..=6 => {
-            varint(file)?;
-        }
-        7 => file.seek_relative(8).ok()?,
-        8 => {
-            let length = varint(file)?;
-            file.seek_relative(i64::try_from(length).ok()?).ok()?;
-        }
-        12 => {
-            let mut field = 0;
-            while let Some((kind, number)) = thrift_field(file, field)? {
-                field = number;
-                thrift_skip(file, kind, depth)?;
-            }
-        }
-        // Page headers have no lists, sets and maps.
-        _ => return None,
-    }
-    Some(())
 }
 
 #[cfg(test)]
