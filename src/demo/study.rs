@@ -436,6 +436,10 @@ impl StudyReport {
                 holds,
             ));
         }
+        for (name, attempt, constant) in &self.controls {
+            let [low, high] = Paired::new(attempt, constant).interval;
+            criteria.push((format!("{name}: no lead left ({low:+.3} to {high:+.3})"), low <= 0.0));
+        }
         let right = self.routing.iter().filter(|routing| routing.is_right()).count();
         criteria.push((
             format!("{right} of {} runs route each kind to a related source of its own", self.routing.len()),
