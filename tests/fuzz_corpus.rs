@@ -61,6 +61,7 @@ fn finds_in_headers_and_footers_are_refused_there() {
     for name in [
         "a-dictionary-of-more-entries-than-bytes",
         "a-page-header-with-a-list-of-a-billion",
+        "a-page-header-whose-list-says-that-it-is-a-number",
         "a-footer-with-a-list-of-a-billion",
     ] {
         let find = std::fs::read(folder.join(name)).expect("read");

@@ -15,7 +15,7 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::schema::types::{ColumnDescPtr, Type};
 
-use super::thrift::Thrift;
+use super::thrift::{Shape, Thrift};
 
 /// A page may be this large, or [`MAX_RATIO`] times what is stored of it: writers aim at 1 MB, and one long text makes a page of
 /// its own.
@@ -283,6 +283,40 @@ fn check_sizes(file: impl Read + Seek, start: u64, stored: u64) -> Result<u64> {
     Ok(position)
 }
 
+// The fields of a page header, as the format's definition has them.
+const STATISTICS: &[Shape] = &[
+    Shape::Binary,
+    Shape::Binary,
+    Shape::I64,
+    Shape::I64,
+    Shape::Binary,
+    Shape::Binary,
+    Shape::Bool,
+    Shape::Bool,
+];
+const DATA: &[Shape] = &[Shape::I32, Shape::I32, Shape::I32, Shape::I32, Shape::Struct(STATISTICS)];
+const DICTIONARY: &[Shape] = &[Shape::I32, Shape::I32, Shape::Bool];
+const DATA_V2: &[Shape] = &[
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::Bool,
+    Shape::Struct(STATISTICS),
+];
+const HEADER: &[Shape] = &[
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::I32,
+    Shape::Struct(DATA),
+    Shape::Struct(&[]),
+    Shape::Struct(DICTIONARY),
+    Shape::Struct(DATA_V2),
+];
+
 /// Bytes of a page when it is decompressed and as it is stored, after its header.
 fn page_header(header: &mut Thrift<impl Read>) -> Option<[u64; 2]> {
     const UNCOMPRESSED: i64 = 2;
@@ -292,9 +326,9 @@ fn page_header(header: &mut Thrift<impl Read>) -> Option<[u64; 2]> {
     while let Some((kind, next)) = header.field(number)? {
         number = next;
         match number {
-            UNCOMPRESSED => sizes[0] = Some(u64::try_from(header.signed()?).ok()?),
-            COMPRESSED => sizes[1] = Some(u64::try_from(header.signed()?).ok()?),
-            _ => header.skip(kind)?,
+            UNCOMPRESSED => sizes[0] = Some(u64::try_from(header.i32(kind)?).ok()?),
+            COMPRESSED => sizes[1] = Some(u64::try_from(header.i32(kind)?).ok()?),
+            _ => header.skip(kind, Shape::of(HEADER, number))?,
         }
     }
     Some([sizes[0]?, sizes[1]?])

@@ -17,6 +17,38 @@ pub(super) struct Thrift<R> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind(u8);
 
+/// What a field of a known number must be. The crate reads such fields as what they should be, whatever type they say.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shape {
+    /// Truth value.
+    Bool,
+    /// 32 bits.
+    I32,
+    /// 64 bits.
+    I64,
+    /// Bytes after their number.
+    Binary,
+    /// A struct, by its fields' shapes from number 1 on; others it may have are not known.
+    Struct(&'static [Shape]),
+}
+
+impl Shape {
+    /// That of field `number` among `shapes`.
+    pub(super) fn of(shapes: &'static [Self], number: i64) -> Option<Self> {
+        shapes.get(usize::try_from(number.checked_sub(1)?).ok()?).copied()
+    }
+
+    fn fits(self, kind: Kind) -> bool {
+        match self {
+            Self::Bool => matches!(kind.0, 1 | 2),
+            Self::I32 => kind.0 == 5,
+            Self::I64 => kind.0 == 6,
+            Self::Binary => kind.0 == 8,
+            Self::Struct(_) => kind.0 == 12,
+        }
+    }
+}
+
 impl<R: Read> Thrift<R> {
     /// Of `input`, whose structs have at most so many `bytes`.
     pub(super) fn new(input: R, bytes: u64) -> Self {
@@ -59,8 +91,24 @@ impl<R: Read> Thrift<R> {
         })
     }
 
-    /// Steps over a field's value.
-    pub(super) fn skip(&mut self, kind: Kind) -> Option<()> {
+    /// A number of the shape I32 in a field of type `kind`.
+    pub(super) fn i32(&mut self, kind: Kind) -> Option<i64> {
+        if Shape::I32.fits(kind) { self.signed() } else { None }
+    }
+
+    /// Steps over the value of a field that is of this shape, if its number is known.
+    pub(super) fn skip(&mut self, kind: Kind, shape: Option<Shape>) -> Option<()> {
+        if shape.is_some_and(|shape| !shape.fits(kind)) {
+            return None;
+        }
+        if let Some(Shape::Struct(fields)) = shape {
+            let mut number = 0;
+            while let Some((kind, next)) = self.field(number)? {
+                number = next;
+                self.skip(kind, Shape::of(fields, number))?;
+            }
+            return Some(());
+        }
         // A truth value is a part of its field's type.
         if matches!(kind, Kind(1 | 2)) { Some(()) } else { self.skip_within(kind, DEPTH) }
     }
