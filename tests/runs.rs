@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use promptmix::backend::{Mixing, Scorer, StateLayout};
 use promptmix::config::RunConfig;
-use promptmix::train::RunFolder;
+use promptmix::train::{Checkpoint, LastState, RunFolder};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -129,6 +130,40 @@ fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) 
         line
     });
     (files, lines.collect())
+}
+
+/// A checkpoint of a run that centered inputs and did not scale them ends before the scale, which is one and has no moments.
+#[test]
+fn a_checkpoint_without_a_scale_of_inputs_goes_on_with_one() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("run");
+    let run = RunFolder::create(&path, &RunConfig::default(), "model").expect("a folder");
+    let mixing = Mixing { scorer: Some(Scorer::Bottleneck), temperature: 1.0, ..Mixing::plain() };
+    let layout = StateLayout::new(&mixing, 1, 2, 8, 3, false).with_standardized_inputs();
+    let before = layout.len() - 8;
+    let values = |start: f64, count: usize| (0..count).map(|i| start + i as f64).collect::<Vec<f64>>();
+    for count in [before, layout.len()] {
+        let state = [1.0, 2.0, 3.0].map(|start| values(start, count));
+        let last = LastState { state, best: values(4.0, count), checkpoint: Checkpoint::default() };
+        run.save_last(&last).expect("written");
+        let found = RunFolder::load_last(&path, &layout).expect("a checkpoint").expect("one");
+        if count == layout.len() {
+            assert_eq!(found, last);
+            continue;
+        }
+        let numbers = found.state.iter().chain([&found.best]);
+        for ((found, start), scale) in numbers.zip([1.0, 2.0, 3.0, 4.0]).zip([1.0, 0.0, 0.0, 1.0]) {
+            assert_eq!(found[..before], values(start, before)[..]);
+            assert_eq!(found[before..], [scale; 8]);
+        }
+    }
+    let short = LastState {
+        state: [1.0, 2.0, 3.0].map(|start| values(start, before - 1)),
+        best: values(4.0, before - 1),
+        checkpoint: Checkpoint::default(),
+    };
+    run.save_last(&short).expect("written");
+    assert!(RunFolder::load_last(&path, &layout).is_err(), "of another length");
 }
 
 /// The first SIGINT or SIGTERM ends a run after the step at hand, with a checkpoint that no save-every asked for.
