@@ -109,7 +109,7 @@ fn check_columns(group: &RowGroupMetaData, schema: &Type, length: u64) -> std::r
         }
         let (values, rows) = (column.num_values(), group.num_rows());
         let repeated = column.column_descr().max_rep_level() > 0;
-        let holds = pages::holds(values.unsigned_abs(), stored.unsigned_abs(), repeated);
+        let holds = pages::holds(values.unsigned_abs(), stored.unsigned_abs(), rows.unsigned_abs(), repeated);
         if values < rows || (values > rows && !repeated) || !holds {
             return Err(format!("{values} values in a column of {rows} rows"));
         }

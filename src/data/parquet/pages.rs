@@ -19,17 +19,20 @@ use super::thrift::{Shape, Thrift};
 
 /// A page may be this large, or [`MAX_RATIO`] times what is stored of it: writers aim at 1 MB, and one long text makes a page of
 /// its own.
-const MAX_PAGE: u64 = 64 << 20;
+const MAX_PAGE: u64 = 512 << 20;
 /// The most that DEFLATE can compress. Others compress constant pages further, which [`MAX_PAGE`] and [`MAX_VALUES`] allow for.
 const MAX_RATIO: u64 = 1032;
 /// Values of a column in a row group, beyond [`MAX_RATIO`] for each stored byte: the largest row group that pyarrow writes.
 const MAX_VALUES: u64 = 1 << 26;
-/// As [`MAX_VALUES`], of a column of lists: one row may hold all of them, in memory at once.
-const MAX_LISTED_VALUES: u64 = 1 << 24;
+/// Values of a column in one row on average, beyond [`MAX_VALUES`]: lists may be alike, such as embeddings of zeros.
+const MAX_MEAN_LIST: u64 = 1 << 16;
+/// Values of a column in one row: all of them are in memory at once.
+const MAX_LIST: u64 = 1 << 24;
 
-/// Whether a chunk of `stored` bytes may claim so many `values`.
-pub(super) fn holds(values: u64, stored: u64, listed: bool) -> bool {
-    values <= stored.saturating_mul(MAX_RATIO).max(if listed { MAX_LISTED_VALUES } else { MAX_VALUES })
+/// Whether a chunk of `stored` bytes may claim so many `values` in so many `rows`.
+pub(super) fn holds(values: u64, stored: u64, rows: u64, listed: bool) -> bool {
+    let in_lists = if listed { rows.saturating_mul(MAX_MEAN_LIST) } else { 0 };
+    values <= stored.saturating_mul(MAX_RATIO).max(MAX_VALUES).max(in_lists)
 }
 
 /// A file whose pages are checked.
@@ -82,7 +85,7 @@ impl RowGroupReader for CheckedGroup<'_> {
         let (start, stored) = column.byte_range();
         check_sizes(self.file, start, stored)?;
         let pages = self.group.get_column_page_reader(index)?;
-        Ok(Box::new(CheckedPages { pages, column: column.column_descr_ptr() }))
+        Ok(Box::new(CheckedPages { pages, column: column.column_descr_ptr(), in_row: 0 }))
     }
 
     fn get_column_bloom_filter(&self, index: usize) -> Option<&Sbbf> {
@@ -97,10 +100,12 @@ impl RowGroupReader for CheckedGroup<'_> {
 struct CheckedPages {
     pages: Box<dyn PageReader>,
     column: ColumnDescPtr,
+    /// Values so far of the row at hand.
+    in_row: u64,
 }
 
 impl CheckedPages {
-    fn checked(&self, page: Page) -> Result<Page> {
+    fn checked(&mut self, page: Page) -> Result<Page> {
         let found = match &page {
             Page::DictionaryPage { buf, num_values, .. } => {
                 let count = u64::from(*num_values);
@@ -116,17 +121,66 @@ impl CheckedPages {
                 for (max, encoding) in levels {
                     values = after_levels(values, max, encoding, *num_values);
                 }
-                check_lengths(values, *encoding, *num_values)
+                // Levels were once written without runs, some bits each; their order within a byte changes no row by eight.
+                let packed = *rep_level_encoding != Encoding::RLE;
+                let starts = if packed { &buf[..] } else { buf.get(4..).unwrap_or_default() };
+                self.check_lists(starts, packed, *num_values)
+                    .or_else(|| check_lengths(values, *encoding, *num_values))
             }
             Page::DataPageV2 {
                 buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, ..
             } => {
                 let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
                 let values = usize::try_from(levels).ok().and_then(|levels| buf.get(levels..));
-                check_lengths(values.unwrap_or_default(), *encoding, *num_values)
+                self.check_lists(buf, false, *num_values)
+                    .or_else(|| check_lengths(values.unwrap_or_default(), *encoding, *num_values))
             }
         };
         found.map_or(Ok(page), |found| Err(ParquetError::General(found)))
+    }
+
+    /// Counts the values of each row, by the repetition levels that `bytes` begin with: a row's first has level 0. What is
+    /// wrong with them, if anything; the crate finds levels that end early.
+    fn check_lists(&mut self, bytes: &[u8], packed: bool, values: u32) -> Option<String> {
+        let max = self.column.max_rep_level();
+        if max <= 0 {
+            return None;
+        }
+        let width = 16 - max.leading_zeros();
+        let (mut most, mut left) = (0, u64::from(values));
+        let mut take = |is_first: bool, count: u64| {
+            self.in_row = if is_first { 1 } else { self.in_row.saturating_add(count) };
+            most = most.max(self.in_row);
+        };
+        let mut rest = bytes;
+        while left > 0 {
+            let header = if packed { (left.div_ceil(8) << 1) | 1 } else { varint(&mut rest)? };
+            let run = header >> 1;
+            if header & 1 == 0 {
+                let level = *rest.first()?;
+                rest = rest.get(width.div_ceil(8) as usize..)?;
+                let count = run.min(left);
+                take(level == 0, count);
+                left -= count;
+            } else {
+                let count = run.saturating_mul(8).min(left);
+                let length = usize::try_from((count * u64::from(width)).div_ceil(8)).ok()?;
+                let levels = rest.get(..length)?;
+                for index in 0..count {
+                    let bits = index * u64::from(width)..(index + 1) * u64::from(width);
+                    let set = |bit: u64| levels[(bit / 8) as usize] >> (bit % 8) & 1 == 1;
+                    take(!bits.into_iter().any(set), 1);
+                }
+                rest = rest
+                    .get(usize::try_from(run.saturating_mul(u64::from(width))).ok()?..)
+                    .unwrap_or_default();
+                left -= count;
+            }
+            if run == 0 {
+                break;
+            }
+        }
+        (most > MAX_LIST).then(|| format!("{most} values in one row"))
     }
 }
 
@@ -466,16 +520,54 @@ mod tests {
                     is_sorted: false,
                 };
                 let column = schema.column(index);
-                let found = CheckedPages { pages: Box::new(OnePage(Some(page))), column }.get_next_page();
+                let found =
+                    CheckedPages { pages: Box::new(OnePage(Some(page))), column, in_row: 0 }.get_next_page();
                 assert_eq!(found.is_ok(), num_values == fits, "column {index}: {num_values}");
             }
         }
     }
 
     #[test]
+    fn a_row_holds_so_many_values_whatever_pages_they_are_on() {
+        let schema = "message rows { optional group texts (LIST) { repeated group list { optional int64 element; } } }";
+        let schema = SchemaDescriptor::new(Arc::new(parse_message_type(schema).expect("a schema")));
+        let pages = || CheckedPages { pages: Box::new(OnePage(None)), column: schema.column(0), in_row: 0 };
+        let varint = |mut value: u64| {
+            let mut bytes = Vec::new();
+            while value >= 0x80 {
+                bytes.push(value as u8 | 0x80);
+                value >>= 7;
+            }
+            bytes.push(value as u8);
+            bytes
+        };
+        let run = |count: u64, level: u8| [varint(count << 1), vec![level]].concat();
+        // A run of a level 0 is as many rows, one of level 1 goes on with the last.
+        let levels = [run(5, 0), run((1 << 24) - 1, 1)].concat();
+        let count = 5 + (1 << 24) - 1;
+        let mut page = pages();
+        assert_eq!(page.check_lists(&levels, false, count), None);
+        assert_eq!(page.in_row, 1 << 24);
+        // The next page begins within the row.
+        let found = page.check_lists(&run(1, 1), false, 1);
+        assert_eq!(found.as_deref(), Some("16777217 values in one row"));
+        // Groups of eight, level by level from the lowest bit: rows of 3, 1 and 4 and more.
+        for (levels, packed) in [(&[3, 0b1110_0110, 0][..], false), (&[0b1110_0110, 0][..], true)] {
+            let mut page = pages();
+            assert_eq!(page.check_lists(levels, packed, 8), None);
+            assert_eq!(page.in_row, 4, "{packed}");
+        }
+        for length in 0..levels.len() {
+            pages().check_lists(&levels[..length], false, count);
+        }
+        assert_eq!(pages().check_lists(&[0, 0, 0, 0], false, 9), None, "runs of nothing end");
+    }
+
+    #[test]
     fn more_than_any_writer_makes_is_refused() {
-        assert!(holds(1 << 26, 40, false) && !holds((1 << 26) + 1, 40, false));
-        assert!(holds(1 << 24, 40, true) && !holds((1 << 24) + 1, 40, true));
-        assert!(holds(1 << 30, 1 << 21, true));
+        assert!(holds(1 << 26, 40, 1 << 26, false) && !holds((1 << 26) + 1, 40, 1 << 26, false));
+        assert!(holds(1 << 30, 1 << 21, 1 << 26, false));
+        // A million embeddings of 768 zeros, in some hundred bytes.
+        assert!(holds(768_000_000, 400, 1_000_000, true) && !holds(768_000_000, 400, 1_000, true));
     }
 }
