@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use promptmix::backend::{Mixing, Scorer, StateLayout};
 use promptmix::config::RunConfig;
+use promptmix::pretrained::TensorFile;
 use promptmix::train::{Checkpoint, LastState, RunFolder};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -164,6 +165,51 @@ fn a_checkpoint_without_a_scale_of_inputs_goes_on_with_one() {
     };
     run.save_last(&short).expect("written");
     assert!(RunFolder::load_last(&path, &layout).is_err(), "of another length");
+}
+
+/// A folder that an older program wrote, from another place, with settings by older names and a shorter state.
+#[test]
+fn a_run_folder_of_format_2_goes_on() {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format-2");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for part in ["frozen", "frozen/data", "run"] {
+        fs::create_dir(folder.path().join(part)).expect("a folder");
+        for (name, bytes) in files(&frozen.join(part)) {
+            fs::write(folder.path().join(part).join(name), bytes).expect("written");
+        }
+    }
+    let run = folder.path().join("run").display().to_string();
+    let output = command(&["train", "--resume", "--model", &model().display().to_string(), "--out", &run])
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = |path: &Path| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(path).expect("a log");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let (found, expected) = (log(&folder.path().join("run/log.jsonl")), log(&frozen.join("whole.jsonl")));
+    assert_eq!(found.len(), expected.len(), "60 steps and three validations");
+    let at = |log: &[serde_json::Value], step: u64, key: &str| {
+        let line = log.iter().find(|line| line["step"] == step && !line[key].is_null());
+        line.unwrap_or_else(|| panic!("{key} at step {step}"))[key].clone()
+    };
+    // The first step from the stored state: machines differ in the order of sums of f32 alone.
+    let [loss, before] = [&found, &expected].map(|log| at(log, 26, "loss").as_f64().expect("a number"));
+    assert!((loss - before).abs() <= 1e-5 * before, "{loss} and {before}");
+    // 35 updates later those differences have grown, and the mixture is still the same one.
+    for step in [40, 60] {
+        let [weights, before] = [&found, &expected].map(|log| at(log, step, "attention"));
+        for (weight, before) in weights.as_array().unwrap().iter().zip(before.as_array().unwrap()) {
+            let [weight, before] = [weight, before].map(|weight| weight.as_f64().expect("a number"));
+            assert!((weight - before).abs() < 0.02, "step {step}: {weight} and {before}");
+        }
+        assert_eq!(at(&found, step, "mean"), at(&expected, step, "mean"));
+    }
+    for file in ["best.safetensors", "scorer.safetensors"] {
+        let file = TensorFile::open_safetensors(&folder.path().join("run").join(file)).expect("a file");
+        let scale = file.tensor("input_scale", &[256]).expect("a scale");
+        assert!(scale.iter().all(|value| *value == 1.0), "inputs stay as they were");
+    }
 }
 
 /// The first SIGINT or SIGTERM ends a run after the step at hand, with a checkpoint that no save-every asked for.
