@@ -14,10 +14,11 @@
 //! | n_b, t_b | source tokens and target tokens of example b | | F | feed-forward width (`d_ff`) |
 //! | M | prompt length | | V | vocabulary |
 //! | S | source prompts in the mixture | | T | packed decoder rows, sum of t_b |
-//! | Q | rank of the scorer | | L | layers |
+//! | Q | width of the scorer's bottleneck | | L | layers |
 #![deny(missing_docs)]
 
 pub mod backend;
+pub mod choice;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;

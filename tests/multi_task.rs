@@ -54,7 +54,7 @@ fn config(data: &Path) -> RunConfig {
     config.steps = Some(4);
     config.validate_every = Some(2);
     config.decoding = Decoding::Labels;
-    config.warmup = Some(0);
+    config.warmup_steps = Some(0);
     config
 }
 
@@ -78,7 +78,7 @@ fn attempt(data: &Path, sources: Vec<PathBuf>) -> RunConfig {
     let mut config = config(data);
     config.method = Method::Attempt;
     config.sources = sources;
-    config.rank = 5;
+    config.bottleneck_dim = 5;
     config
 }
 
@@ -279,10 +279,10 @@ fn a_pretrained_scorer_starts_another_run() {
             started.parameters()[segment.range.clone()].iter().map(|&value| value as f32).collect();
         assert_eq!(values, expected, "{name}");
     }
-    config.rank = 6;
+    config.bottleneck_dim = 6;
     let error = Trainer::new(&frozen, &config, &mut Silent).err().expect("another rank").to_string();
-    assert!(error.contains("--rank"), "{error}");
-    config.rank = 5;
+    assert!(error.contains("--bottleneck-dim"), "{error}");
+    config.bottleneck_dim = 5;
     let mut stranger = saved.clone();
     stranger.model_sha256 = Some("cd".repeat(32));
     let path = runs.path().join("stranger.safetensors");

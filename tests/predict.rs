@@ -43,7 +43,7 @@ fn runs(frozen: &Frozen<'_, Cpu<f32>>, folder: &Path) -> Vec<PathBuf> {
     let mut free = config.clone();
     (free.seed, free.decoding) = (3, Decoding::Greedy);
     let mut attempt = config.clone();
-    (attempt.method, attempt.rank) = (Method::Attempt, 8);
+    (attempt.method, attempt.bottleneck_dim) = (Method::Attempt, 8);
     attempt.sources = ["one", "two"].map(|name| folder.join(name).join("prompt.safetensors")).into();
     [("one", config), ("two", other), ("three", free), ("four", attempt)]
         .into_iter()

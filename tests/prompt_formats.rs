@@ -364,7 +364,7 @@ fn the_authors_scorer_is_read_from_its_files() {
     assert!(scorer.segment("w_down", &[5, 4]).expect("its shape").is_some());
     assert!(scorer.segment("w_up", &[4, 5]).expect("not there").is_none());
     let error = scorer.segment("w_down", &[100, 4]).expect_err("another rank").to_string();
-    assert!(error.contains("--rank") && error.contains("[5, 4]"), "{error}");
+    assert!(error.contains("--bottleneck-dim") && error.contains("[5, 4]"), "{error}");
 
     prompt("p", &[1.0; 8], 2).save(&path).expect("saved over it");
     let error = SavedScorer::load(&path).expect_err("a prompt").to_string();

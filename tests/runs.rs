@@ -337,7 +337,7 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest_right_one() {
     for (more, line, found, nearest) in [
         ("learning-rat = 0.1\n", 15, "`learning-rat`", "`learning-rate`"),
         ("learning_rate = 0.1\n", 15, "`learning_rate`", "`learning-rate`"),
-        ("patience = 3\nwarmpu = 3\n", 16, "`warmpu`", "`warmup`"),
+        ("patience = 3\nwarmpu = 3\n", 16, "`warmpu`", "`warmup-steps`"),
         ("[optimiser]\nrate = 3\n", 15, "`optimiser`", "--help"),
         ("learning-rate = \"high\"\n", 15, "high", ""),
         ("seed = -1\n", 15, "-1", ""),

@@ -45,7 +45,7 @@ fn config(data: &Path) -> RunConfig {
     config.method = Method::PromptTuning;
     config.prompt_length = 4;
     config.batch_size = 4;
-    config.rank = 8;
+    config.bottleneck_dim = 8;
     config.steps = Some(100);
     config.validate_every = Some(100);
     config.decoding = Decoding::Labels;
@@ -182,7 +182,7 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
     (patient.learning_rate, patient.validate_every, patient.patience) = (0.0, Some(1), Some(2));
     let mut exploding = with(2, 12);
     (exploding.learning_rate, exploding.weight_decay) = (1e6, Some(1.0));
-    exploding.warmup = Some(0);
+    exploding.warmup_steps = Some(0);
     let configs = [patient, with(3, 5), exploding, with(4, 12)];
     let mut stack = members(&frozen, &configs);
     let outcomes = run_together(&frozen, &mut stack, 8, &mut Heard::default()).expect("a device");

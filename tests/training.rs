@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use promptmix::Error;
 use promptmix::backend::Scorer;
 use promptmix::backend::cpu::Cpu;
-use promptmix::config::{Decoding, Method, RunConfig, Schedule};
+use promptmix::config::{Decoding, LrScheduler, Method, RunConfig};
 use promptmix::data::Split;
 use promptmix::model::Frozen;
 use promptmix::train::{Monitor, Ranks, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, factor};
@@ -74,7 +74,7 @@ fn attempt(data: &Path, sources: Vec<PathBuf>) -> RunConfig {
     let mut config = config(data);
     config.method = Method::Attempt;
     config.sources = sources;
-    config.rank = 16;
+    config.bottleneck_dim = 16;
     config
 }
 
@@ -124,9 +124,9 @@ fn the_scorer_has_a_learning_rate_of_its_own() {
         let mut config = attempt(data.path(), sources.clone());
         config.scorer_learning_rate = Some(scorer_learning_rate);
         config.learning_rate = learning_rate;
-        config.schedule = Schedule::Constant;
-        config.warmup = Some(0);
-        config.clip = 0.0;
+        config.lr_scheduler = LrScheduler::Constant;
+        config.warmup_steps = Some(0);
+        config.max_grad_norm = 0.0;
         let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
         let before = trainer.parameters();
         steps(&mut trainer, 1);
@@ -175,25 +175,23 @@ fn a_frozen_scorer_stays_as_it_was_while_the_target_learns() {
 #[test]
 fn a_target_prompt_starts_where_it_is_told_to() {
     use promptmix::backend::Backend;
-    use promptmix::config::Initialisation;
+    use promptmix::config::PromptInit;
     let data = data(24);
     let prompts = tempfile::tempdir().expect("a temporary folder");
     let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
     let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
     let saved = sources(&frozen, data.path(), prompts.path());
-    let start = |method: Method,
-                 initialisation: Initialisation,
-                 initial_prompt: Option<PathBuf>,
-                 sources: &[PathBuf]| {
-        let mut config = config(data.path());
-        config.method = method;
-        config.initialisation = Some(initialisation);
-        config.initial_prompt = initial_prompt;
-        config.sources = sources.to_vec();
-        let trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
-        let range = trainer.mixture().layout.range("target_prompts", 0).expect("a segment");
-        trainer.parameters()[range].to_vec()
-    };
+    let start =
+        |method: Method, initialisation: PromptInit, initial_prompt: Option<PathBuf>, sources: &[PathBuf]| {
+            let mut config = config(data.path());
+            config.method = method;
+            config.prompt_init = Some(initialisation);
+            config.initial_prompt = initial_prompt;
+            config.sources = sources.to_vec();
+            let trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+            let range = trainer.mixture().layout.range("target_prompts", 0).expect("a segment");
+            trainer.parameters()[range].to_vec()
+        };
     let tuning = |initialisation| start(Method::PromptTuning, initialisation, None, &[]);
     let embedding: Vec<Vec<f64>> = (0..frozen.model.config().vocab_size)
         .map(|row| {
@@ -205,7 +203,7 @@ fn a_target_prompt_starts_where_it_is_told_to() {
     let row_of =
         |values: &[f64]| embedding.iter().position(|row| row == values).expect("a row of the embedding");
 
-    let mut rows: Vec<usize> = tuning(Initialisation::Vocabulary).chunks(width).map(row_of).collect();
+    let mut rows: Vec<usize> = tuning(PromptInit::Vocabulary).chunks(width).map(row_of).collect();
     rows.sort_unstable();
     rows.dedup();
     assert_eq!(rows.len(), 8, "distinct rows");
@@ -215,12 +213,12 @@ fn a_target_prompt_starts_where_it_is_told_to() {
         .flat_map(|word| frozen.tokenizer.encode_without_eos(word).expect("pieces"))
         .map(|id| id as usize)
         .collect();
-    let rows: Vec<usize> = tuning(Initialisation::Labels).chunks(width).map(row_of).collect();
+    let rows: Vec<usize> = tuning(PromptInit::Labels).chunks(width).map(row_of).collect();
     assert_eq!(rows[..words.len().min(8)], words[..words.len().min(8)], "the label words come first");
 
     let deviation = |values: &[f64]| (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
     // Of 2,048 numbers a deviation varies by 0.016 of itself, and less where they are uniform.
-    let (normal, uniform) = (tuning(Initialisation::Normal), tuning(Initialisation::Uniform));
+    let (normal, uniform) = (tuning(PromptInit::Normal), tuning(PromptInit::Uniform));
     assert!((deviation(&normal) - 1.0).abs() < 0.1, "{}", deviation(&normal));
     assert!((deviation(&uniform) - 12.0_f64.sqrt().recip()).abs() < 0.05, "{}", deviation(&uniform));
     assert!(uniform.iter().all(|value| value.abs() <= 0.5) && normal.iter().any(|value| value.abs() > 0.5));
@@ -231,10 +229,10 @@ fn a_target_prompt_starts_where_it_is_told_to() {
     };
     let (first, second) = (prompt(&saved[0]), prompt(&saved[1]));
     assert_ne!(first, second);
-    assert_eq!(start(Method::PromptTuning, Initialisation::Prompt, Some(saved[1].clone()), &[]), second);
-    assert_eq!(start(Method::Spot, Initialisation::Prompt, None, &saved[..1]), first);
+    assert_eq!(start(Method::PromptTuning, PromptInit::Prompt, Some(saved[1].clone()), &[]), second);
+    assert_eq!(start(Method::Spot, PromptInit::Prompt, None, &saved[..1]), first);
     // Two equal weights: nothing says which is the nearer.
-    let merged = start(Method::Spot, Initialisation::Prompt, None, &saved);
+    let merged = start(Method::Spot, PromptInit::Prompt, None, &saved);
     for ((merged, first), second) in merged.iter().zip(&first).zip(&second) {
         assert!((merged - (first + second) / 2.0).abs() <= 1e-6 * first.abs().max(second.abs()).max(1.0));
     }
@@ -270,8 +268,8 @@ fn accumulation_gives_the_numbers_of_the_large_batch() {
     let run = |batch_size: usize, accumulate: usize| {
         let mut config = config(data.path());
         config.batch_size = batch_size;
-        config.accumulate = accumulate;
-        config.warmup = Some(0);
+        config.gradient_accumulation_steps = accumulate;
+        config.warmup_steps = Some(0);
         let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
         let records = steps(&mut trainer, 2);
         (records[1].loss, records[1].gradient_norm)
@@ -313,7 +311,7 @@ fn two_ranks_give_the_numbers_of_one() {
     let prompts = tempfile::tempdir().expect("a temporary folder");
     let mut config = attempt(data.path(), sources(&frozen, data.path(), prompts.path()));
     // Two micro-batches of each rank, and in the epoch's last step one row for rank 0 and none for rank 1.
-    (config.batch_size, config.accumulate, config.dropout) = (4, 2, Some(0.1));
+    (config.batch_size, config.gradient_accumulation_steps, config.dropout) = (4, 2, Some(0.1));
     config.training_rows = Some(17);
     let alone = steps(&mut Trainer::new(&frozen, &config, &mut Silent).expect("a run"), 4);
     let (to_one, at_one) = channel();
@@ -433,8 +431,8 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_step_and_tensor() {
     let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
     let mut config = config(data.path());
     config.learning_rate = 1e6;
-    config.warmup = Some(0);
-    config.schedule = Schedule::Constant;
+    config.warmup_steps = Some(0);
+    config.lr_scheduler = LrScheduler::Constant;
     config.weight_decay = Some(1.0);
     config.steps = Some(200);
     let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
@@ -448,27 +446,27 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_step_and_tensor() {
 
 #[test]
 fn schedules_climb_through_warm_up_and_end_where_they_should() {
-    assert_eq!(factor(Schedule::Linear, 0, 10, 110), 0.0);
-    assert_eq!(factor(Schedule::Linear, 5, 10, 110), 0.5);
-    assert_eq!(factor(Schedule::Linear, 10, 10, 110), 1.0);
-    assert_eq!(factor(Schedule::Linear, 60, 10, 110), 0.5);
-    assert_eq!(factor(Schedule::Linear, 110, 10, 110), 0.0);
-    assert_eq!(factor(Schedule::Constant, 109, 10, 110), 1.0);
-    assert!((factor(Schedule::Cosine, 60, 10, 110) - 0.5).abs() < 1e-12);
-    assert_eq!(factor(Schedule::Linear, 3, 500, 100), 0.006);
+    assert_eq!(factor(LrScheduler::Linear, 0, 10, 110), 0.0);
+    assert_eq!(factor(LrScheduler::Linear, 5, 10, 110), 0.5);
+    assert_eq!(factor(LrScheduler::Linear, 10, 10, 110), 1.0);
+    assert_eq!(factor(LrScheduler::Linear, 60, 10, 110), 0.5);
+    assert_eq!(factor(LrScheduler::Linear, 110, 10, 110), 0.0);
+    assert_eq!(factor(LrScheduler::Constant, 109, 10, 110), 1.0);
+    assert!((factor(LrScheduler::Cosine, 60, 10, 110) - 0.5).abs() < 1e-12);
+    assert_eq!(factor(LrScheduler::Linear, 3, 500, 100), 0.006);
 }
 
 #[test]
 fn presets_differ_in_what_the_design_says_they_differ_in() {
-    use promptmix::config::{Initialisation, Preset};
+    use promptmix::config::{Preset, PromptInit};
     let mut config = RunConfig::default();
     assert_eq!(config.preset, Preset::Tuned);
     assert_eq!(
-        (config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)),
+        (config.scorer_learning_rate(), config.warmup_steps(1_000), config.warmup_steps(100_000)),
         (0.01, 60, 500)
     );
     assert!(config.standardizes_inputs() && config.trains_layer_norm() && !config.pools_padding());
-    assert_eq!(config.initialisation(), Initialisation::Vocabulary);
+    assert_eq!(config.prompt_init(), PromptInit::Vocabulary);
     for scorer in [Scorer::Uniform, Scorer::Constant] {
         config.scorer = scorer;
         assert!(!config.standardizes_inputs(), "{scorer:?} reads no input");
@@ -476,14 +474,17 @@ fn presets_differ_in_what_the_design_says_they_differ_in() {
     assert_eq!(config.scorer_learning_rate(), 0.1, "of logits");
     config.scorer = Scorer::Bottleneck;
     config.preset = Preset::Paper;
-    assert_eq!((config.scorer_learning_rate(), config.warmup(1_000), config.warmup(100_000)), (0.1, 60, 500));
+    assert_eq!(
+        (config.scorer_learning_rate(), config.warmup_steps(1_000), config.warmup_steps(100_000)),
+        (0.1, 60, 500)
+    );
     assert!(!config.standardizes_inputs() && config.trains_layer_norm() && !config.pools_padding());
-    assert_eq!(config.initialisation(), Initialisation::Vocabulary);
+    assert_eq!(config.prompt_init(), PromptInit::Vocabulary);
     config.preset = Preset::Reference;
-    assert_eq!((config.scorer_learning_rate(), config.warmup(1_000)), (0.3, 500));
+    assert_eq!((config.scorer_learning_rate(), config.warmup_steps(1_000)), (0.3, 500));
     assert!(!config.standardizes_inputs());
     assert!(!config.trains_layer_norm() && config.pools_padding());
-    assert_eq!(config.initialisation(), Initialisation::Prompt);
+    assert_eq!(config.prompt_init(), PromptInit::Prompt);
     config.method = Method::PromptTuning;
-    assert_eq!((config.initialisation(), config.weight_decay()), (Initialisation::Normal, 1e-5));
+    assert_eq!((config.prompt_init(), config.weight_decay()), (PromptInit::Normal, 1e-5));
 }

@@ -2,23 +2,24 @@
 
 use std::ops::Range;
 
-/// How a mixture's weights are scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Scorer {
-    /// h = LayerNorm(W_up · silu(W_down · x_b)): the paper's.
-    Bottleneck,
-    /// h = LayerNorm(W x_b).
-    Linear,
-    /// h = x_b.
-    Dot,
-    /// h as in bottleneck; one softmax a prompt row: a\[m, j\] = softmax_j(P_j\[m\] · h / temperature).
-    Token,
-    /// a = 1 / (number of prompts).
-    Uniform,
-    /// a = softmax of one learnt logit a prompt: the same for every input.
-    Constant,
+use crate::choice::choices;
+
+choices! {
+    /// How a mixture's weights are scored.
+    pub enum Scorer {
+        /// h = LayerNorm(W_up · silu(W_down · x_b)): the paper's.
+        Bottleneck = "bottleneck",
+        /// h = LayerNorm(W x_b).
+        Linear = "linear",
+        /// h = x_b.
+        Dot = "dot",
+        /// h as in bottleneck; one softmax a prompt row: a(m, j) = softmax_j(P_j(m) · h / temperature).
+        Token = "token",
+        /// a = 1 / (number of prompts).
+        Uniform = "uniform",
+        /// a = softmax of one learnt logit a prompt: the same for every input.
+        Constant = "constant",
+    }
 }
 
 impl Scorer {

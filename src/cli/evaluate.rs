@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use super::device::{Device, on_device};
 use super::progress;
-use super::train::DecodingName;
 use crate::backend::Backend;
+use crate::config::Decoding;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
@@ -36,8 +36,8 @@ pub(super) struct Arguments {
     #[arg(long, default_value = "validation")]
     split: Split,
     /// How answers are got [default: the run's]
-    #[arg(long, value_enum)]
-    decoding: Option<DecodingName>,
+    #[arg(long)]
+    decoding: Option<Decoding>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -100,7 +100,7 @@ impl Arguments {
             Some(data) => data.clone(),
             None => own,
         };
-        let decoding = self.decoding.map_or(saved.config.decoding, Into::into);
+        let decoding = self.decoding.unwrap_or(saved.config.decoding);
         let bar = progress::bar(0, "evaluation");
         let evaluation = run.evaluate(&data, self.split, decoding, &mut |done, examples| {
             bar.set_length(examples as u64);

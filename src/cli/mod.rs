@@ -14,6 +14,7 @@ mod random_model;
 mod ranks;
 #[cfg(feature = "report")]
 mod report;
+mod settings;
 mod sweep;
 mod tasks;
 mod train;

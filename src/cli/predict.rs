@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use serde_json::{Map, Value, json};
 
 use super::device::{Device, on_device};
-use super::train::DecodingName;
 use crate::backend::Backend;
+use crate::config::Decoding;
 use crate::data::{self, LINE_LIMIT, Reader};
 use crate::error::{Error, Result};
 use crate::files;
@@ -62,8 +62,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     explain: bool,
     /// How answers are got [default: each run's own]
-    #[arg(long, value_enum)]
-    decoding: Option<DecodingName>,
+    #[arg(long)]
+    decoding: Option<Decoding>,
     #[command(flatten)]
     device: Device,
 }
@@ -110,7 +110,7 @@ impl Arguments {
         drop(checkpoint);
         super::warn(&frozen.warnings);
         let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
-        let predictor = Predictor::open(&frozen, &folders, self.decoding.map(Into::into))?;
+        let predictor = Predictor::open(&frozen, &folders, self.decoding)?;
         let bad_rows = match &self.out {
             None => self.answer(&predictor, runs, &mut rows, &mut std::io::stdout().lock())?,
             Some(path) => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::Table;
 
-use super::RunConfig;
+use super::{RunConfig, SETTINGS, Setting};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -33,6 +33,23 @@ impl RunConfig {
     pub fn from_table(path: &Path, text: &str, table: Table) -> Result<Self> {
         check_keys(path, text, table.keys())?;
         Self::deserialize(table).map_err(|error| malformed(path, text, &error))
+    }
+
+    /// These settings with those of `changes`, by their keys, instead; `steps` there puts `epochs` here out of force, and the
+    /// other way round.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an unknown key or a value of another type.
+    pub fn with(&self, changes: &Table) -> Result<Self> {
+        let refuse = |error: String| Error::setting("settings", "values of the settings' types", error, "");
+        let mut table = Table::try_from(self).map_err(|error| refuse(error.to_string()))?;
+        for (one, other) in [("epochs", "steps"), ("steps", "epochs")] {
+            if changes.contains_key(one) && !changes.contains_key(other) {
+                table.remove(other);
+            }
+        }
+        table.extend(changes.clone());
+        Self::deserialize(table).map_err(|error| refuse(error.message().to_owned()))
     }
 
     /// The settings as [`RunConfig::from_toml`] reads them, one a line; those that are not set are left out.
@@ -70,11 +87,11 @@ fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Error {
 }
 
 fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a String>) -> Result<()> {
-    let known = known_keys()?;
-    let Some(unknown) = keys.find(|key| !known.contains(key)) else { return Ok(()) };
-    let nearest = known
+    let known = |key: &&String| key_of(key).is_some();
+    let Some(unknown) = keys.find(|key| !known(key)) else { return Ok(()) };
+    let nearest = SETTINGS
         .iter()
-        .map(|key| (strsim::jaro_winkler(unknown, key), key))
+        .map(|setting| (strsim::jaro_winkler(unknown, setting.key), setting.key))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > LIKENESS);
     let advice = match nearest {
@@ -89,10 +106,24 @@ fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a St
     Err(Error::format(path, line, "a setting", format!("`{unknown}`"), advice))
 }
 
-/// Every key, set or not.
-fn known_keys() -> Result<Vec<String>> {
-    match serde_json::to_value(RunConfig::default()) {
-        Ok(serde_json::Value::Object(fields)) => Ok(fields.into_iter().map(|(key, _)| key).collect()),
-        _ => Err(Error::unsupported("the list of settings", "they could not be written as JSON", "")),
+/// The key that `key` means: itself, or what a key of older versions is called now; `None` if it is none.
+pub fn key_of(key: &str) -> Option<&'static str> {
+    let means = |setting: &&Setting| setting.key == key || setting.aliases.contains(&key);
+    SETTINGS.iter().find(means).map(|setting| setting.key)
+}
+
+/// `table` with every setting under the key that it has now.
+///
+/// # Errors
+/// [`Error::Format`] where the old and the new key of a setting are both given.
+pub fn with_keys_of_now(path: &Path, table: Table) -> Result<Table> {
+    let mut renamed = Table::new();
+    for (key, value) in table {
+        let now = key_of(&key).map_or_else(|| key.clone(), str::to_owned);
+        if renamed.insert(now.clone(), value).is_some() {
+            let found = format!("`{now}` and a key of older versions for it");
+            return Err(Error::format(path, None, "each setting once", found, "leave one out"));
+        }
     }
+    Ok(renamed)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::RunConfig;
-use super::file::{parse, read};
+use super::file::{parse, read, with_keys_of_now};
 use crate::error::{Error, Result};
 
 /// Runs of one file at most: more is nearly always a mistake.
@@ -28,8 +28,8 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
     let Some(Value::Table(axes)) = shared.remove("sweep") else {
         return refuse("a table `sweep` of lists", "none".into());
     };
-    let mut runs = vec![(String::new(), shared)];
-    for (axis, entries) in &axes {
+    let mut runs = vec![(String::new(), with_keys_of_now(path, shared)?)];
+    for (axis, entries) in &with_keys_of_now(path, axes)? {
         let Value::Array(entries) = entries else {
             return refuse(&format!("a list as sweep.{axis}"), entries.type_str().into());
         };
@@ -37,7 +37,13 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
             let expected = format!("1 to {MOST} runs");
             return refuse(&expected, format!("{} with sweep.{axis}", runs.len() * entries.len()));
         }
-        runs = runs.iter().flat_map(|run| entries.iter().map(|entry| along(run, axis, entry))).collect();
+        let mut longer = Vec::with_capacity(runs.len() * entries.len());
+        for run in &runs {
+            for entry in entries {
+                longer.push(along(path, run, axis, entry)?);
+            }
+        }
+        runs = longer;
     }
     let mut named: Vec<(String, RunConfig)> = Vec::with_capacity(runs.len());
     for (name, table) in runs {
@@ -51,10 +57,16 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
 }
 
 /// `run` with an entry of `axis`.
-fn along((name, settings): &(String, Table), axis: &str, entry: &Value) -> (String, Table) {
+fn along(
+    path: &Path,
+    (name, settings): &(String, Table),
+    axis: &str,
+    entry: &Value,
+) -> Result<(String, Table)> {
     let mut settings = settings.clone();
     let part = match entry {
         Value::Table(together) => {
+            let together = with_keys_of_now(path, together.clone())?;
             settings.extend(together.clone());
             // The entry's own name for it: the setting that the axis is named after, else its first text.
             let own = together.get(axis).or_else(|| together.values().find(|value| value.is_str()));
@@ -66,7 +78,7 @@ fn along((name, settings): &(String, Table), axis: &str, entry: &Value) -> (Stri
         }
     };
     let joined = if name.is_empty() { part } else { format!("{name}-{part}") };
-    (joined, settings)
+    Ok((joined, settings))
 }
 
 /// A value as a part of a folder's name.

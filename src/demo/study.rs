@@ -281,7 +281,7 @@ impl Study<'_> {
         let config = RunConfig::default();
         let length = self.settings.sources.prompt_length;
         // M·D + 2·Q·D + 2·D over D.
-        length + 2 * config.rank + 2
+        length + 2 * config.bottleneck_dim + 2
     }
 
     /// The accuracy of each source as it is on each kind of each data set's validation rows: data set, source, kind.

@@ -85,7 +85,9 @@ pub fn foresee(free: usize, examples: usize, bytes: impl FnMut(usize) -> Result<
     let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
     let advice = match fits {
         0 => "take a smaller model, or lower --max-source-length".to_owned(),
-        fits => format!("--batch-size {fits} fits; with --accumulate the step stays as it is"),
+        fits => {
+            format!("--batch-size {fits} fits; with --gradient-accumulation-steps the step stays as it is")
+        }
     };
     let expected = format!("training that fits into the {} MiB of free device memory", mebibytes(free));
     let found = format!("{examples}, which needs up to {} MiB", mebibytes(needed));

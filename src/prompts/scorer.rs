@@ -122,7 +122,7 @@ impl SavedScorer {
     pub fn segment(&self, name: &str, shape: &[usize]) -> Result<Option<&[f32]>> {
         let Some((found, values)) = self.segments.get(name) else { return Ok(None) };
         if found != shape {
-            let advice = "give the --rank and the --scorer that it was trained with, on a model of its width";
+            let advice = "give the --bottleneck-dim and the --scorer that it was trained with, on a model of its width";
             return Err(Error::tensor(name, format!("shape {shape:?}"), format!("shape {found:?}"), advice));
         }
         Ok(Some(values))

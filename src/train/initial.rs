@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::backend::StateLayout;
-use crate::config::{Initialisation, Method, RunConfig};
+use crate::config::{Method, PromptInit, RunConfig};
 use crate::error::{Error, Result};
 use crate::prompts::{self, Prompt};
 
@@ -21,7 +21,7 @@ pub struct Start<'a> {
     pub embedding: &'a dyn Fn(usize) -> Vec<f32>,
     /// V.
     pub vocabulary: usize,
-    /// Token ids of the task's label words, for [`Initialisation::Labels`].
+    /// Token ids of the task's label words, for [`PromptInit::Labels`].
     pub label_ids: &'a [u32],
     /// The source prompts.
     pub sources: &'a [Prompt],
@@ -68,14 +68,14 @@ fn target_prompt(
 ) -> Result<Vec<f64>> {
     let (length, width) = (layout.prompt_length, layout.width);
     let widened = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
-    match config.initialisation() {
-        Initialisation::Normal => Ok((0..length * width).map(|_| normal(random)).collect()),
-        Initialisation::Uniform => Ok((0..length * width).map(|_| uniform(random) - 0.5).collect()),
-        Initialisation::Vocabulary => vocabulary_rows(length, start, random),
-        Initialisation::Labels => {
+    match config.prompt_init() {
+        PromptInit::Normal => Ok((0..length * width).map(|_| normal(random)).collect()),
+        PromptInit::Uniform => Ok((0..length * width).map(|_| uniform(random) - 0.5).collect()),
+        PromptInit::Vocabulary => vocabulary_rows(length, start, random),
+        PromptInit::Labels => {
             if start.label_ids.is_empty() {
                 return Err(Error::setting(
-                    "--initialisation",
+                    "--prompt-init",
                     "a task with labels",
                     "labels, for a task of free answers",
                     "use vocabulary",
@@ -87,7 +87,7 @@ fn target_prompt(
             rows.extend(vocabulary_rows(length - ids.len(), start, random)?);
             Ok(rows)
         }
-        Initialisation::Prompt => match (config.method, start.initial_prompt, start.sources) {
+        PromptInit::Prompt => match (config.method, start.initial_prompt, start.sources) {
             (Method::Spot, target, sources @ [_, _, ..]) => {
                 let weights = prompts::weights_by_similarity(sources, target);
                 Ok(widened(prompts::merge("start", sources, &weights)?.values()))
@@ -96,7 +96,7 @@ fn target_prompt(
                 Ok(widened(source.values()))
             }
             (_, None, []) => Err(Error::setting(
-                "--initialisation",
+                "--prompt-init",
                 "a prompt to start from",
                 "none",
                 "name it with --initial-prompt",
@@ -114,7 +114,7 @@ fn vocabulary_rows(count: usize, start: &Start<'_>, random: &mut ChaCha8Rng) -> 
             "--prompt-length",
             format!("at most {} with vocabulary rows", rows.len()),
             count.to_string(),
-            "use --initialisation normal",
+            "use --prompt-init normal",
         ));
     }
     // The front of a Fisher-Yates shuffle.

@@ -60,7 +60,7 @@ pub(super) fn mixture<B: Backend>(
         targets,
         config.prompt_length,
         width,
-        config.rank,
+        config.bottleneck_dim,
         mixes && config.learn_temperature,
     );
     let layout = if mixes && config.scorer == Scorer::Constant {

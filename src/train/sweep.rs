@@ -196,7 +196,6 @@ fn ended() -> RunPart {
 
 fn not_finite(name: &str, step: u64, loss: f64) -> Error {
     let tensor = if loss.is_finite() { "the gradient" } else { "the loss" };
-    let advice =
-        "lower --learning-rate, or set --clip; alone the run says more; its last checkpoint is as it was";
+    let advice = "lower --learning-rate, or set --max-grad-norm; alone the run says more; its last checkpoint is as it was";
     Error::NonFinite { step, tensor: format!("{tensor} of run {name}"), advice: advice.into() }
 }

@@ -77,18 +77,18 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let mut state = frozen.backend.state(&mixture.layout, &values, 1);
         foresee(frozen, config, &tasks, &mixture, &mut state)?;
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
-        let batch_size = config.batch_size * config.accumulate;
+        let batch_size = config.batch_size * config.gradient_accumulation_steps;
         let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
         let mut hasher = Sha256::new();
         tasks.iter().for_each(|data| data.feed(&mut hasher));
         let checkpoint = Checkpoint { data_sha256: Some(hexadecimal(hasher)), ..Checkpoint::default() };
         let prompts = prompt_names(config, &mixture);
         let steps = config.steps(batches.steps_per_epoch());
-        let warmup = config.warmup(steps);
+        let warmup = config.warmup_steps(steps);
         if steps <= warmup {
             monitor.note(&format!(
                 "the run's {steps} steps all lie within its warm-up of {warmup}: the learning rate never reaches its \
-                 peak; give --warmup or more steps"
+                 peak; give --warmup-steps or more steps"
             ));
         }
         Ok(Self {
@@ -368,13 +368,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let Some(next) = self.batches.next() else {
             return Err(Error::setting("steps", "a run that goes on", "its end", ""));
         };
-        let factor = factor(self.config.schedule, next.step, self.warmup, self.steps);
+        let factor = factor(self.config.lr_scheduler, next.step, self.warmup, self.steps);
         let mut optimizer = OptimizerStep::new(
             self.config.learning_rate * factor,
             self.config.scorer_learning_rate() * factor,
         );
         optimizer.weight_decay = self.config.weight_decay();
-        optimizer.clip_norm = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
+        optimizer.clip_norm =
+            if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let examples = next.indices.iter().enumerate().map(|(position, &index)| {
             let (task, row) = self.batches.locate(index);
             let training = &self.tasks[task].training;
@@ -556,7 +557,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 format!("the gradient of {}", names.join(", "))
             }
         });
-        let advice = "lower --learning-rate, or set --clip; the last checkpoint is as it was";
+        let advice = "lower --learning-rate, or set --max-grad-norm; the last checkpoint is as it was";
         Error::NonFinite { step, tensor, advice: advice.into() }
     }
 }

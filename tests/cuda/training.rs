@@ -40,7 +40,7 @@ fn config(data: &Path) -> RunConfig {
     config.labels = Some("negative,positive".into());
     config.data = data.to_owned();
     config.method = Method::PromptTuning;
-    (config.prompt_length, config.rank, config.batch_size) = (8, 16, 4);
+    (config.prompt_length, config.bottleneck_dim, config.batch_size) = (8, 16, 4);
     config.steps = Some(STEPS);
     // At the default of 0.3 so small a batch throws the loss about, and a rounding grows from step to step.
     (config.learning_rate, config.scorer_learning_rate) = (0.1, Some(0.03));
@@ -152,7 +152,7 @@ fn fifty_steps_follow_the_cpu_and_change_no_frozen_number() {
 fn short(data: &Path) -> RunConfig {
     let mut settings = config(data);
     (settings.steps, settings.validate_every, settings.save_every) = (Some(8), Some(6), Some(3));
-    (settings.batch_size, settings.accumulate, settings.training_rows) = (3, 2, Some(14));
+    (settings.batch_size, settings.gradient_accumulation_steps, settings.training_rows) = (3, 2, Some(14));
     (settings.dropout, settings.validation_rows) = (Some(0.1), Some(2));
     settings
 }

@@ -1,0 +1,75 @@
+//! The settings of a run as flags.
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use toml::{Table, Value};
+
+use crate::config::{SETTINGS, Setting, Values};
+
+/// The settings that were given as flags, by their keys.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SettingFlags(pub(super) Table);
+
+/// A flag each, but for the threads, which [`Device`](super::device::Device) has for every command.
+fn as_flags() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(|setting| setting.key != "threads")
+}
+
+fn flag(setting: &'static Setting) -> Arg {
+    let help = format!("{} [default: {}]", setting.about, setting.default_value());
+    let arg = Arg::new(setting.key).long(setting.key).aliases(setting.aliases).help(help);
+    let arg = arg.help_heading(setting.section);
+    match setting.values {
+        Values::Switch => arg
+            .value_parser(value_parser!(bool))
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        Values::Whole(..) => arg.value_parser(value_parser!(i64).range(0..)),
+        Values::Real(..) | Values::Portion | Values::Positive(_) => arg.value_parser(value_parser!(f64)),
+        Values::Choice(choices) => {
+            let values = choices.iter().map(|(name, about)| PossibleValue::new(name).help(about.trim()));
+            arg.value_parser(PossibleValuesParser::new(values))
+        }
+        Values::Paths => arg.value_delimiter(',').action(ArgAction::Append),
+        _ => arg,
+    }
+}
+
+impl Args for SettingFlags {
+    fn augment_args(command: Command) -> Command {
+        as_flags().fold(command, |command, setting| command.arg(flag(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for setting in as_flags() {
+            let key = setting.key;
+            let text = || matches.get_one::<String>(key).map(|text| text.clone().into());
+            let value = match setting.values {
+                Values::Switch => matches.get_one::<bool>(key).map(|&value| value.into()),
+                Values::Whole(..) => matches.get_one::<i64>(key).map(|&value| value.into()),
+                Values::Real(..) | Values::Portion | Values::Positive(_) => {
+                    matches.get_one::<f64>(key).map(|&value| value.into())
+                }
+                Values::Paths => matches
+                    .get_many::<String>(key)
+                    .map(|paths| Value::Array(paths.map(|path| path.clone().into()).collect())),
+                _ => text(),
+            };
+            self.0.extend(value.map(|value| (key.to_owned(), value)));
+        }
+        Ok(())
+    }
+}
