@@ -11,6 +11,7 @@ mod sweep;
 use std::path::PathBuf;
 
 pub use declared::{RunConfig, SETTINGS};
+pub use file::Difference;
 pub use page::reference_page;
 pub use setting::{Setting, Values};
 pub use sweep::read_sweep;

@@ -84,12 +84,14 @@ pub enum Error {
     },
 
     /// Whoever listens to a run asked it to end early; its checkpoint is written.
-    #[error("ended on request after step {step} of {steps}, with a checkpoint: --resume goes on from there")]
+    #[error("ended on request after step {step} of {steps}, with a checkpoint: {next}")]
     Interrupted {
         /// Steps taken.
         step: u64,
         /// Steps of the whole run.
         steps: u64,
+        /// How to go on.
+        next: String,
     },
 
     /// Something is known but cannot be done by this build or on this machine.

@@ -342,14 +342,14 @@ fn model() -> PathBuf {
 /// Checks that a comparison does the steps that it promises.
 #[derive(Default)]
 struct Counted {
-    parts: Vec<&'static str>,
+    parts: Vec<String>,
     promised: u64,
     done: u64,
 }
 
 impl Progress for Counted {
-    fn begin(&mut self, what: &'static str, steps: u64) {
-        self.parts.push(what);
+    fn begin(&mut self, what: &str, steps: u64) {
+        self.parts.push(what.to_owned());
         self.promised += steps;
     }
 

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use indicatif::ProgressBar;
-
-use super::progress;
-use crate::demo::{self, Progress, Settings, StudySettings};
+use super::progress::Bars;
+use crate::demo::{self, Settings, StudySettings};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -33,20 +31,6 @@ pub(super) struct Arguments {
     threads: Option<usize>,
 }
 
-/// A bar a part of the work.
-struct Bars(ProgressBar);
-
-impl Progress for Bars {
-    fn begin(&mut self, what: &'static str, steps: u64) {
-        self.0.finish_and_clear();
-        self.0 = progress::bar(steps, what);
-    }
-
-    fn step(&mut self) {
-        self.0.inc(1);
-    }
-}
-
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         if self.study {
@@ -65,9 +49,9 @@ impl Arguments {
         settings.workers = self.threads;
         let model = self.out.join("model");
         demo::write_model(&model)?;
-        let mut bars = Bars(ProgressBar::hidden());
+        let mut bars = Bars::quiet()?;
         let report = demo::compare(&settings, &model, &self.out, &mut bars)?;
-        bars.0.finish_and_clear();
+        bars.finish();
         let text = report.to_string();
         files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;
         println!("{text}");
@@ -88,9 +72,9 @@ impl Arguments {
         let settings = StudySettings { workers: self.threads, ..StudySettings::default() };
         let model = self.out.join("model");
         demo::write_model(&model)?;
-        let mut bars = Bars(ProgressBar::hidden());
+        let mut bars = Bars::quiet()?;
         let report = demo::study(&settings, &model, &self.out, &mut bars)?;
-        bars.0.finish_and_clear();
+        bars.finish();
         let text = report.to_string();
         files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;
         println!(

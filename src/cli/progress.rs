@@ -1,5 +1,6 @@
 //! Progress bars for people, plain lines where no terminal is.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,14 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
+use crate::experiment::Progress;
 use crate::train::{Monitor, StepRecord, ValidationRecord};
 
 /// A bar of `length` steps of `what`; hidden where standard error is no terminal.
-pub(super) fn bar(length: u64, what: &'static str) -> ProgressBar {
+pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {elapsed}<{eta} {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-    bar.set_prefix(what);
+    bar.set_prefix(what.to_owned());
     bar
 }
 
@@ -28,6 +30,76 @@ pub(super) struct Shown {
 /// Exit status of a run that a signal ended: 128 and SIGINT's number.
 pub(super) const INTERRUPTED: u8 = 130;
 
+/// What SIGINT and SIGTERM set from now on, for the work to end after the step at hand; the second one ends it at once.
+fn signals() -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::flag::{register, register_conditional_shutdown};
+    let signalled = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the second signal finds what the first has set.
+        register_conditional_shutdown(signal, INTERRUPTED.into(), signalled.clone())
+            .and_then(|_| register(signal, signalled.clone()))
+            .map_err(|source| Error::file("listen for", "signals", source))?;
+    }
+    Ok(signalled)
+}
+
+/// Shows a comparison: a bar a part of the work, and notes, each of the same words once.
+pub(super) struct Bars {
+    bar: ProgressBar,
+    said: BTreeSet<String>,
+    is_quiet: bool,
+    signalled: Arc<AtomicBool>,
+}
+
+impl Bars {
+    /// With notes.
+    pub(super) fn new() -> Result<Self> {
+        let (bar, said) = (ProgressBar::hidden(), BTreeSet::new());
+        Ok(Self { bar, said, is_quiet: false, signalled: signals()? })
+    }
+
+    /// Without notes.
+    pub(super) fn quiet() -> Result<Self> {
+        Ok(Self { is_quiet: true, ..Self::new()? })
+    }
+
+    /// Clears the bar.
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&mut self, what: &str, steps: u64) {
+        self.finish();
+        self.bar = bar(steps, what);
+    }
+
+    fn more(&mut self, steps: u64) {
+        self.bar.inc_length(steps);
+    }
+
+    fn step(&mut self) {
+        self.bar.inc(1);
+    }
+
+    fn note(&mut self, text: &str) {
+        if !self.is_quiet && self.said.insert(text.to_owned()) {
+            say(&self.bar, text);
+        }
+    }
+
+    fn ends(&mut self) -> bool {
+        self.signalled.load(Ordering::Relaxed)
+    }
+}
+
+/// Prints a line beside a bar.
+fn say(bar: &ProgressBar, text: &str) {
+    if bar.is_hidden() { eprintln!("{text}") } else { bar.suspend(|| eprintln!("{text}")) }
+}
+
 impl Shown {
     pub(super) fn new() -> Self {
         Self { training: bar(0, "training"), validation: ProgressBar::hidden(), signalled: Arc::default() }
@@ -35,23 +107,7 @@ impl Shown {
 
     /// Has the run end after the step at hand when the user interrupts it, and at once the second time.
     pub(super) fn ending_on_signals(self) -> Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        use signal_hook::flag::{register, register_conditional_shutdown};
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds what the first has set.
-            register_conditional_shutdown(signal, INTERRUPTED.into(), self.signalled.clone())
-                .and_then(|_| register(signal, self.signalled.clone()))
-                .map_err(|source| Error::file("listen for", "signals", source))?;
-        }
-        Ok(self)
-    }
-
-    fn say(&self, text: &str) {
-        if self.training.is_hidden() {
-            eprintln!("{text}");
-        } else {
-            self.training.suspend(|| eprintln!("{text}"));
-        }
+        Ok(Self { signalled: signals()?, ..self })
     }
 }
 
@@ -77,11 +133,11 @@ impl Monitor for Shown {
     }
 
     fn validated(&mut self, record: &ValidationRecord) {
-        self.say(&record.to_string());
+        say(&self.training, &record.to_string());
     }
 
     fn note(&mut self, text: &str) {
-        self.say(text);
+        say(&self.training, text);
     }
 
     fn ends(&mut self) -> bool {

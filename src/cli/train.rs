@@ -4,18 +4,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use serde_json::Value;
-
 use super::device::{Device, on_device};
-use super::progress::Shown;
+use super::progress::{Bars, Shown};
 use super::ranks;
 use super::settings::SettingFlags;
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::experiment::{FewShotRuns, Together};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, FewShotRuns, Monitor, Ranks, RunFolder, Saved, Silent, Trainer};
+use crate::train::{self, Monitor, Ranks, RunFolder, Saved, Silent, Trainer};
+
+/// Few-shot runs that share a batch.
+const DRAWS: usize = 5;
 
 /// Flags of `promptmix train`; what is left out takes the default of the settings.
 #[derive(Debug, clap::Args)]
@@ -119,7 +121,7 @@ impl Arguments {
                 let reason = "each is small, and they run one after the other";
                 return Err(Error::unsupported("several draws on several ranks", reason, "leave mpirun out"));
             }
-            return self.run_draws(&frozen, config, monitor);
+            return self.run_draws(&frozen, config);
         }
         let mut trainer = Trainer::new(&frozen, config, monitor)?.on_ranks(ranks.clone());
         // All ranks hold the same state; one of them writes it down.
@@ -155,13 +157,11 @@ impl Arguments {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn run_draws<B: Backend>(
-        &self,
-        frozen: &Frozen<'_, B>,
-        config: &RunConfig,
-        monitor: &mut dyn Monitor,
-    ) -> Result<ExitCode> {
-        let runs = FewShotRuns::run(frozen, config, &self.out, self.resume, monitor)?;
+    fn run_draws<B: Backend>(&self, frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<ExitCode> {
+        let mut bars = Bars::new()?;
+        let runs =
+            FewShotRuns::run(&Together::new(frozen, DRAWS)?, config, &self.out, self.resume, &mut bars)?;
+        bars.finish();
         for draw in &runs.draws {
             let folder = self.out.join(&draw.folder);
             println!(
@@ -213,27 +213,18 @@ impl Arguments {
 
     /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored.
     fn refuse_other_settings(&self, saved: &RunConfig) -> Result<()> {
-        let given = saved.with(&self.settings.0)?;
-        let (given, saved) = (serde_json::to_value(given), serde_json::to_value(saved));
-        let (Ok(Value::Object(given)), Ok(Value::Object(saved))) = (given, saved) else {
-            return Err(Error::unsupported("the list of settings", "they could not be written as JSON", ""));
-        };
-        // Where things lie and how many threads there are may differ from one machine to the next.
-        let may_differ = |key: &str| ["model", "data", "threads"].contains(&key);
-        let shown = |value: Option<&Value>| match value {
-            None | Some(Value::Null) => "none".to_owned(),
-            Some(value) => value.to_string(),
-        };
-        let (mut flags, mut values) = (Vec::new(), Vec::new());
-        for (key, value) in
-            given.iter().filter(|(key, value)| !may_differ(key) && saved.get(*key) != Some(value))
-        {
-            flags.push(format!("--{key}"));
-            values.push(format!("{} where the run has {}", shown(Some(value)), shown(saved.get(key))));
+        let mut settings = self.settings.0.clone();
+        // These say where things lie now.
+        for key in ["model", "data"] {
+            settings.remove(key);
         }
-        if flags.is_empty() {
+        let differences = saved.differences(&saved.with(&settings)?);
+        if differences.is_empty() {
             return Ok(());
         }
+        let flags: Vec<String> =
+            differences.iter().map(|difference| format!("--{}", difference.key)).collect();
+        let values: Vec<String> = differences.iter().map(ToString::to_string).collect();
         Err(Error::setting(
             flags.join(", "),
             "the run's own settings with --resume",

@@ -1,9 +1,10 @@
 //! Settings as a TOML file whose keys are the flags' names.
 
+use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
-use toml::Table;
+use toml::{Table, Value};
 
 use super::{RunConfig, SETTINGS, Setting};
 use crate::error::{Error, Result};
@@ -52,6 +53,17 @@ impl RunConfig {
         Self::deserialize(table).map_err(|error| refuse(error.message().to_owned()))
     }
 
+    /// The settings in which a run by `other` would differ from a run by these: all that differ but threads.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+        let [one, other] = [self, other].map(|config| Table::try_from(config).unwrap_or_default());
+        SETTINGS
+            .iter()
+            .map(|setting| setting.key)
+            .filter(|key| *key != "threads" && one.get(*key) != other.get(*key))
+            .map(|key| Difference { key, one: one.get(key).cloned(), other: other.get(key).cloned() })
+            .collect()
+    }
+
     /// The settings as [`RunConfig::from_toml`] reads them, one a line; those that are not set are left out.
     ///
     /// # Errors
@@ -60,6 +72,25 @@ impl RunConfig {
         toml::to_string(self).map_err(|error| {
             Error::setting("settings", "numbers below 2^63, as TOML has them", error.to_string(), "")
         })
+    }
+}
+
+/// A setting whose value differs between two runs.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Difference {
+    /// The setting's key.
+    pub key: &'static str,
+    /// What the one has; `None` for none.
+    pub one: Option<Value>,
+    /// What the other has.
+    pub other: Option<Value>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |value: &Option<Value>| value.as_ref().map_or("none".into(), Value::to_string);
+        write!(formatter, "{} {} where the run has {}", self.key, shown(&self.other), shown(&self.one))
     }
 }
 

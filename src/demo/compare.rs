@@ -171,7 +171,7 @@ impl Comparison<'_> {
             ..self.settings.sources.run(self.workers.model(), TARGET.name, TARGET.labels, data.clone())
         };
         let places = places(&settings.seeds);
-        let mut grid = Grid::new(self.workers, &places);
+        let mut grid = Grid::new(&self.workers, &places);
         let runs = out.join("runs");
         let spot = |source: usize| format!("SPoT from {}", names[source]);
         let as_is = |source: usize| format!("{} as it is", names[source]);
@@ -218,14 +218,14 @@ impl Comparison<'_> {
         }
         let attention = tested.iter().find(|tested| tested.name == ATTEMPT);
         let rows: Vec<&Vec<f64>> =
-            attention.iter().flat_map(|tested| tested.attention.iter().flatten()).collect();
+            attention.iter().flat_map(|tested| tested.attention().into_iter().flatten()).collect();
         Ok(FewShot {
             transfer,
             table,
             attention: (0..=names.len())
                 .map(|prompt| rows.iter().map(|row| row[prompt]).sum::<f64>() / rows.len().max(1) as f64)
                 .collect(),
-            run: grid.choose(ATTEMPT)[0].folder.clone(),
+            run: grid.choose(ATTEMPT)[0].folder.clone().unwrap_or_default(),
         })
     }
 
@@ -246,7 +246,7 @@ impl Comparison<'_> {
             ..self.settings.sources.run(self.workers.model(), task.name, task.labels, data.clone())
         };
         let places = places(&settings.seeds);
-        let mut grid = Grid::new(self.workers, &places);
+        let mut grid = Grid::new(&self.workers, &places);
         let runs = out.join("runs").join(task.name);
         let as_is = |source: usize| format!("{} as it is", task.sources[source]);
         let untrained = sources.iter().enumerate().map(|(source, path)| {
@@ -284,7 +284,7 @@ impl Comparison<'_> {
         let by_kind = AttentionByKind::new(
             task.prompts(),
             task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
-            attention.map_or(&[][..], |tested| &tested.attention),
+            &attention.map(|tested| tested.attention()).unwrap_or_default(),
         );
         Ok((table, by_kind))
     }

@@ -8,7 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::generate::{GeneratedTask, Rows, SOURCES};
 use crate::config::{Decoding, Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::experiment::{Progress, Workers, train_one};
+use crate::experiment::{Progress, Runner, Training, Workers};
 use crate::prompts::{Prompt, PromptMetadata};
 use crate::train::normal;
 
@@ -75,17 +75,22 @@ impl SourceSettings {
             task.write(&data_folder(out, task.name), self.rows, self.seed)?;
         }
         progress.begin("source prompts", self.steps * tasks.len() as u64);
-        workers.run(&tasks, progress, |frozen, task, ticks| {
-            let config = RunConfig {
-                method: Method::PromptTuning,
-                steps: Some(self.steps),
-                validate_every: Some((self.steps / 3).max(1)),
-                learning_rate: self.learning_rate,
-                seed: self.seed,
-                ..self.run(workers.model(), task.name, task.labels, data_folder(out, task.name))
-            };
-            train_one(frozen, &config, &out.join("sources").join(task.name), ticks)
-        })
+        let trainings: Vec<Training> = tasks
+            .iter()
+            .map(|task| {
+                let config = RunConfig {
+                    method: Method::PromptTuning,
+                    steps: Some(self.steps),
+                    validate_every: Some((self.steps / 3).max(1)),
+                    learning_rate: self.learning_rate,
+                    seed: self.seed,
+                    ..self.run(workers.model(), task.name, task.labels, data_folder(out, task.name))
+                };
+                Training::new(task.name, config, out.join("sources").join(task.name))
+            })
+            .collect();
+        let outcomes = workers.train(&trainings, progress)?.into_iter();
+        outcomes.map(|outcome| outcome.map(|outcome| outcome.best)).collect()
     }
 }
 

@@ -16,8 +16,9 @@ use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
-use crate::experiment::{Entry, Grid, Paired, Place, Progress, Tested, Workers, first_best, mean};
-use crate::train::Trainer;
+use crate::experiment::{
+    Entry, Grid, Judging, Paired, Place, Progress, Runner, Tested, Workers, complete, first_best, mean,
+};
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
 const SPOT_SUM: &str = "SPoT from the weighted sum";
@@ -163,7 +164,7 @@ impl Study<'_> {
         let start =
             |place: &Place, rate: f64| from_source(base(place, rate), &self.sources[best[place.data]]);
         let many = self.as_many_rows();
-        let mut grid = Grid::new(self.workers, &self.places);
+        let mut grid = Grid::new(&self.workers, &self.places);
         let mut entries = vec![
             attempt(rates, &base, &self.sources),
             prompt_tuning(rates, &base),
@@ -182,7 +183,10 @@ impl Study<'_> {
         let embeddings: BTreeMap<String, PathBuf> = grid
             .choose(PROMPT_TUNING)
             .into_iter()
-            .map(|cell| (self.places[cell.place].name.clone(), cell.folder.join("prompt.safetensors")))
+            .filter_map(|cell| {
+                let prompt = cell.folder.as_ref()?.join("prompt.safetensors");
+                Some((self.places[cell.place].name.clone(), prompt))
+            })
             .collect();
         let base = &base;
         let sum = Entry::new(SPOT_SUM, rates, move |place, rate| RunConfig {
@@ -243,12 +247,12 @@ impl Study<'_> {
             by_kind: AttentionByKind::new(
                 task.prompts(),
                 task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
-                &attempt.attention,
+                &attempt.attention(),
             ),
             routing: self
                 .places
                 .iter()
-                .zip(&attempt.attention)
+                .zip(attempt.attention())
                 .map(|(place, rows)| routing(task, &place.name, rows))
                 .collect(),
             controls: controls
@@ -319,22 +323,25 @@ impl Study<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Vec<Vec<f64>>> {
         let (settings, task) = (self.settings, &self.settings.target);
+        let config = |source: usize, data: usize| {
+            from_source(self.config(&Place::new("", data, settings.seeds[0]), 0.0, ""), &self.sources[source])
+        };
+        let runs: Vec<Judging> =
+            jobs.iter().map(|&(data, source)| Judging::new(config(source, data), None, split)).collect();
         progress.begin(what, jobs.len() as u64);
-        self.workers.run(jobs, progress, |frozen, &(data, source), ticks| {
-            let place = Place::new("", data, settings.seeds[0]);
-            let config = from_source(self.config(&place, 0.0, ""), &self.sources[source]);
-            let trainer = Trainer::new(frozen, &config, ticks)?;
-            let evaluation = trainer.evaluate(split, Some(&trainer.parameters()), &mut |_| {})?;
-            ticks.done();
+        let judged = self.workers.judge(&runs, progress)?;
+        let accuracies = jobs.iter().zip(judged).map(|(&(data, _), judged)| {
+            let answers = &complete(judged)?[0].1.answers;
             let rows = task.generate(settings.rows, settings.data_seeds[data], Subject::OfKind)?;
             let rows = &rows[if split == Split::Test { 2 } else { 1 }];
             let accuracy = |kind: usize| {
-                let own = rows.iter().zip(&evaluation.answers).filter(|(row, _)| row.kind == kind);
+                let own = rows.iter().zip(answers).filter(|(row, _)| row.kind == kind);
                 let right = own.map(|(row, answer)| f64::from(u8::from(answer == task.labels[row.label])));
                 mean(&right.collect::<Vec<_>>())
             };
             Ok((0..task.kinds.len()).map(accuracy).collect())
-        })
+        });
+        accuracies.collect()
     }
 }
 

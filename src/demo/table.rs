@@ -101,7 +101,7 @@ pub struct AttentionByKind {
 
 impl AttentionByKind {
     /// Of the mixtures of test rows whose kinds take turns.
-    pub(super) fn new(prompts: Vec<String>, kinds: Vec<String>, places: &[Vec<Vec<f64>>]) -> Self {
+    pub(super) fn new(prompts: Vec<String>, kinds: Vec<String>, places: &[&[Vec<f64>]]) -> Self {
         let count = kinds.len();
         let of_kind = |kind: usize| {
             let rows = || places.iter().flat_map(move |rows| rows.iter().skip(kind).step_by(count));

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::runner::{Judging, Runner, Training, complete, mean_metric};
 use super::statistics::mean;
-use super::workers::{Progress, Ticks, Workers};
-use crate::backend::Backend;
+use super::workers::Progress;
 use crate::config::RunConfig;
 use crate::data::Split;
-use crate::error::{Error, Result};
-use crate::model::Frozen;
-use crate::train::{RunFolder, Trainer, resume};
+use crate::error::Result;
+use crate::evaluate::Evaluation;
 
 /// Where an entry is trained and judged: a data set and a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +66,11 @@ pub struct Cell {
     /// Numbers that trained.
     pub trained: usize,
     /// Its run folder, where something was trained.
-    pub folder: PathBuf,
+    pub folder: Option<PathBuf>,
 }
 
 /// What an entry's chosen runs came to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tested {
     /// The entry's name.
@@ -84,74 +83,85 @@ pub struct Tested {
     pub validation: Vec<f64>,
     /// The mean metric on the test rows, a place each.
     pub test: Vec<f64>,
-    /// The answers to the test rows of each place.
-    pub answers: Vec<Vec<String>>,
-    /// The mixture of each test row of each place, the target prompt last; empty rows without a mixture.
-    pub attention: Vec<Vec<Vec<f64>>>,
+    /// What the runs answered to the test rows: a place each, a task each.
+    pub evaluations: Vec<Vec<(String, Evaluation)>>,
+}
+
+impl Tested {
+    /// The mixture of each test row of the first task in each place, the target prompt last; empty rows without a mixture.
+    pub fn attention(&self) -> Vec<&[Vec<f64>]> {
+        self.evaluations.iter().map(|tasks| &tasks[0].1.attention[..]).collect()
+    }
 }
 
 /// Trained entries.
 pub struct Grid<'a> {
-    workers: Workers<'a>,
+    runner: &'a dyn Runner,
     places: &'a [Place],
     entries: Vec<(Entry<'a>, Vec<Cell>)>,
 }
 
 impl<'a> Grid<'a> {
     /// An empty grid over `places`.
-    pub fn new(workers: Workers<'a>, places: &'a [Place]) -> Self {
-        Self { workers, places, entries: Vec::new() }
+    pub fn new(runner: &'a dyn Runner, places: &'a [Place]) -> Self {
+        Self { runner, places, entries: Vec::new() }
     }
 
     /// Trains `entries` at all their rates in all places, in run folders below `folder`, and goes on with those that are there.
     ///
     /// # Errors
-    /// Those of training; [`Error::Setting`] if a run folder is there that has other settings.
+    /// Those of training; [`Error::Setting`](crate::Error::Setting) if a run folder is there that has other settings.
     pub fn train(
         &mut self,
-        what: &'static str,
+        what: &str,
         folder: &Path,
         entries: Vec<Entry<'a>>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let mut jobs: Vec<(usize, usize, Option<f64>, RunConfig)> = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+        let (mut trainings, mut untrained) = (Vec::new(), Vec::new());
+        let mut own: Vec<Vec<Cell>> = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let mut cells = Vec::new();
             let rates: Vec<Option<f64>> = match entry.rates.is_empty() {
                 true => vec![None],
                 false => entry.rates.iter().map(|&rate| Some(rate)).collect(),
             };
             for rate in rates {
-                jobs.extend(self.places.iter().enumerate().map(|(number, place)| {
-                    (index, number, rate, (entry.config)(place, rate.unwrap_or(0.0)))
-                }));
-            }
-        }
-        // An untrained one ticks once.
-        let steps = |(_, _, rate, config): &(usize, usize, Option<f64>, RunConfig)| {
-            rate.map_or(1, |_| config.steps.unwrap_or(0))
-        };
-        progress.begin(what, jobs.iter().map(steps).sum());
-        let cells = self.workers.run(&jobs, progress, |frozen, (index, number, rate, config), ticks| {
-            let place = &self.places[*number];
-            let name = match rate {
-                Some(rate) => format!("{}-rate-{rate}-{}", slug(&entries[*index].name), place.name),
-                None => String::new(),
-            };
-            let folder = folder.join(name);
-            let mut trainer = Trainer::new(frozen, config, ticks)?;
-            let (validation, trained) = match rate {
-                Some(_) => (finish(&mut trainer, config, &folder, ticks)?, trainer.trained()),
-                None => {
-                    let validation = trainer.validate(ticks)?.mean;
-                    ticks.done();
-                    (validation, 0)
+                for (number, place) in self.places.iter().enumerate() {
+                    let config = (entry.config)(place, rate.unwrap_or(0.0));
+                    let mut cell =
+                        Cell { rate, place: number, validation: f64::NAN, trained: 0, folder: None };
+                    if let Some(rate) = rate {
+                        let name = format!("{}-rate-{rate}-{}", slug(&entry.name), place.name);
+                        let folder = folder.join(&name);
+                        cell.folder = Some(folder.clone());
+                        trainings.push(Training::new(name, config, folder));
+                    } else {
+                        untrained.push(Judging::new(config, None, Split::Validation));
+                    }
+                    cells.push(cell);
                 }
-            };
-            Ok(Cell { rate: *rate, place: *number, validation, trained, folder })
-        })?;
-        let mut own: Vec<Vec<Cell>> = entries.iter().map(|_| Vec::new()).collect();
-        for ((index, ..), cell) in jobs.iter().zip(cells) {
-            own[*index].push(cell);
+            }
+            own.push(cells);
+        }
+        let steps: u64 = trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum();
+        // An untrained one ticks once.
+        progress.begin(what, steps + untrained.len() as u64);
+        let mut outcomes = self.runner.train(&trainings, progress)?.into_iter();
+        let mut judged = self.runner.judge(&untrained, progress)?.into_iter();
+        for cell in own.iter_mut().flatten() {
+            match cell.rate {
+                Some(_) => {
+                    if let Some(outcome) = outcomes.next().transpose()? {
+                        (cell.validation, cell.trained) = (outcome.best, outcome.trained);
+                    }
+                }
+                None => {
+                    if let Some(judged) = judged.next() {
+                        cell.validation = mean_metric(&complete(judged)?);
+                    }
+                }
+            }
         }
         self.entries.extend(entries.into_iter().zip(own));
         Ok(())
@@ -192,75 +202,36 @@ impl<'a> Grid<'a> {
     ///
     /// # Panics
     /// As [`choose`](Self::choose).
-    pub fn test(
-        &self,
-        what: &'static str,
-        names: &[String],
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Tested>> {
-        let jobs: Vec<(&Entry<'a>, &Cell)> = names
-            .iter()
-            .flat_map(|name| self.choose(name).into_iter().map(|cell| (&self.entry(name).0, cell)))
-            .collect();
-        progress.begin(what, jobs.len() as u64);
-        let evaluations = self.workers.run(&jobs, progress, |frozen, (entry, cell), ticks| {
-            let config = (entry.config)(&self.places[cell.place], cell.rate.unwrap_or(0.0));
-            let trainer = Trainer::new(frozen, &config, ticks)?;
-            let parameters = match cell.rate {
-                Some(_) => RunFolder::load_best(&cell.folder, &trainer.mixture().layout)?,
-                None => trainer.parameters(),
-            };
-            let evaluation = trainer.evaluate(Split::Test, Some(&parameters), &mut |_| {})?;
-            ticks.done();
-            Ok(evaluation)
-        })?;
-        let mut evaluations = evaluations.into_iter();
+    pub fn test(&self, what: &str, names: &[String], progress: &mut dyn Progress) -> Result<Vec<Tested>> {
+        let mut runs = Vec::new();
+        for name in names {
+            let (entry, _) = self.entry(name);
+            for cell in self.choose(name) {
+                let config = (entry.config)(&self.places[cell.place], cell.rate.unwrap_or(0.0));
+                runs.push(Judging::new(config, cell.folder.clone(), Split::Test));
+            }
+        }
+        progress.begin(what, runs.len() as u64);
+        let mut judged = self.runner.judge(&runs, progress)?.into_iter();
         let tested = names.iter().map(|name| {
             let cells = self.choose(name);
-            let mut tested = Tested {
+            let evaluations = judged.by_ref().take(cells.len()).map(complete).collect::<Result<Vec<_>>>()?;
+            Ok(Tested {
                 name: name.clone(),
                 rate: cells.first().and_then(|cell| cell.rate),
                 trained: cells.first().map_or(0, |cell| cell.trained),
                 validation: cells.iter().map(|cell| cell.validation).collect(),
-                test: Vec::new(),
-                answers: Vec::new(),
-                attention: Vec::new(),
-            };
-            for evaluation in evaluations.by_ref().take(cells.len()) {
-                tested.test.push(evaluation.scores.mean().unwrap_or(f64::NAN));
-                tested.answers.push(evaluation.answers);
-                tested.attention.push(evaluation.attention);
-            }
-            tested
+                test: evaluations.iter().map(|tasks| mean_metric(tasks)).collect(),
+                evaluations,
+            })
         });
-        Ok(tested.collect())
+        tested.collect()
     }
 
     fn entry(&self, name: &str) -> &(Entry<'a>, Vec<Cell>) {
         let found = self.entries.iter().find(|(entry, _)| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
-}
-
-/// Takes the steps that the run in `folder` has left; gives back its best validation.
-fn finish<B: Backend>(
-    trainer: &mut Trainer<'_, B>,
-    config: &RunConfig,
-    folder: &Path,
-    ticks: &mut Ticks,
-) -> Result<f64> {
-    let mut run = if folder.join("run.json").is_file() {
-        if RunFolder::saved(folder)?.config != *config {
-            let found = format!("a run of other settings in {}", folder.display());
-            let advice = "name another folder, or remove this one";
-            return Err(Error::setting("the comparison's folder", "runs of its own settings", found, advice));
-        }
-        resume(trainer, folder)?
-    } else {
-        RunFolder::create(folder, config, trainer.model_hash())?
-    };
-    (0..trainer.step_count()).for_each(|_| ticks.done());
-    Ok(trainer.run(Some(&mut run), ticks)?.best)
 }
 
 /// The index of the largest, the first of equals; numbers that are none lose.
@@ -270,21 +241,9 @@ pub(crate) fn first_best(values: &[f64]) -> usize {
     })
 }
 
-fn slug(name: &str) -> String {
+/// `name` as a part of a folder's.
+pub(crate) fn slug(name: &str) -> String {
     let letters = name.to_lowercase();
     let words = letters.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-")
-}
-
-/// Trains one run in `folder`, or goes on with it there; gives back its best validation.
-///
-/// # Errors
-/// As [`Grid::train`].
-pub fn train_one<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    config: &RunConfig,
-    folder: &Path,
-    ticks: &mut Ticks,
-) -> Result<f64> {
-    finish(&mut Trainer::new(frozen, config, ticks)?, config, folder, ticks)
 }

@@ -4,11 +4,18 @@
 //! a comparison that was interrupted goes on where it was. [`Grid::choose`] takes an entry's rate by the mean validation over
 //! the places, and [`Grid::test`] reads the test rows of the entries that are to be reported.
 
+mod few_shot;
 mod grid;
+mod runner;
 mod statistics;
+mod sweep;
 mod workers;
 
+pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use grid::first_best;
-pub use grid::{Cell, Configure, Entry, Grid, Place, Tested, train_one};
+pub use grid::{Cell, Configure, Entry, Grid, Place, Tested};
+pub(crate) use runner::complete;
+pub use runner::{Judged, Judging, Runner, Together, Training};
 pub use statistics::{Paired, mean, standard_deviation};
+pub use sweep::{Sweep, SweptRun};
 pub use workers::{Progress, Ticks, Workers};

@@ -5,20 +5,34 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
+use super::runner::{Judged, Judging, Runner, Training, interrupted, judge, open};
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
-use crate::train::{Monitor, StepRecord, ValidationRecord};
+use crate::train::{Monitor, Outcome, Silent, StepRecord, ValidationRecord};
 
 /// Who listens to a comparison.
 pub trait Progress {
     /// A part of the work begins, of so many steps in all.
-    fn begin(&mut self, what: &'static str, steps: u64);
+    fn begin(&mut self, what: &str, steps: u64);
+    /// So many steps more: those of a training that counts in epochs, once its rows are read.
+    fn more(&mut self, _: u64) {}
     /// One of its steps is done.
     fn step(&mut self);
+    /// Something worth knowing; the same words may come once a run.
+    fn note(&mut self, _: &str) {}
+    /// Whether the work is to end early, with a checkpoint of each run. Asked after each step.
+    fn ends(&mut self) -> bool {
+        false
+    }
+}
+
+impl Progress for Silent {
+    fn begin(&mut self, _: &str, _: u64) {}
+    fn step(&mut self) {}
 }
 
 /// Workers on one frozen T5.
@@ -54,10 +68,10 @@ impl<'a> Workers<'a> {
         &self,
         jobs: &[J],
         progress: &mut dyn Progress,
-        work: impl Fn(&Frozen<'_, Cpu>, &J, &mut Ticks) -> Result<R> + Sync,
+        work: impl Fn(&Frozen<'_, Cpu>, &J, &mut Ticks<'_>) -> Result<R> + Sync,
     ) -> Result<Vec<R>> {
         let workers = self.count.clamp(1, jobs.len().max(1));
-        let next = AtomicUsize::new(0);
+        let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
         let results: Mutex<Vec<(usize, Result<R>)>> = Mutex::new(Vec::with_capacity(jobs.len()));
         let finish = |index: usize, result: Result<R>| {
             if result.is_err() {
@@ -68,7 +82,7 @@ impl<'a> Workers<'a> {
         std::thread::scope(|scope| {
             let (sender, ticks) = channel();
             for _ in 0..workers {
-                let mut monitor = Ticks(sender.clone());
+                let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
                 let (next, finish, work) = (&next, &finish, &work);
                 scope.spawn(move || {
                     let opened = Cpu::new(Some(1));
@@ -89,31 +103,82 @@ impl<'a> Workers<'a> {
                 });
             }
             drop(sender);
-            ticks.iter().for_each(|()| progress.step());
+            for tick in ticks {
+                match tick {
+                    Tick::Step => progress.step(),
+                    Tick::More(steps) => progress.more(steps),
+                    Tick::Note(note) => progress.note(&note),
+                }
+                if progress.ends() {
+                    ended.store(true, Ordering::Relaxed);
+                    next.store(jobs.len(), Ordering::Relaxed);
+                }
+            }
         });
+        if ended.load(Ordering::Relaxed) {
+            let done = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+            return Err(interrupted(done as u64, jobs.len() as u64));
+        }
         let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         results.sort_by_key(|(index, _)| *index);
         results.into_iter().map(|(_, result)| result).collect()
     }
 }
 
-/// Passes a worker's steps on.
-#[derive(Debug)]
-pub struct Ticks(Sender<()>);
+impl Runner for Workers<'_> {
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
+        self.run(trainings, progress, |frozen, training, ticks| {
+            Ok(open(frozen, training, ticks).and_then(|(mut trainer, mut folder)| {
+                if training.config.steps.is_none() {
+                    let _ = ticks.sender.send(Tick::More(trainer.step_count() + trainer.steps_left()));
+                }
+                (0..trainer.step_count()).for_each(|_| ticks.done());
+                trainer.run(Some(&mut folder), ticks)
+            }))
+        })
+    }
 
-impl Ticks {
-    /// A step is done.
-    pub fn done(&mut self) {
-        // Whoever listened may be gone; the work goes on all the same.
-        let _ = self.0.send(());
+    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>> {
+        self.run(runs, progress, |frozen, run, ticks| {
+            let judged = judge(frozen, run, &mut Silent);
+            ticks.done();
+            Ok(judged)
+        })
     }
 }
 
-impl Monitor for Ticks {
+#[derive(Debug)]
+enum Tick {
+    Step,
+    More(u64),
+    Note(String),
+}
+
+/// Passes a worker's steps and notes on.
+#[derive(Debug)]
+pub struct Ticks<'a> {
+    sender: Sender<Tick>,
+    ended: &'a AtomicBool,
+}
+
+impl Ticks<'_> {
+    /// A step is done.
+    pub fn done(&mut self) {
+        // Whoever listened may be gone; the work goes on all the same.
+        let _ = self.sender.send(Tick::Step);
+    }
+}
+
+impl Monitor for Ticks<'_> {
     fn step(&mut self, _: &StepRecord) {
         self.done();
     }
     fn validating(&mut self, _: usize, _: usize) {}
     fn validated(&mut self, _: &ValidationRecord) {}
-    fn note(&mut self, _: &str) {}
+    fn note(&mut self, text: &str) {
+        let _ = self.sender.send(Tick::Note(text.to_owned()));
+    }
+    fn ends(&mut self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
 }

@@ -3,7 +3,6 @@
 mod best;
 mod change_sources;
 mod events;
-mod few_shot;
 mod initial;
 mod log;
 mod places;
@@ -19,7 +18,6 @@ mod trained_run;
 mod trainer;
 
 pub use change_sources::change_sources;
-pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};

@@ -28,6 +28,10 @@ pub trait SweepMonitor {
     fn validated(&mut self, run: usize, record: &ValidationRecord);
     /// Something worth knowing.
     fn note(&mut self, text: &str);
+    /// Whether the runs are to end early, each with a checkpoint. Asked after each step.
+    fn ends(&mut self) -> bool {
+        false
+    }
 }
 
 struct Of<'m> {
@@ -174,6 +178,19 @@ fn run_stack<B: Backend>(
         }
         for (place, &run) in group.iter().enumerate() {
             active[place] &= failures[run].is_none() && !members[run].trainer.is_done();
+        }
+        if active.contains(&true) && monitor.ends() {
+            let whole = backend.read_state(&state);
+            for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
+                let own = place * length..(place + 1) * length;
+                let Member { trainer, folder, .. } = &mut members[run];
+                trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
+                if let Some(folder) = folder {
+                    trainer.save_last(folder)?;
+                }
+            }
+            let trainer = &members[group[first(&active)]].trainer;
+            return Err(trainer.interrupted("the same command goes on from there"));
         }
     }
     Ok(())

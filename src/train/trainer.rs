@@ -56,6 +56,8 @@ pub struct Outcome {
     pub best_step: u64,
     /// Numbers that trained.
     pub trained: usize,
+    /// Rows it learnt from, of each task.
+    pub rows: Vec<usize>,
     /// Whether patience ended the run.
     pub stopped_early: bool,
 }
@@ -206,10 +208,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 if let Some(folder) = folder.as_deref() {
                     self.save_last(folder)?;
                 }
-                return Err(Error::Interrupted { step: self.checkpoint.step, steps: self.steps });
+                return Err(self.interrupted("--resume goes on from there"));
             }
         }
         Ok(self.outcome())
+    }
+
+    /// The end that was asked for; `next` says how to go on.
+    pub(super) fn interrupted(&self, next: &str) -> Error {
+        Error::Interrupted { step: self.checkpoint.step, steps: self.steps, next: next.into() }
     }
 
     /// Makes the folder hold what the run can go on from, before it goes on.
@@ -309,10 +316,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub(super) fn outcome(&self) -> Outcome {
         let (best, best_step) = self.checkpoint.best.unwrap_or((f64::NAN, 0));
         let stopped_early = self.checkpoint.step < self.steps && self.is_out_of_patience();
-        Outcome { steps: self.checkpoint.step, best, best_step, trained: self.trained(), stopped_early }
+        Outcome {
+            steps: self.checkpoint.step,
+            best,
+            best_step,
+            trained: self.trained(),
+            rows: self.training_rows(),
+            stopped_early,
+        }
     }
 
-    fn save_last(&self, folder: &RunFolder) -> Result<()> {
+    pub(super) fn save_last(&self, folder: &RunFolder) -> Result<()> {
         folder.save_last(&LastState {
             state: self.frozen.backend.read_state(&self.state),
             best: self.best.clone(),
@@ -457,7 +471,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(ValidationRecord::new(self.checkpoint.step, mean, best, self.prompts.clone(), records))
     }
 
-    /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`.
+    /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`; of the validation rows
+    /// those that training validates on.
     ///
     /// # Errors
     /// Those of the data and of evaluation.
@@ -485,11 +500,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Evaluation> {
         let data = &self.tasks[task];
+        let values = parameters.unwrap_or(&self.best);
+        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
+        if split == Split::Validation {
+            return self.evaluator(task).evaluate(&state, &data.validation, progress);
+        }
         let folder = self.config.data_folder(&data.task.name);
         let examples =
             split_examples(self.frozen, &self.config, &data.task, &folder, split, data.longest_target)?;
-        let values = parameters.unwrap_or(&self.best);
-        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
         self.evaluator(task).evaluate(&state, &examples, progress)
     }
 

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::task_data::open_splits;
-use super::{Monitor, RunFolder, Saved, Trainer};
-use crate::backend::Backend;
+use super::runner::{Judging, Runner, Training};
+use super::statistics::{mean, standard_deviation};
+use super::workers::Progress;
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::Frozen;
+use crate::train::{RunFolder, Saved};
 
 /// The file in the folder of few-shot runs.
 const SUMMARY: &str = "few_shot.json";
@@ -75,11 +75,7 @@ pub struct Spread {
 impl Spread {
     /// The spread of `values`.
     pub fn new(name: impl Into<String>, values: &[f64]) -> Self {
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let deviation = if values.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
-        Self { name: name.into(), mean, deviation }
+        Self { name: name.into(), mean: mean(values), deviation: standard_deviation(values) }
     }
 }
 
@@ -132,12 +128,12 @@ impl FewShotRuns {
     ///
     /// # Errors
     /// Those of training and of writing.
-    pub fn run<B: Backend>(
-        frozen: &Frozen<'_, B>,
+    pub fn run(
+        runner: &dyn Runner,
         config: &RunConfig,
         out: &Path,
         resume: bool,
-        monitor: &mut dyn Monitor,
+        progress: &mut dyn Progress,
     ) -> Result<Self> {
         if !resume {
             Self::check_new(out)?;
@@ -145,65 +141,50 @@ impl FewShotRuns {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
         runs.write(out)?;
+        let (mut trainings, mut judgings) = (Vec::new(), Vec::new());
         for data_seed in config.draw_seeds() {
-            let mut one = config.clone();
-            one.data_seed = Some(data_seed);
-            let name = folder_of(data_seed);
-            monitor.note(&format!("draw by data seed {data_seed}"));
-            let draw = runs.draw(frozen, &one, out, name, resume, monitor)?;
-            runs.draws.push(draw);
-            runs.summarise();
-            runs.write(out)?;
+            let (folder, config) =
+                (out.join(folder_of(data_seed)), RunConfig { data_seed: Some(data_seed), ..config.clone() });
+            judgings.push(Judging::new(config.clone(), Some(folder.clone()), Split::Test));
+            let name = format!("data seed {data_seed}");
+            trainings.push(Training { is_compared: !resume, ..Training::new(name, config, folder) });
         }
+        progress.begin("draws", trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum());
+        let outcomes = runner.train(&trainings, progress)?.into_iter().collect::<Result<Vec<_>>>()?;
+        progress.begin("test rows", judgings.len() as u64);
+        let judged = runner.judge(&judgings, progress)?;
+        for ((outcome, Training { config, .. }), judged) in outcomes.into_iter().zip(trainings).zip(judged) {
+            let mut test = Vec::new();
+            for (task, evaluation) in judged? {
+                let of = if config.is_multi_task() { format!("{task} ") } else { String::new() };
+                match evaluation {
+                    Ok(evaluation) => test.extend(
+                        evaluation
+                            .scores
+                            .values
+                            .iter()
+                            .map(|(metric, value)| (format!("{of}{metric}"), *value)),
+                    ),
+                    // Many data sets ship no test rows, or some without labels.
+                    Err(error) => progress.note(&format!("the test rows were not judged: {error}")),
+                }
+            }
+            runs.draws.push(Draw {
+                data_seed: config.data_seed(),
+                folder: folder_of(config.data_seed()),
+                rows: outcome.rows,
+                sources: config.sources.clone(),
+                learning_rate: config.learning_rate,
+                scorer_learning_rate: config.scorer_learning_rate(),
+                steps: outcome.steps,
+                best_step: outcome.best_step,
+                validation: outcome.best,
+                test,
+            });
+        }
+        runs.summarise();
+        runs.write(out)?;
         Ok(runs)
-    }
-
-    fn draw<B: Backend>(
-        &self,
-        frozen: &Frozen<'_, B>,
-        config: &RunConfig,
-        out: &Path,
-        name: PathBuf,
-        resume: bool,
-        monitor: &mut dyn Monitor,
-    ) -> Result<Draw> {
-        let path = out.join(&name);
-        let mut trainer = Trainer::new(frozen, config, monitor)?;
-        let begun = resume && path.join("run.json").is_file();
-        let mut folder = if begun {
-            super::resume(&mut trainer, &path)?
-        } else {
-            RunFolder::create(&path, config, &frozen.model_hash)?
-        };
-        let outcome = trainer.run(Some(&mut folder), monitor)?;
-        let mut test = Vec::new();
-        for (index, task) in trainer.tasks().enumerate() {
-            let data = config.data_folder(&task.name);
-            let splits = open_splits(config, task, &data)?;
-            if splits.get(Split::Test).is_err() {
-                continue;
-            }
-            let of = if config.is_multi_task() { format!("{} ", task.name) } else { String::new() };
-            match trainer.evaluate_task(index, Split::Test, None, &mut |_| {}) {
-                Ok(evaluation) => test.extend(
-                    evaluation.scores.values.iter().map(|(metric, value)| (format!("{of}{metric}"), *value)),
-                ),
-                // Many data sets ship test rows without labels.
-                Err(error) => monitor.note(&format!("the test rows were not judged: {error}")),
-            }
-        }
-        Ok(Draw {
-            data_seed: config.data_seed(),
-            folder: name,
-            rows: trainer.training_rows(),
-            sources: config.sources.clone(),
-            learning_rate: config.learning_rate,
-            scorer_learning_rate: config.scorer_learning_rate(),
-            steps: outcome.steps,
-            best_step: outcome.best_step,
-            validation: outcome.best,
-            test,
-        })
     }
 
     fn summarise(&mut self) {

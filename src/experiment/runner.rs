@@ -1,0 +1,223 @@
+//! Who takes the trainings of a comparison: whole ones side by side on the CPU ([`Workers`](super::Workers)), or as many as
+//! share a batch, on any device ([`Together`]).
+
+use std::path::PathBuf;
+
+use super::Progress;
+use crate::backend::Backend;
+use crate::config::RunConfig;
+use crate::data::Split;
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluation;
+use crate::model::Frozen;
+use crate::train::{
+    Member, Monitor, Outcome, RunFolder, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, resume,
+    run_together,
+};
+
+/// Runs that are open at a time: each holds its rows.
+const OPEN_RUNS: usize = 64;
+
+/// A training, in a run folder of its own.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Training {
+    /// What it is called.
+    pub name: String,
+    /// Its settings.
+    pub config: RunConfig,
+    /// Its folder. A run that is there goes on.
+    pub folder: PathBuf,
+    /// Whether a run that is there has to be one of these settings, down to the last path; not where the settings are the run's
+    /// own and only its files may have moved.
+    pub is_compared: bool,
+}
+
+impl Training {
+    /// A training called `name` by `config` in `folder`.
+    pub fn new(name: impl Into<String>, config: RunConfig, folder: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), config, folder: folder.into(), is_compared: true }
+    }
+}
+
+/// Rows to be answered by a run.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Judging {
+    /// The settings of the run.
+    pub config: RunConfig,
+    /// The run's folder, whose best state answers; `None`: the state that training would start from.
+    pub folder: Option<PathBuf>,
+    /// Which rows.
+    pub split: Split,
+}
+
+impl Judging {
+    /// The best state of the run by `config` in `folder` on `split`.
+    pub fn new(config: RunConfig, folder: Option<PathBuf>, split: Split) -> Self {
+        Self { config, folder, split }
+    }
+}
+
+/// The tasks of a run, and what it answered to the rows of each.
+pub type Judged = Vec<(String, Result<Evaluation>)>;
+
+/// Who takes trainings and judges runs.
+pub trait Runner {
+    /// Takes all steps that the trainings have left; results are in their order. One that fails does not hold up the others.
+    ///
+    /// # Errors
+    /// Those of the device and of loading the model, and of a training that cannot begin; those of its steps are in its result.
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>>;
+
+    /// Answers rows: for each run its tasks and an evaluation of each. Ticks once a run.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train).
+    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>>;
+}
+
+/// The run of a training, from its last checkpoint if it has begun before.
+pub(super) fn open<'a, B: Backend>(
+    frozen: &'a Frozen<'a, B>,
+    training: &Training,
+    monitor: &mut dyn Monitor,
+) -> Result<(Trainer<'a, B>, RunFolder)> {
+    let Training { config, folder, .. } = training;
+    let mut trainer = Trainer::new(frozen, config, monitor)?;
+    let folder = if folder.join("run.json").is_file() {
+        let differences = RunFolder::saved(folder)?.config.differences(config);
+        if training.is_compared && !differences.is_empty() {
+            let listed: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            return Err(Error::setting(
+                "--out",
+                format!("a run of these settings in {}", folder.display()),
+                format!("a run of other settings: {}", listed.join(", ")),
+                "name another folder, or undo the change",
+            ));
+        }
+        resume(&mut trainer, folder)?
+    } else {
+        RunFolder::create(folder, config, trainer.model_hash())?
+    };
+    Ok((trainer, folder))
+}
+
+/// Answers the rows of one run.
+pub(super) fn judge<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    run: &Judging,
+    monitor: &mut dyn Monitor,
+) -> Result<Judged> {
+    let trainer = Trainer::new(frozen, &run.config, monitor)?;
+    let parameters = match &run.folder {
+        Some(folder) => RunFolder::load_best(folder, &trainer.mixture().layout)?,
+        None => trainer.parameters(),
+    };
+    let evaluate = |task| trainer.evaluate_task(task, run.split, Some(&parameters), &mut |_| {});
+    Ok(trainer.tasks().enumerate().map(|(index, task)| (task.name.clone(), evaluate(index))).collect())
+}
+
+/// The evaluations of a run that answered the rows of all its tasks.
+///
+/// # Errors
+/// The first task's that it did not.
+pub(crate) fn complete(judged: Result<Judged>) -> Result<Vec<(String, Evaluation)>> {
+    judged?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
+}
+
+/// The mean over tasks of the mean over their metrics; NaN where one is not defined.
+pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
+    let means = evaluations.iter().map(|(_, evaluation)| evaluation.scores.mean().unwrap_or(f64::NAN));
+    means.sum::<f64>() / evaluations.len() as f64
+}
+
+/// The end that was asked for, of a comparison.
+pub(super) fn interrupted(step: u64, steps: u64) -> Error {
+    Error::Interrupted { step, steps, next: "the same command goes on from there".into() }
+}
+
+/// Runs of one layout share a batch.
+pub struct Together<'a, B: Backend> {
+    frozen: &'a Frozen<'a, B>,
+    most: usize,
+}
+
+impl<'a, B: Backend> Together<'a, B> {
+    /// At most `most` runs in a batch, and no more than the device's memory holds.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for none.
+    pub fn new(frozen: &'a Frozen<'a, B>, most: usize) -> Result<Self> {
+        if most == 0 {
+            return Err(Error::setting("--together", "at least 1", "0", ""));
+        }
+        Ok(Self { frozen, most })
+    }
+}
+
+impl<B: Backend> Runner for Together<'_, B> {
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
+        let mut outcomes = Vec::with_capacity(trainings.len());
+        for trainings in trainings.chunks(OPEN_RUNS.max(self.most)) {
+            let mut members = Vec::with_capacity(trainings.len());
+            for training in trainings {
+                let (trainer, folder) = open(self.frozen, training, &mut Notes(&mut *progress))?;
+                if training.config.steps.is_none() {
+                    progress.more(trainer.step_count() + trainer.steps_left());
+                }
+                (0..trainer.step_count()).for_each(|_| progress.step());
+                members.push(Member { name: training.name.clone(), trainer, folder: Some(folder) });
+            }
+            let names = members.iter().map(|member| member.name.clone()).collect();
+            let mut monitor = Named { names, progress: &mut *progress };
+            outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut monitor)?);
+        }
+        Ok(outcomes)
+    }
+
+    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>> {
+        let mut judged = Vec::with_capacity(runs.len());
+        for run in runs {
+            if progress.ends() {
+                return Err(interrupted(judged.len() as u64, runs.len() as u64));
+            }
+            judged.push(judge(self.frozen, run, &mut Silent));
+            progress.step();
+        }
+        Ok(judged)
+    }
+}
+
+/// Passes on what is worth knowing of a run that is being opened.
+struct Notes<'p>(&'p mut dyn Progress);
+
+impl Monitor for Notes<'_> {
+    fn step(&mut self, _: &StepRecord) {}
+    fn validating(&mut self, _: usize, _: usize) {}
+    fn validated(&mut self, _: &ValidationRecord) {}
+    fn note(&mut self, text: &str) {
+        self.0.note(text);
+    }
+}
+
+/// Passes on the steps and validations of several runs.
+struct Named<'p> {
+    names: Vec<String>,
+    progress: &'p mut dyn Progress,
+}
+
+impl SweepMonitor for Named<'_> {
+    fn step(&mut self, _: usize, _: &StepRecord) {
+        self.progress.step();
+    }
+    fn validated(&mut self, run: usize, record: &ValidationRecord) {
+        self.progress.note(&format!("{}: {record}", self.names[run]));
+    }
+    fn note(&mut self, text: &str) {
+        self.progress.note(text);
+    }
+    fn ends(&mut self) -> bool {
+        self.progress.ends()
+    }
+}
