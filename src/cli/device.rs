@@ -96,6 +96,11 @@ impl Device {
         self.open_cuda(ordinal)
     }
 
+    /// Whether the CPU was asked for.
+    pub(super) fn is_cpu(&self) -> bool {
+        self.device == "cpu"
+    }
+
     /// Starts the CPU, which must be what was asked for.
     pub(super) fn open_cpu(&self) -> Result<Cpu<f32>> {
         if self.device != "cpu" {

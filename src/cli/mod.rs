@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 a check failed or the work could not be done, 2 the command line itself is wrong.
 
 mod bench;
+mod compare;
 mod demo;
 mod device;
 mod evaluate;
@@ -43,6 +44,8 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Learn many runs over tasks, seeds and rates, several in one batch
     Sweep(sweep::Arguments),
+    /// Compare methods on targets over rates and seeds, as a study's file declares them
+    Compare(compare::Arguments),
     /// Judge a trained run on a split of its task's data
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
@@ -111,6 +114,7 @@ impl Command {
         match self {
             Self::Train(arguments) => arguments.run(),
             Self::Sweep(arguments) => arguments.run(),
+            Self::Compare(arguments) => arguments.run(),
             Self::Evaluate(arguments) => arguments.run(),
             Self::Predict(arguments) => arguments.run(),
             #[cfg(feature = "report")]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::runner::{Judging, Runner, Training};
+use super::runner::{Judging, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
 use super::workers::Progress;
 use crate::config::RunConfig;
@@ -154,21 +154,7 @@ impl FewShotRuns {
         progress.begin("test rows", judgings.len() as u64);
         let judged = runner.judge(&judgings, progress)?;
         for ((outcome, Training { config, .. }), judged) in outcomes.into_iter().zip(trainings).zip(judged) {
-            let mut test = Vec::new();
-            for (task, evaluation) in judged? {
-                let of = if config.is_multi_task() { format!("{task} ") } else { String::new() };
-                match evaluation {
-                    Ok(evaluation) => test.extend(
-                        evaluation
-                            .scores
-                            .values
-                            .iter()
-                            .map(|(metric, value)| (format!("{of}{metric}"), *value)),
-                    ),
-                    // Many data sets ship no test rows, or some without labels.
-                    Err(error) => progress.note(&format!("the test rows were not judged: {error}")),
-                }
-            }
+            let test = metrics(judged?, progress);
             runs.draws.push(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),

@@ -187,6 +187,14 @@ impl<'a> Grid<'a> {
         of_rates.into_iter().nth(first_best(&means)).unwrap_or_default()
     }
 
+    /// Every training of the entry called `name`.
+    ///
+    /// # Panics
+    /// If no entry of that name was trained.
+    pub fn cells(&self, name: &str) -> &[Cell] {
+        &self.entry(name).1
+    }
+
     /// The best validation of the entry called `name`, as [`choose`](Self::choose) does, a place each.
     ///
     /// # Panics

@@ -2,20 +2,25 @@
 //!
 //! A [`Grid`] trains every [`Entry`] at each of its learning rates in every [`Place`], each in a run folder of its own, so that
 //! a comparison that was interrupted goes on where it was. [`Grid::choose`] takes an entry's rate by the mean validation over
-//! the places, and [`Grid::test`] reads the test rows of the entries that are to be reported.
+//! the places, and [`Grid::test`] reads the test rows of the entries that are to be reported. A [`Study`] is a file that declares
+//! such grids; a [`Sweep`] and [`FewShotRuns`] are lists of trainings. A [`Runner`] takes the trainings.
 
+mod comparison;
 mod few_shot;
 mod grid;
 mod runner;
 mod statistics;
+mod study;
 mod sweep;
 mod workers;
 
+pub use comparison::{Comparison, MethodResults, Plan, TargetResults};
 pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use grid::first_best;
 pub use grid::{Cell, Configure, Entry, Grid, Place, Tested};
 pub(crate) use runner::complete;
 pub use runner::{Judged, Judging, Runner, Together, Training};
 pub use statistics::{Paired, mean, standard_deviation};
+pub use study::{Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};
 pub use workers::{Progress, Ticks, Workers};

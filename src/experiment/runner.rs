@@ -126,6 +126,23 @@ pub(crate) fn complete(judged: Result<Judged>) -> Result<Vec<(String, Evaluation
     judged?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
 }
 
+/// Each metric of a run on its test rows, with the tasks' names before where there are several. What was not judged is noted:
+/// many data sets ship no test rows, or some without labels.
+pub(super) fn metrics(judged: Judged, progress: &mut dyn Progress) -> Vec<(String, Option<f64>)> {
+    let several = judged.len() > 1;
+    let mut metrics = Vec::new();
+    for (task, evaluation) in judged {
+        let of = if several { format!("{task} ") } else { String::new() };
+        match evaluation {
+            Ok(evaluation) => metrics.extend(
+                evaluation.scores.values.iter().map(|(metric, value)| (format!("{of}{metric}"), *value)),
+            ),
+            Err(error) => progress.note(&format!("the test rows were not judged: {error}")),
+        }
+    }
+    metrics
+}
+
 /// The mean over tasks of the mean over their metrics; NaN where one is not defined.
 pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
     let means = evaluations.iter().map(|(_, evaluation)| evaluation.scores.mean().unwrap_or(f64::NAN));

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 
 use toml::Table;
 
-use super::runner::{Judging, Runner, Training};
+use super::runner::{Judging, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
 use super::workers::Progress;
 use crate::config::{RunConfig, SETTINGS};
@@ -57,23 +57,9 @@ impl Sweep {
         let mut judged = runner.judge(&judgings, progress)?.into_iter();
         let mut runs = Vec::with_capacity(trainings.len());
         for (Training { name, config, .. }, outcome) in trainings.iter().zip(outcomes) {
-            let mut run = SweptRun { name: name.clone(), config: config.clone(), outcome, test: Vec::new() };
-            let tasks = if run.outcome.is_ok() { judged.next().transpose()? } else { None };
-            for (task, evaluation) in tasks.into_iter().flatten() {
-                let of = if config.is_multi_task() { format!("{task} ") } else { String::new() };
-                match evaluation {
-                    Ok(evaluation) => run.test.extend(
-                        evaluation
-                            .scores
-                            .values
-                            .iter()
-                            .map(|(metric, value)| (format!("{of}{metric}"), *value)),
-                    ),
-                    // Many data sets ship no test rows, or some without labels.
-                    Err(error) => progress.note(&format!("the test rows were not judged: {error}")),
-                }
-            }
-            runs.push(run);
+            let judged = if outcome.is_ok() { judged.next().transpose()? } else { None };
+            let test = judged.map_or_else(Vec::new, |judged| metrics(judged, progress));
+            runs.push(SweptRun { name: name.clone(), config: config.clone(), outcome, test });
         }
         Ok(Self { runs })
     }

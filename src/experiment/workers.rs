@@ -55,6 +55,11 @@ impl<'a> Workers<'a> {
         Ok(Self { model, count: count.unwrap_or_else(cores) })
     }
 
+    /// Workers.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// The folder of the T5.
     pub fn model(&self) -> &Path {
         self.model

@@ -25,6 +25,7 @@ pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
+pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};

@@ -513,6 +513,6 @@ fn checksum<'a>(tensors: impl Iterator<Item = &'a [u8]>) -> String {
 }
 
 /// A finished hash as text.
-pub(super) fn hexadecimal(hasher: Sha256) -> String {
+pub(crate) fn hexadecimal(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,0 +1,153 @@
+//! `promptmix compare`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use super::device::{Device, on_device};
+use super::progress::Bars;
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::error::Result;
+use crate::experiment::{Plan, Progress, Runner, Study, Together, Workers};
+use crate::files;
+use crate::model::Frozen;
+use crate::pretrained;
+use crate::train::{Silent, Trainer};
+
+/// Runs in one batch, where nothing else is asked for.
+const TOGETHER: usize = 8;
+/// Steps that an estimate is made by.
+const PROBE: u64 = 5;
+
+/// Flags of `promptmix compare`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  promptmix compare study.toml --dry-run
+  promptmix compare study.toml --out studies/first
+
+The file has settings as --config of train has them, for every run, and a table of what is compared:
+
+  model = \"t5-small\"
+  steps = 300
+  validate-every = 100
+  [study]
+  seeds = [1, 2, 3]
+  learning-rates = [0.3, 1.0]
+  [[study.source]]
+  name = \"sst2\"
+  task = \"sst2\"
+  data = \"data/sst2\"
+  [[study.target]]
+  name = \"mrpc, 16 a class\"
+  task = \"mrpc\"
+  data = \"data/mrpc\"
+  few-shot = 16
+  class-balanced = true
+  [[study.method]]
+  name = \"prompt tuning\"
+  method = \"prompt-tuning\"
+  [[study.method]]
+  name = \"ATTEMPT\"
+
+docs/studies.md describes the rest. The same command again goes on where it was interrupted.")]
+pub(super) struct Arguments {
+    /// The study's TOML file
+    file: PathBuf,
+    /// A folder for the runs, results.json, results.tsv and table.md
+    #[arg(long, required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Say what would be done and about how long it takes, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Share batches among so many runs at most. On the CPU, if not given, whole runs go side by side, one a thread
+    #[arg(long)]
+    together: Option<usize>,
+    #[command(flatten)]
+    device: Device,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        let study = Study::read(&self.file)?;
+        if let Some(out) = self.out.as_deref().filter(|_| !self.dry_run) {
+            files::check_folder(out)?;
+        }
+        let model = pretrained::locate(&study.model()?)?;
+        if self.device.is_cpu() && self.together.is_none() {
+            // Says what is wrong with other flags; each worker starts a thread of its own.
+            self.device.open_cpu()?;
+            let workers = Workers::new(&model, self.device.threads)?;
+            if self.dry_run {
+                let cpu = Cpu::<f32>::new(Some(1))?;
+                return estimate(&study, &Frozen::load(&cpu, &model)?, workers.count());
+            }
+            return self.compare(&study, &workers);
+        }
+        let device = self.device.open()?;
+        on_device!(device, backend => self.run_together(&study, &Frozen::load(backend, &model)?))
+    }
+
+    fn run_together<B: Backend>(&self, study: &Study, frozen: &Frozen<'_, B>) -> Result<ExitCode> {
+        super::warn(&frozen.warnings);
+        let together = Together::new(frozen, self.together.unwrap_or(TOGETHER))?;
+        if self.dry_run { estimate(study, frozen, 1) } else { self.compare(study, &together) }
+    }
+
+    fn compare(&self, study: &Study, runner: &dyn Runner) -> Result<ExitCode> {
+        let started = Instant::now();
+        let out = self.out.clone().unwrap_or_default();
+        let mut bars = Bars::new()?;
+        let comparison = study.run(runner, &out, &mut bars)?;
+        bars.finish();
+        println!("{comparison}");
+        println!(
+            "took {:.0} s; runs, results.json, results.tsv and table.md are in {}",
+            started.elapsed().as_secs_f64(),
+            out.display()
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints what the study is going to do, and how long its trainings take by a few steps like theirs, `at_a_time` of them.
+fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize) -> Result<ExitCode> {
+    let Plan { stages, judged, has_epochs, .. } = study.plan()?;
+    println!("{:<40} {:>9} {:>12}", "stage", "trainings", "steps");
+    for (name, trainings, steps) in &stages {
+        println!("{name:<40} {trainings:>9} {steps:>12}");
+    }
+    let steps: u64 = stages.iter().map(|(_, _, steps)| steps).sum();
+    let trainings: usize = stages.iter().map(|(_, trainings, _)| trainings).sum();
+    println!("{:<40} {trainings:>9} {steps:>12}", "all");
+    if has_epochs {
+        println!("some trainings count in epochs; their steps are not among these");
+    }
+    println!("{judged} runs answer test rows, once each");
+    let mut bars = Bars::quiet()?;
+    let mut measure = || {
+        let mut trainer = Trainer::new(frozen, &study.probe()?, &mut Silent)?;
+        let probed = PROBE.min(trainer.steps_left());
+        bars.begin("estimate", probed);
+        let started = Instant::now();
+        for _ in 0..probed {
+            trainer.step()?;
+            bars.step();
+        }
+        Ok::<_, crate::Error>((started.elapsed().as_secs_f64() / probed as f64, trainer.training_rows()))
+    };
+    let measured = measure();
+    bars.finish();
+    match measured {
+        Ok((seconds, rows)) => println!(
+            "a step like those of {} ({} training rows; prompt tuning, a run alone) took {:.0} ms: about {:.1} hours of training, \
+             {at_a_time} at a time; validation and test rows come on top",
+            study.targets[0].name,
+            rows.iter().sum::<usize>(),
+            1000.0 * seconds,
+            seconds * steps as f64 / at_a_time as f64 / 3600.0,
+        ),
+        Err(error) => println!("no estimate of the time: {error}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,319 @@
+//! `promptmix compare`: a study in one file, its choices on validation rows alone, and its end whatever interrupts it.
+#![cfg(all(feature = "cli", unix))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use promptmix::experiment::{Paired, Study, mean};
+use serde_json::Value;
+
+/// A folder with two data sets and a study of 24 runs: 2 targets x 3 methods x 2 rates x 2 seeds.
+struct Work {
+    folder: tempfile::TempDir,
+}
+
+const METHODS: &str = r#"
+[[study.method]]
+name = "prompt tuning"
+method = "prompt-tuning"
+[[study.method]]
+name = "source as it is"
+method = "spot"
+sources = "best"
+untrained = true
+[[study.method]]
+name = "SPoT"
+method = "spot"
+sources = "best"
+[[study.method]]
+name = "ATTEMPT"
+"#;
+
+impl Work {
+    fn new() -> Self {
+        let work = Self { folder: tempfile::tempdir().expect("a folder") };
+        let words = [["bad", "good"], ["cold", "warm"], ["dull", "bright"]];
+        for (task, pair) in ["film", "day", "room"].iter().zip(words) {
+            let data = work.path(task);
+            fs::create_dir(&data).expect("a folder");
+            for (split, rows, first) in [("train", 40, 0), ("validation", 12, 100), ("test", 14, 200)] {
+                let row = |i: usize| {
+                    let word = pair[usize::from(i % 3 == 0)];
+                    format!(
+                        "{{\"sentence\": \"a {word} {task} number {}\", \"label\": {}}}\n",
+                        first + i,
+                        usize::from(i % 3 == 0)
+                    )
+                };
+                fs::write(data.join(format!("{split}.jsonl")), (0..rows).map(row).collect::<String>())
+                    .expect("rows");
+            }
+        }
+        work.write(METHODS);
+        work
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, methods: &str) {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+        let text = format!(
+            r#"model = {demo:?}
+task = "sst2"
+labels = "negative,positive"
+prompt-length = 4
+batch-size = 8
+steps = 8
+validate-every = 4
+decoding = "labels"
+[study]
+seeds = [1, 2]
+learning-rates = [0.3, 3.0]
+[study.source-settings]
+steps = 6
+seed = 3
+[[study.source]]
+name = "film"
+data = "film"
+[[study.source]]
+name = "day"
+data = "day"
+[[study.target]]
+name = "room, few"
+data = "room"
+few-shot = 4
+class-balanced = true
+published = {{ "ATTEMPT" = 0.75 }}
+[[study.target]]
+name = "room"
+data = "room"
+{methods}"#
+        );
+        fs::write(self.path("study.toml"), text).expect("written");
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        command.args(arguments).current_dir(self.folder.path());
+        command
+    }
+
+    fn compare(&self, out: &str, more: &[&str]) -> Output {
+        self.command(&[&["compare", "study.toml", "--out", out], more].concat()).output().expect("an end")
+    }
+
+    fn success(&self, out: &str, more: &[&str]) -> String {
+        let output = self.compare(out, more);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn results(&self, out: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(out).join("results.json")).expect("results"))
+            .expect("JSON")
+    }
+
+    fn file(&self, out: &str, name: &str) -> String {
+        fs::read_to_string(self.path(out).join(name)).expect("a file")
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|number| number.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
+    let work = Work::new();
+    let said = work.success("out", &[]);
+    let results = work.results("out");
+    assert_eq!(results["against"], "ATTEMPT");
+    let targets = results["targets"].as_array().expect("targets");
+    assert_eq!(targets.len(), 2);
+    let mut trained = 0;
+    for target in targets {
+        let methods = target["methods"].as_array().expect("methods");
+        assert_eq!(methods.len(), 4);
+        let attempt = numbers(&methods[3]["test"]);
+        for method in methods {
+            let runs = method["runs"].as_array().expect("runs");
+            trained += runs.len();
+            let (validation, test) = (numbers(&method["validation"]), numbers(&method["test"]));
+            assert_eq!((validation.len(), test.len()), (2, 2));
+            // By hand: the rate with the best mean validation, the first of equals.
+            let mean_at = |rate: f64| {
+                let at =
+                    runs.iter().filter(|run| run[1] == rate).map(|run| run[3].as_f64().expect("a number"));
+                mean(&at.collect::<Vec<_>>())
+            };
+            if runs.is_empty() {
+                assert_eq!(method["name"], "source as it is");
+                continue;
+            }
+            let chosen = if mean_at(3.0) > mean_at(0.3) { 3.0 } else { 0.3 };
+            assert_eq!(method["learning-rate"], chosen, "{method}");
+            // What `evaluate` says of the chosen runs.
+            let of_chosen: Vec<&Value> = runs.iter().filter(|run| run[1] == chosen).collect();
+            for (run, test) in of_chosen.iter().zip(&test) {
+                let folder = format!("out/{}", run[0].as_str().expect("a folder"));
+                let output = work
+                    .command(&["evaluate", "--run", &folder, "--split", "test", "--threads", "1", "--json"])
+                    .output()
+                    .expect("an end");
+                let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+                assert_eq!(line["metrics"]["accuracy"].as_f64(), Some(*test), "{folder}");
+            }
+            if method["name"] != "ATTEMPT" {
+                let Paired { mean, interval: [low, high], .. } = Paired::new(&attempt, &test);
+                assert!(said.contains(&format!("{mean:+.3} ({low:+.3} to {high:+.3})")), "{said}");
+            }
+        }
+    }
+    assert_eq!(trained, 2 * 3 * 2 * 2);
+    assert!(said.contains("(published 0.75)"), "{said}");
+    assert_eq!(work.file("out", "results.tsv").lines().count(), 1 + trained);
+    // Few rows are drawn anew for each seed.
+    let data_seed = |seed: u64| {
+        let run = format!("out/runs/room-few/attempt-rate-0.3-seed-{seed}/run.json");
+        let run: Value = serde_json::from_slice(&fs::read(work.path(&run)).expect("a run")).expect("JSON");
+        run["config"]["data-seed"].as_u64()
+    };
+    assert_eq!([data_seed(1), data_seed(2)], [Some(1), Some(2)]);
+
+    // Again: nothing is trained. In shared batches: the same numbers.
+    let started = Instant::now();
+    assert_eq!(table(&work.success("out", &[])), table(&said));
+    let again = started.elapsed();
+    assert_eq!(table(&work.success("shared", &["--together", "4", "--threads", "2"])), table(&said));
+    println!("again: {again:?}");
+    assert_eq!(work.file("shared", "table.md"), work.file("out", "table.md"));
+}
+
+/// What is printed but for the time and the folder.
+fn table(said: &str) -> String {
+    said.lines().filter(|line| !line.starts_with("took")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_study_of_24_runs_that_is_killed_at_five_moments_ends_with_the_same_table() {
+    let work = Work::new();
+    let started = Instant::now();
+    work.success("whole", &[]);
+    let whole = started.elapsed();
+    let mut kills = 0;
+    // Parts of the whole that come to less than it, in no order.
+    for share in [0.05, 0.21, 0.13, 0.3, 0.09] {
+        let mut child = work
+            .command(&["compare", "study.toml", "--out", "killed"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a start");
+        std::thread::sleep(whole.mul_f64(share).max(Duration::from_millis(20)));
+        let ended = child.try_wait().expect("a child").is_some();
+        child.kill().expect("a signal");
+        child.wait().expect("an end");
+        kills += usize::from(!ended);
+    }
+    assert_eq!(kills, 5, "kills that came before the end of {whole:?}");
+    work.success("killed", &[]);
+    for file in ["table.md", "results.tsv", "results.json"] {
+        assert_eq!(work.file("killed", file), work.file("whole", file), "{file}");
+    }
+}
+
+#[test]
+fn a_study_ends_on_a_signal_and_goes_on() {
+    let work = Work::new();
+    let child = work
+        .command(&["compare", "study.toml", "--out", "out"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a start");
+    let begun = work.path("out/sources/film/log.jsonl");
+    let started = Instant::now();
+    while !begun.exists() && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(status.success());
+    let output = child.wait_with_output().expect("an end");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    assert!(!work.path("out/results.json").exists());
+    work.success("out", &[]);
+    work.success("whole", &[]);
+    assert_eq!(work.file("out", "table.md"), work.file("whole", "table.md"));
+}
+
+#[test]
+fn a_dry_run_counts_and_does_nothing() {
+    let work = Work::new();
+    let output = work.command(&["compare", "study.toml", "--dry-run"]).output().expect("an end");
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Two sources of 6 steps; two targets of 3 methods, 2 rates and 2 seeds of 8 steps.
+    let line = |name: &str| {
+        let line =
+            said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {said}"));
+        let words: Vec<&str> = line[name.len()..].split_whitespace().collect();
+        words.join(" ")
+    };
+    assert_eq!([line("source prompts"), line("room, few"), line("all")], ["2 12", "12 96", "26 204"]);
+    assert!(said.contains("16 runs answer test rows") && said.contains("hours of training"), "{said}");
+    let mut left: Vec<String> = fs::read_dir(work.folder.path())
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["day", "film", "room", "study.toml"]);
+}
+
+#[test]
+fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
+    let work = Work::new();
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    for (from, to, expected) in [
+        ("seeds = [1, 2]", "seeds = []", "study.seeds"),
+        ("seeds = [1, 2]", "seds = [1, 2]", "seds"),
+        ("sources = \"best\"", "sources = [\"nosuch\"]", "nosuch"),
+        ("name = \"SPoT\"", "name = \"attempt\"", "different folders"),
+        ("{ \"ATTEMPT\" = 0.75 }", "{ \"ATEMPT\" = 0.75 }", "ATEMPT"),
+        ("few-shot = 4", "few-shots = 4", "few-shot"),
+        ("steps = 8", "steps = 0", "--steps"),
+        ("prompt-length = 4", "prompt-length = \"four\"", "four"),
+        ("[study]", "[stud]", "study"),
+        ("untrained = true", "untrained = 1", "untrained"),
+        ("[[study.target]]\nname = \"room\"", "[[study.target]]", "name"),
+        ("name = \"ATTEMPT\"\n", "name = \"ATTEMPT\"\nmodel = \"other\"\n", "one model"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        fs::write(work.path("study.toml"), text.replacen(from, to, 1)).expect("written");
+        let output = work.compare("refused", &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(expected), "{to}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        assert!(!work.path("refused").exists(), "{to}");
+    }
+    fs::write(work.path("study.toml"), text).expect("written");
+    Study::read(&work.path("study.toml")).expect("the study as it was");
+}
+
+#[test]
+fn a_study_in_a_folder_of_another_is_refused() {
+    let work = Work::new();
+    work.success("out", &[]);
+    let before = work.file("out", "table.md");
+    work.write(&METHODS.replace("name = \"ATTEMPT\"", "name = \"ATTEMPT\"\nscorer = \"constant\""));
+    let output = work.compare("out", &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("scorer") && said.contains("constant"), "{said}");
+    assert_eq!(work.file("out", "table.md"), before);
+}
