@@ -200,7 +200,7 @@ impl Study {
         progress: &mut dyn Progress,
     ) -> Result<TargetResults> {
         let done = out.join("results").join(format!("{}.json", slug(&target.name)));
-        let settings_sha256 = self.settings_sha256(target, sources, scorer)?;
+        let settings_sha256 = self.settings_sha256(target)?;
         let written = std::fs::read(&done).ok().and_then(|json| serde_json::from_slice(&json).ok());
         if let Some(results) =
             written.filter(|results: &TargetResults| results.settings_sha256 == settings_sha256)
@@ -267,18 +267,19 @@ impl Study {
     }
 
     /// A hash of every run's settings on a target.
-    fn settings_sha256(&self, target: &Target, sources: &[PathBuf], scorer: Option<&Path>) -> Result<String> {
+    fn settings_sha256(&self, target: &Target) -> Result<String> {
         let mut hasher = Sha256::new();
         let mut feed = |text: String| {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         };
-        feed(format!("{sources:?} {scorer:?} {:?} {:?}", self.places, target.published));
+        feed(format!("{:?} {:?} {:?}", self.scorer, self.places, target.published));
         for source in &self.sources {
+            feed(format!("{} {:?}", source.name, source.prompt));
             feed(self.source_config(source)?.to_toml()?);
         }
         for method in &self.methods {
-            let config = self.shared_config(target, method, &[], scorer)?;
+            let config = self.shared_config(target, method, &[], None)?;
             feed(format!(
                 "{} {:?} {} {:?}",
                 method.name, method.sources, method.is_untrained, method.learning_rates
