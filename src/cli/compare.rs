@@ -60,6 +60,12 @@ pub(super) struct Arguments {
     /// Say what would be done and about how long it takes, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Another model than the file's: a folder or a hub id
+    #[arg(long)]
+    model: Option<String>,
+    /// A folder that the file's relative data paths start from, instead of the one the program runs in
+    #[arg(long)]
+    data_root: Option<PathBuf>,
     /// Share batches among so many runs at most. On the CPU, if not given, whole runs go side by side, one a thread
     #[arg(long)]
     together: Option<usize>,
@@ -69,7 +75,13 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let study = Study::read(&self.file)?;
+        let mut study = Study::read(&self.file)?;
+        if let Some(model) = &self.model {
+            study = study.on_model(model);
+        }
+        if let Some(root) = &self.data_root {
+            study = study.with_data_root(root);
+        }
         if let Some(out) = self.out.as_deref().filter(|_| !self.dry_run) {
             files::check_folder(out)?;
         }

@@ -37,6 +37,8 @@ pub struct Study {
     pub learning_rates: Vec<f64>,
     /// The method that the others are compared with.
     pub against: String,
+    /// What relative paths of data start from, if not from the folder that the program runs in.
+    data_root: Option<PathBuf>,
     path: PathBuf,
     text: String,
 }
@@ -257,11 +259,26 @@ impl Study {
             places,
             learning_rates: declared.learning_rates,
             against,
+            data_root: None,
             path: path.to_owned(),
             text,
         };
         study.check()?;
         Ok(study)
+    }
+
+    /// The study on another model: a folder or a hub id.
+    #[must_use]
+    pub fn on_model(mut self, model: &str) -> Self {
+        self.shared.insert("model".into(), model.into());
+        self
+    }
+
+    /// The study with relative paths of data starting from `root`.
+    #[must_use]
+    pub fn with_data_root(mut self, root: &Path) -> Self {
+        self.data_root = Some(root.to_owned());
+        self
     }
 
     /// Whether every run can be begun.
@@ -306,7 +323,12 @@ impl Study {
         for layer in layers {
             table.extend((*layer).clone());
         }
-        RunConfig::from_table(&self.path, &self.text, table)
+        let mut config = RunConfig::from_table(&self.path, &self.text, table)?;
+        let from_hub = config.data.to_string_lossy().starts_with("hub:");
+        if let Some(root) = self.data_root.as_ref().filter(|_| !from_hub) {
+            config.data = root.join(config.data);
+        }
+        Ok(config)
     }
 
     /// Id or folder of the model.
