@@ -7,7 +7,7 @@ use super::device::{Device, on_device};
 use super::progress;
 use super::train::DecodingName;
 use crate::backend::Backend;
-use crate::data::Split;
+use crate::data::{Split, data_of_task};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::train::{self, RunFolder, Saved, TrainedRun};
@@ -96,7 +96,10 @@ impl Arguments {
     fn judge<B: Backend>(&self, run: &TrainedRun<'_, B>, saved: &Saved) -> Result<Option<f64>> {
         let own = run.config().data_folder(&run.task().name);
         let data = match &self.data {
-            Some(data) if saved.config.is_multi_task() && self.task.is_none() => data.join(&run.task().name),
+            Some(data) if saved.config.is_multi_task() && self.task.is_none() => {
+                let names: Vec<&str> = run.tasks().iter().map(|task| task.name.as_str()).collect();
+                data_of_task(data, &names, &run.task().name)?
+            }
             Some(data) => data.clone(),
             None => own,
         };

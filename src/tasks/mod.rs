@@ -85,7 +85,7 @@ pub enum SplitRule {
 
 impl SplitRule {
     /// What to do about rows whose labels are hidden, as those of a benchmark's test file are.
-    fn advice_on_hidden_labels(self) -> &'static str {
+    pub(crate) fn advice_on_hidden_labels(self) -> &'static str {
         match self {
             Self::HalveValidation | Self::HoldOutTraining { .. } => {
                 "--split-validation-test takes test rows from the validation file, which has labels"

@@ -11,7 +11,7 @@ use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_sp
 use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
-use crate::pretrained::locate_data;
+use crate::pretrained::{FoundData, find_data};
 use crate::tasks::{Purpose, Task};
 
 /// A task and its tokenised rows.
@@ -52,7 +52,11 @@ impl TaskData {
             ));
         }
         let longest_target = longest_target(frozen, config, &task)?;
-        let splits = open_splits(config, &task, &config.data_folder(&task.name))?;
+        let found = find(&task, &config.data_folder(&task.name))?;
+        if let Some(origin) = &found.origin {
+            monitor.note(origin);
+        }
+        let splits = Splits::of_task(&found.folder, &task, config.split_validation_test)?;
         let all = splits.get(Split::Train)?;
         let draw = |shots, class_balanced| {
             FewShot { shots, class_balanced, seed: config.data_seed() }.draw(all, &task)
@@ -101,7 +105,12 @@ impl TaskData {
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
 pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
-    Splits::of_task(&locate_data(folder, &is_split_file)?, task, config.split_validation_test)
+    Splits::of_task(&find(task, folder)?.folder, task, config.split_validation_test)
+}
+
+/// The folder of a task's data, which is fetched if it is one of the hub's.
+fn find(task: &Task, folder: &Path) -> Result<FoundData> {
+    find_data(&task.place(folder)?, &is_split_file)
 }
 
 /// Tokens of an answer of `task` at most.
