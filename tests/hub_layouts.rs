@@ -142,6 +142,8 @@ fn rows_of_a_test_file_with_hidden_labels_are_refused_with_what_makes_others() {
         let has_test = data.splits.iter().any(|(split, _)| split.starts_with("test"));
         let show = ["tasks", "--show", name, "--data", "hub:", "--split", "test"];
         let (shown, said) = setting.run(&show);
+        // What the task's own lines say of the flag is no advice.
+        let said = if shown { &said } else { said.split_once("error: ").expect("an error").1 };
         let is_foreign = task.condition.is_some();
         // Answers that are missing are those of ReCoRD where no one looks at the rows together.
         let is_hidden = data.hides_test_labels && name != "superglue-record";
