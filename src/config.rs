@@ -8,8 +8,6 @@ mod page;
 mod setting;
 mod sweep;
 
-use std::path::PathBuf;
-
 pub use declared::{RunConfig, SETTINGS};
 pub use file::Difference;
 pub use page::reference_page;
@@ -18,6 +16,7 @@ pub use sweep::read_sweep;
 
 use crate::backend::Scorer;
 use crate::choice::choices;
+use crate::data::SplitSource;
 
 choices! {
     /// What stands before each example and what of it is learnt.
@@ -118,11 +117,6 @@ impl RunConfig {
         self.task.contains(',')
     }
 
-    /// The folder with the data of the task called `name`.
-    pub fn data_folder(&self, name: &str) -> PathBuf {
-        if self.is_multi_task() { self.data.join(name) } else { self.data.clone() }
-    }
-
     /// How often each task is drawn against the others, when they have `sizes` training examples.
     pub fn shares(&self, sizes: &[usize]) -> Vec<f64> {
         let share = |&size: &usize| match self.sampling {
@@ -131,6 +125,11 @@ impl RunConfig {
             Sampling::Equal => 1.0,
         };
         sizes.iter().map(share).collect()
+    }
+
+    /// Who says which file is which split.
+    pub fn split_source(&self) -> SplitSource {
+        self.splits.unwrap_or(SplitSource::from(self.split_validation_test))
     }
 
     /// Whether the target prompt is left out; a scorer is pre-trained on the sources alone.

@@ -31,7 +31,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("evaluate", &["backend", "config", "data", "metrics", "model", "pretrained", "tasks"]),
     ("verify", &["backend", "model", "pretrained"]),
     ("model", &["backend", "pretrained"]),
-    ("config", &["backend"]),
+    ("config", &["backend", "data"]),
     ("prompts", &["pretrained"]),
     ("data", &["metrics", "tasks"]),
     ("tasks", &["metrics"]),

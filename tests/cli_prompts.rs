@@ -157,6 +157,11 @@ fn two_tasks_one_from_a_file_train_are_judged_and_answer_together() {
     for said in ["sst2 validation: 6 examples", "stars validation: 6 examples", "mean over 2 tasks"] {
         assert!(report.contains(said), "{report}");
     }
+    // Other data of each: a place a task.
+    let places = format!("{},{}", work.path("data/sst2"), work.path("data/stars"));
+    assert_eq!(success(&["evaluate", "--run", &run, "--data", &places]), report);
+    let message = error(&["evaluate", "--run", &run, "--data", &format!("{places},{places}")]);
+    assert!(message.contains("one a task: sst2, stars"), "{message}");
     let report = success(&["evaluate", "--run", &run, "--task", "stars"]);
     assert!(report.contains("stars") && !report.contains("sst2"), "{report}");
     work.write(

@@ -572,6 +572,25 @@ fn no_example_left_is_an_error() {
 }
 
 #[test]
+fn a_file_whose_answers_are_all_hidden_is_no_data_to_judge_by() {
+    let folder = folder();
+    let rows = |answers: &[&str]| {
+        let row = json!({"passage": "p", "query": "q", "entities": ["A"], "answers": answers});
+        format!("{row}\n")
+    };
+    let record = Task::named("record").unwrap();
+    let load = |content: String| {
+        let part = Part::file(write(folder.path(), "test.jsonl", content));
+        Examples::load(&part, &record, &by_byte, &settings(64, Purpose::Evaluation))
+    };
+    let message = load(rows(&[]).repeat(3)).unwrap_err().to_string();
+    assert!(message.contains("3 rows, none of them with one"), "{message}");
+    assert!(message.contains("--split-validation-test"), "{message}");
+    // One row without an answer among others is what the data has.
+    assert_eq!(load(rows(&[]) + &rows(&["A"])).unwrap().len(), 2);
+}
+
+#[test]
 fn prediction_needs_no_label() {
     let folder = folder();
     let part = Part::file(write(folder.path(), "input.csv", "sentence\na\nb\n"));

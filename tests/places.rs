@@ -103,6 +103,21 @@ fn a_whole_project_that_moved_answers_from_anywhere() {
 }
 
 #[test]
+fn of_several_places_of_data_each_is_looked_for_by_itself() {
+    let project = Project::new();
+    project.train();
+    project.rename("a", "b/c");
+    let run = project.path("b/c/run");
+    let mut saved = promptmix::train::RunFolder::saved(&run).expect("a run");
+    saved.config.task = "sst2,rte,cola".to_owned();
+    saved.config.data = PathBuf::from("data,hub:,elsewhere");
+    let now = saved.located(&run).data.display().to_string();
+    let places: Vec<&str> = now.split(',').collect();
+    assert!(Path::new(places[0]).is_dir() && places[0].ends_with("b/c/data"), "{now}");
+    assert_eq!(places[1..], ["hub:", "elsewhere"]);
+}
+
+#[test]
 fn a_run_is_answered_where_its_model_still_is() {
     let project = Project::new();
     project.train();

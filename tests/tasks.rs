@@ -298,6 +298,24 @@ fn spans_whose_word_count_is_off_are_marked_at_the_nearest_occurrence() {
     );
 }
 
+/// The hub's WSC has two such spans, which no correction can make parts of their text.
+#[test]
+fn a_span_whose_words_stand_apart_in_the_text_is_left_unmarked() {
+    let wsc = Task::named("wsc").unwrap();
+    let text = |first: &str| {
+        wsc.source_text(&row(
+            json!({"text": "Ann, whom Tom and Bob met, left before they slept .", "label": 0,
+            "span1_text": first, "span1_index": 0, "span2_text": "they", "span2_index": 8}),
+        ))
+    };
+    let unmarked = "superglue-wsc.fixed text: Ann, whom Tom and Bob met, left before # they # slept .";
+    assert_eq!(text("Ann and Bob").unwrap(), unmarked);
+    assert_eq!(text("Ann, Tom, and Bob").unwrap(), unmarked);
+    for other in ["Bob and Ann", "Ann and Eve", "Ann Tom bob", "Eve"] {
+        assert!(text(other).unwrap_err().to_string().contains("letter for letter"), "{other}");
+    }
+}
+
 #[test]
 fn generated_text_outside_the_answers_is_invalid() {
     let stsb = Task::named("stsb").unwrap();

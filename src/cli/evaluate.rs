@@ -7,7 +7,7 @@ use super::device::{Device, on_device};
 use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
-use crate::data::Split;
+use crate::data::{Split, data_of_task};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::train::{self, RunFolder, Saved, TrainedRun};
@@ -94,11 +94,14 @@ impl Arguments {
 
     /// Judges the selected task and prints what came of it; gives back the mean metric.
     fn judge<B: Backend>(&self, run: &TrainedRun<'_, B>, saved: &Saved) -> Result<Option<f64>> {
-        let own = run.config().data_folder(&run.task().name);
+        let names: Vec<&str> = run.tasks().iter().map(|task| task.name.as_str()).collect();
         let data = match &self.data {
-            Some(data) if saved.config.is_multi_task() && self.task.is_none() => data.join(&run.task().name),
+            Some(data) if names.len() > 1 && self.task.is_none() => {
+                data_of_task(data, &names, &run.task().name)?
+            }
             Some(data) => data.clone(),
-            None => own,
+            None if names.len() > 1 => data_of_task(&run.config().data, &names, &run.task().name)?,
+            None => run.config().data.clone(),
         };
         let decoding = self.decoding.unwrap_or(saved.config.decoding);
         let bar = progress::bar(0, "evaluation");

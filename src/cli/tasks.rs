@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::config::RunConfig;
-use crate::data::{ExampleSettings, Examples, Part, Split, Splits, is_split_file};
+use crate::data::{ExampleSettings, Examples, Part, Split, SplitSource, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::pretrained::{self, T5Config, Tokenizer};
-use crate::tasks::{Purpose, SplitRule, Task, names};
+use crate::tasks::{Purpose, SplitRule, Target, Task, names};
 
 /// Rows that are shown.
 const ROWS: usize = 3;
@@ -22,6 +22,8 @@ const NO_LIMIT: usize = 1_000_000_000;
 #[command(after_help = "Examples:
   promptmix tasks
   promptmix tasks --show sst2 --data data/sst2 --model t5-small
+  promptmix tasks --show sst2 --data hub:
+  promptmix tasks --show piqa --data hub:ybisk/piqa/plain_text@refs/convert/parquet
   promptmix tasks --show reviews.toml --data reviews
 
 A task of your own is a TOML file, which --task and --show take like a name:
@@ -31,12 +33,14 @@ A task of your own is a TOML file, which --task and --show take like a name:
   label-field = \"stars\"
   metrics = [\"f1\", \"accuracy\"]
   where = \"lang == en or de\"    # rows of the files that are the task's
+  hub = \"owner/name/folder\"     # its data set on the hub, for --data hub:
   split = \"halve-validation\"   # or { hold-out-training = { rows = 1000 } }; applied by --split-validation-test")]
 pub(super) struct Arguments {
     /// Show one task, a name or a .toml file, with rows of --data
     #[arg(long)]
     show: Option<String>,
-    /// Folder with the task's train, validation and maybe test, or hub:owner/name/folder
+    /// Folder with the task's train, validation and maybe test; hub: for the task's own data set on the hub, hub:owner/name/folder
+    /// for another, either of a revision with @revision behind it
     #[arg(long, requires = "show")]
     data: Option<PathBuf>,
     /// Count tokens as the tokenizer of this model does: a folder or hub id
@@ -45,7 +49,10 @@ pub(super) struct Arguments {
     /// train, validation or test
     #[arg(long, default_value = "train")]
     split: Split,
-    /// Take test rows from the labelled files, by the task's split rule
+    /// Who says which rows validate and test: the paper's rule for the task, or the files' names
+    #[arg(long, default_value = "hub")]
+    splits: SplitSource,
+    /// The same as --splits paper
     #[arg(long)]
     split_validation_test: bool,
 }
@@ -64,21 +71,50 @@ impl Arguments {
         println!("task     {}", task.name);
         println!("source   {}", task.source);
         println!("labels   {}", labels(&task));
+        if let Target::Classes { field, classes, unlabelled } = &task.target {
+            for class in classes {
+                let meaning =
+                    class.meaning.as_deref().map_or(String::new(), |meaning| format!(" means {meaning}"));
+                println!("         {}{meaning}, {field} {}", class.label, class.values.join(" or "));
+            }
+            if !unlabelled.is_empty() {
+                println!(
+                    "         rows with {field} {} have no label and are left out",
+                    unlabelled.join(" or ")
+                );
+            }
+        }
         let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
         println!("metrics  {}", metrics.join(" "));
         if let Some(condition) = &task.condition {
             println!("rows     {condition}");
         }
         println!("splits   {}", splits(task.split));
+        match &task.hub {
+            Some(hub) => {
+                let configuration = hub.configuration.as_deref().unwrap_or("the only one");
+                println!("hub      {}, configuration {configuration}: --data hub:", hub.id);
+            }
+            None => println!("hub      none of its own: --data hub:owner/name"),
+        }
         let Some(data) = &self.data else {
             println!("\ngive --data to see rows of it");
             return Ok(());
         };
-        let data = pretrained::locate_data(data, &is_split_file)?;
-        let splits = Splits::of_task(&data, &task, self.split_validation_test)?;
+        let data = pretrained::find_data(&task.place(data)?, &is_split_file)?;
+        if let Some(origin) = &data.origin {
+            println!("{origin}");
+        }
+        let source = if self.split_validation_test { SplitSource::Paper } else { self.splits };
+        let splits = Splits::of_task(&data.folder, &task, source)?;
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {
-                println!("{split:<10} {} rows of {}", part.row_count()?, part.path().display());
+                match part.row_count() {
+                    Ok(rows) => println!("{split:<10} {rows} rows of {}", part.path().display()),
+                    // The test file of a data set that holds several tasks may have other tasks alone.
+                    Err(error) if split != self.split => println!("{split:<10} {error}"),
+                    Err(error) => return Err(error),
+                }
             }
         }
         let part = splits.get(self.split)?;
@@ -114,14 +150,16 @@ impl Arguments {
 }
 
 fn list() -> Result<()> {
-    println!("{:<20} {:<34} {:<22} source", "task", "labels", "metrics");
+    println!("{:<20} {:<34} {:<22} {:<44} source", "task", "labels", "metrics", "hub");
     for name in names() {
         let task = Task::named(name)?;
         let labels = labels(&task);
         let labels: String =
             if labels.len() > 32 { labels.chars().take(29).chain("...".chars()).collect() } else { labels };
         let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
-        println!("{name:<20} {labels:<34} {:<22} {}", metrics.join(" "), task.source.as_str());
+        let hub = task.hub.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (metrics, source) = (metrics.join(" "), task.source.as_str());
+        println!("{name:<20} {labels:<34} {metrics:<22} {hub:<44} {source}");
     }
     Ok(())
 }
@@ -135,7 +173,8 @@ fn splits(rule: SplitRule) -> String {
             "{rows} rows of the training file validate and the validation file tests, or the test file where there is no other"
         )),
         SplitRule::MatchedAndMismatched => {
-            "validation_mismatched validates; with --split-validation-test validation_matched tests"
+            "validation_mismatched validates and test, test_matched or validation_matched tests, the first there is; with \
+             --split-validation-test validation_matched tests"
                 .to_owned()
         }
         _ => "a file each".to_owned(),

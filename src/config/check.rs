@@ -2,6 +2,7 @@
 
 use super::{Method, RunConfig};
 use crate::backend::Scorer;
+use crate::data::SplitSource;
 use crate::error::{Error, Result};
 
 impl RunConfig {
@@ -23,6 +24,9 @@ impl RunConfig {
                 "none".into(),
                 "say how many rows a class",
             );
+        }
+        if self.splits == Some(SplitSource::Hub) && self.split_validation_test {
+            return reject("--splits", "paper with --split-validation-test", "hub".into(), "leave one out");
         }
         if self.is_multi_task() && (self.template.is_some() || self.labels.is_some()) {
             let advice = "write each such task into a TOML file and give the files to --task";

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::setting::{Setting, Value, Values, choice, kebab, settings};
 use super::{Decoding, LrScheduler, Method, Preset, PromptInit, Sampling};
 use crate::backend::Scorer;
+use crate::data::SplitSource;
 
 /// A count of steps or passes.
 const COUNT: Values = Values::Whole(1, u32::MAX as u64);
@@ -32,10 +33,13 @@ settings! {
         label_field: String = "label".into(), Values::Text;
         /// Lower-case the source text.
         lowercase: bool = false, Values::Switch;
-        /// Folder with train, validation and maybe test, as .jsonl, .json, .csv, .tsv or .parquet; with several tasks a folder of
-        /// such folders by the tasks' names. `hub:owner/name/folder` is a data set of the hub's.
+        /// Folder with train, validation and maybe test, as .jsonl, .json, .csv, .tsv or .parquet; `hub:` for the task's own data set on
+        /// the hub, or `hub:owner/name/folder@revision`. With several tasks a folder of such folders by the tasks' names, or a list
+        /// with commas of an entry a task.
         data: PathBuf = PathBuf::new(), Values::Path, else "none: it must be given";
-        /// Take test rows from the labelled files, by the task's split rule.
+        /// Who says which rows validate and test.
+        splits: Option<SplitSource> = None, choice::<SplitSource>(), else "hub; paper with split-validation-test";
+        /// The same as `splits` paper.
         split_validation_test: bool = false, Values::Switch;
         /// Tokens of a source at most, end mark included.
         max_source_length: usize = 256, Values::Whole(1, 1_000_000);

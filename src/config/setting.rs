@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::backend::Scorer;
 use crate::choice::Choice;
+use crate::data::SplitSource;
 
 /// A setting: a key in files, and with `--` before it a flag.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +113,7 @@ macro_rules! unbounded {
         }
     })+ };
 }
-unbounded!(String, PathBuf, Vec<PathBuf>, bool, Scorer);
+unbounded!(String, PathBuf, Vec<PathBuf>, bool, Scorer, SplitSource);
 unbounded!(
     super::Method,
     super::Preset,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::splits::Part;
 use crate::error::{Error, Result};
-use crate::tasks::{Example, Purpose, Reference, References, Row, Task, quote};
+use crate::tasks::{Example, Purpose, Reference, References, Row, Target, Task, quote};
 
 /// Rows formatted and tokenised at a time: what is in memory beside the result.
 const CHUNK_ROWS: usize = 4096;
@@ -151,6 +151,18 @@ impl Examples {
                 format!("at least one row with a label in {origin}"),
                 format!("{} rows, {} of them without a label", counts.rows, counts.unlabelled),
                 "give a file with labelled rows",
+            ));
+        }
+        if let (Target::Text { unanswered: Some(text), .. }, References::Texts(texts)) =
+            (&task.target, &examples.references)
+            && !texts.is_empty()
+            && texts.iter().all(|answers| answers == std::slice::from_ref(text))
+        {
+            return Err(Error::setting(
+                "data",
+                format!("at least one row with an answer in {origin}"),
+                format!("{} rows, none of them with one", examples.counts.rows),
+                format!("the answers of a test file may be hidden: {}", task.split.advice_on_hidden_labels()),
             ));
         }
         Ok(examples)

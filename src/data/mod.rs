@@ -14,6 +14,7 @@ pub mod json;
 mod lines;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod places;
 mod reader;
 mod records;
 mod splits;
@@ -25,5 +26,6 @@ pub use few_shot::FewShot;
 pub use folder::is_split_file;
 pub use format::Format;
 pub use index::RowIndex;
+pub use places::{data_of_task, data_of_tasks, data_parts};
 pub use reader::{LINE_LIMIT, Reader, count_rows, open, open_columns, open_with_text};
-pub use splits::{Part, Rows, Split, Splits};
+pub use splits::{Part, Rows, Split, SplitSource, Splits};

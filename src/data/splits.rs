@@ -15,6 +15,7 @@ use rand_mt::Mt;
 use super::folder::{expected, find, listing};
 use super::format::EXTENSIONS;
 use super::reader::{Reader, count_rows, open_columns};
+use crate::choice::choices;
 use crate::error::{Error, Result};
 use crate::tasks::{Condition, Row, SplitRule, Task};
 
@@ -57,6 +58,29 @@ impl FromStr for Split {
             .into_iter()
             .find(|split| split.name() == name)
             .ok_or_else(|| Error::setting("split", "train, validation or test", format!("{name:?}"), ""))
+    }
+}
+
+choices! {
+    /// Who says which file is which split.
+    pub enum SplitSource {
+        /// The task's split rule: test rows come from files with labels, as in the paper.
+        Paper = "paper",
+        /// The files by their names: each split is its own file, as the hub has them. A benchmark's test file often hides its labels.
+        Hub = "hub",
+    }
+}
+
+/// Of `--split-validation-test`: set, the task's rule applies.
+impl From<bool> for SplitSource {
+    fn from(split_validation_test: bool) -> Self {
+        if split_validation_test { Self::Paper } else { Self::Hub }
+    }
+}
+
+impl fmt::Display for SplitSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
     }
 }
 
@@ -189,7 +213,7 @@ impl Rows<'_> {
             None,
             format!("rows with {condition}"),
             format!("{} there", values.join(", ")),
-            "give the task's own data, or another `where` in a task file",
+            "give the task's own data, another `where` in a task file, or --split-validation-test if only the test file lacks them",
         ))
     }
 }
@@ -259,28 +283,29 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// Finds the files of `folder` and, if `split_validation_test`, applies `rule`; else each split is its own file.
+    /// Finds the files of `folder` and makes splits of them as `source` says: by `rule`, or each its own file. `true` and `false`
+    /// stand for the two.
     ///
     /// # Errors
     /// [`Error::File`] if the folder cannot be read, [`Error::Setting`] if a split is there in two formats or a file that
     /// the rule needs is missing or too small, and those of reading it.
-    pub fn open(folder: &Path, rule: SplitRule, split_validation_test: bool) -> Result<Self> {
-        Self::open_where(folder, rule, None, split_validation_test)
+    pub fn open(folder: &Path, rule: SplitRule, source: impl Into<SplitSource>) -> Result<Self> {
+        Self::open_where(folder, rule, None, source.into())
     }
 
     /// As [`open`](Self::open), by the task's rule and with the rows alone that are the task's.
     ///
     /// # Errors
     /// As there.
-    pub fn of_task(folder: &Path, task: &Task, split_validation_test: bool) -> Result<Self> {
-        Self::open_where(folder, task.split, task.condition.as_ref(), split_validation_test)
+    pub fn of_task(folder: &Path, task: &Task, source: impl Into<SplitSource>) -> Result<Self> {
+        Self::open_where(folder, task.split, task.condition.as_ref(), source.into())
     }
 
     fn open_where(
         folder: &Path,
         rule: SplitRule,
         condition: Option<&Condition>,
-        split_validation_test: bool,
+        source: SplitSource,
     ) -> Result<Self> {
         if folder.is_file() {
             return Err(Error::setting(
@@ -303,11 +328,14 @@ impl Splits {
             test: part("test")?,
         };
         if rule == SplitRule::MatchedAndMismatched {
+            let matched = part("validation_matched")?;
             splits.validation = part("validation_mismatched")?.or(splits.validation);
-            if split_validation_test || splits.test.is_none() {
-                splits.test = part("validation_matched")?.or(splits.test);
-            }
-        } else if split_validation_test {
+            splits.test = match source {
+                SplitSource::Paper => matched.or(splits.test),
+                // A validation file tests only where no file is there to test.
+                SplitSource::Hub => splits.test.or(part("test_matched")?).or(matched),
+            };
+        } else if source == SplitSource::Paper {
             splits.apply(rule)?;
         }
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {

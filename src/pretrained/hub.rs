@@ -40,30 +40,68 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     fetch(model)
 }
 
+/// A folder of data and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FoundData {
+    /// Where the files lie on this machine.
+    pub folder: PathBuf,
+    /// One line for people on what of the hub they are: the data set, its revision and commit. `None` for a folder that was given.
+    pub origin: Option<String>,
+}
+
+/// The folder of `data`, as [`find_data`] finds it.
+///
+/// # Errors
+/// As there.
+pub fn locate_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    find_data(data, wanted).map(|found| found.folder)
+}
+
 /// The folder of `data`: itself, or of `hub:owner/name` and `hub:owner/name/folder` that folder of the hub's data set, of which
-/// the files whose path `wanted` accepts are fetched. The version that was fetched first stays.
+/// the files whose path `wanted` accepts are fetched. `@revision` behind either names a branch, a tag or a commit, as in
+/// `hub:owner/name/folder@refs/convert/parquet`. Without it the default branch counts, and where that has no such files the hub's
+/// own Parquet conversion of the data set, in which the folders are the configurations; where that has one alone, it needs no
+/// name. The version that was fetched first stays.
 ///
 /// # Errors
 /// [`Error::Setting`] if what follows `hub:` is no id, or is not in the cache while offline; [`Error::Format`] if the data set has
 /// no such files; [`Error::File`] if it cannot be fetched; [`Error::Unsupported`] in a build without the feature `hub`.
-pub fn locate_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
-    let Some(name) = data.to_str().and_then(|data| data.strip_prefix("hub:")) else {
-        return Ok(data.to_owned());
+pub fn find_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<FoundData> {
+    let Some(address) = data.to_str().and_then(|data| data.strip_prefix("hub:")) else {
+        return Ok(FoundData { folder: data.to_owned(), origin: None });
     };
-    let parts: Vec<&str> = name.split('/').collect();
+    let (place, revision) = match address.split_once('@') {
+        Some((place, revision)) => (place, Some(revision)),
+        None => (address, None),
+    };
+    let parts: Vec<&str> = place.split('/').collect();
+    let usable = |parts: &[&str]| parts.iter().all(|part| is_id(part));
     match parts.as_slice() {
         [owner, name, folder @ ..]
-            if is_id(&format!("{owner}/{name}")) && folder.iter().all(|part| is_id(part)) =>
+            if is_id(&format!("{owner}/{name}"))
+                && usable(folder)
+                && revision.is_none_or(|revision| usable(&revision.split('/').collect::<Vec<_>>())) =>
         {
-            fetch_data(&format!("{owner}/{name}"), &folder.join("/"), wanted)
+            let (id, folder) = (format!("{owner}/{name}"), folder.join("/"));
+            fetch_data(&Address { id: &id, folder: &folder, revision }, wanted)
         }
         _ => Err(Error::setting(
             "data",
-            "hub:owner/name, or hub:owner/name/folder",
+            "hub:owner/name, hub:owner/name/folder, or either with @revision",
             format!("`{}`", data.display().to_string().escape_debug()),
             "check the id",
         )),
     }
+}
+
+/// What an address on the hub names.
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "nothing is fetched"))]
+struct Address<'a> {
+    id: &'a str,
+    /// Empty for the data set's own.
+    folder: &'a str,
+    revision: Option<&'a str>,
 }
 
 /// Whether `model` may be the id of a model on the hub: a name, or `owner/name`.
@@ -94,9 +132,9 @@ fn fetch(id: &str) -> Result<PathBuf> {
 }
 
 #[cfg(not(feature = "hub"))]
-fn fetch_data(id: &str, _: &str, _: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+fn fetch_data(address: &Address<'_>, _: &dyn Fn(&str) -> bool) -> Result<FoundData> {
     Err(Error::unsupported(
-        format!("the data set `{id}`"),
+        format!("the data set `{}`", address.id),
         "this build has no access to the hub",
         "fetch its files into a folder and give that, or build with the feature `hub`",
     ))
@@ -116,6 +154,7 @@ mod online {
     use serde::Deserialize;
     use sha2::{Digest, Sha256};
 
+    use super::{Address, FoundData};
     use crate::error::{Error, Result};
     use crate::panics::contained;
     use crate::pretrained::added_tokens::Additions;
@@ -219,61 +258,161 @@ mod online {
         Ok(None)
     }
 
-    pub(super) fn fetch_data(id: &str, folder: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
-        let settings = Settings::from_environment()?;
-        let repo = Repo::new(id.to_owned(), RepoType::Dataset);
-        let root = settings.cache.join(repo.folder_name());
-        let version = std::fs::read_to_string(root.join("refs/main")).unwrap_or_default();
-        let version = version.trim();
-        let snapshot = root.join("snapshots").join(version).join(folder);
-        if settings.offline {
-            if !version.is_empty() && snapshot.is_dir() {
-                return Ok(snapshot);
-            }
-            return Err(Error::setting(
-                "data",
-                format!("{id} in the cache {}, as HF_HUB_OFFLINE is set", settings.cache.display()),
-                "no files of it",
-                "unset HF_HUB_OFFLINE once to fetch it, or give a folder",
-            ));
-        }
-        let fetched = contained(|| download_data(id, folder, version, wanted, &settings));
-        let commit =
-            fetched.unwrap_or_else(|| Err(unreachable_hub(id, "an answer that is not the hub's")))?;
-        let cached = Cache::new(settings.cache.clone()).repo(repo);
-        cached.create_ref(&commit).map_err(|source| Error::file("record", &root, source))?;
-        Ok(root.join("snapshots").join(commit).join(folder))
+    /// The branch that counts where none is named.
+    const MAIN: &str = "main";
+    /// Where the hub keeps a data set converted to Parquet: a folder a configuration, in it a folder a split.
+    const CONVERSION: &str = "refs/convert/parquet";
+    /// Names that a message lists.
+    const LISTED: usize = 20;
+
+    /// What a look for files of rows came to.
+    enum Looked {
+        /// They are fetched.
+        Found { commit: String, folder: String },
+        /// The revision has other files alone: these.
+        Without(Vec<String>),
+        /// There is no such revision.
+        NoRevision,
     }
 
-    /// Fetches the wanted files of `version`, or of the newest if that is empty; gives back the commit.
+    pub(super) fn fetch_data(address: &Address<'_>, wanted: &dyn Fn(&str) -> bool) -> Result<FoundData> {
+        let settings = Settings::from_environment()?;
+        let repo = Repo::new(address.id.to_owned(), RepoType::Dataset);
+        let root = settings.cache.join(repo.folder_name());
+        let in_cache = |revision: &str| cached_data(&root, revision, address.folder);
+        let revisions = match address.revision {
+            Some(revision) => vec![revision],
+            // What was fetched first stays, though the default branch may have files by now.
+            None if in_cache(MAIN).is_none() && in_cache(CONVERSION).is_some() => vec![CONVERSION, MAIN],
+            None => vec![MAIN, CONVERSION],
+        };
+        let found = |revision: &str, commit: &str, folder: &str| {
+            let place =
+                if folder.is_empty() { address.id.to_owned() } else { format!("{}/{folder}", address.id) };
+            let why = match revision {
+                CONVERSION if address.revision.is_none() => {
+                    ", as the default branch has no such files that can be read"
+                }
+                _ => "",
+            };
+            let short = &commit[..commit.len().min(12)];
+            FoundData {
+                folder: root.join("snapshots").join(commit).join(folder),
+                origin: Some(format!("hub: {place} at {revision}, commit {short}{why}")),
+            }
+        };
+        if settings.offline {
+            let cached = revisions.iter().find_map(|revision| Some((revision, in_cache(revision)?)));
+            return cached.map(|(revision, (commit, folder))| found(revision, &commit, &folder)).ok_or_else(
+                || {
+                    Error::setting(
+                        "data",
+                        format!(
+                            "{} in the cache {}, as HF_HUB_OFFLINE is set",
+                            address.id,
+                            settings.cache.display()
+                        ),
+                        "no files of it",
+                        "unset HF_HUB_OFFLINE once to fetch it, or give a folder",
+                    )
+                },
+            );
+        }
+        let mut looked_at = Vec::with_capacity(revisions.len());
+        for revision in revisions {
+            let version = version(&root, revision);
+            let fetched = contained(|| download_data(address, revision, &version, wanted, &settings));
+            match fetched
+                .unwrap_or_else(|| Err(unreachable_hub(address.id, "an answer that is not the hub's")))?
+            {
+                Looked::Found { commit, folder } => {
+                    // A commit needs no name.
+                    if !is_commit(revision) {
+                        let repo = Repo::with_revision(
+                            address.id.to_owned(),
+                            RepoType::Dataset,
+                            revision.to_owned(),
+                        );
+                        let named = Cache::new(settings.cache.clone()).repo(repo).create_ref(&commit);
+                        named.map_err(|source| Error::file("record", &root, source))?;
+                    }
+                    return Ok(found(revision, &commit, &folder));
+                }
+                other => looked_at.push((revision, other)),
+            }
+        }
+        Err(nothing_found(address, &looked_at))
+    }
+
+    /// The commit that a revision was when it was fetched first; empty if it was not.
+    fn version(root: &Path, revision: &str) -> String {
+        match std::fs::read_to_string(root.join("refs").join(revision)) {
+            Ok(commit) => commit.trim().to_owned(),
+            Err(_) if is_commit(revision) => revision.to_owned(),
+            Err(_) => String::new(),
+        }
+    }
+
+    fn is_commit(revision: &str) -> bool {
+        revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+
+    /// The commit and the folder of a revision, if the cache has that folder.
+    fn cached_data(root: &Path, revision: &str, folder: &str) -> Option<(String, String)> {
+        let commit = version(root, revision);
+        let snapshot = root.join("snapshots").join(&commit);
+        let folder = if folder.is_empty() && revision == CONVERSION {
+            let folders: Vec<PathBuf> =
+                std::fs::read_dir(&snapshot).ok()?.flatten().map(|entry| entry.path()).collect();
+            let [only] = folders.iter().filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else {
+                return None;
+            };
+            only.file_name()?.to_str()?.to_owned()
+        } else {
+            folder.to_owned()
+        };
+        (!commit.is_empty() && snapshot.join(&folder).is_dir()).then_some((commit, folder))
+    }
+
+    /// Fetches the wanted files of `version`, or of the revision's newest if that is empty.
     fn download_data(
-        id: &str,
-        folder: &str,
+        address: &Address<'_>,
+        revision: &str,
         version: &str,
         wanted: &dyn Fn(&str) -> bool,
         settings: &Settings,
-    ) -> Result<String> {
+    ) -> Result<Looked> {
+        let id = address.id;
         let api = connect(id, settings)?;
-        let revision = if version.is_empty() { "main" } else { version };
         let at = |revision: &str| {
             api.repo(Repo::with_revision(id.to_owned(), RepoType::Dataset, revision.to_owned()))
         };
-        let about = at(revision).info().map_err(|error| explain(id, &error))?;
+        let about = match at(if version.is_empty() { revision } else { version }).info() {
+            Ok(about) => about,
+            Err(error) if revision == CONVERSION && is_absent(&error) => return Ok(Looked::NoRevision),
+            Err(error) if revision == MAIN => return Err(explain(id, &error)),
+            Err(error) => return Err(explain(&format!("{id}@{revision}"), &error)),
+        };
         check_commit(id, &about.sha)?;
-        let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-        let all = about.siblings.iter().map(|file| file.rfilename.as_str());
-        let files: Vec<&str> =
-            all.clone().filter(|file| file.strip_prefix(below.as_str()).is_some_and(wanted)).collect();
+        let all: Vec<&str> = about.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        let of = |folder: &str| {
+            let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+            let is_wanted = |file: &&&str| file.strip_prefix(below.as_str()).is_some_and(wanted);
+            all.iter().filter(is_wanted).copied().collect::<Vec<&str>>()
+        };
+        let mut folder = address.folder;
+        let mut files = of(folder);
+        if files.is_empty() && folder.is_empty() && revision == CONVERSION {
+            let configurations: BTreeSet<&str> =
+                all.iter().filter_map(|file| Some(file.split_once('/')?.0)).collect();
+            let with_rows: Vec<&str> =
+                configurations.into_iter().filter(|name| !of(name).is_empty()).collect();
+            if let [only] = with_rows[..] {
+                (folder, files) = (only, of(only));
+            }
+        }
         if files.is_empty() {
-            let mut known: Vec<&str> = all.take(20).collect();
-            known.sort_unstable();
-            return Err(Error::format(
-                id,
-                None,
-                format!("train, validation or test files in `{below}`"),
-                format!("only {}", known.join(", ")),
-                "name a folder of the data set, as in hub:owner/name/folder",
-            ));
+            return Ok(Looked::Without(all.into_iter().map(str::to_owned).collect()));
         }
         let repo = at(&about.sha);
         for file in files {
@@ -284,7 +423,48 @@ mod online {
             }
             get(id, &repo, file)?;
         }
-        Ok(about.sha)
+        Ok(Looked::Found { commit: about.sha, folder: folder.to_owned() })
+    }
+
+    /// That none of the revisions has files of rows in the folder, with what they have.
+    fn nothing_found(address: &Address<'_>, looked_at: &[(&str, Looked)]) -> Error {
+        let (mut found, mut names_folder) = (Vec::new(), false);
+        for (revision, looked) in looked_at {
+            found.push(match looked {
+                Looked::Without(files) if *revision == CONVERSION => {
+                    let folders: BTreeSet<&str> =
+                        files.iter().filter_map(|file| Some(file.split_once('/')?.0)).take(LISTED).collect();
+                    names_folder |= !folders.is_empty();
+                    let folders = folders.into_iter().collect::<Vec<_>>().join(", ");
+                    format!("in its Parquet conversion, {CONVERSION}, the folders {folders}")
+                }
+                Looked::Without(files) => {
+                    let mut known: Vec<&str> = files.iter().take(LISTED).map(String::as_str).collect();
+                    known.sort_unstable();
+                    names_folder |= files.iter().any(|file| file.contains('/'));
+                    let of = if *revision == MAIN { String::new() } else { format!(" at {revision}") };
+                    if known.is_empty() {
+                        format!("no file{of}")
+                    } else {
+                        format!("only {}{of}", known.join(", "))
+                    }
+                }
+                Looked::NoRevision | Looked::Found { .. } => "no Parquet conversion of it".to_owned(),
+            });
+        }
+        let below = if address.folder.is_empty() { String::new() } else { format!("{}/", address.folder) };
+        let advice = if names_folder {
+            "name a folder of the data set, as in hub:owner/name/folder"
+        } else {
+            "choose a data set with files of rows, or fetch its rows into a folder and give that"
+        };
+        Error::format(
+            address.id,
+            None,
+            format!("train, validation or test files in `{below}`"),
+            found.join("; "),
+            advice,
+        )
     }
 
     fn connect(id: &str, settings: &Settings) -> Result<Api> {
@@ -394,6 +574,11 @@ mod online {
             }
         }
         Ok(names)
+    }
+
+    /// Whether the hub said that there is no such thing.
+    fn is_absent(error: &ApiError) -> bool {
+        error.to_string().ends_with("404")
     }
 
     fn explain(what: &str, error: &ApiError) -> Error {

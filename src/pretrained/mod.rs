@@ -19,7 +19,7 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
-pub use hub::{is_hub_id, locate, locate_data};
+pub use hub::{FoundData, find_data, is_hub_id, locate, locate_data};
 pub use tensor_file::{ElementType, TensorFile};
 pub use tokenizer::Tokenizer;
 

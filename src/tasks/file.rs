@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Condition, Field, SplitRule, Target, Task, Template};
+use super::{Condition, Field, HubData, SplitRule, Target, Task, Template};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::{Kind, Metric};
@@ -23,6 +23,7 @@ struct TaskFile {
     #[serde(default)]
     split: SplitRule,
     group: Option<Template>,
+    hub: Option<HubData>,
     #[serde(rename = "where")]
     condition: Option<Condition>,
     #[serde(default)]
@@ -84,8 +85,17 @@ impl Task {
             Kind::Numbers => vec![Metric::Pearson, Metric::Spearman],
             Kind::Texts => vec![Metric::ExactMatch, Metric::AnswerF1],
         });
-        let (split, group, condition, lowercase) = (file.split, file.group, file.condition, file.lowercase);
-        let task = Self { name, source: file.source, target, metrics, split, group, condition, lowercase };
+        let task = Self {
+            name,
+            source: file.source,
+            target,
+            metrics,
+            split: file.split,
+            group: file.group,
+            hub: file.hub,
+            condition: file.condition,
+            lowercase: file.lowercase,
+        };
         task.check()?;
         Ok(task)
     }

@@ -8,11 +8,14 @@
 
 mod condition;
 mod file;
+mod hub;
 mod row;
 mod table;
 mod target;
 mod template;
 mod text;
+
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,7 @@ use crate::metrics::{Kind, Metric, Predictions};
 
 pub use crate::metrics::References;
 pub use condition::Condition;
+pub use hub::HubData;
 pub use row::{Field, Row, quote};
 pub use table::names;
 pub use target::{Class, Prediction, Reference, Target};
@@ -48,6 +52,9 @@ pub struct Task {
     /// What answers of one question have in common, for metrics over questions.
     #[serde(default)]
     pub group: Option<Template>,
+    /// Its data set on the hub, which `hub:` alone stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubData>,
     /// Which rows of the files are the task's; all for `None`.
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
@@ -74,6 +81,21 @@ pub enum SplitRule {
     },
     /// Two validation files: mismatched validates, matched tests.
     MatchedAndMismatched,
+}
+
+impl SplitRule {
+    /// What to do about rows whose labels are hidden, as those of a benchmark's test file are.
+    pub(crate) fn advice_on_hidden_labels(self) -> &'static str {
+        match self {
+            Self::HalveValidation | Self::HoldOutTraining { .. } => {
+                "--split-validation-test takes test rows from the validation file, which has labels"
+            }
+            Self::MatchedAndMismatched => {
+                "--split-validation-test tests on validation_matched, which has labels"
+            }
+            Self::Files => "evaluate on a split that has labels",
+        }
+    }
 }
 
 /// What examples are made for.
@@ -141,6 +163,7 @@ impl Task {
             metrics,
             split: SplitRule::Files,
             group: None,
+            hub: None,
             condition: None,
             lowercase: false,
         };
@@ -272,6 +295,25 @@ impl Task {
         Ok(())
     }
 
+    /// Where the task's data lies when `data` is given for it: `hub:` alone is the task's own data set on the hub.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is that and the task has none.
+    pub fn place(&self, data: &Path) -> Result<PathBuf> {
+        if !data.to_str().is_some_and(HubData::is_own) {
+            return Ok(data.to_owned());
+        }
+        let own = self.hub.as_ref().map(|hub| PathBuf::from(hub.address()));
+        own.ok_or_else(|| {
+            Error::setting(
+                "data",
+                format!("hub:owner/name, as {} has no data set of its own on the hub", self.name),
+                "hub: alone",
+                "name the data set, give a folder, or write hub = \"owner/name\" into the task's file",
+            )
+        })
+    }
+
     /// How many classes it has, if it has classes.
     pub fn class_count(&self) -> Option<u32> {
         match &self.target {
@@ -320,7 +362,10 @@ impl Task {
     /// # Errors
     /// [`Error::Format`] with file, line and field.
     pub fn examples(&self, row: &Row, purpose: Purpose) -> Result<Vec<Example>> {
-        let Some((mut targets, reference)) = self.target.read(row)? else { return Ok(vec![]) };
+        let Some((mut targets, reference)) = self.target.read(row, self.split.advice_on_hidden_labels())?
+        else {
+            return Ok(vec![]);
+        };
         let source = self.source_text(row)?;
         let group = match (&self.group, purpose) {
             (Some(group), Purpose::Evaluation) => Some(group.fill(row)?),
@@ -345,7 +390,7 @@ impl Task {
     /// # Errors
     /// [`Error::Format`] with file, line and field.
     pub fn class_of(&self, row: &Row) -> Result<Option<u32>> {
-        Ok(match self.target.read(row)? {
+        Ok(match self.target.read(row, self.split.advice_on_hidden_labels())? {
             Some((_, Reference::Class(class))) => Some(class),
             _ => None,
         })

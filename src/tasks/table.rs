@@ -4,7 +4,7 @@
 use super::row::Field;
 use super::target::{Class, Target};
 use super::text::Filter;
-use super::{SplitRule, Task};
+use super::{HubData, SplitRule, Task};
 use crate::error::{Error, Result};
 use crate::metrics::Metric;
 
@@ -16,15 +16,16 @@ struct Row {
     target: Answer,
     metrics: &'static [Metric],
     split: SplitRule,
+    hub: &'static str,
 }
 
 enum Answer {
-    /// Classes 0 to n - 1, generated as digits, in field `label`.
-    Digits(usize),
+    /// Classes 0 to n - 1, generated as digits, in field `label`, by what they mean.
+    Digits(&'static [&'static str]),
     /// The same, rows labelled -1 having no gold label.
-    DigitsOrNone(usize),
-    /// Classes by what the field says, in index order, `|` between spellings; generated as digits.
-    Written(&'static str, &'static [&'static str]),
+    DigitsOrNone(&'static [&'static str]),
+    /// Classes by what the field says, in index order, `|` between spellings, and what they mean; generated as digits.
+    Written(&'static str, &'static [(&'static str, &'static str)]),
     /// STS-B's score.
     Similarity,
     /// Answers of a question, punctuation spaced.
@@ -55,41 +56,65 @@ const COMMONSENSE: &str = "commonsense_qa question: {question} choice1: {choices
 
 const HOLD_OUT: SplitRule = HoldOutTraining { rows: 1000 };
 
+const INFERENCE: Answer = Digits(INFERENCE_LABELS);
+const INFERENCE_LABELS: &[&str] = &["entailment", "neutral", "contradiction"];
+const ENTAILMENT: Answer = Digits(&["entailment", "not entailment"]);
+const PARAPHRASE: Answer = Digits(&["no paraphrase", "paraphrase"]);
+const SENTIMENT: Answer = Digits(&["negative", "positive"]);
+const CHOICES: Answer = Digits(&["the first choice", "the second choice"]);
+const WRITTEN_CHOICES: Answer =
+    Written("label", &[("1", "the first answer"), ("2", "the second answer"), ("3", "the third answer")]);
+const LETTERS: Answer = Written(
+    "answerKey",
+    &[
+        ("A", "the first choice"),
+        ("B", "the second choice"),
+        ("C", "the third choice"),
+        ("D", "the fourth choice"),
+        ("E", "the fifth choice"),
+    ],
+);
+const OPTIONS: Answer = Written("answer", &[("1", "the first option"), ("2", "the second option")]);
+const SUPPORT: Answer =
+    Written("gold_label or label", &[("entailment|entails", "entailment"), ("neutral", "neutral")]);
+/// Questions of several data sets, told apart by the column `subset`.
+const MRQA: &str = "mrqa-workshop/mrqa/plain_text";
+
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
-    row("mnli", &["multi_nli"], "mnli premise: {premise} hypothesis: {hypothesis}", Digits(3), &[Accuracy], MatchedAndMismatched),
-    row("snli", &[], "snli premise: {premise} hypothesis:  {hypothesis}", DigitsOrNone(3), &[Accuracy], HOLD_OUT),
-    row("qqp", &[], "qqp question1: {question1} question2: {question2}", Digits(2), &[F1, Accuracy], HOLD_OUT),
-    row("qnli", &[], "qnli question: {question} sentence: {sentence}", Digits(2), &[Accuracy], HOLD_OUT),
-    row("sst2", &[], "sst2 sentence: {sentence}", Digits(2), &[Accuracy], HOLD_OUT),
-    row("cola", &[], "cola sentence: {sentence}", Digits(2), &[Matthews], HalveValidation),
-    row("mrpc", &[], "mrpc sentence1: {sentence1} sentence2: {sentence2}", Digits(2), &[F1, Accuracy], HalveValidation),
-    row("rte", &[], "rte sentence1: {sentence1} sentence2: {sentence2}", Digits(2), &[Accuracy], HalveValidation),
-    row("wnli", &[], "wnli sentence1: {sentence1} sentence2: {sentence2}", Digits(2), &[Accuracy], HalveValidation),
-    row("paws", &[], "paws sentence1: {sentence1} sentence2: {sentence2}", Digits(2), &[Accuracy], Files),
-    row("stsb", &[], "stsb sentence1: {sentence1} sentence2: {sentence2}", Similarity, &[Pearson, Spearman], HalveValidation),
-    row("superglue-boolq", &["boolq"], "superglue-boolq question: {question} passage: {passage}", Digits(2), &[Accuracy], HalveValidation),
-    row("superglue-rte", &[], "superglue-rte premise: {premise} hypothesis: {hypothesis}", Digits(2), &[Accuracy], HalveValidation),
-    row("superglue-cb", &["cb"], "superglue-cb premise: {premise} hypothesis: {hypothesis}", Digits(3), &[MacroF1, Accuracy], HalveValidation),
-    row("superglue-copa", &["copa"], "superglue-copa premise: {premise} choice1: {choice1} choice2: {choice2}", Digits(2), &[Accuracy], HalveValidation),
-    row("superglue-multirc", &["multirc"], MULTIRC, Digits(2), &[AllAnswersF1, QuestionExactMatch], HalveValidation),
-    row("superglue-wic", &["wic"], "superglue-wic sentence1: {sentence1} sentence2: {sentence2} word: {word}", Digits(2), &[Accuracy], HalveValidation),
-    row("superglue-wsc.fixed", &["wsc", "superglue-wsc"], "superglue-wsc.fixed text: {text|mark_spans}", Digits(2), &[Accuracy], HalveValidation),
-    row("superglue-record", &["record"], RECORD, Entities, &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("squad", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("nq", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("newsqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("searchqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("triviaqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("hotpotqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("drop", &[], DROP, Spaced("answers_spans or answers"), &[ExactMatch, AnswerF1], HOLD_OUT),
-    row("winogrande", &[], "winogrande sentence: {sentence} option0: {option1} option1: {option2}", Written("answer", &["1", "2"]), &[Accuracy], HOLD_OUT),
-    row("scitail", &[], "scitail premise: {sentence1 or premise} hypothesis: {sentence2 or hypothesis}", Written("gold_label or label", &["entailment|entails", "neutral"]), &[Accuracy], HalveValidation),
-    row("yelp_polarity", &[], "yelp_polarity sentence: {text}", Digits(2), &[Accuracy], HOLD_OUT),
-    row("amazon_polarity", &[], "amazon_polarity sentence: <title> {title} <context> {content or context}", Digits(2), &[Accuracy], HOLD_OUT),
-    row("piqa", &[], "piqa question: {goal} choice1: {sol1} choice2: {sol2}", Digits(2), &[Accuracy], Files),
-    row("social_i_qa", &[], SOCIAL, Written("label", &["1", "2", "3"]), &[Accuracy], Files),
-    row("commonsense_qa", &[], COMMONSENSE, Written("answerKey", &["A", "B", "C", "D", "E"]), &[Accuracy], Files),
+    row("mnli", &["multi_nli"], "mnli premise: {premise} hypothesis: {hypothesis}", INFERENCE, &[Accuracy], MatchedAndMismatched, "nyu-mll/glue/mnli"),
+    row("snli", &[], "snli premise: {premise} hypothesis:  {hypothesis}", DigitsOrNone(INFERENCE_LABELS), &[Accuracy], HOLD_OUT, "stanfordnlp/snli/plain_text"),
+    row("qqp", &[], "qqp question1: {question1} question2: {question2}", Digits(&["no duplicate", "duplicate"]), &[F1, Accuracy], HOLD_OUT, "nyu-mll/glue/qqp"),
+    row("qnli", &[], "qnli question: {question} sentence: {sentence}", ENTAILMENT, &[Accuracy], HOLD_OUT, "nyu-mll/glue/qnli"),
+    row("sst2", &[], "sst2 sentence: {sentence}", SENTIMENT, &[Accuracy], HOLD_OUT, "nyu-mll/glue/sst2"),
+    row("cola", &[], "cola sentence: {sentence}", Digits(&["unacceptable", "acceptable"]), &[Matthews], HalveValidation, "nyu-mll/glue/cola"),
+    row("mrpc", &[], "mrpc sentence1: {sentence1} sentence2: {sentence2}", PARAPHRASE, &[F1, Accuracy], HalveValidation, "nyu-mll/glue/mrpc"),
+    row("rte", &[], "rte sentence1: {sentence1} sentence2: {sentence2}", ENTAILMENT, &[Accuracy], HalveValidation, "nyu-mll/glue/rte"),
+    row("wnli", &[], "wnli sentence1: {sentence1} sentence2: {sentence2}", Digits(&["not entailment", "entailment"]), &[Accuracy], HalveValidation, "nyu-mll/glue/wnli"),
+    row("paws", &[], "paws sentence1: {sentence1} sentence2: {sentence2}", PARAPHRASE, &[Accuracy], Files, "google-research-datasets/paws/labeled_final"),
+    row("stsb", &[], "stsb sentence1: {sentence1} sentence2: {sentence2}", Similarity, &[Pearson, Spearman], HalveValidation, "nyu-mll/glue/stsb"),
+    row("superglue-boolq", &["boolq"], "superglue-boolq question: {question} passage: {passage}", Digits(&["no", "yes"]), &[Accuracy], HalveValidation, "aps/super_glue/boolq"),
+    row("superglue-rte", &[], "superglue-rte premise: {premise} hypothesis: {hypothesis}", ENTAILMENT, &[Accuracy], HalveValidation, "aps/super_glue/rte"),
+    row("superglue-cb", &["cb"], "superglue-cb premise: {premise} hypothesis: {hypothesis}", Digits(&["entailment", "contradiction", "neutral"]), &[MacroF1, Accuracy], HalveValidation, "aps/super_glue/cb"),
+    row("superglue-copa", &["copa"], "superglue-copa premise: {premise} choice1: {choice1} choice2: {choice2}", CHOICES, &[Accuracy], HalveValidation, "aps/super_glue/copa"),
+    row("superglue-multirc", &["multirc"], MULTIRC, Digits(&["wrong answer", "right answer"]), &[AllAnswersF1, QuestionExactMatch], HalveValidation, "aps/super_glue/multirc"),
+    row("superglue-wic", &["wic"], "superglue-wic sentence1: {sentence1} sentence2: {sentence2} word: {word}", Digits(&["another sense", "the same sense"]), &[Accuracy], HalveValidation, "aps/super_glue/wic"),
+    row("superglue-wsc.fixed", &["wsc", "superglue-wsc"], "superglue-wsc.fixed text: {text|mark_spans}", Digits(&["another referent", "the same referent"]), &[Accuracy], HalveValidation, "aps/super_glue/wsc.fixed"),
+    row("superglue-record", &["record"], RECORD, Entities, &[ExactMatch, AnswerF1], HOLD_OUT, "aps/super_glue/record"),
+    row("squad", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, "rajpurkar/squad/plain_text"),
+    row("nq", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, MRQA),
+    row("newsqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, MRQA),
+    row("searchqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, MRQA),
+    row("triviaqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, MRQA),
+    row("hotpotqa", &[], SQUAD, Spaced("answers"), &[ExactMatch, AnswerF1], HOLD_OUT, MRQA),
+    row("drop", &[], DROP, Spaced("answers_spans or answers"), &[ExactMatch, AnswerF1], HOLD_OUT, "ucinlp/drop"),
+    row("winogrande", &[], "winogrande sentence: {sentence} option0: {option1} option1: {option2}", OPTIONS, &[Accuracy], HOLD_OUT, "allenai/winogrande/winogrande_xl"),
+    row("scitail", &[], "scitail premise: {sentence1 or premise} hypothesis: {sentence2 or hypothesis}", SUPPORT, &[Accuracy], HalveValidation, "allenai/scitail/snli_format"),
+    row("yelp_polarity", &[], "yelp_polarity sentence: {text}", SENTIMENT, &[Accuracy], HOLD_OUT, "fancyzhx/yelp_polarity/plain_text"),
+    row("amazon_polarity", &[], "amazon_polarity sentence: <title> {title} <context> {content or context}", SENTIMENT, &[Accuracy], HOLD_OUT, "fancyzhx/amazon_polarity/amazon_polarity"),
+    row("piqa", &[], "piqa question: {goal} choice1: {sol1} choice2: {sol2}", CHOICES, &[Accuracy], Files, "ybisk/piqa/plain_text"),
+    row("social_i_qa", &[], SOCIAL, WRITTEN_CHOICES, &[Accuracy], Files, "allenai/social_i_qa"),
+    row("commonsense_qa", &[], COMMONSENSE, LETTERS, &[Accuracy], Files, "tau/commonsense_qa"),
 ];
 
 const fn row(
@@ -99,8 +124,9 @@ const fn row(
     target: Answer,
     metrics: &'static [Metric],
     split: SplitRule,
+    hub: &'static str,
 ) -> Row {
-    Row { name, other_names, source, target, metrics, split }
+    Row { name, other_names, source, target, metrics, split, hub }
 }
 
 /// The names of all tasks, in table order, without their other spellings.
@@ -113,8 +139,12 @@ pub(super) fn find(name: &str) -> Result<Task> {
         TABLE.iter().find(|row| row.name == name || row.other_names.contains(&name)).ok_or_else(|| {
             let names: Vec<&str> = names().collect();
             let advice = match super::row::nearest(name, &names) {
-                Some(near) => format!("did you mean {near}? Other data needs a task file, or a --template and --labels for training"),
-                None => "other data needs a task file, or a --template and --labels for training".to_owned(),
+                Some(near) => {
+                    format!(
+                        "did you mean {near}? Other data needs a task file (promptmix tasks --help shows one)"
+                    )
+                }
+                None => "other data needs a task file (promptmix tasks --help shows one)".to_owned(),
             };
             Error::setting("task", format!("one of {}", names.join(", ")), super::row::quote(name), advice)
         })?;
@@ -134,6 +164,7 @@ impl Row {
                 "superglue-multirc" => Some("{idx.paragraph}:{idx.question}".parse()?),
                 _ => None,
             },
+            hub: Some(self.hub.parse::<HubData>()?),
             // One data set of the hub holds these, a subset each; files of one alone need not name it.
             condition: match self.name {
                 "nq" => Some("subset? == NaturalQuestionsShort".parse()?),
@@ -150,22 +181,32 @@ impl Row {
 
 impl Answer {
     fn spelt_out(&self) -> Target {
-        let digits =
-            |count: usize| (0..count).map(|index| Class::new(index.to_string(), index.to_string())).collect();
+        let digits = |meanings: &[&str]| {
+            let class = |(index, meaning): (usize, &&str)| Class {
+                meaning: Some((*meaning).to_owned()),
+                ..Class::new(index.to_string(), index.to_string())
+            };
+            meanings.iter().enumerate().map(class).collect()
+        };
         let label = || Field::new("label");
         match *self {
-            Digits(count) => Target::Classes { field: label(), classes: digits(count), unlabelled: vec![] },
-            DigitsOrNone(count) => {
-                Target::Classes { field: label(), classes: digits(count), unlabelled: vec!["-1".to_owned()] }
+            Digits(meanings) => {
+                Target::Classes { field: label(), classes: digits(meanings), unlabelled: vec![] }
             }
+            DigitsOrNone(meanings) => Target::Classes {
+                field: label(),
+                classes: digits(meanings),
+                unlabelled: vec!["-1".to_owned()],
+            },
             Written(field, spellings) => Target::Classes {
                 field: Field::new(field),
                 classes: spellings
                     .iter()
                     .enumerate()
-                    .map(|(index, values)| Class {
+                    .map(|(index, (values, meaning))| Class {
                         label: index.to_string(),
                         values: values.split('|').map(str::to_owned).collect(),
+                        meaning: Some((*meaning).to_owned()),
                     })
                     .collect(),
                 unlabelled: vec![],

@@ -17,12 +17,15 @@ pub struct Class {
     /// How data files write it; the label itself is accepted too.
     #[serde(default)]
     pub values: Vec<String>,
+    /// What it stands for, where the label does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<String>,
 }
 
 impl Class {
     /// A class written as `value` in data files and generated as `label`.
     pub fn new(label: impl Into<String>, value: impl Into<String>) -> Self {
-        Self { label: label.into(), values: vec![value.into()] }
+        Self { label: label.into(), values: vec![value.into()], meaning: None }
     }
 }
 
@@ -122,11 +125,12 @@ impl Target {
         }
     }
 
-    /// The targets to train on and the reference to be judged by; `None` for a row to leave out.
+    /// The targets to train on and the reference to be judged by; `None` for a row to leave out. `on_hidden` is what to do about a
+    /// label that is hidden.
     ///
     /// # Errors
     /// [`Error::Format`] with file, line and field where the answer is missing or outside the set.
-    pub(crate) fn read(&self, row: &Row) -> Result<Option<(Vec<String>, Reference)>> {
+    pub(crate) fn read(&self, row: &Row, on_hidden: &str) -> Result<Option<(Vec<String>, Reference)>> {
         let is_null = |name: &str| row.fields().get(name).is_some_and(Value::is_null);
         if row.find(self.field()).is_none() && self.field().alternatives().any(is_null) {
             return Err(row.error(
@@ -143,7 +147,7 @@ impl Target {
                     return Ok(None);
                 }
                 let index = find_class(classes, value, &written)
-                    .ok_or_else(|| outside(classes, field, value, row))?;
+                    .ok_or_else(|| outside(classes, field, value, row, on_hidden))?;
                 Ok(Some((vec![classes[index].label.clone()], Reference::Class(index as u32))))
             }
             Self::Number { field, minimum, maximum, step } => {
@@ -155,10 +159,12 @@ impl Target {
                 }
                 .filter(|number| (*minimum..=*maximum).contains(number))
                 .ok_or_else(|| {
+                    let advice = hidden_label(value)
+                        .map(|hidden| format!("{hidden} stands for a hidden label: {on_hidden}"));
                     row.error(
                         format!("a number from {minimum} to {maximum} in field {field}"),
                         quote(&value.to_string()),
-                        "",
+                        advice.unwrap_or_default(),
                     )
                 })?;
                 // Multiplying by the steps in one unit, where that is a whole number, keeps 3.8 / 0.2 at 19.
@@ -262,7 +268,15 @@ fn find_class(classes: &[Class], value: &Value, written: &[String]) -> Option<us
         .or_else(|| written.iter().find_map(|form| classes.iter().position(|class| class.label == *form)))
 }
 
-fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row) -> Error {
+/// How a benchmark's test file writes that its labels are hidden, if the value is that: -1, or an empty text.
+fn hidden_label(value: &Value) -> Option<&'static str> {
+    if value.as_str().is_some_and(|text| text.trim().is_empty()) {
+        return Some("an empty text");
+    }
+    written_forms(value).iter().any(|form| form == "-1").then_some("-1")
+}
+
+fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, on_hidden: &str) -> Error {
     let known: Vec<String> = classes
         .iter()
         .map(|class| match class.values.as_slice() {
@@ -272,8 +286,8 @@ fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row) -> Error 
         })
         .collect();
     let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let advice = if written_forms(value).iter().any(|form| form == "-1") {
-        "-1 stands for a hidden label: evaluate on a split that has labels".to_owned()
+    let advice = if let Some(hidden) = hidden_label(value) {
+        format!("{hidden} stands for a hidden label: {on_hidden}")
     } else {
         let names: Vec<&str> = classes
             .iter()

@@ -135,10 +135,12 @@ fn mark_spans(text: String, row: &Row) -> Result<String> {
     let [first, first_word, second, second_word] = Filter::SPANS;
     let (first, first_word) = span(row, first, first_word)?;
     let (second, second_word) = span(row, second, second_word)?;
-    let text = mark_span(&text, &first, first_word, '*', row)?;
+    let marked = mark_span(&text, &first, first_word, '*', row)?;
     // The two marks around the first span are words themselves.
-    let second_word = second_word.saturating_add(if first_word < second_word { 2 } else { 0 });
-    mark_span(&text, &second, second_word, '#', row)
+    let shift = if marked.is_some() && first_word < second_word { 2 } else { 0 };
+    let text = marked.unwrap_or(text);
+    let marked = mark_span(&text, &second, second_word.saturating_add(shift), '#', row)?;
+    Ok(marked.unwrap_or(text))
 }
 
 fn span(row: &Row, text: &str, index: &str) -> Result<(String, usize)> {
@@ -154,27 +156,36 @@ fn span(row: &Row, text: &str, index: &str) -> Result<(String, usize)> {
     Ok((words, number))
 }
 
-/// Marks the span at word `word`; where the file's word count is off, its occurrence nearest to that word.
-fn mark_span(text: &str, span: &str, word: usize, mark: char, row: &Row) -> Result<String> {
+/// Marks the span at word `word`; where the file's word count is off, its occurrence nearest to that word. `None` where the text
+/// has the span's words with others between them: the hub's WSC has such rows, and they stay unmarked.
+fn mark_span(text: &str, span: &str, word: usize, mark: char, row: &Row) -> Result<Option<String>> {
     let expected_start = word_start(text, word).unwrap_or(text.len());
     let start = if text[expected_start..].starts_with(span) {
-        expected_start
+        Some(expected_start)
     } else {
         text.match_indices(span)
             .map(|(start, _)| start)
             // Whole words before parts of words: `he` is not meant to be found in `the`.
             .min_by_key(|start| (!is_whole(text, *start, span), start.abs_diff(expected_start)))
-            .ok_or_else(|| {
-                row.error(
-                    format!("the span {} in field `text`", quote(span)),
-                    quote(text),
-                    "both spans must be parts of the text, letter for letter",
-                )
-            })?
+    };
+    let Some(start) = start else {
+        if has_words_apart(text, span) {
+            return Ok(None);
+        }
+        let advice = "both spans must be parts of the text, letter for letter";
+        return Err(row.error(format!("the span {} in field `text`", quote(span)), quote(text), advice));
     };
     let (before, rest) = text.split_at(start);
     let (span, after) = rest.split_at(span.len());
-    Ok(format!("{before}{mark} {span} {mark}{after}"))
+    Ok(Some(format!("{before}{mark} {span} {mark}{after}")))
+}
+
+/// Whether the words of a span, two at least, stand in the text in their order.
+fn has_words_apart(text: &str, span: &str) -> bool {
+    let words: Vec<&str> =
+        span.split(|letter: char| !is_word(letter)).filter(|word| !word.is_empty()).collect();
+    let mut rest = text.split(|letter: char| !is_word(letter));
+    words.len() > 1 && words.iter().all(|word| rest.any(|other| other == *word))
 }
 
 fn is_whole(text: &str, start: usize, span: &str) -> bool {

@@ -83,7 +83,13 @@ pub fn task(config: &RunConfig) -> Result<Task> {
             Task::generic(name, template, config.labels.as_deref(), &config.label_field)?
         }
         None => {
-            let task = Task::find(&config.task)?;
+            let task = Task::find(&config.task).map_err(|error| match error {
+                Error::Setting { setting, expected, found, advice } if setting == "task" => {
+                    let advice = format!("{advice}, or a --template and --labels");
+                    Error::setting(setting, expected, found, advice)
+                }
+                other => other,
+            })?;
             match &config.labels {
                 Some(labels) => task.with_labels(labels)?,
                 None => task,

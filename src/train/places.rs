@@ -3,10 +3,12 @@
 //! Settings hold paths as they were given: relative ones start where training ran. A thing is looked for there, then from
 //! where the program runs now, then beside the run: from its folder and each one above.
 
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use super::Saved;
 use crate::config::RunConfig;
+use crate::data::data_parts;
 use crate::error::{Error, Result};
 use crate::pretrained::{Checkpoint, is_hub_id, locate};
 
@@ -23,9 +25,20 @@ impl Saved {
                 *path = place;
             }
         };
-        if !config.data.to_str().is_some_and(|data| data.starts_with("hub:")) {
-            moved(&mut config.data);
-        }
+        // Several tasks may have a place each.
+        let parts: Vec<PathBuf> = match config.data.to_str() {
+            Some(data) => {
+                data_parts(data, config.task_names().count()).into_iter().map(PathBuf::from).collect()
+            }
+            None => vec![config.data.clone()],
+        };
+        let now = parts.into_iter().map(|mut part| {
+            if !part.to_str().is_some_and(|part| part.starts_with("hub:")) {
+                moved(&mut part);
+            }
+            part.into_os_string()
+        });
+        config.data = PathBuf::from(now.collect::<Vec<_>>().join(OsStr::new(",")));
         config.sources.iter_mut().for_each(moved);
         config.initial_prompt.iter_mut().for_each(moved);
         config.initial_scorer.iter_mut().for_each(moved);

@@ -1,6 +1,6 @@
 //! One task of a run: its training and validation examples.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -11,12 +11,14 @@ use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_sp
 use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
-use crate::pretrained::locate_data;
+use crate::pretrained::{FoundData, find_data};
 use crate::tasks::{Purpose, Task};
 
 /// A task and its tokenised rows.
 pub(super) struct TaskData {
     pub(super) task: Task,
+    /// Where its rows lie: a folder, or a data set of the hub.
+    pub(super) place: PathBuf,
     pub(super) training: Examples,
     pub(super) validation: Examples,
     /// Tokens of an answer at most.
@@ -29,6 +31,7 @@ impl TaskData {
         frozen: &Frozen<'_, B>,
         config: &RunConfig,
         task: Task,
+        place: PathBuf,
         monitor: &mut dyn Monitor,
     ) -> Result<Self> {
         let tokenizer = &frozen.tokenizer;
@@ -52,7 +55,11 @@ impl TaskData {
             ));
         }
         let longest_target = longest_target(frozen, config, &task)?;
-        let splits = open_splits(config, &task, &config.data_folder(&task.name))?;
+        let found = find(&task, &place)?;
+        if let Some(origin) = &found.origin {
+            monitor.note(origin);
+        }
+        let splits = Splits::of_task(&found.folder, &task, config.split_source())?;
         let all = splits.get(Split::Train)?;
         let draw = |shots, class_balanced| {
             FewShot { shots, class_balanced, seed: config.data_seed() }.draw(all, &task)
@@ -83,7 +90,7 @@ impl TaskData {
         let of = if config.is_multi_task() { format!(" of {}", task.name) } else { String::new() };
         monitor.note(&format!("training{of}: {}", training.counts()));
         monitor.note(&format!("validation{of}: {}", validation.counts()));
-        Ok(Self { task, training, validation, longest_target })
+        Ok(Self { task, place, training, validation, longest_target })
     }
 
     /// Feeds a hash with the training examples, in order: what a run's numbers depend on.
@@ -101,7 +108,12 @@ impl TaskData {
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
 pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
-    Splits::of_task(&locate_data(folder, &is_split_file)?, task, config.split_validation_test)
+    Splits::of_task(&find(task, folder)?.folder, task, config.split_source())
+}
+
+/// The folder of a task's data, which is fetched if it is one of the hub's.
+fn find(task: &Task, folder: &Path) -> Result<FoundData> {
+    find_data(&task.place(folder)?, &is_split_file)
 }
 
 /// Tokens of an answer of `task` at most.

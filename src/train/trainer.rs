@@ -16,7 +16,7 @@ use super::task_data::{TaskData, split_examples};
 use super::tasks;
 use crate::backend::{Backend, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Scorer};
 use crate::config::RunConfig;
-use crate::data::{Batches, Examples, Split};
+use crate::data::{Batches, Examples, Split, data_of_tasks};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Evaluator};
 use crate::model::{self, Frozen, Mixture, Pass};
@@ -73,8 +73,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let described = tasks(config)?;
         let sources = load_sources(frozen, config)?;
         let mixture = mixture(frozen, config, &sources, described.len())?;
-        let load = |task| TaskData::load(frozen, config, task, monitor);
-        let tasks = described.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = described.iter().map(|task| &task.name[..]).collect();
+        let places = data_of_tasks(&config.data.to_string_lossy(), &names)?;
+        let load = |(task, place)| TaskData::load(frozen, config, task, place, monitor);
+        let tasks = described.into_iter().zip(places).map(load).collect::<Result<Vec<_>>>()?;
         let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources)?;
         let mut state = frozen.backend.state(&mixture.layout, &values, 1);
         foresee(frozen, config, &tasks, &mixture, &mut state)?;
@@ -505,9 +507,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if split == Split::Validation {
             return self.evaluator(task).evaluate(&state, &data.validation, progress);
         }
-        let folder = self.config.data_folder(&data.task.name);
         let examples =
-            split_examples(self.frozen, &self.config, &data.task, &folder, split, data.longest_target)?;
+            split_examples(self.frozen, &self.config, &data.task, &data.place, split, data.longest_target)?;
         self.evaluator(task).evaluate(&state, &examples, progress)
     }
 

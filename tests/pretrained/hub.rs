@@ -3,16 +3,17 @@
 
 const CASE: &str = "PROMPTMIX_TEST_LOCATE";
 
-/// Prints where the model lies, when started by another test.
+/// Prints where the model or the data lies and where data came from, when started by another test.
 #[test]
 fn locate_in_this_environment() {
     if let Ok(model) = std::env::var(CASE) {
         let found = match model.starts_with("hub:") {
-            true => promptmix::pretrained::locate_data(model.as_ref(), &promptmix::data::is_split_file),
-            false => promptmix::pretrained::locate(&model),
+            true => promptmix::pretrained::find_data(model.as_ref(), &promptmix::data::is_split_file)
+                .map(|found| (found.folder, found.origin.expect("what the hub has"))),
+            false => promptmix::pretrained::locate(&model).map(|folder| (folder, String::new())),
         };
         match found {
-            Ok(path) => println!("located: {}", path.display()),
+            Ok((path, origin)) => println!("located: {}\norigin: {origin}", path.display()),
             Err(error) => println!("refused: {error}"),
         }
     }
@@ -20,6 +21,11 @@ fn locate_in_this_environment() {
 
 /// What [`promptmix::pretrained::locate`] says in an environment that holds only these variables.
 fn locate(model: &str, environment: &[(&str, &str)]) -> Result<String, String> {
+    located(model, environment).map(|(folder, _)| folder)
+}
+
+/// The folder and the line about where it came from, as of [`locate`].
+fn located(model: &str, environment: &[(&str, &str)]) -> Result<(String, String), String> {
     let binary = std::env::current_exe().expect("this binary");
     let mut command = std::process::Command::new(binary);
     command.args(["hub::locate_in_this_environment", "--exact", "--nocapture"]).env_clear().env(CASE, model);
@@ -29,9 +35,9 @@ fn locate(model: &str, environment: &[(&str, &str)]) -> Result<String, String> {
     let after = |mark: &str| {
         text.split_once(mark).map(|(_, rest)| rest.lines().next().unwrap_or_default().to_owned())
     };
-    match (after("located: "), after("refused: ")) {
-        (Some(path), None) => Ok(path),
-        (None, Some(error)) => Err(error),
+    match (after("located: "), after("origin: "), after("refused: ")) {
+        (Some(path), Some(origin), None) => Ok((path, origin)),
+        (None, None, Some(error)) => Err(error),
         _ => panic!("{text}\n{}", String::from_utf8_lossy(&output.stderr)),
     }
 }
@@ -62,108 +68,34 @@ fn without_the_feature_an_id_says_what_to_do() {
 #[cfg(feature = "hub")]
 mod served {
     use std::collections::BTreeMap;
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::{TcpListener, TcpStream};
     use std::path::Path;
-    use std::sync::{Arc, Mutex};
 
-    use promptmix::data::{Split, Splits};
+    use promptmix::data::{Split, SplitSource, Splits};
     use promptmix::pretrained::Checkpoint;
     use promptmix::tasks::SplitRule;
     use safetensors::Dtype;
     use sha2::{Digest, Sha256};
     use tempfile::tempdir;
 
-    use super::locate;
+    use super::{locate, located};
+    use crate::stand_in_hub::{Files, StandInHub, commit_of_data};
     use crate::tiny_checkpoint as tiny;
 
-    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-    /// A hub with one model, `owner/tiny`. It ends with the process.
-    struct Hub {
-        endpoint: String,
-        /// Paths that were asked for.
-        asked: Arc<Mutex<Vec<String>>>,
-        files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    /// A hub with one model, `owner/tiny`.
+    fn with_model(files: Files) -> StandInHub {
+        let hub = StandInHub::start();
+        hub.model("owner/tiny", files);
+        hub
     }
 
-    impl Hub {
-        fn start(files: BTreeMap<String, Vec<u8>>) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-            let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-            let hub = Self { endpoint, asked: Arc::default(), files: Arc::new(Mutex::new(files)) };
-            let (asked, files) = (hub.asked.clone(), hub.files.clone());
-            std::thread::spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    let (asked, files) = (asked.clone(), files.clone());
-                    std::thread::spawn(move || answer(stream, &asked, &files));
-                }
-            });
-            hub
-        }
-
-        fn asked(&self) -> Vec<String> {
-            std::mem::take(&mut self.asked.lock().expect("unpoisoned"))
-        }
+    /// A hub with one data set, `owner/tiny`.
+    fn with_data(files: Files) -> StandInHub {
+        let hub = StandInHub::start();
+        hub.data_set("owner/tiny", "main", files);
+        hub
     }
 
-    fn answer(
-        mut stream: TcpStream,
-        asked: &Mutex<Vec<String>>,
-        files: &Mutex<BTreeMap<String, Vec<u8>>>,
-    ) -> Option<()> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok().filter(|&read| read > 0)?;
-            let path = line.split(' ').nth(1)?.to_owned();
-            let mut from = 0;
-            let mut authorised = String::new();
-            loop {
-                let mut header = String::new();
-                reader.read_line(&mut header).ok()?;
-                let header = header.trim();
-                if header.is_empty() {
-                    break;
-                }
-                let (key, value) = header.split_once(": ")?;
-                match key.to_ascii_lowercase().as_str() {
-                    "range" => from = value.strip_prefix("bytes=")?.split('-').next()?.parse().ok()?,
-                    "authorization" => authorised = format!(" {value}"),
-                    _ => {}
-                }
-            }
-            asked.lock().ok()?.push(format!("{path}{authorised}"));
-            let files = files.lock().ok()?.clone();
-            let file = path
-                .strip_prefix("/datasets")
-                .unwrap_or(&path)
-                .strip_prefix(&format!("/owner/tiny/resolve/{COMMIT}/"))
-                .and_then(|name| files.get(name));
-            let revisions =
-                ["main", COMMIT].map(|revision| format!("/api/datasets/owner/tiny/revision/{revision}"));
-            let asks_about = path == "/api/models/owner/tiny/revision/main" || revisions.contains(&path);
-            let (status, headers, body) = if asks_about {
-                let siblings: Vec<_> =
-                    files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
-                let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
-                ("200 OK", String::new(), info.into_bytes())
-            } else if let Some(file) = file {
-                let etag: String = Sha256::digest(file).iter().map(|byte| format!("{byte:02x}")).collect();
-                let range = format!("bytes {from}-{}/{}", file.len() - 1, file.len());
-                let headers =
-                    format!("Content-Range: {range}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
-                ("206 Partial Content", headers, file[from..].to_vec())
-            } else {
-                ("404 Not Found", String::new(), b"Entry not found".to_vec())
-            };
-            let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
-            stream.write_all(head.as_bytes()).ok()?;
-            stream.write_all(&body).ok()?;
-        }
-    }
-
-    fn files() -> BTreeMap<String, Vec<u8>> {
+    fn files() -> Files {
         let config = tiny::config();
         let weights = tiny::safetensors_bytes(&tiny::tensors(&config), Dtype::F32);
         BTreeMap::from([
@@ -177,7 +109,7 @@ mod served {
 
     #[test]
     fn an_id_is_fetched_once_and_then_read_from_the_cache_without_the_network() {
-        let (hub, home) = (Hub::start(files()), tempdir().expect("folder"));
+        let (hub, home) = (with_model(files()), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let online = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home), ("HF_TOKEN", "secret")];
         let folder = locate("owner/tiny", &online).expect("fetched");
@@ -210,7 +142,7 @@ mod served {
             ("sst2/README.md".to_owned(), b"not asked for".to_vec()),
             ("rte/train.jsonl".to_owned(), b"not asked for".to_vec()),
         ]);
-        let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
+        let (hub, home) = (with_data(files), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let online = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
         let folder = locate("hub:owner/tiny/sst2", &online).expect("fetched");
@@ -221,7 +153,10 @@ mod served {
         assert!(!asked.iter().any(|path| path.contains("README") || path.contains("rte")), "{asked:?}");
 
         assert_eq!(locate("hub:owner/tiny/sst2", &online), Ok(folder.clone()));
-        assert!(hub.asked()[0].ends_with(COMMIT), "the version that is there, not a newer one");
+        assert!(
+            hub.asked()[0].ends_with(&commit_of_data("owner/tiny", "main")),
+            "the version that is there, not a newer one"
+        );
         let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
         assert_eq!(locate("hub:owner/tiny/sst2", &offline), Ok(folder));
         assert_eq!(hub.asked(), Vec::<String>::new());
@@ -235,9 +170,135 @@ mod served {
         }
     }
 
+    const CONVERSION: &str = "refs/convert/parquet";
+
+    fn rows(count: usize) -> Vec<u8> {
+        "{\"sentence\": \"s\", \"label\": 0}\n".repeat(count).into_bytes()
+    }
+
+    fn named(files: &[(&str, Vec<u8>)]) -> Files {
+        files.iter().map(|(name, content)| ((*name).to_owned(), content.clone())).collect()
+    }
+
+    /// Training rows of a folder.
+    fn training_rows(folder: &str) -> usize {
+        let splits = Splits::open(Path::new(folder), SplitRule::Files, SplitSource::Hub).expect("splits");
+        splits.get(Split::Train).expect("a file").row_count().expect("counted")
+    }
+
+    #[test]
+    fn a_data_set_that_is_a_script_alone_is_read_from_its_conversion() {
+        let hub = with_data(named(&[("README.md", b"a card".to_vec()), ("tiny.py", b"a script".to_vec())]));
+        let files = named(&[
+            ("plain_text/train/0000.jsonl", rows(2)),
+            ("plain_text/train/0001.jsonl", rows(3)),
+            ("plain_text/validation/0000.jsonl", rows(1)),
+        ]);
+        hub.data_set("owner/tiny", CONVERSION, files);
+        let home = tempdir().expect("folder");
+        let home = home.path().to_str().expect("UTF-8");
+        let online = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
+        let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
+        let (folder, origin) = located("hub:owner/tiny/plain_text", &online).expect("converted");
+        assert_eq!(training_rows(&folder), 5, "both files, in order");
+        let commit = commit_of_data("owner/tiny", CONVERSION);
+        let said = format!("hub: owner/tiny/plain_text at {CONVERSION}, commit {}", &commit[..12]);
+        assert!(
+            origin.starts_with(&said) && origin.contains("the default branch has no such files"),
+            "{origin}"
+        );
+        assert!(folder.contains(&commit), "{folder}");
+        let asked = hub.asked();
+        assert!(asked.iter().any(|path| path.ends_with("/revision/refs%2Fconvert%2Fparquet")), "{asked:?}");
+        assert!(!asked.iter().any(|path| path.ends_with("tiny.py")), "{asked:?}");
+
+        // Its one configuration needs no name, and the cache answers for both names.
+        for name in ["hub:owner/tiny", "hub:owner/tiny/plain_text"] {
+            assert_eq!(located(name, &online), Ok((folder.clone(), origin.clone())), "{name}");
+            assert_eq!(located(name, &offline), Ok((folder.clone(), origin.clone())), "{name}");
+        }
+        // What was fetched first stays, though the default branch is given files.
+        hub.data_set("owner/tiny", "main", named(&[("plain_text/train.jsonl", rows(9))]));
+        assert_eq!(locate("hub:owner/tiny/plain_text", &online), Ok(folder));
+        let fresh = tempdir().expect("folder");
+        let fresh =
+            [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", fresh.path().to_str().expect("UTF-8"))];
+        let (folder, origin) = located("hub:owner/tiny/plain_text", &fresh).expect("the default branch");
+        assert_eq!(training_rows(&folder), 9);
+        let commit = commit_of_data("owner/tiny", "main");
+        assert_eq!(origin, format!("hub: owner/tiny/plain_text at main, commit {}", &commit[..12]));
+    }
+
+    #[test]
+    fn a_revision_behind_the_folder_names_a_branch_or_a_commit() {
+        let hub = with_data(named(&[("a/train.jsonl", rows(1))]));
+        hub.data_set(
+            "owner/tiny",
+            "refs/pr/7",
+            named(&[("a/train.jsonl", rows(7)), ("train.jsonl", rows(8))]),
+        );
+        hub.data_set("owner/tiny", CONVERSION, named(&[("a/train/0000.jsonl", rows(4))]));
+        let home = tempdir().expect("folder");
+        let home = home.path().to_str().expect("UTF-8");
+        let online = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
+        let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
+        let commit = commit_of_data("owner/tiny", "refs/pr/7");
+        for (name, count, at) in [
+            ("hub:owner/tiny/a", 1, "main"),
+            ("hub:owner/tiny/a@refs/pr/7", 7, "refs/pr/7"),
+            ("hub:owner/tiny@refs/pr/7", 8, "refs/pr/7"),
+            ("hub:owner/tiny/a@refs/convert/parquet", 4, CONVERSION),
+            (&format!("hub:owner/tiny/a@{commit}"), 7, &commit),
+        ] {
+            for environment in [&online[..], &offline[..]] {
+                let (folder, origin) = located(name, environment).expect(name);
+                assert_eq!(training_rows(&folder), count, "{name}");
+                assert!(origin.contains(&format!(" at {at}, commit ")), "{name}: {origin}");
+                assert!(!origin.contains("default branch"), "it was asked for: {origin}");
+            }
+        }
+        let error = locate("hub:owner/tiny/a@nosuch", &online).expect_err("no such revision");
+        assert!(error.contains("owner/tiny@nosuch") && error.contains("404"), "{error}");
+        let error = locate("hub:owner/tiny/b@refs/pr/7", &online).expect_err("no such folder");
+        assert!(
+            error.contains("`b/`") && error.contains("a/train.jsonl, train.jsonl at refs/pr/7"),
+            "{error}"
+        );
+        for name in
+            ["hub:owner/tiny@", "hub:owner/tiny/a@../x", "hub:owner/tiny@a b", "hub:owner/tiny/@v", "hub:@v"]
+        {
+            let error = locate(name, &online).expect_err(name);
+            assert!(error.contains("with @revision"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_data_set_without_files_of_rows_says_what_it_has() {
+        let hub = with_data(named(&[("tiny.py", b"a script".to_vec())]));
+        let home = tempdir().expect("folder");
+        let online =
+            [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home.path().to_str().expect("UTF-8"))];
+        let error = locate("hub:owner/tiny", &online).expect_err("a script");
+        assert!(error.contains("only tiny.py; no Parquet conversion of it"), "{error}");
+        assert!(!error.contains("name a folder"), "there is none: {error}");
+        let both = named(&[
+            ("x/train/0000.jsonl", rows(1)),
+            ("y/test/0000.jsonl", rows(1)),
+            ("z/all/0.jsonl", rows(1)),
+        ]);
+        hub.data_set("owner/tiny", CONVERSION, both);
+        for name in ["hub:owner/tiny", "hub:owner/tiny/w"] {
+            let error = locate(name, &online).expect_err("which of the two?");
+            assert!(
+                error.contains("the folders x, y, z") && error.contains("name a folder"),
+                "{name}: {error}"
+            );
+        }
+    }
+
     #[test]
     fn offline_without_a_cached_model_asks_nobody_and_says_so() {
-        let (hub, home) = (Hub::start(files()), tempdir().expect("folder"));
+        let (hub, home) = (with_model(files()), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let offline = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
         let error = locate("owner/tiny", &offline).expect_err("nothing is cached");
@@ -261,7 +322,7 @@ mod served {
         for name in ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
             files.insert(name.to_owned(), b"{}".to_vec());
         }
-        let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
+        let (hub, home) = (with_model(files), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let environment = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
         let folder = locate("owner/tiny", &environment).expect("fetched");
@@ -287,7 +348,7 @@ mod served {
         files.remove("tokenizer.json");
         let class = br#"{"tokenizer_class": "ByT5Tokenizer"}"#;
         files.insert("tokenizer_config.json".to_owned(), class.to_vec());
-        let (hub, home) = (Hub::start(files), tempdir().expect("folder"));
+        let (hub, home) = (with_model(files), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         let folder = locate("owner/tiny", &[("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)]);
         let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
@@ -306,7 +367,7 @@ mod served {
         let home = home.path().to_str().expect("UTF-8");
         let mut without_weights = files();
         without_weights.remove("model.safetensors");
-        let hub = Hub::start(without_weights);
+        let hub = with_model(without_weights);
         let environment = [("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HOME", home)];
         let error = locate("owner/tiny", &environment).expect_err("no weights");
         assert!(error.contains("model.safetensors") && error.contains("tf_model.h5"), "{error}");
@@ -319,7 +380,7 @@ mod served {
 
     #[test]
     fn a_damaged_transfer_is_noticed_and_not_kept() {
-        let (hub, home) = (Hub::start(files()), tempdir().expect("folder"));
+        let (hub, home) = (with_model(files()), tempdir().expect("folder"));
         let home = home.path().to_str().expect("UTF-8");
         // A part left behind by another, broken transfer: its content is not what the server would have sent.
         let weights = files()["model.safetensors"].clone();

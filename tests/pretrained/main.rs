@@ -5,6 +5,9 @@ mod checkpoint;
 mod config;
 mod hub;
 mod saved_by_transformers;
+#[cfg(feature = "hub")]
+#[path = "../common/stand_in_hub.rs"]
+mod stand_in_hub;
 mod tiny_checkpoint;
 mod torch;
 

@@ -1,0 +1,380 @@
+//! Every known task from its own data set on the hub, in the layout that the hub has it in. The hub is a server in this process,
+//! its data sets are generated.
+#![cfg(all(feature = "cli", feature = "hub", feature = "parquet"))]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use promptmix::data::{Split, SplitSource, Splits, data_of_task, data_of_tasks};
+use promptmix::pretrained::T5Config;
+use promptmix::tasks::{HubData, Purpose, Row, SplitRule, Target, Task, names};
+use serde_json::Value;
+use tempfile::TempDir;
+
+#[path = "common/hub_data.rs"]
+mod hub_data;
+#[path = "common/parquet_rows.rs"]
+mod parquet_rows;
+#[path = "common/stand_in_hub.rs"]
+mod stand_in_hub;
+#[expect(dead_code, reason = "one small model is enough here")]
+#[path = "pretrained/tiny_checkpoint.rs"]
+mod tiny_checkpoint;
+
+use hub_data::{DataSet, FEW, MANY, Place, TEST, VALIDATION, data_set, of_task};
+use stand_in_hub::{Files, StandInHub, commit_of_data};
+
+/// A hub, and an empty cache to fetch into.
+struct Setting {
+    hub: StandInHub,
+    cache: TempDir,
+}
+
+impl Setting {
+    fn of<'a>(tasks: impl IntoIterator<Item = &'a str>) -> Self {
+        let hub = StandInHub::start();
+        hub_data::put(&hub, tasks);
+        Self { hub, cache: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// Whether the program succeeds with these arguments, and what it says.
+    fn run(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        command
+            .args(arguments)
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_TOKEN")
+            .env_remove("HF_HUB_OFFLINE");
+        command.env("HF_ENDPOINT", &self.hub.endpoint).env("HF_HOME", self.cache.path());
+        let output = command.output().expect("the binary runs");
+        let texts = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(!texts[1].contains("panicked"), "{arguments:?}: {}", texts[1]);
+        (output.status.success(), texts.concat())
+    }
+
+    fn success(&self, arguments: &[&str]) -> String {
+        let (success, said) = self.run(arguments);
+        assert!(success, "{arguments:?}: {said}");
+        said
+    }
+
+    fn error(&self, arguments: &[&str]) -> String {
+        let (success, said) = self.run(arguments);
+        assert!(!success, "{arguments:?}: {said}");
+        said
+    }
+}
+
+/// How many rows train, validate and test, as `tasks --show` prints it; 0 for a split that it does not.
+fn sizes(said: &str) -> [usize; 3] {
+    ["train", "validation", "test"].map(|split| {
+        let line = said.lines().find_map(|line| line.strip_prefix(&format!("{split:<10} ")));
+        line.and_then(|line| line.split(' ').next()).map_or(0, |count| count.parse().unwrap_or(0))
+    })
+}
+
+/// The rows of the task in a split's file.
+fn count(data: &DataSet, task: &Task, split: &str) -> usize {
+    data.rows(split).map_or(0, |rows| of_task(task, rows).count())
+}
+
+/// What the first three examples of a split's file say.
+fn first_examples(data: &DataSet, task: &Task, split: &str) -> Vec<String> {
+    let rows = of_task(task, data.rows(split).expect("a file"));
+    let examples = rows.flat_map(|fields| {
+        let Value::Object(fields) = fields.clone() else { panic!("a row is an object") };
+        let row = Row::new(fields, Arc::from(Path::new("rows")), 1);
+        task.examples(&row, Purpose::Evaluation).expect("labelled")
+    });
+    examples.take(3).map(|example| format!("  {}\n  -> {}\n", example.source, example.target)).collect()
+}
+
+#[test]
+fn every_known_task_reads_its_own_data_set_of_the_hub() {
+    let setting = Setting::of(names());
+    for name in names() {
+        let (task, data) = (Task::named(name).expect("a task"), data_set(name));
+        let own = task.hub.as_ref().expect("a data set");
+        assert_eq!(own.id, data.id, "{name}");
+        let said = setting.success(&["tasks", "--show", name, "--data", "hub:"]);
+        // Which revision it is: the conversion where the default branch has a script alone.
+        let revision = if data.place == Place::Converted { "refs/convert/parquet" } else { "main" };
+        let folder = match data.place {
+            Place::Root => data.id.to_owned(),
+            _ => format!("{}/{}", data.id, data.configuration),
+        };
+        let origin =
+            format!("hub: {folder} at {revision}, commit {}", &commit_of_data(data.id, revision)[..12]);
+        assert!(said.contains(&origin), "{name}: no {origin:?} in {said}");
+        let examples = first_examples(&data, &task, "train");
+        assert_eq!(examples.len(), 3);
+        for example in examples {
+            assert!(said.contains(&example), "{name}: no {example:?} in {said}");
+        }
+        // The files by their names.
+        let of = |split: &str| count(&data, &task, split);
+        let by_files = match task.split {
+            SplitRule::MatchedAndMismatched => [of("train"), of("validation_mismatched"), of("test_matched")],
+            _ => [of("train"), of("validation"), of("test")],
+        };
+        assert_eq!(sizes(&said), by_files, "{name}: {said}");
+        // The paper's rule.
+        let by_rule = match task.split {
+            SplitRule::HalveValidation => [FEW, VALIDATION / 2, VALIDATION / 2],
+            SplitRule::HoldOutTraining { .. } if data.rows("validation").is_some() => {
+                [MANY - 1_000, 1_000, VALIDATION]
+            }
+            SplitRule::HoldOutTraining { .. } => [MANY - 1_000, 1_000, TEST],
+            SplitRule::MatchedAndMismatched => [FEW, VALIDATION + 2, VALIDATION],
+            _ => by_files,
+        };
+        let said = setting.success(&["tasks", "--show", name, "--data", "hub:", "--split-validation-test"]);
+        assert_eq!(sizes(&said), by_rule, "{name}: {said}");
+    }
+}
+
+#[test]
+fn rows_of_a_test_file_with_hidden_labels_are_refused_with_what_makes_others() {
+    let setting = Setting::of(names());
+    for name in names() {
+        let (task, data) = (Task::named(name).expect("a task"), data_set(name));
+        let has_test = data.splits.iter().any(|(split, _)| split.starts_with("test"));
+        let show = ["tasks", "--show", name, "--data", "hub:", "--split", "test"];
+        let (shown, said) = setting.run(&show);
+        // What the task's own lines say of the flag is no advice.
+        let said = if shown { &said } else { said.split_once("error: ").expect("an error").1 };
+        let is_foreign = task.condition.is_some();
+        // Answers that are missing are those of ReCoRD where no one looks at the rows together.
+        let is_hidden = data.hides_test_labels && name != "superglue-record";
+        assert_eq!(shown, has_test && !is_hidden && !is_foreign, "{name}: {said}");
+        if is_hidden {
+            assert!(said.contains("stands for a hidden label"), "{name}: {said}");
+        }
+        if task.split == SplitRule::Files {
+            assert!(shown || !said.contains("--split-validation-test"), "it would be of no use: {said}");
+            continue;
+        }
+        assert!(shown || said.contains("--split-validation-test"), "{name}: {said}");
+        let said = setting.success(&[&show[..], &["--split-validation-test"]].concat());
+        assert!(said.contains("  -> "), "{name}: {said}");
+    }
+}
+
+#[test]
+fn the_list_of_tasks_and_each_task_name_their_data_set_and_what_labels_mean() {
+    let setting = Setting::of([]);
+    let list = setting.success(&["tasks"]);
+    for name in names() {
+        let task = Task::named(name).expect("a task");
+        let own = task.hub.as_ref().expect("a data set").to_string();
+        let line = list.lines().find(|line| line.starts_with(&format!("{name} "))).expect(name);
+        assert!(line.contains(&own), "{line}");
+        let shown = setting.success(&["tasks", "--show", name]);
+        assert!(shown.contains(&task.hub.as_ref().expect("a data set").id), "{shown}");
+        // Labels are digits: each says what it stands for.
+        for label in task.labels().filter(|_| task.class_count().is_some()).unwrap_or_default() {
+            assert!(shown.contains(&format!("\n         {label} means ")), "{label} of {shown}");
+        }
+    }
+    let shown = setting.success(&["tasks", "--show", "superglue-cb"]);
+    assert!(shown.contains("1 means contradiction, `label` 1"), "unlike MNLI: {shown}");
+    let shown = setting.success(&["tasks", "--show", "scitail"]);
+    assert!(shown.contains("0 means entailment, `gold_label` or `label` entailment or entails"), "{shown}");
+    assert!(shown.contains("allenai/scitail, configuration snli_format"), "{shown}");
+    assert_eq!(setting.hub.asked(), Vec::<String>::new(), "nobody is asked without --data");
+
+    let unknown = setting.error(&["tasks", "--show", "nosuch"]);
+    assert!(unknown.contains("a task file") && !unknown.contains("--template"), "{unknown}");
+    let folder = setting.cache.path();
+    std::fs::write(folder.join("mine.toml"), "source = \"{text}\"\nlabels = \"a,b\"").expect("written");
+    let mine = folder.join("mine.toml").display().to_string();
+    let none = setting.error(&["tasks", "--show", &mine, "--data", "hub:"]);
+    assert!(none.contains("mine has no data set of its own on the hub"), "{none}");
+}
+
+#[test]
+fn the_page_on_tasks_has_a_row_for_each_with_its_data_set_and_columns() {
+    let page = std::fs::read_to_string("docs/tasks.md").expect("the page");
+    let rows: Vec<Vec<&str>> = page.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    for name in names() {
+        let task = Task::named(name).expect("a task");
+        let is_its = |row: &&Vec<&str>| {
+            let first = row.get(1).map_or("", |cell| cell.trim_matches(['[', ']']));
+            row.len() == 10 && first.split(", ").any(|other| other == name)
+        };
+        let row = rows.iter().find(is_its).unwrap_or_else(|| panic!("{name} has no row"));
+        let hub = task.hub.as_ref().expect("a data set");
+        assert_eq!(
+            (row[2], row[3]),
+            (&*hub.id, hub.configuration.as_deref().unwrap_or("the only one")),
+            "{name}"
+        );
+        for column in task.columns() {
+            let is_there = |column: &String| row[5].split([',', ' ', '.']).any(|other| other == column);
+            assert!(column.iter().any(is_there), "{name}: {column:?} in {}", row[5]);
+        }
+        let rule = match task.split {
+            SplitRule::HalveValidation => "halve",
+            SplitRule::HoldOutTraining { .. } => "hold out",
+            SplitRule::MatchedAndMismatched => "matched and mismatched",
+            _ => "files",
+        };
+        assert_eq!(row[7], rule, "{name}");
+        if let Target::Classes { classes, .. } = &task.target {
+            // Digits in their order; words as they are written.
+            for class in classes.iter().filter(|class| class.values.contains(&class.label)) {
+                let meaning = class.meaning.as_deref().expect("a meaning");
+                let said = format!("{} {meaning}", class.label);
+                assert!(row[6].contains(&said), "{name}: {said} in {}", row[6]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_task_file_names_its_data_set_and_a_revision_of_it() {
+    let setting = Setting::of(["piqa"]);
+    let source = "source = \"{goal}\"\nlabels = \"a,b\"\n";
+    let parse = |text: &str| Task::parse_toml(Path::new("mine.toml"), &format!("{source}{text}"));
+    let task = parse("hub = \"ybisk/piqa/plain_text@refs/convert/parquet\"").expect("a task");
+    let hub = task.hub.clone().expect("a data set");
+    let expected = HubData {
+        id: "ybisk/piqa".to_owned(),
+        configuration: Some("plain_text".to_owned()),
+        revision: Some("refs/convert/parquet".to_owned()),
+    };
+    assert_eq!(hub, expected);
+    assert_eq!(task.place(Path::new("hub:")).expect("its own"), Path::new(&hub.address()));
+    assert_eq!(task.place(Path::new("hub:a/b")).expect("another"), Path::new("hub:a/b"));
+    for wrong in ["piqa", "a/", "a/b@", "/b", "a/b/", "a b/c", "hub:a/b", ""] {
+        let error = parse(&format!("hub = \"{wrong}\"")).expect_err(wrong).to_string();
+        assert!(error.contains("owner/name/configuration") && error.contains("line 3"), "{wrong}: {error}");
+    }
+    let file = setting.cache.path().join("mine.toml");
+    let text = format!("{source}hub = \"ybisk/piqa@refs/convert/parquet\"");
+    std::fs::write(&file, text).expect("written");
+    let said = setting.success(&["tasks", "--show", &file.display().to_string(), "--data", "hub:"]);
+    assert!(said.contains("hub: ybisk/piqa/plain_text at refs/convert/parquet, commit"), "{said}");
+    assert_eq!(sizes(&said), [FEW, VALIDATION, TEST]);
+}
+
+#[test]
+fn a_model_and_its_data_come_from_the_hub_in_one_run() {
+    let setting = Setting::of(["rte"]);
+    let mut config = T5Config::new(384, 8, 3, 10, 2, 5);
+    config.num_decoder_layers = 1;
+    let weights = tiny_checkpoint::tensors(&config);
+    let files = Files::from([
+        ("config.json".to_owned(), tiny_checkpoint::config_json(&config).into_bytes()),
+        (
+            "model.safetensors".to_owned(),
+            tiny_checkpoint::safetensors_bytes(&weights, safetensors::Dtype::F32),
+        ),
+        ("tokenizer_config.json".to_owned(), br#"{"tokenizer_class": "ByT5Tokenizer"}"#.to_vec()),
+    ]);
+    setting.hub.model("owner/tiny", files);
+    let shown = setting.success(&["tasks", "--show", "rte", "--data", "hub:", "--model", "owner/tiny"]);
+    assert!(shown.contains("source tokens of 36 examples"), "{shown}");
+    let out = setting.cache.path().join("run").display().to_string();
+    let said = setting.success(&[
+        "train",
+        "--task",
+        "rte",
+        "--data",
+        "hub:",
+        "--model",
+        "owner/tiny",
+        "--method",
+        "prompt-tuning",
+        "--out",
+        &out,
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--prompt-length",
+        "2",
+        "--device",
+        "cpu",
+    ]);
+    assert!(said.contains("hub: nyu-mll/glue/rte at main, commit"), "{said}");
+    assert!(said.contains("36 examples from 36 rows"), "{said}");
+    let judged = setting.success(&["evaluate", "--run", &out, "--split", "validation", "--device", "cpu"]);
+    assert!(judged.contains("rte validation: 24 examples"), "{judged}");
+    let hidden = setting.error(&["evaluate", "--run", &out, "--split", "test", "--device", "cpu"]);
+    assert!(hidden.contains("-1 stands for a hidden label: --split-validation-test"), "{hidden}");
+}
+
+#[test]
+fn each_of_several_tasks_may_have_a_place_of_its_own() {
+    let places = |data: &str, names: &[&str]| -> Vec<String> {
+        let places = data_of_tasks(data, names).expect(data);
+        places.iter().map(|place| place.display().to_string()).collect()
+    };
+    assert_eq!(places("data", &["a", "b"]), ["data/a", "data/b"]);
+    assert_eq!(places("data", &["a"]), ["data"]);
+    assert_eq!(places("hub:", &["a", "b"]), ["hub:", "hub:"]);
+    assert_eq!(
+        places("hub:nyu-mll/glue", &["rte", "mrpc"]),
+        ["hub:nyu-mll/glue/rte", "hub:nyu-mll/glue/mrpc"]
+    );
+    assert_eq!(places("hub:o/n@refs/pr/1", &["a", "b"]), ["hub:o/n/a@refs/pr/1", "hub:o/n/b@refs/pr/1"]);
+    assert_eq!(places("hub:, x/y ,hub:o/n/c@v1", &["a", "b", "c"]), ["hub:", "x/y", "hub:o/n/c@v1"]);
+    assert_eq!(places("one,whole", &["a"]), ["one,whole"], "one task has all of it");
+    let folder = tempfile::tempdir().expect("a folder");
+    let comma = folder.path().join("x,y");
+    std::fs::create_dir(&comma).expect("made");
+    let comma = comma.display().to_string();
+    assert_eq!(places(&comma, &["a", "b"]), [format!("{comma}/a"), format!("{comma}/b")]);
+    assert_eq!(data_of_task(Path::new("x,hub:"), &["a", "b"], "b").expect("the second"), Path::new("hub:"));
+    for (data, said) in
+        [("a,b", "2 in \"a,b\""), ("a,b,", "an empty one"), ("a,b,c,d", "4 in"), (",,", "an empty one")]
+    {
+        let error = data_of_tasks(data, &["sst2", "rte", "mine"]).expect_err(data).to_string();
+        assert!(error.contains("3 entries") && error.contains("sst2, rte, mine"), "{data}: {error}");
+        assert!(error.contains(said), "{data}: {error}");
+    }
+    assert!(data_of_task(Path::new("a,b"), &["x", "y"], "z").is_err());
+}
+
+#[test]
+fn splits_are_the_papers_or_the_hubs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, rows: usize| {
+        let row = "{\"premise\": \"p\", \"hypothesis\": \"h\", \"label\": 0}\n";
+        std::fs::write(folder.path().join(name), row.repeat(rows)).expect("written");
+    };
+    let sizes = |task: &str, source: SplitSource| {
+        let task = Task::named(task).expect("a task");
+        let splits = Splits::of_task(folder.path(), &task, source).expect("splits");
+        [Split::Train, Split::Validation, Split::Test]
+            .map(|split| splits.get(split).expect("a split").row_count().expect("counted"))
+    };
+    write("train.jsonl", 1_004);
+    write("validation.jsonl", 6);
+    write("test.jsonl", 9);
+    assert_eq!(sizes("snli", SplitSource::Paper), [4, 1_000, 6]);
+    assert_eq!(sizes("snli", SplitSource::Hub), [1_004, 6, 9]);
+    assert_eq!(sizes("superglue-cb", SplitSource::Paper), [1_004, 3, 3]);
+    assert_eq!(sizes("superglue-cb", SplitSource::Hub), [1_004, 6, 9]);
+    // The flag is the one or the other.
+    assert_eq!((SplitSource::from(true), SplitSource::from(false)), (SplitSource::Paper, SplitSource::Hub));
+    assert_eq!(
+        ("paper".parse().ok(), "hub".parse().ok()),
+        (Some(SplitSource::Paper), Some(SplitSource::Hub))
+    );
+    assert!("files".parse::<SplitSource>().expect_err("neither").to_string().contains("paper or hub"));
+
+    for name in ["validation.jsonl", "test.jsonl"] {
+        std::fs::remove_file(folder.path().join(name)).expect("removed");
+    }
+    write("validation_matched.jsonl", 3);
+    write("validation_mismatched.jsonl", 5);
+    write("test_matched.jsonl", 7);
+    assert_eq!(sizes("mnli", SplitSource::Paper), [1_004, 5, 3]);
+    assert_eq!(sizes("mnli", SplitSource::Hub), [1_004, 5, 7]);
+    // Without a test file a validation file tests.
+    std::fs::remove_file(folder.path().join("test_matched.jsonl")).expect("removed");
+    assert_eq!(sizes("mnli", SplitSource::Hub), [1_004, 5, 3]);
+}
