@@ -38,6 +38,22 @@ impl Setting {
         Self { hub, cache: tempfile::tempdir().expect("a folder") }
     }
 
+    /// Puts a small T5 that reads bytes there, as `owner/tiny`.
+    fn put_tiny_model(&self) {
+        let mut config = T5Config::new(384, 8, 3, 10, 2, 5);
+        config.num_decoder_layers = 1;
+        let weights = tiny_checkpoint::tensors(&config);
+        let files = Files::from([
+            ("config.json".to_owned(), tiny_checkpoint::config_json(&config).into_bytes()),
+            (
+                "model.safetensors".to_owned(),
+                tiny_checkpoint::safetensors_bytes(&weights, safetensors::Dtype::F32),
+            ),
+            ("tokenizer_config.json".to_owned(), br#"{"tokenizer_class": "ByT5Tokenizer"}"#.to_vec()),
+        ]);
+        self.hub.model("owner/tiny", files);
+    }
+
     /// Whether the program succeeds with these arguments, and what it says.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
@@ -262,18 +278,7 @@ fn a_task_file_names_its_data_set_and_a_revision_of_it() {
 #[test]
 fn a_model_and_its_data_come_from_the_hub_in_one_run() {
     let setting = Setting::of(["rte"]);
-    let mut config = T5Config::new(384, 8, 3, 10, 2, 5);
-    config.num_decoder_layers = 1;
-    let weights = tiny_checkpoint::tensors(&config);
-    let files = Files::from([
-        ("config.json".to_owned(), tiny_checkpoint::config_json(&config).into_bytes()),
-        (
-            "model.safetensors".to_owned(),
-            tiny_checkpoint::safetensors_bytes(&weights, safetensors::Dtype::F32),
-        ),
-        ("tokenizer_config.json".to_owned(), br#"{"tokenizer_class": "ByT5Tokenizer"}"#.to_vec()),
-    ]);
-    setting.hub.model("owner/tiny", files);
+    setting.put_tiny_model();
     let shown = setting.success(&["tasks", "--show", "rte", "--data", "hub:", "--model", "owner/tiny"]);
     assert!(shown.contains("source tokens of 36 examples"), "{shown}");
     let out = setting.cache.path().join("run").display().to_string();
@@ -377,4 +382,47 @@ fn splits_are_the_papers_or_the_hubs() {
     // Without a test file a validation file tests.
     std::fs::remove_file(folder.path().join("test_matched.jsonl")).expect("removed");
     assert_eq!(sizes("mnli", SplitSource::Hub), [1_004, 5, 3]);
+}
+
+/// The paper's tables from the hub's own layouts, start to end, but for the size of the model and the number of steps and seeds.
+#[test]
+fn the_papers_studies_go_from_the_hub_to_their_tables() {
+    let setting = Setting::of(names());
+    setting.put_tiny_model();
+    let studies = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies");
+    for (study, targets, published) in [
+        ("paper", 21, &["(published 0.857)", "(published 0.921)"][..]),
+        ("paper-multi-task", 4, &["(published 0.852)", "(published 0.741)"]),
+        ("paper-few-shot", 9, &[]),
+        ("paper-ablations", 3, &[]),
+    ] {
+        let text = std::fs::read_to_string(studies.join(format!("{study}.toml"))).expect("a study");
+        let epochs = ["epochs = 1\n", "epochs = 10\n", "epochs = 20\n", "steps = 300\n"];
+        let text = epochs.iter().fold(text, |text, epochs| text.replace(epochs, "steps = 1\n"));
+        let text = text.replace("seeds = [42, 43, 44, 45, 46]", "seeds = [42, 43]");
+        assert!(!text.contains("epochs") && text.contains("model = \"google-t5/t5-base\""), "{text}");
+        let small = "prompt-length = 2\nbottleneck-dim = 2\nbatch-size = 2\nmax-source-length = 32\nvalidation-rows = 4\n";
+        let file = setting.cache.path().join(format!("{study}.toml"));
+        std::fs::write(&file, format!("{small}{text}")).expect("written");
+        let out = setting.cache.path().join(study);
+        let [file, out] = [&file, &out].map(|path| path.display().to_string());
+        let said = setting.success(&["compare", &file, "--model", "owner/tiny", "--out", &out]);
+        let rows: Vec<&str> = said
+            .lines()
+            .skip_while(|line| !line.starts_with("| target | metric"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        assert_eq!(rows.len(), targets, "{said}");
+        for row in rows {
+            assert!(
+                !row.contains("NaN") || study != "paper" || row.contains("stsb") || row.contains("matthews"),
+                "{row}"
+            );
+        }
+        for published in published {
+            assert!(said.contains(published), "{study}: no {published} in {said}");
+        }
+        assert!(Path::new(&out).join("table.md").is_file());
+    }
 }
