@@ -2,6 +2,7 @@
 
 mod best;
 mod change_sources;
+mod evaluation_file;
 mod events;
 mod few_shot;
 mod initial;
@@ -9,7 +10,9 @@ mod log;
 mod places;
 mod predictor;
 mod ranks;
+mod repeats;
 mod run_folder;
+mod runs_beneath;
 mod schedule;
 mod setup;
 mod step;
@@ -19,6 +22,7 @@ mod trained_run;
 mod trainer;
 
 pub use change_sources::change_sources;
+pub use evaluation_file::{EvaluationRecord, Evaluations};
 pub use few_shot::{Draw, FewShotRuns, Spread};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
@@ -27,7 +31,9 @@ pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
+pub use repeats::{differing_settings, repeats};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
+pub use runs_beneath::{FoundRun, runs_beneath};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
 pub use trained_run::TrainedRun;
