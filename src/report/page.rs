@@ -337,8 +337,8 @@ fn examples(runs: &[History]) -> Markup {
                     @for example in run.examples.iter().take(each.max(4)) {
                         tr {
                             td.text { (example.source) }
-                            td.differs[example.label.as_ref().is_some_and(|label| *label != example.prediction)]
-                                data-label="answer" { (example.prediction) }
+                            @let differs = example.label.as_ref().is_some_and(|label| *label != example.prediction);
+                            td class=[differs.then_some("differs")] data-label="answer" { (example.prediction) }
                             @if has_labels { td data-label="label" { (example.label.as_deref().unwrap_or("–")) } }
                             @for (weight, name) in example.attention.iter().zip(&prompts) {
                                 td.cell data-label=(name) style=(format!(
