@@ -192,11 +192,24 @@ fn a_folder_of_few_shot_runs_is_judged_as_one() {
     let (mean, deviation) = (summary.mean, summary.deviation);
     let last = format!("sst2 accuracy: mean {mean:.4}, standard deviation {deviation:.4} over 3 runs");
     assert_eq!(lines[3..], [last.as_str()]);
+    let lines_before: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
 
     let json = success(&["--run", &run, "--json"]);
     let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let names: Vec<&Value> = lines.iter().map(|line| &line["run"]).collect();
     assert_eq!(names, ["draw-9", "draw-10", "draw-11"]);
+
+    // One model serves all runs: a run that cannot find it by itself is judged with the others'.
+    for draw in ["draw-9", "draw-11"] {
+        let settings = path.join(draw).join("run.json");
+        let text = fs::read_to_string(&settings).expect("settings");
+        let moved = text.replace(&model().display().to_string(), "/nowhere/t5");
+        assert_ne!(text, moved);
+        fs::write(&settings, moved).expect("written");
+    }
+    assert!(!promptmix(&["--run", &path.join("draw-9").display().to_string()]).status.success());
+    let again = success(&["--run", &run, "--split", "test"]);
+    assert!(again.starts_with(&lines_before[..3].join("\n")), "{again}");
 
     // A run that has no state yet does not hold up the others; one with another rate is no repetition.
     RunFolder::create(&path.join("begun"), &config, &frozen.model_hash).expect("a folder");

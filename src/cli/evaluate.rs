@@ -85,7 +85,8 @@ impl Arguments {
     }
 
     fn judge_one<B: Backend>(&self, backend: &B, found: &FoundRun, saved: &Saved) -> Result<ExitCode> {
-        let frozen = self.load(backend, found, saved)?;
+        let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
+        super::say_moved(saved, &found.path, &model);
         let mut means = Vec::new();
         self.judge(&frozen, found, saved, &mut |judged| {
             means.extend(judged.evaluation.scores.mean());
@@ -112,20 +113,16 @@ impl Arguments {
             if saved[..first].iter().any(|other| other.model_hash == *hash) {
                 continue;
             }
-            let frozen = self.load(backend, &found[first], &saved[first]);
-            for place in (first..found.len()).filter(|&place| saved[place].model_hash == *hash) {
+            let alike: Vec<usize> =
+                (first..found.len()).filter(|&place| saved[place].model_hash == *hash).collect();
+            let loaded = self.load(backend, alike.iter().map(|&place| (&found[place], &saved[place])));
+            for place in alike {
                 let name = &found[place].name;
                 let mut tasks = Vec::new();
-                let judged = match &frozen {
+                let judged = match &loaded {
                     Err(error) => Err(error.to_string()),
-                    Ok(frozen) => {
-                        if place != first {
-                            super::say_moved(
-                                &saved[place],
-                                &found[place].path,
-                                Path::new(&saved[place].config.model),
-                            );
-                        }
+                    Ok((frozen, model)) => {
+                        super::say_moved(&saved[place], &found[place].path, model);
                         self.judge(frozen, &found[place], &saved[place], &mut |judged| {
                             if self.json {
                                 self.print(Some(name), &judged);
@@ -154,12 +151,20 @@ impl Arguments {
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    fn load<'b, B: Backend>(&self, backend: &'b B, found: &FoundRun, saved: &Saved) -> Result<Frozen<'b, B>> {
-        let checkpoint = saved.model(&found.path, self.model.as_deref())?;
-        super::say_moved(saved, &found.path, checkpoint.folder());
+    /// Loads the model that these runs have in common from where one of them finds it; gives back where that was.
+    fn load<'a, 'b, B: Backend>(
+        &self,
+        backend: &'b B,
+        runs: impl Iterator<Item = (&'a FoundRun, &'a Saved)>,
+    ) -> Result<(Frozen<'b, B>, PathBuf)> {
+        let mut places = runs.map(|(found, saved)| saved.model(&found.path, self.model.as_deref()));
+        let first = places.next().unwrap_or_else(|| Err(Error::setting("--run", "a run", "none", "")));
+        // Where the flag names the place, the others would find no other.
+        let mut others = || if self.model.is_none() { places.find_map(Result::ok) } else { None };
+        let checkpoint = first.or_else(|error| others().ok_or(error))?;
         let frozen = Frozen::of_checkpoint(backend, &checkpoint)?;
         super::warn(&frozen.warnings);
-        Ok(frozen)
+        Ok((frozen, checkpoint.folder().to_owned()))
     }
 
     /// Judges the tasks of a run that were asked for, and hands each on as it is done.

@@ -94,9 +94,11 @@ fn figures(runs: &[History], groups: &[Group<'_>]) -> Vec<Figure> {
         },
         Figure {
             name: "metrics",
-            caption: "What validation measured; the ring marks the best step, whose prompt is kept. The axis spans the \
-                      values and need not begin at 0."
-                .into(),
+            caption: format!(
+                "What validation measured{}; the ring marks the best step, whose prompt is kept. The axis spans the values and \
+                 need not begin at 0.",
+                measured(runs)
+            ),
             svg: metrics_chart(runs).svg(),
         },
     ];
@@ -182,6 +184,17 @@ fn learning_rate_figure(runs: &[History]) -> Figure {
     let scale = if is_logarithmic { " The scale is logarithmic and leaves out 0." } else { "" };
     let caption = format!("{of_what} Warm-up, then the schedule.{scale}");
     Figure { name: "learning-rate", caption, svg: chart.svg() }
+}
+
+/// The names of all metrics, for a caption.
+fn measured(runs: &[History]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for name in runs.iter().flat_map(History::metrics) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
 }
 
 fn metrics_chart(runs: &[History]) -> Chart {
