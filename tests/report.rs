@@ -80,7 +80,7 @@ fn run_with(
         example,
         source: format!("<script>alert('{stem}')</script> & more"),
         prediction: "positive".into(),
-        label: Some(["really negative", "positive"][example % 2].into()),
+        label: Some(if example % 4 == 0 { "really negative" } else { "positive" }.into()),
         attention: attention.clone(),
     };
     run.save_examples(&(0..64).map(example).collect::<Vec<_>>()).expect("written");
@@ -376,9 +376,9 @@ fn answers_stand_beside_their_labels() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (path, out) = (run(folder.path(), "one", 8, &[]), folder.path().join("report"));
     let html = page(std::slice::from_ref(&path), &out);
-    assert_eq!(html.matches("data-label=\"label\">really negative</td>").count(), 32);
-    assert_eq!(html.matches("<td class=\"differs\" data-label=\"answer\">positive</td>").count(), 32);
-    assert_eq!(html.matches("<td data-label=\"answer\">positive</td>").count(), 32);
+    assert_eq!(html.matches("data-label=\"label\">really negative</td>").count(), 16);
+    assert_eq!(html.matches("<td class=\"differs\" data-label=\"answer\">positive</td>").count(), 16);
+    assert_eq!(html.matches("<td data-label=\"answer\">positive</td>").count(), 48);
 }
 
 /// A run that was killed in the middle, by a version that knew neither labels nor how many numbers train.
