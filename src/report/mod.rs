@@ -129,9 +129,23 @@ fn figures(runs: &[History], groups: &[Group<'_>]) -> Vec<Figure> {
 /// Rates at most that far apart share a linear scale.
 const LINEAR_RANGE: f64 = 8.0;
 
+/// The learning rate of one part of one or more runs, by step.
+struct Rate<'a> {
+    /// The part.
+    of: &'static str,
+    points: Vec<(u64, f64)>,
+    runs: Vec<&'a History>,
+}
+
+impl Rate<'_> {
+    fn peak(&self) -> f64 {
+        self.points.iter().map(|point| point.1).fold(0.0, f64::max)
+    }
+}
+
 /// The rate of what trains: prompt, scorer, or both where their rates differ. Runs of equal rates share a line.
 fn learning_rate_figure(runs: &[History]) -> Figure {
-    let mut lines: Vec<(&str, Vec<(u64, f64)>, Vec<&History>)> = Vec::new();
+    let mut rates: Vec<Rate<'_>> = Vec::new();
     for run in runs {
         let prompt = run.curve(|step| Some(step.learning_rate));
         let scorer = run.curve(|step| step.scorer_learning_rate);
@@ -145,29 +159,27 @@ fn learning_rate_figure(runs: &[History]) -> Figure {
             (false, false) => Vec::new(),
         };
         for (of, points) in curves {
-            match lines.iter_mut().find(|(other, known, _)| *other == of && *known == points) {
-                Some((.., of)) => of.push(run),
-                None => lines.push((of, points, vec![run])),
+            match rates.iter_mut().find(|other| other.of == of && other.points == points) {
+                Some(rate) => rate.runs.push(run),
+                None => rates.push(Rate { of, points, runs: vec![run] }),
             }
         }
     }
     let mut parts: Vec<&str> = Vec::new();
-    lines.iter().map(|(of, ..)| *of).for_each(|of| {
-        if !parts.contains(&of) {
-            parts.push(of);
+    for rate in &rates {
+        if !parts.contains(&rate.of) {
+            parts.push(rate.of);
         }
-    });
-    let peak =
-        |(_, points, _): &(_, Vec<(u64, f64)>, _)| points.iter().map(|point| point.1).fold(0.0, f64::max);
-    let peaks: Vec<f64> = lines.iter().map(peak).filter(|peak| *peak > 0.0).collect();
-    let (least, most) =
-        (peaks.iter().copied().fold(f64::INFINITY, f64::min), peaks.iter().copied().fold(0.0, f64::max));
+    }
+    let peaks: Vec<f64> = rates.iter().map(Rate::peak).filter(|peak| *peak > 0.0).collect();
+    let least = peaks.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = peaks.iter().copied().fold(0.0, f64::max);
     let mut chart = Chart::new("Learning rate", "step");
     let is_logarithmic = most > LINEAR_RANGE * least;
     if is_logarithmic {
         chart = chart.logarithmic();
     }
-    for (of, points, whose) in lines {
+    for Rate { of, points, runs: whose } in rates {
         let name = match whose.len() {
             all if all == runs.len() => of.to_owned(),
             _ => format!("{}: {of}", groups::name(&whose)),

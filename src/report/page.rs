@@ -8,6 +8,7 @@ use super::groups::Group;
 use super::heat_map::{colour, ink, shown};
 use super::history::{History, json};
 use super::labels::shortened;
+use crate::train::Spread;
 
 /// Examples on the page, of all runs together.
 pub(super) const MOST_EXAMPLES: usize = 96;
@@ -187,10 +188,10 @@ fn spreads(
     metrics: impl Iterator<Item = String>,
     value: impl Fn(&History, &str) -> Option<f64>,
 ) -> Markup {
-    let lines: Vec<(String, Option<(f64, f64, usize)>)> = metrics
+    let lines: Vec<(String, Option<(Spread, usize)>)> = metrics
         .map(|metric| {
             let spread = group.spread(|run| value(run, &metric).filter(|value| value.is_finite()));
-            (metric, spread.map(|(spread, count)| (spread.mean, spread.deviation, count)))
+            (metric, spread)
         })
         .collect();
     html! {
@@ -200,8 +201,8 @@ fn spreads(
             (metric) " "
             @match spread {
                 None => "undefined",
-                Some((mean, _, 1)) => { (format!("{mean:.4}")) " (1 run)" }
-                Some((mean, deviation, count)) => {
+                Some((Spread { mean, .. }, 1)) => { (format!("{mean:.4}")) " (1 run)" }
+                Some((Spread { mean, deviation, .. }, count)) => {
                     (format!("{mean:.4} ± {deviation:.4}"))
                     @if *count < group.runs.len() { (format!(" ({count} runs)")) }
                 }
