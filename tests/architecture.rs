@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "verify",
         ],
     ),
-    ("report", &["evaluate", "prompts", "train"]),
+    ("report", &["evaluate", "experiment", "prompts", "train"]),
     ("demo", &["backend", "config", "data", "experiment", "prompts", "train"]),
     ("experiment", &["backend", "config", "data", "evaluate", "model", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),

@@ -126,6 +126,7 @@ fn eight_runs_in_one_batch_equal_eight_alone_after_a_hundred_steps() {
     let outcomes = run_together(&frozen, &mut together, 8, &mut heard).expect("a device");
     let seconds_together = started.elapsed().as_secs_f64();
     assert_eq!((heard.steps.len(), heard.validations), (800, 8));
+    assert!(heard.steps.iter().all(|(_, record)| record.sharing_runs == 8), "the time is that of eight");
 
     let started = Instant::now();
     let (mut equal_bits, mut numbers, mut worst) = (0, 0, 0.0_f64);
@@ -140,6 +141,7 @@ fn eight_runs_in_one_batch_equal_eight_alone_after_a_hundred_steps() {
         assert_eq!(own.len(), losses.len());
         for (alone, together) in losses.iter().zip(&own) {
             assert_eq!(alone.learning_rate, together.learning_rate);
+            assert_eq!(alone.sharing_runs, 1);
             let bound = 1e-5 * alone.loss.abs().max(1e-2);
             assert!(
                 (alone.loss - together.loss).abs() <= bound,
@@ -185,7 +187,11 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
     exploding.warmup_steps = Some(0);
     let configs = [patient, with(3, 5), exploding, with(4, 12)];
     let mut stack = members(&frozen, &configs);
-    let outcomes = run_together(&frozen, &mut stack, 8, &mut Heard::default()).expect("a device");
+    let mut heard = Heard::default();
+    let outcomes = run_together(&frozen, &mut stack, 8, &mut heard).expect("a device");
+    // The patient one ends behind its third step, the exploding one at its second or so.
+    let last = |run: usize| heard.steps.iter().rfind(|(of, _)| *of == run).expect("a step").1.sharing_runs;
+    assert_eq!((heard.steps[0].1.sharing_runs, last(3)), (4, 1));
     let ended = outcomes[0].as_ref().expect("patience is no failure");
     assert_eq!((ended.steps, ended.stopped_early), (3, true));
     assert!(

@@ -1,6 +1,6 @@
 //! `promptmix evaluate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::device::{Device, on_device};
@@ -9,15 +9,27 @@ use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::{Split, data_of_task};
 use crate::error::{Error, Result};
+use crate::evaluate::Evaluation;
+use crate::experiment::Spread;
 use crate::model::Frozen;
-use crate::train::{self, RunFolder, Saved, TrainedRun};
+use crate::train::{
+    self, EvaluationRecord, Evaluations, FoundRun, RunFolder, Saved, TrainedRun, differing_settings,
+};
 
 /// Flags of `promptmix evaluate`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  promptmix evaluate --run runs/mrpc --data data/mrpc --split test")]
+#[command(after_help = "Examples:
+  promptmix evaluate --run runs/mrpc --split test
+  promptmix evaluate --run runs/few-shot --split test
+  promptmix evaluate --run runs/mrpc --data other/mrpc
+
+What is found for the run's own data and tasks is kept in evaluation.json in its folder, an entry a split, task and decoding,
+which promptmix report shows. Other data (--data) and another task or labels (--task, --labels) are printed and not kept.
+
+Of several runs there is a line each, and the mean and standard deviation of every metric. The exit status is 1 if one of them
+could not be judged.")]
 pub(super) struct Arguments {
-    /// A folder that `promptmix train` wrote
+    /// A folder that `promptmix train` wrote, or one with such folders at most three levels beneath it
     #[arg(long)]
     run: PathBuf,
     /// Folder or hub id of the model that the run was trained with, where it is not found by itself
@@ -38,48 +50,148 @@ pub(super) struct Arguments {
     /// How answers are got [default: the run's]
     #[arg(long)]
     decoding: Option<Decoding>,
-    /// Print one line of JSON
+    /// Print a line of JSON for each task, of several runs for each of their tasks and with the run's name
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     device: Device,
 }
 
+/// A task of a run, judged.
+struct Judged {
+    task: String,
+    prompts: Vec<String>,
+    evaluation: Evaluation,
+    /// Whether the mixture is the same for every example, though its scorer reads the input.
+    needlessly_constant: bool,
+}
+
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let saved = RunFolder::saved(&self.run)?;
+        let found = train::runs_beneath(&self.run)?;
+        let saved = found.iter().map(|run| RunFolder::saved(&run.path)).collect::<Result<Vec<_>>>()?;
+        let other = saved.iter().position(|other| other.model_hash != saved[0].model_hash);
+        if let (Some(model), Some(other)) = (&self.model, other) {
+            let expected = format!("runs that were all trained with {model}");
+            let of_another = format!("{} and {}, of different models", found[0].name, found[other].name);
+            let advice = "leave it out, or judge the runs of each model by themselves";
+            return Err(Error::setting("--model", expected, of_another, advice));
+        }
         let device = self.device.open()?;
-        on_device!(device, backend => self.run_on(backend, &saved))
+        on_device!(device, backend => match &found[..] {
+            [one] if one.path == self.run => self.judge_one(backend, one, &saved[0]),
+            _ => self.judge_several(backend, &found, &saved),
+        })
     }
 
-    fn run_on<B: Backend>(&self, backend: &B, saved: &Saved) -> Result<ExitCode> {
-        let checkpoint = saved.model(&self.run, self.model.as_deref())?;
-        super::say_moved(saved, &self.run, checkpoint.folder());
+    fn judge_one<B: Backend>(&self, backend: &B, found: &FoundRun, saved: &Saved) -> Result<ExitCode> {
+        let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
+        super::say_moved(saved, &found.path, &model);
+        let mut means = Vec::new();
+        self.judge(&frozen, found, saved, &mut |judged| {
+            means.extend(judged.evaluation.scores.mean());
+            self.print(None, &judged);
+        })?;
+        if self.task.is_none() && saved.config.is_multi_task() && !self.json {
+            let mean = means.iter().sum::<f64>() / means.len() as f64;
+            println!("mean over {} tasks {mean:.4}", means.len());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Judges the runs model by model, each of which is loaded once; a run that cannot be judged does not hold up the others.
+    fn judge_several<B: Backend>(
+        &self,
+        backend: &B,
+        found: &[FoundRun],
+        saved: &[Saved],
+    ) -> Result<ExitCode> {
+        let width = found.iter().map(|run| run.name.chars().count()).max().unwrap_or(0);
+        let (mut results, mut failed) = (Vec::new(), false);
+        for first in 0..found.len() {
+            let hash = &saved[first].model_hash;
+            if saved[..first].iter().any(|other| other.model_hash == *hash) {
+                continue;
+            }
+            let alike: Vec<usize> =
+                (first..found.len()).filter(|&place| saved[place].model_hash == *hash).collect();
+            let loaded = self.load(backend, alike.iter().map(|&place| (&found[place], &saved[place])));
+            for place in alike {
+                let name = &found[place].name;
+                let mut tasks = Vec::new();
+                let judged = match &loaded {
+                    Err(error) => Err(error.to_string()),
+                    Ok((frozen, model)) => {
+                        super::say_moved(&saved[place], &found[place].path, model);
+                        self.judge(frozen, &found[place], &saved[place], &mut |judged| {
+                            if self.json {
+                                self.print(Some(name), &judged);
+                            }
+                            tasks.push(judged);
+                        })
+                        .map_err(|error| error.to_string())
+                    }
+                };
+                failed |= judged.is_err();
+                match judged {
+                    Err(error) if self.json => eprintln!("error: {name}: {error}"),
+                    Err(error) => println!("{name:<width$}  not judged: {error}"),
+                    Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
+                    Ok(()) => {}
+                }
+                for judged in tasks.iter().filter(|judged| judged.needlessly_constant && !self.json) {
+                    eprintln!("warning: {name}: {}", judged.evaluation.spread.constant_warning());
+                }
+                results.push((place, tasks));
+            }
+        }
+        if !self.json {
+            summarise(&results, saved);
+        }
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// Loads the model that these runs have in common from where one of them finds it; gives back where that was.
+    fn load<'a, 'b, B: Backend>(
+        &self,
+        backend: &'b B,
+        runs: impl Iterator<Item = (&'a FoundRun, &'a Saved)>,
+    ) -> Result<(Frozen<'b, B>, PathBuf)> {
+        let mut places = runs.map(|(found, saved)| saved.model(&found.path, self.model.as_deref()));
+        let first = places.next().unwrap_or_else(|| Err(Error::setting("--run", "a run", "none", "")));
+        // Where the flag names the place, the others would find no other.
+        let mut others = || if self.model.is_none() { places.find_map(Result::ok) } else { None };
+        let checkpoint = first.or_else(|error| others().ok_or(error))?;
         let frozen = Frozen::of_checkpoint(backend, &checkpoint)?;
-        drop(checkpoint);
         super::warn(&frozen.warnings);
-        let mut run = TrainedRun::open(&frozen, &self.run, saved)?;
+        Ok((frozen, checkpoint.folder().to_owned()))
+    }
+
+    /// Judges the tasks of a run that were asked for, and hands each on as it is done.
+    fn judge<B: Backend>(
+        &self,
+        frozen: &Frozen<'_, B>,
+        found: &FoundRun,
+        saved: &Saved,
+        done: &mut dyn FnMut(Judged),
+    ) -> Result<()> {
+        // What could not be kept is refused before the work.
+        Evaluations::read(&found.path)?;
+        let mut run = TrainedRun::open(frozen, &found.path, saved)?;
         let own = run.tasks().iter().map(|task| task.name.clone()).collect::<Vec<_>>();
         let Some(task) = &self.task else {
-            let mut means = Vec::new();
             for name in &own {
                 run.select(name)?;
-                means.extend(self.judge(&run, saved)?);
+                done(self.judge_task(&run, found, saved, true)?);
             }
-            if own.len() > 1 && !self.json {
-                println!(
-                    "mean over {} tasks {:.4}",
-                    own.len(),
-                    means.iter().sum::<f64>() / means.len() as f64
-                );
-            }
-            return Ok(ExitCode::SUCCESS);
+            return Ok(());
         };
         if own.len() > 1 && self.labels.is_some() {
             let advice = "each of the run's tasks has its own labels";
             return Err(Error::setting("--labels", "none for a run on several tasks", "some", advice));
         }
-        if own.len() > 1 || own.contains(task) && self.labels.is_none() {
+        let is_own = own.len() > 1 || own.contains(task) && self.labels.is_none();
+        if is_own {
             run.select(task)?;
         } else {
             let mut config = run.config().clone();
@@ -88,20 +200,29 @@ impl Arguments {
             config.labels.clone_from(&self.labels);
             run.set_task(train::task(&config)?)?;
         }
-        self.judge(&run, saved)?;
-        Ok(ExitCode::SUCCESS)
+        done(self.judge_task(&run, found, saved, is_own)?);
+        Ok(())
     }
 
-    /// Judges the selected task and prints what came of it; gives back the mean metric.
-    fn judge<B: Backend>(&self, run: &TrainedRun<'_, B>, saved: &Saved) -> Result<Option<f64>> {
+    /// Judges the selected task, and keeps what came of it if task and data are the run's own.
+    fn judge_task<B: Backend>(
+        &self,
+        run: &TrainedRun<'_, B>,
+        found: &FoundRun,
+        saved: &Saved,
+        is_own_task: bool,
+    ) -> Result<Judged> {
         let names: Vec<&str> = run.tasks().iter().map(|task| task.name.as_str()).collect();
+        let own = match names.len() {
+            0 | 1 => run.config().data.clone(),
+            _ => data_of_task(&run.config().data, &names, &run.task().name)?,
+        };
         let data = match &self.data {
             Some(data) if names.len() > 1 && self.task.is_none() => {
                 data_of_task(data, &names, &run.task().name)?
             }
             Some(data) => data.clone(),
-            None if names.len() > 1 => data_of_task(&run.config().data, &names, &run.task().name)?,
-            None => run.config().data.clone(),
+            None => own.clone(),
         };
         let decoding = self.decoding.unwrap_or(saved.config.decoding);
         let bar = progress::bar(0, "evaluation");
@@ -110,21 +231,43 @@ impl Arguments {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        let spread = &evaluation.spread;
-        let prompts = run.prompts();
-        let scores = &evaluation.scores;
+        if is_own_task && is_same_place(&data, &own) {
+            let record = EvaluationRecord::new(run, &data, self.split, decoding, &evaluation);
+            // A folder of others may be there to be read alone; what was found is printed all the same.
+            if let Err(error) = Evaluations::store(&found.path, record) {
+                eprintln!("warning: this is not kept in evaluation.json: {error}");
+            }
+        } else {
+            let what = if is_own_task { "data" } else { "task" };
+            eprintln!("not kept in evaluation.json: it is not the run's own {what}");
+        }
+        Ok(Judged {
+            task: run.task().name.clone(),
+            prompts: run.prompts(),
+            needlessly_constant: run.is_needlessly_constant(&evaluation),
+            evaluation,
+        })
+    }
+
+    /// Prints all that was found for a task; `run` names the run where there are several.
+    fn print(&self, run: Option<&str>, judged: &Judged) {
+        let Judged { task, prompts, evaluation, .. } = judged;
+        let (scores, spread) = (&evaluation.scores, &evaluation.spread);
         if self.json {
             let metrics: serde_json::Map<String, serde_json::Value> =
                 scores.values.iter().map(|(metric, value)| (metric.to_string(), (*value).into())).collect();
-            let json = serde_json::json!({
-                "task": run.task().name, "split": self.split.name(), "examples": scores.examples,
+            let mut json = serde_json::json!({
+                "task": task, "split": self.split.name(), "examples": scores.examples,
                 "invalid": scores.invalid, "metrics": metrics, "prompts": prompts, "attention": spread.mean,
                 "attention_std": spread.standard_deviation, "attention_minority": spread.minority,
             });
+            if let Some(run) = run {
+                json["run"] = run.into();
+            }
             println!("{json}");
-            return Ok(scores.mean());
+            return;
         }
-        println!("{} {}: {} examples", run.task().name, self.split, scores.examples);
+        println!("{task} {}: {} examples", self.split, scores.examples);
         for (metric, value) in &scores.values {
             match value {
                 Some(value) => println!("  {metric:<16} {value:.4}"),
@@ -138,11 +281,84 @@ impl Arguments {
             println!("  attention {weight:.4} ± {deviation:.4}  {name}");
         }
         if spread.commonest.is_some() {
-            println!("  {}", spread.describe_largest(&prompts));
+            println!("  {}", spread.describe_largest(prompts));
         }
-        if run.is_needlessly_constant(&evaluation) {
+        if judged.needlessly_constant {
             eprintln!("warning: {}", spread.constant_warning());
         }
-        Ok(scores.mean())
+    }
+}
+
+/// Whether two paths lead to the same folder; of the hub's data sets, which are no folders, by their names.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    whole(one) == whole(other)
+}
+
+/// What the tasks of a run came to, in a line.
+fn line(tasks: &[Judged]) -> String {
+    let of_task = |judged: &Judged| {
+        let scores = &judged.evaluation.scores;
+        let mut text = judged.task.clone();
+        for (metric, value) in &scores.values {
+            match value {
+                Some(value) => text.push_str(&format!(" {metric} {value:.4}")),
+                None => text.push_str(&format!(" {metric} undefined")),
+            }
+        }
+        if scores.invalid > 0 {
+            text.push_str(&format!(" ({} of {} answers are no label)", scores.invalid, scores.examples));
+        }
+        text
+    };
+    tasks.iter().map(of_task).collect::<Vec<_>>().join("  ")
+}
+
+/// Prints mean and standard deviation of every metric of every task over the runs that have it.
+fn summarise(results: &[(usize, Vec<Judged>)], saved: &[Saved]) {
+    let mut columns: Vec<(&str, String)> = Vec::new();
+    for judged in results.iter().flat_map(|(_, tasks)| tasks) {
+        for (metric, _) in &judged.evaluation.scores.values {
+            let column = (judged.task.as_str(), metric.to_string());
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+    }
+    let mut differing: Vec<String> = Vec::new();
+    for (task, metric) in &columns {
+        let having: Vec<(&Saved, &Judged)> = results
+            .iter()
+            .filter_map(|(place, tasks)| {
+                Some((&saved[*place], tasks.iter().find(|judged| judged.task == *task)?))
+            })
+            .collect();
+        let value = |judged: &Judged| {
+            let mut values = judged.evaluation.scores.values.iter();
+            values.find(|(other, _)| other.to_string() == *metric)?.1
+        };
+        let values: Vec<f64> = having.iter().filter_map(|(_, judged)| value(judged)).collect();
+        let of = match having.len() {
+            all if all == values.len() => format!("{all} runs"),
+            all => format!("the {} of {all} runs where it is defined", values.len()),
+        };
+        if values.is_empty() {
+            println!("{task} {metric}: undefined in all of {} runs", having.len());
+        } else {
+            let Spread { mean, deviation, .. } = Spread::new(*task, &values);
+            println!("{task} {metric}: mean {mean:.4}, standard deviation {deviation:.4} over {of}");
+        }
+        let runs: Vec<&Saved> = having.iter().map(|(saved, _)| *saved).collect();
+        for setting in differing_settings(&runs) {
+            if !differing.contains(&setting) {
+                differing.push(setting);
+            }
+        }
+    }
+    if !differing.is_empty() {
+        println!(
+            "these runs differ in more than their seeds: {}; promptmix report shows each such group apart",
+            differing.join(", ")
+        );
     }
 }

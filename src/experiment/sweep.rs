@@ -11,10 +11,7 @@ use super::workers::Progress;
 use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;
-use crate::train::Outcome;
-
-/// Settings that tell repetitions of a run apart.
-const SEEDS: [&str; 2] = ["seed", "data-seed"];
+use crate::train::{Outcome, repeats};
 
 /// A run of a sweep.
 #[derive(Debug)]
@@ -96,19 +93,8 @@ impl Sweep {
 
     /// Runs that differ in their seeds alone, a group each, in the order of their first.
     fn repetitions(&self) -> Vec<Vec<&SweptRun>> {
-        let without_seeds = |mut table: Table| {
-            SEEDS.iter().for_each(|key| drop(table.remove(*key)));
-            table
-        };
-        let mut groups: Vec<(Table, Vec<&SweptRun>)> = Vec::new();
-        for (run, table) in self.runs.iter().zip(self.tables()) {
-            let table = without_seeds(table);
-            match groups.iter_mut().find(|(other, _)| *other == table) {
-                Some((_, group)) => group.push(run),
-                None => groups.push((table, vec![run])),
-            }
-        }
-        groups.into_iter().map(|(_, group)| group).collect()
+        let groups = repeats(self.runs.iter().map(|run| (&run.config, "")));
+        groups.into_iter().map(|group| group.into_iter().map(|place| &self.runs[place]).collect()).collect()
     }
 
     /// The runs as tab-separated values: the name, every setting in which they differ, steps, validation, each test metric, and

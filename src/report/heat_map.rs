@@ -2,69 +2,103 @@
 
 use maud::{Markup, html};
 
-use super::{cut, number};
+use super::labels::{shortened, width};
+use super::number;
 
-const CELL: f64 = 46.0;
+const CELL: f64 = 48.0;
 const CELL_HEIGHT: f64 = 26.0;
-/// Width of a letter, about.
-const LETTER: f64 = 6.6;
-/// Letters of a name at most.
+/// With the spread below the value.
+const SPREAD_HEIGHT: f64 = 38.0;
+const FONT: f64 = 12.0;
+const TITLE_FONT: f64 = 14.0;
+/// Letters of a name at most, unless it takes more to tell names apart.
 const MOST_LETTERS: usize = 34;
 /// Blue for the most, and orange for below 0.
 const MOST: [f64; 3] = [8.0, 81.0, 156.0];
 const LEAST: [f64; 3] = [217.0, 95.0, 2.0];
 
+/// A value, and its standard deviation over repetitions where there are some.
+#[derive(Clone, Copy)]
+pub(super) struct Cell {
+    pub(super) value: f64,
+    pub(super) deviation: Option<f64>,
+}
+
+impl Cell {
+    /// A value of its own.
+    pub(super) fn of(value: f64) -> Self {
+        Self { value, deviation: None }
+    }
+}
+
 /// Rows of cells with their names. A cell may be empty.
 pub(super) struct HeatMap {
     title: &'static str,
     columns: Vec<String>,
-    rows: Vec<(String, Vec<Option<f64>>)>,
+    rows: Vec<(String, Vec<Option<Cell>>)>,
 }
 
 impl HeatMap {
     pub(super) fn new(
         title: &'static str,
         columns: Vec<String>,
-        rows: Vec<(String, Vec<Option<f64>>)>,
+        rows: Vec<(String, Vec<Option<Cell>>)>,
     ) -> Self {
         Self { title, columns, rows }
     }
 
     pub(super) fn svg(&self) -> Markup {
-        let letters = |name: &String| name.chars().count().min(MOST_LETTERS) as f64;
-        let left = 14.0 + LETTER * self.rows.iter().map(|(name, _)| letters(name)).fold(0.0, f64::max);
+        let full: Vec<String> = self.rows.iter().map(|(name, _)| name.clone()).collect();
+        let (names, columns) = (shortened(&full, MOST_LETTERS), shortened(&self.columns, MOST_LETTERS));
+        let wide = |name: &String| width(name, FONT);
+        let left = 14.0 + names.iter().map(wide).fold(0.0, f64::max);
         // Column names climb at 45 degrees.
-        let slant = std::f64::consts::FRAC_1_SQRT_2 * LETTER;
-        let above = 14.0 + slant * self.columns.iter().map(letters).fold(0.0, f64::max);
-        let behind = slant * self.columns.last().map_or(0.0, letters);
+        let slant = std::f64::consts::FRAC_1_SQRT_2;
+        let above = 20.0 + slant * columns.iter().map(wide).fold(0.0, f64::max);
+        let end = |(index, name): (usize, &String)| CELL * (index as f64 + 0.5) + slant * wide(name);
+        let behind = columns.iter().enumerate().map(end).fold(0.0, f64::max);
         let top = 26.0 + above;
-        let width = (left + CELL * self.columns.len() as f64 + behind.max(10.0)).max(260.0);
-        let height = top + CELL_HEIGHT * self.rows.len() as f64 + 10.0;
+        let has_spread =
+            self.rows.iter().flat_map(|(_, cells)| cells).flatten().any(|cell| cell.deviation.is_some());
+        let tall = if has_spread { SPREAD_HEIGHT } else { CELL_HEIGHT };
+        let cells = CELL * self.columns.len() as f64;
+        let wide = (left + behind.max(cells) + 10.0).max(12.0 + width(self.title, TITLE_FONT) * 1.1);
+        let height = top + tall * self.rows.len() as f64 + 10.0;
         html! {
-            svg viewBox=(format!("0 0 {} {}", number(width), number(height))) width=(number(width))
-                height=(number(height)) role="img" aria-label=(self.title) font-family="sans-serif" font-size="12"
+            svg viewBox=(format!("0 0 {} {}", number(wide), number(height))) width=(number(wide))
+                height=(number(height)) role="img" aria-label=(self.title) font-family="sans-serif" font-size=(FONT)
                 fill="#222" {
                 rect width="100%" height="100%" fill="white" {}
-                text x="6" y="18" font-size="14" font-weight="bold" { (self.title) }
-                @for (index, name) in self.columns.iter().enumerate() {
+                text x="6" y="18" font-size=(TITLE_FONT) font-weight="bold" { (self.title) }
+                @for (index, name) in columns.iter().enumerate() {
                     @let (x, y) = (left + CELL * (index as f64 + 0.5), top - 7.0);
                     text x=(number(x)) y=(number(y)) transform=(format!("rotate(-45 {} {})", number(x), number(y))) {
-                        (cut(name, MOST_LETTERS)) title { (name) }
+                        (name) title { (self.columns[index]) }
                     }
                 }
-                @for (index, (name, cells)) in self.rows.iter().enumerate() {
-                    @let y = top + CELL_HEIGHT * index as f64;
-                    text x=(number(left - 6.0)) y=(number(y + 17.0)) text-anchor="end" {
-                        (cut(name, MOST_LETTERS)) title { (name) }
+                @for (index, (full, cells)) in self.rows.iter().enumerate() {
+                    @let y = top + tall * index as f64;
+                    text x=(number(left - 6.0)) y=(number(y + tall / 2.0 + 3.0)) text-anchor="end" {
+                        (names[index]) title { (full) }
                     }
                     @for (column, cell) in cells.iter().enumerate() {
                         @let x = left + CELL * column as f64;
-                        rect x=(number(x)) y=(number(y)) width=(CELL - 2.0) height=(CELL_HEIGHT - 2.0) rx="2"
-                            fill=(cell.map_or("#f4f4f4".into(), colour)) {
-                            title { (name) ", " (self.columns[column]) ": " (shown(*cell)) }
+                        @let middle = number(x + CELL / 2.0 - 1.0);
+                        @let value = cell.map(|cell| cell.value);
+                        rect x=(number(x)) y=(number(y)) width=(CELL - 2.0) height=(tall - 2.0) rx="2"
+                            fill=(value.map_or("#f4f4f4".into(), colour)) {
+                            title { (full) ", " (self.columns[column]) ": " (shown(value))
+                                @if let Some(deviation) = cell.and_then(|cell| cell.deviation) { " ± " (shown(Some(deviation))) } }
                         }
-                        text x=(number(x + CELL / 2.0 - 1.0)) y=(number(y + 16.5)) text-anchor="middle" font-size="11"
-                            fill=(ink(*cell)) pointer-events="none" { (shown(*cell)) }
+                        @if let Some(deviation) = cell.and_then(|cell| cell.deviation) {
+                            text x=(middle) y=(number(y + 15.0)) text-anchor="middle" font-size="11" fill=(ink(value))
+                                pointer-events="none" { (shown(value)) }
+                            text x=(middle) y=(number(y + 29.0)) text-anchor="middle" font-size="10" fill=(ink(value))
+                                pointer-events="none" { "±" (shown(Some(deviation))) }
+                        } @else {
+                            text x=(middle) y=(number(y + tall / 2.0 + 3.0)) text-anchor="middle" font-size="11"
+                                fill=(ink(value)) pointer-events="none" { (shown(value)) }
+                        }
                     }
                 }
             }

@@ -7,13 +7,20 @@ use serde::Deserialize;
 use super::TARGET;
 use crate::error::{Error, Result};
 use crate::evaluate::AttentionSpread;
+use crate::experiment::FewShotRuns;
 use crate::prompts::Prompt;
-use crate::train::{ExampleRecord, RunFolder, Saved, TaskRecord, source_names};
+use crate::train::{
+    EvaluationRecord, Evaluations, ExampleRecord, FoundRun, RunFolder, Saved, TaskRecord, source_names,
+};
 
 /// A run, read back.
 pub(super) struct History {
     pub(super) name: String,
     pub(super) saved: Saved,
+    /// Numbers that train; `None` if an older version wrote the folder and nothing was validated yet.
+    pub(super) trained: Option<usize>,
+    /// What it came to on test rows, where those were judged.
+    pub(super) test: Option<Test>,
     pub(super) steps: Vec<Step>,
     pub(super) validations: Vec<Validation>,
     pub(super) examples: Vec<ExampleRecord>,
@@ -22,6 +29,16 @@ pub(super) struct History {
     pub(super) source_prompts: Vec<(String, Prompt)>,
     /// What it learnt; with several tasks each under the task's name.
     pub(super) target_prompts: Vec<(Option<String>, Prompt)>,
+}
+
+/// What a run came to on test rows.
+pub(super) struct Test {
+    /// Each metric's name and value, named as in validation.
+    pub(super) metrics: Vec<(String, Option<f64>)>,
+    /// Answers that are no label, where that is known.
+    pub(super) invalid: Option<usize>,
+    /// What a reader must know of these numbers, if anything.
+    pub(super) remark: Option<String>,
 }
 
 /// A step of the log. Numbers that were not finite are none.
@@ -33,7 +50,17 @@ pub(super) struct Step {
     #[serde(deserialize_with = "or_nan")]
     pub(super) gradient_norm: f64,
     pub(super) learning_rate: f64,
+    /// Not in logs of older versions.
+    #[serde(default)]
+    pub(super) scorer_learning_rate: Option<f64>,
     pub(super) milliseconds: f64,
+    /// Runs that shared the step's batch and its time.
+    #[serde(default = "one")]
+    pub(super) sharing_runs: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// A validation of the log.
@@ -74,9 +101,12 @@ impl Validation {
 }
 
 impl History {
-    /// Reads the run in `folder`, which may still be going on.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    /// Reads the run that was found, which may still be going on.
+    pub(super) fn read(found: FoundRun) -> Result<Self> {
+        let FoundRun { name, path } = found;
+        let folder = path.as_path();
         let saved = RunFolder::saved(folder)?;
+        let trained = RunFolder::trained_numbers(folder, &saved)?;
         let (mut steps, mut validations) = (Vec::new(), Vec::new());
         for line in lines(&folder.join("log.jsonl"))? {
             match line {
@@ -84,8 +114,7 @@ impl History {
                 Line::Validation(validation) => validations.push(validation),
             }
         }
-        let examples = folder.join("examples.jsonl");
-        let examples = if examples.exists() { lines(&examples)? } else { Vec::new() };
+        let examples = lines(&folder.join("examples.jsonl"))?;
         let sources = source_names(&saved.config.sources);
         // A source that has moved since is left out of the comparison; the run itself does not need it to be shown.
         let source_prompts = sources.iter().zip(&saved.config.sources);
@@ -93,10 +122,53 @@ impl History {
             .filter_map(|(name, path)| Some((name.clone(), Prompt::load(path).ok()?)))
             .collect();
         let target_prompts = target_prompts(folder)?;
-        let name = folder.canonicalize().ok();
-        let name = name.as_deref().unwrap_or(folder).file_name().unwrap_or_default();
-        let name = name.to_string_lossy().into_owned();
-        Ok(Self { name, saved, steps, validations, examples, sources, source_prompts, target_prompts })
+        let mut history = Self {
+            name,
+            saved,
+            trained,
+            test: None,
+            steps,
+            validations,
+            examples,
+            sources,
+            source_prompts,
+            target_prompts,
+        };
+        history.test = match history.test_of(&Evaluations::read(folder)?) {
+            None => few_shot_test(folder)?,
+            test => test,
+        };
+        Ok(history)
+    }
+
+    /// What `promptmix evaluate` found on test rows: as the run itself gets its answers, if it was judged so.
+    fn test_of(&self, stored: &Evaluations) -> Option<Test> {
+        let own = self.saved.config.decoding;
+        let on_test = || stored.evaluations.iter().filter(|record| record.split.name() == "test");
+        let decoding = on_test().map(|record| record.decoding).find(|decoding| *decoding == own);
+        let decoding = decoding.or_else(|| on_test().next().map(|record| record.decoding))?;
+        let records: Vec<&EvaluationRecord> =
+            on_test().filter(|record| record.decoding == decoding).collect();
+        let several = self.saved.config.is_multi_task();
+        let named = |record: &EvaluationRecord| {
+            let of = if several { format!("{} ", record.task) } else { String::new() };
+            let metrics = record.metrics.iter().map(|(name, value)| (format!("{of}{name}"), *value));
+            metrics.collect::<Vec<_>>()
+        };
+        let best = self.best().map(|best| best.step);
+        let is_outdated = records.iter().any(|record| best.is_some_and(|best| record.best_step != best));
+        let mut remarks = Vec::new();
+        if decoding != own {
+            remarks.push(format!("answers by {} decoding", super::page::text(&json(&decoding))));
+        }
+        if is_outdated {
+            remarks.push("of an earlier best step: evaluate again".to_owned());
+        }
+        Some(Test {
+            metrics: records.iter().flat_map(|record| named(record)).collect(),
+            invalid: Some(records.iter().map(|record| record.invalid).sum()),
+            remark: (!remarks.is_empty()).then(|| remarks.join("; ")),
+        })
     }
 
     /// A value of each step.
@@ -113,6 +185,20 @@ impl History {
     /// The best validation.
     pub(super) fn best(&self) -> Option<&Validation> {
         self.validations.iter().rev().find(|validation| validation.best)
+    }
+
+    /// The mixture of each task at the best step, under the task's name where there are several; nothing without a mixture.
+    pub(super) fn attention(&self) -> Vec<(Option<&str>, &[f64])> {
+        match self.best() {
+            Some(best) if !best.attention.is_empty() && best.tasks.is_empty() => {
+                vec![(None, best.attention.as_slice())]
+            }
+            Some(best) => {
+                let tasks = best.tasks.iter().filter(|task| !task.attention.is_empty());
+                tasks.map(|task| (Some(task.task.as_str()), task.attention.as_slice())).collect()
+            }
+            None => Vec::new(),
+        }
     }
 
     /// What the mixture's weights belong to, in their order; nothing without a mixture.
@@ -156,6 +242,20 @@ impl History {
     }
 }
 
+/// A value as it stands in files.
+pub(super) fn json(value: &impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// What the summary of few-shot runs, beside a draw's folder, says of its test rows.
+fn few_shot_test(folder: &Path) -> Result<Option<Test>> {
+    let Ok(whole) = folder.canonicalize() else { return Ok(None) };
+    let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else { return Ok(None) };
+    let Some(runs) = FewShotRuns::saved(parent)? else { return Ok(None) };
+    let draw = runs.draws.into_iter().find(|draw| draw.folder.as_os_str() == name && !draw.test.is_empty());
+    Ok(draw.map(|draw| Test { metrics: draw.test, invalid: None, remark: None }))
+}
+
 /// The best prompt in a run's folder, or those of its several tasks by name.
 fn target_prompts(folder: &Path) -> Result<Vec<(Option<String>, Prompt)>> {
     let one = folder.join("prompt.safetensors");
@@ -184,9 +284,12 @@ pub(super) fn name_apart(runs: &mut [History]) {
     }
 }
 
-/// The lines of a file, but for a last one that is not yet whole.
+/// The lines of a file, but for a last one that is not yet whole; none where a run that is just beginning has no such file.
 fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
-    let text = std::fs::read(path).map_err(|source| Error::file("read", path, source))?;
+    let text = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|source| Error::file("read", path, source))?,
+    };
     let text = String::from_utf8_lossy(&text);
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     let lines = text[..whole].lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

@@ -3,8 +3,10 @@
 //! Everything is read from run folders; no model is loaded. Not for judging a run: that is evaluation.
 
 mod chart;
+mod groups;
 mod heat_map;
 mod history;
+mod labels;
 mod page;
 mod raster;
 
@@ -14,10 +16,12 @@ use std::path::{Path, PathBuf};
 use maud::Markup;
 
 use self::chart::Chart;
-use self::heat_map::HeatMap;
+use self::groups::{Group, groups};
+use self::heat_map::{Cell, HeatMap};
 use self::history::{History, name_apart};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::train::{FoundRun, runs_beneath};
 
 /// What the mixture's own part is called.
 const TARGET: &str = "own target";
@@ -30,8 +34,10 @@ struct Figure {
     svg: Markup,
 }
 
-/// Reads the runs in `folders` and writes `report.html` and its figures, each as SVG and PNG, into the folder `out`.
-/// Returns the page's path.
+/// Reads the runs in `folders`, each a run folder or one with run folders at most three levels beneath it, and writes
+/// `report.html` and its figures, each as SVG and PNG, into the folder `out`. Returns the page's path.
+///
+/// Runs whose settings differ in their seeds alone are shown by mean and standard deviation too.
 ///
 /// # Errors
 /// If a folder holds no run or a damaged log, or `out` cannot be written.
@@ -39,9 +45,20 @@ pub fn write(folders: &[PathBuf], out: &Path) -> Result<PathBuf> {
     if folders.is_empty() {
         return Err(Error::setting("runs", "at least one run folder", "none", ""));
     }
-    let mut runs = folders.iter().map(|folder| History::read(folder)).collect::<Result<Vec<_>>>()?;
+    let mut runs = Vec::new();
+    for folder in folders {
+        for found in runs_beneath(folder)? {
+            let name = if found.path == *folder || folders.len() == 1 {
+                found.name
+            } else {
+                format!("{}/{}", own_name(folder), found.name)
+            };
+            runs.push(History::read(FoundRun { name, ..found })?);
+        }
+    }
     name_apart(&mut runs);
-    let figures = figures(&runs);
+    let groups = groups(&runs);
+    let figures = figures(&runs, &groups);
     std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
     for figure in figures.iter().chain(&[examples_figure(&runs)]).filter(|figure| !figure.caption.is_empty())
     {
@@ -51,13 +68,19 @@ pub fn write(folders: &[PathBuf], out: &Path) -> Result<PathBuf> {
         files::replace(&out.join(format!("{}.png", figure.name)), |file| file.write_all(&png))?;
     }
     let path = out.join("report.html");
-    let page = page::html(&runs, &figures).into_string();
+    let page = page::html(&runs, &groups, &figures).into_string();
     files::replace(&path, |file| file.write_all(page.as_bytes()))?;
     Ok(path)
 }
 
+/// The name of a folder, however it was given.
+fn own_name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// The pictures of the page, in its order.
-fn figures(runs: &[History]) -> Vec<Figure> {
+fn figures(runs: &[History], groups: &[Group<'_>]) -> Vec<Figure> {
     let mut figures = vec![
         Figure {
             name: "loss",
@@ -71,14 +94,20 @@ fn figures(runs: &[History]) -> Vec<Figure> {
         },
         Figure {
             name: "metrics",
-            caption: "What validation measured; the ring marks the best step, whose prompt is kept.".into(),
+            caption: format!(
+                "What validation measured{}; the ring marks the best step, whose prompt is kept. The axis spans the values and \
+                 need not begin at 0.",
+                measured(runs)
+            ),
             svg: metrics_chart(runs).svg(),
         },
     ];
     if let Some(chart) = attention_chart(runs) {
         figures.push(Figure {
             name: "attention-by-step",
-            caption: "The mixture's weights, averaged over the validation rows.".into(),
+            caption: "The mixture's weights, averaged over the validation rows. The axis spans the values and need not begin \
+                      at 0."
+                .into(),
             svg: chart.svg(),
         });
     }
@@ -91,20 +120,97 @@ fn figures(runs: &[History]) -> Vec<Figure> {
             .smoothed()
             .svg(),
     });
-    figures.push(Figure {
-        name: "learning-rate",
-        caption: "The prompt's learning rate: warm-up, then the schedule.".into(),
-        svg: Chart::new("Learning rate", "step")
-            .series(runs, |run| run.curve(|step| Some(step.learning_rate)))
-            .svg(),
-    });
-    figures.extend(attention_figure(runs));
+    figures.push(learning_rate_figure(runs));
+    figures.extend(attention_figures(runs, groups));
     figures.extend(similarity_figure(runs));
     figures
 }
 
+/// Rates at most that far apart share a linear scale.
+const LINEAR_RANGE: f64 = 8.0;
+
+/// The learning rate of one part of one or more runs, by step.
+struct Rate<'a> {
+    /// The part.
+    of: &'static str,
+    points: Vec<(u64, f64)>,
+    runs: Vec<&'a History>,
+}
+
+impl Rate<'_> {
+    fn peak(&self) -> f64 {
+        self.points.iter().map(|point| point.1).fold(0.0, f64::max)
+    }
+}
+
+/// The rate of what trains: prompt, scorer, or both where their rates differ. Runs of equal rates share a line.
+fn learning_rate_figure(runs: &[History]) -> Figure {
+    let mut rates: Vec<Rate<'_>> = Vec::new();
+    for run in runs {
+        let prompt = run.curve(|step| Some(step.learning_rate));
+        let scorer = run.curve(|step| step.scorer_learning_rate);
+        // Logs of older versions do not have the scorer's.
+        let trains_scorer = run.saved.trains_scorer() && !scorer.is_empty();
+        let curves = match (run.saved.trains_prompt(), trains_scorer) {
+            (true, true) if prompt == scorer => vec![("prompt and scorer", prompt)],
+            (true, true) => vec![("prompt", prompt), ("scorer", scorer)],
+            (false, true) => vec![("scorer", scorer)],
+            (true, false) => vec![("prompt", prompt)],
+            (false, false) => Vec::new(),
+        };
+        for (of, points) in curves {
+            match rates.iter_mut().find(|other| other.of == of && other.points == points) {
+                Some(rate) => rate.runs.push(run),
+                None => rates.push(Rate { of, points, runs: vec![run] }),
+            }
+        }
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for rate in &rates {
+        if !parts.contains(&rate.of) {
+            parts.push(rate.of);
+        }
+    }
+    let peaks: Vec<f64> = rates.iter().map(Rate::peak).filter(|peak| *peak > 0.0).collect();
+    let least = peaks.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = peaks.iter().copied().fold(0.0, f64::max);
+    let mut chart = Chart::new("Learning rate", "step");
+    let is_logarithmic = most > LINEAR_RANGE * least;
+    if is_logarithmic {
+        chart = chart.logarithmic();
+    }
+    for Rate { of, points, runs: whose } in rates {
+        let name = match whose.len() {
+            all if all == runs.len() => of.to_owned(),
+            _ => format!("{}: {of}", groups::name(&whose)),
+        };
+        chart.add(name, points, None);
+    }
+    let of_what = match &parts[..] {
+        ["scorer"] => "The scorer's learning rate; no prompt trains.".to_owned(),
+        ["prompt"] => "The prompt's learning rate.".to_owned(),
+        ["prompt and scorer"] => "The learning rate of prompt and scorer.".to_owned(),
+        [] => "Nothing trains at a rate that the log knows.".to_owned(),
+        _ => "The learning rates of what trains.".to_owned(),
+    };
+    let scale = if is_logarithmic { " The scale is logarithmic and leaves out 0." } else { "" };
+    let caption = format!("{of_what} Warm-up, then the schedule.{scale}");
+    Figure { name: "learning-rate", caption, svg: chart.svg() }
+}
+
+/// The names of all metrics, for a caption.
+fn measured(runs: &[History]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for name in runs.iter().flat_map(History::metrics) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
+}
+
 fn metrics_chart(runs: &[History]) -> Chart {
-    let mut chart = Chart::new("Validation", "step").unit_interval();
+    let mut chart = Chart::new("Validation", "step").dotted();
     for run in runs {
         for metric in run.metrics() {
             let name = if runs.len() == 1 { metric.clone() } else { format!("{}: {metric}", run.name) };
@@ -123,7 +229,7 @@ fn attention_chart(runs: &[History]) -> Option<Chart> {
     if names.is_empty() {
         return None;
     }
-    let mut chart = Chart::new("Attention by step", "step").unit_interval();
+    let mut chart = Chart::new("Attention by step", "step").dotted();
     for (index, name) in names.into_iter().enumerate() {
         let points = run.validations.iter();
         let points =
@@ -133,32 +239,102 @@ fn attention_chart(runs: &[History]) -> Option<Chart> {
     Some(chart)
 }
 
-/// Targets x sources: every run's mixture at its best step.
-fn attention_figure(runs: &[History]) -> Option<Figure> {
+/// Targets x sources: the mixtures at the best steps, averaged over runs that differ in their seeds alone; and where there are
+/// such runs, each run's own.
+fn attention_figures(runs: &[History], groups: &[Group<'_>]) -> Vec<Figure> {
     let mixing: Vec<&History> =
         runs.iter().filter(|run| run.best().is_some_and(|best| !best.attention.is_empty())).collect();
+    if mixing.is_empty() {
+        return Vec::new();
+    }
     let columns = columns(&mixing);
-    let mut rows = Vec::new();
-    for run in &mixing {
-        let Some(best) = run.best() else { continue };
-        if best.tasks.is_empty() {
-            rows.push((run.name.clone(), run.by_column(&best.attention, &columns)));
-        }
-        for task in &best.tasks {
-            let name =
-                if runs.len() == 1 { task.task.clone() } else { format!("{}: {}", run.name, task.task) };
-            rows.push((name, run.by_column(&task.attention, &columns)));
+    let singles: Vec<Group<'_>> =
+        mixing.iter().map(|run| Group { name: run.name.clone(), runs: vec![run] }).collect();
+    let mixed_of = |group: &Group<'_>| group.runs.iter().filter(|run| !run.attention().is_empty()).count();
+    let repeated = groups.iter().map(mixed_of).max().unwrap_or(0) > 1;
+    let about = about_weights(&mixing);
+    let map = |groups: &[Group<'_>], title| {
+        let rows = groups.iter().flat_map(|group| attention_rows(group, groups.len(), &columns)).collect();
+        HeatMap::new(title, columns.clone(), rows).svg()
+    };
+    let mut figures = Vec::new();
+    if repeated {
+        let counts: Vec<usize> = groups.iter().map(mixed_of).filter(|count| *count > 1).collect();
+        let (least, most) =
+            (counts.iter().min().copied().unwrap_or(0), counts.iter().max().copied().unwrap_or(0));
+        let count = if least == most { format!("{most}") } else { format!("{least} to {most}") };
+        figures.push(Figure {
+            name: "attention",
+            caption: format!(
+                "Rows are targets, columns what each mixes: the mean weight over the validation rows at the best step, \
+                 averaged over {count} runs that differ in their seeds alone, ± its standard deviation over those runs. {about}"
+            ),
+            svg: map(groups, "Attention: targets and sources, mean over seeds"),
+        });
+    }
+    figures.push(Figure {
+        name: if repeated { "attention-by-run" } else { "attention" },
+        caption: format!(
+            "Rows are targets, columns what each mixes: the mean weight over the validation rows at the best step. {about}"
+        ),
+        svg: map(&singles, if repeated { "Attention: every run" } else { "Attention: targets and sources" }),
+    });
+    figures
+}
+
+/// A row of a heat map for each task of a group: what its runs mix.
+fn attention_rows(group: &Group<'_>, groups: usize, columns: &[String]) -> Vec<(String, Vec<Option<Cell>>)> {
+    let mut tasks: Vec<Option<&str>> = Vec::new();
+    for (task, _) in group.runs.iter().flat_map(|run| run.attention()) {
+        if !tasks.contains(&task) {
+            tasks.push(task);
         }
     }
-    (!rows.is_empty()).then(|| Figure {
-        name: "attention",
-        caption: format!(
-            "Rows are targets, columns what each mixes: the mean weight over the validation rows at the best step. A row \
-             sums to 1; equal weights would be {:.2}. The target prompt is added once more on top of its weight.",
-            1.0 / columns.len().max(1) as f64
-        ),
-        svg: HeatMap::new("Attention: targets and sources", columns, rows).svg(),
-    })
+    let row = |task: Option<&str>| {
+        let weights: Vec<Vec<Option<f64>>> = group
+            .runs
+            .iter()
+            .filter_map(|run| {
+                let own = run.attention().into_iter().find(|(other, _)| *other == task)?;
+                Some(run.by_column(own.1, columns))
+            })
+            .collect();
+        let cell = |column: usize| {
+            let values: Vec<f64> = weights.iter().filter_map(|weights| weights[column]).collect();
+            let spread = crate::experiment::Spread::new("", &values);
+            let deviation = (values.len() > 1).then_some(spread.deviation);
+            (!values.is_empty()).then_some(Cell { value: spread.mean, deviation })
+        };
+        let name = match task {
+            None => group.name.clone(),
+            Some(task) if groups == 1 => task.to_owned(),
+            Some(task) => format!("{}: {task}", group.name),
+        };
+        (name, (0..columns.len()).map(cell).collect())
+    };
+    tasks.into_iter().map(row).collect()
+}
+
+/// What equal weights would be in rows of these runs, and what becomes of the target prompt.
+fn about_weights(mixing: &[&History]) -> String {
+    let mut counts: Vec<usize> = mixing.iter().map(|run| run.columns().len()).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let equal = match &counts[..] {
+        [count] => format!("equal weights would be {:.2}", 1.0 / *count as f64),
+        counts => {
+            let each = counts.iter().map(|count| format!("{:.2} in a row of {count}", 1.0 / *count as f64));
+            format!("equal weights would be {}", each.collect::<Vec<_>>().join(", "))
+        }
+    };
+    let added = match mixing.iter().filter(|run| run.saved.trains_prompt()).count() {
+        0 => "",
+        with if with == mixing.len() => " The target prompt is added once more on top of its weight.",
+        _ => {
+            " A target prompt is added once more on top of its weight; rows without one mix their sources alone."
+        }
+    };
+    format!("A row sums to 1; {equal}.{added}")
 }
 
 /// The union of what the runs mix, in order, their own targets last.
@@ -182,7 +358,8 @@ fn examples_figure(runs: &[History]) -> Figure {
         for example in &run.examples {
             let name = if runs.len() == 1 { String::new() } else { format!("{}: ", run.name) };
             let name = format!("{name}{}", example.source);
-            rows.push((name, run.by_column(&example.attention, &columns)));
+            let cells = run.by_column(&example.attention, &columns);
+            rows.push((name, cells.into_iter().map(|weight| weight.map(Cell::of)).collect()));
         }
     }
     rows.truncate(page::MOST_EXAMPLES);
@@ -214,7 +391,8 @@ fn similarity_figure(runs: &[History]) -> Option<Figure> {
         return None;
     }
     let rows = prompts.iter().map(|(name, prompt)| {
-        let cells = prompts.iter().map(|(_, other)| Some(crate::train::similarity(prompt, other))).collect();
+        let similarity = |other| Some(Cell::of(crate::train::similarity(prompt, other)));
+        let cells = prompts.iter().map(|(_, other)| similarity(other)).collect();
         (name.clone(), cells)
     });
     let rows = rows.collect();
@@ -237,12 +415,4 @@ fn standalone(svg: &Markup) -> String {
 fn number(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// `text`, or its beginning and an ellipsis if it has more than `most` letters.
-fn cut(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
-    }
 }

@@ -105,10 +105,12 @@ impl<B: Backend> Trainer<'_, B> {
             .map(|(example, (prediction, attention))| {
                 let mut ids = self.tasks[task].validation.source(example);
                 ids.truncate(EXAMPLE_RECORD_TOKENS);
+                let label = self.frozen.tokenizer.decode(&self.tasks[task].validation.target(example))?;
                 Ok(ExampleRecord {
                     example,
                     source: self.frozen.tokenizer.decode(&ids)?,
                     prediction: prediction.clone(),
+                    label: Some(label),
                     attention: attention.clone(),
                 })
             })

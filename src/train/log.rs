@@ -25,10 +25,22 @@ pub struct StepRecord {
     /// Wall time of the step: the mean over the steps that were issued together, before the device was asked what they came
     /// to.
     pub milliseconds: f64,
+    /// Runs whose examples were in the step's batch: its wall time is that of all of them together. Not in the log where it
+    /// is 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub sharing_runs: usize,
     /// Source and target tokens a second over the same steps; prompt rows do not count.
     pub tokens_per_second: f64,
     /// Mean over the batch of -sum_j a_j ln a_j; `None` without a scorer.
     pub attention_entropy: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 impl StepRecord {
@@ -52,16 +64,19 @@ impl std::fmt::Display for StepRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             formatter,
-            "step {}/{} loss {:.4} gradient {:.3e} rate {:.3e}/{:.3e} {:.1} ms {:.0} tokens/s",
+            "step {}/{} loss {:.4} gradient {:.3e} rate {:.3e}/{:.3e} {:.1} ms",
             self.step,
             self.steps,
             self.loss,
             self.gradient_norm,
             self.learning_rate,
             self.scorer_learning_rate,
-            self.milliseconds,
-            self.tokens_per_second
+            self.milliseconds
         )?;
+        if self.sharing_runs > 1 {
+            write!(formatter, " for {} runs", self.sharing_runs)?;
+        }
+        write!(formatter, " {:.0} tokens/s", self.tokens_per_second)?;
         match self.attention_entropy {
             Some(entropy) => write!(formatter, " entropy {entropy:.4}"),
             None => Ok(()),

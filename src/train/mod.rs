@@ -2,13 +2,16 @@
 
 mod best;
 mod change_sources;
+mod evaluation_file;
 mod events;
 mod initial;
 mod log;
 mod places;
 mod predictor;
 mod ranks;
+mod repeats;
 mod run_folder;
+mod runs_beneath;
 mod schedule;
 mod setup;
 mod step;
@@ -18,6 +21,7 @@ mod trained_run;
 mod trainer;
 
 pub use change_sources::change_sources;
+pub use evaluation_file::{EvaluationRecord, Evaluations};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
@@ -25,8 +29,10 @@ pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
+pub use repeats::{differing_settings, repeats};
 pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
+pub use runs_beneath::{FoundRun, runs_beneath};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
 pub use trained_run::TrainedRun;

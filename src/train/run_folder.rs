@@ -2,7 +2,7 @@
 //!
 //! `run.json` settings and origin · `config.toml` the settings alone, for `--config` · `log.jsonl` and `log.txt` a line a
 //! step · `events.out.tfevents.*` the same for TensorBoard · `examples.jsonl` answers and attention of some validation
-//! rows at the best step · `best.safetensors` the best parameters by name · `last.safetensors` parameters, moments, best
+//! rows at the best step · `evaluation.json` what `promptmix evaluate` found · `best.safetensors` the best parameters by name · `last.safetensors` parameters, moments, best
 //! parameters and counters, to resume from · `prompt.safetensors` the best target prompt, which serves as a source for
 //! other runs.
 //!
@@ -21,8 +21,8 @@ use sha2::{Digest, Sha256};
 
 use super::events::Events;
 use super::log::{StepRecord, ValidationRecord};
-use crate::backend::StateLayout;
-use crate::config::RunConfig;
+use crate::backend::{Scorer, StateLayout};
+use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::TensorFile;
@@ -48,9 +48,35 @@ pub struct Saved {
     /// Whether the model was a folder of that machine, not one of the hub's. Not in folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_is_folder: Option<bool>,
+    /// Numbers that the optimizer moves, written when training begins. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_numbers: Option<usize>,
 }
 
 impl Saved {
+    /// Whether a target prompt is learnt: not where a scorer alone trains.
+    pub fn trains_prompt(&self) -> bool {
+        self.config.method != Method::Attempt || !self.config.without_target()
+    }
+
+    /// Whether a mixture's scorer, or its temperature, is learnt.
+    pub fn trains_scorer(&self) -> bool {
+        let config = &self.config;
+        let has_numbers = !matches!(config.scorer, Scorer::Dot | Scorer::Uniform);
+        let learns_temperature = config.learn_temperature && config.scorer.reads_input();
+        config.method == Method::Attempt && (has_numbers && !config.freeze_scorer || learns_temperature)
+    }
+
+    /// Whether the optimizer moves the segment of this name.
+    fn trains(&self, segment: &str) -> bool {
+        match segment {
+            "target_prompts" | "log_temperature" => true,
+            "input_mean" | "input_scale" => false,
+            "norm_weight" | "norm_bias" if !self.config.trains_layer_norm() => false,
+            _ => !self.config.freeze_scorer,
+        }
+    }
+
     /// Whether the run was trained with the model of this SHA-256; `flag` named the run.
     ///
     /// # Errors
@@ -91,6 +117,9 @@ pub struct ExampleRecord {
     pub source: String,
     /// What the run said.
     pub prediction: String,
+    /// What it should have said. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// Its mixture, the target prompt last.
     pub attention: Vec<f64>,
 }
@@ -129,8 +158,8 @@ pub struct RunFolder {
     lines: File,
     text: File,
     events: Option<Events>,
-    /// `run.json`, locked while this process may write to the folder.
-    _lock: File,
+    /// `run.json`, and the one before if it was replaced, locked while this process may write to the folder.
+    _locks: Vec<File>,
 }
 
 impl RunFolder {
@@ -148,6 +177,7 @@ impl RunFolder {
                 config: config.clone(),
                 trained_in: std::env::current_dir().ok(),
                 model_is_folder: Some(Path::new(&config.model).is_dir()),
+                trained_numbers: None,
             },
         )
     }
@@ -156,12 +186,39 @@ impl RunFolder {
     pub(super) fn create_as(path: &Path, saved: &Saved) -> Result<Self> {
         check_free(path)?;
         std::fs::create_dir_all(path).map_err(|source| Error::file("create", path, source))?;
-        let json = serde_json::to_vec_pretty(saved)
-            .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
         let toml = saved.config.to_toml()?;
         files::replace(&path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
-        files::replace(&path.join("run.json"), |file| file.write_all(&json))?;
+        save_settings(path, saved)?;
         Self::open(path)
+    }
+
+    /// Writes into `run.json` how many numbers train, unless it says so.
+    pub(super) fn record_trained(&mut self, numbers: usize) -> Result<()> {
+        let mut saved = Self::saved(&self.path)?;
+        if saved.trained_numbers == Some(numbers) {
+            return Ok(());
+        }
+        saved.trained_numbers = Some(numbers);
+        save_settings(&self.path, &saved)?;
+        // The lock was on the file that was replaced, and stays there: another process may have opened that one just before.
+        self._locks.push(lock(&self.path)?);
+        Ok(())
+    }
+
+    /// How many numbers the run in `path`, whose settings are `saved`, trains: as recorded, or else counted in
+    /// `best.safetensors`; `None` if it is of an older version and has no best state yet.
+    ///
+    /// # Errors
+    /// If `best.safetensors` is malformed.
+    pub fn trained_numbers(path: &Path, saved: &Saved) -> Result<Option<usize>> {
+        let best = path.join("best.safetensors");
+        if saved.trained_numbers.is_some() || !best.exists() {
+            return Ok(saved.trained_numbers);
+        }
+        let file = TensorFile::open_safetensors(&best)?;
+        let shapes = file.names().filter(|name| saved.trains(name)).map(|name| file.shape(name));
+        let sizes = shapes.map(|shape| Ok(shape?.iter().product::<usize>()));
+        sizes.sum::<Result<usize>>().map(Some)
     }
 
     /// Whether a run could be made in `path`, asked before there is one: nothing is left there.
@@ -190,7 +247,7 @@ impl RunFolder {
             lines: append(path, "log.jsonl")?,
             text: append(path, "log.txt")?,
             events: None,
-            _lock: lock,
+            _locks: vec![lock],
         })
     }
 
@@ -377,7 +434,12 @@ impl RunFolder {
     /// # Errors
     /// If it is missing, malformed, damaged or does not fit the layout.
     pub fn load_best(path: &Path, layout: &StateLayout) -> Result<Vec<f64>> {
-        let (file, _step) = open::<u64>(&path.join("best.safetensors"))?;
+        Self::load_best_of_step(path, layout).map(|(values, _)| values)
+    }
+
+    /// As [`RunFolder::load_best`], with the number of steps before that state.
+    pub(super) fn load_best_of_step(path: &Path, layout: &StateLayout) -> Result<(Vec<f64>, u64)> {
+        let (file, step) = open::<u64>(&path.join("best.safetensors"))?;
         let mut values = Vec::with_capacity(layout.len());
         for segment in layout.segments() {
             if segment.name == "input_scale" && !file.contains(segment.name) {
@@ -386,7 +448,7 @@ impl RunFolder {
             }
             values.extend(file.tensor(segment.name, &segment.shape)?.into_iter().map(f64::from));
         }
-        Ok(values)
+        Ok((values, step))
     }
 
     /// Writes `examples.jsonl`.
@@ -401,6 +463,13 @@ impl RunFolder {
             })
         })
     }
+}
+
+/// Writes `run.json`.
+fn save_settings(path: &Path, saved: &Saved) -> Result<()> {
+    let json = serde_json::to_vec_pretty(saved)
+        .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
+    files::replace(&path.join("run.json"), |file| file.write_all(&json))
 }
 
 /// Opens one of the folder's logs to append to.

@@ -41,6 +41,8 @@ pub(super) struct Issued {
     pub(super) dropout: Option<DropoutStep>,
     /// What each run gave.
     runs: Vec<Given>,
+    /// Runs that gave examples.
+    sharing_runs: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -59,6 +61,8 @@ pub(super) struct Taken {
     /// Its source and target tokens.
     pub(super) tokens: usize,
     pub(super) gradient_norm: f64,
+    /// Runs that had examples in the step, this one among them.
+    pub(super) sharing_runs: usize,
     /// Whether the run took the step: its loss and its gradient were finite, and those of every step before it.
     pub(super) applied: bool,
 }
@@ -110,7 +114,8 @@ pub(super) fn issue<B: Backend>(
     if !is_alone || batches.is_empty() {
         backend.optimizer_step(state, &schedule);
     }
-    Ok(Issued { batches, dropout, runs })
+    let sharing_runs = parts.iter().filter(|part| !part.examples.is_empty()).count();
+    Ok(Issued { batches, dropout, runs, sharing_runs })
 }
 
 /// Waits for the steps that were issued since the last call: what each of them came to, a run a place.
@@ -128,18 +133,20 @@ pub(super) fn drain<B: Backend>(
         let found = format!("{} of {} steps", reports.len(), issued.len());
         return Err(Error::device("report its steps", found, "this is a defect of promptmix: report it"));
     }
-    let taken = |(report, given): (&StepReport, &Given)| {
+    let taken = |report: &StepReport, given: &Given, sharing_runs| {
         let rows = given.attention_rows;
         Taken {
             loss: report.tally.loss,
             attention_entropy: (rows > 0).then(|| report.tally.entropy / rows as f64),
             tokens: given.tokens,
             gradient_norm: report.gradient_norm,
+            sharing_runs,
             applied: report.applied,
         }
     };
     let of_step = |(reports, issued): (&Vec<StepReport>, &Issued)| {
-        reports.iter().zip(&issued.runs).map(taken).collect()
+        let runs = reports.iter().zip(&issued.runs);
+        runs.map(|(report, given)| taken(report, given, issued.sharing_runs)).collect()
     };
     Ok(reports.iter().zip(issued).map(of_step).collect())
 }

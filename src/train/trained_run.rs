@@ -27,6 +27,7 @@ pub struct TrainedRun<'a, B: Backend> {
     target_prompt: usize,
     mixture: Mixture<B>,
     state: B::State,
+    best_step: u64,
     longest_target: usize,
 }
 
@@ -41,11 +42,11 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         let tasks = super::tasks(&config)?;
         let sources = load_sources(frozen, &config)?;
         let mixture = mixture(frozen, &config, &sources, tasks.len())?;
-        let values = RunFolder::load_best(folder, &mixture.layout)?;
+        let (values, best_step) = RunFolder::load_best_of_step(folder, &mixture.layout)?;
         let state = frozen.backend.state(&mixture.layout, &values, 1);
         let task = tasks[0].clone();
-        let longest_target = longest_target(frozen, &config, &task)?;
-        Ok(Self { frozen, config, tasks, task, target_prompt: 0, mixture, state, longest_target })
+        let (target_prompt, longest_target) = (0, longest_target(frozen, &config, &task)?);
+        Ok(Self { frozen, config, tasks, task, target_prompt, mixture, state, best_step, longest_target })
     }
 
     /// What the weights of its mixture belong to: the sources, then `target`; nothing without a mixture.
@@ -77,6 +78,11 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         self.task = self.tasks[index].clone();
         self.longest_target = longest_target(self.frozen, &self.config, &self.task)?;
         Ok(())
+    }
+
+    /// The steps behind which its best state came.
+    pub fn best_step(&self) -> u64 {
+        self.best_step
     }
 
     /// The settings it was trained with.

@@ -224,6 +224,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Makes the folder hold what the run can go on from, before it goes on.
     pub(super) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
+        folder.record_trained(self.trained())?;
         if self.checkpoint.best.is_some() {
             // A kill may have come between the best's files and the checkpoint.
             self.save_best(folder)?;
@@ -433,6 +434,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             learning_rate: part.optimizer.prompt_learning_rate,
             scorer_learning_rate: part.optimizer.scorer_learning_rate,
             milliseconds: pace.milliseconds,
+            sharing_runs: taken.sharing_runs,
             tokens_per_second: pace.tokens_per_second,
             attention_entropy: taken.attention_entropy,
         }
