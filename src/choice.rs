@@ -43,7 +43,7 @@ macro_rules! choices {
                     $($text => Ok(Self::$variant),)+
                     other => {
                         let names = [$($text),+].join(", ");
-                        Err($crate::error::Error::setting(stringify!($name), format!("one of {names}"), other, ""))
+                        Err($crate::error::Error::setting("the value", format!("one of {names}"), other, ""))
                     }
                 }
             }

@@ -203,28 +203,39 @@ fn table(said: &str) -> String {
     said.lines().filter(|line| !line.starts_with("took")).collect::<Vec<_>>().join("\n")
 }
 
+/// Lines in the logs of all runs below a folder.
+fn logged(folder: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let count = |path: PathBuf| match path.is_dir() {
+        true => logged(&path),
+        false if path.ends_with("log.jsonl") => fs::read_to_string(path).map_or(0, |log| log.lines().count()),
+        false => 0,
+    };
+    entries.flatten().map(|entry| count(entry.path())).sum()
+}
+
 #[test]
 fn a_study_of_24_runs_that_is_killed_at_five_moments_ends_with_the_same_table() {
     let work = Work::new();
-    let started = Instant::now();
     work.success("whole", &[]);
-    let whole = started.elapsed();
-    let mut kills = 0;
-    // Parts of the whole that come to less than it, in no order.
-    for share in [0.05, 0.21, 0.13, 0.3, 0.09] {
+    // Its 2 + 24 trainings log 12 + 192 steps, and validations; each kill comes later than the last, between two writes or within
+    // one.
+    for (kill, lines) in [5, 41, 90, 137, 190].into_iter().enumerate() {
         let mut child = work
             .command(&["compare", "study.toml", "--out", "killed"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("a start");
-        std::thread::sleep(whole.mul_f64(share).max(Duration::from_millis(20)));
-        let ended = child.try_wait().expect("a child").is_some();
+        while logged(&work.path("killed")) < lines {
+            assert!(child.try_wait().expect("a child").is_none(), "it ended before kill {kill}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(7 * kill as u64));
         child.kill().expect("a signal");
         child.wait().expect("an end");
-        kills += usize::from(!ended);
     }
-    assert_eq!(kills, 5, "kills that came before the end of {whole:?}");
+    assert!(!work.path("killed/results/room.json").exists(), "the last kill came before the end");
     work.success("killed", &[]);
     for file in ["table.md", "results.tsv", "results.json"] {
         assert!(work.file("killed", file) == work.file("whole", file), "{file}");

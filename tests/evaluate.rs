@@ -7,10 +7,11 @@ use std::process::{Command, Output};
 
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig};
+use promptmix::experiment::{FewShotRuns, Together};
 use promptmix::model::Frozen;
 use promptmix::train::{
-    EvaluationRecord, Evaluations, FewShotRuns, Monitor, RunFolder, Silent, StepRecord, Trainer,
-    ValidationRecord, differing_settings, repeats,
+    EvaluationRecord, Evaluations, Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord,
+    differing_settings, repeats,
 };
 use serde_json::Value;
 
@@ -173,7 +174,9 @@ fn a_folder_of_few_shot_runs_is_judged_as_one() {
     let mut config = config(&data(folder.path(), "data"));
     (config.few_shot, config.draws, config.seed) = (Some(8), 3, 9);
     let path = folder.path().join("runs");
-    let runs = FewShotRuns::run(&frozen, &config, &path, false, &mut Silent).expect("three runs");
+    let runs =
+        FewShotRuns::run(&Together::new(&frozen, 3).expect("three"), &config, &path, false, &mut Silent)
+            .expect("three runs");
     let run = path.display().to_string();
     let said = success(&["--run", &run, "--split", "test"]);
     let lines: Vec<&str> = said.lines().collect();
@@ -250,10 +253,13 @@ fn repetitions_are_runs_that_differ_in_their_seeds_alone() {
     })
     .collect();
     let saved: Vec<_> = saved.iter().collect();
-    assert_eq!(repeats(&saved), [vec![0, 1, 3], vec![2], vec![4]]);
+    assert_eq!(
+        repeats(saved.iter().map(|saved| (&saved.config, &saved.model_hash[..]))),
+        [vec![0, 1, 3], vec![2], vec![4]]
+    );
     assert_eq!(differing_settings(&saved), ["learning-rate", "model"]);
     assert_eq!(differing_settings(&saved[..2]), [""; 0]);
-    assert_eq!(repeats(&[]), Vec::<Vec<usize>>::new());
+    assert_eq!(repeats([]), Vec::<Vec<usize>>::new());
 }
 
 /// Hears the first step, while the run's folder is open.
@@ -292,7 +298,7 @@ fn a_run_records_how_many_numbers_train_and_the_label_of_each_example() {
         ("frozen", "tuned", true, 2 * width),
     ] {
         let mut config = config(&data);
-        (config.method, config.rank, config.freeze_scorer) = (Method::Attempt, 5, frozen_scorer);
+        (config.method, config.bottleneck_dim, config.freeze_scorer) = (Method::Attempt, 5, frozen_scorer);
         config.preset = serde_json::from_value(preset.into()).expect("a preset");
         config.sources = vec![source.join("prompt.safetensors")];
         let path = folder.path().join(name);

@@ -369,7 +369,7 @@ fn splits_are_the_papers_or_the_hubs() {
         ("paper".parse().ok(), "hub".parse().ok()),
         (Some(SplitSource::Paper), Some(SplitSource::Hub))
     );
-    assert!("files".parse::<SplitSource>().expect_err("neither").to_string().contains("paper or hub"));
+    assert!("files".parse::<SplitSource>().expect_err("neither").to_string().contains("paper, hub"));
 
     for name in ["validation.jsonl", "test.jsonl"] {
         std::fs::remove_file(folder.path().join(name)).expect("removed");

@@ -596,6 +596,57 @@ fn a_killed_sweep_goes_on_bit_for_bit() {
     assert!(message.contains("other settings"), "{message}");
 }
 
+/// At a rate that the length of the run does not move.
+#[test]
+fn a_run_that_is_made_longer_is_the_longer_run() {
+    let setting = Setting::new();
+    let constant = ["--lr-scheduler", "constant", "--warmup-steps", "0"];
+    let of = |steps: &'static str| [&constant[..], &["--steps", steps]].concat();
+    success(&words(&setting.train("long", &of("14"))));
+    success(&words(&setting.train("run", &of("10"))));
+    let longer = |steps: &str| [setting.resume("run"), vec!["--steps".into(), steps.into()]].concat();
+    let message = error(&words(&longer("8")));
+    assert!(message.contains("more than 10"), "{message}");
+    success(&words(&longer("14")));
+    let [long, run] = ["long", "run"].map(|name| files(Path::new(&setting.path(name))));
+    for name in ["last.safetensors", "best.safetensors", "examples.jsonl"] {
+        assert!(long[name] == run[name], "{name}");
+    }
+    assert_eq!(setting.config("run").steps, Some(14));
+    let settings = RunConfig::from_toml(Path::new(&setting.path("run/config.toml"))).expect("settings");
+    assert_eq!(settings, setting.config("run"));
+    // Other settings stay refused.
+    let message = error(&words(&[longer("20"), vec!["--learning-rate".into(), "0.1".into()]].concat()));
+    assert!(message.contains("--learning-rate") && !message.contains("--steps"), "{message}");
+}
+
+#[test]
+fn a_run_remembers_the_settings_that_it_was_not_given() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "4"])));
+    let saved = RunFolder::saved(Path::new(&setting.path("run"))).expect("a run");
+    assert_eq!((saved.config.warmup_steps, saved.config.weight_decay), (None, None));
+    let effective = saved.effective.expect("they are recorded");
+    // 6 % of 4 steps; the decay of prompt tuning; a prompt's start; the seed of the run.
+    assert_eq!((effective.warmup_steps, effective.weight_decay), (Some(0), Some(1e-5)));
+    assert_eq!((effective.data_seed, effective.dropout), (Some(42), Some(0.1)));
+    assert_eq!((effective.temperature, effective.scorer_learning_rate), (None, None), "nothing is mixed");
+    let source = setting.path("run/prompt.safetensors");
+    success(&words(&setting.train("mixed", &["--steps", "4", "--method", "attempt", "--sources", &source])));
+    let saved = RunFolder::saved(Path::new(&setting.path("mixed"))).expect("a run");
+    let effective = saved.effective.expect("they are recorded");
+    let width = 256.0;
+    assert_eq!(effective.temperature, Some(width * std::f64::consts::E));
+    assert_eq!((effective.scorer_learning_rate, effective.standardize_inputs), (Some(0.01), Some(true)));
+    assert_eq!((effective.weight_decay, effective.steps), (Some(0.0), Some(4)));
+    // They are settings: a run by them is the same run.
+    fs::write(setting.path("effective.toml"), effective.to_toml().expect("TOML")).expect("written");
+    let again = ["train", "--config", &setting.path("effective.toml"), "--out", &setting.path("again")];
+    success(&again);
+    let [mixed, again] = ["mixed", "again"].map(|name| files(Path::new(&setting.path(name))));
+    assert!(mixed["last.safetensors"] == again["last.safetensors"]);
+}
+
 /// A run's end is an end: going on with it changes nothing.
 #[test]
 fn a_run_that_patience_ended_stays_ended() {

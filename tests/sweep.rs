@@ -248,6 +248,14 @@ fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
     assert_eq!((last.learning_rate, last.seed, last.task.as_str(), last.steps), (0.3, 2, "cb", Some(7)));
     assert_eq!((last.data.as_path(), runs[0].1.steps), (Path::new("data/cb"), Some(5)));
 
+    // Entries of one name that differ in another key are named by all of them.
+    let runs = read(
+        "model = \"m\"\n[sweep]\ntask = [{ task = \"rte\", data = \"a\" }, { task = \"rte\", data = \"b\" }, { task = \"cb\", data = \"b\" }]\n",
+    )
+    .expect("runs");
+    let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["data-a-task-rte", "data-b-task-rte", "cb"]);
+
     for (text, said) in [
         ("steps = 5\n", "`sweep`"),
         ("[sweep]\nseed = 3\n", "sweep.seed"),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use toml::{Table, Value};
+
 use super::device::{Device, on_device};
 use super::progress::{Bars, Shown};
 use super::ranks;
@@ -46,7 +48,8 @@ pub(super) struct Arguments {
     /// The run folder to write
     #[arg(long)]
     out: PathBuf,
-    /// Go on with the interrupted run in --out, by its own settings; --model and --data say where those lie now if they moved
+    /// Go on with the interrupted run in --out, by its own settings; --model and --data say where those lie now if they moved, and
+    /// --steps or --epochs make the run longer
     #[arg(long, conflicts_with = "config")]
     resume: bool,
     #[command(flatten)]
@@ -135,6 +138,18 @@ impl Arguments {
                 None
             }
         };
+        let length = |config: &RunConfig| (config.steps, config.epochs);
+        let is_longer = begun.is_some_and(|begun| length(&begun.config) != length(config));
+        if is_longer && trainer.steps_left() == 0 {
+            let taken = trainer.step_count();
+            let advice = "a run that has taken its steps goes on with more of them";
+            return Err(Error::setting(
+                "--steps",
+                format!("more than {taken}"),
+                format!("a run of {taken}"),
+                advice,
+            ));
+        }
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
         let outcome = trainer.run(folder.as_mut(), monitor)?;
         let why = if outcome.stopped_early { ", stopped by --patience" } else { "" };
@@ -198,7 +213,11 @@ impl Arguments {
             }
         };
         self.refuse_other_settings(&saved)?;
+        let is_one_run = saved.draw_seeds().is_empty();
         let mut config = begun.as_ref().map_or(saved, |begun| begun.located(&self.out));
+        if let (true, Some(length)) = (is_one_run, self.length()) {
+            config = config.with(&length)?;
+        }
         if begun.is_none() {
             config.model = self.text("model").map_or(config.model, str::to_owned);
         }
@@ -208,15 +227,28 @@ impl Arguments {
 
     /// A setting of text that was given as a flag.
     fn text(&self, key: &str) -> Option<&str> {
-        self.settings.0.get(key).and_then(toml::Value::as_str)
+        self.settings.0.get(key).and_then(Value::as_str)
     }
 
-    /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored.
+    /// How long the run is to be, if a flag says so.
+    fn length(&self) -> Option<Table> {
+        let of_length = |(key, _): &(&String, &Value)| ["steps", "epochs"].contains(&key.as_str());
+        let length: Table =
+            self.settings.0.iter().filter(of_length).map(|(k, v)| (k.clone(), v.clone())).collect();
+        (!length.is_empty()).then_some(length)
+    }
+
+    /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored. A single run may be made longer.
     fn refuse_other_settings(&self, saved: &RunConfig) -> Result<()> {
         let mut settings = self.settings.0.clone();
         // These say where things lie now.
-        for key in ["model", "data"] {
-            settings.remove(key);
+        let length: &[&str] = match (saved.draw_seeds().is_empty(), saved.steps) {
+            (true, None) => &["steps", "epochs"],
+            (true, Some(_)) => &["steps"],
+            (false, _) => &[],
+        };
+        for key in ["model", "data"].iter().chain(length) {
+            settings.remove(*key);
         }
         let differences = saved.differences(&saved.with(&settings)?);
         if differences.is_empty() {

@@ -1,5 +1,6 @@
 //! A file of many runs: shared settings, and axes along which they differ.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use toml::{Table, Value};
@@ -28,7 +29,8 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
     let Some(Value::Table(axes)) = shared.remove("sweep") else {
         return refuse("a table `sweep` of lists", "none".into());
     };
-    let mut runs = vec![(String::new(), with_keys_of_now(path, shared)?)];
+    let settings = with_keys_of_now(path, shared)?;
+    let mut runs = vec![Run { name: String::new(), by_keys: String::new(), settings }];
     for (axis, entries) in &with_keys_of_now(path, axes)? {
         let Value::Array(entries) = entries else {
             return refuse(&format!("a list as sweep.{axis}"), entries.type_str().into());
@@ -45,40 +47,56 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
         }
         runs = longer;
     }
+    // A short name where it is the only one, else one by all keys of the entries.
+    let mut times: HashMap<&str, usize> = HashMap::new();
+    let mut times_by_keys: HashMap<&str, usize> = HashMap::new();
+    for run in &runs {
+        *times.entry(&run.name).or_default() += 1;
+        *times_by_keys.entry(&run.by_keys).or_default() += 1;
+    }
     let mut named: Vec<(String, RunConfig)> = Vec::with_capacity(runs.len());
-    for (name, table) in runs {
-        let name = if name.is_empty() { "run".to_owned() } else { name };
-        if named.iter().any(|(other, _)| *other == name) {
+    for run in &runs {
+        let name = if times[&run.name[..]] == 1 { run.name.clone() } else { run.by_keys.clone() };
+        if times_by_keys[&run.by_keys[..]] > 1 {
             return refuse("entries that differ", format!("`{name}` twice"));
         }
-        named.push((name, RunConfig::from_table(path, &text, table)?));
+        let name = if name.is_empty() { "run".to_owned() } else { name };
+        named.push((name, RunConfig::from_table(path, &text, run.settings.clone())?));
     }
     Ok(named)
 }
 
+/// A run of a sweep, as far as it is put together.
+struct Run {
+    /// The entries' own names for it.
+    name: String,
+    /// Every key of every entry with its value.
+    by_keys: String,
+    settings: Table,
+}
+
 /// `run` with an entry of `axis`.
-fn along(
-    path: &Path,
-    (name, settings): &(String, Table),
-    axis: &str,
-    entry: &Value,
-) -> Result<(String, Table)> {
-    let mut settings = settings.clone();
-    let part = match entry {
+fn along(path: &Path, run: &Run, axis: &str, entry: &Value) -> Result<Run> {
+    let mut settings = run.settings.clone();
+    let keyed = |key: &str, value: &Value| format!("{key}-{}", plain(value));
+    let (name, by_keys) = match entry {
         Value::Table(together) => {
             let together = with_keys_of_now(path, together.clone())?;
-            settings.extend(together.clone());
             // The entry's own name for it: the setting that the axis is named after, else its first text.
             let own = together.get(axis).or_else(|| together.values().find(|value| value.is_str()));
-            own.or(together.values().next()).map(plain).unwrap_or_default()
+            let name = own.or(together.values().next()).map(plain).unwrap_or_default();
+            let keys: Vec<String> = together.iter().map(|(key, value)| keyed(key, value)).collect();
+            settings.extend(together);
+            (name, keys.join("-"))
         }
         value => {
             settings.insert(axis.to_owned(), value.clone());
-            if value.is_str() { plain(value) } else { format!("{axis}-{}", plain(value)) }
+            let by_keys = keyed(axis, value);
+            (if value.is_str() { plain(value) } else { by_keys.clone() }, by_keys)
         }
     };
-    let joined = if name.is_empty() { part } else { format!("{name}-{part}") };
-    Ok((joined, settings))
+    let join = |before: &str, part: String| if before.is_empty() { part } else { format!("{before}-{part}") };
+    Ok(Run { name: join(&run.name, name), by_keys: join(&run.by_keys, by_keys), settings })
 }
 
 /// A value as a part of a folder's name.

@@ -31,7 +31,7 @@ use crate::pretrained::TensorFile;
 const FORMAT: u32 = 2;
 
 /// `run.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Saved {
     /// The version of the folder's format.
@@ -51,6 +51,10 @@ pub struct Saved {
     /// Numbers that the optimizer moves, written when training begins. Not in folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_numbers: Option<usize>,
+    /// The settings as they work: those that were not given with the value that holds for them, written when training begins. Not in
+    /// folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<RunConfig>,
 }
 
 impl Saved {
@@ -178,6 +182,7 @@ impl RunFolder {
                 trained_in: std::env::current_dir().ok(),
                 model_is_folder: Some(Path::new(&config.model).is_dir()),
                 trained_numbers: None,
+                effective: None,
             },
         )
     }
@@ -192,13 +197,20 @@ impl RunFolder {
         Self::open(path)
     }
 
-    /// Writes into `run.json` how many numbers train, unless it says so.
-    pub(super) fn record_trained(&mut self, numbers: usize) -> Result<()> {
-        let mut saved = Self::saved(&self.path)?;
-        if saved.trained_numbers == Some(numbers) {
+    /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, the settings as they
+    /// work, and how long the run is now to be.
+    pub(super) fn record(&mut self, numbers: usize, config: &RunConfig, effective: &RunConfig) -> Result<()> {
+        let before = Self::saved(&self.path)?;
+        let mut saved = before.clone();
+        (saved.trained_numbers, saved.effective) = (Some(numbers), Some(effective.clone()));
+        (saved.config.steps, saved.config.epochs) = (config.steps, config.epochs);
+        if saved == before {
             return Ok(());
         }
-        saved.trained_numbers = Some(numbers);
+        if saved.config != before.config {
+            let toml = saved.config.to_toml()?;
+            files::replace(&self.path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
+        }
         save_settings(&self.path, &saved)?;
         // The lock was on the file that was replaced, and stays there: another process may have opened that one just before.
         self._locks.push(lock(&self.path)?);

@@ -224,7 +224,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Makes the folder hold what the run can go on from, before it goes on.
     pub(super) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
-        folder.record_trained(self.trained())?;
+        folder.record(self.trained(), &self.config, &self.effective())?;
         if self.checkpoint.best.is_some() {
             // A kill may have come between the best's files and the checkpoint.
             self.save_best(folder)?;
@@ -275,8 +275,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn validates_behind(&self, step: u64) -> bool {
-        let every = self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch());
-        step.is_multiple_of(every) || step == self.steps
+        step.is_multiple_of(self.validation_interval()) || step == self.steps
     }
 
     fn saves_behind(&self, step: u64) -> bool {
@@ -413,12 +412,43 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub(super) fn shared(&self, step: u64) -> Shared {
         Shared {
             step,
-            dropout: self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate)),
+            dropout: self.dropout(),
             seeds: vec![self.config.seed],
             pooled_width: self.pooled_width(),
             objective: Objective { label_smoothing: self.config.label_smoothing, z_loss: self.config.z_loss },
             ranks: self.ranks.clone(),
         }
+    }
+
+    fn dropout(&self) -> f64 {
+        self.config.dropout.unwrap_or(f64::from(self.frozen.model.config().dropout_rate))
+    }
+
+    /// The settings as they work: what was left out has the value that holds for it.
+    pub fn effective(&self) -> RunConfig {
+        let config = &self.config;
+        let mixes = self.mixture.mixing.scorer.is_some();
+        let width = self.mixture.layout.width;
+        RunConfig {
+            steps: Some(self.steps),
+            epochs: None,
+            validate_every: Some(self.validation_interval()),
+            warmup_steps: Some(self.warmup),
+            weight_decay: Some(config.weight_decay()),
+            scorer_learning_rate: mixes.then(|| config.scorer_learning_rate()),
+            temperature: mixes.then(|| super::temperature(config, width)),
+            standardize_inputs: mixes.then(|| config.standardizes_inputs()),
+            dropout: Some(self.dropout()),
+            prompt_init: Some(config.prompt_init()),
+            data_seed: Some(config.data_seed()),
+            splits: Some(config.split_source()),
+            max_target_length: self.tasks.iter().map(|task| task.longest_target).max(),
+            ..config.clone()
+        }
+    }
+
+    fn validation_interval(&self) -> u64 {
+        self.config.validate_every.unwrap_or_else(|| self.batches.steps_per_epoch())
     }
 
     /// Counts a step that was taken.
