@@ -350,18 +350,23 @@ fn a_prompt_that_starts_from_the_vocabulary_is_words() {
 fn sources_are_sorted_by_what_compare_finds_for_each_as_it_is() {
     let work = Work::new();
     let demo = manifest().join("demo").display().to_string();
-    // Rows that say one thing or the other by a rule, and sources that were trained for different times.
-    let row = |i: usize| {
-        format!("{{\"sentence\": \"a {} film {i}\", \"label\": {}}}\n", ["bad", "good"][i % 2], i % 2)
+    // Sources that learnt the rule of the rows, or to say always the one thing or the other.
+    let row = |i: usize, label: usize| {
+        format!("{{\"sentence\": \"a {} film {i}\", \"label\": {label}}}\n", ["bad", "good"][i % 2])
     };
     for (split, rows) in [("train", 0..24), ("validation", 100..119), ("test", 200..206)] {
-        work.write(&format!("films/{split}.jsonl"), &rows.map(row).collect::<String>());
+        for (name, label) in [("films", [0, 1]), ("rare", [1, 1]), ("frequent", [0, 0])] {
+            // Two rows in three of the validation say one thing, so that it matters which of the two.
+            let rows = rows.clone().map(|i| if i % 3 == 0 { 2 * i } else { i });
+            let text = rows.map(|i| row(i, label[i % 2])).collect::<String>();
+            work.write(&format!("{name}/{split}.jsonl"), &text);
+        }
     }
     let films = work.path("films");
     let task = ["--task", "sst2", "--labels", "negative,positive"];
-    for (name, steps) in [("short", "1"), ("middle", "12"), ("long-0.5", "60")] {
-        let flags =
-            ["--data", &films, "--method", "prompt-tuning", "--validate-every", "60", "--steps", steps];
+    for (name, data) in [("short", "rare"), ("middle", "frequent"), ("long-0.5", "films")] {
+        let data = work.path(data);
+        let flags = ["--data", &data, "--method", "prompt-tuning", "--validate-every", "60", "--steps", "60"];
         let flags =
             [&task[..], &flags, &["--learning-rate", "3", "--decoding", "labels", "--batch-size", "8"]]
                 .concat();
@@ -398,12 +403,12 @@ fn sources_are_sorted_by_what_compare_finds_for_each_as_it_is() {
     let mut means = Vec::new();
     for (name, source) in names.iter().zip(&compared) {
         assert_eq!((&source[0], source[1].as_f64()), (&(*name).into(), Some(mean(name))));
-        let judged = success(&["evaluate", "--run", &work.path(name), "--json"]);
+        let judged = success(&["evaluate", "--run", &work.path(name), "--data", &films, "--json"]);
         let judged: serde_json::Value = serde_json::from_str(judged.trim()).expect("JSON");
         assert_eq!(judged["metrics"]["accuracy"].as_f64(), Some(mean(name)), "{judged}");
         means.push(mean(name));
     }
-    assert!(means.iter().any(|mean| *mean != means[0]), "sources that differ: {means:?}");
+    assert!(means[0] < means[1] && means[1] < means[2], "sources that differ: {means:?}");
     let sorted: Vec<f64> = found.iter().map(|line| line["mean"].as_f64().expect("a number")).collect();
     assert!(sorted.is_sorted_by(|a, b| a >= b), "{sorted:?}");
 
