@@ -5,6 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use promptmix::backend::cpu::Cpu;
+use promptmix::pretrained::{Checkpoint, T5Config, Tokenizer};
+use promptmix::prompts::{Prompt, PromptMetadata, nearest};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+#[path = "common/random.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod random;
+
+use random::Random;
+
 fn manifest() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -72,7 +84,7 @@ fn fixture(name: &str) -> String {
 
 #[test]
 fn every_subcommand_has_help_with_an_example() {
-    for command in ["list", "show", "add", "remove", "import", "export", "merge"] {
+    for command in ["list", "show", "add", "remove", "import", "export", "merge", "nearest", "similar"] {
         let help = success(&["prompts", command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("promptmix prompts {command}")), "{help}");
     }
@@ -216,4 +228,334 @@ fn a_task_is_shown_with_three_rows_and_how_long_they_are() {
     assert!(shown.contains("source tokens of 12 examples") && shown.contains('#'), "{shown}");
     assert!(success(&["tasks", "--show", "superglue-cb"]).contains("macro-f1"));
     assert!(error(&["tasks", "--show", "sst3"]).contains("sst2"));
+}
+
+/// A T5 of random weights whose embedding is longer than what is read of a file at a time, a row across the border.
+fn random_model(folder: &Path) {
+    let text = fs::read_to_string(fixture("tiny") + "/config.json").expect("a configuration");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    (json["d_model"], json["vocab_size"]) = (24.into(), 25_000.into());
+    let bytes = serde_json::to_vec(&json).expect("JSON");
+    fs::write(folder.join("config.json"), &bytes).expect("written");
+    let config = T5Config::from_json(&folder.join("config.json"), &bytes).expect("a T5");
+    let mut random = Random::new(5);
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = config
+        .tensors()
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            let values = random.normals(count, 1.0);
+            (name, shape, values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("a view"))
+    });
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).expect("written");
+}
+
+#[test]
+fn nearest_words_are_those_of_a_plain_computation_in_f64() {
+    let folder = tempfile::tempdir().expect("a folder");
+    random_model(folder.path());
+    let checkpoint = Checkpoint::open(folder.path()).expect("a T5");
+    let words = checkpoint.embedding().expect("an embedding");
+    let width = 24;
+    assert!(words.len() * 4 > 2 << 20 && !(2_usize << 20).is_multiple_of(width * 4), "a border within a row");
+    let mut random = Random::new(9);
+    let mut values: Vec<f32> = random.normals(5 * width, 3.0).into_iter().map(|value| value as f32).collect();
+    // A word twice as long, a row of zeros, and one so large that its products overflow f32.
+    (0..width).for_each(|i| values[i] = 2.0 * words[24_321 * width + i]);
+    values[width..2 * width].fill(0.0);
+    values[2 * width..3 * width].iter_mut().for_each(|value| *value *= 1e37);
+    let prompt = Prompt::new("made", values.clone(), 5, width, PromptMetadata::default()).expect("a prompt");
+    let cpu = Cpu::new(Some(1)).expect("threads");
+    let found = nearest(&checkpoint, &cpu, &prompt, 5, 7).expect("words");
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum() };
+    for (row, found) in values.chunks_exact(width).zip(&found) {
+        let mut expected: Vec<(usize, f64)> = words
+            .chunks_exact(width)
+            .map(|word| {
+                let norms = dot(row, row).sqrt() * dot(word, word).sqrt();
+                if norms > 0.0 { dot(row, word) / norms } else { 0.0 }
+            })
+            .enumerate()
+            .collect();
+        expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        assert_eq!(found.len(), 7);
+        for (found, (id, similarity)) in found.iter().zip(expected) {
+            assert_eq!(found.id as usize, id);
+            assert!((found.similarity - similarity).abs() < 1e-12, "{found:?} {similarity}");
+        }
+    }
+    assert_eq!((found[0][0].id, found[1][6].id), (24_321, 6));
+    let message = nearest(&checkpoint, &cpu, &prompt, 6, 7).expect_err("a row too many").to_string();
+    assert!(message.contains("--rows: expected 1 to 5"), "{message}");
+    nearest(&checkpoint, &cpu, &prompt, 5, 0).expect_err("no words");
+}
+
+#[test]
+fn a_prompt_of_words_is_nearest_to_those_words_and_marks_are_marked() {
+    let work = Work::new();
+    let demo = manifest().join("demo");
+    let checkpoint = Checkpoint::open(&demo).expect("the demo model");
+    let words = checkpoint.embedding().expect("an embedding");
+    let width = checkpoint.config().d_model;
+    let tokenizer = Tokenizer::open(&demo, checkpoint.config()).expect("a tokenizer");
+    let sentinel = tokenizer.encode_without_eos("<extra_id_3>").expect("ids");
+    let [sentinel] = sentinel[..] else { panic!("{sentinel:?} is no sentinel") };
+    let ids = [7_u32, 250, 1, sentinel];
+    let values = ids.iter().flat_map(|&id| &words[id as usize * width..][..width]).copied().collect();
+    let path = work.path("words.safetensors");
+    let prompt = Prompt::new("words", values, 4, width, PromptMetadata::default()).expect("a prompt");
+    prompt.save(Path::new(&path)).expect("saved");
+    let demo = demo.display().to_string();
+    let said = success(&["prompts", "nearest", &path, "--model", &demo, "--json"]);
+    let rows: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(rows.len(), 4);
+    for ((row, id), kind) in rows.iter().zip(ids).zip(["text", "text", "special", "sentinel"]) {
+        let first = &row["nearest"][0];
+        assert_eq!((&first["id"], &first["kind"]), (&id.into(), &kind.into()), "{row}");
+        assert_eq!(first["similarity"], 1.0);
+        assert!(row["nearest"][1]["similarity"].as_f64().expect("a number") < 1.0, "{row}");
+    }
+    assert_eq!(rows[3]["nearest"][0]["token"], "<extra_id_3>");
+    let said = success(&["prompts", "nearest", &path, "--model", &demo, "--rows", "3", "--top", "2"]);
+    assert_eq!(said.lines().count(), 4, "{said}");
+    assert!(said.contains("</s> (special) 1.0000") && !said.contains("extra_id_3"), "{said}");
+    let message = error(&["prompts", "nearest", &path, "--model", &fixture("tiny")]);
+    assert!(message.contains("width 64"), "{message}");
+}
+
+#[test]
+fn a_prompt_that_starts_from_the_vocabulary_is_words() {
+    let work = Work::new();
+    let flags = ["--method", "prompt-tuning", "--prompt-init", "vocabulary", "--learning-rate", "0"];
+    work.train("run", &[&flags[..], &["--task", "sst2", "--data", &work.path("data/sst2")]].concat());
+    let demo = manifest().join("demo").display().to_string();
+    let said = success(&["prompts", "nearest", &work.path("run"), "--model", &demo, "--top", "1", "--json"]);
+    for line in said.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(
+            (&row["nearest"][0]["similarity"], &row["nearest"][0]["kind"]),
+            (&1.0.into(), &"text".into())
+        );
+    }
+    assert_eq!(said.lines().count(), 4);
+}
+
+#[test]
+fn sources_are_sorted_by_what_compare_finds_for_each_as_it_is() {
+    let work = Work::new();
+    let demo = manifest().join("demo").display().to_string();
+    // Sources that learnt the rule of the rows, or to say always the one thing or the other.
+    let row = |i: usize, label: usize| {
+        format!("{{\"sentence\": \"a {} film {i}\", \"label\": {label}}}\n", ["bad", "good"][i % 2])
+    };
+    for (split, rows) in [("train", 0..24), ("validation", 100..119), ("test", 200..206)] {
+        for (name, label) in [("films", [0, 1]), ("rare", [1, 1]), ("frequent", [0, 0])] {
+            // Two rows in three of the validation say one thing, so that it matters which of the two.
+            let rows = rows.clone().map(|i| if i % 3 == 0 { 2 * i } else { i });
+            let text = rows.map(|i| row(i, label[i % 2])).collect::<String>();
+            work.write(&format!("{name}/{split}.jsonl"), &text);
+        }
+    }
+    let films = work.path("films");
+    let task = ["--task", "sst2", "--labels", "negative,positive"];
+    for (name, data) in [("short", "rare"), ("middle", "frequent"), ("long-0.5", "films")] {
+        let data = work.path(data);
+        let flags = ["--data", &data, "--method", "prompt-tuning", "--validate-every", "60", "--steps", "60"];
+        let flags =
+            [&task[..], &flags, &["--learning-rate", "3", "--decoding", "labels", "--batch-size", "8"]]
+                .concat();
+        let (model, out) = (["train", "--prompt-length", "4", "--model", &demo], ["--out", &work.path(name)]);
+        success(&[&model[..], &flags, &out].concat());
+    }
+    let names = ["short", "middle", "long-0.5"];
+    let [short, middle, long] = names.map(|name| work.path(name));
+    // One is given as a file, the others as folders.
+    let sources = [short.as_str(), &format!("{middle}/prompt.safetensors"), &long];
+    let flags = ["--to", &films, "--model", &demo, "--decoding", "labels", "--prompt", &long, "--json"];
+    let said = success(&[&["prompts", "similar"], &sources[..], &task, &flags].concat());
+    let found: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let study = format!(
+        "model = {demo:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\nprompt-length = 4\nbatch-size = 8\n\
+         steps = 1\ndecoding = \"labels\"\n[study]\nseeds = [1]\nlearning-rates = [0.3]\n\
+         {}[[study.target]]\nname = \"films\"\ndata = {films:?}\n[[study.method]]\nname = \"as it is\"\n\
+         method = \"spot\"\nsources = \"best\"\nuntrained = true\n",
+        names
+            .map(|name| format!("[[study.source]]\nname = {name:?}\nprompt = {:?}\n", work.path(name)))
+            .concat()
+    );
+    work.write("study.toml", &study);
+    success(&["compare", &work.path("study.toml"), "--out", &work.path("study")]);
+    let results = fs::read(work.path("study/results.json")).expect("results");
+    let results: serde_json::Value = serde_json::from_slice(&results).expect("JSON");
+    let compared = results["targets"][0]["sources"].as_array().expect("sources").clone();
+    let mean = |name: &str| {
+        let line = found.iter().find(|line| line["source"] == name).expect("a line");
+        assert_eq!(line["examples"], 19);
+        line["mean"].as_f64().expect("a number")
+    };
+    let mut means = Vec::new();
+    for (name, source) in names.iter().zip(&compared) {
+        assert_eq!((&source[0], source[1].as_f64()), (&(*name).into(), Some(mean(name))));
+        let judged = success(&["evaluate", "--run", &work.path(name), "--data", &films, "--json"]);
+        let judged: serde_json::Value = serde_json::from_str(judged.trim()).expect("JSON");
+        assert_eq!(judged["metrics"]["accuracy"].as_f64(), Some(mean(name)), "{judged}");
+        means.push(mean(name));
+    }
+    assert!(means[0] < means[1] && means[1] < means[2], "sources that differ: {means:?}");
+    let sorted: Vec<f64> = found.iter().map(|line| line["mean"].as_f64().expect("a number")).collect();
+    assert!(sorted.is_sorted_by(|a, b| a >= b), "{sorted:?}");
+
+    // Similarity is that of the library, and sorts alone where no data are given.
+    let said =
+        success(&[&["prompts", "similar"], &sources[..], &["--model", &demo, "--prompt", &long]].concat());
+    assert!(said.starts_with("long-0.5") && said.contains("similarity 1.0000"), "{said}");
+    let load = |path: &str| Prompt::load(Path::new(path)).expect("a prompt");
+    let expected = promptmix::prompts::similarity(&load(&middle), &load(&long));
+    let line = found.iter().find(|line| line["source"] == "middle").expect("a line");
+    assert_eq!(line["similarity"].as_f64(), Some(expected));
+    let message = error(&["prompts", "similar", &short, "--model", &demo]);
+    assert!(message.contains("--to"), "{message}");
+    let message =
+        error(&["prompts", "similar", &short, "--model", &demo, "--prompt", &long, "--task", "sst2"]);
+    assert!(message.contains("--to"), "{message}");
+}
+
+#[test]
+fn a_merged_prompt_says_of_what_it_is_the_mean() {
+    let work = Work::new();
+    let data = work.path("data/sst2");
+    for name in ["one", "two"] {
+        work.train(name, &["--task", "sst2", "--data", &data, "--method", "prompt-tuning"]);
+    }
+    let (saved, imported) = (fixture("peft/saved"), work.path("imported.safetensors"));
+    success(&["prompts", "import", &saved, "--out", &imported]);
+    let (both, again) = (work.path("both.safetensors"), work.path("again.safetensors"));
+    let [one, two] = ["one", "two/prompt.safetensors"].map(|name| work.path(name));
+    let said = success(&["prompts", "merge", &one, &two, "--weights", "3,1", "--out", &both]);
+    assert!(said.contains("0.7500 one, 0.2500 two"), "{said}");
+    let merged = Prompt::load(Path::new(&both)).expect("a prompt");
+    let parts: Vec<(&str, f64, Option<&str>)> = merged
+        .metadata()
+        .merged_from
+        .iter()
+        .map(|part| (part.name.as_str(), part.weight, part.task.as_deref()))
+        .collect();
+    assert_eq!(parts, [("one", 0.75, Some("sst2")), ("two", 0.25, Some("sst2"))]);
+    let shown = success(&["prompts", "show", &both]);
+    assert!(shown.contains("merged from    0.7500 one (sst2)"), "{shown}");
+    let listed = success(&["prompts", "list", &both]);
+    assert!(listed.contains("(the mean of 0.7500 one, 0.2500 two)"), "{listed}");
+    let json: serde_json::Value =
+        serde_json::from_str(&success(&["prompts", "list", "--json", &both])).expect("JSON");
+    assert_eq!(json["merged_from"][1]["weight"], 0.25);
+    // Where a part came from goes with it.
+    success(&["prompts", "merge", &imported, "--out", &again]);
+    let shown = success(&["prompts", "show", &again]);
+    assert!(shown.contains("1.0000 imported (a PEFT adapter, saved)"), "{shown}");
+}
+
+#[test]
+fn a_list_tells_the_runs_of_a_sweep_apart_in_the_order_of_their_numbers() {
+    let work = Work::new();
+    let demo = manifest().join("demo").display().to_string();
+    let sweep = format!(
+        "model = {demo:?}\ntask = \"sst2\"\ndata = {:?}\nmethod = \"prompt-tuning\"\nprompt-length = 4\n\
+         steps = 1\n[sweep]\nseed = [2, 10]\nlearning-rate = [0.5]\n",
+        work.path("data/sst2")
+    );
+    work.write("sweep.toml", &sweep);
+    success(&["sweep", &work.path("sweep.toml"), "--out", &work.path("sweep")]);
+    let listed = success(&["prompts", "list", &work.path("sweep")]);
+    let runs: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        runs.iter().map(|run| &run[7..9]).collect::<Vec<_>>(),
+        [["0.5", "2"], ["0.5", "10"]],
+        "{listed}"
+    );
+}
+
+#[test]
+fn the_folder_of_a_run_stands_for_its_prompt() {
+    let work = Work::new();
+    let data = work.path("data/sst2");
+    for (name, seed) in [("one-0.1", "1"), ("one-0.2", "2")] {
+        work.train(name, &["--task", "sst2", "--data", &data, "--method", "prompt-tuning", "--seed", seed]);
+    }
+    let [one, two] = ["one-0.1", "one-0.2"].map(|name| work.path(name));
+    let sources = format!("{one},{two}/prompt.safetensors");
+    let attempt = ["--task", "sst2", "--data", &data, "--rank", "4"];
+    work.train("run", &[&attempt[..], &["--sources", &sources]].concat());
+    let as_files = format!("{one}/prompt.safetensors,{two}/prompt.safetensors");
+    work.train("files", &[&attempt[..], &["--sources", &as_files]].concat());
+    let judge = |run: &str| success(&["evaluate", "--run", &work.path(run), "--json"]);
+    let judged: serde_json::Value = serde_json::from_str(judge("run").trim()).expect("JSON");
+    assert_eq!(judged["prompts"], serde_json::json!(["one-0.1", "one-0.2", "target"]));
+    assert_eq!(judge("run"), judge("files"));
+    let twice = format!("{one},{one}/prompt.safetensors");
+    let model = manifest().join("demo").display().to_string();
+    let train = |sources: &str| {
+        let fixed =
+            ["train", "--model", &model, "--prompt-length", "4", "--steps", "1", "--out", &work.path("no")];
+        error(&[&fixed[..], &attempt, &["--sources", sources]].concat())
+    };
+    assert!(train(&twice).contains("twice"));
+    assert!(train(&work.path("data")).contains("a folder without prompt.safetensors"));
+
+    let (run, more, less) = (work.path("run"), work.path("more"), work.path("less"));
+    success(&["prompts", "remove", "--run", &run, "--source", "one-0.2", "--out", &less]);
+    let said = success(&["prompts", "add", "--run", &less, "--source", &two, "--out", &more]);
+    assert!(said.contains("one-0.1") && said.contains("one-0.2"), "{said}");
+    assert_eq!(judge("more"), judge("run"));
+    assert!(success(&["prompts", "show", &one]).starts_with("one-0.1: 4 rows"));
+
+    // Of several tasks none is the run's prompt.
+    let both = format!("sst2,{}", work.path("stars.toml"));
+    work.train("tasks", &["--task", &both, "--data", &work.path("data"), "--method", "prompt-tuning"]);
+    let message = train(&work.path("tasks"));
+    assert!(
+        message.contains("prompts/sst2.safetensors") && message.contains("prompts/stars.safetensors"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_scorer_is_pretrained_on_other_tasks_than_the_sources_with_a_note_that_names_them() {
+    let work = Work::new();
+    let (stars, data) = (work.path("stars.toml"), work.path("data"));
+    let sst2 = work.path("data/sst2");
+    work.train("sst2", &["--task", "sst2", "--data", &sst2, "--method", "prompt-tuning"]);
+    work.train("named", &["--task", &stars, "--data", &work.path("data/stars"), "--method", "prompt-tuning"]);
+    let demo = manifest().join("demo").display().to_string();
+    let notes = |out: &str, task: &str, data: &str, sources: &[&str]| {
+        let sources: Vec<String> = sources.iter().map(|name| work.path(name)).collect();
+        let fixed = ["train", "--model", &demo, "--prompt-length", "4", "--steps", "1", "--rank", "4"];
+        let (_, _, errors) = run(&[
+            &fixed[..],
+            &["--pretrain-scorer", "--task", task, "--data", data, "--sources", &sources.join(",")],
+            &["--out", &work.path(out)],
+        ]
+        .concat());
+        errors
+    };
+    let both = format!("sst2,{stars}");
+    let said = notes("a", &both, &data, &["sst2", "named"]);
+    assert!(said.contains("training of stars") && !said.contains("--pretrain-scorer"), "{said}");
+    let said = notes("b", &both, &data, &["sst2"]);
+    assert!(said.contains("no source prompt is known to be learnt on stars"), "{said}");
+    assert_eq!(said.matches("--pretrain-scorer").count(), 1, "once for all tasks: {said}");
+    let said = notes("c", "sst2", &sst2, &["sst2", "named"]);
+    assert!(said.contains("not trained on the task of named (learnt on stars)"), "{said}");
+}
+
+#[test]
+fn info_gives_no_advice_about_a_flag_that_it_was_not_given() {
+    let said = success(&["info", "--product-size", "0"]);
+    assert!(said.contains("cuda ") && !said.contains("leave"), "{said}");
 }

@@ -1,5 +1,8 @@
 //! `promptmix prompts`: prompts as modules that can be looked at, exchanged, and put into and out of trained runs.
 
+mod nearest;
+mod similar;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,6 +18,8 @@ use crate::train::{self, RunFolder};
   promptmix prompts list runs
   promptmix prompts import released/prefix_embeddings.pt --model google-t5/t5-base --task mnli --out mnli.safetensors
   promptmix prompts add --run runs/mrpc --source qnli.safetensors --out runs/mrpc-with-qnli
+  promptmix prompts similar runs/mnli runs/sst2 --to data/mrpc --task mrpc --model t5-base
+  promptmix prompts nearest runs/sst2 --model t5-small --rows 10
   promptmix prompts export runs/sst2/prompt.safetensors --model t5-small --out adapter")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -37,6 +42,10 @@ enum What {
     Export(Export),
     /// One prompt of several: their weighted mean
     Merge(Merge),
+    /// The words that a prompt's rows are nearest to
+    Nearest(nearest::Arguments),
+    /// Which source prompt suits a task best, as it is
+    Similar(Box<similar::Arguments>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,7 +96,7 @@ struct Remove {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
-    /// A source's file or its name: its stem, or its run's folder for a `prompt.safetensors`
+    /// A source's path or its name: its run's folder, or the file's stem
     #[arg(long, required = true, value_delimiter = ',')]
     source: Vec<String>,
     /// The new run's folder; the old one stays as it is
@@ -169,6 +178,8 @@ impl Arguments {
             What::Import(arguments) => arguments.run(),
             What::Export(arguments) => arguments.run(),
             What::Merge(arguments) => arguments.run(),
+            What::Nearest(arguments) => arguments.run(),
+            What::Similar(arguments) => arguments.run(),
         }?;
         Ok(ExitCode::SUCCESS)
     }
@@ -183,11 +194,12 @@ impl List {
                 false => files.push((path.clone(), Prompt::load(path)?)),
             }
         }
+        // Runs of a sweep are in the order of their numbers.
+        files.sort_by_cached_key(|(path, _)| train::sort_key(&path.to_string_lossy()));
         if !self.json {
-            let heads = ["task", "rows x width", "model", "method", "steps", "metric", "file"];
             println!(
-                "{:<20} {:<13} {:<13} {:<14} {:>7} {:<24} {}",
-                heads[0], heads[1], heads[2], heads[3], heads[4], heads[5], heads[6]
+                "{:<20} {:<13} {:<13} {:<14} {:>7} {:>8} {:>6} {:<24} file",
+                "task", "rows x width", "model", "method", "steps", "rate", "seed", "metric"
             );
         }
         for (path, prompt) in &files {
@@ -198,19 +210,28 @@ impl List {
             let about = prompt.metadata();
             let hash = about.model_sha256.as_deref().map(|hash| hash.chars().take(12).collect::<String>());
             let metric = about.metric.as_ref().map(|(name, value)| format!("{name} {value:.4}"));
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             println!(
-                "{:<20} {:<13} {:<13} {:<14} {:>7} {:<24} {}",
+                "{:<20} {:<13} {:<13} {:<14} {:>7} {:>8} {:>6} {:<24} {}{}",
                 about.task.as_deref().unwrap_or("-"),
                 format!("{} x {}", prompt.length(), prompt.width()),
                 hash.as_deref().unwrap_or("-"),
                 about.method.as_deref().unwrap_or("-"),
-                about.steps.map_or("-".to_owned(), |steps| steps.to_string()),
-                metric.as_deref().unwrap_or("-"),
+                shown(about.steps.map(|steps| steps.to_string())),
+                shown(about.learning_rate.map(|rate| rate.to_string())),
+                shown(about.seed.map(|seed| seed.to_string())),
+                shown(metric),
                 path.display(),
+                match about.origin.as_deref() {
+                    Some(origin) => format!(" ({origin})"),
+                    None => String::new(),
+                },
             );
         }
         if files.is_empty() {
-            eprintln!("no prompts there; promptmix train writes prompt.safetensors into a run's folder");
+            eprintln!(
+                "no prompts there; promptmix train writes prompt.safetensors into a run's folder, and prompts/ of several tasks"
+            );
         }
         Ok(())
     }
@@ -244,7 +265,7 @@ fn json(path: &Path, prompt: &Prompt) -> serde_json::Value {
     serde_json::json!({
         "file": path.display().to_string(), "length": prompt.length(), "width": prompt.width(), "task": about.task,
         "model_sha256": about.model_sha256, "method": about.method, "steps": about.steps, "seed": about.seed,
-        "learning_rate": about.learning_rate, "origin": about.origin,
+        "learning_rate": about.learning_rate, "origin": about.origin, "merged_from": about.merged_from,
         "metric": about.metric.as_ref().map(|(name, _)| name), "metric_value": about.metric.as_ref().map(|(_, value)| value),
     })
 }
@@ -273,6 +294,12 @@ impl Show {
             ("written by", about.promptmix_version.as_ref().map(|version| format!("promptmix {version}"))),
         ] {
             println!("  {name:<14} {}", value.as_deref().unwrap_or("not known"));
+        }
+        for part in &about.merged_from {
+            let of = [part.task.as_deref(), part.origin.as_deref()];
+            let of: Vec<&str> = of.into_iter().flatten().collect();
+            let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join("; ")) };
+            println!("  {:<14} {:.4} {}{of}", "merged from", part.weight, part.name);
         }
         if let Some(note) = note {
             println!("  {:<14} {note}", "note");
@@ -412,7 +439,9 @@ impl Export {
 
 impl Merge {
     fn run(&self) -> Result<()> {
-        let loaded = self.prompts.iter().map(|path| Prompt::load(path)).collect::<Result<Vec<_>>>()?;
+        let named = self.prompts.iter().zip(train::source_names(&self.prompts));
+        let loaded =
+            named.map(|(path, name)| Ok(Prompt::load(path)?.with_name(name))).collect::<Result<Vec<_>>>()?;
         let weights = match (&self.weights, &self.towards) {
             (Some(weights), _) => weights.clone(),
             (None, Some(target)) => {

@@ -10,6 +10,30 @@ use crate::config::{SETTINGS, Setting, Values};
 #[derive(Clone, Debug, Default)]
 pub(super) struct SettingFlags(pub(super) Table);
 
+/// The settings that say what a task's rows are and how they are answered, by their keys.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TaskFlags(pub(super) Table);
+
+/// Their keys.
+const OF_TASKS: [&str; 11] = [
+    "task",
+    "template",
+    "labels",
+    "label-field",
+    "lowercase",
+    "splits",
+    "split-validation-test",
+    "max-source-length",
+    "max-target-length",
+    "validation-rows",
+    "decoding",
+];
+
+/// A flag each of the settings of a task.
+fn of_tasks() -> impl Iterator<Item = &'static Setting> {
+    as_flags().filter(|setting| OF_TASKS.contains(&setting.key))
+}
+
 /// A flag each, but for the threads, which [`Device`](super::device::Device) has for every command.
 fn as_flags() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(|setting| setting.key != "threads")
@@ -54,22 +78,48 @@ impl FromArgMatches for SettingFlags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for setting in as_flags() {
-            let key = setting.key;
-            let text = || matches.get_one::<String>(key).map(|text| text.clone().into());
-            let value = match setting.values {
-                Values::Switch => matches.get_one::<bool>(key).map(|&value| value.into()),
-                Values::Whole(..) => matches.get_one::<i64>(key).map(|&value| value.into()),
-                Values::Real(..) | Values::Portion | Values::Positive(_) => {
-                    matches.get_one::<f64>(key).map(|&value| value.into())
-                }
-                Values::Paths => matches
-                    .get_many::<String>(key)
-                    .map(|paths| Value::Array(paths.map(|path| path.clone().into()).collect())),
-                _ => text(),
-            };
-            self.0.extend(value.map(|value| (key.to_owned(), value)));
-        }
+        self.0.extend(as_flags().filter_map(|setting| given(setting, matches)));
         Ok(())
     }
+}
+
+impl Args for TaskFlags {
+    fn augment_args(command: Command) -> Command {
+        of_tasks().fold(command, |command, setting| command.arg(flag(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for TaskFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.extend(of_tasks().filter_map(|setting| given(setting, matches)));
+        Ok(())
+    }
+}
+
+/// The key of a setting and its value, if its flag was given.
+fn given(setting: &Setting, matches: &ArgMatches) -> Option<(String, Value)> {
+    let key = setting.key;
+    let text = || matches.get_one::<String>(key).map(|text| text.clone().into());
+    let value = match setting.values {
+        Values::Switch => matches.get_one::<bool>(key).map(|&value| value.into()),
+        Values::Whole(..) => matches.get_one::<i64>(key).map(|&value| value.into()),
+        Values::Real(..) | Values::Portion | Values::Positive(_) => {
+            matches.get_one::<f64>(key).map(|&value| value.into())
+        }
+        Values::Paths => matches
+            .get_many::<String>(key)
+            .map(|paths| Value::Array(paths.map(|path| path.clone().into()).collect())),
+        _ => text(),
+    };
+    value.map(|value| (key.to_owned(), value))
 }

@@ -275,6 +275,13 @@ pub(super) fn sentinel(number: usize) -> String {
     format!("<extra_id_{number}>")
 }
 
+/// Whether a piece is a sentinel; those of an mT5 begin with a blank.
+pub(super) fn is_sentinel(piece: &str) -> bool {
+    let name = piece.strip_prefix('▁').unwrap_or(piece);
+    let number = name.strip_prefix("<extra_id_").and_then(|rest| rest.strip_suffix('>'));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// A token that marks rather than says something, found in the text as it stands.
 pub(super) fn special(content: &str) -> AddedToken {
     AddedToken::from(content.to_owned(), true).normalized(false)

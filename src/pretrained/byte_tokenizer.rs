@@ -116,6 +116,17 @@ impl ByteTokenizer {
         ids
     }
 
+    /// The content of a token, or the letter or `<0xC3>` of a byte, and whether it is a special token; `None` for an id that
+    /// neither has.
+    pub(super) fn token(&self, id: u32) -> Option<(String, bool)> {
+        if let Some(token) = self.tokens.get(&id) {
+            return Some((token.content.clone(), token.special));
+        }
+        let byte = id.checked_sub(FIRST.len() as u32).and_then(|byte| u8::try_from(byte).ok())?;
+        let is_letter = byte.is_ascii_graphic() || byte == b' ';
+        Some((if is_letter { char::from(byte).to_string() } else { format!("<0x{byte:02X}>") }, false))
+    }
+
     /// The text of `ids`; marks, special tokens, ids of nothing, and bytes that make no letter are left out.
     pub(super) fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = Vec::with_capacity(ids.len());

@@ -223,6 +223,15 @@ impl Checkpoint {
         self.read_into(self.embedding, &self.embedding_shape(), values)
     }
 
+    /// Shows `visit` the embedding in order, some whole rows of D numbers at a time, without holding it as a whole.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::embedding`], and the first of `visit`.
+    pub fn visit_embedding(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        self.check_embeddings_agree()?;
+        self.file(self.embedding)?.visit_rows(self.embedding, self.embedding_shape(), visit)
+    }
+
     /// Whether the decoder's output matrix is the embedding: there is no `lm_head.weight`, or it holds the same values.
     /// [`T5Config::scales_decoder_outputs`] says whether its input is scaled.
     pub fn output_is_tied(&self) -> bool {

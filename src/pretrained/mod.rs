@@ -21,7 +21,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
 pub use hub::{FoundData, find_data, is_hub_id, locate, locate_data};
 pub use tensor_file::{ElementType, TensorFile};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Token, TokenKind, Tokenizer};
 
 use crate::error::{Error, Result};
 use crate::files;

@@ -221,19 +221,52 @@ impl TensorFile {
             };
             rest = after;
             convert(entry.element, bytes, chunk);
-            match chunk.iter().position(|value| !value.is_finite()) {
-                None => {
-                    index += count;
-                    Ok(())
-                }
-                Some(at) => Err(Error::tensor(
-                    name,
-                    "finite values",
-                    format!("{} at index {} in {}", chunk[at], index + at, self.path.display()),
-                    "the file is damaged or its training diverged; fetch or export it again",
-                )),
-            }
+            self.check_finite(name, chunk, index)?;
+            index += count;
+            Ok(())
         })
+    }
+
+    /// Shows `visit` a matrix of the expected shape in order, some whole rows at a time: about two megabytes of the file are held
+    /// at a time where it stores the matrix row by row.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`], and the first of `visit`.
+    pub fn visit_rows(
+        &self,
+        name: &str,
+        expected_shape: [usize; 2],
+        visit: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let entry = self.checked_entry(name, &expected_shape)?;
+        let width = expected_shape[1].max(1);
+        let mut index = 0;
+        // What a part of the file ends with may be the front of a row.
+        let mut rows: Vec<f32> = Vec::new();
+        self.visit(name, entry, |bytes| {
+            let kept = rows.len();
+            rows.resize(kept + bytes.len() / entry.element.bytes().unwrap_or(1), 0.0);
+            convert(entry.element, bytes, &mut rows[kept..]);
+            self.check_finite(name, &rows[kept..], index)?;
+            index += rows.len() - kept;
+            let whole = rows.len() / width * width;
+            if whole > 0 {
+                visit(&rows[..whole])?;
+                rows.drain(..whole);
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether all of `values` are finite, the first of which has the index `first` in the tensor.
+    fn check_finite(&self, name: &str, values: &[f32], first: usize) -> Result<()> {
+        let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+        Err(Error::tensor(
+            name,
+            "finite values",
+            format!("{} at index {} in {}", values[at], first + at, self.path.display()),
+            "the file is damaged or its training diverged; fetch or export it again",
+        ))
     }
 
     /// Shows `visit` the tensor's bytes in row-major order, a whole number of elements at a time, and hands each part's

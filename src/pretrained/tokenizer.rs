@@ -12,7 +12,7 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::sequence::Sequence;
 use tokenizers::{ModelWrapper, PostProcessorWrapper};
 
-use super::added_tokens::Additions;
+use super::added_tokens::{Additions, is_sentinel};
 use super::byte_tokenizer::{self, ByteTokenizer};
 use super::{T5Config, charsmap, sentencepiece, small_file};
 use crate::error::{Error, Result};
@@ -49,6 +49,41 @@ impl std::fmt::Debug for Tokenizer {
             .field("path", &self.path)
             .field("vocabulary_size", &self.vocabulary_size)
             .finish_non_exhaustive()
+    }
+}
+
+/// An id of the vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The piece as the vocabulary writes it, `▁` for a blank; of a ByT5 a letter, or `<0xC3>` for a byte that is none. Empty for
+    /// an id that is none's.
+    pub text: String,
+    /// What it is.
+    pub kind: TokenKind,
+}
+
+/// What an id of the vocabulary stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Text.
+    Text,
+    /// A masked span in pre-training: `<extra_id_0>` and so on.
+    Sentinel,
+    /// A mark, as padding and the end of a sequence.
+    Special,
+    /// Nothing: T5's vocabulary is padded beyond its tokenizer's.
+    Unused,
+}
+
+impl TokenKind {
+    /// Its name in one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Sentinel => "sentinel",
+            Self::Special => "special",
+            Self::Unused => "unused",
+        }
     }
 }
 
@@ -248,6 +283,31 @@ impl Tokenizer {
             Inner::Pieces(_) => self.vocabulary_size,
             Inner::Bytes(_) => byte_tokenizer::PIECES as usize,
         }
+    }
+
+    /// What `id` stands for.
+    pub fn token(&self, id: u32) -> Token {
+        let (text, is_special) = match &self.inner {
+            Inner::Pieces(pieces) => {
+                let text = pieces.id_to_token(id);
+                let is_special =
+                    text.as_ref().is_some_and(|text| pieces.get_added_vocabulary().is_special_token(text));
+                (text, is_special)
+            }
+            Inner::Bytes(bytes) => match bytes.token(id) {
+                Some((text, is_special)) => (Some(text), is_special),
+                None => (None, false),
+            },
+        };
+        let Some(text) = text else { return Token { text: String::new(), kind: TokenKind::Unused } };
+        let kind = if is_sentinel(&text) {
+            TokenKind::Sentinel
+        } else if is_special || self.marks.contains(&id) || self.unknown == Some(id) {
+            TokenKind::Special
+        } else {
+            TokenKind::Text
+        };
+        Token { text, kind }
     }
 
     /// The id of text that the vocabulary has no piece for; `None` where there is a piece for every text.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Prompt, PromptMetadata, numpy, peft, stem, torch};
+use super::{Prompt, PromptMetadata, numpy, peft, run, stem, torch};
 use crate::error::{Error, Result};
 use crate::pretrained::TensorFile;
 
@@ -39,7 +39,7 @@ pub struct ImportSettings {
 }
 
 /// Reads a prompt in any known format: this program's own, an array that NumPy saved (`.npy`), what `torch.save` wrote
-/// (`.pt`, `.pth`, `.bin`), a PEFT adapter's folder, or the folder of a run of the authors' code.
+/// (`.pt`, `.pth`, `.bin`), a PEFT adapter's folder, or the folder of a run of this program or of the authors' code.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another format; those of reading the file.
@@ -62,11 +62,15 @@ pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
             (adapter.matrix, "a PEFT adapter", adapter.model, adapter.note)
         } else if folder.join(RELEASED).is_file() {
             (torch::read(&folder.join(RELEASED))?, "a file of PyTorch", None, None)
+        } else if run::is_run(folder) {
+            return Ok(Imported { prompt: Prompt::load(folder)?, model: None, note: None });
         } else {
             return Err(Error::unsupported(
                 format!("the folder {}", path.display()),
-                format!("neither it nor a folder in it holds adapter_config.json, nor it {RELEASED}"),
-                "give the folder of a PEFT adapter, or the prompt's own file",
+                format!(
+                    "neither it nor a folder in it holds adapter_config.json, nor it {RELEASED} or run.json"
+                ),
+                "give the folder of a PEFT adapter or of a run, or the prompt's own file",
             ));
         }
     } else {

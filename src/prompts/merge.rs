@@ -1,9 +1,10 @@
 //! One prompt of several: a weighted mean, by given weights or by likeness to another prompt (Vu et al., 2022).
 
-use super::{Prompt, PromptMetadata};
+use super::{MergedPart, Prompt, PromptMetadata};
 use crate::error::{Error, Result};
 
-/// The mean of `prompts`, each counted by its weight over the sum of all; row m of it is the mean of the rows m.
+/// The mean of `prompts`, each counted by its weight over the sum of all; row m of it is the mean of the rows m. Its metadata
+/// keeps their names, tasks and origins, and the weights.
 ///
 /// # Errors
 /// [`Error::Setting`] if there is no prompt, their sizes or models differ, there are not as many weights, or they do not
@@ -38,15 +39,20 @@ pub fn merge(name: &str, prompts: &[Prompt], weights: &[f64]) -> Result<Prompt> 
             *mean += weight / sum * f64::from(value);
         }
     }
-    let parts: Vec<String> = prompts
-        .iter()
-        .zip(weights)
-        .map(|(prompt, weight)| format!("{:.4} {}", weight / sum, prompt.name()))
-        .collect();
+    let part = |(prompt, weight): (&Prompt, &f64)| MergedPart {
+        name: prompt.name().to_owned(),
+        weight: weight / sum,
+        task: prompt.metadata().task.clone(),
+        origin: prompt.metadata().origin.clone(),
+    };
+    let merged_from: Vec<MergedPart> = prompts.iter().zip(weights).map(part).collect();
+    let parts: Vec<String> =
+        merged_from.iter().map(|part| format!("{:.4} {}", part.weight, part.name)).collect();
     let metadata = PromptMetadata {
         model_sha256: model.map(str::to_owned),
         method: Some("merge".into()),
         origin: Some(format!("the mean of {}", parts.join(", "))),
+        merged_from,
         ..PromptMetadata::default()
     };
     let values = mean.into_iter().map(|value| value as f32).collect();

@@ -6,14 +6,18 @@
 
 mod import;
 mod merge;
+mod nearest;
 mod numpy;
 mod peft;
+mod run;
 mod scorer;
 mod torch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -22,7 +26,9 @@ use crate::pretrained::{ElementType, TensorFile};
 use import::Matrix;
 pub use import::{ImportSettings, Imported, import, import_with};
 pub use merge::{merge, similarity, weights_by_similarity};
+pub use nearest::{Neighbor, nearest};
 pub use peft::export;
+pub use run::{file_of, name_of};
 pub use scorer::SavedScorer;
 
 /// The name of the one tensor in the file.
@@ -50,8 +56,25 @@ pub struct PromptMetadata {
     pub metric: Option<(String, f64)>,
     /// Where it came from if it was not trained here: the file that was imported, the prompts that were merged.
     pub origin: Option<String>,
+    /// What it is the weighted mean of, if it was merged.
+    pub merged_from: Vec<MergedPart>,
     /// The version of this crate that wrote the file; filled in when it is saved.
     pub promptmix_version: Option<String>,
+}
+
+/// A prompt that was merged into another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergedPart {
+    /// What it was called.
+    pub name: String,
+    /// Its weight; those of all parts sum to 1.
+    pub weight: f64,
+    /// The task it was trained on, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Where it came from itself, if it was not trained by this program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 /// A soft prompt: M rows of width D, all finite.
@@ -91,13 +114,19 @@ impl Prompt {
     }
 
     /// Reads the prompt that [`Prompt::save`] wrote at `path`, or any safetensors file with a tensor `prompt`, M x D of
-    /// f32. Its name is the file's stem.
+    /// f32. Its name is the file's stem. The folder of a run stands for the prompt in it, by the folder's name.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Format`] if the file is missing, broken or contradicts itself, [`Error::Tensor`] if
-    /// the tensor is absent, of another type or rank, or not finite, [`Error::Unsupported`] if a newer version wrote it.
+    /// [`Error::File`] or [`Error::Format`] if the file is missing, broken or contradicts itself, or the folder holds no or
+    /// several prompts, [`Error::Tensor`] if the tensor is absent, of another type or rank, or not finite,
+    /// [`Error::Unsupported`] if a newer version wrote it.
     pub fn load(path: &Path) -> Result<Self> {
-        Self::from_file(TensorFile::open_safetensors(path)?)
+        let file = file_of(path)?;
+        let mut prompt = Self::from_file(TensorFile::open_safetensors(&file)?)?;
+        if file != path {
+            prompt.name = name_of(path);
+        }
+        Ok(prompt)
     }
 
     /// As [`Prompt::load`], from bytes that came from elsewhere; `path` names the prompt and appears in errors.
@@ -167,9 +196,21 @@ impl Prompt {
             ("metric", metric),
             ("metric_value", metric_value.map(|value| value.to_string())),
             ("origin", metadata.origin.clone()),
+            (
+                "merged_from",
+                (!metadata.merged_from.is_empty())
+                    .then(|| serde_json::json!(metadata.merged_from).to_string()),
+            ),
         ];
         written.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?))));
         save_tensors(path, &written, &[(tensor, &[self.length, self.width], &self.values)])
+    }
+
+    /// The same prompt by another name.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// The same prompt with other metadata.
@@ -235,14 +276,15 @@ impl Prompt {
     }
 }
 
-/// Loads the prompts to be mixed, in the order given. Each must have width `d_model`, and all one length. Two files of
-/// equal stem are told apart by their folders: `sst2/best` and `mnli/best`.
+/// Loads the prompts to be mixed, in the order given: files, or folders of runs. Each must have width `d_model`, and all one
+/// length. Two files of equal stem are told apart by their folders: `sst2/best` and `mnli/best`.
 ///
 /// # Errors
 /// Whatever [`Prompt::load`] returns, and [`Error::Setting`] if a width or length differs or a file is given twice.
 pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
+    let files = paths.iter().map(|path| file_of(path)).collect::<Result<Vec<PathBuf>>>()?;
     let mut prompts: Vec<Prompt> = Vec::new();
-    for (path, name) in paths.iter().zip(&source_names(paths)) {
+    for (path, name) in files.iter().zip(&source_names(&files)) {
         let mut prompt = Prompt::load(path)?;
         prompt.check_fits(d_model, None)?;
         if let Some(first) = prompts.first()
@@ -315,6 +357,13 @@ fn read_metadata(
         ));
     }
     let text = |key: &str| written.get(key).cloned();
+    let merged_from = match written.get("merged_from") {
+        Some(json) => serde_json::from_str(json).map_err(|error| {
+            let expected = "a list of names and weights as merged_from in the metadata";
+            Error::format(path, None, expected, error.to_string(), "merge the prompts again")
+        })?,
+        None => Vec::new(),
+    };
     let metric = text("metric").zip(number(path, written, "metric_value")?);
     let metadata = PromptMetadata {
         task: text("task"),
@@ -325,6 +374,7 @@ fn read_metadata(
         seed: number(path, written, "seed")?,
         metric,
         origin: text("origin"),
+        merged_from,
         promptmix_version: text("promptmix_version"),
     };
     Ok((metadata, number(path, written, "length")?, number(path, written, "width")?))

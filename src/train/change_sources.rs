@@ -76,7 +76,7 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
             copy(&entry.path(), &kept.join(entry.file_name()))?;
         }
     }
-    let names: Vec<String> = prompts.iter().map(|prompt| prompt.name().to_owned()).collect();
+    let names = super::source_names(sources);
     new.note(&format!("sources of {} changed to {}", folder.display(), names.join(", ")))?;
     Ok(names)
 }

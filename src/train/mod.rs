@@ -32,6 +32,7 @@ pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
 pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
+pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::prompts;
 use crate::tasks::Task;
 
 /// Sets a trainer on the last checkpoint of the run in `path`, and opens its folder to go on with.
@@ -107,17 +109,12 @@ pub fn task(config: &RunConfig) -> Result<Task> {
     Ok(task.with_lowercase(lowercase))
 }
 
-/// What to call the prompts at `paths` where people read it: a run's own `prompt.safetensors` by its folder, others by
-/// their stem; equal names get numbers.
+/// What to call the prompts at `paths` where people read it: a run's folder and its own `prompt.safetensors` by the folder's
+/// name, others by their stem; equal names get numbers.
 pub fn source_names(paths: &[PathBuf]) -> Vec<String> {
     let mut names: Vec<String> = Vec::with_capacity(paths.len());
     for path in paths {
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let folder = path.parent().and_then(Path::file_name);
-        let name = match folder {
-            Some(folder) if stem == "prompt" => folder.to_string_lossy().into_owned(),
-            _ => stem.into_owned(),
-        };
+        let name = prompts::name_of(path);
         let same =
             names.iter().filter(|other| **other == name || other.starts_with(&format!("{name} ("))).count();
         names.push(if same == 0 { name } else { format!("{name} ({})", same + 1) });

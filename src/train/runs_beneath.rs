@@ -80,8 +80,9 @@ fn search(
     Ok(())
 }
 
-/// Parts of a name: what is no digit as it stands, digits by how long their number is and then by the number.
-fn sort_key(name: &str) -> Vec<(String, usize, String)> {
+/// What names are ordered by, numbers in them by their value. Parts of a name: what is no digit as it stands, digits by how
+/// long their number is and then by the number.
+pub(crate) fn sort_key(name: &str) -> Vec<(String, usize, String)> {
     let mut key = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Monitor;
+use super::setup::other_tasks;
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
@@ -53,6 +54,9 @@ impl TaskData {
                 label.escape_debug(),
                 written.escape_debug()
             ));
+        }
+        if let Some(note) = other_tasks(config, &task)? {
+            monitor.note(&note);
         }
         let longest_target = longest_target(frozen, config, &task)?;
         let found = find(&task, &place)?;

@@ -176,6 +176,21 @@ impl<E: Element> Cpu<E> {
         best
     }
 
+    /// The products of each row of `a`, \[A, width\], with each of `b`, \[B, width\]: \[A, B\].
+    ///
+    /// # Panics
+    /// If a length is no multiple of the width.
+    pub fn row_products(&self, a: &[E], b: &[E], width: usize) -> Vec<E> {
+        assert!(a.len().is_multiple_of(width) && b.len().is_multiple_of(width), "whole rows");
+        let (rows, columns) = (a.len() / width, b.len() / width);
+        let mut products = vec![E::zero(); rows * columns];
+        let (a, b) = (View::new(a, rows, width, width), View::new(b, columns, width, width));
+        let blocks = Blocks { size: rows, inner_threads: self.threads() };
+        let destination = ViewMut::new(&mut products, rows, columns, columns);
+        self.run(|| self.multiply(destination, false, a, b.transposed(), blocks));
+        products
+    }
+
     /// An activation that holds `values`, \[rows, width\]; the length must be a multiple of the width.
     pub fn activation_of(&self, values: &[f64], width: usize) -> Rows<E> {
         let mut rows = self.allocate(values.len() / width, width);

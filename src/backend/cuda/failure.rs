@@ -13,8 +13,8 @@ pub(super) fn no_kernels() -> Error {
     Error::unsupported(
         "--device cuda",
         "this program was built without nvcc and holds no GPU kernels",
-        "install the CUDA toolkit (or run scripts/install-cuda-compiler in the sources) and build again, or leave the flag out to \
-         compute on the CPU",
+        "install the CUDA toolkit (or run scripts/install-cuda-compiler in the sources) and build again; --device cpu, the default, \
+         needs none",
     )
 }
 
@@ -22,7 +22,7 @@ pub(super) fn no_driver() -> Error {
     Error::unsupported(
         "--device cuda",
         "the NVIDIA driver's library libcuda.so was not found",
-        "install the NVIDIA driver, or leave the flag out to compute on the CPU",
+        "install the NVIDIA driver; --device cpu, the default, needs none",
     )
 }
 
@@ -56,7 +56,7 @@ pub(super) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
     Error::unsupported(
         format!("{name} (compute capability {major}.{minor})"),
         format!("the kernels need {}.{} or newer", OLDEST.0, OLDEST.1),
-        "leave --device out to compute on the CPU",
+        "--device cpu, the default, computes without it",
     )
 }
 
