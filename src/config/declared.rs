@@ -56,7 +56,7 @@ settings! {
         method: Method = Method::default(), choice::<Method>();
         /// A set of defaults.
         preset: Preset = Preset::default(), choice::<Preset>();
-        /// Frozen source prompts; with commas between them on the command line.
+        /// Frozen source prompts, files or the folders of their runs; with commas between them on the command line.
         sources: Vec<PathBuf> = Vec::new(), Values::Paths, else "none";
         /// How the target prompt starts.
         prompt_init: Option<PromptInit> = None, choice::<PromptInit>(), else "vocabulary; with spot, or with initial-prompt: prompt",
