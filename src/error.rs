@@ -83,13 +83,11 @@ pub enum Error {
         advice: String,
     },
 
-    /// Whoever listens to a run asked it to end early; its checkpoint is written.
-    #[error("ended on request after step {step} of {steps}, with a checkpoint: {next}")]
+    /// Whoever listens to a run, or to several, asked for an early end; checkpoints are written.
+    #[error("ended on request after {after}, with a checkpoint: {next}")]
     Interrupted {
-        /// Steps taken.
-        step: u64,
-        /// Steps of the whole run.
-        steps: u64,
+        /// How far it came.
+        after: String,
         /// How to go on.
         next: String,
     },

@@ -15,6 +15,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "demo",
             "evaluate",
             "experiment",
+            "metrics",
             "model",
             "pretrained",
             "prompts",

@@ -307,6 +307,10 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
         ("[study]", "[stud]", "study"),
         ("untrained = true", "untrained = 1", "untrained"),
         ("[[study.target]]\nname = \"room\"", "[[study.target]]", "name"),
+        ("name = \"ATTEMPT\"\n", "name = \"ATTEMPT\"\nlearning-rate = 0.5\n", "study.learning-rates"),
+        ("steps = 8", "steps = 8\nseed = 5", "study.seeds"),
+        ("few-shot = 4", "few-shot = 4\nsources = [\"a\"]", "study.source"),
+        ("name = \"room\"", "name = \"?!\"", "different folders"),
         ("name = \"ATTEMPT\"\n", "name = \"ATTEMPT\"\nmodel = \"other\"\n", "one model"),
     ] {
         assert!(text.contains(from), "{from}");

@@ -243,6 +243,11 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
         assert!(said.contains("--resume"), "{said}");
         assert!(step < 200);
         success(&words(&setting.resume(signal)));
+        let log = fs::read_to_string(folder.join("log.txt")).expect("a log");
+        assert!(
+            log.contains(&format!("resumed behind step {step}\n")),
+            "a checkpoint of that very step: {log}"
+        );
         assert!(result(&folder) == expected, "{signal} after step {step}");
     }
 }

@@ -149,9 +149,10 @@ pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
     means.sum::<f64>() / evaluations.len() as f64
 }
 
-/// The end that was asked for, of a comparison.
-pub(super) fn interrupted(step: u64, steps: u64) -> Error {
-    Error::Interrupted { step, steps, next: "the same command goes on from there".into() }
+/// The end that was asked for, of a comparison, `done` runs of `all` of whose present stage are done.
+pub(super) fn interrupted(done: usize, all: usize) -> Error {
+    let after = format!("{done} of {all} runs of this stage");
+    Error::Interrupted { after, next: "the same command goes on from there".into() }
 }
 
 /// Runs of one layout share a batch.
@@ -197,7 +198,7 @@ impl<B: Backend> Runner for Together<'_, B> {
         let mut judged = Vec::with_capacity(runs.len());
         for run in runs {
             if progress.ends() {
-                return Err(interrupted(judged.len() as u64, runs.len() as u64));
+                return Err(interrupted(judged.len(), runs.len()));
             }
             judged.push(judge(self.frozen, run, &mut Silent));
             progress.step();

@@ -221,7 +221,9 @@ impl Study {
         }
         let unique = |of: &str, names: Vec<&str>| {
             let slugs: Vec<String> = names.iter().map(|name| super::grid::slug(name)).collect();
-            let twice = (1..slugs.len()).find(|&index| slugs[..index].contains(&slugs[index]));
+            // A name of signs alone would name no folder.
+            let twice = (0..slugs.len())
+                .find(|&index| slugs[index].is_empty() || slugs[..index].contains(&slugs[index]));
             twice.map_or(Ok(()), |index| {
                 Err(refuse(
                     &format!("names of study.{of} that name different folders"),
@@ -249,6 +251,19 @@ impl Study {
                 ),
             }
         }
+        let study_sets = |of: &str, settings: &Table| {
+            let set = [
+                ("learning-rate", "study.learning-rates"),
+                ("seed", "study.seeds"),
+                ("sources", "study.source"),
+            ];
+            set.iter().find(|(key, _)| settings.contains_key(*key)).map_or(Ok(()), |(key, instead)| {
+                Err(refuse(&format!("`{instead}` in place of `{key}`"), format!("`{key}` of {of}")))
+            })
+        };
+        study_sets("every run", &shared)?;
+        targets.iter().try_for_each(|target| study_sets(&target.name, &target.settings))?;
+        methods.iter().try_for_each(|method| study_sets(&method.name, &method.settings))?;
         let study = Self {
             shared: with_keys_of_now(path, shared)?,
             source_settings: with_keys_of_now(path, declared.source_settings)?,
@@ -289,8 +304,10 @@ impl Study {
             configs.push(self.source_config(source)?);
         }
         let placeholder = vec![PathBuf::from("prompt.safetensors")];
+        let as_is = StudyMethod::as_it_is();
+        let asks_for_best = self.methods.iter().any(|method| method.sources == Sources::Best);
         for target in &self.targets {
-            for method in &self.methods {
+            for method in self.methods.iter().chain(asks_for_best.then_some(&as_is)) {
                 let sources = if method.sources == Sources::None { &[][..] } else { &placeholder };
                 if method.sources != Sources::None && self.sources.is_empty() {
                     let found = "none".to_owned();
@@ -342,7 +359,7 @@ impl Study {
     /// The settings of a source's training.
     pub(super) fn source_config(&self, source: &Source) -> Result<RunConfig> {
         let config = self.config(&[&self.source_settings, &source.settings])?;
-        let seed = self.is_given("seed", &[&self.source_settings, &source.settings]);
+        let seed = [&self.source_settings, &source.settings].iter().any(|layer| layer.contains_key("seed"));
         Ok(RunConfig {
             method: Method::PromptTuning,
             sources: Vec::new(),
@@ -377,7 +394,7 @@ impl Study {
             pretrain_scorer: true,
             task: tasks.join(","),
             data: data.join(",").into(),
-            seed: if self.is_given("seed", &[scorer]) { config.seed } else { self.places[0].seed },
+            seed: if scorer.contains_key("seed") { config.seed } else { self.places[0].seed },
             ..config
         })
     }
@@ -397,10 +414,6 @@ impl Study {
             initial_scorer: scorer.or(config.initial_scorer),
             ..config
         })
-    }
-
-    fn is_given(&self, key: &str, layers: &[&Table]) -> bool {
-        self.shared.contains_key(key) || layers.iter().any(|layer| layer.contains_key(key))
     }
 }
 

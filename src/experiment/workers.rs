@@ -122,7 +122,7 @@ impl<'a> Workers<'a> {
         });
         if ended.load(Ordering::Relaxed) {
             let done = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-            return Err(interrupted(done as u64, jobs.len() as u64));
+            return Err(interrupted(done, jobs.len()));
         }
         let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         results.sort_by_key(|(index, _)| *index);

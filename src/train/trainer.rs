@@ -218,7 +218,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// The end that was asked for; `next` says how to go on.
     pub(super) fn interrupted(&self, next: &str) -> Error {
-        Error::Interrupted { step: self.checkpoint.step, steps: self.steps, next: next.into() }
+        let after = format!("step {} of {}", self.checkpoint.step, self.steps);
+        Error::Interrupted { after, next: next.into() }
     }
 
     /// Makes the folder hold what the run can go on from, before it goes on.
