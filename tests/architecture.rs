@@ -33,7 +33,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("verify", &["backend", "model", "pretrained"]),
     ("model", &["backend", "pretrained"]),
     ("config", &["backend", "data"]),
-    ("prompts", &["pretrained"]),
+    ("prompts", &["backend", "pretrained"]),
     ("data", &["metrics", "tasks"]),
     ("tasks", &["metrics"]),
     ("metrics", &[]),

@@ -42,7 +42,10 @@ impl Work {
             for (split, rows, first) in [("train", 40, 0), ("validation", 12, 100), ("test", 14, 200)] {
                 // Every fifth row says the other thing, so that methods and rates differ in what they reach.
                 let row = |i: usize| {
-                    let (word, label) = (pair[usize::from(i % 3 == 0)], (i % 3 == 0) != (i % 5 == 0));
+                    let (word, label) = (
+                        pair[usize::from(i.is_multiple_of(3))],
+                        (i.is_multiple_of(3)) != (i.is_multiple_of(5)),
+                    );
                     let number = first + i;
                     format!(
                         "{{\"sentence\": \"a {word} {task} number {number}\", \"label\": {}}}\n",
