@@ -32,6 +32,7 @@ pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
 pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
+#[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath};
 pub use schedule::factor;
