@@ -131,7 +131,7 @@ impl Device {
         Err(Error::unsupported(
             format!("--device cuda:{ordinal}"),
             "this program was built without the feature `cuda`",
-            "build it with the feature, or leave the flag out to compute on the CPU",
+            "build it with the feature; --device cpu, the default, needs none",
         ))
     }
 }
