@@ -148,6 +148,7 @@ mod online {
     use std::collections::BTreeSet;
     use std::fs::File;
     use std::path::{Component, Path, PathBuf};
+    use std::sync::{Mutex, PoisonError};
 
     use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
     use hf_hub::{Cache, Repo, RepoType};
@@ -213,7 +214,12 @@ mod online {
         }
     }
 
+    /// Held while something is looked up or fetched: trainings side by side ask for the same files, and a file is put into the cache
+    /// once.
+    static FETCHING: Mutex<()> = Mutex::new(());
+
     pub(super) fn fetch(id: &str) -> Result<PathBuf> {
+        let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let settings = Settings::from_environment()?;
         let cached = Cache::new(settings.cache.clone()).model(id.to_owned());
         let missing = match cached.get(CONFIG).as_deref().and_then(Path::parent) {
@@ -276,6 +282,7 @@ mod online {
     }
 
     pub(super) fn fetch_data(address: &Address<'_>, wanted: &dyn Fn(&str) -> bool) -> Result<FoundData> {
+        let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let settings = Settings::from_environment()?;
         let repo = Repo::new(address.id.to_owned(), RepoType::Dataset);
         let root = settings.cache.join(repo.folder_name());
