@@ -82,11 +82,11 @@ learning-rates = [0.3, 3.0]
 steps = 6
 seed = 3
 [[study.source]]
-name = "film"
-data = "film"
-[[study.source]]
 name = "day"
 data = "day"
+[[study.source]]
+name = "film"
+data = "film"
 [[study.target]]
 name = "room, few"
 data = "room"
@@ -140,11 +140,26 @@ fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
     assert_eq!(results["against"], "ATTEMPT");
     let targets = results["targets"].as_array().expect("targets");
     assert_eq!(targets.len(), 2);
-    let (mut trained, mut distinct) = (0, BTreeSet::new());
+    let (mut trained, mut distinct, mut best_sources) = (0, BTreeSet::new(), BTreeSet::new());
     for target in targets {
         let methods = target["methods"].as_array().expect("methods");
         assert_eq!(methods.len(), 4);
         let attempt = numbers(&methods[3]["test"]);
+        // The best source as it is, the first of equals, is the one that SPoT starts from.
+        let sources = target["sources"].as_array().expect("sources");
+        let validation: Vec<f64> =
+            sources.iter().map(|source| source[1].as_f64().expect("a number")).collect();
+        let best = if validation[1] > validation[0] { "film" } else { "day" };
+        let of_spot = methods[2]["runs"][0][0].as_str().expect("a folder");
+        let run = fs::read(work.path("out").join(of_spot).join("run.json")).expect("a run");
+        let run: Value = serde_json::from_slice(&run).expect("JSON");
+        let started = run["config"]["sources"].as_array().expect("sources");
+        assert_eq!(started.len(), 1);
+        assert!(
+            started[0].as_str().expect("a path").contains(&format!("sources/{best}/")),
+            "{validation:?} {started:?}"
+        );
+        best_sources.insert(best);
         for method in methods {
             let runs = method["runs"].as_array().expect("runs");
             trained += runs.len();
@@ -182,6 +197,7 @@ fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
     }
     assert_eq!(trained, 2 * 3 * 2 * 2);
     assert!(distinct.len() >= 3, "results that differ: {distinct:?}");
+    assert!(best_sources.contains("film"), "not always the first: {best_sources:?}");
     assert!(said.contains("(published 0.75)"), "{said}");
     assert_eq!(work.file("out", "results.tsv").lines().count(), 1 + trained);
     // Few rows are drawn anew for each seed.
@@ -338,4 +354,28 @@ fn a_study_in_a_folder_of_another_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("scorer") && said.contains("constant"), "{said}");
     assert_eq!(work.file("out", "table.md"), before);
+}
+
+#[test]
+fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
+    let work = Work::new();
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    let draws = text.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7, 8, 9]");
+    fs::write(work.path("study.toml"), &draws).expect("written");
+    let study = Study::read(&work.path("study.toml")).expect("a study");
+    let places: Vec<(u64, usize)> = study.places.iter().map(|place| (place.seed, place.data)).collect();
+    assert_eq!(places, [(1, 7), (1, 8), (1, 9), (2, 7), (2, 8), (2, 9)]);
+    assert_eq!(study.plan().expect("a plan").judged, 2 * 4 * 6);
+
+    // The data elsewhere, and a model of another name.
+    fs::create_dir(work.path("rows")).expect("a folder");
+    for task in ["film", "day", "room"] {
+        fs::rename(work.path(task), work.path("rows").join(task)).expect("moved");
+    }
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").display().to_string();
+    fs::write(work.path("study.toml"), text.replace(&format!("{demo:?}"), "\"no/model\"")).expect("written");
+    let said = String::from_utf8_lossy(&work.compare("out", &["--model", &demo]).stderr).into_owned();
+    assert!(said.contains("the folder day"), "there is no data here: {said}");
+    let said = work.success("other", &["--model", &demo, "--data-root", "rows"]);
+    assert!(said.contains("| room, few |"), "{said}");
 }

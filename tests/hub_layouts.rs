@@ -424,5 +424,20 @@ fn the_papers_studies_go_from_the_hub_to_their_tables() {
             assert!(said.contains(published), "{study}: no {published} in {said}");
         }
         assert!(Path::new(&out).join("table.md").is_file());
+        if study == "paper-multi-task" {
+            let config = |run: &str| {
+                let path = Path::new(&out).join(run).join("run.json");
+                let run: Value = serde_json::from_slice(&std::fs::read(path).expect("a run")).expect("JSON");
+                run["config"].clone()
+            };
+            // The scorer is trained on the sources' own tasks; the method that asks for it starts from it, the other does not.
+            let scorer = config("scorer");
+            assert_eq!(scorer["task"], "mnli,qnli,qqp,sst2,squad,superglue-record");
+            assert_eq!(scorer["pretrain-scorer"], true);
+            assert_eq!(config("runs/glue/attempt-rate-0.3-seed-42")["initial-scorer"], Value::Null);
+            let trained = config("runs/glue/attempt-trained-scorer-rate-0.3-seed-42");
+            assert!(trained["initial-scorer"].as_str().expect("a scorer").ends_with("scorer"), "{trained}");
+            assert_eq!(trained["splits"], "paper");
+        }
     }
 }

@@ -591,6 +591,7 @@ fn a_killed_sweep_goes_on_bit_for_bit() {
         let [killed, unbroken] = ["killed", "unbroken"].map(|sweep| setting.path(&format!("{sweep}/{run}")));
         assert!(result(Path::new(&killed)) == result(Path::new(&unbroken)), "{run}");
     }
+    check_results(&setting);
     let table = fs::read_to_string(setting.path("killed/results.tsv")).expect("a table");
     assert_eq!(table, fs::read_to_string(setting.path("unbroken/results.tsv")).expect("a table"));
     assert_eq!(table.lines().count(), 1 + 4);
@@ -650,6 +651,88 @@ fn a_run_remembers_the_settings_that_it_was_not_given() {
     success(&again);
     let [mixed, again] = ["mixed", "again"].map(|name| files(Path::new(&setting.path(name))));
     assert!(mixed["last.safetensors"] == again["last.safetensors"]);
+}
+
+/// `results.tsv` of the unbroken sweep against the runs' own folders: what differs, and what repeats.
+fn check_results(setting: &Setting) {
+    let table = fs::read_to_string(setting.path("unbroken/results.tsv")).expect("a table");
+    let mut lines = table.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let head = lines.next().expect("a head");
+    let rows: Vec<BTreeMap<&str, &str>> =
+        lines.map(|line| head.iter().copied().zip(line).collect()).collect();
+    assert_eq!(rows.len(), 4);
+    let number = |row: &BTreeMap<&str, &str>, key: &str| -> f64 { row[key].parse().expect(key) };
+    for row in &rows {
+        let config = setting.config(&format!("unbroken/{}", row["run"]));
+        assert_eq!(row["method"], "prompt-tuning");
+        assert_eq!(
+            (number(row, "learning-rate"), number(row, "seed")),
+            (config.learning_rate, config.seed as f64)
+        );
+        let log =
+            fs::read_to_string(setting.path(&format!("unbroken/{}/log.jsonl", row["run"]))).expect("a log");
+        let best = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .filter_map(|line| line["mean"].as_f64())
+            .fold(f64::NEG_INFINITY, f64::max);
+        assert!((number(row, "validation") - best).abs() < 1e-6, "{row:?}: {best}");
+        // Mean and deviation over the two seeds of this rate: half their sum, and their distance over the root of 2.
+        let twins: Vec<f64> = rows
+            .iter()
+            .filter(|other| other["learning-rate"] == row["learning-rate"])
+            .map(|other| number(other, "validation"))
+            .collect();
+        let [a, b] = twins[..] else { panic!("two seeds: {twins:?}") };
+        assert!((number(row, "validation: mean") - (a + b) / 2.0).abs() < 1e-6);
+        let deviation = (a - b).abs() / 2.0_f64.sqrt();
+        assert!((number(row, "validation: standard deviation") - deviation).abs() < 1e-6);
+        assert_eq!(row["runs"], "2");
+    }
+}
+
+/// The first SIGINT ends a sweep after the step at hand, with a checkpoint of every run of the batch.
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_a_sweep_with_checkpoints() {
+    let setting = Setting::new();
+    let more = "validate-every = 200\nsave-every = 200\n[sweep]\nseed = [1, 2]\n";
+    setting.write("sweep.toml", more);
+    let text = fs::read_to_string(setting.path("sweep.toml")).expect("a sweep");
+    let text =
+        text.replacen("validate-every = 5\nsave-every = 2\n", "", 1).replacen("steps = 20", "steps = 200", 1);
+    fs::write(setting.path("sweep.toml"), text).expect("written");
+    let sweep = |out: &str| -> Vec<String> {
+        ["sweep".into(), setting.path("sweep.toml"), "--out".into(), setting.path(out)].into()
+    };
+    success(&words(&sweep("unbroken")));
+    let child = command(&words(&sweep("ended")))
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let log = PathBuf::from(setting.path("ended/seed-2/log.jsonl"));
+    let taken = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let started = Instant::now();
+    while taken() < 3 {
+        assert!(started.elapsed().as_secs() < 60, "no step was taken");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let ended = child.wait_with_output().expect("an end");
+    let said = String::from_utf8(ended.stderr).expect("text");
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    let step = taken();
+    assert!(step < 200);
+    success(&words(&sweep("ended")));
+    for run in ["seed-1", "seed-2"] {
+        let [ended, unbroken] =
+            ["ended", "unbroken"].map(|sweep| PathBuf::from(setting.path(&format!("{sweep}/{run}"))));
+        let log = fs::read_to_string(ended.join("log.txt")).expect("a log");
+        assert!(log.contains(&format!("resumed behind step {step}\n")), "{run}: {log}");
+        assert!(result(&ended) == result(&unbroken), "{run}");
+    }
 }
 
 /// A run's end is an end: going on with it changes nothing.
