@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use promptmix::data::Split;
 use promptmix::experiment::{Paired, Study, mean};
+use promptmix::train::Evaluations;
 use serde_json::Value;
 
 /// A folder with two data sets and a study of 24 runs: 2 targets x 3 methods x 2 rates x 2 seeds.
@@ -182,12 +184,24 @@ fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
             let of_chosen: Vec<&Value> = runs.iter().filter(|run| run[1] == chosen).collect();
             for (run, test) in of_chosen.iter().zip(&test) {
                 let folder = format!("out/{}", run[0].as_str().expect("a folder"));
+                // The run's folder keeps it, for reports.
+                let kept = Evaluations::read(&work.path(&folder)).expect("kept");
+                assert_eq!(kept.evaluations.len(), 1, "the test rows, once");
+                let kept = &kept.evaluations[0];
+                assert_eq!(
+                    (kept.split, &kept.metrics[..]),
+                    (Split::Test, &[("accuracy".into(), Some(*test))][..])
+                );
                 let output = work
                     .command(&["evaluate", "--run", &folder, "--split", "test", "--threads", "1", "--json"])
                     .output()
                     .expect("an end");
                 let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
                 assert_eq!(line["metrics"]["accuracy"].as_f64(), Some(*test), "{folder}");
+            }
+            for run in runs.iter().filter(|run| run[1] != chosen) {
+                let folder = work.path("out").join(run[0].as_str().expect("a folder"));
+                assert!(!folder.join("evaluation.json").exists(), "the others answer no test rows");
             }
             if method["name"] != "ATTEMPT" {
                 let Paired { mean, interval: [low, high], .. } = Paired::new(&attempt, &test);

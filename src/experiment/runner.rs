@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use super::Progress;
 use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::data::Split;
+use crate::data::{Split, data_of_tasks};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::model::Frozen;
 use crate::train::{
-    Member, Monitor, Outcome, RunFolder, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, resume,
-    run_together,
+    EvaluationRecord, Evaluations, Member, Monitor, Outcome, RunFolder, Silent, StepRecord, SweepMonitor,
+    TrainedRun, Trainer, ValidationRecord, resume, run_together,
 };
 
 /// Runs that are open at a time: each holds its rows.
@@ -103,19 +103,38 @@ pub(super) fn open<'a, B: Backend>(
     Ok((trainer, folder))
 }
 
-/// Answers the rows of one run.
+/// Answers the rows of one run, and keeps what came of it in the run's folder, if it has one, as `promptmix evaluate` does.
 pub(super) fn judge<B: Backend>(
     frozen: &Frozen<'_, B>,
-    run: &Judging,
+    judging: &Judging,
     monitor: &mut dyn Monitor,
 ) -> Result<Judged> {
-    let trainer = Trainer::new(frozen, &run.config, monitor)?;
-    let parameters = match &run.folder {
-        Some(folder) => RunFolder::load_best(folder, &trainer.mixture().layout)?,
-        None => trainer.parameters(),
+    let Judging { config, folder, split } = judging;
+    let Some(folder) = folder else {
+        let trainer = Trainer::new(frozen, config, monitor)?;
+        let parameters = trainer.parameters();
+        let evaluate = |task| trainer.evaluate_task(task, *split, Some(&parameters), &mut |_| {});
+        return Ok(trainer
+            .tasks()
+            .enumerate()
+            .map(|(index, task)| (task.name.clone(), evaluate(index)))
+            .collect());
     };
-    let evaluate = |task| trainer.evaluate_task(task, run.split, Some(&parameters), &mut |_| {});
-    Ok(trainer.tasks().enumerate().map(|(index, task)| (task.name.clone(), evaluate(index))).collect())
+    let mut run = TrainedRun::open(frozen, folder, &RunFolder::saved(folder)?)?;
+    let names: Vec<String> = run.tasks().iter().map(|task| task.name.clone()).collect();
+    let of_tasks: Vec<&str> = names.iter().map(String::as_str).collect();
+    let places = data_of_tasks(&config.data.to_string_lossy(), &of_tasks)?;
+    let mut judged = Vec::with_capacity(names.len());
+    for (name, place) in names.iter().zip(places) {
+        run.select(name)?;
+        let evaluation = run.evaluate(&place, *split, config.decoding, &mut |_, _| {});
+        if let Ok(evaluation) = &evaluation {
+            let record = EvaluationRecord::new(&run, &place, *split, config.decoding, evaluation);
+            Evaluations::store(folder, record)?;
+        }
+        judged.push((name.clone(), evaluation));
+    }
+    Ok(judged)
 }
 
 /// The evaluations of a run that answered the rows of all its tasks.
