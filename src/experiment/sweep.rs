@@ -138,7 +138,11 @@ impl Sweep {
                         write!(table, "\t{}", value.map_or_else(String::new, |value| format!("{value:.6}")));
                 }
                 for (mean, deviation) in (0..measures.len()).map(spread) {
-                    let _ = write!(table, "\t{mean:.6}\t{deviation:.6}");
+                    // Blank where no run has the number.
+                    let _ = match mean.is_nan() {
+                        true => write!(table, "\t\t"),
+                        false => write!(table, "\t{mean:.6}\t{deviation:.6}"),
+                    };
                 }
                 let _ = writeln!(table, "\t{}", group.len());
             }
@@ -185,6 +189,9 @@ impl fmt::Display for Sweep {
                 for index in 0..=metrics.len() {
                     let values: Vec<f64> =
                         group.iter().filter_map(|run| run.measure(index, &metrics)).collect();
+                    if values.is_empty() {
+                        continue;
+                    }
                     let name = index
                         .checked_sub(1)
                         .map_or_else(|| "validation".into(), |m| format!("test {}", metrics[m]));
@@ -194,5 +201,41 @@ impl fmt::Display for Sweep {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: 0.5 and 0.7 have the mean 0.6 and, over one less than there are, the deviation 0.2 / √2.
+    #[test]
+    fn the_table_has_mean_and_deviation_over_seeds() {
+        let run = |name: &str, seed: u64, rate: f64, best: f64, test: Option<f64>| {
+            let config = RunConfig { seed, learning_rate: rate, ..RunConfig::default() };
+            let outcome =
+                Outcome { steps: 9, best, best_step: 3, trained: 1, rows: vec![8], stopped_early: false };
+            let test = vec![("accuracy".to_owned(), test)];
+            SweptRun { name: name.into(), config, outcome: Ok(outcome), test }
+        };
+        let sweep = Sweep {
+            runs: vec![
+                run("a", 1, 0.1, 0.5, Some(0.25)),
+                run("b", 1, 0.3, 0.9, None),
+                run("c", 2, 0.1, 0.7, Some(0.75)),
+            ],
+        };
+        let lines: Vec<String> = sweep.table().lines().map(|line| line.replace('\t', " ")).collect();
+        assert_eq!(
+            lines[0],
+            "run task method learning-rate seed steps at step validation test accuracy validation: mean validation: standard \
+             deviation test accuracy: mean test accuracy: standard deviation runs"
+        );
+        assert_eq!(lines[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
+        assert_eq!(lines[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
+        assert_eq!(
+            lines[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1",
+            "no test rows, no numbers"
+        );
     }
 }
