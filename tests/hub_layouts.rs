@@ -384,6 +384,27 @@ fn splits_are_the_papers_or_the_hubs() {
     assert_eq!(sizes("mnli", SplitSource::Hub), [1_004, 5, 3]);
 }
 
+#[test]
+fn trainings_side_by_side_fetch_each_file_once() {
+    let setting = Setting::of(["rte"]);
+    setting.put_tiny_model();
+    let mut study = String::from(
+        "model = \"owner/tiny\"\ntask = \"rte\"\ndata = \"hub:\"\nsplits = \"paper\"\nsteps = 1\nprompt-length = 2\n\
+         batch-size = 2\n[study]\nseeds = [1]\nlearning-rates = [0.3]\n[[study.target]]\nname = \"rte\"\n\
+         [[study.method]]\nname = \"prompt tuning\"\nmethod = \"prompt-tuning\"\n",
+    );
+    (0..8).for_each(|source| study += &format!("[[study.source]]\nname = \"source {source}\"\n"));
+    let [file, out] = ["study.toml", "out"].map(|name| setting.cache.path().join(name).display().to_string());
+    std::fs::write(&file, study).expect("written");
+    setting.success(&["compare", &file, "--threads", "8", "--out", &out]);
+    let asked = setting.hub.asked();
+    let fetched: Vec<&String> = asked.iter().filter(|path| path.contains(".parquet")).collect();
+    let distinct: std::collections::BTreeSet<&String> = fetched.iter().copied().collect();
+    assert!(distinct.len() >= 2, "{asked:?}");
+    // Once for what the file is, once for what is in it.
+    assert_eq!(fetched.len(), 2 * distinct.len(), "{fetched:?}");
+}
+
 /// The paper's tables from the hub's own layouts, start to end, but for the size of the model and the number of steps and seeds.
 #[test]
 fn the_papers_studies_go_from_the_hub_to_their_tables() {
