@@ -266,6 +266,11 @@ impl Batch {
         &self.row_weights
     }
 
+    /// Token ids are below it.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
     /// B.
     pub fn examples(&self) -> usize {
         self.run.len()

@@ -1,0 +1,45 @@
+//! Token embedding.
+
+use super::{Device, Mask, Matrix, Residual};
+use crate::backend::{Batch, Side};
+use crate::error::{Error, Result};
+
+/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, keep what
+/// x holds there. The mask goes over both.
+pub struct Embedding<'a, D: Device> {
+    /// \[V, D\], for [`Readers::Lookup`](super::Readers::Lookup).
+    pub table: &'a D::Weight,
+    /// Whose rows; all decoder rows are token rows.
+    pub batch: &'a Batch,
+    /// Which of its rows.
+    pub side: Side,
+    /// Dropout of the rows.
+    pub mask: Mask<'a>,
+    /// Epsilon of the norm of x.
+    pub epsilon: f64,
+}
+
+impl<D: Device> Embedding<'_, D> {
+    pub(crate) fn check(&self, output: &Residual<D>) -> Result<()> {
+        let [vocabulary, width] = self.table.shape();
+        if self.batch.vocabulary() > vocabulary {
+            let expected = format!("at least {} rows", self.batch.vocabulary());
+            return Err(Error::tensor("the embedding table", expected, vocabulary.to_string(), ""));
+        }
+        output.check("x", self.batch.rows(self.side), width)
+    }
+}
+
+/// The embedding, and what its dropout does to the gradient.
+pub trait EmbeddingOps: Device {
+    /// Writes the token rows of x \[rows, D\], drops all rows by the mask, and writes the norm of every row.
+    ///
+    /// # Errors
+    /// A shape that does not fit, and what the driver says.
+    fn embed(&self, of: Embedding<'_, Self>, output: &mut Residual<Self>) -> Result<()>;
+    /// Drops the prompt rows of d_x \[R, D\] by the embedding's mask.
+    ///
+    /// # Errors
+    /// As [`EmbeddingOps::embed`].
+    fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Self::Rows) -> Result<()>;
+}

@@ -1,0 +1,205 @@
+//! The ops of a device: a trait a family, its operands as structs, and the shapes that every device checks.
+//!
+//! A device implements each family in its file of that name. An op begins with its operands' `check`, so that a mismatch is
+//! the same error everywhere and nothing is computed.
+
+mod attention;
+mod cross_attention;
+mod decode;
+mod embedding;
+mod feed_forward;
+mod linear;
+mod loss;
+mod mix;
+mod norm;
+mod optimizer;
+mod tally;
+
+pub use attention::{SelfAttention, SelfAttentionBackward, SelfAttentionOps};
+pub use cross_attention::{CrossAttention, CrossAttentionBackward, CrossAttentionOps};
+pub use decode::{DecodeOps, DecodeStep};
+pub use embedding::{Embedding, EmbeddingOps};
+pub use feed_forward::{Activation, FeedForward, FeedForwardBackward, FeedForwardOps};
+pub use linear::{
+    LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward,
+};
+pub use loss::{Head, Loss, LossOps};
+pub use mix::{Mix, MixOps};
+pub use norm::{FinalNorm, FinalNormBackward, NormOps};
+pub use optimizer::OptimizerOps;
+pub(crate) use optimizer::check_length;
+pub use tally::TallyOps;
+
+use super::{Batch, DropoutStep, Site};
+use crate::error::{Error, Result};
+
+/// A mask of one site, or none when nothing is dropped.
+pub type Mask<'a> = Option<(&'a DropoutStep, Site)>;
+
+/// How many heads an attention has and how wide each is; H·K need not be D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// H.
+    pub count: usize,
+    /// K.
+    pub width: usize,
+}
+
+impl Heads {
+    /// H·K.
+    pub fn total(self) -> usize {
+        self.count * self.width
+    }
+}
+
+/// How many rows read a weight at a time: a device may lay it out by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// All encoder rows, hundreds or thousands.
+    Many,
+    /// Decoder rows.
+    Few,
+    /// Decoder rows, and single rows by index, which are wanted in f32: the embedding, a gain.
+    Lookup,
+}
+
+/// What an activation is for: a device may choose its number format by that. The CPU keeps all of them alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The residual stream or its gradient, in f32, and what products read of it.
+    Residual,
+    /// What products read and write.
+    Operand,
+    /// The gradient of a projection's output, which carries each row's inner product with that output.
+    ProjectionGradient,
+    /// f32.
+    Float,
+    /// The reciprocal root mean square of a row of the given width: one number a row.
+    Norm,
+}
+
+/// Something of so many rows and columns.
+pub trait Matrix {
+    /// Rows and columns; of a norm 1 column, or those of the rows that it is of.
+    fn shape(&self) -> [usize; 2];
+
+    /// Fails unless it has that shape.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] that names `what`.
+    fn check(&self, what: &str, rows: usize, columns: usize) -> Result<()> {
+        if self.shape() == [rows, columns] {
+            return Ok(());
+        }
+        let [found_rows, found_columns] = self.shape();
+        let found = format!("[{found_rows}, {found_columns}]");
+        Err(Error::tensor(what, format!("[{rows}, {columns}]"), found, ""))
+    }
+}
+
+/// A device: its memory, and what the ops of all families have in common.
+pub trait Device: Sized + 'static {
+    /// A frozen matrix `[out, in]`.
+    type Weight: Matrix + Sync;
+    /// An activation: a matrix of rows, in a number format that the device chooses by [`Format`].
+    type Rows: Matrix + Send;
+
+    /// How far rounding to the format of matrix operands may move a number, relative to it: 2^-24 for f32, 2^-9 for bf16.
+    fn operand_rounding(&self) -> f64;
+    /// Copies a row-major `[out, in]` matrix to the device.
+    ///
+    /// # Errors
+    /// Another number of values, no memory for them, and what the driver says.
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Result<Self::Weight>;
+    /// Reads one row of a weight back.
+    ///
+    /// # Errors
+    /// No such row, and what the driver says.
+    fn weight_row(&self, weight: &Self::Weight, row: usize) -> Result<Vec<f32>>;
+    /// Bytes of device memory that are free, where that is a thing to run out of by itself: not on the CPU.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
+    /// Waits for all ops issued so far.
+    ///
+    /// # Errors
+    /// What went wrong in one of them.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    /// An activation of `rows` × `width`, its content unspecified; for [`Format::Norm`], `width` is the width of the
+    /// rows that it is of.
+    ///
+    /// # Errors
+    /// No memory for it.
+    fn rows(&self, rows: usize, width: usize, format: Format) -> Result<Self::Rows>;
+    /// An activation of `rows` × `width` zeros, in [`Format::Float`].
+    ///
+    /// # Errors
+    /// No memory for it.
+    fn zeros(&self, rows: usize, width: usize) -> Result<Self::Rows>;
+    /// Reads an activation back, row-major.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    fn read(&self, rows: &Self::Rows) -> Result<Vec<f64>>;
+    /// Whether all of `rows` is finite.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn is_finite(&self, rows: &Self::Rows) -> Result<bool> {
+        Ok(self.read(rows)?.iter().all(|value| value.is_finite()))
+    }
+    /// Floating-point operations of all matrix products so far (a multiply-add is two).
+    fn operations(&self) -> u64;
+}
+
+/// Rows of the residual stream with their norm.
+pub struct Residual<D: Device> {
+    /// x \[rows, D\].
+    pub x: D::Rows,
+    /// r = 1 / rms(x), one number a row.
+    pub r: D::Rows,
+}
+
+impl<D: Device> Residual<D> {
+    /// Room for `rows` rows of `width` numbers.
+    ///
+    /// # Errors
+    /// No memory for them.
+    pub fn new(device: &D, rows: usize, width: usize) -> Result<Self> {
+        Ok(Self {
+            x: device.rows(rows, width, Format::Residual)?,
+            r: device.rows(rows, width, Format::Norm)?,
+        })
+    }
+
+    /// D.
+    pub fn width(&self) -> usize {
+        self.x.shape()[1]
+    }
+
+    /// Fails unless it has that shape.
+    pub(crate) fn check(&self, what: &str, rows: usize, width: usize) -> Result<()> {
+        self.x.check(what, rows, width)?;
+        let [found, columns] = self.r.shape();
+        if found == rows && [1, width].contains(&columns) {
+            return Ok(());
+        }
+        let found = format!("[{found}, {columns}]");
+        Err(Error::tensor(format!("the norm of {what}"), format!("{rows} rows of width {width}"), found, ""))
+    }
+}
+
+/// Prompt rows of a batch, B·M.
+pub(crate) fn prompt_rows(batch: &Batch) -> usize {
+    batch.examples() * batch.prompt_length()
+}
+
+/// Fails unless `found` is the number of heads that `what` is for.
+pub(crate) fn check_heads(what: &str, heads: Heads, found: usize) -> Result<()> {
+    if heads.count == found {
+        return Ok(());
+    }
+    Err(Error::tensor(what, format!("{} heads", heads.count), found.to_string(), ""))
+}

@@ -1,0 +1,21 @@
+//! What a pass adds up of each run.
+
+use super::{LossOps, MixOps};
+use crate::backend::Batch;
+use crate::error::Result;
+
+/// The statistics of a step.
+pub trait TallyOps: LossOps + MixOps {
+    /// Adds a pass's part to each run's tally: the objectives of its label rows by their weights, and the entropy
+    /// -sum_j a_j ln a_j of each of its rows of attention.
+    ///
+    /// # Errors
+    /// What the driver says.
+    fn tally(
+        &self,
+        batch: &Batch,
+        loss: &Self::LossKept,
+        mix: &Self::MixKept,
+        state: &mut Self::State,
+    ) -> Result<()>;
+}
