@@ -1,6 +1,6 @@
 //! Self attention.
 
-use super::{Device, Heads, Mask, Matrix, check_heads, prompt_rows};
+use super::{Device, Heads, Mask, Matrix, check_heads, check_length, scoped_rows};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
@@ -46,9 +46,14 @@ impl<D: SelfAttentionOps> SelfAttention<'_, D> {
         self.check(from.qkv, from.o, from.log_sum_exp)?;
         let (rows, total) = (self.batch.rows(self.side), self.heads.total());
         from.d_o.check("d_o", rows, total)?;
-        let scoped = if from.scope == Scope::Prompt { prompt_rows(self.batch) } else { rows };
-        d_qkv.check("d_qkv", scoped, 3 * total)
+        d_qkv.check("d_qkv", scoped_rows(self.batch, self.side, from.scope)?, 3 * total)
     }
+}
+
+/// Fails unless every head's row of bias covers -`reach` to `reach`.
+pub(crate) fn check_bias(per_head: &[Vec<f32>], reach: usize) -> Result<()> {
+    let expected = reach.saturating_mul(2).saturating_add(1);
+    per_head.iter().try_for_each(|row| check_length("a head's position bias", expected, row.len()))
 }
 
 /// Attention of each example's rows over themselves.

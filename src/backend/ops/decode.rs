@@ -1,7 +1,7 @@
 //! Self attention of one new token an example against the tokens before it.
 
 use super::{Heads, Matrix, SelfAttentionOps, check_heads};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// o = softmax(q k^T + bias) v of one new token an example, over the tokens of the cache before it and itself.
 pub struct DecodeStep<'a, D: SelfAttentionOps> {
@@ -21,6 +21,16 @@ impl<D: DecodeOps> DecodeStep<'_, D> {
         check_heads("the position bias", self.heads, D::bias_heads(self.bias))?;
         qkv.check("qkv", examples, 3 * self.heads.total())?;
         o.check("o", examples, self.heads.total())
+    }
+
+    /// Fails unless a cache of so many layers and tokens has the step's.
+    pub(crate) fn check_place(&self, layers: usize, length: usize) -> Result<()> {
+        if self.layer < layers && self.position < length {
+            return Ok(());
+        }
+        let expected = format!("a layer below {layers} and a position below {length}, as the cache has them");
+        let found = format!("layer {}, position {}", self.layer, self.position);
+        Err(Error::tensor("a decoding step", expected, found, ""))
     }
 }
 

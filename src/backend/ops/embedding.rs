@@ -1,6 +1,6 @@
 //! Token embedding.
 
-use super::{Device, Mask, Matrix, Residual};
+use super::{Device, Mask, Matrix, Residual, check_columns};
 use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
@@ -22,12 +22,25 @@ pub struct Embedding<'a, D: Device> {
 impl<D: Device> Embedding<'_, D> {
     pub(crate) fn check(&self, output: &Residual<D>) -> Result<()> {
         let [vocabulary, width] = self.table.shape();
-        if self.batch.vocabulary() > vocabulary {
-            let expected = format!("at least {} rows", self.batch.vocabulary());
-            return Err(Error::tensor("the embedding table", expected, vocabulary.to_string(), ""));
-        }
+        check_vocabulary(self.batch.vocabulary(), vocabulary)?;
         output.check("x", self.batch.rows(self.side), width)
     }
+}
+
+/// Fails if an embedding table of `found` rows lacks one of the first `needed`.
+pub(crate) fn check_vocabulary(needed: usize, found: usize) -> Result<()> {
+    if needed <= found {
+        return Ok(());
+    }
+    let expected = format!("at least {needed} rows");
+    Err(Error::tensor("the embedding table", expected, found.to_string(), ""))
+}
+
+/// Fails unless `d_x` has the batch's encoder rows, of at least one column.
+pub(crate) fn check_embedding_gradient<M: Matrix>(batch: &Batch, d_x: &M) -> Result<()> {
+    let [_, width] = d_x.shape();
+    check_columns("d_x", width)?;
+    d_x.check("d_x", batch.rows(Side::Encoder), width)
 }
 
 /// The embedding, and what its dropout does to the gradient.

@@ -1,6 +1,6 @@
 //! Products of rows with frozen weights.
 
-use super::{Device, Heads, Mask, Matrix, Residual, prompt_rows};
+use super::{Device, Heads, Mask, Matrix, Residual, scoped_rows};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
@@ -81,8 +81,7 @@ impl<D: Device> Projection<'_, D> {
 impl<D: Device> ProjectionBackward<'_, D> {
     pub(crate) fn check(&self, d_x: &D::Rows) -> Result<()> {
         let (rows, [out, input]) = (self.batch.rows(self.side), self.weight.shape());
-        let scoped = if self.scope == Scope::Prompt { prompt_rows(self.batch) } else { rows };
-        self.dz.check("dz", scoped, out)?;
+        self.dz.check("dz", scoped_rows(self.batch, self.side, self.scope)?, out)?;
         self.input.check("x", rows, input)?;
         self.below.map_or(Ok(()), |below| below.check("below", rows, input))?;
         d_x.check("d_x", rows, input)

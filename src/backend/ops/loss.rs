@@ -38,6 +38,12 @@ impl<D: Device> Head<'_, D> {
     }
 }
 
+/// Fails unless `hidden` has the batch's decoder rows, of the head's width.
+pub(crate) fn check_logits<D: Device>(batch: &Batch, hidden: &D::Rows, head: &D::Weight) -> Result<()> {
+    let [_, width] = head.shape();
+    hidden.check("hidden", batch.rows(Side::Decoder), width)
+}
+
 /// Head and loss in one pass over vocabulary chunks, no logits kept.
 pub trait LossOps: Device {
     /// The loss of a pass, on the device until [`LossOps::read_loss`] asks.

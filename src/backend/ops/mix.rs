@@ -1,8 +1,9 @@
 //! The mixture of prompts.
 
-use super::OptimizerOps;
-use crate::backend::{Batch, Mixing};
-use crate::error::Result;
+use super::embedding::check_vocabulary;
+use super::{Matrix, OptimizerOps, check_length};
+use crate::backend::{Batch, Mixing, Scorer, Side, StateLayout};
+use crate::error::{Error, Result};
 
 /// Z_b = P_tgt + sum_j a_j P_j, with a from the pooled input of each example.
 pub struct Mix<'a, D: MixOps> {
@@ -12,6 +13,93 @@ pub struct Mix<'a, D: MixOps> {
     pub sources: Option<&'a D::Sources>,
     /// Whose prompt rows.
     pub batch: &'a Batch,
+}
+
+impl<D: MixOps> Mix<'_, D> {
+    /// Fails unless `runs` states of `layout` have what the mixture reads, the sources, `[S, M, D]`, are of the state's prompts,
+    /// and `x` \[R, D\] has the batch's rows.
+    pub(crate) fn check(
+        &self,
+        layout: &StateLayout,
+        runs: usize,
+        sources: Option<[usize; 3]>,
+        x: &D::Rows,
+    ) -> Result<()> {
+        let (mixing, (length, width)) = (self.mixing, (layout.prompt_length, layout.width));
+        if self.batch.prompt_length() != length {
+            let found = format!("{} prompt rows", self.batch.prompt_length());
+            return Err(Error::tensor("the mixture", format!("{length} prompt rows"), found, ""));
+        }
+        x.check("x", self.batch.rows(Side::Encoder), width)?;
+        if let Some([_, found_length, found_width]) = sources
+            && [found_length, found_width] != [length, width]
+        {
+            let found = format!("[{found_length}, {found_width}]");
+            return Err(Error::tensor("the sources", format!("prompts of [{length}, {width}]"), found, ""));
+        }
+        let prompts = sources.map_or(0, |[count, ..]| count) + usize::from(!mixing.without_target);
+        if width == 0 || mixing.scorer.is_some() && (length == 0 || prompts == 0) {
+            let found = format!("[{prompts}, {length}, {width}]");
+            let expected = "at least one prompt, of at least one row and column";
+            return Err(Error::tensor("the mixture", expected, found, ""));
+        }
+        check_runs("the mixture", self.batch, layout, runs)?;
+        self.check_state(layout, prompts)
+    }
+
+    /// Fails unless the state has every parameter that the mixture reads, in its shape.
+    fn check_state(&self, layout: &StateLayout, prompts: usize) -> Result<()> {
+        let (mixing, targets) = (self.mixing, layout.targets);
+        let (length, width, rank) = (layout.prompt_length, layout.width, layout.rank);
+        let expected = StateLayout::new(mixing, targets, length, width, rank, false);
+        for segment in expected.segments() {
+            let found = layout.segment(segment.name).map(|found| &found.shape);
+            if found != Some(&segment.shape) {
+                let found = found.map_or_else(|| "none".into(), |shape| format!("{shape:?}"));
+                return Err(Error::tensor(segment.name, format!("{:?}", segment.shape), found, ""));
+            }
+        }
+        if mixing.without_target && layout.segment("target_prompts").is_some() {
+            let found = "target prompts in the state";
+            return Err(Error::tensor("the mixture", "a state without target prompts", found, ""));
+        }
+        if mixing.scorer == Some(Scorer::Constant) {
+            let found = layout.segment("logits").map_or(0, |segment| segment.range.len());
+            if found != prompts {
+                let expected = format!("{prompts} logits, one a prompt");
+                return Err(Error::tensor("the constant scorer", expected, found.to_string(), ""));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless `table` has a row of `width` for every token that inputs are pooled from.
+    pub(crate) fn check_table(&self, table: &D::Weight, width: usize) -> Result<()> {
+        let [vocabulary, _] = table.shape();
+        let padding = (0..self.batch.examples()).filter_map(|b| self.batch.pooled_padding(b)).max();
+        let needed = padding.map_or(0, |id| id as usize + 1).max(self.batch.vocabulary());
+        check_vocabulary(needed, vocabulary)?;
+        table.check("the embedding table", vocabulary, width)
+    }
+}
+
+/// Fails if an example of the batch belongs to none of the `runs`, or uses a target prompt that its run does not have.
+pub(crate) fn check_runs(what: &str, batch: &Batch, layout: &StateLayout, runs: usize) -> Result<()> {
+    let outside =
+        (0..batch.examples()).find(|&b| batch.run(b) >= runs || batch.target_prompt(b) >= layout.targets);
+    let Some(b) = outside else { return Ok(()) };
+    let expected = format!("examples of {runs} runs with {} target prompts each", layout.targets);
+    let found = format!("target {} of run {}", batch.target_prompt(b), batch.run(b));
+    Err(Error::tensor(what, expected, found, ""))
+}
+
+/// Fails unless there are so many numbers as `[S, M, D]` has, and a prompt has at least one.
+pub(crate) fn check_sources(found: usize, [count, length, width]: [usize; 3]) -> Result<()> {
+    if length == 0 || width == 0 {
+        let found = format!("[{count}, {length}, {width}]");
+        return Err(Error::tensor("the sources", "prompts of at least one row and column", found, ""));
+    }
+    check_length("the sources", count.saturating_mul(length).saturating_mul(width), found)
 }
 
 /// Pool, scorer, softmax and interpolation in one, and back.

@@ -15,22 +15,26 @@ mod norm;
 mod optimizer;
 mod tally;
 
+pub(crate) use attention::check_bias;
 pub use attention::{SelfAttention, SelfAttentionBackward, SelfAttentionOps};
 pub use cross_attention::{CrossAttention, CrossAttentionBackward, CrossAttentionOps};
 pub use decode::{DecodeOps, DecodeStep};
+pub(crate) use embedding::check_embedding_gradient;
 pub use embedding::{Embedding, EmbeddingOps};
 pub use feed_forward::{Activation, FeedForward, FeedForwardBackward, FeedForwardOps};
 pub use linear::{
     LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward,
 };
+pub(crate) use loss::check_logits;
 pub use loss::{Head, Loss, LossOps};
 pub use mix::{Mix, MixOps};
+pub(crate) use mix::{check_runs, check_sources};
 pub use norm::{FinalNorm, FinalNormBackward, NormOps};
 pub use optimizer::OptimizerOps;
-pub(crate) use optimizer::check_length;
+pub(crate) use optimizer::{check_length, check_one_a_run, check_state};
 pub use tally::TallyOps;
 
-use super::{Batch, DropoutStep, Site};
+use super::{Batch, DropoutStep, Scope, Side, Site};
 use crate::error::{Error, Result};
 
 /// A mask of one site, or none when nothing is dropped.
@@ -82,6 +86,12 @@ pub enum Format {
 pub trait Matrix {
     /// Rows and columns; of a norm 1 column, or those of the rows that it is of.
     fn shape(&self) -> [usize; 2];
+
+    /// Whether it may be the norm of `rows` rows of `width`.
+    fn is_norm_of(&self, rows: usize, width: usize) -> bool {
+        let [found, columns] = self.shape();
+        found == rows && [1, width].contains(&columns)
+    }
 
     /// Fails unless it has that shape.
     ///
@@ -179,25 +189,44 @@ impl<D: Device> Residual<D> {
         self.x.shape()[1]
     }
 
-    /// Fails unless it has that shape.
+    /// Fails unless it has that shape, with at least one column.
     pub(crate) fn check(&self, what: &str, rows: usize, width: usize) -> Result<()> {
+        check_columns(what, width)?;
         self.x.check(what, rows, width)?;
-        let [found, columns] = self.r.shape();
-        if found == rows && [1, width].contains(&columns) {
+        if self.r.is_norm_of(rows, width) {
             return Ok(());
         }
+        let [found, columns] = self.r.shape();
         let found = format!("[{found}, {columns}]");
         Err(Error::tensor(format!("the norm of {what}"), format!("{rows} rows of width {width}"), found, ""))
     }
 }
 
-/// Prompt rows of a batch, B·M.
-pub(crate) fn prompt_rows(batch: &Batch) -> usize {
-    batch.examples() * batch.prompt_length()
+/// Rows that `scope` selects of a side: all, or the encoder's B·M prompt rows.
+///
+/// # Errors
+/// The decoder's prompt rows: it has none.
+pub(crate) fn scoped_rows(batch: &Batch, side: Side, scope: Scope) -> Result<usize> {
+    match (scope, side) {
+        (Scope::All, _) => Ok(batch.rows(side)),
+        (Scope::Prompt, Side::Encoder) => Ok(batch.examples() * batch.prompt_length()),
+        (Scope::Prompt, Side::Decoder) => {
+            Err(Error::tensor("the rows of a scope", "all, or the encoder's prompt rows", "the decoder's", ""))
+        }
+    }
 }
 
-/// Fails unless `found` is the number of heads that `what` is for.
+/// Fails if `what` has no column.
+pub(crate) fn check_columns(what: &str, columns: usize) -> Result<()> {
+    if columns > 0 {
+        return Ok(());
+    }
+    Err(Error::tensor(what, "at least one column", "none", ""))
+}
+
+/// Fails unless `found` is the number of heads that `what` is for, and there is one, of at least one column.
 pub(crate) fn check_heads(what: &str, heads: Heads, found: usize) -> Result<()> {
+    check_columns("the heads", heads.total())?;
     if heads.count == found {
         return Ok(());
     }

@@ -12,6 +12,19 @@ pub(crate) fn check_length(what: &str, expected: usize, found: usize) -> Result<
     Err(Error::tensor(what, format!("{expected} numbers"), found.to_string(), ""))
 }
 
+/// Fails unless there are as many numbers as `runs` states of `layout` have.
+pub(crate) fn check_state(what: &str, layout: &StateLayout, runs: usize, found: usize) -> Result<()> {
+    check_length(what, runs.saturating_mul(layout.len()), found)
+}
+
+/// Fails unless `found` of `what` are one a run.
+pub(crate) fn check_one_a_run(what: &str, runs: usize, found: usize) -> Result<()> {
+    if runs == found {
+        return Ok(());
+    }
+    Err(Error::tensor(what, format!("{runs}, one a run"), found.to_string(), ""))
+}
+
 /// State, gradient, moments and the update.
 pub trait OptimizerOps: Device {
     /// Trained state of one or more runs, its gradient and its moments.
