@@ -1,6 +1,7 @@
 //! A ragged batch: examples packed end to end with offsets. No padding row exists.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
@@ -49,21 +50,21 @@ pub struct Example {
     pub target_prompt: u32,
 }
 
-/// B examples packed end to end.
+/// B examples packed end to end. A copy shares the numbers: it costs as much for any number of rows.
 #[derive(Clone, Debug)]
 pub struct Batch {
     prompt_length: usize,
     vocabulary: usize,
-    source_ids: Vec<u32>,
-    source_offsets: Vec<usize>,
-    labels: Vec<u32>,
-    decoder_ids: Vec<u32>,
-    target_offsets: Vec<usize>,
-    index: Vec<u32>,
-    run: Vec<u32>,
-    target_prompt: Vec<u32>,
+    source_ids: Arc<[u32]>,
+    source_offsets: Arc<[usize]>,
+    labels: Arc<[u32]>,
+    decoder_ids: Arc<[u32]>,
+    target_offsets: Arc<[usize]>,
+    index: Arc<[u32]>,
+    run: Arc<[u32]>,
+    target_prompt: Arc<[u32]>,
     pooled_padding: Option<(usize, u32)>,
-    row_weights: Vec<f64>,
+    row_weights: Arc<[f64]>,
     objective: Objective,
     /// Rows of the encoder and the decoder, and target rows of an example, that buffers and grids are made for, where those
     /// are more than there are.
@@ -95,23 +96,9 @@ impl Batch {
         if examples.is_empty() {
             return reject("at least one example", "none".into());
         }
-        let mut batch = Self {
-            prompt_length,
-            vocabulary,
-            source_ids: Vec::new(),
-            source_offsets: vec![0],
-            labels: Vec::new(),
-            decoder_ids: Vec::new(),
-            target_offsets: vec![0],
-            index: Vec::with_capacity(examples.len()),
-            run: Vec::with_capacity(examples.len()),
-            target_prompt: Vec::with_capacity(examples.len()),
-            pooled_padding: None,
-            row_weights: Vec::new(),
-            objective: Objective::default(),
-            capacity: [0; 3],
-            id: fresh_id(),
-        };
+        let (mut source_ids, mut source_offsets) = (Vec::new(), vec![0]);
+        let (mut labels, mut decoder_ids, mut target_offsets) = (Vec::new(), Vec::new(), vec![0]);
+        let mut last_run = 0;
         for (position, example) in examples.iter().enumerate() {
             if example.source.is_empty() || example.target.is_empty() {
                 return reject(
@@ -126,21 +113,35 @@ impl Batch {
                     format!("{id} in example {position}: the tokenizer does not fit the model"),
                 );
             }
-            if batch.run.last().is_some_and(|&last| last > example.run) {
+            if last_run > example.run {
                 return reject("examples grouped by run, in ascending order", format!("run {}", example.run));
             }
-            batch.source_ids.extend_from_slice(&example.source);
-            batch.source_offsets.push(batch.source_ids.len());
-            batch.labels.extend_from_slice(&example.target);
-            batch.decoder_ids.push(decoder_start);
-            batch.decoder_ids.extend_from_slice(&example.target[..example.target.len() - 1]);
-            batch.target_offsets.push(batch.labels.len());
-            batch.index.push(example.index);
-            batch.run.push(example.run);
-            batch.target_prompt.push(example.target_prompt);
+            last_run = example.run;
+            source_ids.extend_from_slice(&example.source);
+            source_offsets.push(source_ids.len());
+            labels.extend_from_slice(&example.target);
+            decoder_ids.push(decoder_start);
+            decoder_ids.extend_from_slice(&example.target[..example.target.len() - 1]);
+            target_offsets.push(labels.len());
         }
-        batch.row_weights = vec![0.0; batch.labels.len()];
-        Ok(batch)
+        let of_each = |number: fn(&Example) -> u32| examples.iter().map(number).collect();
+        Ok(Self {
+            prompt_length,
+            vocabulary,
+            source_ids: source_ids.into(),
+            source_offsets: source_offsets.into(),
+            row_weights: vec![0.0; labels.len()].into(),
+            labels: labels.into(),
+            decoder_ids: decoder_ids.into(),
+            target_offsets: target_offsets.into(),
+            index: of_each(|example| example.index),
+            run: of_each(|example| example.run),
+            target_prompt: of_each(|example| example.target_prompt),
+            pooled_padding: None,
+            objective: Objective::default(),
+            capacity: [0; 3],
+            id: fresh_id(),
+        })
     }
 
     /// Lets the embedding of `padding` join the pool of every example shorter than `width` tokens, as the released code
@@ -152,20 +153,26 @@ impl Batch {
         self
     }
 
-    /// The same batch with a weight for each decoder row's loss; without it they are all 0.
+    /// The batch with a weight for each decoder row's loss, T values; without it they are all 0.
     ///
-    /// # Panics
-    /// If there are not T weights.
-    #[must_use]
-    pub fn weighted(&self, row_weights: Vec<f64>) -> Self {
-        assert_eq!(row_weights.len(), self.labels.len(), "one weight a decoder row");
-        Self { row_weights, id: fresh_id(), ..self.clone() }
+    /// # Errors
+    /// [`Error::Setting`] if there are not T weights.
+    pub fn weighted(mut self, row_weights: Vec<f64>) -> Result<Self> {
+        if row_weights.len() != self.labels.len() {
+            let expected = format!("{}, one a decoder row", self.labels.len());
+            return Err(Error::setting("row weights", expected, row_weights.len().to_string(), ""));
+        }
+        self.row_weights = row_weights.into();
+        self.id = fresh_id();
+        Ok(self)
     }
 
-    /// The same batch to be learnt from by `objective`; without it the loss is plain cross entropy.
+    /// The batch to be learnt from by `objective`; without it the loss is plain cross entropy.
     #[must_use]
-    pub fn with_objective(&self, objective: Objective) -> Self {
-        Self { objective, id: fresh_id(), ..self.clone() }
+    pub fn with_objective(mut self, objective: Objective) -> Self {
+        self.objective = objective;
+        self.id = fresh_id();
+        self
     }
 
     /// What the loss of each row is.
@@ -206,20 +213,21 @@ impl Batch {
                 "",
             ));
         }
-        let mut batch = self.clone();
-        batch.labels = labels.concat();
-        batch.decoder_ids = decoder_ids.concat();
-        batch.row_weights = vec![0.0; batch.labels.len()];
-        batch.objective = Objective::default();
-        batch.capacity[1..].fill(0);
-        batch.id = fresh_id();
-        batch.target_offsets = std::iter::once(0)
-            .chain(labels.iter().scan(0, |end, labels| {
-                *end += labels.len();
-                Some(*end)
-            }))
-            .collect();
-        Ok(batch)
+        let ends = labels.iter().scan(0, |end, labels| {
+            *end += labels.len();
+            Some(*end)
+        });
+        let labels: Arc<[u32]> = labels.concat().into();
+        Ok(Self {
+            row_weights: vec![0.0; labels.len()].into(),
+            labels,
+            decoder_ids: decoder_ids.concat().into(),
+            target_offsets: std::iter::once(0).chain(ends).collect(),
+            objective: Objective::default(),
+            capacity: [self.capacity[0], 0, 0],
+            id: fresh_id(),
+            ..self.clone()
+        })
     }
 
     /// The stretch `examples` as a batch of its own, without room for more rows; all examples are the batch as it is.
@@ -231,7 +239,7 @@ impl Batch {
         if examples == (0..self.examples()) {
             return self.clone();
         }
-        let offsets = |offsets: &[usize]| -> Vec<usize> {
+        let offsets = |offsets: &[usize]| -> Arc<[usize]> {
             let of = &offsets[examples.start..=examples.end];
             of.iter().map(|offset| offset - of[0]).collect()
         };
@@ -240,16 +248,16 @@ impl Batch {
         Self {
             prompt_length: self.prompt_length,
             vocabulary: self.vocabulary,
-            source_ids: self.source_ids[sources].to_vec(),
+            source_ids: self.source_ids[sources].into(),
             source_offsets: offsets(&self.source_offsets),
-            labels: self.labels[targets.clone()].to_vec(),
-            decoder_ids: self.decoder_ids[targets.clone()].to_vec(),
+            labels: self.labels[targets.clone()].into(),
+            decoder_ids: self.decoder_ids[targets.clone()].into(),
             target_offsets: offsets(&self.target_offsets),
-            index: self.index[examples.clone()].to_vec(),
-            run: self.run[examples.clone()].to_vec(),
-            target_prompt: self.target_prompt[examples.clone()].to_vec(),
+            index: self.index[examples.clone()].into(),
+            run: self.run[examples.clone()].into(),
+            target_prompt: self.target_prompt[examples.clone()].into(),
             pooled_padding: self.pooled_padding,
-            row_weights: self.row_weights[targets].to_vec(),
+            row_weights: self.row_weights[targets].into(),
             objective: self.objective,
             capacity: [0; 3],
             id: fresh_id(),
@@ -281,14 +289,13 @@ impl Batch {
         self.prompt_length
     }
 
-    /// The same batch with room for `encoder` and `decoder` rows, and for `target` of the latter in one example: activations
-    /// are made for so many, ops leave those behind the real ones alone. One captured graph then serves every batch of that
-    /// room.
+    /// The batch with room for `encoder` and `decoder` rows, and for `target` of the latter in one example: activations are
+    /// made for so many, ops leave those behind the real ones alone. One captured graph then serves every batch of that room.
     #[must_use]
-    pub fn with_capacity(&self, encoder: usize, decoder: usize, target: usize) -> Self {
-        let mut batch = Self { id: fresh_id(), ..self.clone() };
-        batch.capacity = [encoder, decoder, target];
-        batch
+    pub fn with_capacity(mut self, encoder: usize, decoder: usize, target: usize) -> Self {
+        self.capacity = [encoder, decoder, target];
+        self.id = fresh_id();
+        self
     }
 
     /// The most target rows that an example has, or the batch's capacity for them where that is more.

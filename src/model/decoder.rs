@@ -1,8 +1,11 @@
 //! The decoder over its encoder rows, up to the rows that the head reads; and greedy decoding.
 
-use super::{DecoderLayer, Encoding, Pass, Residual, SelfAttentionKept, T5};
+use super::{DecoderLayer, Encoding, Pass, SelfAttentionKept, T5};
 use crate::backend::{
-    Backend, Batch, CrossAttention, DropoutStep, FeedForward, Format, Mask, Scope, Side, Site, SiteKind,
+    Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FeedForward,
+    FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Mask, Projection, ProjectionBackward, Residual,
+    ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, Site,
+    SiteKind,
 };
 use crate::error::Result;
 
@@ -35,6 +38,16 @@ impl<B: Backend> Decoding<B> {
     }
 }
 
+/// A layer and what it works on.
+struct Layer<'a, B: Backend> {
+    model: &'a T5<B>,
+    weights: &'a DecoderLayer<B>,
+    index: usize,
+    batch: &'a Batch,
+    encoding: &'a Encoding<B>,
+    dropout: Option<&'a DropoutStep>,
+}
+
 fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_> {
     dropout.map(|step| (step, Site::new(Side::Decoder, kind, layer)))
 }
@@ -49,13 +62,16 @@ enum Past<'a, B: Backend> {
 
 impl<B: Backend> T5<B> {
     /// Runs the decoder over the batch's decoder ids and the encoder's rows.
+    ///
+    /// # Errors
+    /// What the device or the pass's observer fails with.
     pub fn decode(
         &self,
         backend: &B,
         batch: &Batch,
         encoding: &Encoding<B>,
         pass: &mut Pass<'_, B>,
-    ) -> Decoding<B> {
+    ) -> Result<Decoding<B>> {
         self.decode_past(backend, batch, encoding, pass, Past::InBatch)
     }
 
@@ -63,7 +79,7 @@ impl<B: Backend> T5<B> {
     /// What an example says after its end-of-sequence token is not returned; that token is, where it came.
     ///
     /// # Errors
-    /// Those of packing a batch; none for an encoding of this batch.
+    /// What the device fails with; none of packing a batch for an encoding of this batch.
     pub fn greedy(
         &self,
         backend: &B,
@@ -74,15 +90,14 @@ impl<B: Backend> T5<B> {
         let examples = batch.examples();
         let mut said: Vec<Vec<u32>> = vec![Vec::new(); examples];
         let mut last = vec![self.config.decoder_start_token_id; examples];
-        let mut cache = backend.cache(self.decoder.len(), examples, longest.max(1), self.heads);
+        let mut cache = backend.cache(self.decoder.len(), examples, longest.max(1), self.heads)?;
         let finished = |said: &[u32]| said.last() == Some(&self.config.eos_token_id);
         for position in 0..longest {
             let ids: Vec<Vec<u32>> = last.iter().map(|&id| vec![id]).collect();
             let step = batch.with_decoder(&ids, &ids)?;
             let past = Past::Cached { cache: &mut cache, position };
-            let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past);
-            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.head(), None)).greedy;
-            backend.health()?;
+            let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past)?;
+            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.head(), None)?)?.greedy;
             for (said, &id) in said.iter_mut().zip(&last) {
                 if !finished(said) {
                     said.push(id);
@@ -102,166 +117,52 @@ impl<B: Backend> T5<B> {
         encoding: &Encoding<B>,
         pass: &mut Pass<'_, B>,
         mut past: Past<'_, B>,
-    ) -> Decoding<B> {
+    ) -> Result<Decoding<B>> {
         let (rows, width) = (batch.rows(Side::Decoder), self.config.d_model);
-        let mut residual = Residual::new(backend, rows, width);
-        backend.embed(
-            &self.embedding,
-            Side::Decoder,
+        let mut residual = Residual::new(backend, rows, width)?;
+        let embedding = Embedding {
+            table: &self.embedding,
             batch,
-            mask(pass.dropout, SiteKind::Embedding, 0),
-            self.epsilon(),
-            &mut residual.x,
-            &mut residual.r,
-        );
+            side: Side::Decoder,
+            mask: mask(pass.dropout, SiteKind::Embedding, 0),
+            epsilon: self.epsilon(),
+        };
+        backend.embed(embedding, &mut residual)?;
         let mut layers = Vec::new();
-        for (index, layer) in self.decoder.iter().enumerate() {
-            let (next, tape) =
-                self.decoder_layer(backend, batch, index, layer, encoding, residual, pass, &mut past);
+        for layer in self.decoder_layers(batch, encoding, pass.dropout) {
+            let (next, tape) = layer.forward(backend, residual, pass, &mut past)?;
             layers.extend(tape);
             residual = next;
         }
-        let mut hidden = backend.rows(rows, width, Format::Operand);
-        backend.final_norm(
-            batch,
-            Side::Decoder,
-            &residual.x,
-            &residual.r,
-            Some(&self.decoder_gain),
-            self.head_scale,
-            mask(pass.dropout, SiteKind::FinalNorm, 0),
-            &mut hidden,
-        );
-        pass.observe(|| "decoder output".into(), &hidden);
-        Decoding { hidden, tape: pass.keep.then_some(Tape { layers, output: residual }) }
+        let mut hidden = backend.rows(rows, width, Format::Operand)?;
+        backend.final_norm(self.decoder_norm(batch, &residual, pass.dropout), &mut hidden)?;
+        pass.observe(|| "decoder output".into(), &hidden)?;
+        Ok(Decoding { hidden, tape: pass.keep.then_some(Tape { layers, output: residual }) })
     }
 
-    #[allow(clippy::too_many_arguments)] // a layer's surroundings
-    fn decoder_layer(
-        &self,
-        backend: &B,
-        batch: &Batch,
-        index: usize,
-        layer: &DecoderLayer<B>,
-        encoding: &Encoding<B>,
-        input: Residual<B>,
-        pass: &mut Pass<'_, B>,
-        past: &mut Past<'_, B>,
-    ) -> (Residual<B>, Option<LayerTape<B>>) {
-        let (rows, total, width) = (batch.rows(Side::Decoder), self.heads.total(), self.config.d_model);
-        let dropout = pass.dropout;
-        let mut qkv = backend.rows(rows, 3 * total, Format::Operand);
-        backend.project(batch, Side::Decoder, &input.x, &input.r, &layer.qkv, &mut qkv);
-        let mut o = backend.rows(rows, total, Format::Operand);
-        let mut log_sum_exp = backend.rows(rows, self.heads.count, Format::Float);
-        match past {
-            Past::InBatch => backend.self_attention(
-                batch,
-                Side::Decoder,
-                self.heads,
-                &self.decoder_bias,
-                mask(dropout, SiteKind::SelfAttention, index),
-                &qkv,
-                &mut o,
-                &mut log_sum_exp,
-            ),
-            Past::Cached { cache, position } => backend.decode_self_attention(
-                index,
-                *position,
-                self.heads,
-                &self.decoder_bias,
-                &qkv,
-                cache,
-                &mut o,
-            ),
-        }
-        let mut after_attention = Residual::new(backend, rows, width);
-        backend.add_project(
-            batch,
-            Side::Decoder,
-            &o,
-            &layer.o,
-            mask(dropout, SiteKind::SelfAttentionOutput, index),
-            self.epsilon(),
-            &input.x,
-            &mut after_attention.x,
-            &mut after_attention.r,
-        );
-        pass.observe(|| format!("decoder layer {index} self attention"), &after_attention.x);
-        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
-
-        let mut cross_q = backend.rows(rows, total, Format::Operand);
-        let input_of_q = &after_attention;
-        let of_layer = self.cross(layer, index, dropout);
-        backend.cross_project(batch, &of_layer, &input_of_q.x, &input_of_q.r, &layer.cross_q, &mut cross_q);
-        let mut cross_o = backend.rows(rows, total, Format::Operand);
-        let cross = backend.cross_attention(batch, &of_layer, &cross_q, &encoding.h, &mut cross_o, pass.keep);
-        let mut after_cross = Residual::new(backend, rows, width);
-        backend.add_project(
-            batch,
-            Side::Decoder,
-            &cross_o,
-            &layer.cross_o,
-            mask(dropout, SiteKind::CrossAttentionOutput, index),
-            self.epsilon(),
-            &after_attention.x,
-            &mut after_cross.x,
-            &mut after_cross.r,
-        );
-        pass.observe(|| format!("decoder layer {index} cross attention"), &after_cross.x);
-
-        let mut output = Residual::new(backend, rows, width);
-        let feed_forward = backend.feed_forward(
-            batch,
-            Side::Decoder,
-            &self.decoder_feed_forward(layer, index, dropout),
-            &after_cross.x,
-            &after_cross.r,
-            &mut output.x,
-            &mut output.r,
-            pass.keep,
-        );
-        pass.observe(|| format!("decoder layer {index} feed-forward"), &output.x);
-        let tape =
-            attention.zip(cross).zip(feed_forward).map(|((attention, cross), feed_forward)| LayerTape {
-                attention,
-                cross_input: after_attention,
-                cross_q,
-                cross_o,
-                cross,
-                feed_forward_input: after_cross,
-                feed_forward,
-            });
-        (output, tape)
-    }
-
-    fn cross<'a>(
-        &self,
-        layer: &'a DecoderLayer<B>,
-        index: usize,
+    fn decoder_layers<'a>(
+        &'a self,
+        batch: &'a Batch,
+        encoding: &'a Encoding<B>,
         dropout: Option<&'a DropoutStep>,
-    ) -> CrossAttention<'a, B> {
-        CrossAttention {
-            heads: self.heads,
-            w_k: &layer.cross_k,
-            w_v: &layer.cross_v,
-            mask: mask(dropout, SiteKind::CrossAttention, index),
-        }
+    ) -> impl DoubleEndedIterator<Item = Layer<'a, B>> + ExactSizeIterator {
+        let layer = move |(index, weights)| Layer { model: self, weights, index, batch, encoding, dropout };
+        self.decoder.iter().enumerate().map(layer)
     }
 
-    fn decoder_feed_forward<'a>(
-        &self,
-        layer: &'a DecoderLayer<B>,
-        index: usize,
+    fn decoder_norm<'a>(
+        &'a self,
+        batch: &'a Batch,
+        input: &'a Residual<B>,
         dropout: Option<&'a DropoutStep>,
-    ) -> FeedForward<'a, B> {
-        FeedForward {
-            w_in: &layer.w_in,
-            w_out: &layer.w_out,
-            activation: self.activation,
-            inner_mask: mask(dropout, SiteKind::FeedForward, index),
-            output_mask: mask(dropout, SiteKind::FeedForwardOutput, index),
-            epsilon: self.epsilon(),
+    ) -> FinalNorm<'a, B> {
+        FinalNorm {
+            batch,
+            side: Side::Decoder,
+            input,
+            gain: Some(&self.decoder_gain),
+            scale: self.head_scale,
+            mask: mask(dropout, SiteKind::FinalNorm, 0),
         }
     }
 
@@ -274,101 +175,193 @@ impl<B: Backend> T5<B> {
         decoding: Decoding<B>,
         d_hidden: B::Rows,
         dropout: Option<&DropoutStep>,
-    ) -> Option<B::Rows> {
-        let tape = decoding.tape?;
-        let (rows, total, width) = (batch.rows(Side::Decoder), self.heads.total(), self.config.d_model);
-        let mut d_h = backend.source_gradient(batch, width);
-        let mut layers = self.decoder.iter().zip(tape.layers).enumerate().rev().peekable();
-        let mut d_x = backend.rows(rows, width, Format::Residual);
-        backend.final_norm_backward(
-            batch,
-            Side::Decoder,
-            &tape.output.x,
-            &tape.output.r,
-            Some(&self.decoder_gain),
-            self.head_scale,
-            mask(dropout, SiteKind::FinalNorm, 0),
-            &d_hidden,
-            layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
-            &mut d_x,
-        );
+    ) -> Result<Option<B::Rows>> {
+        let Some(tape) = decoding.tape else { return Ok(None) };
+        let (side, scope) = (Side::Decoder, Scope::All);
+        let (rows, total, width) = (batch.rows(side), self.heads.total(), self.config.d_model);
+        let mut d_h = backend.source_gradient(batch, width)?;
+        let mut layers = self.decoder_layers(batch, encoding, dropout).zip(tape.layers).rev().peekable();
+        let mut d_x = backend.rows(rows, width, Format::Residual)?;
+        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input));
+        let norm = self.decoder_norm(batch, &tape.output, dropout);
+        backend.final_norm_backward(norm, FinalNormBackward { d_h: &d_hidden, below }, &mut d_x)?;
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
-        while let Some((index, (layer, tape))) = layers.next() {
-            backend.feed_forward_backward(
-                batch,
-                Side::Decoder,
-                &self.decoder_feed_forward(layer, index, dropout),
-                &tape.feed_forward,
-                &tape.feed_forward_input.x,
-                &tape.feed_forward_input.r,
-                &above.x,
-                &mut d_x,
-            );
-            let mut d_o = backend.rows(rows, total, Format::Operand);
-            let output_mask = mask(dropout, SiteKind::CrossAttentionOutput, index);
-            let cross = self.cross(layer, index, dropout);
-            backend.cross_project_backward(batch, &cross, &d_x, &layer.cross_o, output_mask, &mut d_o);
+        while let Some((layer, tape)) = layers.next() {
+            let from = FeedForwardBackward {
+                kept: &tape.feed_forward,
+                input: &tape.feed_forward_input,
+                x_next: &above.x,
+            };
+            backend.feed_forward_backward(&layer.feed_forward(), from, &mut d_x)?;
+            let mut d_o = backend.rows(rows, total, Format::Operand)?;
+            let mask = layer.mask(SiteKind::CrossAttentionOutput);
+            let cross = layer.cross_attention();
+            backend.cross_project_backward(&cross, &d_x, &layer.weights.cross_o, mask, &mut d_o)?;
             // Nothing before the first layer's cross attention depends on a trained number.
-            let mut d_q = (index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
-            backend.cross_attention_backward(
-                batch,
-                &cross,
-                &tape.cross,
-                &tape.cross_q,
-                &encoding.h,
-                &tape.cross_o,
-                &d_o,
-                d_q.as_mut(),
-                &mut d_h,
-            );
+            let d_q = (layer.index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
+            let mut d_q = d_q.transpose()?;
+            let from = CrossAttentionBackward {
+                kept: &tape.cross,
+                q: &tape.cross_q,
+                h: &encoding.h,
+                o: &tape.cross_o,
+                d_o: &d_o,
+            };
+            backend.cross_attention_backward(&cross, from, d_q.as_mut(), &mut d_h)?;
             let Some(d_q) = d_q else { break };
-            let input = &tape.cross_input;
-            backend.project_backward(
+            let projection = ProjectionBackward {
                 batch,
-                Side::Decoder,
-                Scope::All,
-                &d_q,
-                &layer.cross_q,
-                &input.x,
-                &input.r,
-                None,
-                &mut d_x,
-            );
+                side,
+                scope,
+                dz: &d_q,
+                weight: &layer.weights.cross_q,
+                input: &tape.cross_input,
+                below: None,
+            };
+            backend.project_backward(projection, &mut d_x)?;
 
             let kept = &tape.attention;
-            let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
-            let o = Some((&kept.o, self.heads));
-            let mut d_o = backend.rows(rows, total, Format::Operand);
-            backend.add_project_backward(batch, Side::Decoder, &d_x, &layer.o, output_mask, o, &mut d_o);
-            let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient);
-            backend.self_attention_backward(
+            let mut d_o = backend.rows(rows, total, Format::Operand)?;
+            let output = ResidualProjectionBackward {
                 batch,
-                Side::Decoder,
-                Scope::All,
-                self.heads,
-                &self.decoder_bias,
-                mask(dropout, SiteKind::SelfAttention, index),
-                &kept.qkv,
-                &kept.o,
-                &kept.log_sum_exp,
-                &d_o,
-                &mut d_qkv,
-            );
-            let input = &kept.input;
-            backend.project_backward(
+                side,
+                d_x: &d_x,
+                weight: &layer.weights.o,
+                mask: layer.mask(SiteKind::SelfAttentionOutput),
+                y: Some((&kept.o, self.heads)),
+            };
+            backend.add_project_backward(output, &mut d_o)?;
+            let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient)?;
+            let from = SelfAttentionBackward {
+                scope,
+                qkv: &kept.qkv,
+                o: &kept.o,
+                log_sum_exp: &kept.log_sum_exp,
+                d_o: &d_o,
+            };
+            backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
+            let projection = ProjectionBackward {
                 batch,
-                Side::Decoder,
-                Scope::All,
-                &d_qkv,
-                &layer.qkv,
-                &input.x,
-                &input.r,
-                layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
-                &mut d_x,
-            );
+                side,
+                scope,
+                dz: &d_qkv,
+                weight: &layer.weights.qkv,
+                input: &kept.input,
+                below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
+            };
+            backend.project_backward(projection, &mut d_x)?;
             above = tape.attention.input;
         }
-        Some(backend.source_rows(batch, d_h))
+        backend.source_rows(batch, d_h).map(Some)
+    }
+}
+
+impl<'a, B: Backend> Layer<'a, B> {
+    fn mask(&self, kind: SiteKind) -> Mask<'a> {
+        mask(self.dropout, kind, self.index)
+    }
+
+    fn self_attention(&self) -> SelfAttention<'a, B> {
+        SelfAttention {
+            batch: self.batch,
+            side: Side::Decoder,
+            heads: self.model.heads,
+            bias: &self.model.decoder_bias,
+            mask: self.mask(SiteKind::SelfAttention),
+        }
+    }
+
+    fn cross_attention(&self) -> CrossAttention<'a, B> {
+        CrossAttention {
+            batch: self.batch,
+            heads: self.model.heads,
+            w_k: &self.weights.cross_k,
+            w_v: &self.weights.cross_v,
+            mask: self.mask(SiteKind::CrossAttention),
+        }
+    }
+
+    fn feed_forward(&self) -> FeedForward<'a, B> {
+        FeedForward {
+            batch: self.batch,
+            side: Side::Decoder,
+            w_in: &self.weights.w_in,
+            w_out: &self.weights.w_out,
+            activation: self.model.activation,
+            inner_mask: self.mask(SiteKind::FeedForward),
+            output_mask: self.mask(SiteKind::FeedForwardOutput),
+            epsilon: self.model.epsilon(),
+        }
+    }
+
+    /// The end of an attention sublayer that began with `x` and gave `y`.
+    fn output<'b>(
+        &'b self,
+        y: &'b B::Rows,
+        weight: &'b B::Weight,
+        kind: SiteKind,
+        x: &'b B::Rows,
+    ) -> ResidualProjection<'b, B> {
+        let (batch, epsilon) = (self.batch, self.model.epsilon());
+        ResidualProjection { batch, side: Side::Decoder, y, weight, mask: self.mask(kind), epsilon, x }
+    }
+
+    fn forward(
+        &self,
+        backend: &B,
+        input: Residual<B>,
+        pass: &mut Pass<'_, B>,
+        past: &mut Past<'_, B>,
+    ) -> Result<(Residual<B>, Option<LayerTape<B>>)> {
+        let Self { model, weights, index, batch, .. } = self;
+        let (rows, side) = (batch.rows(Side::Decoder), Side::Decoder);
+        let (total, width) = (model.heads.total(), model.config.d_model);
+        let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
+        backend.project(Projection { batch, side, input: &input, weight: &weights.qkv }, &mut qkv)?;
+        let mut o = backend.rows(rows, total, Format::Operand)?;
+        let mut log_sum_exp = backend.rows(rows, model.heads.count, Format::Float)?;
+        match past {
+            Past::InBatch => {
+                backend.self_attention(&self.self_attention(), &qkv, &mut o, &mut log_sum_exp)?;
+            }
+            Past::Cached { cache, position } => {
+                let (layer, position) = (self.index, *position);
+                let step = DecodeStep { layer, position, heads: model.heads, bias: &model.decoder_bias };
+                backend.decode_self_attention(&step, &qkv, cache, &mut o)?;
+            }
+        }
+        let mut after_attention = Residual::new(backend, rows, width)?;
+        let output = self.output(&o, &weights.o, SiteKind::SelfAttentionOutput, &input.x);
+        backend.add_project(output, &mut after_attention)?;
+        pass.observe(|| format!("decoder layer {index} self attention"), &after_attention.x)?;
+        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
+
+        let mut cross_q = backend.rows(rows, total, Format::Operand)?;
+        let cross_attention = self.cross_attention();
+        backend.cross_project(&cross_attention, &after_attention, &weights.cross_q, &mut cross_q)?;
+        let mut cross_o = backend.rows(rows, total, Format::Operand)?;
+        let h = &self.encoding.h;
+        let cross = backend.cross_attention(&cross_attention, &cross_q, h, &mut cross_o, pass.keep)?;
+        let mut after_cross = Residual::new(backend, rows, width)?;
+        let kind = SiteKind::CrossAttentionOutput;
+        let output = self.output(&cross_o, &weights.cross_o, kind, &after_attention.x);
+        backend.add_project(output, &mut after_cross)?;
+        pass.observe(|| format!("decoder layer {index} cross attention"), &after_cross.x)?;
+
+        let mut output = Residual::new(backend, rows, width)?;
+        let feed_forward = backend.feed_forward(&self.feed_forward(), &after_cross, &mut output, pass.keep)?;
+        pass.observe(|| format!("decoder layer {index} feed-forward"), &output.x)?;
+        let tape =
+            attention.zip(cross).zip(feed_forward).map(|((attention, cross), feed_forward)| LayerTape {
+                attention,
+                cross_input: after_attention,
+                cross_q,
+                cross_o,
+                cross,
+                feed_forward_input: after_cross,
+                feed_forward,
+            });
+        Ok((output, tape))
     }
 }

@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
-use super::{EncoderLayer, Mixture, Pass, Residual, SelfAttentionKept, T5};
-use crate::backend::{Backend, Batch, DropoutStep, FeedForward, Format, Mask, Scope, Side, Site, SiteKind};
+use super::{EncoderLayer, Mixture, Pass, SelfAttentionKept, T5};
+use crate::backend::{
+    Backend, Batch, DropoutStep, Embedding, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward,
+    Format, Mask, Projection, ProjectionBackward, Residual, ResidualProjection, ResidualProjectionBackward,
+    Scope, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
+};
+use crate::error::{Error, Result};
 
 /// The encoder's output for a batch.
 pub struct Encoding<B: Backend> {
@@ -35,10 +40,19 @@ impl<B: Backend> Encoding<B> {
         &self.h
     }
 
-    /// What the mixture kept: [`Backend::attention`] reads its weights.
+    /// What the mixture kept: [`MixOps::attention`](crate::backend::MixOps::attention) reads its weights.
     pub fn mix(&self) -> &B::MixKept {
         &self.mix
     }
+}
+
+/// A layer and what it works on.
+struct Layer<'a, B: Backend> {
+    model: &'a T5<B>,
+    weights: &'a EncoderLayer<B>,
+    index: usize,
+    batch: &'a Batch,
+    dropout: Option<&'a DropoutStep>,
 }
 
 fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_> {
@@ -48,8 +62,9 @@ fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_>
 impl<B: Backend> T5<B> {
     /// Mixes prompts, embeds the source tokens behind them, and runs the encoder over both.
     ///
-    /// # Panics
-    /// If an example names a target prompt that the mixture does not have.
+    /// # Errors
+    /// [`Error::Setting`] if an example names a target prompt that the mixture does not have; what the device or the pass's
+    /// observer fails with.
     pub fn encode(
         &self,
         backend: &B,
@@ -57,51 +72,45 @@ impl<B: Backend> T5<B> {
         state: &B::State,
         batch: &Batch,
         pass: &mut Pass<'_, B>,
-    ) -> Encoding<B> {
+    ) -> Result<Encoding<B>> {
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let targets = mixture.layout.targets;
-        let known = (0..batch.examples()).all(|b| batch.target_prompt(b) < targets);
-        assert!(known, "every example's target prompt is one of {targets}");
+        if let Some(b) = (0..batch.examples()).find(|&b| batch.target_prompt(b) >= targets) {
+            let found = format!("{} in example {b}", batch.target_prompt(b));
+            return Err(Error::setting("target prompt", format!("an index below {targets}"), found, ""));
+        }
         let dropout = pass.dropout;
-        let mut residual = Residual::new(backend, rows, width);
-        let sources = mixture.sources.as_ref();
-        let mix = backend.mix(&mixture.mixing, &self.embedding, sources, state, batch, &mut residual.x);
-        let embedding_mask = mask(dropout, SiteKind::Embedding, 0);
-        backend.embed(
-            &self.embedding,
-            Side::Encoder,
+        let mut residual = Residual::new(backend, rows, width)?;
+        let mix = backend.mix(&mixture.of(batch), &self.embedding, state, &mut residual.x)?;
+        let embedding = Embedding {
+            table: &self.embedding,
             batch,
-            embedding_mask,
-            self.epsilon(),
-            &mut residual.x,
-            &mut residual.r,
-        );
-        pass.observe(|| "encoder input".into(), &residual.x);
+            side: Side::Encoder,
+            mask: mask(dropout, SiteKind::Embedding, 0),
+            epsilon: self.epsilon(),
+        };
+        backend.embed(embedding, &mut residual)?;
+        pass.observe(|| "encoder input".into(), &residual.x)?;
         // An observer is told of whole activations.
         let (h, tapes) = if pass.observe.is_some() {
-            let (h, tape) = self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass);
+            let (h, tape) = self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass)?;
             (h, tape.map(|tape| vec![tape]))
         } else {
             let parts = backend.parts(batch);
-            let x = backend.cut(batch, &parts, residual.x);
-            let r = backend.cut(batch, &parts, residual.r);
+            let x = backend.cut(batch, &parts, residual.x)?;
+            let r = backend.cut(batch, &parts, residual.r)?;
             let parts = parts.into_iter().zip(x.into_iter().zip(r));
             let keep = pass.keep;
             let stacks = backend.side_by_side(parts.collect(), |backend, (examples, (x, r))| {
                 let mut pass = Pass { dropout, keep, observe: None };
-                self.encoder_stack(
-                    backend,
-                    batch.part(examples.clone()),
-                    examples,
-                    Residual { x, r },
-                    &mut pass,
-                )
-            });
+                let part = batch.part(examples.clone());
+                self.encoder_stack(backend, part, examples, Residual { x, r }, &mut pass)
+            })?;
             let (h, tapes): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
-            (backend.join(h), tapes.into_iter().collect())
+            (backend.join(h)?, tapes.into_iter().collect())
         };
-        pass.observe(|| "encoder output".into(), &h);
-        Encoding { h, mix, tapes }
+        pass.observe(|| "encoder output".into(), &h)?;
+        Ok(Encoding { h, mix, tapes })
     }
 
     /// All layers and the final norm over a part of a batch.
@@ -112,92 +121,25 @@ impl<B: Backend> T5<B> {
         examples: Range<usize>,
         mut residual: Residual<B>,
         pass: &mut Pass<'_, B>,
-    ) -> (B::Rows, Option<Tape<B>>) {
+    ) -> Result<(B::Rows, Option<Tape<B>>)> {
         let mut layers = Vec::new();
-        for (index, layer) in self.encoder.iter().enumerate() {
-            let (next, tape) = self.encoder_layer(backend, &batch, index, layer, residual, pass);
+        for layer in self.encoder_layers(&batch, pass.dropout) {
+            let (next, tape) = layer.forward(backend, residual, pass)?;
             layers.extend(tape);
             residual = next;
         }
-        let mut h = backend.rows(batch.rows(Side::Encoder), self.config.d_model, Format::Operand);
-        let mask = mask(pass.dropout, SiteKind::FinalNorm, 0);
-        backend.final_norm(&batch, Side::Encoder, &residual.x, &residual.r, None, 1.0, mask, &mut h);
-        (h, pass.keep.then_some(Tape { examples, batch, layers, output: residual }))
+        let mut h = backend.rows(batch.rows(Side::Encoder), self.config.d_model, Format::Operand)?;
+        backend.final_norm(encoder_norm(&batch, &residual, pass.dropout), &mut h)?;
+        Ok((h, pass.keep.then_some(Tape { examples, batch, layers, output: residual })))
     }
 
-    fn encoder_layer(
-        &self,
-        backend: &B,
-        batch: &Batch,
-        index: usize,
-        layer: &EncoderLayer<B>,
-        input: Residual<B>,
-        pass: &mut Pass<'_, B>,
-    ) -> (Residual<B>, Option<LayerTape<B>>) {
-        let rows = batch.rows(Side::Encoder);
-        let dropout = pass.dropout;
-        let mut qkv = backend.rows(rows, 3 * self.heads.total(), Format::Operand);
-        backend.project(batch, Side::Encoder, &input.x, &input.r, &layer.qkv, &mut qkv);
-        let mut o = backend.rows(rows, self.heads.total(), Format::Operand);
-        let mut log_sum_exp = backend.rows(rows, self.heads.count, Format::Float);
-        backend.self_attention(
-            batch,
-            Side::Encoder,
-            self.heads,
-            &self.encoder_bias,
-            mask(dropout, SiteKind::SelfAttention, index),
-            &qkv,
-            &mut o,
-            &mut log_sum_exp,
-        );
-        let mut middle = Residual::new(backend, rows, self.config.d_model);
-        backend.add_project(
-            batch,
-            Side::Encoder,
-            &o,
-            &layer.o,
-            mask(dropout, SiteKind::SelfAttentionOutput, index),
-            self.epsilon(),
-            &input.x,
-            &mut middle.x,
-            &mut middle.r,
-        );
-        pass.observe(|| format!("encoder layer {index} self attention"), &middle.x);
-        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
-        let mut output = Residual::new(backend, rows, self.config.d_model);
-        let feed_forward = backend.feed_forward(
-            batch,
-            Side::Encoder,
-            &self.encoder_feed_forward(layer, index, dropout),
-            &middle.x,
-            &middle.r,
-            &mut output.x,
-            &mut output.r,
-            pass.keep,
-        );
-        pass.observe(|| format!("encoder layer {index} feed-forward"), &output.x);
-        let tape = attention.zip(feed_forward).map(|(attention, feed_forward)| LayerTape {
-            attention,
-            feed_forward_input: middle,
-            feed_forward,
-        });
-        (output, tape)
-    }
-
-    fn encoder_feed_forward<'a>(
-        &self,
-        layer: &'a EncoderLayer<B>,
-        index: usize,
+    fn encoder_layers<'a>(
+        &'a self,
+        batch: &'a Batch,
         dropout: Option<&'a DropoutStep>,
-    ) -> FeedForward<'a, B> {
-        FeedForward {
-            w_in: &layer.w_in,
-            w_out: &layer.w_out,
-            activation: self.activation,
-            inner_mask: mask(dropout, SiteKind::FeedForward, index),
-            output_mask: mask(dropout, SiteKind::FeedForwardOutput, index),
-            epsilon: self.epsilon(),
-        }
+    ) -> impl DoubleEndedIterator<Item = Layer<'a, B>> + ExactSizeIterator {
+        let layer = move |(index, weights)| Layer { model: self, weights, index, batch, dropout };
+        self.encoder.iter().enumerate().map(layer)
     }
 
     /// From d_h \[R, D\] down to the encoder's input: its prompt rows hold the gradient, its token rows nothing of use.
@@ -209,18 +151,18 @@ impl<B: Backend> T5<B> {
         encoding: Encoding<B>,
         d_h: Option<B::Rows>,
         dropout: Option<&DropoutStep>,
-    ) -> (Option<B::Rows>, B::MixKept) {
-        let Some((tapes, d_h)) = encoding.tapes.zip(d_h) else { return (None, encoding.mix) };
+    ) -> Result<(Option<B::Rows>, B::MixKept)> {
+        let Some((tapes, d_h)) = encoding.tapes.zip(d_h) else { return Ok((None, encoding.mix)) };
         drop(encoding.h);
         let parts: Vec<_> = tapes.iter().map(|tape| tape.examples.clone()).collect();
-        let d_h = backend.cut(batch, &parts, d_h);
+        let d_h = backend.cut(batch, &parts, d_h)?;
         let parts = tapes.into_iter().zip(d_h).collect();
         let d_x = backend.side_by_side(parts, |backend, (tape, d_h)| {
             self.encoder_stack_backward(backend, tape, d_h, dropout)
-        });
-        let mut d_x = backend.join(d_x);
-        backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x);
-        (Some(d_x), encoding.mix)
+        })?;
+        let mut d_x = backend.join(d_x)?;
+        backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x)?;
+        Ok((Some(d_x), encoding.mix))
     }
 
     /// From a part's d_h down to the gradient of its encoder rows.
@@ -230,73 +172,137 @@ impl<B: Backend> T5<B> {
         tape: Tape<B>,
         d_h: B::Rows,
         dropout: Option<&DropoutStep>,
-    ) -> B::Rows {
-        let batch = &tape.batch;
-        let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
-        let mut d_x = backend.rows(rows, width, Format::Residual);
-        let mut layers = self.encoder.iter().zip(tape.layers).enumerate().rev().peekable();
-        backend.final_norm_backward(
-            batch,
-            Side::Encoder,
-            &tape.output.x,
-            &tape.output.r,
-            None,
-            1.0,
-            mask(dropout, SiteKind::FinalNorm, 0),
-            &d_h,
-            layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
-            &mut d_x,
-        );
+    ) -> Result<B::Rows> {
+        let (batch, side) = (&tape.batch, Side::Encoder);
+        let (rows, width) = (batch.rows(side), self.config.d_model);
+        let mut d_x = backend.rows(rows, width, Format::Residual)?;
+        let mut layers = self.encoder_layers(batch, dropout).zip(tape.layers).rev().peekable();
+        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input));
+        let norm = encoder_norm(batch, &tape.output, dropout);
+        backend.final_norm_backward(norm, FinalNormBackward { d_h: &d_h, below }, &mut d_x)?;
         drop(d_h);
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
-        while let Some((index, (layer, tape))) = layers.next() {
-            backend.feed_forward_backward(
-                batch,
-                Side::Encoder,
-                &self.encoder_feed_forward(layer, index, dropout),
-                &tape.feed_forward,
-                &tape.feed_forward_input.x,
-                &tape.feed_forward_input.r,
-                &above.x,
-                &mut d_x,
-            );
+        while let Some((layer, tape)) = layers.next() {
+            let from = FeedForwardBackward {
+                kept: &tape.feed_forward,
+                input: &tape.feed_forward_input,
+                x_next: &above.x,
+            };
+            backend.feed_forward_backward(&layer.feed_forward(), from, &mut d_x)?;
             drop((tape.feed_forward, tape.feed_forward_input));
             let kept = tape.attention;
-            let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand);
-            let output_mask = mask(dropout, SiteKind::SelfAttentionOutput, index);
-            let o = Some((&kept.o, self.heads));
-            backend.add_project_backward(batch, Side::Encoder, &d_x, &layer.o, output_mask, o, &mut d_o);
+            let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand)?;
+            let output = ResidualProjectionBackward {
+                batch,
+                side,
+                d_x: &d_x,
+                weight: &layer.weights.o,
+                mask: layer.mask(SiteKind::SelfAttentionOutput),
+                y: Some((&kept.o, self.heads)),
+            };
+            backend.add_project_backward(output, &mut d_o)?;
             // Below the first layer only the prompt rows lead to a trained number.
-            let scope = if index == 0 { Scope::Prompt } else { Scope::All };
-            let scoped = if index == 0 { batch.examples() * batch.prompt_length() } else { rows };
-            let mut d_qkv = backend.rows(scoped, 3 * self.heads.total(), Format::ProjectionGradient);
-            backend.self_attention_backward(
-                batch,
-                Side::Encoder,
+            let scope = if layer.index == 0 { Scope::Prompt } else { Scope::All };
+            let scoped = if layer.index == 0 { batch.examples() * batch.prompt_length() } else { rows };
+            let mut d_qkv = backend.rows(scoped, 3 * self.heads.total(), Format::ProjectionGradient)?;
+            let from = SelfAttentionBackward {
                 scope,
-                self.heads,
-                &self.encoder_bias,
-                mask(dropout, SiteKind::SelfAttention, index),
-                &kept.qkv,
-                &kept.o,
-                &kept.log_sum_exp,
-                &d_o,
-                &mut d_qkv,
-            );
-            backend.project_backward(
+                qkv: &kept.qkv,
+                o: &kept.o,
+                log_sum_exp: &kept.log_sum_exp,
+                d_o: &d_o,
+            };
+            backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
+            let projection = ProjectionBackward {
                 batch,
-                Side::Encoder,
+                side,
                 scope,
-                &d_qkv,
-                &layer.qkv,
-                &kept.input.x,
-                &kept.input.r,
-                layers.peek().and_then(|(_, (_, tape))| self.below(&tape.feed_forward_input)),
-                &mut d_x,
-            );
+                dz: &d_qkv,
+                weight: &layer.weights.qkv,
+                input: &kept.input,
+                below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
+            };
+            backend.project_backward(projection, &mut d_x)?;
             above = kept.input;
         }
-        d_x
+        Ok(d_x)
+    }
+}
+
+/// The final norm without its gain, which was folded away.
+fn encoder_norm<'a, B: Backend>(
+    batch: &'a Batch,
+    input: &'a Residual<B>,
+    dropout: Option<&'a DropoutStep>,
+) -> FinalNorm<'a, B> {
+    let mask = mask(dropout, SiteKind::FinalNorm, 0);
+    FinalNorm { batch, side: Side::Encoder, input, gain: None, scale: 1.0, mask }
+}
+
+impl<'a, B: Backend> Layer<'a, B> {
+    fn mask(&self, kind: SiteKind) -> Mask<'a> {
+        mask(self.dropout, kind, self.index)
+    }
+
+    fn self_attention(&self) -> SelfAttention<'a, B> {
+        SelfAttention {
+            batch: self.batch,
+            side: Side::Encoder,
+            heads: self.model.heads,
+            bias: &self.model.encoder_bias,
+            mask: self.mask(SiteKind::SelfAttention),
+        }
+    }
+
+    fn feed_forward(&self) -> FeedForward<'a, B> {
+        FeedForward {
+            batch: self.batch,
+            side: Side::Encoder,
+            w_in: &self.weights.w_in,
+            w_out: &self.weights.w_out,
+            activation: self.model.activation,
+            inner_mask: self.mask(SiteKind::FeedForward),
+            output_mask: self.mask(SiteKind::FeedForwardOutput),
+            epsilon: self.model.epsilon(),
+        }
+    }
+
+    fn forward(
+        &self,
+        backend: &B,
+        input: Residual<B>,
+        pass: &mut Pass<'_, B>,
+    ) -> Result<(Residual<B>, Option<LayerTape<B>>)> {
+        let Self { model, weights, index, batch, .. } = self;
+        let (rows, side) = (batch.rows(Side::Encoder), Side::Encoder);
+        let (total, width) = (model.heads.total(), model.config.d_model);
+        let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
+        backend.project(Projection { batch, side, input: &input, weight: &weights.qkv }, &mut qkv)?;
+        let mut o = backend.rows(rows, total, Format::Operand)?;
+        let mut log_sum_exp = backend.rows(rows, model.heads.count, Format::Float)?;
+        backend.self_attention(&self.self_attention(), &qkv, &mut o, &mut log_sum_exp)?;
+        let mut middle = Residual::new(backend, rows, width)?;
+        let output = ResidualProjection {
+            batch,
+            side,
+            y: &o,
+            weight: &weights.o,
+            mask: self.mask(SiteKind::SelfAttentionOutput),
+            epsilon: model.epsilon(),
+            x: &input.x,
+        };
+        backend.add_project(output, &mut middle)?;
+        pass.observe(|| format!("encoder layer {index} self attention"), &middle.x)?;
+        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
+        let mut output = Residual::new(backend, rows, width)?;
+        let feed_forward = backend.feed_forward(&self.feed_forward(), &middle, &mut output, pass.keep)?;
+        pass.observe(|| format!("encoder layer {index} feed-forward"), &output.x)?;
+        let tape = attention.zip(feed_forward).map(|(attention, feed_forward)| LayerTape {
+            attention,
+            feed_forward_input: middle,
+            feed_forward,
+        });
+        Ok((output, tape))
     }
 }

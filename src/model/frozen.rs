@@ -25,7 +25,7 @@ impl<'a, B: Backend> Frozen<'a, B> {
     /// Reads the model in `folder` and copies it to the device; the files are let go again.
     ///
     /// # Errors
-    /// Those of reading a checkpoint or a tokenizer.
+    /// Those of reading a checkpoint or a tokenizer, and of the device.
     pub fn load(backend: &'a B, folder: &Path) -> Result<Self> {
         Self::of_checkpoint(backend, &pretrained::Checkpoint::open(folder)?)
     }

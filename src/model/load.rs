@@ -54,7 +54,7 @@ impl<B: Backend> T5<B> {
     /// k and v of every decoder layer. The decoder's final norm is kept as it is, and the embedding is never altered.
     ///
     /// # Errors
-    /// Those of `tensors`.
+    /// Those of `tensors` and of the device.
     pub fn load(backend: &B, tensors: &impl Tensors) -> Result<Self> {
         let config = tensors.config().clone();
         let loader = Loader { backend, tensors, config: &config };
@@ -64,7 +64,7 @@ impl<B: Backend> T5<B> {
         tensors.embedding_into(&mut embedding)?;
         let tied = tensors.output_is_tied()?;
         let mut head_mean = mean_row(&embedding, d);
-        let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup);
+        let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup)?;
 
         let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
         let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
@@ -98,17 +98,16 @@ impl<B: Backend> T5<B> {
             });
         }
         let decoder_gain =
-            backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Lookup);
+            backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Lookup)?;
         let head = if tied {
             None
         } else {
             let mut head = vec![0.0; config.vocab_size * d];
             tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
             head_mean = mean_row(&head, d);
-            Some(backend.weight(head, config.vocab_size, d, Readers::Few))
+            Some(backend.weight(head, config.vocab_size, d, Readers::Few)?)
         };
-        let head_mean = backend.weight(head_mean, 1, d, Readers::Lookup);
-        backend.health()?;
+        let head_mean = backend.weight(head_mean, 1, d, Readers::Lookup)?;
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
             activation: match config.activation {
@@ -163,7 +162,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
     fn plain(&self, block: &str, name: &str, out: usize, input: usize) -> Result<B::Weight> {
         let mut values = vec![0.0; out * input];
         self.tensors.read_into(&format!("{block}.{name}.weight"), &[out, input], &mut values)?;
-        Ok(self.backend.weight(values, out, input, readers(block)))
+        self.backend.weight(values, out, input, readers(block))
     }
 
     /// The named \[out, D\] matrices stacked, with the gain of the block's own norm folded in.
@@ -183,7 +182,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
                 *value *= gain;
             }
         }
-        Ok(self.backend.weight(values, names.len() * out, d, readers(block)))
+        self.backend.weight(values, names.len() * out, d, readers(block))
     }
 
     fn bias(&self, stack: &str, bidirectional: bool) -> Result<B::PositionBias> {
@@ -192,6 +191,6 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
         let name = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         self.tensors.read_into(&name, &shape, &mut table)?;
         let (rows, reach) = position::bias_rows(self.config, &table, bidirectional);
-        Ok(self.backend.position_bias(rows, reach))
+        self.backend.position_bias(rows, reach)
     }
 }

@@ -18,7 +18,10 @@ pub use load::Tensors;
 pub use plan::{batch_of_lengths, foresee, largest_that_fits};
 pub use step::{Issued, StepLoss, label_weights};
 
-use crate::backend::{Activation, Backend, DropoutStep, Format, Head, Heads, Mixing, StateLayout};
+use crate::backend::{
+    Activation, Backend, Batch, Device, DropoutStep, Head, Heads, Mix, Mixing, Residual, StateLayout,
+};
+use crate::error::Result;
 use crate::pretrained::T5Config;
 
 /// A frozen T5 on a device.
@@ -115,8 +118,15 @@ pub struct Mixture<B: Backend> {
     pub layout: StateLayout,
 }
 
-/// Called with every activation and its name.
-pub type Observer<'a, B> = dyn FnMut(&str, &<B as Backend>::Rows) + 'a;
+impl<B: Backend> Mixture<B> {
+    /// What mixes the prompts of `batch`.
+    fn of<'a>(&'a self, batch: &'a Batch) -> Mix<'a, B> {
+        Mix { mixing: &self.mixing, sources: self.sources.as_ref(), batch }
+    }
+}
+
+/// Called with every activation and its name; what it fails with ends the pass.
+pub type Observer<'a, B> = dyn FnMut(&str, &<B as Device>::Rows) -> Result<()> + 'a;
 
 /// How a pass is run.
 pub struct Pass<'a, B: Backend> {
@@ -134,22 +144,8 @@ impl<B: Backend> Pass<'_, B> {
         Self { dropout: None, keep: false, observe: None }
     }
 
-    fn observe(&mut self, name: impl FnOnce() -> String, rows: &B::Rows) {
-        if let Some(observe) = &mut self.observe {
-            observe(&name(), rows);
-        }
-    }
-}
-
-/// A residual row and its reciprocal root mean square.
-struct Residual<B: Backend> {
-    x: B::Rows,
-    r: B::Rows,
-}
-
-impl<B: Backend> Residual<B> {
-    fn new(backend: &B, rows: usize, width: usize) -> Self {
-        Self { x: backend.rows(rows, width, Format::Residual), r: backend.rows(rows, width, Format::Norm) }
+    fn observe(&mut self, name: impl FnOnce() -> String, rows: &B::Rows) -> Result<()> {
+        self.observe.as_mut().map_or(Ok(()), |observe| observe(&name(), rows))
     }
 }
 

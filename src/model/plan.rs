@@ -23,30 +23,36 @@ impl<B: Backend> T5<B> {
     /// Bytes of device memory in which every training step runs whose batches are no larger than `micro`'s. Weights, sources
     /// and state are not in it, nor are the few kilobytes that a batch is described by. 0 where memory is no thing to run out
     /// of by itself.
+    ///
+    /// # Errors
+    /// Those of [`T5::train`].
     pub fn step_bytes(
         &self,
         backend: &B,
         mixture: &Mixture<B>,
         state: &mut B::State,
         micro: &MicroBatch<'_>,
-    ) -> usize {
+    ) -> Result<usize> {
         backend.foreseen_bytes(micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
 
     /// Bytes of device memory that forward alone holds at its fullest on batches no larger than `batch`; as
     /// [`T5::step_bytes`].
+    ///
+    /// # Errors
+    /// Those of [`T5::loss`].
     pub fn evaluation_bytes(
         &self,
         backend: &B,
         mixture: &Mixture<B>,
         state: &B::State,
         batch: &Batch,
-    ) -> usize {
+    ) -> Result<usize> {
         let micro = MicroBatch { batch, dropout: None, first: false, last: None };
         backend.foreseen_bytes(&micro, |batch| {
-            let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation());
-            let decoding = self.decode(backend, batch, &encoding, &mut Pass::evaluation());
-            backend.loss(batch, decoding.hidden(), &self.head(), None);
+            let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation())?;
+            let decoding = self.decode(backend, batch, &encoding, &mut Pass::evaluation())?;
+            backend.loss(batch, decoding.hidden(), &self.head(), None).map(drop)
         })
     }
 }

@@ -21,8 +21,11 @@ pub struct Issued<B: Backend> {
 
 impl<B: Backend> Issued<B> {
     /// Reads back what the pass over `batch`, of `runs` runs, came to.
-    pub fn read(&self, backend: &B, batch: &Batch, runs: usize) -> StepLoss {
-        summarise(batch, &backend.read_loss(&self.loss), backend.attention(&self.mix), runs)
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn read(&self, backend: &B, batch: &Batch, runs: usize) -> Result<StepLoss> {
+        Ok(summarise(batch, &backend.read_loss(&self.loss)?, backend.attention(&self.mix)?, runs))
     }
 }
 
@@ -39,6 +42,9 @@ pub fn label_weights(batch: &Batch, label_tokens: &[usize]) -> Vec<f64> {
 
 impl<B: Backend> T5<B> {
     /// The loss without a gradient.
+    ///
+    /// # Errors
+    /// Those of [`T5::encode`], [`T5::decode`] and the device.
     pub fn loss(
         &self,
         backend: &B,
@@ -47,15 +53,18 @@ impl<B: Backend> T5<B> {
         batch: &Batch,
         label_tokens: &[usize],
         mut pass: Pass<'_, B>,
-    ) -> StepLoss {
-        let batch = &batch.weighted(label_weights(batch, label_tokens));
-        let encoding = self.encode(backend, mixture, state, batch, &mut pass);
-        let decoding = self.decode(backend, batch, &encoding, &mut pass);
-        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, &self.head(), None));
-        summarise(batch, &loss, backend.attention(encoding.mix()), label_tokens.len())
+    ) -> Result<StepLoss> {
+        let batch = &batch.clone().weighted(label_weights(batch, label_tokens))?;
+        let encoding = self.encode(backend, mixture, state, batch, &mut pass)?;
+        let decoding = self.decode(backend, batch, &encoding, &mut pass)?;
+        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, &self.head(), None)?)?;
+        Ok(summarise(batch, &loss, backend.attention(encoding.mix())?, label_tokens.len()))
     }
 
     /// The loss, and its gradient added to `state`'s.
+    ///
+    /// # Errors
+    /// As [`T5::loss`].
     pub fn loss_and_gradient(
         &self,
         backend: &B,
@@ -64,12 +73,15 @@ impl<B: Backend> T5<B> {
         batch: &Batch,
         label_tokens: &[usize],
         dropout: Option<&DropoutStep>,
-    ) -> StepLoss {
-        self.loss_and_encoder_gradient(backend, mixture, state, batch, label_tokens, dropout).0
+    ) -> Result<StepLoss> {
+        Ok(self.loss_and_encoder_gradient(backend, mixture, state, batch, label_tokens, dropout)?.0)
     }
 
     /// As [`T5::loss_and_gradient`], also returning the gradient of the encoder's input \[R, D\], of which the prompt
     /// rows are computed and the token rows hold nothing of use.
+    ///
+    /// # Errors
+    /// As [`T5::loss`].
     pub fn loss_and_encoder_gradient(
         &self,
         backend: &B,
@@ -78,13 +90,16 @@ impl<B: Backend> T5<B> {
         batch: &Batch,
         label_tokens: &[usize],
         dropout: Option<&DropoutStep>,
-    ) -> (StepLoss, Option<B::Rows>) {
-        let batch = &batch.weighted(label_weights(batch, label_tokens));
-        let (issued, d_input) = self.issue(backend, mixture, state, batch, dropout);
-        (issued.read(backend, batch, label_tokens.len()), d_input)
+    ) -> Result<(StepLoss, Option<B::Rows>)> {
+        let batch = &batch.clone().weighted(label_weights(batch, label_tokens))?;
+        let (issued, d_input) = self.issue(backend, mixture, state, batch, dropout)?;
+        Ok((issued.read(backend, batch, label_tokens.len())?, d_input))
     }
 
     /// Issues the passes of [`T5::loss_and_gradient`] on a batch that has its row weights, and reads nothing back.
+    ///
+    /// # Errors
+    /// As [`T5::loss`].
     pub fn issue(
         &self,
         backend: &B,
@@ -92,23 +107,25 @@ impl<B: Backend> T5<B> {
         state: &mut B::State,
         batch: &Batch,
         dropout: Option<&DropoutStep>,
-    ) -> (Issued<B>, Option<B::Rows>) {
+    ) -> Result<(Issued<B>, Option<B::Rows>)> {
         let mut pass = Pass { dropout, keep: true, observe: None };
-        let encoding = self.encode(backend, mixture, state, batch, &mut pass);
-        let decoding = self.decode(backend, batch, &encoding, &mut pass);
-        let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float);
-        let loss = backend.loss(batch, decoding.hidden(), &self.head(), Some(&mut d_hidden));
-        let d_h = self.decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout);
-        let (d_input, mix) = self.encoder_backward(backend, batch, encoding, d_h, dropout);
+        let encoding = self.encode(backend, mixture, state, batch, &mut pass)?;
+        let decoding = self.decode(backend, batch, &encoding, &mut pass)?;
+        let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float)?;
+        let loss = backend.loss(batch, decoding.hidden(), &self.head(), Some(&mut d_hidden))?;
+        let d_h = self.decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout)?;
+        let (d_input, mix) = self.encoder_backward(backend, batch, encoding, d_h, dropout)?;
         if let Some(d_input) = &d_input {
-            let sources = mixture.sources.as_ref();
-            backend.mix_backward(&mixture.mixing, sources, batch, &mix, d_input, state);
+            backend.mix_backward(&mixture.of(batch), &mix, d_input, state)?;
         }
-        (Issued { loss, mix }, d_input)
+        Ok((Issued { loss, mix }, d_input))
     }
 
     /// A micro-batch of a training step, its rows weighted: passes, tally, and where it is the last, the update. Nothing is
-    /// waited for; [`Backend::reports`] tells what the step came to.
+    /// waited for; [`OptimizerOps::reports`](crate::backend::OptimizerOps::reports) tells what the step came to.
+    ///
+    /// # Errors
+    /// As [`T5::loss`].
     pub fn train(
         &self,
         backend: &B,
@@ -116,8 +133,8 @@ impl<B: Backend> T5<B> {
         state: &mut B::State,
         recorder: &mut B::Recorder,
         micro: &MicroBatch<'_>,
-    ) {
-        backend.record(recorder, micro, |batch| self.train_on(backend, mixture, state, micro, batch));
+    ) -> Result<()> {
+        backend.record(recorder, micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
 
     pub(super) fn train_on(
@@ -127,15 +144,13 @@ impl<B: Backend> T5<B> {
         state: &mut B::State,
         micro: &MicroBatch<'_>,
         batch: &Batch,
-    ) {
+    ) -> Result<()> {
         if micro.first {
-            backend.begin_step(state);
+            backend.begin_step(state)?;
         }
-        let (Issued { loss, mix }, _) = self.issue(backend, mixture, state, batch, micro.dropout);
-        backend.tally(batch, &loss, &mix, state);
-        if let Some(steps) = micro.last {
-            backend.optimizer_step(state, steps);
-        }
+        let (Issued { loss, mix }, _) = self.issue(backend, mixture, state, batch, micro.dropout)?;
+        backend.tally(batch, &loss, &mix, state)?;
+        micro.last.map_or(Ok(()), |steps| backend.optimizer_step(state, steps))
     }
 
     /// log p(candidate) of each example's own candidates, all behind one encoding: \[B\]\[its candidates\].
@@ -163,10 +178,9 @@ impl<B: Backend> T5<B> {
                 .map(|label| std::iter::once(start).chain(label.iter().copied()).take(label.len()).collect())
                 .collect();
             let of_place = batch.with_decoder(&shifted, &labels)?;
-            let decoding = self.decode(backend, &of_place, encoding, &mut Pass::evaluation());
-            let loss = backend.loss(&of_place, decoding.hidden(), &self.head(), None);
-            let loss = backend.read_loss(&loss);
-            backend.health()?;
+            let decoding = self.decode(backend, &of_place, encoding, &mut Pass::evaluation())?;
+            let loss = backend.loss(&of_place, decoding.hidden(), &self.head(), None)?;
+            let loss = backend.read_loss(&loss)?;
             for (b, scores) in scores.iter_mut().enumerate().filter(|(b, _)| place < candidates[*b].len()) {
                 let rows = &loss.negative_log_likelihood[of_place.range(Side::Decoder, b)];
                 scores.push(-rows.iter().sum::<f64>());
@@ -176,7 +190,10 @@ impl<B: Backend> T5<B> {
     }
 
     /// All logits of a decoding of `batch`, \[T, V\].
-    pub fn logits(&self, backend: &B, batch: &Batch, decoding: &Decoding<B>) -> B::Rows {
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn logits(&self, backend: &B, batch: &Batch, decoding: &Decoding<B>) -> Result<B::Rows> {
         backend.logits(batch, decoding.hidden(), self.head().weight)
     }
 }

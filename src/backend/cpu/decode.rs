@@ -1,48 +1,53 @@
 //! One decoding step's self attention, against the keys and values of the tokens before it.
 
 use super::Cpu;
-use super::attention::PositionBias;
 use super::element::Element;
 use super::rows::Rows;
 use super::vector::{add_scaled, dot, exponentials, maximum, scale, vectorised};
-use crate::backend::Heads;
+use crate::backend::{DecodeOps, DecodeStep, Heads};
+use crate::error::{Error, Result};
 
 /// Keys and values decoded so far, per layer \[B, length, 2·H·K\].
 #[derive(Debug)]
 pub struct Cache<E> {
     layers: Vec<Vec<E>>,
+    examples: usize,
     length: usize,
-}
-
-impl<E: Element> Cache<E> {
-    pub(super) fn new(layers: usize, examples: usize, length: usize, heads: Heads) -> Self {
-        let layer = vec![E::zero(); examples * length * 2 * heads.total()];
-        Self { layers: vec![layer; layers], length }
-    }
-}
-
-#[allow(clippy::too_many_arguments)] // an op's operands are its signature
-pub(super) fn self_attention<E: Element>(
-    cpu: &Cpu<E>,
-    layer: usize,
-    position: usize,
     heads: Heads,
-    bias: &PositionBias<E>,
-    qkv: &Rows<E>,
-    cache: &mut Cache<E>,
-    o: &mut Rows<E>,
-) {
-    let total = heads.total();
-    qkv.expect_shape(qkv.rows, 3 * total, "qkv");
-    o.expect_shape(qkv.rows, total, "o");
-    assert!(position < cache.length, "decoding past the cache's {} tokens", cache.length);
-    let biases: Vec<Vec<E>> = (0..heads.count).map(|head| bias.before(head, position)).collect();
-    let example = cache.length * 2 * total;
-    for (b, kv) in cache.layers[layer].chunks_exact_mut(example).enumerate() {
-        let row = qkv.row(b);
-        kv[position * 2 * total..(position + 1) * 2 * total].copy_from_slice(&row[total..]);
-        let o = o.row_mut(b);
-        vectorised!(cpu, attend(heads, &biases, &row[..total], &kv[..(position + 1) * 2 * total], o));
+}
+
+impl<E: Element> DecodeOps for Cpu<E> {
+    type Cache = Cache<E>;
+
+    fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Result<Cache<E>> {
+        let layer = vec![E::zero(); examples * length * 2 * heads.total()];
+        Ok(Cache { layers: vec![layer; layers], examples, length, heads })
+    }
+
+    fn decode_self_attention(
+        &self,
+        of: &DecodeStep<'_, Self>,
+        qkv: &Rows<E>,
+        cache: &mut Cache<E>,
+        o: &mut Rows<E>,
+    ) -> Result<()> {
+        of.check(cache.examples, qkv, o)?;
+        of.check_place(cache.layers.len(), cache.length)?;
+        let DecodeStep { layer, position, heads, bias } = *of;
+        if heads != cache.heads {
+            let (expected, found) = (format!("{:?}", cache.heads), format!("{heads:?}"));
+            return Err(Error::tensor("the heads of a cache", expected, found, ""));
+        }
+        let total = heads.total();
+        let biases: Vec<Vec<E>> = (0..heads.count).map(|head| bias.before(head, position)).collect();
+        let example = cache.length * 2 * total;
+        for (b, kv) in cache.layers[layer].chunks_exact_mut(example).enumerate() {
+            let row = qkv.row(b);
+            kv[position * 2 * total..(position + 1) * 2 * total].copy_from_slice(&row[total..]);
+            let o = o.row_mut(b);
+            vectorised!(self, attend(heads, &biases, &row[..total], &kv[..(position + 1) * 2 * total], o));
+        }
+        Ok(())
     }
 }
 

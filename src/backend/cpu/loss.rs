@@ -12,7 +12,9 @@ use super::pool::Buffer;
 use super::rows::Rows;
 use super::vector::{add_scaled, dot, vectorised};
 use super::{Cpu, Weight};
-use crate::backend::{Batch, Head, Loss, Objective};
+use crate::backend::ops::check_logits;
+use crate::backend::{Batch, Head, Loss, LossOps, Objective};
+use crate::error::Result;
 
 /// Vocabulary rows of a chunk. Fixed, so that sums run in the same order for any thread count.
 const CHUNK: usize = 1024;
@@ -30,70 +32,88 @@ struct Partial<E: Element> {
     weighted: Buffer<E>,
 }
 
-pub(super) fn loss<E: Element>(
-    cpu: &Cpu<E>,
-    batch: &Batch,
-    hidden: &Rows<E>,
-    head: &Head<'_, Cpu<E>>,
-    mut d_hidden: Option<&mut Rows<E>>,
-) -> Loss {
-    let (labels, row_weights) = (batch.labels(), batch.row_weights());
-    let Objective { label_smoothing, z_loss } = batch.objective();
-    let (smoothing, z_loss) = (E::from_f64(label_smoothing), E::from_f64(z_loss));
-    let (head, mean) = (head.weight, head.mean.row(0));
-    hidden.expect_shape(labels.len(), head.input, "hidden");
-    assert_eq!(row_weights.len(), labels.len(), "one weight a label row");
-    let mut loss = Loss { negative_log_likelihood: Vec::new(), objective: Vec::new(), greedy: Vec::new() };
-    for first in (0..labels.len()).step_by(ROWS) {
-        let rows = first..(first + ROWS).min(labels.len());
-        let labels = &labels[rows.clone()];
-        let with_gradient = d_hidden.is_some();
-        let hidden_rows = View::new(hidden.range(rows.clone()), rows.len(), head.input, head.input);
-        let hidden_transposed = cpu.transposed(hidden_rows);
-        let partials: Vec<Partial<E>> = cpu.run(|| {
-            let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
-            chunks.map(|chunk| partial(cpu, &hidden_transposed, head, labels, chunk, with_gradient)).collect()
-        });
-        for (row, &label) in labels.iter().enumerate() {
-            // Ties go to the lowest id, and so to the first chunk.
-            let largest = (1..partials.len()).fold(0, |best, chunk| {
-                if partials[chunk].most[row] > partials[best].most[row] { chunk } else { best }
+impl<E: Element> LossOps for Cpu<E> {
+    type LossKept = Loss;
+
+    fn loss(
+        &self,
+        batch: &Batch,
+        hidden: &Rows<E>,
+        head: &Head<'_, Self>,
+        mut d_hidden: Option<&mut Rows<E>>,
+    ) -> Result<Loss> {
+        head.check(batch, hidden, d_hidden.as_deref())?;
+        let (labels, row_weights) = (batch.labels(), batch.row_weights());
+        let Objective { label_smoothing, z_loss } = batch.objective();
+        let (smoothing, z_loss) = (E::from_f64(label_smoothing), E::from_f64(z_loss));
+        let (head, mean) = (head.weight, head.mean.row(0));
+        let mut loss =
+            Loss { negative_log_likelihood: Vec::new(), objective: Vec::new(), greedy: Vec::new() };
+        for first in (0..labels.len()).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(labels.len());
+            let labels = &labels[rows.clone()];
+            let with_gradient = d_hidden.is_some();
+            let hidden_rows = View::new(hidden.range(rows.clone()), rows.len(), head.input, head.input);
+            let hidden_transposed = self.transposed(hidden_rows);
+            let partials: Vec<Partial<E>> = self.run(|| {
+                let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
+                chunks.map(|chunk| partial(self, &hidden_transposed, head, labels, chunk, with_gradient)).collect()
             });
-            let most = partials[largest].most[row];
-            let factors: Vec<E> = partials.iter().map(|chunk| (chunk.most[row] - most).exp()).collect();
-            let sum =
-                partials.iter().zip(&factors).fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
-            let log_sum_exp = most + sum.ln();
-            let of_label = partials.iter().find_map(|chunk| chunk.label[row]).unwrap_or_else(E::nan);
-            let negative = log_sum_exp - of_label;
-            loss.negative_log_likelihood.push(negative.widen());
-            let mut objective = negative + z_loss * log_sum_exp * log_sum_exp;
-            if label_smoothing > 0.0 {
-                let of_mean =
-                    vectorised!(cpu, dot(hidden.range(rows.start + row..rows.start + row + 1), mean));
-                objective = objective + smoothing * (of_label - of_mean);
-            }
-            loss.objective.push(objective.widen());
-            loss.greedy.push(partials[largest].greedy[row]);
-            if let Some(d_hidden) = &mut d_hidden {
-                let d_row = d_hidden.row_mut(rows.start + row);
-                let weight = E::from_f64(row_weights[rows.start + row]);
-                let of_words = weight * (E::one() + (z_loss + z_loss) * log_sum_exp) / sum;
-                vectorised!(cpu, {
-                    d_row.fill(E::zero());
-                    for (chunk, &factor) in partials.iter().zip(&factors) {
-                        let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
-                        add_scaled(d_row, of_words * factor, weighted);
-                    }
-                    add_scaled(d_row, -weight * (E::one() - smoothing), head.row(label as usize));
-                    if label_smoothing > 0.0 {
-                        add_scaled(d_row, -weight * smoothing, mean);
-                    }
+            for (row, &label) in labels.iter().enumerate() {
+                // Ties go to the lowest id, and so to the first chunk.
+                let largest = (1..partials.len()).fold(0, |best, chunk| {
+                    if partials[chunk].most[row] > partials[best].most[row] { chunk } else { best }
                 });
+                let most = partials[largest].most[row];
+                let factors: Vec<E> = partials.iter().map(|chunk| (chunk.most[row] - most).exp()).collect();
+                let sum =
+                    partials.iter().zip(&factors).fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
+                let log_sum_exp = most + sum.ln();
+                let of_label = partials.iter().find_map(|chunk| chunk.label[row]).unwrap_or_else(E::nan);
+                let negative = log_sum_exp - of_label;
+                loss.negative_log_likelihood.push(negative.widen());
+                let mut objective = negative + z_loss * log_sum_exp * log_sum_exp;
+                if label_smoothing > 0.0 {
+                    let of_mean =
+                        vectorised!(self, dot(hidden.range(rows.start + row..rows.start + row + 1), mean));
+                    objective = objective + smoothing * (of_label - of_mean);
+                }
+                loss.objective.push(objective.widen());
+                loss.greedy.push(partials[largest].greedy[row]);
+                if let Some(d_hidden) = &mut d_hidden {
+                    let d_row = d_hidden.row_mut(rows.start + row);
+                    let weight = E::from_f64(row_weights[rows.start + row]);
+                    let of_words = weight * (E::one() + (z_loss + z_loss) * log_sum_exp) / sum;
+                    vectorised!(self, {
+                        d_row.fill(E::zero());
+                        for (chunk, &factor) in partials.iter().zip(&factors) {
+                            let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
+                            add_scaled(d_row, of_words * factor, weighted);
+                        }
+                        add_scaled(d_row, -weight * (E::one() - smoothing), head.row(label as usize));
+                        if label_smoothing > 0.0 {
+                            add_scaled(d_row, -weight * smoothing, mean);
+                        }
+                    });
+                }
             }
         }
+        Ok(loss)
     }
-    loss
+
+    fn read_loss(&self, kept: &Loss) -> Result<Loss> {
+        Ok(kept.clone())
+    }
+
+    fn logits(&self, batch: &Batch, hidden: &Rows<E>, head: &Weight<E>) -> Result<Rows<E>> {
+        check_logits::<Self>(batch, hidden, head)?;
+        let mut logits = self.allocate(hidden.rows, head.out);
+        let blocks = super::rows::Blocks { size: hidden.rows, inner_threads: self.threads() };
+        let destination = ViewMut::new(&mut logits.data, hidden.rows, head.out, head.out);
+        let hidden = View::new(hidden.values(), hidden.rows, head.input, head.input);
+        self.run(|| self.multiply(destination, false, hidden, head.view().transposed(), blocks));
+        Ok(logits)
+    }
 }
 
 fn partial<E: Element>(
@@ -161,14 +181,4 @@ fn exponentials_into<E: Element>(sums: &mut [E], logits: &mut [E], most: &[E]) {
         *logit = (*logit - most).exponential();
         *sum = *sum + *logit;
     }
-}
-
-/// All logits, for verification.
-pub(super) fn logits<E: Element>(cpu: &Cpu<E>, hidden: &Rows<E>, head: &Weight<E>) -> Rows<E> {
-    let mut logits = cpu.allocate(hidden.rows, head.out);
-    let blocks = super::rows::Blocks { size: hidden.rows, inner_threads: cpu.threads() };
-    let destination = ViewMut::new(&mut logits.data, hidden.rows, head.out, head.out);
-    let hidden = View::new(hidden.values(), hidden.rows, head.input, head.input);
-    cpu.run(|| cpu.multiply(destination, false, hidden, head.view().transposed(), blocks));
-    logits
 }

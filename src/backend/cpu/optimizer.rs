@@ -2,10 +2,12 @@
 //!
 //! p = p·(1 - lr·decay) - lr / (1 - beta1^t) · m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
-use super::Cpu;
 use super::element::Element;
 use super::vector::vectorised;
-use crate::backend::{Group, OptimizerStep, StateLayout, StepReport, Tally};
+use super::{Cpu, copy_narrowed, widened};
+use crate::backend::ops::{check_one_a_run, check_state};
+use crate::backend::{Group, OptimizerOps, OptimizerStep, StateLayout, StepReport, Tally};
+use crate::error::Result;
 
 /// The trained state of some runs, on the host in the backend's format.
 #[derive(Debug)]
@@ -13,34 +15,18 @@ pub struct State<E> {
     pub(super) layout: StateLayout,
     pub(super) values: Vec<E>,
     pub(super) gradient: Vec<E>,
-    pub(super) first_moment: Vec<E>,
-    pub(super) second_moment: Vec<E>,
+    first_moment: Vec<E>,
+    second_moment: Vec<E>,
     /// Updates applied, per run.
     pub(super) updates: Vec<u64>,
     pub(super) tallies: Vec<Tally>,
     /// Whether a run stands still since a step that nobody was told of.
     halted: Vec<bool>,
     /// Of every step since they were last asked for, one a run.
-    pub(super) reports: Vec<Vec<StepReport>>,
+    reports: Vec<Vec<StepReport>>,
 }
 
 impl<E: Element> State<E> {
-    pub(super) fn new(layout: &StateLayout, values: &[f64], runs: usize) -> Self {
-        assert_eq!(values.len(), runs * layout.len(), "state of {runs} runs");
-        let zeros = || vec![E::zero(); values.len()];
-        Self {
-            layout: layout.clone(),
-            values: values.iter().map(|&value| E::from_f64(value)).collect(),
-            gradient: zeros(),
-            first_moment: zeros(),
-            second_moment: zeros(),
-            updates: vec![0; runs],
-            tallies: vec![Tally::default(); runs],
-            halted: vec![false; runs],
-            reports: Vec::new(),
-        }
-    }
-
     /// The parameter called `name` of `run`.
     pub(super) fn value(&self, name: &str, run: usize) -> Option<&[E]> {
         self.layout.range(name, run).map(|range| &self.values[range])
@@ -52,26 +38,83 @@ impl<E: Element> State<E> {
     }
 }
 
-impl<E> State<E> {
-    pub(super) fn begin_step(&mut self)
-    where
-        E: Element,
-    {
-        self.gradient.fill(E::zero());
-        self.tallies.fill(Tally::default());
+impl<E: Element> OptimizerOps for Cpu<E> {
+    type State = State<E>;
+
+    fn state(&self, layout: &StateLayout, values: &[f64], runs: usize) -> Result<State<E>> {
+        check_state("the state", layout, runs, values.len())?;
+        let zeros = || vec![E::zero(); values.len()];
+        Ok(State {
+            layout: layout.clone(),
+            values: values.iter().map(|&value| E::from_f64(value)).collect(),
+            gradient: zeros(),
+            first_moment: zeros(),
+            second_moment: zeros(),
+            updates: vec![0; runs],
+            tallies: vec![Tally::default(); runs],
+            halted: vec![false; runs],
+            reports: Vec::new(),
+        })
     }
 
-    /// What every step since the last call did; runs that stood still go on.
-    pub(super) fn take_reports(&mut self) -> Vec<Vec<StepReport>> {
-        self.halted.fill(false);
-        std::mem::take(&mut self.reports)
+    fn read_state(&self, state: &State<E>) -> Result<[Vec<f64>; 3]> {
+        Ok([&state.values, &state.first_moment, &state.second_moment].map(|values| widened(values)))
     }
-}
 
-pub(super) fn step<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, steps: &[OptimizerStep]) {
-    assert_eq!(steps.len(), state.updates.len(), "one scheduled step a run");
-    let reports = steps.iter().enumerate().map(|(run, step)| step_run(cpu, state, run, step)).collect();
-    state.reports.push(reports);
+    fn write_state(&self, state: &mut State<E>, values: [&[f64]; 3], updates: &[u64]) -> Result<()> {
+        let runs = state.updates.len();
+        for (what, values) in ["the state", "the first moments", "the second moments"].into_iter().zip(values) {
+            check_state(what, &state.layout, runs, values.len())?;
+        }
+        check_one_a_run("the updates", runs, updates.len())?;
+        copy_narrowed(&mut state.values, values[0]);
+        copy_narrowed(&mut state.first_moment, values[1]);
+        copy_narrowed(&mut state.second_moment, values[2]);
+        state.updates.copy_from_slice(updates);
+        Ok(())
+    }
+
+    fn updates(&self, state: &State<E>) -> Result<Vec<u64>> {
+        Ok(state.updates.clone())
+    }
+
+    fn read_gradient(&self, state: &State<E>) -> Result<Vec<f64>> {
+        Ok(widened(&state.gradient))
+    }
+
+    fn write_gradient(&self, state: &mut State<E>, values: &[f64]) -> Result<()> {
+        check_state("the gradient", &state.layout, state.updates.len(), values.len())?;
+        copy_narrowed(&mut state.gradient, values);
+        Ok(())
+    }
+
+    fn begin_step(&self, state: &mut State<E>) -> Result<()> {
+        state.gradient.fill(E::zero());
+        state.tallies.fill(Tally::default());
+        Ok(())
+    }
+
+    fn read_tally(&self, state: &State<E>) -> Result<Vec<Tally>> {
+        Ok(state.tallies.clone())
+    }
+
+    fn write_tally(&self, state: &mut State<E>, tallies: &[Tally]) -> Result<()> {
+        check_one_a_run("the tallies", state.tallies.len(), tallies.len())?;
+        state.tallies.copy_from_slice(tallies);
+        Ok(())
+    }
+
+    fn optimizer_step(&self, state: &mut State<E>, steps: &[OptimizerStep]) -> Result<()> {
+        check_one_a_run("the optimizer's steps", state.updates.len(), steps.len())?;
+        let reports = steps.iter().enumerate().map(|(run, step)| step_run(self, state, run, step)).collect();
+        state.reports.push(reports);
+        Ok(())
+    }
+
+    fn reports(&self, state: &mut State<E>) -> Result<Vec<Vec<StepReport>>> {
+        state.halted.fill(false);
+        Ok(std::mem::take(&mut state.reports))
+    }
 }
 
 fn step_run<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, run: usize, step: &OptimizerStep) -> StepReport {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::element::Element;
 use super::pool::Buffer;
-use crate::backend::{Batch, DropoutStep, Mask, Side, Site};
+use crate::backend::{Batch, DropoutStep, Mask, Matrix, Side, Site};
 
 /// A row-major matrix of activations.
 #[derive(Debug)]
@@ -42,9 +42,15 @@ impl<E: Element> Rows<E> {
     pub(super) fn range(&self, rows: Range<usize>) -> &[E] {
         &self.data[rows.start * self.width..rows.end * self.width]
     }
+}
 
-    pub(super) fn expect_shape(&self, rows: usize, width: usize, what: &str) {
-        assert_eq!((self.rows, self.width), (rows, width), "shape of {what}");
+impl<E: Element> Matrix for Rows<E> {
+    fn shape(&self) -> [usize; 2] {
+        [self.rows, self.width]
+    }
+
+    fn is_norm_of(&self, rows: usize, _width: usize) -> bool {
+        [self.rows, self.width] == [rows, 1]
     }
 }
 

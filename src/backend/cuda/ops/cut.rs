@@ -1,58 +1,8 @@
-//! How `kernels/gemm.cu` is launched: its arguments, its tiles, and how a product is cut into blocks.
+//! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, and what they cost.
 
-use super::Precision;
-use super::devices::DeviceInfo;
-use super::dropout::MaskArgument;
-use super::kernels::{Arguments, Kernel, Kernels};
-use crate::error::Result;
-
-/// What follows a product; the numbers of `Epilogue` in the kernel file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Epilogue {
-    Project = 0,
-    Relu = 1,
-    Add = 2,
-    Plain = 3,
-    ReluBackward = 4,
-    NormBackward = 5,
-    Float = 6,
-    Accumulate = 7,
-    Delta = 8,
-}
-
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(super) struct GemmArguments {
-    pub(super) batch: u64,
-    pub(super) a: u64,
-    pub(super) weight: u64,
-    pub(super) out: u64,
-    pub(super) x: u64,
-    pub(super) x_next: u64,
-    pub(super) copy: u64,
-    pub(super) partials: u64,
-    pub(super) partials_next: u64,
-    pub(super) inner: u64,
-    pub(super) below: u64,
-    pub(super) y: u64,
-    pub(super) inner_next: u64,
-    pub(super) bits: u64,
-    pub(super) workspace: u64,
-    pub(super) counters: u64,
-    pub(super) mask: MaskArgument,
-    pub(super) side: i32,
-    pub(super) scope: i32,
-    pub(super) n: i32,
-    pub(super) k: i32,
-    pub(super) a_stride: i32,
-    /// Of the launch, which sets it.
-    pub(super) epilogue: i32,
-    pub(super) inner_parts: i32,
-    pub(super) epsilon: f32,
-}
-const _: () = assert!(size_of::<GemmArguments>() == 176);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for GemmArguments {}
+use super::linear::Follows;
+use crate::backend::cuda::runtime::devices::DeviceInfo;
+use crate::backend::cuda::runtime::operands::Precision;
 
 /// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -90,18 +40,18 @@ enum Names {
 }
 
 impl Names {
-    fn of(self, backward: bool, epilogue: Epilogue) -> &'static str {
-        match (self, backward, epilogue) {
+    fn of(self, backward: bool, follows: Follows) -> &'static str {
+        match (self, backward, follows) {
             (Self::Two(names), ..) => names[usize::from(backward)],
-            (Self::Small, false, Epilogue::Project) => "gemm_forward_small_project",
-            (Self::Small, false, Epilogue::Relu) => "gemm_forward_small_relu",
-            (Self::Small, false, Epilogue::Add) => "gemm_forward_small_add",
-            (Self::Small, false, Epilogue::Float) => "gemm_forward_small_float",
+            (Self::Small, false, Follows::Project) => "gemm_forward_small_project",
+            (Self::Small, false, Follows::Relu) => "gemm_forward_small_relu",
+            (Self::Small, false, Follows::Add) => "gemm_forward_small_add",
+            (Self::Small, false, Follows::Float) => "gemm_forward_small_float",
             (Self::Small, false, _) => "gemm_forward_small_plain",
-            (Self::Small, true, Epilogue::Delta) => "gemm_backward_small_delta",
-            (Self::Small, true, Epilogue::ReluBackward) => "gemm_backward_small_relu",
-            (Self::Small, true, Epilogue::NormBackward) => "gemm_backward_small_norm",
-            (Self::Small, true, Epilogue::Accumulate) => "gemm_backward_small_accumulate",
+            (Self::Small, true, Follows::Delta) => "gemm_backward_small_delta",
+            (Self::Small, true, Follows::ReluBackward) => "gemm_backward_small_relu",
+            (Self::Small, true, Follows::NormBackward) => "gemm_backward_small_norm",
+            (Self::Small, true, Follows::Accumulate) => "gemm_backward_small_accumulate",
             (Self::Small, true, _) => "gemm_backward_small_plain",
         }
     }
@@ -174,14 +124,14 @@ fn tensor_rate(compute_capability: (i32, i32)) -> usize {
 
 /// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
 #[derive(Debug)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     tile: Tile,
     grid: [u32; 3],
 }
 
 impl Cut {
     /// For \[m, k\] rows and n columns on that device: the cut that takes the fewest cycles.
-    pub(super) fn new(precision: Precision, device: &DeviceInfo, m: usize, n: usize, k: usize) -> Self {
+    pub(crate) fn new(precision: Precision, device: &DeviceInfo, m: usize, n: usize, k: usize) -> Self {
         let made = |tile: Tile, parts: usize| {
             let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, parts as u32];
             Self { tile, grid }
@@ -219,30 +169,17 @@ impl Cut {
     }
 
     /// Counters that must be zero before, and are zero behind; none where k is whole.
-    pub(super) fn counters(&self) -> usize {
+    pub(crate) fn counters(&self) -> usize {
         if self.grid[2] > 1 { self.tiles() } else { 0 }
     }
 
     /// Numbers of f32 that parts of k are kept in until they are summed.
-    pub(super) fn workspace(&self) -> usize {
+    pub(crate) fn workspace(&self) -> usize {
         self.counters() * self.grid[2] as usize * self.tile.numbers()
     }
 
-    /// Launches the product.
-    ///
-    /// # Safety
-    /// `arguments` has a matrix of the rows that this was made for, workspace and counters of its sizes, and what its
-    /// epilogue reads and writes.
-    pub(super) unsafe fn launch(
-        &self,
-        kernels: &Kernels,
-        backward: bool,
-        epilogue: Epilogue,
-        mut arguments: GemmArguments,
-    ) -> Result<()> {
-        arguments.epilogue = epilogue as i32;
-        let kernel = Kernel { file: "gemm", name: self.tile.kernels.of(backward, epilogue) };
-        // SAFETY: the caller's promise; rows beyond the batch's exit.
-        unsafe { kernels.launch(kernel, self.grid, self.tile.threads, self.tile.shared, &arguments) }
+    /// The kernel, its grid, threads of a block, and bytes of dynamic shared memory.
+    pub(super) fn launch(&self, backward: bool, follows: Follows) -> (&'static str, [u32; 3], u32, u32) {
+        (self.tile.kernels.of(backward, follows), self.grid, self.tile.threads, self.tile.shared)
     }
 }

@@ -1,0 +1,26 @@
+//! Token embedding.
+
+use super::{Cuda, Rows};
+use crate::backend::cuda::ops::embedding as launch;
+use crate::backend::{Batch, Embedding, EmbeddingOps, Mask, Matrix, Residual, Side};
+use crate::error::Result;
+
+impl EmbeddingOps for Cuda {
+    fn embed(&self, of: Embedding<'_, Self>, output: &mut Residual<Self>) -> Result<()> {
+        of.check(output)?;
+        output.r.epsilon = of.epsilon as f32;
+        let rows = self.described(of.batch)?.rows(of.side);
+        let embedding =
+            launch::Embedding { rows, width: of.table.shape()[1], mask: self.mask(of.mask)? };
+        let (x, copy) = output.x.residual_mut()?;
+        let written = launch::EmbeddedRows { x, copy, partials: output.r.float_mut()? };
+        embedding.forward(self.kernels(), of.table.float()?, written)
+    }
+
+    fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Rows) -> Result<()> {
+        d_x.check("d_x", batch.rows(Side::Encoder), d_x.width)?;
+        let rows = self.described(batch)?.rows(Side::Encoder);
+        let embedding = launch::Embedding { rows, width: d_x.width, mask: self.mask(mask)? };
+        embedding.backward(self.kernels(), d_x.float_mut()?)
+    }
+}

@@ -1,0 +1,315 @@
+//! [`Cuda`]: the whole model on a GPU. Each family of ops has a file, which finds the operands and calls the launcher of
+//! [`ops`](super::ops) of that name.
+
+mod attention;
+mod cross_attention;
+mod decode;
+mod embedding;
+mod feed_forward;
+mod graph;
+mod input;
+mod linear;
+mod loss;
+mod mix;
+mod norm;
+mod optimizer;
+mod rows;
+mod tally;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+pub use cross_attention::{CrossKept, SourceGradient};
+pub use decode::Cache;
+pub use feed_forward::FeedForwardKept;
+pub use graph::Recorder;
+pub use loss::LossKept;
+pub use mix::{MixKept, Sources};
+pub use optimizer::State;
+pub use rows::{Operand, PositionBias, Rows, Weight};
+
+use self::input::{DeviceBatch, Told};
+use super::ops::linear::Epilogue;
+use super::runtime::devices::{self, DeviceInfo};
+use super::runtime::error::driver;
+use super::runtime::kernels::Kernels;
+use super::runtime::memory::{Buffer, Memory};
+use super::runtime::operands::Precision;
+use crate::backend::ops::check_length;
+use crate::backend::{
+    Backend, Batch, Device, DropoutStep, Example, Format, MicroBatch, OptimizerStep, Readers, Side,
+};
+use crate::error::{Error, Result};
+
+/// Tiles that products in parts have counters for: those of some dozen products.
+const MOST_COUNTERS: usize = 4096;
+/// Steps whose reports are kept until they are read.
+const PLACES: usize = super::ops::optimizer::PLACES;
+/// Steps that are issued before their reports are read, unless [`Cuda::set_steps_ahead`] says otherwise: some tenths of a
+/// second of work, so that reading costs nothing and a log is still lively.
+const STEPS_AHEAD: usize = 16;
+
+/// A GPU as a device. Not for use by two threads at a time.
+#[derive(Debug)]
+pub struct Cuda {
+    kernels: Kernels,
+    /// What lasts, and unrecorded work.
+    memory: Arc<Memory>,
+    /// Where recorded work that is under way places its buffers.
+    arena: RefCell<Option<Arc<Memory>>>,
+    precision: Precision,
+    info: DeviceInfo,
+    batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
+    dropout: RefCell<Option<Told<DropoutStep>>>,
+    schedule: RefCell<Option<Told<Vec<OptimizerStep>>>>,
+    operations: Cell<u64>,
+    graphs: Cell<bool>,
+    steps_ahead: Cell<usize>,
+    /// Counters of thin products' tiles: zero whenever no kernel runs.
+    counters: Buffer<i32>,
+    /// The first that the next product may have.
+    next_counter: Cell<usize>,
+}
+
+impl Cuda {
+    /// GPU number `ordinal`, computing in `precision`.
+    ///
+    /// # Errors
+    /// No kernels in this build, no driver or one too old, no such GPU or one too old, and what the driver says.
+    pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::build(ordinal, precision, false)
+    }
+
+    /// Like [`Cuda::new`], but every buffer holds NaN until it is written: for tests.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn poisoning(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::build(ordinal, precision, true)
+    }
+
+    fn build(ordinal: usize, precision: Precision, poison: bool) -> Result<Self> {
+        let (context, info) = devices::open(ordinal)?;
+        // SAFETY: everything runs on one stream, in order, so no slice needs events to be safe.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
+        let memory = Memory::pool(stream.clone(), poison);
+        let mut counters = memory.take::<i32>(MOST_COUNTERS)?;
+        stream.memset_zeros(&mut counters).map_err(|error| driver("clear the counters", error))?;
+        Ok(Self {
+            kernels: Kernels::new(stream)?,
+            memory,
+            arena: RefCell::default(),
+            graphs: Cell::new(true),
+            steps_ahead: Cell::new(STEPS_AHEAD),
+            precision,
+            info,
+            batches: RefCell::default(),
+            dropout: RefCell::default(),
+            schedule: RefCell::default(),
+            operations: Cell::new(0),
+            counters,
+            next_counter: Cell::new(0),
+        })
+    }
+
+    /// What GPU it is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The number format of matrix operands.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Its kernels and their stream, for launches of one's own.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Bytes that it has of the driver, those of captured steps included.
+    pub fn allocated_bytes(&self) -> usize {
+        self.memory.totals().allocated()
+    }
+
+    /// The most bytes that were in use at a time, recorded work's memory as a whole.
+    pub fn peak_bytes(&self) -> usize {
+        self.memory.totals().peak()
+    }
+
+    /// The rate of this build's own product of `size` × `size` matrices, in operations a second, over `repeats`.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub fn product_rate(&self, size: usize, repeats: usize) -> Result<f64> {
+        let example = Example { source: vec![0], target: vec![0; size], ..Example::default() };
+        let batch = Batch::pack(&[example], 1, 0, 1)?;
+        // Bits that toggle: a GPU multiplies constants at a higher clock than it does numbers.
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+        let mut numbers =
+            || (0..size * size).map(|_| random.next_u32() as i32 as f32 / (1u32 << 31) as f32).collect();
+        let weight = self.weight(numbers(), size, size, Readers::Many)?;
+        let a: Vec<f32> = numbers();
+        let a = self.activation_of(&a, size, Format::Operand)?;
+        let mut out = self.activation(size, size, Format::Operand)?;
+        let rows = self.described(&batch)?.rows(Side::Decoder);
+        let mut product = || self.product(rows, a.operand()?, &weight, Epilogue::Plain { z: out.operand_mut()? });
+        product()?;
+        self.synchronize()?;
+        let started = std::time::Instant::now();
+        for _ in 0..repeats {
+            product()?;
+        }
+        self.synchronize()?;
+        Ok((2 * size * size * size * repeats) as f64 / started.elapsed().as_secs_f64())
+    }
+
+    /// Whether [`Backend::record`] captures graphs; it does unless told otherwise.
+    pub fn set_graphs(&self, capture: bool) {
+        self.graphs.set(capture);
+    }
+
+    /// Lets the host issue `steps` optimizer steps, 1 to 64, before it reads what they came to; 16 unless told otherwise.
+    /// The numbers do not depend on it.
+    pub fn set_steps_ahead(&self, steps: usize) {
+        self.steps_ahead.set(steps.clamp(1, PLACES));
+    }
+
+    /// `length` numbers of unspecified content.
+    fn allocate<T: DeviceRepr>(&self, length: usize) -> Result<Buffer<T>> {
+        self.arena.borrow().as_ref().unwrap_or(&self.memory).take(length)
+    }
+
+    fn upload<T: DeviceRepr>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<()> {
+        check_length("an upload", buffer.len(), values.len())?;
+        if values.is_empty() || self.kernels.is_rehearsing() {
+            return Ok(());
+        }
+        self.kernels.stream().memcpy_htod(values, buffer).map_err(|error| driver("copy to the GPU", error))
+    }
+
+    /// The first `length` numbers of `buffer`.
+    fn download<T: DeviceRepr + Default + Clone>(&self, buffer: &Buffer<T>, length: usize) -> Result<Vec<T>> {
+        self.download_part(buffer, 0..length)
+    }
+
+    /// The numbers of `buffer` in `range`; of a rehearsal zeros.
+    fn download_part<T: DeviceRepr + Default + Clone>(
+        &self,
+        buffer: &Buffer<T>,
+        range: Range<usize>,
+    ) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); range.len()];
+        if range.is_empty() || self.kernels.is_rehearsing() {
+            return Ok(values);
+        }
+        let view = buffer.view();
+        let part = view.try_slice(range.clone()).ok_or_else(|| {
+            let expected = format!("at least {} numbers", range.end);
+            Error::tensor("what is read back", expected, buffer.len().to_string(), "")
+        })?;
+        let copied = self.kernels.stream().memcpy_dtoh(&part, &mut values);
+        copied.map_err(|error| driver("copy from the GPU", error))?;
+        self.synchronize()?;
+        Ok(values)
+    }
+
+    fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        if self.kernels.is_rehearsing() {
+            return Ok(());
+        }
+        self.kernels.stream().memset_zeros(buffer).map_err(|error| driver("clear a buffer", error))
+    }
+
+    /// Counts floating-point operations of a matrix product.
+    fn count(&self, operations: u64) {
+        self.operations.set(self.operations.get() + operations);
+    }
+}
+
+/// A buffer as an op reads it.
+fn read<T>(buffer: &Buffer<T>) -> &dyn DevicePtr<T> {
+    buffer
+}
+
+/// A buffer as an op writes it.
+fn write<T>(buffer: &mut Buffer<T>) -> &mut dyn DevicePtrMut<T> {
+    buffer
+}
+
+impl Device for Cuda {
+    type Weight = Weight;
+    type Rows = Rows;
+
+    fn operand_rounding(&self) -> f64 {
+        match self.precision {
+            Precision::Bf16 => 1.0 / 512.0,
+            Precision::F32 => f64::from(f32::EPSILON) / 2.0,
+        }
+    }
+
+    fn weight(&self, values: Vec<f32>, out: usize, input: usize, readers: Readers) -> Result<Weight> {
+        self.frozen(&values, out, input, readers == Readers::Lookup)
+    }
+
+    fn weight_row(&self, weight: &Weight, row: usize) -> Result<Vec<f32>> {
+        self.download_weight_row(weight, row)
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        let free = self.kernels.context().mem_get_info().ok().map(|(free, _)| free)?;
+        // What the pools hold and nobody uses can be had again.
+        let totals = self.memory.totals();
+        Some(free + totals.allocated() - totals.held())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.kernels.stream().synchronize().map_err(|error| driver("finish its work", error))
+    }
+
+    fn rows(&self, rows: usize, width: usize, format: Format) -> Result<Rows> {
+        self.activation(rows, width, format)
+    }
+
+    fn zeros(&self, rows: usize, width: usize) -> Result<Rows> {
+        let mut zeros = self.activation(rows, width, Format::Float)?;
+        self.clear(zeros.float_mut()?)?;
+        Ok(zeros)
+    }
+
+    fn read(&self, rows: &Rows) -> Result<Vec<f64>> {
+        self.download_rows(rows)
+    }
+
+    fn operations(&self) -> u64 {
+        self.operations.get()
+    }
+}
+
+impl Backend for Cuda {
+    type Recorder = Recorder;
+
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        micro: &MicroBatch<'_>,
+        work: impl FnMut(&Batch) -> Result<()>,
+    ) -> Result<()> {
+        self.record_work(recorder, micro, work)
+    }
+
+    fn foreseen_bytes(
+        &self,
+        micro: &MicroBatch<'_>,
+        work: impl FnMut(&Batch) -> Result<()>,
+    ) -> Result<usize> {
+        self.rehearsed_bytes(micro, work)
+    }
+}

@@ -1,0 +1,92 @@
+//! Embedding: `kernels/embedding.cu`.
+
+use cudarc::driver::{DevicePtr, DevicePtrMut};
+
+use super::packing::{DropoutMask, PackedRows};
+use super::{EmbedArguments, EmbedBackwardArguments, NORM_COLUMNS, check_width, launch_rows, side_number};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
+use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};
+use crate::error::Result;
+
+/// An embedding of packed token rows, and what its dropout does to the gradient.
+///
+/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, have
+/// no id: what x holds there is kept. The mask goes over both.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding<'a> {
+    /// The rows, with their token ids.
+    pub rows: PackedRows<'a>,
+    /// D, a multiple of 8.
+    pub width: usize,
+    /// Dropout of the rows.
+    pub mask: DropoutMask<'a>,
+}
+
+/// What an embedding writes.
+pub struct EmbeddedRows<'a> {
+    /// \[rows, D\] in f32.
+    pub x: &'a mut dyn DevicePtrMut<f32>,
+    /// The same in bf16, which products read.
+    pub copy: Option<&'a mut dyn WriteOperand>,
+    /// \[rows, ceil(D / 64)\]: the sums of squares of 64 columns each, by which the next product norms the row.
+    pub partials: &'a mut dyn DevicePtrMut<f32>,
+}
+
+impl Embedding<'_> {
+    /// Launches it, from `table` \[V, D\] in f32.
+    ///
+    /// Costs D multiply-adds a row; moves 4·D bytes in and 6·D + D / 16 out.
+    ///
+    /// # Errors
+    /// A length or width that does not fit, a table of fewer rows than the batch's vocabulary, and what the driver says.
+    pub fn forward(
+        &self,
+        kernels: &Kernels,
+        table: &dyn DevicePtr<f32>,
+        written: EmbeddedRows<'_>,
+    ) -> Result<()> {
+        check_width(self.width)?;
+        let vocabulary = self.rows.batch().batch().vocabulary();
+        super::check_rows("table", vocabulary, self.width, table.len())?;
+        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels));
+        let numbers = rows * self.width;
+        let arguments = EmbedArguments {
+            batch: self.rows.read(&mut operands)?,
+            table: operands.read("table", table, table.len())?,
+            x: operands.write("x", written.x, numbers)?,
+            copy: super::copy_of(&mut operands, written.copy, numbers)?,
+            partials: operands.write("partials", written.partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
+            mask: self.mask.read(&mut operands)?,
+            side: side_number(self.rows.side()),
+            width: self.width as i32,
+            ..EmbedArguments::default()
+        };
+        // SAFETY: lengths were checked, the batch's ids are below its vocabulary, and rows beyond the batch's exit.
+        unsafe { launch_rows(kernels, Kernel { file: "embedding", name: "embed" }, rows, &arguments, &operands) }
+    }
+
+    /// Launches the backward pass: the mask on the prompt rows of `d_x` \[rows, D\] in f32; nothing without a mask. The rows must be
+    /// the encoder's.
+    ///
+    /// # Errors
+    /// As [`Embedding::forward`].
+    pub fn backward(&self, kernels: &Kernels, d_x: &mut dyn DevicePtrMut<f32>) -> Result<()> {
+        if !self.mask.is_some() {
+            return Ok(());
+        }
+        check_width(self.width)?;
+        let batch = self.rows.batch().batch();
+        let mut operands = Operands::new(kernels);
+        let arguments = EmbedBackwardArguments {
+            batch: self.rows.read(&mut operands)?,
+            d_x: operands.write("d_x", d_x, self.rows.all() * self.width)?,
+            mask: self.mask.read(&mut operands)?,
+            width: self.width as i32,
+            ..EmbedBackwardArguments::default()
+        };
+        let rows = batch.examples() * batch.prompt_length();
+        let kernel = Kernel { file: "embedding", name: "embed_backward" };
+        // SAFETY: prompt rows lie within the encoder's rows, which d_x has.
+        unsafe { launch_rows(kernels, kernel, rows, &arguments, &operands) }
+    }
+}

@@ -1,0 +1,360 @@
+//! Products with frozen weights: `kernels/gemm.cu`.
+
+use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+
+use super::cut::Cut;
+use super::packing::{DropoutMask, PackedRows, Words};
+use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
+use crate::backend::Scope;
+use crate::backend::cuda::runtime::devices;
+use crate::backend::cuda::runtime::error::driver;
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
+use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
+use crate::error::{Error, Result};
+
+/// The norm of the rows that a product reads, which it applies.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// \[rows, ceil(width / 64)\] in f32: the sums of squares of 64 columns each.
+    pub partials: &'a dyn DevicePtr<f32>,
+    /// Added to the mean square: r = 1 / sqrt(sum / width + epsilon).
+    pub epsilon: f32,
+}
+
+/// What a product does with its result z = a W^T \[rows, out\], or backward with z = a W \[rows, in\]; n is its width. Matrices are in
+/// the format of a, bf16 or to verify f32, where nothing else is said.
+pub enum Epilogue<'a> {
+    /// z as it is. Both ways.
+    Plain {
+        /// \[rows, n\].
+        z: &'a mut dyn WriteOperand,
+    },
+    /// z in f32, as logits are wanted. Forward.
+    Float {
+        /// \[rows, n\] in f32.
+        z: &'a mut dyn DevicePtrMut<f32>,
+    },
+    /// z · r: a projection behind a norm whose gain is folded into the weight. Forward.
+    Project {
+        /// Of a, over its width.
+        norm: Norm<'a>,
+        /// \[rows, n\].
+        z: &'a mut dyn WriteOperand,
+    },
+    /// a_next = mask(max(z · r, 0)). Forward.
+    Relu {
+        /// Of a, over its width.
+        norm: Norm<'a>,
+        /// Dropout of the result.
+        mask: DropoutMask<'a>,
+        /// \[rows, n\].
+        z: &'a mut dyn WriteOperand,
+        /// \[rows, n / 8\]: a bit an element, positive and kept, for backward.
+        bits: &'a mut dyn DevicePtrMut<u8>,
+    },
+    /// x_next = x + mask(z): the end of a sublayer. Forward.
+    Add {
+        /// Dropout of z.
+        mask: DropoutMask<'a>,
+        /// \[rows, n\] in f32.
+        x: &'a dyn DevicePtr<f32>,
+        /// \[rows, n\] in f32.
+        x_next: &'a mut dyn DevicePtrMut<f32>,
+        /// The same in bf16, which products read.
+        copy: Option<&'a mut dyn WriteOperand>,
+        /// \[rows, ceil(n / 64)\] in f32, which make the next norm.
+        partials_next: &'a mut dyn DevicePtrMut<f32>,
+    },
+    /// dz = mask(z) where the forward pass kept a bit, 0 elsewhere. Backward.
+    ReluBackward {
+        /// Dropout of the forward pass's result.
+        mask: DropoutMask<'a>,
+        /// \[rows, n / 8\], of [`Epilogue::Relu`].
+        bits: &'a dyn DevicePtr<u8>,
+        /// \[rows, n\].
+        dz: &'a mut dyn WriteOperand,
+    },
+    /// d_x += r · z - r² · (inner / n) · x: backward through a projection and its norm. Backward; the one whose rows may be a
+    /// scope's, `a` having as many rows as the scope and all else as many as the side.
+    NormBackward(NormBackward<'a>),
+    /// d_h += z in f32. Backward.
+    Accumulate {
+        /// \[rows, n\] in f32.
+        d_h: &'a mut dyn DevicePtrMut<f32>,
+    },
+    /// z, and <z, y> of each row over 64 columns at a time. Backward.
+    Delta {
+        /// \[rows, n\] in bf16.
+        y: &'a dyn ReadOperand,
+        /// \[rows, n\] in bf16.
+        z: &'a mut dyn WriteOperand,
+        /// \[rows, ceil(n / 64)\] in f32.
+        inner: &'a mut dyn DevicePtrMut<f32>,
+    },
+}
+
+/// Operands of [`Epilogue::NormBackward`].
+pub struct NormBackward<'a> {
+    /// \[rows, n\] in f32, which the projection read.
+    pub x: &'a dyn DevicePtr<f32>,
+    /// The same in bf16, which is less to read; in f32 none.
+    pub x_copy: Option<&'a dyn ReadOperand>,
+    /// Of x, over n.
+    pub norm: Norm<'a>,
+    /// \[rows of a, parts\] in f32, whose sum over the parts is <dz, z> of the row.
+    pub inner: &'a dyn DevicePtr<f32>,
+    /// \[rows, n\] in f32.
+    pub d_x: &'a mut dyn DevicePtrMut<f32>,
+    /// The same in bf16, which products read.
+    pub copy: Option<&'a mut dyn WriteOperand>,
+    /// `below` \[rows, n\] in f32, and \[rows, ceil(n / 64)\] for the parts of <d_x, x - below>, where the feed-forward that made x of
+    /// below wants them.
+    pub inner_next: Option<(&'a dyn DevicePtr<f32>, &'a mut dyn DevicePtrMut<f32>)>,
+}
+
+/// Which epilogue, as kernels number it.
+pub(super) use super::Epilogue as Follows;
+
+impl<'e> Epilogue<'e> {
+    /// Its number, and whether it is of a forward product and of a backward one.
+    fn kind(&self) -> (Follows, bool, bool) {
+        match self {
+            Self::Plain { .. } => (Follows::Plain, true, true),
+            Self::Float { .. } => (Follows::Float, true, false),
+            Self::Project { .. } => (Follows::Project, true, false),
+            Self::Relu { .. } => (Follows::Relu, true, false),
+            Self::Add { .. } => (Follows::Add, true, false),
+            Self::ReluBackward { .. } => (Follows::ReluBackward, false, true),
+            Self::NormBackward(_) => (Follows::NormBackward, false, true),
+            Self::Accumulate { .. } => (Follows::Accumulate, false, true),
+            Self::Delta { .. } => (Follows::Delta, false, true),
+        }
+    }
+
+    /// Adds its operands to a launch of `rows` whose products have n columns and whose rows have k.
+    fn read(
+        self,
+        operands: &mut Operands<'e>,
+        rows: PackedRows<'e>,
+        precision: Precision,
+        [n, k]: [usize; 2],
+    ) -> Result<GemmArguments> {
+        let (count, all) = (rows.count(), rows.all());
+        let (numbers, parts) = (all * n, n.div_ceil(NORM_COLUMNS));
+        let mut arguments = GemmArguments::default();
+        let of_norm = |operands: &mut Operands<'e>, norm: Norm<'e>, width: usize| {
+            let length = all * width.div_ceil(NORM_COLUMNS);
+            Ok::<_, Error>((operands.read("the norm's partial sums", norm.partials, length)?, norm.epsilon))
+        };
+        match self {
+            Self::Plain { z } => arguments.out = operands.matrix_mut("z", z, precision, numbers)?,
+            Self::Float { z } => arguments.out = operands.write("z", z, numbers)?,
+            Self::Project { norm, z } => {
+                (arguments.partials, arguments.epsilon) = of_norm(operands, norm, k)?;
+                arguments.out = operands.matrix_mut("z", z, precision, numbers)?;
+            }
+            Self::Relu { norm, mask, z, bits } => {
+                (arguments.partials, arguments.epsilon) = of_norm(operands, norm, k)?;
+                arguments.mask = mask.read(operands)?;
+                arguments.out = operands.matrix_mut("z", z, precision, numbers)?;
+                arguments.bits = operands.write("bits", bits, numbers / 8)?;
+            }
+            Self::Add { mask, x, x_next, copy, partials_next } => {
+                arguments.mask = mask.read(operands)?;
+                arguments.x = operands.read("x", x, numbers)?;
+                arguments.x_next = operands.write("x_next", x_next, numbers)?;
+                arguments.copy = copy_of(operands, copy, numbers)?;
+                arguments.partials_next = operands.write("partials_next", partials_next, all * parts)?;
+            }
+            Self::ReluBackward { mask, bits, dz } => {
+                arguments.mask = mask.read(operands)?;
+                arguments.bits = operands.read("bits", bits, numbers / 8)?;
+                arguments.out = operands.matrix_mut("dz", dz, precision, numbers)?;
+            }
+            Self::NormBackward(of) => {
+                let inner_parts = of.inner.len() / count.max(1);
+                (arguments.partials, arguments.epsilon) = of_norm(operands, of.norm, n)?;
+                arguments.x = operands.read("x", of.x, numbers)?;
+                arguments.inner = operands.read("inner", of.inner, count * inner_parts.max(1))?;
+                arguments.inner_parts = inner_parts as i32;
+                arguments.x_next = operands.write("d_x", of.d_x, numbers)?;
+                arguments.copy = copy_of(operands, of.copy, numbers)?;
+                match (of.inner_next, of.x_copy) {
+                    (Some((below, inner_next)), _) => {
+                        arguments.below = operands.read("below", below, numbers)?;
+                        arguments.inner_next = operands.write("inner_next", inner_next, all * parts)?;
+                    }
+                    (None, Some(copy)) => {
+                        arguments.y = operands.matrix("x_copy", copy, Precision::Bf16, numbers)?;
+                    }
+                    (None, None) => {}
+                }
+            }
+            Self::Accumulate { d_h } => arguments.x_next = operands.write("d_h", d_h, numbers)?,
+            Self::Delta { y, z, inner } => {
+                arguments.y = operands.matrix("y", y, precision, numbers)?;
+                arguments.out = operands.matrix_mut("z", z, precision, numbers)?;
+                arguments.inner_next = operands.write("inner", inner, all * parts)?;
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// A product of packed rows with a weight that is stored once, as \[out, in\], and read both ways.
+///
+/// It costs 2·rows·in·out operations. It moves its rows once for every 64 or 128 columns of the result, the weight
+/// once for every 64, 80 or 128 rows, and what its epilogue reads and writes once.
+pub struct Product<'a> {
+    /// Which rows.
+    pub rows: PackedRows<'a>,
+    /// \[rows, in\], or backward \[rows, out\], in bf16 or to verify in f32.
+    pub a: &'a dyn ReadOperand,
+    /// \[out, in\], in the format of a.
+    pub weight: &'a dyn ReadOperand,
+    /// out and in, multiples of 8; out may be anything for [`Epilogue::Float`].
+    pub shape: [usize; 2],
+    /// Whether the weight is read the other way.
+    pub backward: bool,
+}
+
+/// What a product that is cut along its depth works in.
+pub(crate) struct Workspace<'a> {
+    /// As many numbers as its [`Cut`] says.
+    pub(crate) parts: &'a mut dyn DevicePtrMut<f32>,
+    /// As many zeros as its [`Cut`] says, which it leaves at zero.
+    pub(crate) counters: Option<Words<'a>>,
+}
+
+impl<'p> Product<'p> {
+    /// Columns of the result, and of a.
+    pub(crate) fn sizes(&self) -> [usize; 2] {
+        let [out, input] = self.shape;
+        if self.backward { [input, out] } else { [out, input] }
+    }
+
+    /// Launches it as `cut` says, which was made for its rows and sizes.
+    ///
+    /// # Errors
+    /// A length, width, format or epilogue that does not fit, and what the driver says.
+    pub(crate) fn launch<'a>(
+        &self,
+        kernels: &'a Kernels,
+        cut: &Cut,
+        workspace: Workspace<'a>,
+        epilogue: Epilogue<'a>,
+    ) -> Result<()>
+    where
+        'p: 'a,
+    {
+        let ([n, k], (follows, forward, backward)) = (self.sizes(), epilogue.kind());
+        check_width(k)?;
+        if follows != Follows::Float && !n.is_multiple_of(WIDTH_MULTIPLE) {
+            let expected = format!("a multiple of {WIDTH_MULTIPLE} columns");
+            return Err(Error::tensor("a product", expected, n.to_string(), ""));
+        }
+        if !(if self.backward { backward } else { forward }) {
+            let way = if self.backward { "backward" } else { "forward" };
+            return Err(Error::tensor("the epilogue", format!("one of a {way} product"), format!("{follows:?}"), ""));
+        }
+        if self.rows.scope() == Scope::Prompt && follows != Follows::NormBackward {
+            return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
+        }
+        let precision = self.a.precision();
+        let mut operands = Operands::new(kernels);
+        let arguments = GemmArguments {
+            batch: self.rows.read(&mut operands)?,
+            a: operands.matrix("the rows that are multiplied", self.a, precision, self.rows.count() * k)?,
+            weight: operands.matrix("weight", self.weight, precision, n * k)?,
+            workspace: operands.write("workspace", workspace.parts, cut.workspace())?,
+            counters: match workspace.counters {
+                Some(counters) if cut.counters() > 0 => counters.read(&mut operands, "counters")?,
+                _ => 0,
+            },
+            side: side_number(self.rows.side()),
+            scope: i32::from(self.rows.scope() == Scope::Prompt),
+            n: n as i32,
+            k: k as i32,
+            a_stride: k as i32,
+            epilogue: follows as i32,
+            ..epilogue.read(&mut operands, self.rows, precision, [n, k])?
+        };
+        let (name, grid, threads, shared) = cut.launch(self.backward, follows);
+        let kernel = Kernel { file: "gemm", name };
+        // SAFETY: all operands were checked against n, k and the rows, workspace and counters are of the cut's sizes, and rows
+        // beyond the batch's exit.
+        unsafe { kernels.launch(kernel, grid, threads, shared, &arguments, &operands) }
+    }
+}
+
+/// Products of packed rows with weights of one shape, and the memory that thin ones are summed in: launches of one `Linear` belong
+/// on one stream.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    rows: PackedRows<'a>,
+    shape: [usize; 2],
+    cuts: [Cut; 2],
+    workspace: [CudaSlice<f32>; 2],
+    counters: CudaSlice<i32>,
+}
+
+impl<'a> Linear<'a> {
+    /// Products of `rows` with weights of `out` rows of `input` numbers, both multiples of 8, in bf16.
+    ///
+    /// # Errors
+    /// A width that does not fit, and what the driver says.
+    pub fn new(kernels: &Kernels, rows: PackedRows<'a>, out: usize, input: usize) -> Result<Self> {
+        check_width(input)?;
+        let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
+        let device = devices::info(kernels.context())?;
+        let cuts = [[out, input], [input, out]]
+            .map(|[n, k]| Cut::new(Precision::Bf16, &device, rows.count(), n, k));
+        let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace()).map_err(fail);
+        let workspace = [room(&cuts[0])?, room(&cuts[1])?];
+        let most = cuts.iter().map(Cut::counters).max().unwrap_or(0).max(1);
+        Ok(Self { rows, shape: [out, input], cuts, workspace, counters: stream.alloc_zeros(most).map_err(fail)? })
+    }
+
+    /// Launches a W^T: `a` \[rows, in\] and `weight` \[out, in\] in bf16.
+    ///
+    /// # Errors
+    /// A length, width or epilogue that does not fit, and what the driver says.
+    pub fn forward(
+        &mut self,
+        kernels: &Kernels,
+        a: &dyn ReadOperand,
+        weight: &dyn ReadOperand,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        self.launch(kernels, a, weight, false, epilogue)
+    }
+
+    /// Launches a W: `a` \[rows, out\] and the same stored weight.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn backward(
+        &mut self,
+        kernels: &Kernels,
+        a: &dyn ReadOperand,
+        weight: &dyn ReadOperand,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        self.launch(kernels, a, weight, true, epilogue)
+    }
+
+    fn launch(
+        &mut self,
+        kernels: &Kernels,
+        a: &dyn ReadOperand,
+        weight: &dyn ReadOperand,
+        backward: bool,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        let way = usize::from(backward);
+        let workspace =
+            Workspace { parts: &mut self.workspace[way], counters: Some(Words::Slice(&self.counters)) };
+        let product = Product { rows: self.rows, a, weight, shape: self.shape, backward };
+        product.launch(kernels, &self.cuts[way], workspace, epilogue)
+    }
+}
