@@ -165,13 +165,12 @@ impl Step {
     ) -> Result<ExitCode> {
         let idle = peak_memory();
         let model = T5::load(backend, &RandomModel { config: config.clone() })?;
-        backend.health()?;
         let loaded = peak_memory();
         if self.idle {
             println!("{}", json!({ "idle_mib": idle, "loaded_mib": loaded }));
             return Ok(ExitCode::SUCCESS);
         }
-        let mut bench = Bench::new(backend, &model, self, lengths);
+        let mut bench = Bench::new(backend, &model, self, lengths)?;
         bench.steps(1)?;
         let first_step = started.elapsed().as_secs_f64();
         if self.once {
@@ -304,7 +303,7 @@ struct Bench<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Bench<'a, B> {
-    fn new(backend: &'a B, model: &'a T5<B>, settings: &'a Step, lengths: &'a [usize]) -> Self {
+    fn new(backend: &'a B, model: &'a T5<B>, settings: &'a Step, lengths: &'a [usize]) -> Result<Self> {
         let width = model.config().d_model;
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let mut draw = |count: usize, half_width: f32| -> Vec<f32> {
@@ -320,12 +319,13 @@ impl<'a, B: Backend> Bench<'a, B> {
         let length = settings.prompt_length;
         let layout = StateLayout::new(&mixing, 1, length, width, 100, false);
         let values: Vec<f64> = draw(settings.runs * layout.len(), 0.1).into_iter().map(f64::from).collect();
-        let state = backend.state(&layout, &values, settings.runs);
+        let state = backend.state(&layout, &values, settings.runs)?;
         let sources = (settings.sources > 0).then(|| {
             backend.sources(&draw(settings.sources * length * width, 1.0), settings.sources, length, width)
         });
+        let sources = sources.transpose()?;
         let mixture = Mixture { mixing, sources, source_count: settings.sources, layout };
-        Self {
+        Ok(Self {
             backend,
             model,
             mixture,
@@ -336,7 +336,7 @@ impl<'a, B: Backend> Bench<'a, B> {
             next: 0,
             steps: 0,
             random,
-        }
+        })
     }
 
     fn batch(&mut self) -> Result<Batch> {
@@ -401,8 +401,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let started = Instant::now();
         let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
         let tokens = self.label_tokens(&batch);
-        self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass);
-        self.backend.health()?;
+        self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass)?;
         Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
     }
 
@@ -414,15 +413,15 @@ impl<'a, B: Backend> Bench<'a, B> {
         let started = Instant::now();
         for batch in batches {
             let dropout = self.dropout();
-            let batch = batch.weighted(label_weights(&batch, &self.label_tokens(&batch)));
+            let weights = label_weights(&batch, &self.label_tokens(&batch));
+            let batch = batch.weighted(weights)?;
             let micro =
                 MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
             let (state, recorder) = (&mut self.state, &mut self.recorder);
-            self.model.train(self.backend, &self.mixture, state, recorder, &micro);
+            self.model.train(self.backend, &self.mixture, state, recorder, &micro)?;
             self.steps += 1;
         }
-        self.backend.reports(&mut self.state);
-        self.backend.health()?;
+        self.backend.reports(&mut self.state)?;
         Ok((started.elapsed().as_secs_f64() * 1e3, tokens))
     }
 }

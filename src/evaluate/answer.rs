@@ -77,8 +77,8 @@ pub fn answer<B: Backend>(
         Some(width) => batch.pooling_padding(width, config.pad_token_id),
         None => batch,
     };
-    let encoding = model.encode(backend, mixture, state, &batch, &mut Pass::evaluation());
-    let weights = backend.attention(encoding.mix());
+    let encoding = model.encode(backend, mixture, state, &batch, &mut Pass::evaluation())?;
+    let weights = backend.attention(encoding.mix())?;
     let per_example = weights.len() / questions.len().max(1);
     let prompts = mixture.source_count + usize::from(!mixture.mixing.without_target);
 

@@ -112,7 +112,7 @@ pub(super) fn judge<B: Backend>(
     let Judging { config, folder, split } = judging;
     let Some(folder) = folder else {
         let trainer = Trainer::new(frozen, config, monitor)?;
-        let parameters = trainer.parameters();
+        let parameters = trainer.parameters()?;
         let evaluate = |task| trainer.evaluate_task(task, *split, Some(&parameters), &mut |_| {});
         return Ok(trainer
             .tasks()

@@ -3,9 +3,9 @@
 use super::{DecoderLayer, Encoding, Pass, SelfAttentionKept, T5};
 use crate::backend::{
     Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FeedForward,
-    FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Mask, Projection, ProjectionBackward, Residual,
-    ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, Site,
-    SiteKind,
+    FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Mask, Projection, ProjectionBackward,
+    Residual, ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward,
+    Side, Site, SiteKind,
 };
 use crate::error::Result;
 
@@ -350,7 +350,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         pass.observe(|| format!("decoder layer {index} cross attention"), &after_cross.x)?;
 
         let mut output = Residual::new(backend, rows, width)?;
-        let feed_forward = backend.feed_forward(&self.feed_forward(), &after_cross, &mut output, pass.keep)?;
+        let feed_forward =
+            backend.feed_forward(&self.feed_forward(), &after_cross, &mut output, pass.keep)?;
         pass.observe(|| format!("decoder layer {index} feed-forward"), &output.x)?;
         let tape =
             attention.zip(cross).zip(feed_forward).map(|((attention, cross), feed_forward)| LayerTape {

@@ -8,7 +8,7 @@ use crate::backend::{
     Format, Mask, Projection, ProjectionBackward, Residual, ResidualProjection, ResidualProjectionBackward,
     Scope, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The encoder's output for a batch.
 pub struct Encoding<B: Backend> {
@@ -63,8 +63,8 @@ impl<B: Backend> T5<B> {
     /// Mixes prompts, embeds the source tokens behind them, and runs the encoder over both.
     ///
     /// # Errors
-    /// [`Error::Setting`] if an example names a target prompt that the mixture does not have; what the device or the pass's
-    /// observer fails with.
+    /// [`Error::Tensor`](crate::Error::Tensor) if an example names a run or a target prompt that `state` does not have; what
+    /// the device or the pass's observer fails with.
     pub fn encode(
         &self,
         backend: &B,
@@ -74,11 +74,6 @@ impl<B: Backend> T5<B> {
         pass: &mut Pass<'_, B>,
     ) -> Result<Encoding<B>> {
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
-        let targets = mixture.layout.targets;
-        if let Some(b) = (0..batch.examples()).find(|&b| batch.target_prompt(b) >= targets) {
-            let found = format!("{} in example {b}", batch.target_prompt(b));
-            return Err(Error::setting("target prompt", format!("an index below {targets}"), found, ""));
-        }
         let dropout = pass.dropout;
         let mut residual = Residual::new(backend, rows, width)?;
         let mix = backend.mix(&mixture.of(batch), &self.embedding, state, &mut residual.x)?;
@@ -93,7 +88,8 @@ impl<B: Backend> T5<B> {
         pass.observe(|| "encoder input".into(), &residual.x)?;
         // An observer is told of whole activations.
         let (h, tapes) = if pass.observe.is_some() {
-            let (h, tape) = self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass)?;
+            let (h, tape) =
+                self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass)?;
             (h, tape.map(|tape| vec![tape]))
         } else {
             let parts = backend.parts(batch);

@@ -17,8 +17,8 @@ const SCORER_DEVIATION: f64 = 0.01;
 
 /// What the start is made from.
 pub struct Start<'a> {
-    /// E, \[V, D\].
-    pub embedding: &'a dyn Fn(usize) -> Vec<f32>,
+    /// A row of E, \[V, D\].
+    pub embedding: &'a dyn Fn(usize) -> Result<Vec<f32>>,
     /// V.
     pub vocabulary: usize,
     /// Token ids of the task's label words, for [`PromptInit::Labels`].
@@ -32,7 +32,7 @@ pub struct Start<'a> {
 /// The flat state of one run: `layout.targets` target prompts that start alike, and the scorer.
 ///
 /// # Errors
-/// [`Error::Setting`] if the settings ask for a start that the sources cannot give.
+/// [`Error::Setting`] if the settings ask for a start that the sources cannot give; those of reading the embedding.
 pub fn state(config: &RunConfig, layout: &StateLayout, start: &Start<'_>) -> Result<Vec<f64>> {
     let mut random = ChaCha8Rng::seed_from_u64(config.seed);
     let prompt = target_prompt(config, layout, start, &mut random)?;
@@ -82,8 +82,7 @@ fn target_prompt(
                 ));
             }
             let ids: Vec<u32> = start.label_ids.iter().copied().take(length).collect();
-            let mut rows: Vec<f64> =
-                ids.iter().flat_map(|&id| widened(&(start.embedding)(id as usize))).collect();
+            let mut rows = embedding_rows(start, ids.iter().map(|&id| id as usize))?;
             rows.extend(vocabulary_rows(length - ids.len(), start, random)?);
             Ok(rows)
         }
@@ -122,7 +121,15 @@ fn vocabulary_rows(count: usize, start: &Start<'_>, random: &mut ChaCha8Rng) -> 
         let other = drawn + (random.next_u64() % (rows.len() - drawn) as u64) as usize;
         rows.swap(drawn, other);
     }
-    Ok(rows[..count].iter().flat_map(|&row| (start.embedding)(row)).map(f64::from).collect())
+    embedding_rows(start, rows[..count].iter().copied())
+}
+
+fn embedding_rows(start: &Start<'_>, rows: impl Iterator<Item = usize>) -> Result<Vec<f64>> {
+    let mut values = Vec::new();
+    for row in rows {
+        values.extend((start.embedding)(row)?.into_iter().map(f64::from));
+    }
+    Ok(values)
 }
 
 /// Uniform in \[0, 1).

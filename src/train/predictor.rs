@@ -129,7 +129,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let stack = match self.stacks.iter().position(fits) {
             Some(stack) => stack,
             None => {
-                let state = frozen.backend.state(&mixture.layout, &[], 0);
+                let state = frozen.backend.state(&mixture.layout, &[], 0)?;
                 self.stacks.push(Stack { mixture, sources, pooled_width, values: Vec::new(), state });
                 self.stacks.len() - 1
             }
@@ -137,7 +137,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let opened = &mut self.stacks[stack];
         let place = opened.values.len() / opened.mixture.layout.len().max(1);
         opened.values.extend(values);
-        opened.state = frozen.backend.state(&opened.mixture.layout, &opened.values, place + 1);
+        opened.state = frozen.backend.state(&opened.mixture.layout, &opened.values, place + 1)?;
         self.runs.push(OpenedRun { config, tasks, prompts, stack, place });
         Ok(())
     }

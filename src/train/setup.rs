@@ -1,6 +1,7 @@
 //! Setting a run up: its sources, the mixture that it trains, and the numbers that it starts from.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::initial::{self, Start};
 use super::task_data::TaskData;
@@ -119,7 +120,7 @@ pub(super) fn mixture<B: Backend>(
     });
     let on_device = if mixes {
         let values: Vec<f32> = sources.iter().flat_map(|source| source.values()).copied().collect();
-        Some(frozen.backend.sources(&values, sources.len(), config.prompt_length, width))
+        Some(frozen.backend.sources(&values, sources.len(), config.prompt_length, width)?)
     } else {
         None
     };
@@ -180,7 +181,7 @@ pub(super) fn initial_values<B: Backend>(
     };
     let mut values = initial::state(config, layout, &start)?;
     if let (Some(mean), Some(scale)) = (layout.range("input_mean", 0), layout.range("input_scale", 0)) {
-        let statistics = input_statistics(frozen, config, tasks);
+        let statistics = input_statistics(frozen, config, tasks)?;
         values[mean].copy_from_slice(&statistics.mean);
         values[scale].copy_from_slice(&statistics.scale());
     }
@@ -216,7 +217,7 @@ fn input_statistics<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
     tasks: &[TaskData],
-) -> InputStatistics {
+) -> Result<InputStatistics> {
     let (backend, model) = (frozen.backend, &frozen.model);
     let width = model.config().d_model;
     let padding = config.pools_padding().then(|| model.config().pad_token_id);
@@ -230,7 +231,10 @@ fn input_statistics<B: Backend>(
         let padding = padding.filter(|_| source.len() < config.max_source_length);
         let mut pooled = vec![f32::NEG_INFINITY; width];
         for id in source.into_iter().chain(padding) {
-            let row = table.entry(id).or_insert_with(|| backend.weight_row(model.embedding(), id as usize));
+            let row = match table.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(backend.weight_row(model.embedding(), id as usize)?),
+            };
             pooled.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(*value));
         }
         // Welford's: no difference of two large sums.
@@ -243,7 +247,7 @@ fn input_statistics<B: Backend>(
         }
     }
     statistics.variance.iter_mut().for_each(|squares| *squares /= f64::max(count, 1.0));
-    statistics
+    Ok(statistics)
 }
 
 /// Puts a trained scorer's numbers into the state.

@@ -71,7 +71,7 @@ pub(super) struct Taken {
 /// is waited for.
 ///
 /// # Errors
-/// Those of packing a batch and of the ranks.
+/// Those of packing a batch, of the device and of the ranks.
 pub(super) fn issue<B: Backend>(
     frozen: &Frozen<'_, B>,
     mixture: &Mixture<B>,
@@ -87,9 +87,11 @@ pub(super) fn issue<B: Backend>(
     let mut label_tokens: Vec<f64> = (0..parts.len()).map(|run| own_tokens(run) as f64).collect();
     ranks.sum(&mut label_tokens)?;
     let label_tokens: Vec<usize> = label_tokens.into_iter().map(|tokens| tokens as usize).collect();
-    let weighted =
-        |batch: &Batch| batch.weighted(label_weights(batch, &label_tokens)).with_objective(shared.objective);
-    let batches: Vec<Batch> = batches.iter().map(weighted).collect();
+    let weighted = |batch: Batch| {
+        let weights = label_weights(&batch, &label_tokens);
+        batch.weighted(weights).map(|batch| batch.with_objective(shared.objective))
+    };
+    let batches = batches.into_iter().map(weighted).collect::<Result<Vec<Batch>>>()?;
     let dropout = DropoutStep::new(shared.dropout, shared.step, &shared.seeds);
     let schedule: Vec<OptimizerStep> = parts.iter().map(|part| part.optimizer).collect();
     let is_alone = ranks.count() == 1;
@@ -98,7 +100,7 @@ pub(super) fn issue<B: Backend>(
         let is_last = is_alone && index + 1 == batches.len();
         let last = is_last.then_some(schedule.as_slice());
         let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
-        frozen.model.train(backend, mixture, state, recorder, &micro);
+        frozen.model.train(backend, mixture, state, recorder, &micro)?;
         for b in 0..batch.examples() {
             let given = &mut runs[batch.run(b)];
             given.tokens += batch.source(b).len() + batch.range(Side::Decoder, b).len();
@@ -106,13 +108,13 @@ pub(super) fn issue<B: Backend>(
         }
     }
     if batches.is_empty() {
-        backend.begin_step(state);
+        backend.begin_step(state)?;
     }
     if !is_alone {
         add_up_ranks(backend, state, ranks, &mut runs)?;
     }
     if !is_alone || batches.is_empty() {
-        backend.optimizer_step(state, &schedule);
+        backend.optimizer_step(state, &schedule)?;
     }
     let sharing_runs = parts.iter().filter(|part| !part.examples.is_empty()).count();
     Ok(Issued { batches, dropout, runs, sharing_runs })
@@ -127,8 +129,7 @@ pub(super) fn drain<B: Backend>(
     state: &mut B::State,
     issued: &[Issued],
 ) -> Result<Vec<Vec<Taken>>> {
-    let reports = backend.reports(state);
-    backend.health()?;
+    let reports = backend.reports(state)?;
     if reports.len() != issued.len() {
         let found = format!("{} of {} steps", reports.len(), issued.len());
         return Err(Error::device("report its steps", found, "this is a defect of promptmix: report it"));
@@ -158,20 +159,19 @@ fn add_up_ranks<B: Backend>(
     ranks: &dyn Ranks,
     runs: &mut [Given],
 ) -> Result<()> {
-    let mut values = backend.read_gradient(state);
+    let mut values = backend.read_gradient(state)?;
     let gradient = values.len();
-    for (tally, given) in backend.read_tally(state).iter().zip(&*runs) {
+    for (tally, given) in backend.read_tally(state)?.iter().zip(&*runs) {
         values.extend([tally.loss, given.tokens as f64, tally.entropy, given.attention_rows as f64]);
     }
     ranks.sum(&mut values)?;
-    backend.write_gradient(state, &values[..gradient]);
+    backend.write_gradient(state, &values[..gradient])?;
     let mut tallies = Vec::with_capacity(runs.len());
     for (given, told) in runs.iter_mut().zip(values[gradient..].chunks_exact(4)) {
         *given = Given { tokens: told[1] as usize, attention_rows: told[3] as usize };
         tallies.push(Tally { loss: told[0], entropy: told[2] });
     }
-    backend.write_tally(state, &tallies);
-    Ok(())
+    backend.write_tally(state, &tallies)
 }
 
 /// This rank's micro-batches: every so-manyth example of each run.

@@ -96,7 +96,7 @@ fn fitting<B: Backend>(frozen: &Frozen<'_, B>, members: &[Member<'_, B>], group:
     let (fits, _) = largest_that_fits(free, group.len(), |count| {
         let trainers = || group[..count].iter().map(|&run| &members[run].trainer);
         let layout = &members[group[0]].trainer.mixture().layout;
-        let mut state = frozen.backend.state(layout, &vec![0.0; count * layout.len()], count);
+        let mut state = frozen.backend.state(layout, &vec![0.0; count * layout.len()], count)?;
         let examples = trainers().map(|trainer| trainer.config.batch_size).sum();
         // As if all examples were as long as the longest of any run.
         let needed = trainers().map(|trainer| trainer.needed_bytes(&mut state, examples, count));
@@ -117,15 +117,15 @@ fn run_stack<B: Backend>(
     let mut stacked: [Vec<f64>; 3] = Default::default();
     let mut updates = Vec::with_capacity(group.len());
     for &run in group {
-        let (state, count) = members[run].trainer.full_state();
+        let (state, count) = members[run].trainer.full_state()?;
         for (stacked, values) in stacked.iter_mut().zip(state) {
             stacked.extend(values);
         }
         updates.push(count);
     }
     let length = members[group[0]].trainer.mixture().layout.len();
-    let mut state = backend.state(&members[group[0]].trainer.mixture().layout, &stacked[0], group.len());
-    backend.write_state(&mut state, [&stacked[0], &stacked[1], &stacked[2]], &updates);
+    let mut state = backend.state(&members[group[0]].trainer.mixture().layout, &stacked[0], group.len())?;
+    backend.write_state(&mut state, [&stacked[0], &stacked[1], &stacked[2]], &updates)?;
     let mut recorder = B::Recorder::default();
     let mut active: Vec<bool> = vec![true; group.len()];
     while active.contains(&true) {
@@ -155,7 +155,7 @@ fn run_stack<B: Backend>(
         let tokens = |place: usize| taken.iter().map(|runs| runs[place].tokens).sum();
         let paces: Vec<Pace> =
             (0..group.len()).map(|place| Pace::of(started, taken.len(), tokens(place))).collect();
-        let whole = looked_at.then(|| backend.read_state(&state));
+        let whole = if looked_at { Some(backend.read_state(&state)?) } else { None };
         for (index, (parts, taken)) in parts.iter().zip(&taken).enumerate() {
             for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
                 if failures[run].is_some() {
@@ -170,7 +170,7 @@ fn run_stack<B: Backend>(
                 let record = member.trainer.record(part, own, paces[place]);
                 if let Some(whole) = whole.as_ref().filter(|_| index + 1 == issued.len()) {
                     let own = place * length..(place + 1) * length;
-                    member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
+                    member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]))?;
                 }
                 let mut of = Of { run, monitor: &mut *monitor };
                 failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), &mut of).err();
@@ -180,11 +180,11 @@ fn run_stack<B: Backend>(
             active[place] &= failures[run].is_none() && !members[run].trainer.is_done();
         }
         if active.contains(&true) && monitor.ends() {
-            let whole = backend.read_state(&state);
+            let whole = backend.read_state(&state)?;
             for (place, &run) in group.iter().enumerate().filter(|(place, _)| active[*place]) {
                 let own = place * length..(place + 1) * length;
                 let Member { trainer, folder, .. } = &mut members[run];
-                trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]));
+                trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]))?;
                 if let Some(folder) = folder {
                     trainer.save_last(folder)?;
                 }

@@ -43,7 +43,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         let sources = load_sources(frozen, &config)?;
         let mixture = mixture(frozen, &config, &sources, tasks.len())?;
         let (values, best_step) = RunFolder::load_best_of_step(folder, &mixture.layout)?;
-        let state = frozen.backend.state(&mixture.layout, &values, 1);
+        let state = frozen.backend.state(&mixture.layout, &values, 1)?;
         let task = tasks[0].clone();
         let (target_prompt, longest_target) = (0, longest_target(frozen, &config, &task)?);
         Ok(Self { frozen, config, tasks, task, target_prompt, mixture, state, best_step, longest_target })

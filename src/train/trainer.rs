@@ -14,7 +14,7 @@ use super::setup::{initial_values, load_sources, mixture, prompt_names};
 use super::step::{self, Issued, RunPart, Shared, Taken};
 use super::task_data::{TaskData, split_examples};
 use super::tasks;
-use crate::backend::{Backend, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Scorer};
+use crate::backend::{Backend, Batch, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Scorer};
 use crate::config::RunConfig;
 use crate::data::{Batches, Examples, Split, data_of_tasks};
 use crate::error::{Error, Result};
@@ -67,7 +67,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// what else is worth knowing.
     ///
     /// # Errors
-    /// Those of the settings, the data and the prompts.
+    /// Those of the settings, the data, the prompts and the device.
     pub fn new(frozen: &'a Frozen<'a, B>, config: &RunConfig, monitor: &mut dyn Monitor) -> Result<Self> {
         config.check()?;
         let described = tasks(config)?;
@@ -78,7 +78,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let load = |(task, place)| TaskData::load(frozen, config, task, place, monitor);
         let tasks = described.into_iter().zip(places).map(load).collect::<Result<Vec<_>>>()?;
         let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources)?;
-        let mut state = frozen.backend.state(&mixture.layout, &values, 1);
+        let mut state = frozen.backend.state(&mixture.layout, &values, 1)?;
         foresee(frozen, config, &tasks, &mixture, &mut state)?;
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
         let batch_size = config.batch_size * config.gradient_accumulation_steps;
@@ -138,7 +138,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             ));
         }
         let [values, first, second] = &last.state;
-        self.frozen.backend.write_state(&mut self.state, [values, first, second], &[last.checkpoint.updates]);
+        self.frozen.backend.write_state(
+            &mut self.state,
+            [values, first, second],
+            &[last.checkpoint.updates],
+        )?;
         self.batches.seek(last.checkpoint.step);
         self.best = last.best;
         self.checkpoint = last.checkpoint;
@@ -181,9 +185,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// The current parameters, flat, by the mixture's layout.
-    pub fn parameters(&self) -> Vec<f64> {
-        let [values, ..] = self.frozen.backend.read_state(&self.state);
-        values
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn parameters(&self) -> Result<Vec<f64>> {
+        self.frozen.backend.read_state(&self.state).map(|[values, ..]| values)
     }
 
     /// The parameters of the best validation so far.
@@ -306,14 +312,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Parameters and moments, flat, and the updates they have had.
-    pub(super) fn full_state(&self) -> ([Vec<f64>; 3], u64) {
-        (self.frozen.backend.read_state(&self.state), self.checkpoint.updates)
+    pub(super) fn full_state(&self) -> Result<([Vec<f64>; 3], u64)> {
+        Ok((self.frozen.backend.read_state(&self.state)?, self.checkpoint.updates))
     }
 
     /// Takes over what a stack's step made of this run's parameters and moments.
-    pub(super) fn set_state(&mut self, [values, first, second]: [&[f64]; 3]) {
+    pub(super) fn set_state(&mut self, [values, first, second]: [&[f64]; 3]) -> Result<()> {
         let updates = [self.checkpoint.updates];
-        self.frozen.backend.write_state(&mut self.state, [values, first, second], &updates);
+        self.frozen.backend.write_state(&mut self.state, [values, first, second], &updates)
     }
 
     pub(super) fn outcome(&self) -> Outcome {
@@ -331,7 +337,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     pub(super) fn save_last(&self, folder: &RunFolder) -> Result<()> {
         folder.save_last(&LastState {
-            state: self.frozen.backend.read_state(&self.state),
+            state: self.frozen.backend.read_state(&self.state)?,
             best: self.best.clone(),
             checkpoint: self.checkpoint.clone(),
         })
@@ -372,7 +378,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         for ((part, taken), issued) in parts.iter().zip(&taken).zip(&issued) {
             if !taken[0].applied {
                 self.batches.seek(part.step);
-                let failure = self.not_finite(part.step + 1, issued);
+                let failure = self.not_finite(part.step + 1, issued).unwrap_or_else(|failed| failed);
                 return Ok((records, Some(failure)));
             }
             records.push(self.record(part, &taken[0], pace));
@@ -494,7 +500,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             self.checkpoint.best = Some((mean, self.checkpoint.step));
             self.checkpoint.best_of_tasks = records.iter().map(|record| record.mean).collect();
             self.checkpoint.without_improvement = 0;
-            self.best = self.parameters();
+            self.best = self.parameters()?;
             self.best_examples.clear();
             for (index, evaluation) in evaluations.iter().enumerate() {
                 let records = self.example_records(index, evaluation)?;
@@ -536,7 +542,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ) -> Result<Evaluation> {
         let data = &self.tasks[task];
         let values = parameters.unwrap_or(&self.best);
-        let state = self.frozen.backend.state(&self.mixture.layout, values, 1);
+        let state = self.frozen.backend.state(&self.mixture.layout, values, 1)?;
         if split == Split::Validation {
             return self.evaluator(task).evaluate(&state, &data.validation, progress);
         }
@@ -568,11 +574,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Runs the step again, looking at every tensor, to name the first that is not finite. The state is as before it.
-    fn not_finite(&mut self, step: u64, issued: &Issued) -> Error {
+    fn not_finite(&mut self, step: u64, issued: &Issued) -> Result<Error> {
         let (backend, model) = (self.frozen.backend, &self.frozen.model);
         let Issued { batches, dropout, .. } = issued;
         let dropout: Option<&DropoutStep> = dropout.as_ref();
-        let values = self.parameters();
+        let values = self.parameters()?;
         let parameter = self
             .mixture
             .layout
@@ -582,35 +588,43 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let mut first = parameter.map(|segment| format!("the parameter {}", segment.name));
         for batch in batches {
             let mut observe = |name: &str, rows: &B::Rows| {
-                if first.is_none() && !backend.is_finite(rows) {
+                if first.is_none() && !backend.is_finite(rows)? {
                     first = Some(format!("the {name}"));
                 }
+                Ok(())
             };
             let pass = Pass { dropout, keep: false, observe: Some(&mut observe) };
             let tokens = [batch.label_tokens(0)];
-            let loss = model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass);
+            let loss = model.loss(backend, &self.mixture, &self.state, batch, &tokens, pass)?;
             if first.is_none() && loss.per_run.iter().any(|loss| !loss.is_finite()) {
                 first = Some("the loss".into());
             }
         }
-        let tensor = first.unwrap_or_else(|| {
-            backend.begin_step(&mut self.state);
-            for batch in batches {
-                model.issue(backend, &self.mixture, &mut self.state, batch, dropout);
-            }
-            let gradient = backend.read_gradient(&self.state);
-            let segments = self.mixture.layout.segments().iter();
-            let broken = segments
-                .filter(|segment| gradient[segment.range.clone()].iter().any(|value| !value.is_finite()));
-            let names: Vec<&str> = broken.map(|segment| segment.name).collect();
-            if names.is_empty() {
-                "the gradient".into()
-            } else {
-                format!("the gradient of {}", names.join(", "))
-            }
-        });
+        let tensor = match first {
+            Some(first) => first,
+            None => self.broken_gradient(batches, dropout)?,
+        };
         let advice = "lower --learning-rate, or set --max-grad-norm; the last checkpoint is as it was";
-        Error::NonFinite { step, tensor, advice: advice.into() }
+        Ok(Error::NonFinite { step, tensor, advice: advice.into() })
+    }
+
+    /// The parts of the gradient that are not finite.
+    fn broken_gradient(&mut self, batches: &[Batch], dropout: Option<&DropoutStep>) -> Result<String> {
+        let (backend, model) = (self.frozen.backend, &self.frozen.model);
+        backend.begin_step(&mut self.state)?;
+        for batch in batches {
+            model.issue(backend, &self.mixture, &mut self.state, batch, dropout)?;
+        }
+        let gradient = backend.read_gradient(&self.state)?;
+        let segments = self.mixture.layout.segments().iter();
+        let broken =
+            segments.filter(|segment| gradient[segment.range.clone()].iter().any(|value| !value.is_finite()));
+        let names: Vec<&str> = broken.map(|segment| segment.name).collect();
+        Ok(if names.is_empty() {
+            "the gradient".into()
+        } else {
+            format!("the gradient of {}", names.join(", "))
+        })
     }
 }
 
@@ -666,13 +680,13 @@ fn needed_bytes<B: Backend>(
     };
     // Unrecorded work may hold a quarter more than it uses.
     let validation = batch(EVALUATION_BATCH, &|data| &data.validation)?;
-    let validation = model.evaluation_bytes(backend, mixture, state, &validation) / 4 * 5;
+    let validation = model.evaluation_bytes(backend, mixture, state, &validation)? / 4 * 5;
     let rate = config.dropout.unwrap_or(f64::from(model.config().dropout_rate));
     let dropout = DropoutStep::new(rate, 0, &vec![config.seed; runs]);
     let schedule = vec![OptimizerStep::new(0.0, 0.0); runs];
     let batch = batch(examples, &|data| &data.training)?;
     let micro = MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-    let bytes = model.step_bytes(backend, mixture, state, &micro) + validation;
+    let bytes = model.step_bytes(backend, mixture, state, &micro)? + validation;
     // A recorded shape is rounded up, and what it is told of is small.
-    backend.health().map(|()| bytes + bytes / 64)
+    Ok(bytes + bytes / 64)
 }

@@ -173,7 +173,6 @@ pub fn verify<B: Backend>(backend: &B, folder: &Path) -> Result<Report> {
     let mut run = Run { fixture: &fixture, bounds, checks: Vec::new() };
     run.position_bias(&checkpoint)?;
     run.model(backend, &model)?;
-    backend.health()?;
     for (name, note) in LISTED {
         run.list(name, note);
     }
@@ -261,24 +260,25 @@ impl Run<'_> {
         };
         let layout = StateLayout::new(&mixing, 1, attempt.prompt_len, width, attempt.rank, false);
         let sources: Vec<f32> = fixture.tensor("sources")?.values.iter().map(|&value| value as f32).collect();
-        let sources = backend.sources(&sources, attempt.n_sources, attempt.prompt_len, width);
+        let sources = backend.sources(&sources, attempt.n_sources, attempt.prompt_len, width)?;
         let source_count = attempt.n_sources;
         let mixture = Mixture { mixing, sources: Some(sources), source_count, layout };
         let parameters = self.flat(&mixture.layout, "param")?;
-        let mut state = backend.state(&mixture.layout, &parameters, 1);
+        let mut state = backend.state(&mixture.layout, &parameters, 1)?;
         let label_tokens = [batch.label_tokens(0)];
 
         let mut input = Vec::new();
         let mut observe = |name: &str, rows: &B::Rows| {
             if name == "encoder input" {
-                input = backend.read(rows);
+                input = backend.read(rows)?;
             }
+            Ok(())
         };
         let mut pass = Pass { observe: Some(&mut observe), ..Pass::evaluation() };
-        let encoding = model.encode(backend, &mixture, &state, &batch, &mut pass);
-        let decoding = model.decode(backend, &batch, &encoding, &mut pass);
+        let encoding = model.encode(backend, &mixture, &state, &batch, &mut pass)?;
+        let decoding = model.decode(backend, &batch, &encoding, &mut pass)?;
         let (step, d_input) =
-            model.loss_and_encoder_gradient(backend, &mixture, &mut state, &batch, &label_tokens, None);
+            model.loss_and_encoder_gradient(backend, &mixture, &mut state, &batch, &label_tokens, None)?;
 
         let length = attempt.prompt_len;
         let padded = fixture.padded_width()? + length;
@@ -302,7 +302,7 @@ impl Run<'_> {
         );
         let gains: Vec<f64> = model.encoder_gain().iter().map(|&gain| f64::from(gain)).collect();
         let output: Vec<f64> = backend
-            .read(encoding.rows())
+            .read(encoding.rows())?
             .chunks_exact(width)
             .flat_map(|row| row.iter().zip(&gains).map(|(value, gain)| value * gain).collect::<Vec<_>>())
             .collect();
@@ -315,20 +315,20 @@ impl Run<'_> {
             self.bounds.activation,
             "real rows, the folded gain put back",
         );
-        let logits = backend.read(&model.logits(backend, &batch, &decoding));
+        let logits = backend.read(&model.logits(backend, &batch, &decoding)?)?;
         let expected = &fixture.tensor("out.logits")?.values;
         let expected = real_rows(&batch, Side::Decoder, expected, padded_labels, config.vocab_size);
         self.compare("out.logits", &logits, &expected, self.bounds.activation, "rows with a label");
         self.compare("out.loss", &step.per_run, &fixture.tensor("out.loss")?.values, self.bounds.loss, "");
 
-        let gradient = backend.read_gradient(&state);
+        let gradient = backend.read_gradient(&state)?;
         for (theirs, ours) in TRAINED {
             let name = format!("grad.{theirs}");
             let actual = mixture.layout.range(ours, 0).map(|range| &gradient[range]).unwrap_or_default();
             let bound = self.gradient_bound(theirs)?;
             self.compare(&name, actual, &fixture.tensor(&name)?.values, bound, "");
         }
-        let d_input = d_input.map(|rows| backend.read(&rows)).unwrap_or_default();
+        let d_input = d_input.map_or(Ok(Vec::new()), |rows| backend.read(&rows))?;
         let expected = &fixture.tensor("grad.enc_in")?.values;
         let expected: Vec<f64> = expected
             .chunks_exact(padded * width)
@@ -343,11 +343,11 @@ impl Run<'_> {
         );
 
         // The optimizer is fed the fixture's own gradient, so that its check does not depend on the others.
-        backend.write_gradient(&mut state, &self.flat(&mixture.layout, "grad")?);
+        backend.write_gradient(&mut state, &self.flat(&mixture.layout, "grad")?)?;
         let mut optimizer = OptimizerStep::new(0.3, 0.3);
         optimizer.weight_decay = 1e-5;
-        backend.optimizer_step(&mut state, &[optimizer]);
-        let [updated, ..] = backend.read_state(&state);
+        backend.optimizer_step(&mut state, &[optimizer])?;
+        let [updated, ..] = backend.read_state(&state)?;
         for (theirs, ours) in TRAINED {
             let name = format!("adamw.{theirs}");
             let actual = mixture.layout.range(ours, 0).map(|range| &updated[range]).unwrap_or_default();
