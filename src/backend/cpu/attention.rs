@@ -15,7 +15,9 @@ use super::rows::{Rows, split_rows};
 use super::vector::{
     LANES, add_and_maximum, dot, exponentials_of_vectors, multiply, scale, vectorised, vectors, vectors_mut,
 };
-use crate::backend::{Batch, Heads, Mask, Scope, Side};
+use crate::backend::ops::check_bias;
+use crate::backend::{Batch, Heads, Mask, SelfAttention, SelfAttentionBackward, SelfAttentionOps, Side};
+use crate::error::Result;
 
 /// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
 const TILE: usize = 256;
@@ -28,14 +30,6 @@ pub struct PositionBias<E> {
 }
 
 impl<E: Element> PositionBias<E> {
-    pub(super) fn new(per_head: &[Vec<f32>], reach: usize) -> Self {
-        assert!(per_head.iter().all(|row| row.len() == 2 * reach + 1), "bias rows cover -reach..=reach");
-        Self {
-            per_head: per_head.iter().map(|row| row.iter().map(|&b| E::from_f32(b)).collect()).collect(),
-            reach,
-        }
-    }
-
     /// The bias of every key - query from -(length - 1) to length - 1, and on for as much as fills up a row of scores.
     fn stretched(&self, head: usize, length: usize) -> Vec<E> {
         let row = &self.per_head[head];
@@ -99,110 +93,108 @@ impl HeadColumns {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // an op's operands are its signature
-pub(super) fn self_attention<E: Element>(
-    cpu: &Cpu<E>,
-    batch: &Batch,
-    side: Side,
-    heads: Heads,
-    bias: &PositionBias<E>,
-    mask: Mask<'_>,
-    qkv: &Rows<E>,
-    o: &mut Rows<E>,
-    log_sum_exp: &mut Rows<E>,
-) {
-    let rows = batch.rows(side);
-    qkv.expect_shape(rows, 3 * heads.total(), "qkv");
-    o.expect_shape(rows, heads.total(), "o");
-    log_sum_exp.expect_shape(rows, heads.count, "log_sum_exp");
-    let bias = BiasTable::new(bias, heads, longest(batch, side));
-    let work: Vec<(usize, Range<usize>)> = (0..batch.examples())
-        .flat_map(|b| tiles(0..batch.range(side, b).len()).map(move |queries| (b, queries)))
-        .collect();
-    let lengths = || work.iter().map(|(_, queries)| queries.len());
-    let o_tiles = split_rows(&mut o.data, heads.total(), lengths());
-    let log_sum_exp_tiles = split_rows(&mut log_sum_exp.data, heads.count, lengths());
-    cpu.run(|| {
-        let outputs = o_tiles.into_par_iter().zip(log_sum_exp_tiles).with_max_len(1);
-        outputs.zip(&work).for_each(|((o, log_sum_exp), (b, queries))| {
-            let qkv = qkv.range(batch.range(side, *b));
-            let tile = Tile::of_example(batch, side, *b, mask, &bias, queries.clone());
-            let keys = transposed_heads(cpu, heads, qkv, heads.total());
-            let mut scores = cpu.pool.take(queries.len() * tile.stride());
-            let mut multipliers = cpu.pool.take(if mask.is_some() { scores.len() } else { 0 });
-            let mut sums = cpu.pool.take(queries.len());
-            for head in 0..heads.count {
-                let columns = HeadColumns::new(heads, head);
-                tile.scores(cpu, heads, head, qkv, &keys, &mut scores);
-                let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
-                vectorised!(cpu, tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
-                vectorised!(cpu, tile.drop(head, &mut scores, &mut multipliers));
-                let (m, n) = (queries.len(), tile.keys.len());
-                let v = &qkv[tile.keys.start * columns.stride + columns.v..];
-                let o = &mut o[head * heads.width..];
-                let destination = ViewMut::new(o, m, heads.width, heads.total());
-                let v = View::new(v, n, heads.width, columns.stride);
-                cpu.multiply_alone(destination, false, View::new(&scores, m, n, tile.stride()), v);
-                // The softmax's division is left for here: a head's rows are narrower than its keys are many.
-                vectorised!(cpu, {
-                    for (o, &sum) in o.chunks_mut(heads.total()).zip(&*sums) {
-                        scale(&mut o[..heads.width], E::one() / sum);
-                    }
-                });
-            }
-        });
-    });
-}
+impl<E: Element> SelfAttentionOps for Cpu<E> {
+    type PositionBias = PositionBias<E>;
 
-#[allow(clippy::too_many_arguments)] // an op's operands are its signature
-pub(super) fn self_attention_backward<E: Element>(
-    cpu: &Cpu<E>,
-    batch: &Batch,
-    side: Side,
-    scope: Scope,
-    heads: Heads,
-    bias: &PositionBias<E>,
-    mask: Mask<'_>,
-    qkv: &Rows<E>,
-    o: &Rows<E>,
-    log_sum_exp: &Rows<E>,
-    d_o: &Rows<E>,
-    d_qkv: &mut Rows<E>,
-) {
-    let lengths = (0..batch.examples()).map(|b| batch.scoped_range(side, scope, b).len());
-    d_qkv.expect_shape(lengths.clone().sum(), 3 * heads.total(), "d_qkv");
-    d_o.expect_shape(batch.rows(side), heads.total(), "d_o");
-    let bias = BiasTable::new(bias, heads, longest(batch, side));
-    let examples = split_rows(&mut d_qkv.data, 3 * heads.total(), lengths);
-    cpu.run(|| {
-        examples.into_par_iter().with_max_len(1).enumerate().for_each(|(b, d_qkv)| {
-            let range = batch.range(side, b);
-            let qkv = qkv.range(range.clone());
-            let example = Kept {
-                qkv,
-                keys: transposed_heads(cpu, heads, qkv, heads.total()),
-                values: transposed_heads(cpu, heads, qkv, 2 * heads.total()),
-                log_sum_exp: log_sum_exp.range(range.clone()),
-                delta: deltas(cpu, heads, o.range(range.clone()), d_o.range(range.clone())),
-                d_o: d_o.range(range.clone()),
-            };
-            let n = range.len();
-            let scoped = batch.scoped_range(side, scope, b).len();
-            for head in 0..heads.count {
-                for queries in tiles(0..scoped) {
-                    let first = queries.start == 0;
-                    let tile = Tile::of_example(batch, side, b, mask, &bias, queries);
-                    backward_tile(cpu, heads, head, &tile, &example, scoped, true, first, d_qkv);
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Result<PositionBias<E>> {
+        check_bias(&per_head, reach)?;
+        let per_head = per_head.into_iter().map(E::from_f32_vec).collect();
+        Ok(PositionBias { per_head, reach })
+    }
+
+    fn bias_heads(bias: &PositionBias<E>) -> usize {
+        bias.per_head.len()
+    }
+
+    fn self_attention(
+        &self,
+        of: &SelfAttention<'_, Self>,
+        qkv: &Rows<E>,
+        o: &mut Rows<E>,
+        log_sum_exp: &mut Rows<E>,
+    ) -> Result<()> {
+        of.check(qkv, o, log_sum_exp)?;
+        let SelfAttention { batch, side, heads, .. } = *of;
+        let bias = BiasTable::new(of.bias, heads, longest(batch, side));
+        let work: Vec<(usize, Range<usize>)> = (0..batch.examples())
+            .flat_map(|b| tiles(0..batch.range(side, b).len()).map(move |queries| (b, queries)))
+            .collect();
+        let lengths = || work.iter().map(|(_, queries)| queries.len());
+        let o_tiles = split_rows(&mut o.data, heads.total(), lengths());
+        let log_sum_exp_tiles = split_rows(&mut log_sum_exp.data, heads.count, lengths());
+        self.run(|| {
+            let outputs = o_tiles.into_par_iter().zip(log_sum_exp_tiles).with_max_len(1);
+            outputs.zip(&work).for_each(|((o, log_sum_exp), (b, queries))| {
+                let qkv = qkv.range(batch.range(side, *b));
+                let tile = Tile::new(of, &bias, *b, queries.clone());
+                let keys = transposed_heads(self, heads, qkv, heads.total());
+                let mut scores = self.pool.take(queries.len() * tile.stride());
+                let mut multipliers = self.pool.take(if of.mask.is_some() { scores.len() } else { 0 });
+                let mut sums = self.pool.take(queries.len());
+                for head in 0..heads.count {
+                    let columns = HeadColumns::new(heads, head);
+                    tile.scores(self, head, qkv, &keys, &mut scores);
+                    let log_sum_exp = log_sum_exp.iter_mut().skip(head).step_by(heads.count);
+                    vectorised!(self, tile.softmax(head, &mut scores, log_sum_exp, &mut sums));
+                    vectorised!(self, tile.drop(head, &mut scores, &mut multipliers));
+                    let (m, n) = (queries.len(), tile.keys.len());
+                    let v = &qkv[tile.keys.start * columns.stride + columns.v..];
+                    let o = &mut o[head * heads.width..];
+                    let destination = ViewMut::new(o, m, heads.width, heads.total());
+                    let v = View::new(v, n, heads.width, columns.stride);
+                    self.multiply_alone(destination, false, View::new(&scores, m, n, tile.stride()), v);
+                    // The softmax's division is left for here: a head's rows are narrower than its keys are many.
+                    vectorised!(self, {
+                        for (o, &sum) in o.chunks_mut(heads.total()).zip(&*sums) {
+                            scale(&mut o[..heads.width], E::one() / sum);
+                        }
+                    });
                 }
-                // Other queries still send gradient to the keys and values of the scope.
-                for queries in tiles(scoped..n) {
-                    let mut tile = Tile::of_example(batch, side, b, mask, &bias, queries);
-                    tile.keys = 0..scoped;
-                    backward_tile(cpu, heads, head, &tile, &example, scoped, false, false, d_qkv);
-                }
-            }
+            });
         });
-    });
+        Ok(())
+    }
+
+    fn self_attention_backward(
+        &self,
+        of: &SelfAttention<'_, Self>,
+        from: SelfAttentionBackward<'_, Self>,
+        d_qkv: &mut Rows<E>,
+    ) -> Result<()> {
+        of.check_backward(&from, d_qkv)?;
+        let SelfAttention { batch, side, heads, .. } = *of;
+        let SelfAttentionBackward { scope, qkv, o, log_sum_exp, d_o } = from;
+        let lengths = (0..batch.examples()).map(|b| batch.scoped_range(side, scope, b).len());
+        let bias = BiasTable::new(of.bias, heads, longest(batch, side));
+        let examples = split_rows(&mut d_qkv.data, 3 * heads.total(), lengths);
+        self.run(|| {
+            examples.into_par_iter().with_max_len(1).enumerate().for_each(|(b, d_qkv)| {
+                let range = batch.range(side, b);
+                let qkv = qkv.range(range.clone());
+                let scoped = batch.scoped_range(side, scope, b).len();
+                let example = Kept {
+                    qkv,
+                    keys: transposed_heads(self, heads, qkv, heads.total()),
+                    values: transposed_heads(self, heads, qkv, 2 * heads.total()),
+                    log_sum_exp: log_sum_exp.range(range.clone()),
+                    delta: deltas(self, heads, o.range(range.clone()), d_o.range(range.clone())),
+                    d_o: d_o.range(range.clone()),
+                    scoped,
+                };
+                for head in 0..heads.count {
+                    // Queries beyond the scope still send gradient to its keys and values.
+                    for queries in tiles(0..scoped).chain(tiles(scoped..range.len())) {
+                        let mut tile = Tile::new(of, &bias, b, queries);
+                        if tile.queries.start >= scoped {
+                            tile.keys = 0..scoped;
+                        }
+                        backward_tile(self, head, &tile, &example, d_qkv);
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
 }
 
 /// The keys or values of an example from column `first` of its packed rows, \[heads · width, rows\]: of all heads at once,
@@ -235,22 +227,20 @@ struct Kept<'a, E: Element> {
     /// As [`deltas`] gave them.
     delta: Buffer<E>,
     d_o: &'a [E],
+    /// Its first rows, of which the gradient is wanted.
+    scoped: usize,
 }
 
-/// d_k and d_v of keys below `scoped`, and d_q of the tile's queries if `with_queries`; the first tile writes d_k and
-/// d_v, later ones add.
-#[allow(clippy::too_many_arguments)] // the operands of five products
+/// d_k and d_v of the scope's keys, and d_q of the tile's queries if they are in the scope; the example's first tile writes
+/// d_k and d_v, later ones add.
 fn backward_tile<E: Element>(
     cpu: &Cpu<E>,
-    heads: Heads,
     head: usize,
     tile: &Tile<'_, E>,
     example: &Kept<'_, E>,
-    scoped: usize,
-    with_queries: bool,
-    first: bool,
     d_qkv: &mut [E],
 ) {
+    let (heads, first) = (tile.heads, tile.queries.start == 0);
     let columns = HeadColumns::new(heads, head);
     let (m, n, width, stride) = (tile.queries.len(), tile.keys.len(), heads.width, columns.stride);
     if m == 0 || n == 0 {
@@ -270,9 +260,9 @@ fn backward_tile<E: Element>(
     let mut p = cpu.pool.take(m * row_stride);
     let mut ds = cpu.pool.take(m * row_stride);
     let mut multipliers = cpu.pool.take(if tile.mask.is_some() { p.len() } else { 0 });
-    tile.scores(cpu, heads, head, example.qkv, &example.keys, &mut p);
+    tile.scores(cpu, head, example.qkv, &example.keys, &mut p);
     let d_o_view = View::new(d_o, m, width, heads.total());
-    let v_transposed = tile.of_head(heads, head, &example.values);
+    let v_transposed = tile.of_head(head, &example.values);
     cpu.multiply_alone(ViewMut::new(&mut ds, m, n, row_stride), false, d_o_view, v_transposed);
     vectorised!(cpu, {
         tile.fill_mask(head, &mut multipliers);
@@ -280,17 +270,17 @@ fn backward_tile<E: Element>(
             let span = row * row_stride..(row + 1) * row_stride;
             let multipliers = if multipliers.is_empty() { None } else { Some(&multipliers[span.clone()]) };
             let (p, ds) = (&mut p[span.clone()], &mut ds[span]);
-            tile.softmax_backward(head, row, log_sum_exp, delta, multipliers, p, ds);
+            tile.softmax_backward(head, row, (log_sum_exp, delta), multipliers, p, ds);
         }
     });
     let ds = View::new(&ds, m, n, row_stride);
-    if with_queries {
+    if tile.queries.start < example.scoped {
         let d_q = &mut d_qkv[tile.queries.start * stride + columns.q..];
         let k = View::new(at(tile.keys.start, columns.k), n, width, stride);
         cpu.multiply_alone(ViewMut::new(d_q, m, width, stride), false, ds, k);
     }
     // Key and value gradients of the scope alone.
-    let keys = scoped.min(n);
+    let keys = example.scoped.min(n);
     let (ds, p) = (ds.transposed(), View::new(&p, m, n, row_stride).transposed());
     let q = View::new(at(tile.queries.start, columns.q), m, width, stride);
     let d_k = ViewMut::new(&mut d_qkv[columns.k..], keys, width, stride);
@@ -301,6 +291,7 @@ fn backward_tile<E: Element>(
 
 /// Some queries of one example against some of its keys.
 struct Tile<'a, E> {
+    heads: Heads,
     queries: Range<usize>,
     keys: Range<usize>,
     causal: bool,
@@ -311,22 +302,17 @@ struct Tile<'a, E> {
 }
 
 impl<'a, E: Element> Tile<'a, E> {
-    fn of_example(
-        batch: &Batch,
-        side: Side,
-        b: usize,
-        mask: Mask<'a>,
-        bias: &'a BiasTable<E>,
-        queries: Range<usize>,
-    ) -> Self {
+    /// These queries of example `b` against all of its keys.
+    fn new(of: &SelfAttention<'a, Cpu<E>>, bias: &'a BiasTable<E>, b: usize, queries: Range<usize>) -> Self {
         Self {
+            heads: of.heads,
             queries,
-            keys: 0..batch.range(side, b).len(),
-            causal: side == Side::Decoder,
+            keys: 0..of.batch.range(of.side, b).len(),
+            causal: of.side == Side::Decoder,
             bias,
-            mask,
-            run: batch.run(b),
-            index: batch.example_index(b),
+            mask: of.mask,
+            run: of.batch.run(b),
+            index: of.batch.example_index(b),
         }
     }
 
@@ -336,19 +322,19 @@ impl<'a, E: Element> Tile<'a, E> {
     }
 
     /// q k^T, \[queries, keys\], with the keys of all heads transposed: the bias joins in the pass that follows.
-    fn scores(&self, cpu: &Cpu<E>, heads: Heads, head: usize, qkv: &[E], keys: &[E], scores: &mut [E]) {
-        let (m, n, columns) = (self.queries.len(), self.keys.len(), HeadColumns::new(heads, head));
+    fn scores(&self, cpu: &Cpu<E>, head: usize, qkv: &[E], keys: &[E], scores: &mut [E]) {
+        let (m, n, columns) = (self.queries.len(), self.keys.len(), HeadColumns::new(self.heads, head));
         let q = &qkv[self.queries.start * columns.stride + columns.q..];
-        let q = View::new(q, m, heads.width, columns.stride);
+        let q = View::new(q, m, self.heads.width, columns.stride);
         let scores = ViewMut::new(scores, m, n, self.stride());
-        cpu.multiply_alone(scores, false, q, self.of_head(heads, head, keys));
+        cpu.multiply_alone(scores, false, q, self.of_head(head, keys));
     }
 
     /// The tile's keys of one head, \[width, keys\], in what [`transposed_heads`] gave.
-    fn of_head<'t>(&self, heads: Heads, head: usize, transposed: &'t [E]) -> View<'t, E> {
-        let length = transposed.len() / heads.total();
-        let start = head * heads.width * length + self.keys.start;
-        View::new(&transposed[start..], heads.width, self.keys.len(), length)
+    fn of_head<'t>(&self, head: usize, transposed: &'t [E]) -> View<'t, E> {
+        let length = transposed.len() / self.heads.total();
+        let start = head * self.heads.width * length + self.keys.start;
+        View::new(&transposed[start..], self.heads.width, self.keys.len(), length)
     }
 
     /// How many of the tile's keys the query of `row` may see.
@@ -382,13 +368,11 @@ impl<'a, E: Element> Tile<'a, E> {
 
     /// Scores become probabilities times the mask in `p`; `ds` turns from d_p to p·(d_p·mask - delta).
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // a row of each operand
     fn softmax_backward(
         &self,
         head: usize,
         row: usize,
-        log_sum_exp: E,
-        delta: E,
+        (log_sum_exp, delta): (E, E),
         mask: Option<&[E]>,
         p: &mut [E],
         ds: &mut [E],

@@ -10,10 +10,14 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::matrix::{View, ViewMut};
+use super::pool::Buffer;
 use super::rows::{Blocks, Rows, split_rows};
 use super::vector::{dot, exponentials, maximum, multiply, scale, vectorised};
 use super::{Cpu, Weight};
-use crate::backend::{Batch, CrossAttention, Side};
+use crate::backend::{
+    Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Heads, Matrix, Side,
+};
+use crate::error::Result;
 
 /// What cross attention's backward needs.
 #[derive(Debug)]
@@ -31,16 +35,35 @@ enum Way<E: Element> {
     Plain { kv: Rows<E> },
 }
 
+impl<E: Element> CrossKept<E> {
+    /// Fails unless it was kept of a batch and heads of those shapes.
+    fn check(&self, of: &CrossAttention<'_, Cpu<E>>, ranges: &[Range<usize>]) -> Result<()> {
+        let (batch, heads) = (of.batch, of.heads);
+        self.p.check("the probabilities", 1, ranges.last().map_or(0, |range| range.end))?;
+        match &self.way {
+            Way::Absorbed { absorbed_q } => {
+                absorbed_q.check("q W_k", batch.rows(Side::Decoder), heads.count * of.depth())
+            }
+            Way::Plain { kv } => kv.check("k and v", batch.rows(Side::Encoder), 2 * heads.total()),
+        }
+    }
+}
+
 /// Whether scoring against the encoder rows themselves costs less than projecting them to keys and values.
-pub(super) fn absorbs(batch: &Batch, heads: usize, head_width: usize, width: usize) -> bool {
+fn absorbs(batch: &Batch, heads: Heads, width: usize) -> bool {
     let mut absorbed = 0;
     let mut plain = 0;
     for b in 0..batch.examples() {
         let (n, t) = (batch.range(Side::Encoder, b).len(), batch.range(Side::Decoder, b).len());
-        absorbed += 2 * t * heads * width * (n + head_width);
-        plain += 2 * n * heads * head_width * (width + t);
+        absorbed += 2 * t * heads.count * width * (n + heads.width);
+        plain += 2 * n * heads.total() * (width + t);
     }
     absorbed <= plain
+}
+
+/// Rows of each example.
+fn lengths(batch: &Batch, side: Side) -> impl Iterator<Item = usize> {
+    (0..batch.examples()).map(move |b| batch.range(side, b).len())
 }
 
 /// Where each example's t·H × n probabilities lie.
@@ -56,224 +79,259 @@ fn probability_ranges(batch: &Batch, heads: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-pub(super) fn cross_attention<E: Element>(
-    cpu: &Cpu<E>,
-    batch: &Batch,
-    cross: &CrossAttention<'_, Cpu<E>>,
-    q: &Rows<E>,
-    h: &Rows<E>,
-    o: &mut Rows<E>,
-    keep: bool,
-) -> Option<CrossKept<E>> {
-    let heads = cross.heads;
-    let (count, total, width) = (heads.count, heads.total(), cross.w_k.input);
-    q.expect_shape(batch.rows(Side::Decoder), total, "q");
-    h.expect_shape(batch.rows(Side::Encoder), width, "h");
-    o.expect_shape(q.rows, total, "o");
-    let way = if absorbs(batch, count, heads.width, width) {
-        let mut absorbed_q = cpu.allocate(q.rows, count * width);
-        per_head(cpu, q, cross.w_k, count, false, &mut absorbed_q);
-        Way::Absorbed { absorbed_q }
-    } else {
-        let mut kv = cpu.allocate(h.rows, 2 * total);
-        let blocks = Blocks::of(h.rows, cpu.share);
-        cpu.run(|| {
-            kv.data.par_chunks_mut(blocks.size * 2 * total).enumerate().for_each(|(block, kv)| {
-                let rows = kv.len() / (2 * total);
-                let first = block * blocks.size;
-                let h = View::new(h.range(first..first + rows), rows, width, width);
-                for (start, weight) in [(0, cross.w_k), (total, cross.w_v)] {
-                    let destination = ViewMut::new(&mut kv[start..], rows, total, 2 * total);
-                    cpu.multiply(destination, false, h, weight.view().transposed(), blocks);
+impl<E: Element> CrossAttentionOps for Cpu<E> {
+    type CrossKept = CrossKept<E>;
+    type SourceGradient = Rows<E>;
+
+    fn cross_attention(
+        &self,
+        of: &CrossAttention<'_, Self>,
+        q: &Rows<E>,
+        h: &Rows<E>,
+        o: &mut Rows<E>,
+        keep: bool,
+    ) -> Result<Option<CrossKept<E>>> {
+        of.check(q, h, o)?;
+        let CrossAttention { batch, heads, .. } = *of;
+        let (count, total, width) = (heads.count, heads.total(), of.depth());
+        let way = if absorbs(batch, heads, width) {
+            let mut absorbed_q = self.allocate(q.rows, count * width);
+            per_head(self, q, of.w_k, count, false, &mut absorbed_q);
+            Way::Absorbed { absorbed_q }
+        } else {
+            Way::Plain { kv: project_source(self, of, h) }
+        };
+        let ranges = probability_ranges(batch, count);
+        let mut p = self.allocate(1, ranges.last().map_or(0, |range| range.end));
+        let mut mixed = self.allocate(q.rows, if let Way::Absorbed { .. } = way { count * width } else { 0 });
+        let p_examples = split_rows(&mut p.data, 1, ranges.iter().map(Range::len));
+        let mixed_examples = split_rows(&mut mixed.data, mixed.width, lengths(batch, Side::Decoder));
+        let o_examples = split_rows(&mut o.data, total, lengths(batch, Side::Decoder));
+        self.run(|| {
+            let outputs = p_examples.into_par_iter().zip(mixed_examples).zip(o_examples).with_max_len(1);
+            outputs.enumerate().for_each(|(b, ((p, mixed), o))| {
+                let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
+                let (t, n) = (rows.len(), source.len());
+                match &way {
+                    Way::Absorbed { absorbed_q } => {
+                        let q = View::new(absorbed_q.range(rows.clone()), t * count, width, width);
+                        let h = View::new(h.range(source.clone()), n, width, width);
+                        self.multiply_by_transpose(ViewMut::new(p, t * count, n, n), q, h);
+                    }
+                    Way::Plain { kv } => {
+                        for head in 0..count {
+                            let column = head * heads.width;
+                            let q = View::new(&q.range(rows.clone())[column..], t, heads.width, total);
+                            let k = View::new(&kv.range(source.clone())[column..], n, heads.width, 2 * total);
+                            let scores = ViewMut::new(&mut p[head * n..], t, n, count * n);
+                            self.multiply_by_transpose(scores, q, k);
+                        }
+                    }
+                }
+                vectorised!(self, softmax(p, n));
+                let mut dropped = self.pool.take(if of.mask.is_some() { p.len() } else { 0 });
+                let p = if of.mask.is_some() {
+                    vectorised!(self, {
+                        fill_mask(of, b, n, &mut dropped);
+                        multiply(&mut dropped, p);
+                    });
+                    &*dropped
+                } else {
+                    &*p
+                };
+                match &way {
+                    Way::Absorbed { .. } => {
+                        let h = View::new(h.range(source), n, width, width);
+                        let destination = ViewMut::new(mixed, t * count, width, width);
+                        self.multiply_alone(destination, false, View::new(p, t * count, n, n), h);
+                    }
+                    Way::Plain { kv } => {
+                        for head in 0..count {
+                            let column = head * heads.width;
+                            let p = View::new(&p[head * n..], t, n, count * n);
+                            let v = View::new(
+                                &kv.range(source.clone())[total + column..],
+                                n,
+                                heads.width,
+                                2 * total,
+                            );
+                            let destination = ViewMut::new(&mut o[column..], t, heads.width, total);
+                            self.multiply_alone(destination, false, p, v);
+                        }
+                    }
                 }
             });
         });
-        Way::Plain { kv }
-    };
+        if let Way::Absorbed { .. } = way {
+            per_head(self, &mixed, of.w_v, count, true, o);
+        }
+        Ok(keep.then_some(CrossKept { p, way }))
+    }
 
-    let ranges = probability_ranges(batch, count);
-    let mut p = cpu.allocate(1, ranges.last().map_or(0, |range| range.end));
-    let mut mixed = cpu.allocate(q.rows, if let Way::Absorbed { .. } = way { count * width } else { 0 });
-    let targets = || (0..batch.examples()).map(|b| batch.range(Side::Decoder, b).len());
-    let p_examples = split_rows(&mut p.data, 1, ranges.iter().map(Range::len));
-    let mixed_examples = split_rows(&mut mixed.data, mixed.width, targets());
-    let o_examples = split_rows(&mut o.data, total, targets());
+    fn source_gradient(&self, batch: &Batch, width: usize) -> Result<Rows<E>> {
+        self.zeros(batch.rows(Side::Encoder), width)
+    }
+
+    fn cross_attention_backward(
+        &self,
+        of: &CrossAttention<'_, Self>,
+        from: CrossAttentionBackward<'_, Self>,
+        d_q: Option<&mut Rows<E>>,
+        d_h: &mut Rows<E>,
+    ) -> Result<()> {
+        of.check_backward(&from, d_q.as_deref())?;
+        d_h.check("d_h", of.batch.rows(Side::Encoder), of.depth())?;
+        from.kept.check(of, &probability_ranges(of.batch, of.heads.count))?;
+        match &from.kept.way {
+            Way::Absorbed { absorbed_q } => absorbed_backward(self, of, &from, absorbed_q, d_q, d_h),
+            Way::Plain { kv } => plain_backward(self, of, &from, kv, d_q, d_h),
+        }
+        Ok(())
+    }
+
+    fn source_rows(&self, batch: &Batch, d_h: Rows<E>) -> Result<Rows<E>> {
+        d_h.check("d_h", batch.rows(Side::Encoder), d_h.width)?;
+        Ok(d_h)
+    }
+}
+
+/// Keys and values side by side, \[R, 2·H·K\].
+fn project_source<E: Element>(cpu: &Cpu<E>, of: &CrossAttention<'_, Cpu<E>>, h: &Rows<E>) -> Rows<E> {
+    let (total, width) = (of.heads.total(), of.depth());
+    let mut kv = cpu.allocate(h.rows, 2 * total);
+    let blocks = Blocks::of(h.rows, cpu.share);
     cpu.run(|| {
-        let outputs = p_examples.into_par_iter().zip(mixed_examples).zip(o_examples).with_max_len(1);
-        outputs.enumerate().for_each(|(b, ((p, mixed), o))| {
-            let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
-            let (t, n) = (rows.len(), source.len());
-            match &way {
-                Way::Absorbed { absorbed_q } => {
-                    let q = View::new(absorbed_q.range(rows.clone()), t * count, width, width);
-                    let h = View::new(h.range(source.clone()), n, width, width);
-                    cpu.multiply_by_transpose(ViewMut::new(p, t * count, n, n), q, h);
-                }
-                Way::Plain { kv } => {
-                    for head in 0..count {
-                        let column = head * heads.width;
-                        let q = View::new(&q.range(rows.clone())[column..], t, heads.width, total);
-                        let k = View::new(&kv.range(source.clone())[column..], n, heads.width, 2 * total);
-                        let scores = ViewMut::new(&mut p[head * n..], t, n, count * n);
-                        cpu.multiply_by_transpose(scores, q, k);
-                    }
-                }
-            }
-            vectorised!(cpu, softmax(p, n));
-            let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
-            let p = if cross.mask.is_some() {
-                vectorised!(cpu, {
-                    fill_mask(batch, cross, b, n, &mut dropped);
-                    multiply(&mut dropped, p);
-                });
-                &*dropped
-            } else {
-                &*p
-            };
-            match &way {
-                Way::Absorbed { .. } => {
-                    let h = View::new(h.range(source), n, width, width);
-                    let destination = ViewMut::new(mixed, t * count, width, width);
-                    cpu.multiply_alone(destination, false, View::new(p, t * count, n, n), h);
-                }
-                Way::Plain { kv } => {
-                    for head in 0..count {
-                        let column = head * heads.width;
-                        let p = View::new(&p[head * n..], t, n, count * n);
-                        let v =
-                            View::new(&kv.range(source.clone())[total + column..], n, heads.width, 2 * total);
-                        let destination = ViewMut::new(&mut o[column..], t, heads.width, total);
-                        cpu.multiply_alone(destination, false, p, v);
-                    }
-                }
+        kv.data.par_chunks_mut(blocks.size * 2 * total).enumerate().for_each(|(block, kv)| {
+            let rows = kv.len() / (2 * total);
+            let first = block * blocks.size;
+            let h = View::new(h.range(first..first + rows), rows, width, width);
+            for (start, weight) in [(0, of.w_k), (total, of.w_v)] {
+                let destination = ViewMut::new(&mut kv[start..], rows, total, 2 * total);
+                cpu.multiply(destination, false, h, weight.view().transposed(), blocks);
             }
         });
     });
-    if let Way::Absorbed { .. } = way {
-        per_head(cpu, &mixed, cross.w_v, count, true, o);
-    }
-    keep.then_some(CrossKept { p, way })
+    kv
 }
 
-#[allow(clippy::too_many_arguments)] // an op's operands are its signature
-pub(super) fn cross_attention_backward<E: Element>(
+/// Backward of the absorbed way.
+fn absorbed_backward<E: Element>(
     cpu: &Cpu<E>,
-    batch: &Batch,
-    cross: &CrossAttention<'_, Cpu<E>>,
-    kept: &CrossKept<E>,
-    q: &Rows<E>,
-    h: &Rows<E>,
-    d_o: &Rows<E>,
+    of: &CrossAttention<'_, Cpu<E>>,
+    from: &CrossAttentionBackward<'_, Cpu<E>>,
+    absorbed_q: &Rows<E>,
+    d_q: Option<&mut Rows<E>>,
+    d_h: &mut Rows<E>,
+) {
+    let CrossAttentionBackward { kept, q, h, d_o, .. } = *from;
+    let (batch, count, width) = (of.batch, of.heads.count, of.depth());
+    let ranges = probability_ranges(batch, count);
+    let mut d_mixed = cpu.allocate(q.rows, count * width);
+    per_head(cpu, d_o, of.w_v, count, false, &mut d_mixed);
+    let wanted = if d_q.is_some() { count * width } else { 0 };
+    let mut d_absorbed_q = cpu.allocate(q.rows, wanted);
+    let d_h_examples = split_rows(&mut d_h.data, width, lengths(batch, Side::Encoder));
+    let d_absorbed_examples = split_rows(&mut d_absorbed_q.data, wanted, lengths(batch, Side::Decoder));
+    cpu.run(|| {
+        let outputs = d_h_examples.into_par_iter().zip(d_absorbed_examples).with_max_len(1);
+        outputs.enumerate().for_each(|(b, (d_h, d_absorbed_q))| {
+            let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
+            let (m, n) = (rows.len() * count, source.len());
+            let h = View::new(h.range(source), n, width, width);
+            let d_mixed = View::new(d_mixed.range(rows.clone()), m, width, width);
+            let mut ds = cpu.pool.take(m * n);
+            cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_mixed, h);
+            let p = &kept.p.data[ranges[b].clone()];
+            let dropped = softmax_backward(cpu, of, b, n, p, &mut ds);
+            let ds = View::new(&ds, m, n, n);
+            if wanted > 0 {
+                let destination = ViewMut::new(d_absorbed_q, m, width, width);
+                cpu.multiply_alone(destination, false, ds, h);
+            }
+            let q = View::new(absorbed_q.range(rows), m, width, width);
+            cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, ds.transposed(), q);
+            let p = View::new(if dropped.is_empty() { p } else { &dropped }, m, n, n);
+            cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, p.transposed(), d_mixed);
+        });
+    });
+    if let Some(d_q) = d_q {
+        per_head(cpu, &d_absorbed_q, of.w_k, count, true, d_q);
+    }
+}
+
+/// Backward of the plain way.
+fn plain_backward<E: Element>(
+    cpu: &Cpu<E>,
+    of: &CrossAttention<'_, Cpu<E>>,
+    from: &CrossAttentionBackward<'_, Cpu<E>>,
+    kv: &Rows<E>,
     mut d_q: Option<&mut Rows<E>>,
     d_h: &mut Rows<E>,
 ) {
-    let heads = cross.heads;
-    let (count, total, width) = (heads.count, heads.total(), cross.w_k.input);
-    d_o.expect_shape(q.rows, total, "d_o");
-    if let Some(d_q) = &d_q {
-        d_q.expect_shape(q.rows, total, "d_q");
-    }
-    d_h.expect_shape(h.rows, width, "d_h");
+    let CrossAttentionBackward { kept, q, h, d_o, .. } = *from;
+    let (batch, heads) = (of.batch, of.heads);
+    let (count, total, width) = (heads.count, heads.total(), of.depth());
     let ranges = probability_ranges(batch, count);
-    let sources = || (0..batch.examples()).map(|b| batch.range(Side::Encoder, b).len());
-    let targets = || (0..batch.examples()).map(|b| batch.range(Side::Decoder, b).len());
-    match &kept.way {
-        Way::Absorbed { absorbed_q } => {
-            let mut d_mixed = cpu.allocate(q.rows, count * width);
-            per_head(cpu, d_o, cross.w_v, count, false, &mut d_mixed);
-            let wanted = if d_q.is_some() { count * width } else { 0 };
-            let mut d_absorbed_q = cpu.allocate(q.rows, wanted);
-            let d_h_examples = split_rows(&mut d_h.data, width, sources());
-            let d_absorbed_examples = split_rows(&mut d_absorbed_q.data, wanted, targets());
-            cpu.run(|| {
-                let outputs = d_h_examples.into_par_iter().zip(d_absorbed_examples).with_max_len(1);
-                outputs.enumerate().for_each(|(b, (d_h, d_absorbed_q))| {
-                    let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
-                    let (m, n) = (rows.len() * count, source.len());
-                    let h = View::new(h.range(source), n, width, width);
-                    let d_mixed = View::new(d_mixed.range(rows.clone()), m, width, width);
-                    let mut ds = cpu.pool.take(m * n);
-                    cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_mixed, h);
-                    let p = &kept.p.data[ranges[b].clone()];
-                    let dropped = softmax_backward(cpu, batch, cross, b, n, p, &mut ds);
-                    let ds = View::new(&ds, m, n, n);
-                    if wanted > 0 {
-                        let destination = ViewMut::new(d_absorbed_q, m, width, width);
-                        cpu.multiply_alone(destination, false, ds, h);
-                    }
-                    let q = View::new(absorbed_q.range(rows), m, width, width);
-                    cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, ds.transposed(), q);
-                    let p = View::new(if dropped.is_empty() { p } else { &dropped }, m, n, n);
-                    cpu.multiply_alone(ViewMut::new(d_h, n, width, width), true, p.transposed(), d_mixed);
-                });
-            });
-            if let Some(d_q) = d_q {
-                per_head(cpu, &d_absorbed_q, cross.w_k, count, true, d_q);
+    let mut d_kv = cpu.allocate(h.rows, 2 * total);
+    let d_kv_examples = split_rows(&mut d_kv.data, 2 * total, lengths(batch, Side::Encoder));
+    let d_q_width = if d_q.is_some() { total } else { 0 };
+    let d_q_data = d_q.as_mut().map_or(&mut [][..], |d_q| &mut d_q.data);
+    let d_q_examples = split_rows(d_q_data, d_q_width, lengths(batch, Side::Decoder));
+    cpu.run(|| {
+        let outputs = d_kv_examples.into_par_iter().zip(d_q_examples).with_max_len(1);
+        outputs.enumerate().for_each(|(b, (d_kv, d_q))| {
+            let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
+            let (t, n) = (rows.len(), source.len());
+            let (q, d_o, kv) = (q.range(rows.clone()), d_o.range(rows), kv.range(source));
+            let mut ds = cpu.pool.take(t * count * n);
+            for head in 0..count {
+                let column = head * heads.width;
+                let v = View::new(&kv[total + column..], n, heads.width, 2 * total);
+                let destination = ViewMut::new(&mut ds[head * n..], t, n, count * n);
+                let d_o = View::new(&d_o[column..], t, heads.width, total);
+                cpu.multiply_by_transpose(destination, d_o, v);
             }
-        }
-        Way::Plain { kv } => {
-            let mut d_kv = cpu.allocate(h.rows, 2 * total);
-            let d_kv_examples = split_rows(&mut d_kv.data, 2 * total, sources());
-            let d_q_width = if d_q.is_some() { total } else { 0 };
-            let d_q_data = d_q.as_mut().map_or(&mut [][..], |d_q| &mut d_q.data);
-            let d_q_examples = split_rows(d_q_data, d_q_width, targets());
-            cpu.run(|| {
-                let outputs = d_kv_examples.into_par_iter().zip(d_q_examples).with_max_len(1);
-                outputs.enumerate().for_each(|(b, (d_kv, d_q))| {
-                    let (rows, source) = (batch.range(Side::Decoder, b), batch.range(Side::Encoder, b));
-                    let (t, n) = (rows.len(), source.len());
-                    let (q, d_o, kv) = (q.range(rows.clone()), d_o.range(rows), kv.range(source));
-                    let mut ds = cpu.pool.take(t * count * n);
-                    for head in 0..count {
-                        let column = head * heads.width;
-                        let v = View::new(&kv[total + column..], n, heads.width, 2 * total);
-                        let destination = ViewMut::new(&mut ds[head * n..], t, n, count * n);
-                        let d_o = View::new(&d_o[column..], t, heads.width, total);
-                        cpu.multiply_by_transpose(destination, d_o, v);
-                    }
-                    let p = &kept.p.data[ranges[b].clone()];
-                    let dropped = softmax_backward(cpu, batch, cross, b, n, p, &mut ds);
-                    let p = if dropped.is_empty() { p } else { &dropped };
-                    for head in 0..count {
-                        let column = head * heads.width;
-                        let ds = View::new(&ds[head * n..], t, n, count * n);
-                        let p = View::new(&p[head * n..], t, n, count * n);
-                        let k = View::new(&kv[column..], n, heads.width, 2 * total);
-                        if d_q_width > 0 {
-                            let d_q = ViewMut::new(&mut d_q[column..], t, heads.width, total);
-                            cpu.multiply_alone(d_q, false, ds, k);
-                        }
-                        let d_k = ViewMut::new(&mut d_kv[column..], n, heads.width, 2 * total);
-                        cpu.multiply_alone(
-                            d_k,
-                            false,
-                            ds.transposed(),
-                            View::new(&q[column..], t, heads.width, total),
-                        );
-                        let d_v = ViewMut::new(&mut d_kv[total + column..], n, heads.width, 2 * total);
-                        cpu.multiply_alone(
-                            d_v,
-                            false,
-                            p.transposed(),
-                            View::new(&d_o[column..], t, heads.width, total),
-                        );
-                    }
-                });
-            });
-            let blocks = Blocks::of(h.rows, cpu.share);
-            cpu.run(|| {
-                d_h.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_h)| {
-                    let rows = d_h.len() / width;
-                    let d_kv = d_kv.range(block * blocks.size..block * blocks.size + rows);
-                    for (start, weight) in [(0, cross.w_k), (total, cross.w_v)] {
-                        let d_kv = View::new(&d_kv[start..], rows, total, 2 * total);
-                        let destination = ViewMut::new(&mut *d_h, rows, width, width);
-                        cpu.multiply(destination, true, d_kv, weight.view(), blocks);
-                    }
-                });
-            });
-        }
-    }
+            let p = &kept.p.data[ranges[b].clone()];
+            let dropped = softmax_backward(cpu, of, b, n, p, &mut ds);
+            let p = if dropped.is_empty() { p } else { &dropped };
+            for head in 0..count {
+                let column = head * heads.width;
+                let ds = View::new(&ds[head * n..], t, n, count * n);
+                let p = View::new(&p[head * n..], t, n, count * n);
+                let k = View::new(&kv[column..], n, heads.width, 2 * total);
+                if d_q_width > 0 {
+                    let d_q = ViewMut::new(&mut d_q[column..], t, heads.width, total);
+                    cpu.multiply_alone(d_q, false, ds, k);
+                }
+                let d_k = ViewMut::new(&mut d_kv[column..], n, heads.width, 2 * total);
+                cpu.multiply_alone(
+                    d_k,
+                    false,
+                    ds.transposed(),
+                    View::new(&q[column..], t, heads.width, total),
+                );
+                let d_v = ViewMut::new(&mut d_kv[total + column..], n, heads.width, 2 * total);
+                cpu.multiply_alone(
+                    d_v,
+                    false,
+                    p.transposed(),
+                    View::new(&d_o[column..], t, heads.width, total),
+                );
+            }
+        });
+    });
+    let blocks = Blocks::of(h.rows, cpu.share);
+    cpu.run(|| {
+        d_h.data.par_chunks_mut(blocks.size * width).enumerate().for_each(|(block, d_h)| {
+            let rows = d_h.len() / width;
+            let d_kv = d_kv.range(block * blocks.size..block * blocks.size + rows);
+            for (start, weight) in [(0, of.w_k), (total, of.w_v)] {
+                let d_kv = View::new(&d_kv[start..], rows, total, 2 * total);
+                let destination = ViewMut::new(&mut *d_h, rows, width, width);
+                cpu.multiply(destination, true, d_kv, weight.view(), blocks);
+            }
+        });
+    });
 }
 
 /// The product of each head's columns with that head's K × D piece of `weight` \[H·K, D\]: narrow rows \[T, H·K\] become
@@ -288,8 +346,6 @@ fn per_head<E: Element>(
 ) {
     let (head_width, width) = (weight.out / heads, weight.input);
     let (from_step, to_step) = if narrowing { (width, head_width) } else { (head_width, width) };
-    from.expect_shape(from.rows, heads * from_step, "from");
-    to.expect_shape(from.rows, heads * to_step, "to");
     // By the rows alone: the GEMM crate sums small products in another order, so a cut by threads would show in the bytes.
     let size = from.rows.div_ceil(8).clamp(32, 128);
     cpu.run(|| {
@@ -323,17 +379,16 @@ fn softmax<E: Element>(scores: &mut [E], n: usize) {
 /// `ds` turns from d_p to p·(d_p·mask - delta); returns the dropped probabilities, empty when nothing is dropped.
 fn softmax_backward<E: Element>(
     cpu: &Cpu<E>,
-    batch: &Batch,
-    cross: &CrossAttention<'_, Cpu<E>>,
+    of: &CrossAttention<'_, Cpu<E>>,
     b: usize,
     n: usize,
     p: &[E],
     ds: &mut [E],
-) -> super::pool::Buffer<E> {
-    let mut dropped = cpu.pool.take(if cross.mask.is_some() { p.len() } else { 0 });
+) -> Buffer<E> {
+    let mut dropped = cpu.pool.take(if of.mask.is_some() { p.len() } else { 0 });
     vectorised!(cpu, {
-        if cross.mask.is_some() {
-            fill_mask(batch, cross, b, n, &mut dropped);
+        if of.mask.is_some() {
+            fill_mask(of, b, n, &mut dropped);
             multiply(ds, &dropped);
             multiply(&mut dropped, p);
         }
@@ -349,17 +404,11 @@ fn softmax_backward<E: Element>(
 
 /// The mask of example `b`, \[t·H, n\]; rows of one target token lie together, one a head.
 #[inline(always)]
-fn fill_mask<E: Element>(
-    batch: &Batch,
-    cross: &CrossAttention<'_, Cpu<E>>,
-    b: usize,
-    n: usize,
-    multipliers: &mut [E],
-) {
-    let Some((step, site)) = cross.mask else { return };
-    let heads = cross.heads.count;
+fn fill_mask<E: Element>(of: &CrossAttention<'_, Cpu<E>>, b: usize, n: usize, multipliers: &mut [E]) {
+    let Some((step, site)) = of.mask else { return };
+    let heads = of.heads.count;
     for (row, multipliers) in multipliers.chunks_exact_mut(n).enumerate() {
-        step.row(site.head(row % heads), batch.run(b), batch.example_index(b), row / heads).fill(
+        step.row(site.head(row % heads), of.batch.run(b), of.batch.example_index(b), row / heads).fill(
             E::from_f64(step.scale()),
             E::zero(),
             multipliers,

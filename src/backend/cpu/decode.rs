@@ -35,8 +35,8 @@ impl<E: Element> DecodeOps for Cpu<E> {
         of.check_place(cache.layers.len(), cache.length)?;
         let DecodeStep { layer, position, heads, bias } = *of;
         if heads != cache.heads {
-            let (expected, found) = (format!("{:?}", cache.heads), format!("{heads:?}"));
-            return Err(Error::tensor("the heads of a cache", expected, found, ""));
+            let [expected, found] = [cache.heads, heads].map(|of| format!("{} of {}", of.count, of.width));
+            return Err(Error::tensor("the heads of the cache", expected, found, ""));
         }
         let total = heads.total();
         let biases: Vec<Vec<E>> = (0..heads.count).map(|head| bias.before(head, position)).collect();

@@ -57,7 +57,9 @@ impl<E: Element> LossOps for Cpu<E> {
             let hidden_transposed = self.transposed(hidden_rows);
             let partials: Vec<Partial<E>> = self.run(|| {
                 let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
-                chunks.map(|chunk| partial(self, &hidden_transposed, head, labels, chunk, with_gradient)).collect()
+                chunks
+                    .map(|chunk| partial(self, &hidden_transposed, head, labels, chunk, with_gradient))
+                    .collect()
             });
             for (row, &label) in labels.iter().enumerate() {
                 // Ties go to the lowest id, and so to the first chunk.
@@ -66,8 +68,10 @@ impl<E: Element> LossOps for Cpu<E> {
                 });
                 let most = partials[largest].most[row];
                 let factors: Vec<E> = partials.iter().map(|chunk| (chunk.most[row] - most).exp()).collect();
-                let sum =
-                    partials.iter().zip(&factors).fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
+                let sum = partials
+                    .iter()
+                    .zip(&factors)
+                    .fold(E::zero(), |sum, (chunk, &f)| sum + chunk.sum[row] * f);
                 let log_sum_exp = most + sum.ln();
                 let of_label = partials.iter().find_map(|chunk| chunk.label[row]).unwrap_or_else(E::nan);
                 let negative = log_sum_exp - of_label;

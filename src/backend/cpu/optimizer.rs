@@ -63,7 +63,8 @@ impl<E: Element> OptimizerOps for Cpu<E> {
 
     fn write_state(&self, state: &mut State<E>, values: [&[f64]; 3], updates: &[u64]) -> Result<()> {
         let runs = state.updates.len();
-        for (what, values) in ["the state", "the first moments", "the second moments"].into_iter().zip(values) {
+        for (what, values) in ["the state", "the first moments", "the second moments"].into_iter().zip(values)
+        {
             check_state(what, &state.layout, runs, values.len())?;
         }
         check_one_a_run("the updates", runs, updates.len())?;

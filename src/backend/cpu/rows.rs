@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::element::Element;
 use super::pool::Buffer;
 use crate::backend::{Batch, DropoutStep, Mask, Matrix, Side, Site};
+use crate::error::{Error, Result};
 
 /// A row-major matrix of activations.
 #[derive(Debug)]
@@ -89,6 +90,18 @@ pub(super) fn parts(batch: &Batch, threads: usize) -> Vec<Range<usize>> {
         last = of;
     }
     parts
+}
+
+/// Fails unless `parts` are consecutive stretches of all of the batch's examples, none of them empty.
+pub(super) fn check_parts(batch: &Batch, parts: &[Range<usize>]) -> Result<()> {
+    let behind = |end: Option<usize>, part: &Range<usize>| {
+        end.filter(|&end| part.start == end && part.start < part.end).map(|_| part.end)
+    };
+    if parts.iter().fold(Some(0), behind) == Some(batch.examples()) {
+        return Ok(());
+    }
+    let expected = format!("stretches of {} examples, one behind the other", batch.examples());
+    Err(Error::tensor("the parts of a batch", expected, format!("{parts:?}"), ""))
 }
 
 impl Blocks {

@@ -1,8 +1,6 @@
 //! Cross attention over the encoder's rows.
 
-use super::{
-    LinearOps, Heads, Mask, Matrix, Projection, Residual, ResidualProjectionBackward,
-};
+use super::{Heads, LinearOps, Mask, Matrix, Projection, Residual, ResidualProjectionBackward};
 use crate::backend::{Batch, Side};
 use crate::error::Result;
 
@@ -110,10 +108,7 @@ pub trait CrossAttentionOps: LinearOps {
         d_o: &mut Self::Rows,
     ) -> Result<()> {
         let (batch, side) = (of.batch, Side::Decoder);
-        self.add_project_backward(
-            ResidualProjectionBackward { batch, side, d_x, weight, mask, y: None },
-            d_o,
-        )
+        self.add_project_backward(ResidualProjectionBackward { batch, side, d_x, weight, mask, y: None }, d_o)
     }
     /// The gradient of the encoder's rows, \[R, D\], to which no layer has brought its part yet.
     ///

@@ -22,9 +22,7 @@ pub use decode::{DecodeOps, DecodeStep};
 pub(crate) use embedding::check_embedding_gradient;
 pub use embedding::{Embedding, EmbeddingOps};
 pub use feed_forward::{Activation, FeedForward, FeedForwardBackward, FeedForwardOps};
-pub use linear::{
-    LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward,
-};
+pub use linear::{LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward};
 pub(crate) use loss::check_logits;
 pub use loss::{Head, Loss, LossOps};
 pub use mix::{Mix, MixOps};
@@ -202,6 +200,23 @@ impl<D: Device> Residual<D> {
     }
 }
 
+/// Fails unless `found` numbers make a weight `[out, in]`, of at least one row and column.
+pub(crate) fn check_weight(found: usize, out: usize, input: usize) -> Result<()> {
+    if out == 0 || input == 0 {
+        let found = format!("[{out}, {input}]");
+        return Err(Error::tensor("a weight", "at least one row and column", found, ""));
+    }
+    check_length("a weight", out.saturating_mul(input), found)
+}
+
+/// Fails unless a weight of `rows` rows has that one.
+pub(crate) fn check_row(row: usize, rows: usize) -> Result<()> {
+    if row < rows {
+        return Ok(());
+    }
+    Err(Error::tensor("a weight", format!("a row below {rows}"), row.to_string(), ""))
+}
+
 /// Rows that `scope` selects of a side: all, or the encoder's B·M prompt rows.
 ///
 /// # Errors
@@ -210,9 +225,12 @@ pub(crate) fn scoped_rows(batch: &Batch, side: Side, scope: Scope) -> Result<usi
     match (scope, side) {
         (Scope::All, _) => Ok(batch.rows(side)),
         (Scope::Prompt, Side::Encoder) => Ok(batch.examples() * batch.prompt_length()),
-        (Scope::Prompt, Side::Decoder) => {
-            Err(Error::tensor("the rows of a scope", "all, or the encoder's prompt rows", "the decoder's", ""))
-        }
+        (Scope::Prompt, Side::Decoder) => Err(Error::tensor(
+            "the rows of a scope",
+            "all, or the encoder's prompt rows",
+            "the decoder's",
+            "",
+        )),
     }
 }
 
