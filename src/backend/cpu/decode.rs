@@ -2,6 +2,7 @@
 
 use super::Cpu;
 use super::element::Element;
+use super::pool::check_room;
 use super::rows::Rows;
 use super::vector::{add_scaled, dot, exponentials, maximum, scale, vectorised};
 use crate::backend::{DecodeOps, DecodeStep, Heads};
@@ -20,6 +21,7 @@ impl<E: Element> DecodeOps for Cpu<E> {
     type Cache = Cache<E>;
 
     fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Result<Cache<E>> {
+        check_room::<E>("the cache", &[layers, examples, length, 2, heads.count, heads.width])?;
         let layer = vec![E::zero(); examples * length * 2 * heads.total()];
         Ok(Cache { layers: vec![layer; layers], examples, length, heads })
     }

@@ -147,8 +147,9 @@ impl<E: Element> MixOps for Cpu<E> {
     ) -> Result<()> {
         let mixture = Mixture::new(self, of, state, d_x)?;
         if kept.sizes != mixture.sizes {
-            let (expected, found) = (format!("{:?}", mixture.sizes), format!("{:?}", kept.sizes));
-            return Err(Error::tensor("what the mixture kept", expected, found, ""));
+            let expected = "what forward kept of the same scorer, batch and state";
+            let advice = "give the backward what its forward returned";
+            return Err(Error::tensor("a mixture's backward", expected, "another's", advice));
         }
         mixture.backward(kept, d_x, state);
         Ok(())

@@ -294,11 +294,12 @@ impl<E: Element> Device for Cpu<E> {
     }
 
     fn rows(&self, rows: usize, width: usize, format: Format) -> Result<Rows<E>> {
-        Ok(self.allocate(rows, if format == Format::Norm { 1 } else { width }))
+        let width = if format == Format::Norm { 1 } else { width };
+        Ok(Rows { data: self.pool.take_rows(rows, width)?, rows, width })
     }
 
     fn zeros(&self, rows: usize, width: usize) -> Result<Rows<E>> {
-        let mut zeros = self.allocate(rows, width);
+        let mut zeros = self.rows(rows, width, Format::Float)?;
         zeros.data.fill(E::zero());
         Ok(zeros)
     }

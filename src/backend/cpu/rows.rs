@@ -146,15 +146,19 @@ impl<'a> RowMask<'a> {
         mask.map(|(step, site)| Self { batch, side, step, site })
     }
 
-    /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`.
+    /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`; 0 behind the last example.
     #[inline(always)]
     pub(super) fn fill<E: Element>(&self, first: usize, width: usize, multipliers: &mut [E]) {
         let kept = E::from_f64(self.step.scale());
         let mut b = self.example_of(first);
         for (offset, row) in multipliers.chunks_exact_mut(width).enumerate() {
             let packed = first + offset;
-            while packed >= self.batch.range(self.side, b).end {
+            while b < self.batch.examples() && packed >= self.batch.range(self.side, b).end {
                 b += 1;
+            }
+            if b == self.batch.examples() {
+                row.fill(E::zero());
+                continue;
             }
             let within = packed - self.batch.range(self.side, b).start;
             self.step.row(self.site, self.batch.run(b), self.batch.example_index(b), within).fill(
