@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, Batch, Example, Mixing, StateLayout};
+use promptmix::backend::{Batch, Device, Example, Mixing, OptimizerOps, StateLayout};
 use promptmix::model::{Mixture, Pass, T5};
 use promptmix::pretrained::{Checkpoint, TensorFile};
 use promptmix::prompts::{
@@ -61,7 +61,7 @@ fn logits(prompt: &Prompt, ids: &[Vec<u32>], labels: &[Vec<u32>]) -> Vec<f64> {
     let mixing = Mixing::plain();
     let layout = StateLayout::new(&mixing, 1, prompt.length(), prompt.width(), 1, false);
     let values: Vec<f64> = prompt.values().iter().map(|&value| f64::from(value)).collect();
-    let state = cpu.state(&layout, &values, 1);
+    let state = cpu.state(&layout, &values, 1).expect("a state");
     let mixture = Mixture { mixing, sources: None, source_count: 0, layout };
     let examples: Vec<Example> = ids
         .iter()
@@ -74,9 +74,9 @@ fn logits(prompt: &Prompt, ids: &[Vec<u32>], labels: &[Vec<u32>]) -> Vec<f64> {
         .collect();
     let batch = Batch::pack(&examples, prompt.length(), config.decoder_start_token_id, config.vocab_size)
         .expect("a batch");
-    let encoding = model.encode(&cpu, &mixture, &state, &batch, &mut Pass::evaluation());
-    let decoding = model.decode(&cpu, &batch, &encoding, &mut Pass::evaluation());
-    cpu.read(&model.logits(&cpu, &batch, &decoding))
+    let encoding = model.encode(&cpu, &mixture, &state, &batch, &mut Pass::evaluation()).expect("encoded");
+    let decoding = model.decode(&cpu, &batch, &encoding, &mut Pass::evaluation()).expect("decoded");
+    cpu.read(&model.logits(&cpu, &batch, &decoding).expect("logits")).expect("numbers")
 }
 
 #[test]

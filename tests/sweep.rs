@@ -151,7 +151,10 @@ fn eight_runs_in_one_batch_equal_eight_alone_after_a_hundred_steps() {
                 alone.step
             );
         }
-        let (expected, actual) = (alone.parameters(), together[index].trainer.parameters());
+        let (expected, actual) = (
+            alone.parameters().expect("parameters"),
+            together[index].trainer.parameters().expect("parameters"),
+        );
         let largest = expected.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
         for (a, b) in expected.iter().zip(&actual) {
             numbers += 1;
@@ -203,7 +206,11 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
         let mut alone = Trainer::new(&frozen, &configs[index], &mut Silent).expect("a run");
         let outcome = alone.run(None, &mut Silent).expect("a run alone");
         assert_eq!(outcomes[index].as_ref().expect("an outcome"), &outcome);
-        let differences = alone.parameters().into_iter().zip(stack[index].trainer.parameters());
+        let differences = alone
+            .parameters()
+            .expect("parameters")
+            .into_iter()
+            .zip(stack[index].trainer.parameters().expect("parameters"));
         let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst <= 1e-4, "run {index} differs by {worst:.1e}");
     }

@@ -1,12 +1,16 @@
 //! Self attention over the encoder's rows, forward and backward.
 
 use criterion::Criterion;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, PositionBias, Rows};
-use promptmix::backend::{Backend, Batch, DropoutStep, Format, Mask, Scope, Side, Site, SiteKind};
+use promptmix::backend::{
+    Batch, Device, DropoutStep, Format, Scope, SelfAttention, SelfAttentionBackward, SelfAttentionOps, Side,
+    Site, SiteKind,
+};
 
 use crate::operands::{HEADS, Op, activation, batch, bench, numbers};
 
-struct SelfAttention {
+struct Attention {
     dropout: Option<DropoutStep>,
     backward: bool,
 }
@@ -21,22 +25,27 @@ struct Operands<E: Element> {
     d_qkv: Rows<E>,
 }
 
-impl SelfAttention {
-    fn mask(&self) -> Mask<'_> {
+impl Attention {
+    fn of<'a, E: Element>(
+        &'a self,
+        batch: &'a Batch,
+        bias: &'a PositionBias<E>,
+    ) -> SelfAttention<'a, Cpu<E>> {
         let site = Site::new(Side::Encoder, SiteKind::SelfAttention, 0);
-        self.dropout.as_ref().map(|dropout| (dropout, site))
+        let mask = self.dropout.as_ref().map(|dropout| (dropout, site));
+        SelfAttention { batch, side: Side::Encoder, heads: HEADS, bias, mask }
     }
 
-    fn forward<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) {
-        let (o, log_sum_exp) = (&mut x.o, &mut x.log_sum_exp);
-        cpu.self_attention(&x.batch, Side::Encoder, HEADS, &x.bias, self.mask(), &x.qkv, o, log_sum_exp);
+    fn forward<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) -> Result<()> {
+        let of = self.of(&x.batch, &x.bias);
+        cpu.self_attention(&of, &x.qkv, &mut x.o, &mut x.log_sum_exp)
     }
 }
 
-impl Op for SelfAttention {
+impl Op for Attention {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let (batch, reach) = (batch(), 128);
         let rows = batch.rows(Side::Encoder);
         let bias = (0..HEADS.count as u64).map(|head| numbers(head, 2 * reach + 1, 1.0)).collect();
@@ -45,38 +54,33 @@ impl Op for SelfAttention {
         let values: Vec<f64> =
             numbers(1, rows * 3 * HEADS.total(), scale).into_iter().map(f64::from).collect();
         let mut operands = Operands {
-            bias: cpu.position_bias(bias, reach),
+            bias: cpu.position_bias(bias, reach)?,
             qkv: cpu.activation_of(&values, 3 * HEADS.total()),
-            o: cpu.rows(rows, HEADS.total(), Format::Operand),
-            log_sum_exp: cpu.rows(rows, HEADS.count, Format::Float),
+            o: cpu.rows(rows, HEADS.total(), Format::Operand)?,
+            log_sum_exp: cpu.rows(rows, HEADS.count, Format::Float)?,
             d_o: activation(cpu, 2, rows, HEADS.total()),
-            d_qkv: cpu.rows(rows, 3 * HEADS.total(), Format::ProjectionGradient),
+            d_qkv: cpu.rows(rows, 3 * HEADS.total(), Format::ProjectionGradient)?,
             batch,
         };
-        self.forward(cpu, &mut operands);
-        operands
+        self.forward(cpu, &mut operands)?;
+        Ok(operands)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) {
+    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) -> Result<()> {
         if !self.backward {
             return self.forward(cpu, x);
         }
-        cpu.self_attention_backward(
-            &x.batch,
-            Side::Encoder,
-            Scope::All,
-            HEADS,
-            &x.bias,
-            self.mask(),
-            &x.qkv,
-            &x.o,
-            &x.log_sum_exp,
-            &x.d_o,
-            &mut x.d_qkv,
-        );
+        let from = SelfAttentionBackward {
+            scope: Scope::All,
+            qkv: &x.qkv,
+            o: &x.o,
+            log_sum_exp: &x.log_sum_exp,
+            d_o: &x.d_o,
+        };
+        cpu.self_attention_backward(&self.of(&x.batch, &x.bias), from, &mut x.d_qkv)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Result<Vec<f64>> {
         cpu.read(if self.backward { &x.d_qkv } else { &x.o })
     }
 }
@@ -86,7 +90,7 @@ pub fn benches(criterion: &mut Criterion) {
         for (backward, name) in [(false, "self_attention"), (true, "self_attention_backward")] {
             let dropout = DropoutStep::new(probability, 1, &[7]);
             let name = format!("{name}, dropout {probability}");
-            bench(criterion, "attention", &name, &SelfAttention { dropout, backward });
+            bench(criterion, "attention", &name, &Attention { dropout, backward });
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Cross attention of the target rows, forward and backward.
 
 use criterion::Criterion;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, CrossKept, Element, Rows, Weight};
-use promptmix::backend::{Backend, Batch, CrossAttention, Readers, Side};
+use promptmix::backend::{
+    Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Readers, Side,
+};
 
 use crate::operands::{HEADS, Op, WIDTH, activation, batch, bench, weight};
 
@@ -24,59 +27,53 @@ struct Operands<E: Element> {
 }
 
 impl<E: Element> Operands<E> {
-    fn forward(&mut self, cpu: &Cpu<E>) {
-        let cross = CrossAttention { heads: HEADS, w_k: &self.w_k, w_v: &self.w_v, mask: None };
-        self.kept = cpu.cross_attention(&self.batch, &cross, &self.q, &self.h, &mut self.o, true);
+    fn forward(&mut self, cpu: &Cpu<E>) -> Result<()> {
+        let (batch, w_k, w_v) = (&self.batch, &self.w_k, &self.w_v);
+        let of = CrossAttention { batch, heads: HEADS, w_k, w_v, mask: None };
+        self.kept = cpu.cross_attention(&of, &self.q, &self.h, &mut self.o, true)?;
+        Ok(())
     }
 }
 
 impl Op for Cross {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let batch = batch();
         let (targets, sources, total) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder), HEADS.total());
         // Scores of deviation 1: the deviation of q is K^-1/2.
         let mut q = activation(cpu, 1, targets, total);
-        let small: Vec<f64> = cpu.read(&q).iter().map(|q| q * (HEADS.width as f64).powf(-0.5)).collect();
+        let small: Vec<f64> = cpu.read(&q)?.iter().map(|q| q * (HEADS.width as f64).powf(-0.5)).collect();
         q = cpu.activation_of(&small, total);
         let mut operands = Operands {
-            w_k: weight(cpu, 2, total, WIDTH, Readers::Few),
-            w_v: weight(cpu, 3, total, WIDTH, Readers::Few),
+            w_k: weight(cpu, 2, total, WIDTH, Readers::Few)?,
+            w_v: weight(cpu, 3, total, WIDTH, Readers::Few)?,
             q,
             h: activation(cpu, 4, sources, WIDTH),
-            o: cpu.zeros(targets, total),
+            o: cpu.zeros(targets, total)?,
             kept: None,
             d_o: activation(cpu, 5, targets, total),
-            d_q: cpu.zeros(targets, total),
-            d_h: cpu.zeros(sources, WIDTH),
+            d_q: cpu.zeros(targets, total)?,
+            d_h: cpu.zeros(sources, WIDTH)?,
             batch,
         };
-        operands.forward(cpu);
-        operands
+        operands.forward(cpu)?;
+        Ok(operands)
     }
 
     /// Backward adds to d_h each time, which takes no longer.
-    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) {
+    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) -> Result<()> {
         if !self.backward {
             return x.forward(cpu);
         }
-        let cross = CrossAttention { heads: HEADS, w_k: &x.w_k, w_v: &x.w_v, mask: None };
+        let (batch, w_k, w_v) = (&x.batch, &x.w_k, &x.w_v);
+        let of = CrossAttention { batch, heads: HEADS, w_k, w_v, mask: None };
         let kept = x.kept.as_ref().expect("kept by forward");
-        cpu.cross_attention_backward(
-            &x.batch,
-            &cross,
-            kept,
-            &x.q,
-            &x.h,
-            &x.o,
-            &x.d_o,
-            Some(&mut x.d_q),
-            &mut x.d_h,
-        );
+        let from = CrossAttentionBackward { kept, q: &x.q, h: &x.h, o: &x.o, d_o: &x.d_o };
+        cpu.cross_attention_backward(&of, from, Some(&mut x.d_q), &mut x.d_h)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Result<Vec<f64>> {
         cpu.read(if self.backward { &x.d_h } else { &x.o })
     }
 }

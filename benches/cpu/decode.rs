@@ -1,8 +1,9 @@
 //! Self attention of one decoding step, for 32 examples at the eighth token.
 
 use criterion::Criterion;
-use promptmix::backend::Backend;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cache, Cpu, Element, PositionBias, Rows};
+use promptmix::backend::{DecodeOps, DecodeStep, Device, SelfAttentionOps};
 
 use crate::operands::{HEADS, Op, activation, bench, numbers};
 
@@ -21,27 +22,28 @@ struct Operands<E: Element> {
 impl Op for DecodeSelfAttention {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let bias = (0..HEADS.count as u64).map(|head| numbers(head, 257, 1.0)).collect();
         let mut operands = Operands {
-            bias: cpu.position_bias(bias, 128),
+            bias: cpu.position_bias(bias, 128)?,
             qkv: activation(cpu, 1, EXAMPLES, 3 * HEADS.total()),
-            cache: cpu.cache(1, EXAMPLES, POSITION + 1, HEADS),
-            o: cpu.zeros(EXAMPLES, HEADS.total()),
+            cache: cpu.cache(1, EXAMPLES, POSITION + 1, HEADS)?,
+            o: cpu.zeros(EXAMPLES, HEADS.total())?,
         };
         for position in 0..POSITION {
             let qkv = activation(cpu, 2 + position as u64, EXAMPLES, 3 * HEADS.total());
-            let (cache, o) = (&mut operands.cache, &mut operands.o);
-            cpu.decode_self_attention(0, position, HEADS, &operands.bias, &qkv, cache, o);
+            let step = DecodeStep { layer: 0, position, heads: HEADS, bias: &operands.bias };
+            cpu.decode_self_attention(&step, &qkv, &mut operands.cache, &mut operands.o)?;
         }
-        operands
+        Ok(operands)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) {
-        cpu.decode_self_attention(0, POSITION, HEADS, &x.bias, &x.qkv, &mut x.cache, &mut x.o);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, x: &mut Operands<E>) -> Result<()> {
+        let step = DecodeStep { layer: 0, position: POSITION, heads: HEADS, bias: &x.bias };
+        cpu.decode_self_attention(&step, &x.qkv, &mut x.cache, &mut x.o)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, x: &Operands<E>) -> Result<Vec<f64>> {
         cpu.read(&x.o)
     }
 

@@ -1,10 +1,14 @@
 //! Projections, ends of sublayers and feed-forwards, forward and backward, for encoder and decoder rows.
 
 use criterion::Criterion;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, FeedForwardKept, Rows, Weight};
-use promptmix::backend::{Activation, Backend, Batch, FeedForward, Format, Readers, Scope, Side};
+use promptmix::backend::{
+    Activation, Batch, Device, FeedForward, FeedForwardBackward, FeedForwardOps, LinearOps, Projection,
+    ProjectionBackward, Readers, Residual, ResidualProjection, ResidualProjectionBackward, Scope, Side,
+};
 
-use crate::operands::{EPSILON, HIDDEN, Op, WIDTH, activation, batch, bench, norm, weight};
+use crate::operands::{EPSILON, HIDDEN, Op, WIDTH, activation, batch, bench, residual, weight};
 
 struct Project(Side);
 struct ProjectBackward(Side);
@@ -13,31 +17,28 @@ struct AddProjectBackward(Side);
 struct FeedForwards(Side);
 struct FeedForwardsBackward(Side);
 
-/// x or y, r, a weight, and where the result goes.
+/// What a projection reads, a weight, and where the result goes; other rows as wide as the result.
 struct Operands<E: Element> {
     batch: Batch,
-    input: Rows<E>,
-    r: Rows<E>,
-    other: Rows<E>,
+    input: Residual<Cpu<E>>,
+    other: Residual<Cpu<E>>,
     weight: Weight<E>,
-    result: Rows<E>,
-    r_result: Rows<E>,
+    result: Residual<Cpu<E>>,
 }
 
 impl<E: Element> Operands<E> {
-    fn new(cpu: &Cpu<E>, side: Side, out: usize, input: usize, backward: bool) -> Self {
+    fn new(cpu: &Cpu<E>, side: Side, out: usize, input: usize, backward: bool) -> Result<Self> {
         let (batch, readers) = (batch(), readers(side));
         let rows = batch.rows(side);
         let (from, to) = if backward { (out, input) } else { (input, out) };
-        Self {
-            input: activation(cpu, 1, rows, from),
-            r: norm(cpu, rows),
-            other: activation(cpu, 2, rows, to),
-            weight: weight(cpu, 3, out, input, readers),
-            result: cpu.zeros(rows, to),
-            r_result: cpu.rows(rows, to, Format::Norm),
+        let result = Residual { x: cpu.zeros(rows, to)?, ..Residual::new(cpu, rows, to)? };
+        Ok(Self {
+            input: residual(cpu, 1, rows, from),
+            other: residual(cpu, 2, rows, to),
+            weight: weight(cpu, 3, out, input, readers)?,
+            result,
             batch,
-        }
+        })
     }
 }
 
@@ -48,76 +49,86 @@ fn readers(side: Side) -> Readers {
 impl Op for Project {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         Operands::new(cpu, self.0, 3 * WIDTH, WIDTH, false)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
-        cpu.project(&o.batch, self.0, &o.input, &o.r, &o.weight, &mut o.result);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
+        let (batch, side, input, weight) = (&o.batch, self.0, &o.input, &o.weight);
+        cpu.project(Projection { batch, side, input, weight }, &mut o.result.x)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
-        cpu.read(&o.result)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
+        cpu.read(&o.result.x)
     }
 }
 
 impl Op for ProjectBackward {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         Operands::new(cpu, self.0, 3 * WIDTH, WIDTH, true)
     }
 
     /// Adds to its result each time, which takes no longer.
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
-        cpu.project_backward(
-            &o.batch,
-            self.0,
-            Scope::All,
-            &o.input,
-            &o.weight,
-            &o.other,
-            &o.r,
-            None,
-            &mut o.result,
-        );
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
+        let of = ProjectionBackward {
+            batch: &o.batch,
+            side: self.0,
+            scope: Scope::All,
+            dz: &o.input.x,
+            weight: &o.weight,
+            input: &o.other,
+            below: None,
+        };
+        cpu.project_backward(of, &mut o.result.x)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
-        cpu.read(&o.result)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
+        cpu.read(&o.result.x)
     }
 }
 
 impl Op for AddProject {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         Operands::new(cpu, self.0, WIDTH, WIDTH, false)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
-        let (result, r) = (&mut o.result, &mut o.r_result);
-        cpu.add_project(&o.batch, self.0, &o.input, &o.weight, None, EPSILON, &o.other, result, r);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
+        let of = ResidualProjection {
+            batch: &o.batch,
+            side: self.0,
+            y: &o.input.x,
+            weight: &o.weight,
+            mask: None,
+            epsilon: EPSILON,
+            x: &o.other.x,
+        };
+        cpu.add_project(of, &mut o.result)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
-        cpu.read(&o.result)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
+        cpu.read(&o.result.x)
     }
 }
 
 impl Op for AddProjectBackward {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         Operands::new(cpu, self.0, WIDTH, WIDTH, true)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
-        cpu.add_project_backward(&o.batch, self.0, &o.input, &o.weight, None, None, &mut o.result);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
+        let (batch, side, d_x, weight) = (&o.batch, self.0, &o.input.x, &o.weight);
+        let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: None, y: None };
+        cpu.add_project_backward(of, &mut o.result.x)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
-        cpu.read(&o.result)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
+        cpu.read(&o.result.x)
     }
 }
 
@@ -126,31 +137,29 @@ struct Layer<E: Element> {
     batch: Batch,
     w_in: Weight<E>,
     w_out: Weight<E>,
-    x: Rows<E>,
-    r: Rows<E>,
-    x_next: Rows<E>,
-    r_next: Rows<E>,
+    input: Residual<Cpu<E>>,
+    next: Residual<Cpu<E>>,
     kept: Option<FeedForwardKept<E>>,
 }
 
 impl<E: Element> Layer<E> {
-    fn new(cpu: &Cpu<E>, side: Side) -> Self {
+    fn new(cpu: &Cpu<E>, side: Side) -> Result<Self> {
         let batch = batch();
         let rows = batch.rows(side);
-        Self {
-            w_in: weight(cpu, 1, HIDDEN, WIDTH, readers(side)),
-            w_out: weight(cpu, 2, WIDTH, HIDDEN, readers(side)),
-            x: activation(cpu, 3, rows, WIDTH),
-            r: norm(cpu, rows),
-            x_next: cpu.rows(rows, WIDTH, Format::Residual),
-            r_next: cpu.rows(rows, WIDTH, Format::Norm),
+        Ok(Self {
+            w_in: weight(cpu, 1, HIDDEN, WIDTH, readers(side))?,
+            w_out: weight(cpu, 2, WIDTH, HIDDEN, readers(side))?,
+            input: residual(cpu, 3, rows, WIDTH),
+            next: Residual::new(cpu, rows, WIDTH)?,
             kept: None,
             batch,
-        }
+        })
     }
 
-    fn frozen(&self) -> FeedForward<'_, Cpu<E>> {
+    fn frozen(&self, side: Side) -> FeedForward<'_, Cpu<E>> {
         FeedForward {
+            batch: &self.batch,
+            side,
             w_in: &self.w_in,
             w_out: &self.w_out,
             activation: Activation::Relu,
@@ -160,52 +169,52 @@ impl<E: Element> Layer<E> {
         }
     }
 
-    fn forward(&mut self, cpu: &Cpu<E>, side: Side) {
-        let [mut x_next, mut r_next] = [(WIDTH, Format::Residual), (WIDTH, Format::Norm)]
-            .map(|(width, format)| cpu.rows(self.batch.rows(side), width, format));
-        let (batch, x, r) = (&self.batch, &self.x, &self.r);
-        self.kept = cpu.feed_forward(batch, side, &self.frozen(), x, r, &mut x_next, &mut r_next, true);
-        (self.x_next, self.r_next) = (x_next, r_next);
+    fn forward(&mut self, cpu: &Cpu<E>, side: Side) -> Result<()> {
+        let mut next = Residual::new(cpu, self.batch.rows(side), WIDTH)?;
+        self.kept = cpu.feed_forward(&self.frozen(side), &self.input, &mut next, true)?;
+        self.next = next;
+        Ok(())
     }
 }
 
 impl Op for FeedForwards {
     type Operands<E: Element> = Layer<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Layer<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Layer<E>> {
         Layer::new(cpu, self.0)
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, layer: &mut Layer<E>) {
-        layer.forward(cpu, self.0);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, layer: &mut Layer<E>) -> Result<()> {
+        layer.forward(cpu, self.0)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, layer: &Layer<E>) -> Vec<f64> {
-        cpu.read(&layer.x_next)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, layer: &Layer<E>) -> Result<Vec<f64>> {
+        cpu.read(&layer.next.x)
     }
 }
 
 impl Op for FeedForwardsBackward {
     type Operands<E: Element> = (Layer<E>, Rows<E>);
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Self::Operands<E> {
-        let mut layer = Layer::new(cpu, self.0);
-        layer.forward(cpu, self.0);
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Self::Operands<E>> {
+        let mut layer = Layer::new(cpu, self.0)?;
+        layer.forward(cpu, self.0)?;
         let d_x = activation(cpu, 4, layer.batch.rows(self.0), WIDTH);
-        (layer, d_x)
+        Ok((layer, d_x))
     }
 
-    fn prepare<E: Element>(&self, cpu: &Cpu<E>, (layer, d_x): &mut Self::Operands<E>) {
+    fn prepare<E: Element>(&self, cpu: &Cpu<E>, (layer, d_x): &mut Self::Operands<E>) -> Result<()> {
         *d_x = activation(cpu, 4, layer.batch.rows(self.0), WIDTH);
+        Ok(())
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, (layer, d_x): &mut Self::Operands<E>) {
+    fn run<E: Element>(&self, cpu: &Cpu<E>, (layer, d_x): &mut Self::Operands<E>) -> Result<()> {
         let kept = layer.kept.as_ref().expect("kept by forward");
-        let (x, r, x_next) = (&layer.x, &layer.r, &layer.x_next);
-        cpu.feed_forward_backward(&layer.batch, self.0, &layer.frozen(), kept, x, r, x_next, d_x);
+        let from = FeedForwardBackward { kept, input: &layer.input, x_next: &layer.next.x };
+        cpu.feed_forward_backward(&layer.frozen(self.0), from, d_x)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, (_, d_x): &Self::Operands<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, (_, d_x): &Self::Operands<E>) -> Result<Vec<f64>> {
         cpu.read(d_x)
     }
 

@@ -1,8 +1,9 @@
 //! The head and its cross entropy, with and without a gradient.
 
 use criterion::Criterion;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
-use promptmix::backend::{Backend, Batch, Head, Loss, Readers};
+use promptmix::backend::{Batch, Device, Head, Loss, LossOps, Readers};
 use promptmix::model::label_weights;
 
 use crate::operands::{Op, VOCABULARY, WIDTH, activation, batch, bench, weight};
@@ -23,29 +24,32 @@ struct Operands<E: Element> {
 impl Op for CrossEntropy {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let batch = batch();
         let count = batch.labels().len();
-        Operands {
-            batch: batch.weighted(label_weights(&batch, &[count])),
-            head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup),
-            mean: weight(cpu, 3, 1, WIDTH, Readers::Lookup),
+        let weights = label_weights(&batch, &[count]);
+        Ok(Operands {
+            batch: batch.weighted(weights)?,
+            head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup)?,
+            mean: weight(cpu, 3, 1, WIDTH, Readers::Lookup)?,
             hidden: activation(cpu, 2, count, WIDTH),
-            d_hidden: cpu.zeros(count, WIDTH),
+            d_hidden: cpu.zeros(count, WIDTH)?,
             loss: None,
-        }
+        })
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
         let d_hidden = self.with_gradient.then_some(&mut o.d_hidden);
-        o.loss = Some(cpu.loss(&o.batch, &o.hidden, &Head { weight: &o.head, mean: &o.mean }, d_hidden));
+        let head = Head { weight: &o.head, mean: &o.mean };
+        o.loss = Some(cpu.read_loss(&cpu.loss(&o.batch, &o.hidden, &head, d_hidden)?)?);
+        Ok(())
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
         if self.with_gradient {
             return cpu.read(&o.d_hidden);
         }
-        o.loss.as_ref().expect("run before").negative_log_likelihood.clone()
+        Ok(o.loss.as_ref().expect("run before").negative_log_likelihood.clone())
     }
 }
 

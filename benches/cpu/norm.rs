@@ -1,41 +1,48 @@
 //! Rows that enter and leave a stack.
 
 use criterion::Criterion;
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
-use promptmix::backend::{Backend, Batch, Format, Readers, Side};
+use promptmix::backend::{
+    Batch, Device, Embedding, EmbeddingOps, FinalNorm, FinalNormBackward, Format, NormOps, Readers, Residual,
+    Side,
+};
 
-use crate::operands::{EPSILON, Op, VOCABULARY, WIDTH, activation, batch, bench, encoder_rows, norm, weight};
+use crate::operands::{
+    EPSILON, Op, VOCABULARY, WIDTH, activation, batch, bench, encoder_rows, residual, weight,
+};
 
 struct Embed;
-struct FinalNorm {
+struct Norm {
     backward: bool,
 }
 
 struct Entering<E: Element> {
     batch: Batch,
     table: Weight<E>,
-    x: Rows<E>,
-    r: Rows<E>,
+    output: Residual<Cpu<E>>,
 }
 
 impl Op for Embed {
     type Operands<E: Element> = Entering<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Entering<E> {
-        Entering {
-            table: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup),
-            x: activation(cpu, 2, encoder_rows(), WIDTH),
-            r: cpu.rows(encoder_rows(), WIDTH, Format::Norm),
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Entering<E>> {
+        let (x, r) =
+            (activation(cpu, 2, encoder_rows(), WIDTH), cpu.rows(encoder_rows(), WIDTH, Format::Norm)?);
+        Ok(Entering {
+            table: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup)?,
+            output: Residual { x, r },
             batch: batch(),
-        }
+        })
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Entering<E>) {
-        cpu.embed(&o.table, Side::Encoder, &o.batch, None, EPSILON, &mut o.x, &mut o.r);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Entering<E>) -> Result<()> {
+        let (table, batch, side) = (&o.table, &o.batch, Side::Encoder);
+        cpu.embed(Embedding { table, batch, side, mask: None, epsilon: EPSILON }, &mut o.output)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Entering<E>) -> Vec<f64> {
-        cpu.read(&o.r)
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Entering<E>) -> Result<Vec<f64>> {
+        cpu.read(&o.output.r)
     }
 
     /// Token rows read and written, then all rows read.
@@ -46,36 +53,35 @@ impl Op for Embed {
 
 struct Leaving<E: Element> {
     batch: Batch,
-    x: Rows<E>,
-    r: Rows<E>,
+    input: Residual<Cpu<E>>,
     d_h: Rows<E>,
     result: Rows<E>,
 }
 
-impl Op for FinalNorm {
+impl Op for Norm {
     type Operands<E: Element> = Leaving<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Leaving<E> {
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Leaving<E>> {
         let rows = encoder_rows();
-        Leaving {
+        Ok(Leaving {
             batch: batch(),
-            x: activation(cpu, 1, rows, WIDTH),
-            r: norm(cpu, rows),
+            input: residual(cpu, 1, rows, WIDTH),
             d_h: activation(cpu, 2, rows, WIDTH),
-            result: cpu.rows(rows, WIDTH, Format::Residual),
-        }
+            result: cpu.rows(rows, WIDTH, Format::Residual)?,
+        })
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Leaving<E>) {
-        let (batch, side, result) = (&o.batch, Side::Encoder, &mut o.result);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Leaving<E>) -> Result<()> {
+        let (batch, side, input) = (&o.batch, Side::Encoder, &o.input);
+        let of = FinalNorm { batch, side, input, gain: None, scale: 1.0, mask: None };
         if self.backward {
-            cpu.final_norm_backward(batch, side, &o.x, &o.r, None, 1.0, None, &o.d_h, None, result);
-        } else {
-            cpu.final_norm(batch, side, &o.x, &o.r, None, 1.0, None, result);
+            let from = FinalNormBackward { d_h: &o.d_h, below: None };
+            return cpu.final_norm_backward(of, from, &mut o.result);
         }
+        cpu.final_norm(of, &mut o.result)
     }
 
-    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Leaving<E>) -> Vec<f64> {
+    fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Leaving<E>) -> Result<Vec<f64>> {
         cpu.read(&o.result)
     }
 
@@ -86,6 +92,6 @@ impl Op for FinalNorm {
 
 pub fn benches(criterion: &mut Criterion) {
     bench(criterion, "norm", "embed", &Embed);
-    bench(criterion, "norm", "final_norm", &FinalNorm { backward: false });
-    bench(criterion, "norm", "final_norm_backward", &FinalNorm { backward: true });
+    bench(criterion, "norm", "final_norm", &Norm { backward: false });
+    bench(criterion, "norm", "final_norm_backward", &Norm { backward: true });
 }

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
-use promptmix::backend::{Backend, Batch, Example, Heads, Readers, Side};
+use promptmix::backend::{Batch, Device, Example, Heads, Readers, Residual, Side};
 use promptmix::verify::{Tolerance, compare};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -21,13 +22,15 @@ pub trait Op {
     /// Operands and results.
     type Operands<E: Element>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Self::Operands<E>;
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Self::Operands<E>>;
     /// Puts back what a run overwrites, if that matters; not timed.
-    fn prepare<E: Element>(&self, _cpu: &Cpu<E>, _operands: &mut Self::Operands<E>) {}
+    fn prepare<E: Element>(&self, _cpu: &Cpu<E>, _operands: &mut Self::Operands<E>) -> Result<()> {
+        Ok(())
+    }
     /// What is timed.
-    fn run<E: Element>(&self, cpu: &Cpu<E>, operands: &mut Self::Operands<E>);
+    fn run<E: Element>(&self, cpu: &Cpu<E>, operands: &mut Self::Operands<E>) -> Result<()>;
     /// What of its results is checked.
-    fn results<E: Element>(&self, cpu: &Cpu<E>, operands: &Self::Operands<E>) -> Vec<f64>;
+    fn results<E: Element>(&self, cpu: &Cpu<E>, operands: &Self::Operands<E>) -> Result<Vec<f64>>;
     /// Bytes read and written, for an op without products.
     fn bytes(&self) -> u64 {
         0
@@ -42,18 +45,18 @@ pub trait Op {
 /// Checks an op, then times it.
 ///
 /// # Panics
-/// If its results in f32 are not those in f64 to rounding.
+/// If its results in f32 are not those in f64 to rounding, or it fails.
 pub fn bench(criterion: &mut Criterion, group: &str, name: &str, op: &impl Op) {
     let wide = Cpu::<f64>::new(None).expect("threads");
-    let mut expected = op.operands(&wide);
-    op.run(&wide, &mut expected);
-    let expected = op.results(&wide, &expected);
+    let mut expected = op.operands(&wide).expect("operands");
+    op.run(&wide, &mut expected).expect("a run");
+    let expected = op.results(&wide, &expected).expect("results");
     let cpu = Cpu::<f32>::new(None).expect("threads");
-    let mut operands = op.operands(&cpu);
+    let mut operands = op.operands(&cpu).expect("operands");
     let before = cpu.operations();
-    op.run(&cpu, &mut operands);
+    op.run(&cpu, &mut operands).expect("a run");
     let operations = cpu.operations() - before;
-    let comparison = compare(&op.results(&cpu, &operands), &expected);
+    let comparison = compare(&op.results(&cpu, &operands).expect("results"), &expected);
     let bound = op.bound();
     assert!(
         comparison.passes(Tolerance::OfLargest(bound)),
@@ -68,9 +71,9 @@ pub fn bench(criterion: &mut Criterion, group: &str, name: &str, op: &impl Op) {
     group.bench_function(name, |bencher| {
         bencher.iter_custom(|repeats| {
             let timed = |_| {
-                op.prepare(&cpu, &mut operands);
+                op.prepare(&cpu, &mut operands).expect("operands");
                 let started = Instant::now();
-                op.run(&cpu, &mut operands);
+                op.run(&cpu, &mut operands).expect("a run");
                 started.elapsed()
             };
             (0..repeats).map(timed).sum()
@@ -86,7 +89,13 @@ pub fn numbers(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
     (0..count).map(|_| (random.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0) * half_width).collect()
 }
 
-pub fn weight<E: Element>(cpu: &Cpu<E>, seed: u64, out: usize, input: usize, readers: Readers) -> Weight<E> {
+pub fn weight<E: Element>(
+    cpu: &Cpu<E>,
+    seed: u64,
+    out: usize,
+    input: usize,
+    readers: Readers,
+) -> Result<Weight<E>> {
     cpu.weight(numbers(seed, out * input, (input as f64).powf(-0.5)), out, input, readers)
 }
 
@@ -95,9 +104,10 @@ pub fn activation<E: Element>(cpu: &Cpu<E>, seed: u64, rows: usize, width: usize
     cpu.activation_of(&values, width)
 }
 
-/// 1 for every row: the reciprocal root mean squares of rows of ordinary size.
-pub fn norm<E: Element>(cpu: &Cpu<E>, rows: usize) -> Rows<E> {
-    cpu.activation_of(&vec![1.0; rows], 1)
+/// Rows of ordinary size: the reciprocal root mean square of each is 1.
+pub fn residual<E: Element>(cpu: &Cpu<E>, seed: u64, rows: usize, width: usize) -> Residual<Cpu<E>> {
+    let (x, r) = (activation(cpu, seed, rows, width), cpu.activation_of(&vec![1.0; rows], 1));
+    Residual { x, r }
 }
 
 pub fn batch() -> Batch {

@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, State};
-use promptmix::backend::{Backend, Batch, DropoutStep, OptimizerStep};
+use promptmix::backend::{Batch, DropoutStep, OptimizerOps, OptimizerStep};
 use promptmix::model::{Mixture, Pass, T5, Tensors};
 use promptmix::pretrained::T5Config;
 
@@ -50,31 +50,32 @@ struct Operands<E: Element> {
 impl Op for Whole {
     type Operands<E: Element> = Operands<E>;
 
-    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Operands<E> {
-        let model = T5::load(cpu, &MadeUp(T5Config::t5_small())).expect("made-up weights");
-        let (sources, source_count) = sources(cpu);
+    fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
+        let model = T5::load(cpu, &MadeUp(T5Config::t5_small()))?;
+        let (sources, source_count) = sources(cpu)?;
         let mixture = Mixture { mixing: mixing(), sources: Some(sources), source_count, layout: layout() };
-        Operands { batch: batch(), model, mixture, state: state(cpu), loss: f64::NAN }
+        Ok(Operands { batch: batch(), model, mixture, state: state(cpu)?, loss: f64::NAN })
     }
 
-    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) {
+    fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
         let dropout = DropoutStep::new(self.probability, 1, &[7]);
         let tokens = [o.batch.label_tokens(0)];
         if !self.backward {
             let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
-            o.loss = o.model.loss(cpu, &o.mixture, &o.state, &o.batch, &tokens, pass).per_run[0];
-            return;
+            o.loss = o.model.loss(cpu, &o.mixture, &o.state, &o.batch, &tokens, pass)?.per_run[0];
+            return Ok(());
         }
-        cpu.begin_step(&mut o.state);
+        cpu.begin_step(&mut o.state)?;
         let (model, mixture, batch) = (&o.model, &o.mixture, &o.batch);
-        let loss = model.loss_and_gradient(cpu, mixture, &mut o.state, batch, &tokens, dropout.as_ref());
+        let loss = model.loss_and_gradient(cpu, mixture, &mut o.state, batch, &tokens, dropout.as_ref())?;
         o.loss = loss.per_run[0];
-        cpu.optimizer_step(&mut o.state, &[OptimizerStep::new(1e-3, 1e-3)]);
-        cpu.reports(&mut o.state);
+        cpu.optimizer_step(&mut o.state, &[OptimizerStep::new(1e-3, 1e-3)])?;
+        cpu.reports(&mut o.state)?;
+        Ok(())
     }
 
-    fn results<E: Element>(&self, _cpu: &Cpu<E>, o: &Operands<E>) -> Vec<f64> {
-        vec![o.loss]
+    fn results<E: Element>(&self, _cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
+        Ok(vec![o.loss])
     }
 }
 

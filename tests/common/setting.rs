@@ -171,7 +171,7 @@ impl Setting {
         let sources = (self.mixing.scorer.is_some() && self.sources > 0).then(|| {
             let values = Random::new(3).normals(self.sources * self.prompt_length * width, 1.0);
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-            backend.sources(&values, self.sources, self.prompt_length, width)
+            backend.sources(&values, self.sources, self.prompt_length, width).expect("sources")
         });
         let values = (0..self.runs).flat_map(|run| start(&layout, run as u64)).collect();
         let seeds: Vec<u64> = (0..self.runs as u64).map(|run| 1_000 + run).collect();
@@ -226,10 +226,11 @@ impl<B: Backend> Case<B> {
 
     /// Each run's loss at `values`.
     pub fn loss(&self, values: &[f64]) -> Vec<f64> {
-        let state = self.backend.state(&self.mixture.layout, values, self.runs);
+        let state = self.backend.state(&self.mixture.layout, values, self.runs).expect("a state");
         let pass = Pass { dropout: self.dropout.as_ref(), keep: false, observe: None };
         let tokens = self.label_tokens();
-        self.model.loss(&self.backend, &self.mixture, &state, &self.batch, &tokens, pass).per_run
+        let loss = self.model.loss(&self.backend, &self.mixture, &state, &self.batch, &tokens, pass);
+        loss.expect("a loss").per_run
     }
 
     /// The loss and its gradient, flat over all runs.
@@ -239,7 +240,7 @@ impl<B: Backend> Case<B> {
 
     /// As [`Case::gradient`] for another batch, each of its rows weighted by one over `label_tokens` of its run.
     pub fn gradient_of(&self, batch: &Batch, label_tokens: &[usize]) -> (StepLoss, Vec<f64>) {
-        let mut state = self.backend.state(&self.mixture.layout, &self.values, self.runs);
+        let mut state = self.backend.state(&self.mixture.layout, &self.values, self.runs).expect("a state");
         let dropout = self.dropout.as_ref();
         let loss = self.model.loss_and_gradient(
             &self.backend,
@@ -249,6 +250,6 @@ impl<B: Backend> Case<B> {
             label_tokens,
             dropout,
         );
-        (loss, self.backend.read_gradient(&state))
+        (loss.expect("a loss"), self.backend.read_gradient(&state).expect("a gradient"))
     }
 }

@@ -1,10 +1,10 @@
 //! What a frozen model spares, counted: no weight gradient, prompt rows alone in the encoder's first layer, nothing below
 //! the decoder's first cross attention, and no head gradient in evaluation.
 //!
-//! The counts are exact: the operations of every matrix product, by formula, against [`Backend::operations`].
+//! The counts are exact: the operations of every matrix product, by formula, against [`Device::operations`].
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, Scorer};
+use promptmix::backend::{Device, Scorer};
 use promptmix::pretrained::{Activation, T5Config};
 
 use crate::setting::{Case, Setting, examples, small_config};

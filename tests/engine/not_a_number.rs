@@ -1,7 +1,8 @@
 //! A NaN in any weight, source or parameter that the pass reads shows in its loss: no max, softmax or ReLU hides it.
 
+use promptmix::Result;
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, OptimizerStep};
+use promptmix::backend::{MixOps, OptimizerOps, OptimizerStep};
 use promptmix::pretrained::{Activation, T5Config};
 
 use crate::random::Random;
@@ -66,7 +67,7 @@ fn in_a_row_that_only_the_pool_reads() {
 }
 
 #[test]
-fn in_any_parameter_or_source() {
+fn in_any_parameter_or_source() -> Result<()> {
     let config = small_config(Activation::Relu, true, 1, 1);
     for scorer in SCORERS {
         let mut setting = setting(&config);
@@ -85,21 +86,23 @@ fn in_any_parameter_or_source() {
         let length = setting.sources * setting.prompt_length * config.d_model;
         for index in [0, length / 2, length - 1] {
             let mut sources: Vec<f32> = (0..length).map(|place| (place as f32 * 0.7).sin()).collect();
-            case.mixture.sources =
-                Some(case.backend.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
+            let (count, length) = (setting.sources, setting.prompt_length);
+            let put =
+                |sources: &[f32]| case.backend.sources(sources, count, length, config.d_model).map(Some);
+            case.mixture.sources = put(&sources)?;
             assert!(case.loss(&clean)[0].is_finite());
             sources[index] = f32::NAN;
-            case.mixture.sources =
-                Some(case.backend.sources(&sources, setting.sources, setting.prompt_length, config.d_model));
+            case.mixture.sources = put(&sources)?;
             let loss = case.loss(&clean)[0];
             assert!(loss.is_nan(), "{scorer:?}: a NaN at {index} of the sources gives {loss}");
         }
     }
+    Ok(())
 }
 
 /// One run's NaN stays its own: its update is skipped and reported, the other run's is applied.
 #[test]
-fn a_gradient_that_is_not_finite_leaves_its_run_alone_as_it_was() {
+fn a_gradient_that_is_not_finite_leaves_its_run_alone_as_it_was() -> Result<()> {
     let config = small_config(Activation::Relu, true, 1, 1);
     let mut setting = setting(&config);
     setting.runs = 2;
@@ -108,18 +111,19 @@ fn a_gradient_that_is_not_finite_leaves_its_run_alone_as_it_was() {
     let (_, gradient) = case.gradient();
     let half = case.mixture.layout.len();
     for damage in [f64::NAN, f64::INFINITY] {
-        let mut state = case.backend.state(&case.mixture.layout, &case.values, 2);
+        let mut state = case.backend.state(&case.mixture.layout, &case.values, 2)?;
         let mut damaged = gradient.clone();
         damaged[half - 1] = damage;
-        case.backend.write_gradient(&mut state, &damaged);
-        case.backend.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1); 2]);
-        let reports = case.backend.reports(&mut state).remove(0);
+        case.backend.write_gradient(&mut state, &damaged)?;
+        case.backend.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1); 2])?;
+        let reports = case.backend.reports(&mut state)?.remove(0);
         assert_eq!([reports[0].applied, reports[1].applied], [false, true]);
-        assert_eq!(case.backend.updates(&state), [0, 1]);
-        let [values, first, _] = case.backend.read_state(&state);
+        assert_eq!(case.backend.updates(&state)?, [0, 1]);
+        let [values, first, _] = case.backend.read_state(&state)?;
         assert_eq!(values[..half], case.values[..half]);
         assert!(first[..half].iter().all(|&moment| moment == 0.0));
         assert_ne!(values[half..], case.values[half..]);
         assert!(values.iter().all(|value| value.is_finite()));
     }
+    Ok(())
 }

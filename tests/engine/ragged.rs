@@ -1,8 +1,9 @@
 //! Packing is not seen: not by an example, not by its neighbours, and not by greedy decoding or label scoring. What
 //! cannot be packed is refused.
 
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element};
-use promptmix::backend::{Backend, Batch, Example, Scope, Side};
+use promptmix::backend::{Batch, Device, Example, MixOps, Objective, OptimizerOps, Scope, Scorer, Side};
 use promptmix::model::Pass;
 use promptmix::pretrained::Activation;
 use promptmix::verify::{Tolerance, compare};
@@ -19,29 +20,29 @@ fn close(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
 const F32: f64 = 5e-6;
 const F64: f64 = 1e-13;
 
-fn alone_equals_packed<E: Element>(tolerance: f64) {
+fn alone_equals_packed<E: Element>(tolerance: f64) -> Result<()> {
     for (activation, tied) in [(Activation::Relu, true), (Activation::GatedGelu, false)] {
         let config = small_config(activation, tied, 2, 3);
         // Both ways through cross attention, and a source longer than the position bias reaches.
         for lengths in [&[(17, 1), (1, 1), (40, 2), (6, 1)][..], &[(3, 12), (1, 9), (12, 20)][..]] {
             let setting = Setting::new(config.clone(), examples(1, &config, lengths));
             let case: Case<Cpu<E>> = setting.build(2);
-            let state = case.backend.state(&case.mixture.layout, &case.values, 1);
-            let outputs = |batch: &Batch| {
+            let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
+            let outputs = |batch: &Batch| -> Result<[Vec<f64>; 3]> {
                 let mut pass = Pass::evaluation();
-                let encoding = case.model.encode(&case.backend, &case.mixture, &state, batch, &mut pass);
-                let decoding = case.model.decode(&case.backend, batch, &encoding, &mut pass);
-                let logits = case.model.logits(&case.backend, batch, &decoding);
-                [
-                    case.backend.attention(encoding.mix()),
-                    case.backend.read(encoding.rows()),
-                    case.backend.read(&logits),
-                ]
+                let encoding = case.model.encode(&case.backend, &case.mixture, &state, batch, &mut pass)?;
+                let decoding = case.model.decode(&case.backend, batch, &encoding, &mut pass)?;
+                let logits = case.model.logits(&case.backend, batch, &decoding)?;
+                Ok([
+                    case.backend.attention(encoding.mix())?,
+                    case.backend.read(encoding.rows())?,
+                    case.backend.read(&logits)?,
+                ])
             };
-            let together = outputs(&case.batch);
+            let together = outputs(&case.batch)?;
             let mut alone = [Vec::new(), Vec::new(), Vec::new()];
             for example in &setting.examples {
-                let parts = outputs(&setting.pack(std::slice::from_ref(example)));
+                let parts = outputs(&setting.pack(std::slice::from_ref(example)))?;
                 alone.iter_mut().zip(parts).for_each(|(all, part)| all.extend(part));
             }
             for (name, (alone, together)) in
@@ -61,6 +62,7 @@ fn alone_equals_packed<E: Element>(tolerance: f64) {
             close(&format!("{activation:?} gradient"), &gradient, &summed, 10.0 * tolerance);
         }
     }
+    Ok(())
 }
 
 /// A device may run stretches of examples by themselves: such a part is what packing its examples gives.
@@ -74,7 +76,7 @@ fn a_part_is_a_batch_of_its_examples() {
     let setting = Setting::new(config, own.clone());
     let whole = setting.pack(&own).pooling_padding(6, 0);
     let weights: Vec<f64> = (0..whole.rows(Side::Decoder)).map(|row| 1.0 + row as f64).collect();
-    let whole = whole.weighted(weights.clone());
+    let whole = whole.weighted(weights.clone()).expect("a weight a row");
     for range in [0..2, 1..4, 4..5, 0..5] {
         let (part, packed) = (whole.part(range.clone()), setting.pack(&own[range.clone()]));
         assert_eq!(part.examples(), range.len());
@@ -96,20 +98,72 @@ fn a_part_is_a_batch_of_its_examples() {
     assert_ne!(whole.part(0..2).id(), whole.id());
 }
 
+/// A step weights its batch and says what is learnt from it: that copies no token.
 #[test]
-fn an_example_alone_gives_what_it_gives_in_a_batch_in_f32() {
-    alone_equals_packed::<f32>(F32);
+fn other_weights_and_decoder_rows_share_the_batchs_tokens() {
+    let config = small_config(Activation::Relu, true, 1, 1);
+    let setting = Setting::new(config.clone(), examples(9, &config, &[(7, 1), (3, 4)]));
+    let batch = setting.pack(&setting.examples);
+    let same = |other: &Batch| {
+        std::ptr::eq(batch.source(0), other.source(0)) && std::ptr::eq(batch.source(1), other.source(1))
+    };
+    let step = batch.clone().weighted(vec![0.5; 5]).expect("a weight a row");
+    let step = step.with_objective(Objective { label_smoothing: 0.1, z_loss: 0.0 }).with_capacity(64, 16, 8);
+    assert!(same(&step) && same(&batch.part(0..2)));
+    assert!(std::ptr::eq(batch.labels(), step.labels()));
+    assert!(std::ptr::eq(batch.decoder_ids(), step.decoder_ids()));
+    assert_ne!(step.id(), batch.id());
+    assert_eq!((batch.row_weights(), step.row_weights()), (&[0.0; 5][..], &[0.5; 5][..]));
+    let other = batch.with_decoder(&[vec![1], vec![2]], &[vec![3], vec![4]]).expect("decoder rows");
+    assert!(same(&other));
+    assert_eq!((other.labels(), batch.labels().len()), (&[3, 4][..], 5));
+    let message = "row weights: expected 5, one a decoder row, found 4";
+    refused(batch.weighted(vec![1.0; 4]), &[message]);
+}
+
+/// The state knows its runs and how many target prompts each has.
+#[test]
+fn an_example_of_a_run_or_target_prompt_that_the_state_lacks_is_refused() -> Result<()> {
+    let config = small_config(Activation::Relu, true, 1, 1);
+    for scorer in [None, Some(Scorer::Bottleneck)] {
+        let mut setting = Setting::new(config.clone(), examples(9, &config, &[(7, 1), (3, 4)]));
+        (setting.targets, setting.mixing.scorer) = (2, scorer);
+        let case: Case<Cpu<f32>> = setting.build(1);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
+        for (run, target_prompt, said) in
+            [(0, 1, None), (0, 2, Some("target 2 of run 0")), (1, 0, Some("run 1"))]
+        {
+            let last = &mut setting.examples[1];
+            (last.run, last.target_prompt) = (run, target_prompt);
+            let batch = setting.pack(&setting.examples);
+            let encoding =
+                case.model.encode(&case.backend, &case.mixture, &state, &batch, &mut Pass::evaluation());
+            match said {
+                None => drop(encoding?),
+                Some(said) => {
+                    let message = encoding.err().expect("refused").to_string();
+                    assert!(message.contains("the mixture") && message.contains(said), "{message}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
-fn an_example_alone_gives_what_it_gives_in_a_batch_in_f64() {
-    alone_equals_packed::<f64>(F64);
+fn an_example_alone_gives_what_it_gives_in_a_batch_in_f32() -> Result<()> {
+    alone_equals_packed::<f32>(F32)
+}
+
+#[test]
+fn an_example_alone_gives_what_it_gives_in_a_batch_in_f64() -> Result<()> {
+    alone_equals_packed::<f64>(F64)
 }
 
 /// One short target takes the absorbed way. A neighbour with a long target turns the whole batch to the plain way; the
 /// counted operations show that it did.
 #[test]
-fn absorbed_cross_attention_equals_plain() {
+fn absorbed_cross_attention_equals_plain() -> Result<()> {
     let config = small_config(Activation::Relu, true, 1, 2);
     let lengths = [(15, 1), (9, 1), (4, 40)];
     let setting = Setting::new(config.clone(), examples(2, &config, &lengths));
@@ -132,36 +186,37 @@ fn absorbed_cross_attention_equals_plain() {
         );
         close(&format!("gradient, dropout {dropout}"), &gradient, &plain, 10.0 * F64);
 
-        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
-        let logits = |examples: &[Example]| {
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
+        let logits = |examples: &[Example]| -> Result<Vec<f64>> {
             let (batch, mut pass) = (setting.pack(examples), Pass::evaluation());
-            let encoding = case.model.encode(&case.backend, &case.mixture, &state, &batch, &mut pass);
-            let decoding = case.model.decode(&case.backend, &batch, &encoding, &mut pass);
-            case.backend.read(&case.model.logits(&case.backend, &batch, &decoding))
+            let encoding = case.model.encode(&case.backend, &case.mixture, &state, &batch, &mut pass)?;
+            let decoding = case.model.decode(&case.backend, &batch, &encoding, &mut pass)?;
+            case.backend.read(&case.model.logits(&case.backend, &batch, &decoding)?)
         };
-        let short = logits(&setting.examples[..2]);
-        close("logits", &logits(&setting.examples)[..short.len()], &short, F64);
+        let short = logits(&setting.examples[..2])?;
+        close("logits", &logits(&setting.examples)?[..short.len()], &short, F64);
     }
+    Ok(())
 }
 
 /// Greedy decoding through the cache against choosing the largest logit of the whole prefix, recomputed each time.
 #[test]
-fn the_cache_changes_nothing_that_greedy_decoding_says() {
+fn the_cache_changes_nothing_that_greedy_decoding_says() -> Result<()> {
     for (activation, tied) in [(Activation::Relu, true), (Activation::GatedGelu, false)] {
         let config = small_config(activation, tied, 2, 3);
         let setting = Setting::new(config.clone(), examples(3, &config, &[(17, 1), (1, 1), (25, 1), (6, 1)]));
         let case: Case<Cpu<f32>> = setting.build(2);
-        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
         let (batch, longest) = (&case.batch, 14);
         let encoding =
-            case.model.encode(&case.backend, &case.mixture, &state, batch, &mut Pass::evaluation());
-        let said = case.model.greedy(&case.backend, batch, &encoding, longest).expect("decoded");
+            case.model.encode(&case.backend, &case.mixture, &state, batch, &mut Pass::evaluation())?;
+        let said = case.model.greedy(&case.backend, batch, &encoding, longest)?;
 
         let mut prefixes = vec![vec![config.decoder_start_token_id]; batch.examples()];
         for _ in 0..longest {
             let step = batch.with_decoder(&prefixes, &prefixes).expect("decoder rows");
-            let decoding = case.model.decode(&case.backend, &step, &encoding, &mut Pass::evaluation());
-            let logits = case.backend.read(&case.model.logits(&case.backend, &step, &decoding));
+            let decoding = case.model.decode(&case.backend, &step, &encoding, &mut Pass::evaluation())?;
+            let logits = case.backend.read(&case.model.logits(&case.backend, &step, &decoding)?)?;
             for (b, prefix) in prefixes.iter_mut().enumerate() {
                 let last = step.range(Side::Decoder, b).end - 1;
                 let row = &logits[last * config.vocab_size..(last + 1) * config.vocab_size];
@@ -178,39 +233,41 @@ fn the_cache_changes_nothing_that_greedy_decoding_says() {
         assert_eq!(said, expected);
         assert!(said.iter().any(|tokens| tokens != &said[0]), "the examples say different things");
     }
+    Ok(())
 }
 
 #[test]
-fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() {
+fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() -> Result<()> {
     let mut config = small_config(Activation::Relu, true, 1, 1);
-    let decode = |config: &promptmix::pretrained::T5Config, longest| {
+    let decode = |config: &promptmix::pretrained::T5Config, longest| -> Result<Vec<Vec<u32>>> {
         let setting = Setting::new(config.clone(), examples(3, config, &[(17, 1), (1, 1), (25, 1)]));
         let case: Case<Cpu<f32>> = setting.build(1);
-        let state = case.backend.state(&case.mixture.layout, &case.values, 1);
+        let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
         let encoding =
-            case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
-        case.model.greedy(&case.backend, &case.batch, &encoding, longest).expect("decoded")
+            case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation())?;
+        case.model.greedy(&case.backend, &case.batch, &encoding, longest)
     };
-    assert_eq!(decode(&config, 0), vec![Vec::<u32>::new(); 3]);
-    let free = decode(&config, 6);
+    assert_eq!(decode(&config, 0)?, vec![Vec::<u32>::new(); 3]);
+    let free = decode(&config, 6)?;
     assert!(free.iter().all(|said| said.len() == 6 && !said.contains(&config.eos_token_id)), "{free:?}");
     // Let what the first example says first end a sequence.
     config.eos_token_id = free[0][0];
-    for (said, free) in decode(&config, 6).iter().zip(&free) {
+    for (said, free) in decode(&config, 6)?.iter().zip(&free) {
         let end = free.iter().position(|&id| id == config.eos_token_id).map_or(free.len(), |end| end + 1);
         assert_eq!(said[..], free[..end]);
     }
+    Ok(())
 }
 
 /// The likelihood of a candidate is what the loss says of it as a target.
 #[test]
-fn scoring_equals_the_loss_of_the_candidate_as_target() {
+fn scoring_equals_the_loss_of_the_candidate_as_target() -> Result<()> {
     let config = small_config(Activation::GatedSilu, true, 2, 2);
     let setting = Setting::new(config.clone(), examples(4, &config, &[(17, 1), (1, 1), (6, 3)]));
     let case: Case<Cpu<f64>> = setting.build(1);
-    let state = case.backend.state(&case.mixture.layout, &case.values, 1);
+    let state = case.backend.state(&case.mixture.layout, &case.values, 1)?;
     let encoding =
-        case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation());
+        case.model.encode(&case.backend, &case.mixture, &state, &case.batch, &mut Pass::evaluation())?;
     let candidates = [vec![5, 1], vec![9], vec![7, 7, 30, 1]];
     // Each example has candidates of its own; the second has none.
     let own: [&[Vec<u32>]; 3] = [&candidates, &[], &candidates[1..]];
@@ -222,7 +279,7 @@ fn scoring_equals_the_loss_of_the_candidate_as_target() {
             let batch = setting.pack(&[example]);
             let pass = Pass::evaluation();
             // Weighted by one over one token: the sum over the candidate's tokens.
-            let loss = case.model.loss(&case.backend, &case.mixture, &state, &batch, &[1], pass).per_run[0];
+            let loss = case.model.loss(&case.backend, &case.mixture, &state, &batch, &[1], pass)?.per_run[0];
             close(&format!("example {b}, {candidate:?}"), &[*score], &[-loss], F64);
         }
     }
@@ -231,9 +288,10 @@ fn scoring_equals_the_loss_of_the_candidate_as_target() {
         .score(&case.backend, &case.batch, &encoding, &[&[vec![]], &[], &[]])
         .expect_err("no token");
     assert!(error.to_string().contains("at least one"), "{error}");
+    Ok(())
 }
 
-fn refused(result: promptmix::Result<Batch>, expected: &[&str]) {
+fn refused(result: Result<Batch>, expected: &[&str]) {
     let message = result.expect_err("a batch that cannot be").to_string();
     for part in expected {
         assert!(message.contains(part), "`{message}` does not say `{part}`");

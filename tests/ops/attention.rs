@@ -1,6 +1,10 @@
 //! Self attention: o_i = sum_j mask_ij softmax_j(q_i · k_j + bias\[j - i\]) v_j, and its gradients.
 
-use promptmix::backend::{Backend, Batch, DropoutStep, Format, Heads, Mask, Scope, Side, Site, SiteKind};
+use promptmix::Result;
+use promptmix::backend::{
+    Batch, Device, DropoutStep, Format, Heads, Mask, Scope, SelfAttention, SelfAttentionBackward,
+    SelfAttentionOps, Side, Site, SiteKind,
+};
 
 use crate::operands::{
     add_scaled, batch, bound, close, cpu, dot, mask_of, mask_row, narrowed, numbers, rows, softmax,
@@ -66,7 +70,13 @@ fn reference(
     result
 }
 
-fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: Heads, probability: f64) {
+fn check(
+    lengths: &[(usize, usize)],
+    prompt_length: usize,
+    side: Side,
+    heads: Heads,
+    probability: f64,
+) -> Result<()> {
     let cpu = cpu();
     let batch = batch(lengths, prompt_length);
     let (count, total) = (batch.rows(side), heads.total());
@@ -80,15 +90,16 @@ fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: He
         (0..heads.count).map(|head| numbers(3 + head as u64, 2 * REACH + 1, 1.0)).collect();
     let expected = reference(&batch, side, heads, &bias, mask, &qkv, &d_o);
 
-    let bias = cpu.position_bias(bias.iter().map(|row| narrowed(row)).collect(), REACH);
-    let (qkv, d_o) = (rows(&cpu, &qkv, 3 * total), rows(&cpu, &d_o, total));
+    let bias = cpu.position_bias(bias.iter().map(|row| narrowed(row)).collect(), REACH)?;
+    let (qkv, d_o) = (rows(&cpu, &qkv, 3 * total)?, rows(&cpu, &d_o, total)?);
     let (mut o, mut log_sum_exp) =
-        (cpu.rows(count, total, Format::Float), cpu.rows(count, heads.count, Format::Float));
-    cpu.self_attention(&batch, side, heads, &bias, mask, &qkv, &mut o, &mut log_sum_exp);
+        (cpu.rows(count, total, Format::Float)?, cpu.rows(count, heads.count, Format::Float)?);
+    let of = SelfAttention { batch: &batch, side, heads, bias: &bias, mask };
+    cpu.self_attention(&of, &qkv, &mut o, &mut log_sum_exp)?;
     let what = format!("{lengths:?} {side:?} {heads:?} dropout {probability}");
     let bound = bound(longest + heads.width);
-    close(&format!("o of {what}"), &cpu.read(&o), &expected.o, bound);
-    close(&format!("log-sum-exp of {what}"), &cpu.read(&log_sum_exp), &expected.log_sum_exp, bound);
+    close(&format!("o of {what}"), &cpu.read(&o)?, &expected.o, bound);
+    close(&format!("log-sum-exp of {what}"), &cpu.read(&log_sum_exp)?, &expected.log_sum_exp, bound);
 
     let mut scopes = vec![Scope::All];
     if side == Side::Encoder {
@@ -100,21 +111,10 @@ fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: He
             .iter()
             .flat_map(|range| expected.d_qkv[range.start * 3 * total..range.end * 3 * total].to_vec())
             .collect();
-        let mut d_qkv = cpu.rows(expected.len() / (3 * total), 3 * total, Format::Float);
-        cpu.self_attention_backward(
-            &batch,
-            side,
-            scope,
-            heads,
-            &bias,
-            mask,
-            &qkv,
-            &o,
-            &log_sum_exp,
-            &d_o,
-            &mut d_qkv,
-        );
-        let actual = cpu.read(&d_qkv);
+        let mut d_qkv = cpu.rows(expected.len() / (3 * total), 3 * total, Format::Float)?;
+        let from = SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
+        cpu.self_attention_backward(&of, from, &mut d_qkv)?;
+        let actual = cpu.read(&d_qkv)?;
         // Each of d_q, d_k and d_v by its own largest entry; one more sum over the rows.
         for (part, name) in ["d_q", "d_k", "d_v"].iter().enumerate() {
             let take = |all: &[f64]| -> Vec<f64> {
@@ -125,37 +125,42 @@ fn check(lengths: &[(usize, usize)], prompt_length: usize, side: Side, heads: He
             close(&format!("{name} of {what} {scope:?}"), &take(&actual), &take(&expected), 2.0 * bound);
         }
     }
+    Ok(())
 }
 
 const AWKWARD: [(usize, usize); 8] = [(1, 1), (2, 7), (6, 8), (7, 9), (8, 63), (62, 65), (64, 129), (300, 2)];
 
 #[test]
-fn encoder_rows_see_both_ways() {
+fn encoder_rows_see_both_ways() -> Result<()> {
     for heads in [Heads { count: 3, width: 5 }, Heads { count: 2, width: 64 }, Heads { count: 1, width: 1 }] {
         for (prompt_length, probability) in [(1, 0.0), (9, 0.2)] {
-            check(&AWKWARD, prompt_length, Side::Encoder, heads, probability);
+            check(&AWKWARD, prompt_length, Side::Encoder, heads, probability)?;
         }
     }
+    Ok(())
 }
 
 #[test]
-fn decoder_rows_see_those_before() {
+fn decoder_rows_see_those_before() -> Result<()> {
     for heads in [Heads { count: 3, width: 5 }, Heads { count: 2, width: 64 }, Heads { count: 1, width: 1 }] {
         for probability in [0.0, 0.2] {
-            check(&AWKWARD, 1, Side::Decoder, heads, probability);
+            check(&AWKWARD, 1, Side::Decoder, heads, probability)?;
         }
     }
+    Ok(())
 }
 
 #[test]
-fn one_row_alone_attends_to_itself() {
+fn one_row_alone_attends_to_itself() -> Result<()> {
     for probability in [0.0, 0.5] {
-        check(&[(1, 1)], 1, Side::Decoder, Heads { count: 2, width: 3 }, probability);
+        check(&[(1, 1)], 1, Side::Decoder, Heads { count: 2, width: 3 }, probability)?;
     }
+    Ok(())
 }
 
 /// More prompt rows than a tile of queries holds, and a single token behind them.
 #[test]
-fn a_prompt_longer_than_a_tile() {
-    check(&[(1, 1), (5, 1)], 130, Side::Encoder, Heads { count: 2, width: 8 }, 0.1);
+fn a_prompt_longer_than_a_tile() -> Result<()> {
+    check(&[(1, 1), (5, 1)], 130, Side::Encoder, Heads { count: 2, width: 8 }, 0.1)?;
+    Ok(())
 }

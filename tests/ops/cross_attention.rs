@@ -1,12 +1,16 @@
 //! Cross attention: o_i = sum_j mask_ij softmax_j(q_i · W_k h_j) W_v h_j per head, and its gradients.
 
-use promptmix::backend::{Backend, CrossAttention, DropoutStep, Format, Heads, Side, Site, SiteKind};
+use promptmix::Result;
+use promptmix::backend::{
+    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, DropoutStep, Format, Heads, Readers,
+    Side, Site, SiteKind,
+};
 
 use crate::operands::{
     add_scaled, batch, bound, close, cpu, dot, mask_of, mask_row, narrowed, numbers, rows, softmax,
 };
 
-fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f64) {
+fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f64) -> Result<()> {
     let cpu = cpu();
     let batch = batch(lengths, 1);
     let (targets, sources) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder));
@@ -57,63 +61,59 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
         }
     }
 
-    let [w_k, w_v] = [w_k, w_v]
-        .map(|weight| cpu.weight(narrowed(&weight), total, width, promptmix::backend::Readers::Many));
-    let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
-    let (q, h, d_o_rows) = (rows(&cpu, &q, total), rows(&cpu, &h, width), rows(&cpu, &d_o, total));
-    let mut o_rows = cpu.rows(targets, total, Format::Float);
-    let kept = cpu.cross_attention(&batch, &cross, &q, &h, &mut o_rows, true).expect("kept");
+    let weight = |values: &[f64]| cpu.weight(narrowed(values), total, width, Readers::Many);
+    let (w_k, w_v) = (weight(&w_k)?, weight(&w_v)?);
+    let cross = CrossAttention { batch: &batch, heads, w_k: &w_k, w_v: &w_v, mask };
+    let (q, h, d_o_rows) = (rows(&cpu, &q, total)?, rows(&cpu, &h, width)?, rows(&cpu, &d_o, total)?);
+    let mut o_rows = cpu.rows(targets, total, Format::Float)?;
+    let kept = cpu.cross_attention(&cross, &q, &h, &mut o_rows, true)?.expect("kept");
     let what = format!("{lengths:?} {heads:?} D {width} dropout {probability}");
     let longest = lengths.iter().map(|(n, t)| n + t).max().unwrap_or(0);
     let bound = bound(longest + total + width);
-    close(&format!("o of {what}"), &cpu.read(&o_rows), &o, bound);
+    close(&format!("o of {what}"), &cpu.read(&o_rows)?, &o, bound);
     for with_queries in [true, false] {
-        let mut d_q_rows = with_queries.then(|| cpu.rows(targets, total, Format::Float));
-        let mut d_h_rows = rows(&cpu, &d_h_before, width);
-        cpu.cross_attention_backward(
-            &batch,
-            &cross,
-            &kept,
-            &q,
-            &h,
-            &o_rows,
-            &d_o_rows,
-            d_q_rows.as_mut(),
-            &mut d_h_rows,
-        );
+        let d_q_rows = with_queries.then(|| cpu.rows(targets, total, Format::Float));
+        let mut d_q_rows = d_q_rows.transpose()?;
+        let mut d_h_rows = rows(&cpu, &d_h_before, width)?;
+        let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o_rows, d_o: &d_o_rows };
+        cpu.cross_attention_backward(&cross, from, d_q_rows.as_mut(), &mut d_h_rows)?;
         if let Some(d_q_rows) = d_q_rows {
-            close(&format!("d_q of {what}"), &cpu.read(&d_q_rows), &d_q, 2.0 * bound);
+            close(&format!("d_q of {what}"), &cpu.read(&d_q_rows)?, &d_q, 2.0 * bound);
         }
         let added: Vec<f64> = d_h.iter().zip(&d_h_before).map(|(d_h, before)| d_h + before).collect();
-        close(&format!("d_h of {what}"), &cpu.read(&d_h_rows), &added, 2.0 * bound);
+        close(&format!("d_h of {what}"), &cpu.read(&d_h_rows)?, &added, 2.0 * bound);
     }
-    let mut again = cpu.rows(targets, total, Format::Float);
-    assert!(cpu.cross_attention(&batch, &cross, &q, &h, &mut again, false).is_none());
-    assert_eq!(cpu.read(&again), cpu.read(&o_rows), "keeping changes nothing");
+    let mut again = cpu.rows(targets, total, Format::Float)?;
+    assert!(cpu.cross_attention(&cross, &q, &h, &mut again, false)?.is_none());
+    assert_eq!(cpu.read(&again)?, cpu.read(&o_rows)?, "keeping changes nothing");
+    Ok(())
 }
 
 /// Few targets: absorbed.
 #[test]
-fn short_targets() {
+fn short_targets() -> Result<()> {
     for (heads, width) in [(Heads { count: 3, width: 5 }, 13), (Heads { count: 2, width: 64 }, 65)] {
         for probability in [0.0, 0.2] {
-            check(&[(1, 1), (6, 1), (7, 2), (8, 1), (62, 1), (64, 2), (128, 3)], heads, width, probability);
-            check(&[(1, 1)], heads, width, probability);
+            check(&[(1, 1), (6, 1), (7, 2), (8, 1), (62, 1), (64, 2), (128, 3)], heads, width, probability)?;
+            check(&[(1, 1)], heads, width, probability)?;
         }
     }
+    Ok(())
 }
 
 /// Many targets: through keys and values.
 #[test]
-fn long_targets() {
+fn long_targets() -> Result<()> {
     for (heads, width) in [(Heads { count: 3, width: 5 }, 13), (Heads { count: 2, width: 64 }, 65)] {
         for probability in [0.0, 0.2] {
-            check(&[(1, 7), (6, 129), (7, 9), (8, 63), (62, 1), (64, 65)], heads, width, probability);
+            check(&[(1, 7), (6, 129), (7, 9), (8, 63), (62, 1), (64, 65)], heads, width, probability)?;
         }
     }
+    Ok(())
 }
 
 #[test]
-fn one_head_of_one_column() {
-    check(&[(9, 1), (1, 7)], Heads { count: 1, width: 1 }, 1, 0.0);
+fn one_head_of_one_column() -> Result<()> {
+    check(&[(9, 1), (1, 7)], Heads { count: 1, width: 1 }, 1, 0.0)?;
+    Ok(())
 }

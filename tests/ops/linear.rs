@@ -1,9 +1,12 @@
 //! Projections behind a norm, sublayers' ends and the feed-forward: z = r·x W^T, x + mask(y W^T),
 //! x + mask(mask(act(r·x W_in^T)) W_out^T), and their gradients.
 
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Weight};
 use promptmix::backend::{
-    Activation, Backend, Batch, DropoutStep, FeedForward, Format, Readers, Scope, Side, Site, SiteKind,
+    Activation, Batch, Device, DropoutStep, FeedForward, FeedForwardBackward, FeedForwardOps, Format,
+    LinearOps, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
+    ResidualProjectionBackward, Scope, Side, Site, SiteKind,
 };
 
 use crate::operands::{batch, bound, close, cpu, dot, mask_of, masks, narrowed, numbers, rows};
@@ -56,7 +59,7 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
-fn weight(cpu: &Cpu<f32>, values: &[f64], out: usize, input: usize, readers: Readers) -> Weight<f32> {
+fn weight(cpu: &Cpu<f32>, values: &[f64], out: usize, input: usize, readers: Readers) -> Result<Weight<f32>> {
     cpu.weight(narrowed(values), out, input, readers)
 }
 
@@ -70,19 +73,25 @@ fn scoped(batch: &Batch, side: Side, scope: Scope) -> Vec<usize> {
     (0..batch.examples()).flat_map(|b| batch.scoped_range(side, scope, b)).collect()
 }
 
-fn check_project(lengths: &[(usize, usize)], side: Side, out: usize, input: usize, readers: Readers) {
+fn check_project(
+    lengths: &[(usize, usize)],
+    side: Side,
+    out: usize,
+    input: usize,
+    readers: Readers,
+) -> Result<()> {
     let (cpu, batch) = (cpu(), batch(lengths, PROMPT_LENGTH));
     let count = batch.rows(side);
     let what = format!("{side:?} rows of {lengths:?}, {out} x {input}, {readers:?}");
     let x = numbers(1, count * input, 1.0);
     let r = norm(&reciprocal_rms(&x, input));
     let w = numbers(2, out * input, (input as f64).powf(-0.5));
-    let kept = weight(&cpu, &w, out, input, readers);
-    let (x_rows, r_rows) = (rows(&cpu, &x, input), rows(&cpu, &r, 1));
-    let mut z = cpu.rows(count, out, Format::Operand);
-    cpu.project(&batch, side, &x_rows, &r_rows, &kept, &mut z);
+    let kept = weight(&cpu, &w, out, input, readers)?;
+    let residual = Residual { x: rows(&cpu, &x, input)?, r: rows(&cpu, &r, 1)? };
+    let mut z = cpu.rows(count, out, Format::Operand)?;
+    cpu.project(Projection { batch: &batch, side, input: &residual, weight: &kept }, &mut z)?;
     let expected = times_transposed(&normalised(&x, &r, input), &w, input);
-    close(&format!("z of {what}"), &cpu.read(&z), &expected, bound(input));
+    close(&format!("z of {what}"), &cpu.read(&z)?, &expected, bound(input));
 
     let scopes: &[Scope] = if side == Side::Encoder { &[Scope::All, Scope::Prompt] } else { &[Scope::All] };
     for &scope in scopes {
@@ -99,26 +108,43 @@ fn check_project(lengths: &[(usize, usize)], side: Side, out: usize, input: usiz
             let expected = &mut expected[row * input..(row + 1) * input];
             expected.iter_mut().zip(gradient).for_each(|(expected, gradient)| *expected += gradient);
         }
-        let mut d_x = rows(&cpu, &before, input);
-        let dz = rows(&cpu, &dz, out);
-        cpu.project_backward(&batch, side, scope, &dz, &kept, &x_rows, &r_rows, None, &mut d_x);
-        close(&format!("d_x of {what}, {scope:?}"), &cpu.read(&d_x), &expected, bound(out + input));
+        let mut d_x = rows(&cpu, &before, input)?;
+        let dz = rows(&cpu, &dz, out)?;
+        let of = ProjectionBackward {
+            batch: &batch,
+            side,
+            scope,
+            dz: &dz,
+            weight: &kept,
+            input: &residual,
+            below: None,
+        };
+        cpu.project_backward(of, &mut d_x)?;
+        close(&format!("d_x of {what}, {scope:?}"), &cpu.read(&d_x)?, &expected, bound(out + input));
     }
+    Ok(())
 }
 
 /// Widths from 3 on: of a row of 1 a norm leaves nothing but the sign, and its gradient is all cancellation.
 #[test]
-fn projections() {
+fn projections() -> Result<()> {
     for lengths in LENGTHS {
         for (side, readers) in [(Side::Encoder, Readers::Many), (Side::Decoder, Readers::Few)] {
             for (out, input) in [(1, 5), (13, 3), (129, 17), (70, 33), (15, 515)] {
-                check_project(lengths, side, out, input, readers);
+                check_project(lengths, side, out, input, readers)?;
             }
         }
     }
+    Ok(())
 }
 
-fn check_add_project(lengths: &[(usize, usize)], side: Side, out: usize, input: usize, probability: f64) {
+fn check_add_project(
+    lengths: &[(usize, usize)],
+    side: Side,
+    out: usize,
+    input: usize,
+    probability: f64,
+) -> Result<()> {
     let (cpu, batch) = (cpu(), batch(lengths, PROMPT_LENGTH));
     let count = batch.rows(side);
     let dropout = DropoutStep::new(probability, 5, &[11]);
@@ -127,33 +153,37 @@ fn check_add_project(lengths: &[(usize, usize)], side: Side, out: usize, input: 
     let what = format!("{side:?} rows of {lengths:?}, {out} x {input}, dropout {probability}");
     let (y, x) = (numbers(1, count * input, 1.0), numbers(2, count * out, 1.0));
     let w = numbers(3, out * input, (input as f64).powf(-0.5));
-    let kept = weight(&cpu, &w, out, input, readers);
+    let kept = weight(&cpu, &w, out, input, readers)?;
     let multipliers = masks(&batch, side, mask, out);
     let expected = sum(&x, &product(&multipliers, &times_transposed(&y, &w, input)));
-    let (mut x_next, mut r_next) =
-        (cpu.rows(count, out, Format::Residual), cpu.rows(count, out, Format::Norm));
-    let (y, x) = (rows(&cpu, &y, input), rows(&cpu, &x, out));
-    cpu.add_project(&batch, side, &y, &kept, mask, EPSILON, &x, &mut x_next, &mut r_next);
-    close(&format!("x_next of {what}"), &cpu.read(&x_next), &expected, bound(input));
+    let mut next = Residual::new(&cpu, count, out)?;
+    let (y, x) = (rows(&cpu, &y, input)?, rows(&cpu, &x, out)?);
+    let of = ResidualProjection { batch: &batch, side, y: &y, weight: &kept, mask, epsilon: EPSILON, x: &x };
+    cpu.add_project(of, &mut next)?;
+    close(&format!("x_next of {what}"), &cpu.read(&next.x)?, &expected, bound(input));
     let r = reciprocal_rms(&expected, out);
-    close(&format!("r_next of {what}"), &cpu.read(&r_next), &r, bound(input + out));
+    close(&format!("r_next of {what}"), &cpu.read(&next.r)?, &r, bound(input + out));
 
     let d_x = numbers(4, count * out, 1.0);
     let expected = times(&product(&multipliers, &d_x), &w, out, input);
-    let mut d_y = cpu.rows(count, input, Format::Operand);
-    cpu.add_project_backward(&batch, side, &rows(&cpu, &d_x, out), &kept, mask, None, &mut d_y);
-    close(&format!("d_y of {what}"), &cpu.read(&d_y), &expected, bound(out));
+    let mut d_y = cpu.rows(count, input, Format::Operand)?;
+    let d_x = &rows(&cpu, &d_x, out)?;
+    let of = ResidualProjectionBackward { batch: &batch, side, d_x, weight: &kept, mask, y: None };
+    cpu.add_project_backward(of, &mut d_y)?;
+    close(&format!("d_y of {what}"), &cpu.read(&d_y)?, &expected, bound(out));
+    Ok(())
 }
 
 #[test]
-fn ends_of_sublayers() {
+fn ends_of_sublayers() -> Result<()> {
     for lengths in LENGTHS {
         for side in [Side::Encoder, Side::Decoder] {
             for (out, input, probability) in [(7, 3, 0.0), (33, 70, 0.3), (129, 15, 0.1), (17, 520, 0.0)] {
-                check_add_project(lengths, side, out, input, probability);
+                check_add_project(lengths, side, out, input, probability)?;
             }
         }
     }
+    Ok(())
 }
 
 /// The activation of both pre-activations and its derivatives by them; ReLU has one.
@@ -181,7 +211,7 @@ fn check_feed_forward(
     width: usize,
     hidden: usize,
     probability: f64,
-) {
+) -> Result<()> {
     let (cpu, batch) = (cpu(), batch(lengths, PROMPT_LENGTH));
     let count = batch.rows(side);
     let dropout = DropoutStep::new(probability, 4, &[3]);
@@ -217,60 +247,72 @@ fn check_feed_forward(
     }
     let d_x = sum(&d_next, &through_norm(&times(&dz, &w_in, pre_width, width), &x, &r, width));
 
-    let w_in = weight(&cpu, &w_in, pre_width, width, readers);
-    let w_out = weight(&cpu, &w_out, width, hidden, readers);
-    let layer =
-        FeedForward { w_in: &w_in, w_out: &w_out, activation, inner_mask, output_mask, epsilon: EPSILON };
-    let (x_rows, r_rows) = (rows(&cpu, &x, width), rows(&cpu, &r, 1));
-    let next = || (cpu.rows(count, width, Format::Residual), cpu.rows(count, width, Format::Norm));
-    let ((mut next_rows, mut r_next), (mut unkept, mut r_unkept)) = (next(), next());
-    let kept = cpu.feed_forward(&batch, side, &layer, &x_rows, &r_rows, &mut next_rows, &mut r_next, true);
+    let w_in = weight(&cpu, &w_in, pre_width, width, readers)?;
+    let w_out = weight(&cpu, &w_out, width, hidden, readers)?;
+    let layer = FeedForward {
+        batch: &batch,
+        side,
+        w_in: &w_in,
+        w_out: &w_out,
+        activation,
+        inner_mask,
+        output_mask,
+        epsilon: EPSILON,
+    };
+    let input = Residual { x: rows(&cpu, &x, width)?, r: rows(&cpu, &r, 1)? };
+    let (mut next, mut unkept) = (Residual::new(&cpu, count, width)?, Residual::new(&cpu, count, width)?);
+    let kept = cpu.feed_forward(&layer, &input, &mut next, true)?;
     let bound = bound(2 * width + 2 * hidden);
-    close(&format!("x_next of {what}"), &cpu.read(&next_rows), &x_next, bound);
-    close(&format!("r_next of {what}"), &cpu.read(&r_next), &reciprocal_rms(&x_next, width), bound);
-    let nothing = cpu.feed_forward(&batch, side, &layer, &x_rows, &r_rows, &mut unkept, &mut r_unkept, false);
+    close(&format!("x_next of {what}"), &cpu.read(&next.x)?, &x_next, bound);
+    close(&format!("r_next of {what}"), &cpu.read(&next.r)?, &reciprocal_rms(&x_next, width), bound);
+    let nothing = cpu.feed_forward(&layer, &input, &mut unkept, false)?;
     assert!(nothing.is_none(), "{what}: nothing kept that was not asked for");
-    assert_eq!(cpu.read(&unkept), cpu.read(&next_rows), "{what}: the same numbers with nothing kept");
+    assert_eq!(cpu.read(&unkept.x)?, cpu.read(&next.x)?, "{what}: the same numbers with nothing kept");
 
-    let mut d_rows = rows(&cpu, &d_next, width);
+    let mut d_rows = rows(&cpu, &d_next, width)?;
     let kept = kept.expect("kept");
-    cpu.feed_forward_backward(&batch, side, &layer, &kept, &x_rows, &r_rows, &next_rows, &mut d_rows);
-    close(&format!("d_x of {what}"), &cpu.read(&d_rows), &d_x, bound);
+    let from = FeedForwardBackward { kept: &kept, input: &input, x_next: &next.x };
+    cpu.feed_forward_backward(&layer, from, &mut d_rows)?;
+    close(&format!("d_x of {what}"), &cpu.read(&d_rows)?, &d_x, bound);
+    Ok(())
 }
 
 #[test]
-fn feed_forwards() {
+fn feed_forwards() -> Result<()> {
     for lengths in LENGTHS {
         for side in [Side::Encoder, Side::Decoder] {
             for activation in [Activation::Relu, Activation::GatedGelu, Activation::GatedSilu] {
                 for (width, hidden, probability) in
                     [(5, 1, 0.0), (17, 65, 0.25), (9, 515, 0.0), (70, 12, 0.1)]
                 {
-                    check_feed_forward(lengths, side, activation, width, hidden, probability);
+                    check_feed_forward(lengths, side, activation, width, hidden, probability)?;
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// A row's numbers are the same bytes whether it comes alone or among many, whatever the cut of rows.
 #[test]
-fn a_row_does_not_depend_on_the_others() {
+fn a_row_does_not_depend_on_the_others() -> Result<()> {
     let (cpu, width, out) = (cpu(), 600, 70);
     for readers in [Readers::Many, Readers::Few] {
         let w = numbers(2, out * width, (width as f64).powf(-0.5));
-        let kept = weight(&cpu, &w, out, width, readers);
+        let kept = weight(&cpu, &w, out, width, readers)?;
         let values = numbers(1, 400 * width, 1.0);
-        let of_first = |count: usize| {
-            let batch = batch(&[(1, count)], 1);
-            let (x, r) = (rows(&cpu, &values[..count * width], width), rows(&cpu, &vec![1.0; count], 1));
-            let mut z = cpu.rows(count, out, Format::Operand);
-            cpu.project(&batch, Side::Decoder, &x, &r, &kept, &mut z);
-            cpu.read(&z)[..2 * out].to_vec()
+        let of_first = |count: usize| -> Result<Vec<f64>> {
+            let batch = &batch(&[(1, count)], 1);
+            let x = rows(&cpu, &values[..count * width], width)?;
+            let input = &Residual { x, r: rows(&cpu, &vec![1.0; count], 1)? };
+            let mut z = cpu.rows(count, out, Format::Operand)?;
+            cpu.project(Projection { batch, side: Side::Decoder, input, weight: &kept }, &mut z)?;
+            Ok(cpu.read(&z)?[..2 * out].to_vec())
         };
-        let expected = of_first(400);
+        let expected = of_first(400)?;
         for count in [2, 3, 16, 17, 64, 65, 192, 193, 300] {
-            assert_eq!(of_first(count), expected, "{readers:?}: {count} rows");
+            assert_eq!(of_first(count)?, expected, "{readers:?}: {count} rows");
         }
     }
+    Ok(())
 }

@@ -1,6 +1,9 @@
 //! The mixture: Z_b = P_tgt + sum_j a_j P_j with a = softmax(p_j · h / temperature), for every scorer.
 
-use promptmix::backend::{Backend, Batch, Example, Mixing, Scorer, Side, StateLayout};
+use promptmix::Result;
+use promptmix::backend::{
+    Batch, Device, Example, Mix, MixOps, Mixing, OptimizerOps, Readers, Scorer, Side, StateLayout,
+};
 
 use crate::operands::{add_scaled, bound, close, cpu, dot, narrowed, numbers, rows, softmax};
 use crate::random::Random;
@@ -19,7 +22,7 @@ fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> 
     })
 }
 
-fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes: Sizes) {
+fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes: Sizes) -> Result<()> {
     let (cpu, temperature, vocabulary) = (cpu(), 3.0, 50);
     let Sizes { sources, length, width, rank } = sizes;
     let mixing = Mixing { scorer, temperature, without_target, layer_norm_epsilon: 1e-5 };
@@ -108,13 +111,14 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
         expected_z.extend(z);
     }
 
-    let table = cpu.weight(narrowed(&table), vocabulary, width, promptmix::backend::Readers::Many);
-    let frozen = scorer.map(|_| cpu.sources(&narrowed(&frozen), sources, length, width));
-    let state = cpu.state(&layout, &values, 1);
+    let table = cpu.weight(narrowed(&table), vocabulary, width, Readers::Many)?;
+    let frozen = scorer.map(|_| cpu.sources(&narrowed(&frozen), sources, length, width)).transpose()?;
+    let state = cpu.state(&layout, &values, 1)?;
     let untouched = 77.0;
-    let mut x = rows(&cpu, &vec![untouched; batch.rows(Side::Encoder) * width], width);
-    let kept = cpu.mix(&mixing, &table, frozen.as_ref(), &state, &batch, &mut x);
-    let x = cpu.read(&x);
+    let mut x = rows(&cpu, &vec![untouched; batch.rows(Side::Encoder) * width], width)?;
+    let of = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
+    let kept = cpu.mix(&of, &table, &state, &mut x)?;
+    let x = cpu.read(&x)?;
     let (mut z, mut rest) = (Vec::new(), Vec::new());
     for b in 0..batch.examples() {
         let range = batch.range(Side::Encoder, b);
@@ -126,16 +130,17 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
     let bound = bound(width + rank + sources);
     close(
         &format!("a of {what}"),
-        &cpu.attention(&kept),
+        &cpu.attention(&kept)?,
         &expected_a,
         if scorer.is_some() { bound } else { 0.0 },
     );
     close(&format!("Z of {what}"), &z, &expected_z, bound);
     assert!(rest.iter().all(|&value| value == untouched), "{what}: token rows are left alone");
+    Ok(())
 }
 
 #[test]
-fn every_scorer_on_awkward_sizes() {
+fn every_scorer_on_awkward_sizes() -> Result<()> {
     let scorers =
         [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform, Scorer::Constant];
     for scorer in scorers {
@@ -144,32 +149,40 @@ fn every_scorer_on_awkward_sizes() {
                 [(1, 1, 7, 1), (40, 7, 9, 8), (3, 9, 65, 7), (40, 1, 129, 65)]
             {
                 for standardized in [false, scorer.reads_input()] {
-                    check(Some(scorer), without_target, standardized, Sizes { sources, length, width, rank });
+                    check(
+                        Some(scorer),
+                        without_target,
+                        standardized,
+                        Sizes { sources, length, width, rank },
+                    )?;
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// Z is then the target prompt, bit by bit.
 #[test]
-fn a_plain_prompt_is_written_as_it_is() {
+fn a_plain_prompt_is_written_as_it_is() -> Result<()> {
     let cpu = cpu();
     let layout = StateLayout::new(&Mixing::plain(), 1, 9, 7, 1, false);
     let values = numbers(3, layout.len(), 1.0);
     let example = Example { source: vec![1], target: vec![1], ..Example::default() };
     let batch = Batch::pack(&[example], 9, 0, 2).expect("a batch");
-    let table = cpu.weight(vec![0.5; 14], 2, 7, promptmix::backend::Readers::Many);
-    let mut x = rows(&cpu, &[1.0; 70], 7);
-    let kept = cpu.mix(&Mixing::plain(), &table, None, &cpu.state(&layout, &values, 1), &batch, &mut x);
-    assert_eq!(cpu.read(&x)[..63], values);
-    assert!(cpu.attention(&kept).is_empty());
-    check(None, false, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 });
+    let table = cpu.weight(vec![0.5; 14], 2, 7, Readers::Many)?;
+    let mut x = rows(&cpu, &[1.0; 70], 7)?;
+    let of = Mix { mixing: &Mixing::plain(), sources: None, batch: &batch };
+    let kept = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, &mut x)?;
+    assert_eq!(cpu.read(&x)?[..63], values);
+    assert!(cpu.attention(&kept)?.is_empty());
+    check(None, false, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 })?;
+    Ok(())
 }
 
 /// Rows 1 and 3 of the target prompt share the largest value of column 0: by its key the gradient reaches row 1 alone.
 #[test]
-fn a_tie_in_the_key_goes_to_the_lowest_row() {
+fn a_tie_in_the_key_goes_to_the_lowest_row() -> Result<()> {
     let (cpu, length, width) = (cpu(), 4, 2);
     let mixing = Mixing {
         scorer: Some(Scorer::Dot),
@@ -181,20 +194,22 @@ fn a_tie_in_the_key_goes_to_the_lowest_row() {
     let values = [0.0, 0.1, 2.0, 0.2, -1.0, 0.9, 2.0, 0.3];
     let example = Example { source: vec![0], target: vec![1], ..Example::default() };
     let batch = Batch::pack(&[example], length, 0, 2).expect("a batch");
-    let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width, promptmix::backend::Readers::Many);
-    let sources = cpu.sources(&[0.3; 8], 1, length, width);
-    let mut state = cpu.state(&layout, &values, 1);
-    let mut x = cpu.zeros(5, width);
-    let kept = cpu.mix(&mixing, &table, Some(&sources), &state, &batch, &mut x);
-    let a = cpu.attention(&kept);
+    let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width, Readers::Many)?;
+    let sources = cpu.sources(&[0.3; 8], 1, length, width)?;
+    let mut state = cpu.state(&layout, &values, 1)?;
+    let mut x = cpu.zeros(5, width)?;
+    let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
+    let kept = cpu.mix(&of, &table, &state, &mut x)?;
+    let a = cpu.attention(&kept)?;
     // Only row 2 of Z has a gradient: what arrives in other rows came by the key.
-    let d_x = rows(&cpu, &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], width);
-    cpu.mix_backward(&mixing, Some(&sources), &batch, &kept, &d_x, &mut state);
+    let d_x = rows(&cpu, &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], width)?;
+    cpu.mix_backward(&of, &kept, &d_x, &mut state)?;
     // <d_z, P_j> is 0.3 for the source and -1 for the target; h = (1, 0.5).
     let d_score = a[1] * (-1.0 - (0.3 * a[0] - a[1]));
     let expected = [0.0, 0.0, d_score, 0.0, 1.0 + a[1], 0.5 * d_score, 0.0, 0.0];
-    let gradient = cpu.read_gradient(&state);
+    let gradient = cpu.read_gradient(&state)?;
     close("d_target", &gradient, &expected, bound(4));
     assert_eq!(gradient[6], 0.0, "the higher of the tied rows");
     assert!(d_score.abs() > 0.1);
+    Ok(())
 }

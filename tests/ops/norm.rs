@@ -1,8 +1,10 @@
 //! Rows that enter a stack, x = mask(E\[id\]) with r = 1 / rms(x), rows that leave it, h = mask(x·r·gain·scale), and their
 //! gradients.
 
+use promptmix::Result;
 use promptmix::backend::{
-    Backend, Batch, DropoutStep, Example, Format, Readers, Scope, Side, Site, SiteKind,
+    Batch, Device, DropoutStep, Embedding, EmbeddingOps, Example, FinalNorm, FinalNormBackward, Format,
+    NormOps, Readers, Residual, Scope, Side, Site, SiteKind,
 };
 
 use crate::operands::{batch, bound, close, cpu, dot, mask_of, masks, narrowed, numbers, rows};
@@ -14,7 +16,7 @@ fn reciprocal_rms(x: &[f64], width: usize) -> Vec<f64> {
     x.chunks_exact(width).map(|x| (dot(x, x) / width as f64 + EPSILON).powf(-0.5)).collect()
 }
 
-fn check_embed(lengths: &[(usize, usize)], width: usize, probability: f64) {
+fn check_embed(lengths: &[(usize, usize)], width: usize, probability: f64) -> Result<()> {
     let (cpu, vocabulary, prompt_length) = (cpu(), 37, 4);
     let mut random = Random::new(3);
     let mut ids =
@@ -48,19 +50,26 @@ fn check_embed(lengths: &[(usize, usize)], width: usize, probability: f64) {
             }
         }
         let expected: Vec<f64> = plain.iter().zip(&multipliers).map(|(x, mask)| x * mask).collect();
-        let kept = cpu.weight(narrowed(&table), vocabulary, width, Readers::Lookup);
-        let (mut x, mut r) = (rows(&cpu, &before, width), cpu.rows(count, width, Format::Norm));
-        cpu.embed(&kept, side, &batch, mask, EPSILON, &mut x, &mut r);
-        close(&format!("x of {what}"), &cpu.read(&x), &expected, bound(1));
-        close(&format!("r of {what}"), &cpu.read(&r), &reciprocal_rms(&expected, width), bound(width));
+        let kept = cpu.weight(narrowed(&table), vocabulary, width, Readers::Lookup)?;
+        let mut output =
+            Residual { x: rows(&cpu, &before, width)?, r: cpu.rows(count, width, Format::Norm)? };
+        let of = Embedding { table: &kept, batch: &batch, side, mask, epsilon: EPSILON };
+        cpu.embed(of, &mut output)?;
+        close(&format!("x of {what}"), &cpu.read(&output.x)?, &expected, bound(1));
+        close(
+            &format!("r of {what}"),
+            &cpu.read(&output.r)?,
+            &reciprocal_rms(&expected, width),
+            bound(width),
+        );
     }
 
     let mask = mask_of(&dropout, Site::new(Side::Encoder, SiteKind::Embedding, 0));
     let multipliers = masks(&batch, Side::Encoder, mask, width);
     let d_x = numbers(4, batch.rows(Side::Encoder) * width, 1.0);
-    let mut d_rows = rows(&cpu, &d_x, width);
-    cpu.embed_backward(&batch, mask, &mut d_rows);
-    let actual = cpu.read(&d_rows);
+    let mut d_rows = rows(&cpu, &d_x, width)?;
+    cpu.embed_backward(&batch, mask, &mut d_rows)?;
+    let actual = cpu.read(&d_rows)?;
     for b in 0..batch.examples() {
         let prompt = batch.scoped_range(Side::Encoder, Scope::Prompt, b);
         let span = prompt.start * width..prompt.end * width;
@@ -73,14 +82,16 @@ fn check_embed(lengths: &[(usize, usize)], width: usize, probability: f64) {
             bound(1),
         );
     }
+    Ok(())
 }
 
 #[test]
-fn rows_that_enter() {
+fn rows_that_enter() -> Result<()> {
     for (width, probability) in [(1, 0.0), (7, 0.5), (33, 0.1), (130, 0.0)] {
-        check_embed(&[(1, 1)], width, probability);
-        check_embed(&[(9, 2), (1, 5), (200, 1), (30, 230)], width, probability);
+        check_embed(&[(1, 1)], width, probability)?;
+        check_embed(&[(9, 2), (1, 5), (200, 1), (30, 230)], width, probability)?;
     }
+    Ok(())
 }
 
 fn check_final_norm(
@@ -90,7 +101,7 @@ fn check_final_norm(
     with_gain: bool,
     scale: f64,
     probability: f64,
-) {
+) -> Result<()> {
     let (cpu, batch) = (cpu(), batch(lengths, 2));
     let count = batch.rows(side);
     let dropout = DropoutStep::new(probability, 6, &[2]);
@@ -113,27 +124,30 @@ fn check_final_norm(
         })
         .collect();
 
-    let kept = with_gain.then(|| cpu.weight(narrowed(&gain), 1, width, Readers::Lookup));
-    let (x, r) = (rows(&cpu, &x, width), rows(&cpu, &r, 1));
-    let mut h = cpu.rows(count, width, Format::Operand);
-    cpu.final_norm(&batch, side, &x, &r, kept.as_ref(), scale, mask, &mut h);
-    close(&format!("h of {what}"), &cpu.read(&h), &expected, bound(1));
-    let mut d_rows = cpu.rows(count, width, Format::Residual);
-    let d_h = rows(&cpu, &d_h, width);
-    cpu.final_norm_backward(&batch, side, &x, &r, kept.as_ref(), scale, mask, &d_h, None, &mut d_rows);
-    close(&format!("d_x of {what}"), &cpu.read(&d_rows), &d_x, bound(width));
+    let gain = with_gain.then(|| cpu.weight(narrowed(&gain), 1, width, Readers::Lookup)).transpose()?;
+    let input = &Residual { x: rows(&cpu, &x, width)?, r: rows(&cpu, &r, 1)? };
+    let of = || FinalNorm { batch: &batch, side, input, gain: gain.as_ref(), scale, mask };
+    let mut h = cpu.rows(count, width, Format::Operand)?;
+    cpu.final_norm(of(), &mut h)?;
+    close(&format!("h of {what}"), &cpu.read(&h)?, &expected, bound(1));
+    let mut d_rows = cpu.rows(count, width, Format::Residual)?;
+    let d_h = rows(&cpu, &d_h, width)?;
+    cpu.final_norm_backward(of(), FinalNormBackward { d_h: &d_h, below: None }, &mut d_rows)?;
+    close(&format!("d_x of {what}"), &cpu.read(&d_rows)?, &d_x, bound(width));
+    Ok(())
 }
 
 /// Widths from 3 on: of a row of 1 a norm leaves nothing but the sign, and its gradient is all cancellation.
 #[test]
-fn rows_that_leave() {
+fn rows_that_leave() -> Result<()> {
     for lengths in [&[(1, 1)][..], &[(9, 2), (1, 5)], &[(120, 210), (90, 1)]] {
         for side in [Side::Encoder, Side::Decoder] {
             for (width, with_gain, scale, probability) in
                 [(3, false, 1.0, 0.0), (7, true, 0.125, 0.5), (33, false, 1.0, 0.1), (513, true, 0.044, 0.0)]
             {
-                check_final_norm(lengths, side, width, with_gain, scale, probability);
+                check_final_norm(lengths, side, width, with_gain, scale, probability)?;
             }
         }
     }
+    Ok(())
 }

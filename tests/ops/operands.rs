@@ -1,7 +1,10 @@
 //! Operands and results of ops, and how closely f32 must follow f64.
 
+use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Rows};
-use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
+use promptmix::backend::{
+    Batch, Device, DropoutStep, Embedding, EmbeddingOps, Example, Format, Mask, Readers, Residual, Side, Site,
+};
 use promptmix::verify::{Tolerance, compare};
 
 use crate::random::Random;
@@ -21,21 +24,24 @@ pub fn narrowed(values: &[f64]) -> Vec<f32> {
 }
 
 /// An activation that holds `values`: the rows of a table, looked up in order.
-pub fn rows(cpu: &Cpu<f32>, values: &[f64], width: usize) -> Rows<f32> {
+pub fn rows(cpu: &Cpu<f32>, values: &[f64], width: usize) -> Result<Rows<f32>> {
     let count = values.len() / width;
-    let table = cpu.weight(narrowed(values), count, width, promptmix::backend::Readers::Many);
+    let table = cpu.weight(narrowed(values), count, width, Readers::Many)?;
     let target = (1..=count as u32).map(|id| id.min(count as u32 - 1)).collect();
     let example = Example { source: vec![0], target, ..Example::default() };
-    let lookup = Batch::pack(&[example], 1, 0, count).expect("a batch");
-    let (mut x, mut r) = (cpu.rows(count, width, Format::Float), cpu.rows(count, 1, Format::Norm));
-    cpu.embed(&table, Side::Decoder, &lookup, None, 1e-6, &mut x, &mut r);
-    x
+    let lookup = Batch::pack(&[example], 1, 0, count)?;
+    let x = cpu.rows(count, width, Format::Float)?;
+    let mut residual = Residual { x, r: cpu.rows(count, 1, Format::Norm)? };
+    let (table, batch, side) = (&table, &lookup, Side::Decoder);
+    cpu.embed(Embedding { table, batch, side, mask: None, epsilon: 1e-6 }, &mut residual)?;
+    Ok(residual.x)
 }
 
 /// One example that should say `labels`, each row's loss weighted.
 pub fn labelled(labels: &[u32], weights: &[f64], vocabulary: usize) -> Batch {
     let example = Example { source: vec![0], target: labels.to_vec(), ..Example::default() };
-    Batch::pack(&[example], 1, 0, vocabulary).expect("a batch").weighted(weights.to_vec())
+    let batch = Batch::pack(&[example], 1, 0, vocabulary).expect("a batch");
+    batch.weighted(weights.to_vec()).expect("a weight a row")
 }
 
 /// Examples of the given source and target lengths before prompts of `prompt_length`.

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Batch, Example, Mixing, StateLayout};
+use promptmix::backend::{Batch, Example, Mixing, OptimizerOps, StateLayout};
 use promptmix::model::{Mixture, Pass, T5};
 use promptmix::pretrained::{Checkpoint, T5Config};
 use safetensors::Dtype;
@@ -108,7 +108,7 @@ fn loss(checkpoint: &Checkpoint) -> f64 {
     let prompt: Vec<f64> =
         values("prompt", &[PROMPT_ROWS, config.d_model]).into_iter().map(f64::from).collect();
     let mixture = Mixture { mixing, sources: None, source_count: 0, layout };
-    let state = promptmix::backend::Backend::state(&backend, &mixture.layout, &prompt, 1);
+    let state = backend.state(&mixture.layout, &prompt, 1).expect("a state");
     let examples = EXAMPLES.map(|(source, target)| Example {
         source: source.to_vec(),
         target: target.to_vec(),
@@ -117,7 +117,8 @@ fn loss(checkpoint: &Checkpoint) -> f64 {
     let batch = Batch::pack(&examples, PROMPT_ROWS, config.decoder_start_token_id, config.vocab_size);
     let batch = batch.expect("a batch");
     let tokens = [batch.label_tokens(0)];
-    model.loss(&backend, &mixture, &state, &batch, &tokens, Pass::evaluation()).per_run[0]
+    let loss = model.loss(&backend, &mixture, &state, &batch, &tokens, Pass::evaluation());
+    loss.expect("a loss").per_run[0]
 }
 
 #[test]
