@@ -30,14 +30,18 @@ pub struct FinalNormBackward<'a, D: Device> {
 
 impl<D: Device> FinalNorm<'_, D> {
     pub(crate) fn check(&self, h: &D::Rows) -> Result<()> {
+        self.check_output("h", h)
+    }
+
+    fn check_output(&self, what: &str, h: &D::Rows) -> Result<()> {
         let (rows, width) = (self.batch.rows(self.side), self.input.width());
         self.input.check("x", rows, width)?;
         self.gain.map_or(Ok(()), |gain| gain.check("the norm's gain", 1, width))?;
-        h.check("h", rows, width)
+        h.check(what, rows, width)
     }
 
     pub(crate) fn check_backward(&self, from: &FinalNormBackward<'_, D>, d_x: &D::Rows) -> Result<()> {
-        self.check(from.d_h)?;
+        self.check_output("d_h", from.d_h)?;
         let (rows, width) = (self.batch.rows(self.side), self.input.width());
         from.below.map_or(Ok(()), |below| below.check("below", rows, width))?;
         d_x.check("d_x", rows, width)
