@@ -83,7 +83,8 @@ impl<'a, B: Backend> Predictor<'a, B> {
     /// how they get their answers.
     ///
     /// # Errors
-    /// If a folder holds no run, its state is damaged, its sources are gone, or it was trained with another model.
+    /// If a folder holds no run, its state is damaged, its sources are gone, or it was trained with another model; those of
+    /// the device.
     pub fn open(frozen: &'a Frozen<'a, B>, folders: &[&Path], decoding: Option<Decoding>) -> Result<Self> {
         let mut predictor = Self { frozen, runs: Vec::new(), stacks: Vec::new() };
         for folder in folders {

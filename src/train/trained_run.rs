@@ -35,7 +35,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
     /// Opens the run in `folder`, whose settings are `saved`, on the model that it was trained with.
     ///
     /// # Errors
-    /// If the model is another one, or the run has no saved state.
+    /// If the model is another one, or the run has no saved state; those of the device.
     pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &Saved) -> Result<Self> {
         saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.located(folder);

@@ -125,7 +125,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// If the checkpoint is malformed, damaged, of another state or of other training rows, or missing though the run has
-    /// taken steps.
+    /// taken steps; those of the device.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
         let Some(last) = RunFolder::load_last(folder, &self.mixture.layout)? else { return Ok(()) };
         if last.checkpoint.data_sha256.is_some() && last.checkpoint.data_sha256 != self.checkpoint.data_sha256
@@ -201,7 +201,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; [`Error::Interrupted`] after a step
-    /// behind which `monitor` says that the run ends; those of writing the folder.
+    /// behind which `monitor` says that the run ends; those of the device and of writing the folder.
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
         self.begin(folder.as_deref_mut())?;
         while !self.is_done() {
@@ -346,7 +346,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// One optimizer step: all its micro-batches, then the update.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step.
+    /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step. Those of the
+    /// device.
     pub fn step(&mut self) -> Result<StepRecord> {
         let (mut records, failure) = self.stretch(1)?;
         let nothing = || Error::setting("steps", "a run that goes on", "its end", "");

@@ -164,7 +164,8 @@ const LISTED: [(&str, &str); 14] = [
 /// Runs the fixture in `folder` on `backend`.
 ///
 /// # Errors
-/// If the folder cannot be read or does not fit together; a number that differs is not an error but a failed check.
+/// If the folder cannot be read or does not fit together, or the device fails; a number that differs is not an error but a
+/// failed check.
 pub fn verify<B: Backend>(backend: &B, folder: &Path) -> Result<Report> {
     let fixture = Fixture::open(folder)?;
     let checkpoint = Checkpoint::open(folder)?;

@@ -19,7 +19,6 @@ struct Reference {
     d_qkv: Vec<f64>,
 }
 
-#[allow(clippy::too_many_arguments)] // the op's own operands
 fn reference(
     batch: &Batch,
     side: Side,
