@@ -24,9 +24,9 @@ struct DecodeArguments {
     int reach;
     int padding;
 };
-static_assert(sizeof(DecodeArguments) == 56, "as backend/cuda/decode.rs has it");
 
 constexpr int LANE_PARTS = 4;
+constexpr int WIDEST_HEAD = 32 * LANE_PARTS;
 
 template <typename T> __device__ __forceinline__ void decode(const DecodeArguments& arguments) {
     const int example = blockIdx.x, head = blockIdx.y, lane = threadIdx.x, width = arguments.width;

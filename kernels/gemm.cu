@@ -64,7 +64,6 @@ struct GemmArguments {
     int inner_parts;
     float epsilon;
 };
-static_assert(sizeof(GemmArguments) == 176, "as backend/cuda/linear.rs has it");
 
 // The epilogue of a launch; or of a kernel that has but one, whose code is then straight.
 constexpr int ANY = -1;

@@ -16,10 +16,11 @@ macro_rules! choices {
         }
     ) => {
         $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum $name {
-            $($(#[doc = $doc])+ #[serde(rename = $text)] $variant),+
+            $($(#[doc = $doc])+ #[cfg_attr(feature = "serde", serde(rename = $text))] $variant),+
         }
 
         impl $name {

@@ -21,22 +21,36 @@ pub mod backend;
 pub mod choice;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "training")]
 pub mod config;
+#[cfg(feature = "data")]
 pub mod data;
+#[cfg(feature = "training")]
 pub mod demo;
 pub mod error;
+#[cfg(feature = "training")]
 pub mod evaluate;
+#[cfg(feature = "training")]
 pub mod experiment;
+#[cfg(feature = "data")]
 pub mod files;
+#[cfg(feature = "tasks")]
 pub mod metrics;
+#[cfg(feature = "training")]
 pub mod model;
+#[cfg(any(feature = "parquet", feature = "pretrained"))]
 mod panics;
+#[cfg(feature = "pretrained")]
 pub mod pretrained;
+#[cfg(feature = "training")]
 pub mod prompts;
 #[cfg(feature = "report")]
 pub mod report;
+#[cfg(feature = "tasks")]
 pub mod tasks;
+#[cfg(feature = "training")]
 pub mod train;
+#[cfg(feature = "training")]
 pub mod verify;
 
 #[cfg(feature = "cuda")]

@@ -11,6 +11,7 @@
 //! ([`ops`]): a mismatch is an error that names the operand, and nothing is computed.
 
 mod batch;
+#[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -1,9 +1,11 @@
 //! Cross attention absorbed into the encoder's rows, launched alone: `kernels/cross_attention.cu`.
 
 use half::bf16;
-use promptmix::backend::Heads;
-use promptmix::cuda::cross_attention::{AbsorbedCrossAttention, AbsorbedKept};
-use promptmix::cuda::{PairedSequences, Precision};
+use promptmix::backend::{Device as _, Heads};
+use promptmix::cuda::cross_attention::{
+    AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape, QueryGradient, Wide,
+};
+use promptmix::cuda::{DropoutMask, PairedSequences, Precision};
 use promptmix::verify::compare;
 
 use crate::device::{Device, device, numbers, roundings};
@@ -97,60 +99,59 @@ fn launch(device: &Device, operands: &Operands) -> Given {
     let floats = |count: usize| stream.clone_htod(&vec![f32::NAN; count]).expect("an upload");
     let sequences = PairedSequences::new(stream, &operands.lengths).expect("examples");
     let (w_k, w_v) = (up(&operands.w_k), up(&operands.w_v));
-    let (w_k, w_v) = (w_k.as_view(), w_v.as_view());
-    let attention =
-        AbsorbedCrossAttention { sequences: &sequences, heads: operands.heads, w_k: &w_k, w_v: &w_v };
+    let (batch, heads, depth) = (sequences.described(), operands.heads, operands.depth);
+    let shape = AbsorbedShape { batch, heads, depth };
+    let attention = AbsorbedCrossAttention { shape, w_k: &w_k, w_v: &w_v, mask: DropoutMask::default() };
     let lengths = attention.lengths().expect("weights that fit");
     let (q, h, d_o) = (up(&operands.q), up(&operands.h), up(&operands.d_o));
     let (mut absorbed_q, mut mixed) = (poison(lengths.wide), poison(lengths.wide));
     let (mut scores, mut sums) = (floats(lengths.pairs), floats(lengths.sums));
     let (mut o, mut d_q) = (poison(operands.q.len()), poison(operands.q.len()));
     let mut d_h = stream.clone_htod(&vec![0.0_f32; operands.h.len()]).expect("an upload");
-    let (mut wide, mut pairs) = (poison(2 * lengths.wide), poison(2 * lengths.pairs));
+    let [mut d_mixed, mut d_absorbed_q] = [(); 2].map(|()| poison(lengths.wide));
+    let [mut ds, mut p] = [(); 2].map(|()| poison(lengths.pairs));
+    // Nothing is dropped in bf16 by itself: no numbers.
+    assert_eq!(lengths.dropped, 0);
+    let mut nothing = poison(8);
     let before = kernels.launches();
-    {
-        let mut kept = AbsorbedKept {
-            absorbed_q: &mut absorbed_q.as_view_mut(),
-            scores: &mut scores.as_view_mut(),
-            sums: &mut sums.as_view_mut(),
-        };
-        attention
-            .forward(
-                kernels,
-                &q.as_view(),
-                &h.as_view(),
-                &mut kept,
-                &mut mixed.as_view_mut(),
-                &mut o.as_view_mut(),
-            )
-            .expect("forward");
-        assert_eq!(kernels.launches() - before, 4);
-        let refused = attention.forward(
-            kernels,
-            &q.slice(1..),
-            &h.as_view(),
-            &mut kept,
-            &mut mixed.as_view_mut(),
-            &mut d_q.as_view_mut(),
-        );
-        let said = refused.expect_err("a query too short").to_string();
-        assert!(said.contains(&format!("q: expected {} numbers", operands.q.len())), "{said}");
-        attention
-            .backward(
-                kernels,
-                &q.as_view(),
-                &h.as_view(),
-                &mut kept,
-                &o.as_view(),
-                &d_o.as_view(),
-                &mut wide.as_view_mut(),
-                &mut pairs.as_view_mut(),
-                &mut d_q.as_view_mut(),
-                &mut d_h.as_view_mut(),
-            )
-            .expect("backward");
-        assert_eq!(kernels.launches() - before, 9);
-    }
+    let forward = AbsorbedForward {
+        q: &q,
+        h: &h,
+        absorbed_q: Wide::Made(&mut absorbed_q),
+        scores: &mut scores,
+        sums: &mut sums,
+        dropped: &mut nothing.slice_mut(0..0),
+        mixed: &mut mixed,
+        o: &mut o,
+    };
+    attention.forward(kernels, forward).expect("forward");
+    assert_eq!(kernels.launches() - before, 4);
+    let refused = AbsorbedForward {
+        q: &q.slice(1..),
+        h: &h,
+        absorbed_q: Wide::Made(&mut absorbed_q),
+        scores: &mut scores,
+        sums: &mut sums,
+        dropped: &mut nothing.slice_mut(0..0),
+        mixed: &mut mixed,
+        o: &mut d_q,
+    };
+    let said = attention.forward(kernels, refused).expect_err("a query too short").to_string();
+    assert!(said.contains(&format!("q: expected {} numbers", operands.q.len())), "{said}");
+    let from = AbsorbedBackward {
+        h: &h,
+        absorbed_q: &absorbed_q,
+        scores: &scores,
+        sums: &sums,
+        o: &o,
+        d_o: &d_o,
+        d_mixed: Wide::Made(&mut d_mixed),
+    };
+    let of_q = QueryGradient { d_absorbed_q: &mut d_absorbed_q, d_q: &mut d_q, inner: None };
+    let gradient =
+        AbsorbedGradient { ds: &mut ds, p: &mut p, d_q: Some(of_q), d_h: Some(&mut d_h) };
+    attention.backward(kernels, from, gradient).expect("backward");
+    assert_eq!(kernels.launches() - before, 9);
     let whole = stream.clone_dtoh(&scores).expect("scores");
     let down = |values: Vec<bf16>| values.into_iter().map(|value| value.to_f64()).collect();
     let given = Given {

@@ -1,15 +1,18 @@
 //! Self attention behind its projection, and back through both: `kernels/attention.cu`.
 
-use promptmix::backend::{Activation, FeedForward, Format, Heads, Readers, Scope, Side, SiteKind};
-
+use promptmix::Result;
+use promptmix::backend::{
+    Activation, FeedForward, FeedForwardBackward, Format, Heads, ProjectionBackward, Readers, Residual, ResidualProjection,
+    ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, SiteKind, Projection,
+};
 use promptmix::verify::Tolerance;
 
 use crate::device::{
-    Bounds, Case, Place, batch, dropout, follow, mask_of, matrix, narrowed, numbers, roundings,
+    Bounds, Case, Place, Results, batch, dropout, follow, mask_of, matrix, narrowed, numbers, roundings,
 };
 
 #[derive(Debug)]
-struct SelfAttention {
+struct Layer {
     lengths: Vec<(usize, usize)>,
     side: Side,
     scope: Scope,
@@ -26,8 +29,8 @@ const PROMPT: usize = 3;
 /// Largest |key - query| with a bias of its own.
 const REACH: usize = 9;
 
-impl Case for SelfAttention {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+impl Case for Layer {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { side, scope, heads, width, .. } = *self;
         let batch = batch(&self.lengths, PROMPT, 50);
         let (rows, total) = (batch.rows(side), heads.total());
@@ -37,79 +40,84 @@ impl Case for SelfAttention {
         // T5 does not scale its scores: the spread of q does.
         let shrink = (heads.width as f32).powf(-0.5);
         projection[..total * width].iter_mut().for_each(|q| *q *= shrink);
-        let w_qkv = backend.weight(projection, 3 * total, width, Readers::Many);
-        let before = backend.weight(matrix(2, width, width), width, width, Readers::Many);
+        let w_qkv = backend.weight(projection, 3 * total, width, Readers::Many)?;
+        let before = backend.weight(matrix(2, width, width), width, width, Readers::Many)?;
         let bias = (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * REACH + 1, 0.7)));
-        let bias = backend.position_bias(bias.collect(), REACH);
-        let y = backend.place(&numbers(3, rows * width, 1.0), width, Format::Operand);
-        let start = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual);
-        let mut below = backend.rows(rows, width, Format::Residual);
-        let mut r_below = backend.rows(rows, width, Format::Norm);
-        backend.add_project(&batch, side, &y, &before, None, 1e-6, &start, &mut below, &mut r_below);
-        let w_in = backend.weight(matrix(7, 2 * width, width), 2 * width, width, Readers::Many);
-        let w_out = backend.weight(matrix(8, width, 2 * width), width, 2 * width, Readers::Many);
+        let bias = backend.position_bias(bias.collect(), REACH)?;
+        let y = backend.place(&numbers(3, rows * width, 1.0), width, Format::Operand)?;
+        let start = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual)?;
+        let mut below = Residual::new(backend, rows, width)?;
+        let (batch, epsilon) = (&batch, 1e-6);
+        let first =
+            ResidualProjection { batch, side, y: &y, weight: &before, mask: None, epsilon, x: &start };
+        backend.add_project(first, &mut below)?;
+        let w_in = backend.weight(matrix(7, 2 * width, width), 2 * width, width, Readers::Many)?;
+        let w_out = backend.weight(matrix(8, width, 2 * width), width, 2 * width, Readers::Many)?;
         let feed_forward = FeedForward {
+            batch,
+            side,
             w_in: &w_in,
             w_out: &w_out,
             activation: Activation::Relu,
             inner_mask: None,
             output_mask: mask_of(&dropout, side, SiteKind::FeedForwardOutput),
-            epsilon: 1e-6,
+            epsilon,
         };
-        let mut x = backend.rows(rows, width, Format::Residual);
-        let mut r = backend.rows(rows, width, Format::Norm);
-        let kept = backend
-            .feed_forward(&batch, side, &feed_forward, &below, &r_below, &mut x, &mut r, true)
-            .expect("kept");
-        let mut qkv = backend.rows(rows, 3 * total, Format::Operand);
-        backend.project(&batch, side, &x, &r, &w_qkv, &mut qkv);
-        let mut o = backend.rows(rows, total, Format::Operand);
-        let mut log_sum_exp = backend.rows(rows, heads.count, Format::Float);
-        backend.self_attention(&batch, side, heads, &bias, mask, &qkv, &mut o, &mut log_sum_exp);
+        let mut input = Residual::new(backend, rows, width)?;
+        let kept = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
+        let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
+        backend.project(Projection { batch, side, input: &input, weight: &w_qkv }, &mut qkv)?;
+        let mut o = backend.rows(rows, total, Format::Operand)?;
+        let mut log_sum_exp = backend.rows(rows, heads.count, Format::Float)?;
+        let attention = SelfAttention { batch, side, heads, bias: &bias, mask };
+        backend.self_attention(&attention, &qkv, &mut o, &mut log_sum_exp)?;
 
         let scoped = match scope {
             Scope::All => rows,
             Scope::Prompt => batch.examples() * PROMPT,
         };
-        let w_o = backend.weight(matrix(9, width, total), width, total, Readers::Many);
-        let d_out = backend.place(&numbers(5, rows * width, 1.0), width, Format::Residual);
-        let mut d_o = backend.rows(rows, total, Format::Operand);
-        backend.add_project_backward(&batch, side, &d_out, &w_o, None, Some((&o, heads)), &mut d_o);
-        let mut d_qkv = backend.rows(scoped, 3 * total, Format::ProjectionGradient);
-        backend.self_attention_backward(
-            &batch,
+        let w_o = backend.weight(matrix(9, width, total), width, total, Readers::Many)?;
+        let d_out = backend.place(&numbers(5, rows * width, 1.0), width, Format::Residual)?;
+        let mut d_o = backend.rows(rows, total, Format::Operand)?;
+        let y = Some((&o, heads));
+        let output =
+            ResidualProjectionBackward { batch, side, d_x: &d_out, weight: &w_o, mask: None, y };
+        backend.add_project_backward(output, &mut d_o)?;
+        let mut d_qkv = backend.rows(scoped, 3 * total, Format::ProjectionGradient)?;
+        let from =
+            SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
+        backend.self_attention_backward(&attention, from, &mut d_qkv)?;
+        let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
+        // Of the prompt's rows alone nothing below is learnt from.
+        let known = (scope == Scope::All).then_some(&below.x);
+        let projected = ProjectionBackward {
+            batch,
             side,
             scope,
-            heads,
-            &bias,
-            mask,
-            &qkv,
-            &o,
-            &log_sum_exp,
-            &d_o,
-            &mut d_qkv,
-        );
-        let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual);
-        // Of the prompt's rows alone nothing below is learnt from.
-        let known = (scope == Scope::All).then_some(&below);
-        backend.project_backward(&batch, side, scope, &d_qkv, &w_qkv, &x, &r, known, &mut d_x);
-        let d_x_behind = backend.read(&d_x);
+            dz: &d_qkv,
+            weight: &w_qkv,
+            input: &input,
+            below: known,
+        };
+        backend.project_backward(projected, &mut d_x)?;
+        let d_x_behind = backend.read(&d_x)?;
         if self.below {
-            backend.feed_forward_backward(&batch, side, &feed_forward, &kept, &below, &r_below, &x, &mut d_x);
-            return vec![("d_x below", backend.read(&d_x))];
+            let from = FeedForwardBackward { kept: &kept, input: &below, x_next: &input.x };
+            backend.feed_forward_backward(&feed_forward, from, &mut d_x)?;
+            return Ok(vec![("d_x below", backend.read(&d_x)?)]);
         }
-        vec![
-            ("o", backend.read(&o)),
-            ("log_sum_exp", backend.read(&log_sum_exp)),
-            ("d_qkv", backend.read(&d_qkv)),
+        Ok(vec![
+            ("o", backend.read(&o)?),
+            ("log_sum_exp", backend.read(&log_sum_exp)?),
+            ("d_qkv", backend.read(&d_qkv)?),
             ("d_x", d_x_behind),
-        ]
+        ])
     }
 }
 
 fn attention(lengths: &[(usize, usize)], side: Side, scope: Scope, heads: Heads, width: usize, dropped: f64) {
     let mut case =
-        SelfAttention { lengths: lengths.to_vec(), side, scope, heads, width, dropped, below: false };
+        Layer { lengths: lengths.to_vec(), side, scope, heads, width, dropped, below: false };
     let longest = lengths.iter().map(|(n, t)| n + t + PROMPT).max().unwrap_or(0);
     // bf16: q, k, v, the probabilities, o, d_scores and d_qkv are each rounded once, and scores of size s move a
     // probability by s roundings.

@@ -1,10 +1,13 @@
 //! Cross attention of few and of many targets: `kernels/cross_attention.cu` and `kernels/attention.cu`.
 
-use promptmix::backend::{Backend, CrossAttention, Format, Heads, Readers, Side, SiteKind};
+use promptmix::Result;
+use promptmix::backend::{
+    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, Readers, Residual, ResidualProjection, Side, SiteKind,
+};
 use promptmix::cuda::Precision;
 
 use crate::device::{
-    Bounds, Case, Place, batch, device, dropout, follow, mask_of, matrix, numbers, roundings,
+    Bounds, Case, Place, Results, batch, device, dropout, follow, mask_of, matrix, numbers, roundings,
 };
 
 #[derive(Debug)]
@@ -17,41 +20,42 @@ struct Cross {
 }
 
 impl Case for Cross {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { heads, width, .. } = *self;
         let batch = batch(&self.lengths, 2, 50);
         let (targets, sources, total) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder), heads.total());
         let dropout = dropout(self.dropped);
-        let [w_k, w_v] =
-            [1, 2].map(|seed| backend.weight(matrix(seed, total, width), total, width, Readers::Many));
+        let weight = |seed| backend.weight(matrix(seed, total, width), total, width, Readers::Many);
+        let (w_k, w_v) = (weight(1)?, weight(2)?);
         let mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttention);
-        let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
+        let cross = CrossAttention { batch: &batch, heads, w_k: &w_k, w_v: &w_v, mask };
         let q = numbers(3, targets * total, (heads.width as f64).powf(-0.5));
-        let q = backend.place(&q, total, Format::Operand);
-        let h = backend.place(&numbers(4, sources * width, 1.0), width, Format::Operand);
-        let mut o = backend.rows(targets, total, Format::Operand);
-        let kept = backend.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
-        let d_o = backend.place(&numbers(5, targets * total, 1.0), total, Format::Operand);
-        let mut d_q = backend.rows(targets, total, Format::ProjectionGradient);
-        let mut d_h = backend.source_gradient(&batch, width);
-        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
+        let q = backend.place(&q, total, Format::Operand)?;
+        let h = backend.place(&numbers(4, sources * width, 1.0), width, Format::Operand)?;
+        let mut o = backend.rows(targets, total, Format::Operand)?;
+        let kept = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+        let d_o = backend.place(&numbers(5, targets * total, 1.0), total, Format::Operand)?;
+        let mut d_q = backend.rows(targets, total, Format::ProjectionGradient)?;
+        let mut d_h = backend.source_gradient(&batch, width)?;
+        let from = |d_o| CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o };
+        backend.cross_attention_backward(&cross, from(&d_o), Some(&mut d_q), &mut d_h)?;
         // More layers than one launch sums, of which the last differs; the first decoder layer wants no d_q; a pass that is not
         // learnt from keeps nothing.
-        let mut of_layers = backend.source_gradient(&batch, width);
-        let other = backend.place(&numbers(7, targets * total, 1.0), total, Format::Operand);
+        let mut of_layers = backend.source_gradient(&batch, width)?;
+        let other = backend.place(&numbers(7, targets * total, 1.0), total, Format::Operand)?;
         for _ in 0..self.layers - 1 {
-            backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, None, &mut of_layers);
+            backend.cross_attention_backward(&cross, from(&d_o), None, &mut of_layers)?;
         }
-        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &other, None, &mut of_layers);
-        let mut again = backend.rows(targets, total, Format::Operand);
-        assert!(backend.cross_attention(&batch, &cross, &q, &h, &mut again, false).is_none());
-        assert!(backend.read(&o) == backend.read(&again), "keeping changes nothing");
-        vec![
-            ("o", backend.read(&o)),
-            ("d_q", backend.read(&d_q)),
-            ("d_h", backend.read(&backend.source_rows(&batch, d_h))),
-            ("d_h of some layers", backend.read(&backend.source_rows(&batch, of_layers))),
-        ]
+        backend.cross_attention_backward(&cross, from(&other), None, &mut of_layers)?;
+        let mut again = backend.rows(targets, total, Format::Operand)?;
+        assert!(backend.cross_attention(&cross, &q, &h, &mut again, false)?.is_none());
+        assert!(backend.read(&o)? == backend.read(&again)?, "keeping changes nothing");
+        Ok(vec![
+            ("o", backend.read(&o)?),
+            ("d_q", backend.read(&d_q)?),
+            ("d_h", backend.read(&backend.source_rows(&batch, d_h)?)?),
+            ("d_h of some layers", backend.read(&backend.source_rows(&batch, of_layers)?)?),
+        ])
     }
 }
 
@@ -92,45 +96,49 @@ struct Projected {
 }
 
 impl Case for Projected {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { heads, width, .. } = *self;
         let batch = batch(&self.lengths, 2, 50);
         let (targets, sources, total) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder), heads.total());
         let dropout = dropout(self.dropped);
         let mut w_q = matrix(1, total, width);
         w_q.iter_mut().for_each(|q| *q *= (heads.width as f32).powf(-0.5));
-        let w_q = backend.weight(w_q, total, width, Readers::Few);
-        let [w_k, w_v] =
-            [2, 3].map(|seed| backend.weight(matrix(seed, total, width), total, width, Readers::Few));
-        let w_o = backend.weight(matrix(4, width, total), width, total, Readers::Few);
+        let w_q = backend.weight(w_q, total, width, Readers::Few)?;
+        let weight = |seed| backend.weight(matrix(seed, total, width), total, width, Readers::Few);
+        let (w_k, w_v) = (weight(2)?, weight(3)?);
+        let w_o = backend.weight(matrix(4, width, total), width, total, Readers::Few)?;
         let mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttention);
-        let cross = CrossAttention { heads, w_k: &w_k, w_v: &w_v, mask };
+        let batch = &batch;
+        let cross = CrossAttention { batch, heads, w_k: &w_k, w_v: &w_v, mask };
         // A first sublayer makes x and its norm as the model does.
-        let before = backend.weight(matrix(5, width, width), width, width, Readers::Few);
-        let y = backend.place(&numbers(6, targets * width, 1.0), width, Format::Operand);
-        let start = backend.place(&numbers(7, targets * width, 1.0), width, Format::Residual);
-        let mut x = backend.rows(targets, width, Format::Residual);
-        let mut r = backend.rows(targets, width, Format::Norm);
-        backend.add_project(&batch, Side::Decoder, &y, &before, None, 1e-6, &start, &mut x, &mut r);
-        let mut q = backend.rows(targets, total, Format::Operand);
-        backend.cross_project(&batch, &cross, &x, &r, &w_q, &mut q);
-        let h = backend.place(&numbers(8, sources * width, 1.0), width, Format::Operand);
-        let mut o = backend.rows(targets, total, Format::Operand);
-        let kept = backend.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
-        let d_x = backend.place(&numbers(9, targets * width, 1.0), width, Format::Residual);
+        let before = backend.weight(matrix(5, width, width), width, width, Readers::Few)?;
+        let y = backend.place(&numbers(6, targets * width, 1.0), width, Format::Operand)?;
+        let start = backend.place(&numbers(7, targets * width, 1.0), width, Format::Residual)?;
+        let mut input = Residual::new(backend, targets, width)?;
+        let (side, weight) = (Side::Decoder, &before);
+        let first =
+            ResidualProjection { batch, side, y: &y, weight, mask: None, epsilon: 1e-6, x: &start };
+        backend.add_project(first, &mut input)?;
+        let mut q = backend.rows(targets, total, Format::Operand)?;
+        backend.cross_project(&cross, &input, &w_q, &mut q)?;
+        let h = backend.place(&numbers(8, sources * width, 1.0), width, Format::Operand)?;
+        let mut o = backend.rows(targets, total, Format::Operand)?;
+        let kept = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+        let d_x = backend.place(&numbers(9, targets * width, 1.0), width, Format::Residual)?;
         let output_mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttentionOutput);
-        let mut d_o = backend.rows(targets, total, Format::Operand);
-        backend.cross_project_backward(&batch, &cross, &d_x, &w_o, output_mask, &mut d_o);
-        let mut d_q = backend.rows(targets, total, Format::ProjectionGradient);
-        let mut d_h = backend.source_gradient(&batch, width);
-        backend.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
-        vec![
-            ("q", backend.read(&q)),
-            ("o", backend.read(&o)),
-            ("d_o", backend.read(&d_o)),
-            ("d_q", backend.read(&d_q)),
-            ("d_h", backend.read(&backend.source_rows(&batch, d_h))),
-        ]
+        let mut d_o = backend.rows(targets, total, Format::Operand)?;
+        backend.cross_project_backward(&cross, &d_x, &w_o, output_mask, &mut d_o)?;
+        let mut d_q = backend.rows(targets, total, Format::ProjectionGradient)?;
+        let mut d_h = backend.source_gradient(batch, width)?;
+        let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o: &d_o };
+        backend.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
+        Ok(vec![
+            ("q", backend.read(&q)?),
+            ("o", backend.read(&o)?),
+            ("d_o", backend.read(&d_o)?),
+            ("d_q", backend.read(&d_q)?),
+            ("d_h", backend.read(&backend.source_rows(batch, d_h)?)?),
+        ])
     }
 }
 
@@ -163,26 +171,27 @@ fn layers_beside_those_of_a_launch() {
 
 /// Eight targets are absorbed, nine are not.
 #[test]
-fn targets_beside_the_most_that_are_absorbed() {
+fn targets_beside_the_most_that_are_absorbed() -> Result<()> {
     for target in [8, 9] {
         cross(&[(30, 1), (20, target)], Heads { count: 2, width: 64 }, 64, 0.1);
         for precision in [Precision::Bf16, Precision::F32] {
-            let Some(device) = device(precision) else { return };
+            let Some(device) = device(precision) else { return Ok(()) };
+            let (cuda, heads) = (&device.cuda, Heads { count: 2, width: 64 });
             let batch = batch(&[(30, 1), (20, target)], 2, 50);
-            let w_k = device.cuda.weight(matrix(1, 128, 64), 128, 64, Readers::Many);
-            let cross =
-                CrossAttention { heads: Heads { count: 2, width: 64 }, w_k: &w_k, w_v: &w_k, mask: None };
-            let q = device.cuda.place(&numbers(3, (1 + target) * 128, 0.1), 128, Format::Operand);
-            let h = device.cuda.place(&numbers(4, 54 * 64, 1.0), 64, Format::Operand);
-            let mut o = device.cuda.rows(1 + target, 128, Format::Operand);
-            let before = device.cuda.kernels().launches();
-            let kept = device.cuda.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
+            let w_k = cuda.weight(matrix(1, 128, 64), 128, 64, Readers::Many)?;
+            let cross = CrossAttention { batch: &batch, heads, w_k: &w_k, w_v: &w_k, mask: None };
+            let q = cuda.place(&numbers(3, (1 + target) * 128, 0.1), 128, Format::Operand)?;
+            let h = cuda.place(&numbers(4, 54 * 64, 1.0), 64, Format::Operand)?;
+            let mut o = cuda.rows(1 + target, 128, Format::Operand)?;
+            let before = cuda.kernels().launches();
+            let kept = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
             assert_eq!(kept.is_absorbed(), target <= 8);
             // Four products, or two projections and attention.
-            assert_eq!(device.cuda.kernels().launches() - before, if target <= 8 { 4 } else { 3 });
-            device.cuda.health().expect("a healthy device");
+            assert_eq!(cuda.kernels().launches() - before, if target <= 8 { 4 } else { 3 });
+            cuda.synchronize()?;
         }
     }
+    Ok(())
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Decoding token by token against a cache: `kernels/decode.cu`.
 
-use promptmix::backend::{Format, Heads};
-use promptmix::cuda::decode::DecodeStep;
+use promptmix::Result;
+use promptmix::backend::{DecodeStep, Format, Heads};
+use promptmix::cuda::decode::DecodeStep as RawStep;
 
-use crate::device::{Bounds, Case, Place, Raw, follow, narrowed, numbers, roundings, view};
+use crate::device::{Bounds, Case, Place, Raw, Results, follow, narrowed, numbers, roundings};
 
 #[derive(Debug)]
 struct Tokens {
@@ -13,25 +14,26 @@ struct Tokens {
 }
 
 impl Case for Tokens {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { examples, heads, length } = *self;
         let total = heads.total();
         let reach = 9;
         let bias = (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * reach + 1, 0.7)));
-        let bias = backend.position_bias(bias.collect(), reach);
-        let mut cache = backend.cache(2, examples, length, heads);
+        let bias = backend.position_bias(bias.collect(), reach)?;
+        let mut cache = backend.cache(2, examples, length, heads)?;
         let mut said = Vec::new();
         for position in 0..length {
             for layer in 0..2 {
                 let spread = (heads.width as f64).powf(-0.25);
                 let qkv = numbers((2 * position + layer) as u64, examples * 3 * total, spread);
-                let qkv = backend.place(&qkv, 3 * total, Format::Operand);
-                let mut o = backend.rows(examples, total, Format::Operand);
-                backend.decode_self_attention(layer, position, heads, &bias, &qkv, &mut cache, &mut o);
-                said.extend(backend.read(&o));
+                let qkv = backend.place(&qkv, 3 * total, Format::Operand)?;
+                let mut o = backend.rows(examples, total, Format::Operand)?;
+                let step = DecodeStep { layer, position, heads, bias: &bias };
+                backend.decode_self_attention(&step, &qkv, &mut cache, &mut o)?;
+                said.extend(backend.read(&o)?);
             }
         }
-        vec![("o", said)]
+        Ok(vec![("o", said)])
     }
 }
 
@@ -69,10 +71,8 @@ fn a_decoding_step_on_buffers_of_ones_own() {
             }
             let (qkv_device, bias) = (raw.halves(&qkv), raw.floats(&biases));
             let (mut cache_device, mut o) = (raw.halves(&known), raw.poisoned_halves(examples * total));
-            view!(qkv_device, bias);
-            let step = DecodeStep { examples, heads, length, position, bias: (bias, reach) };
-            step.forward(kernels, qkv_device, &mut cache_device.as_view_mut(), &mut o.as_view_mut())
-                .expect("a step");
+            let step = RawStep { examples, heads, length, position, bias: (&bias, reach) };
+            step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a step");
             let mut expected = vec![0.0; examples * total];
             for (at, o) in expected.iter_mut().enumerate() {
                 let (example, head, column) = (at / total, at % total / heads.width, at % heads.width);
@@ -104,9 +104,8 @@ fn a_decoding_step_on_buffers_of_ones_own() {
     }
     let heads = Heads { count: 1, width: 8 };
     let bias = raw.floats(&[0.0; 3]);
-    view!(bias);
-    let step = DecodeStep { examples: 1, heads, length: 2, position: 2, bias: (bias, 1) };
+    let step = RawStep { examples: 1, heads, length: 2, position: 2, bias: (&bias, 1) };
     let (qkv, mut cache, mut o) = (raw.halves(&[0.0; 24]), raw.poisoned_halves(32), raw.poisoned_halves(8));
-    let refused = step.forward(kernels, &qkv.as_view(), &mut cache.as_view_mut(), &mut o.as_view_mut());
+    let refused = step.forward(kernels, &qkv, &mut cache, &mut o);
     assert!(refused.expect_err("a full cache").to_string().contains("below 2"));
 }

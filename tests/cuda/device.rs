@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::bf16;
+use promptmix::Result;
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Backend, Batch, DropoutStep, Example, Format, Mask, Side, Site};
+use promptmix::backend::{Backend, Batch, Device as _, DropoutStep, Example, Format, Mask, Side, Site};
 use promptmix::cuda::{Cuda, Kernels, Precision};
 use promptmix::verify::{Tolerance, compare};
 
@@ -36,25 +37,28 @@ pub fn device(precision: Precision) -> Option<Device> {
 /// A backend that a test can put numbers on.
 pub trait Place: Backend {
     /// An activation that holds `values`, \[rows, width\].
-    fn place(&self, values: &[f64], width: usize, format: Format) -> Self::Rows;
+    fn place(&self, values: &[f64], width: usize, format: Format) -> Result<Self::Rows>;
 }
 
 impl Place for Cpu<f64> {
-    fn place(&self, values: &[f64], width: usize, _: Format) -> Self::Rows {
+    fn place(&self, values: &[f64], width: usize, _: Format) -> Result<Self::Rows> {
         self.activation_of(values, width)
     }
 }
 
 impl Place for Cuda {
-    fn place(&self, values: &[f64], width: usize, format: Format) -> Self::Rows {
+    fn place(&self, values: &[f64], width: usize, format: Format) -> Result<Self::Rows> {
         self.activation_of(&narrowed(values), width, format)
     }
 }
 
+/// What an op gives, by name.
+pub type Results = Vec<(&'static str, Vec<f64>)>;
+
 /// An op on given operands, for any device.
 pub trait Case: std::fmt::Debug {
-    /// Runs it and reads back all that it gives, by name.
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)>;
+    /// Runs it and reads back all that it gives.
+    fn run<B: Place>(&self, backend: &B) -> Result<Results>;
 }
 
 /// How far a result may be off, as a part of its largest entry.
@@ -75,19 +79,25 @@ pub fn roundings(count: f64) -> Tolerance {
 /// Runs `case` on the CPU in f64 and on the device in both precisions: twice, the second time with blocks and warps in
 /// another order, which must change no bit.
 pub fn follow(case: &impl Case, bounds: Bounds) {
-    let expected = case.run(&Cpu::<f64>::poisoning(Some(2)).expect("threads"));
+    let expected = case.run(&Cpu::<f64>::poisoning(Some(2)).expect("threads")).expect("results of the CPU");
     for precision in [Precision::F32, Precision::Bf16] {
         let Some(device) = device(precision) else { return };
         let seed = |seed| {
             device.gpu.change(&vgpu::Change { seed: Some(seed), ..Default::default() });
         };
+        let run = || {
+            let results = case.run(&device.cuda).and_then(|results| {
+                device.cuda.synchronize()?;
+                Ok(results)
+            });
+            results.unwrap_or_else(|error| {
+                panic!("{case:?} {precision:?}: {error}\n{:#?}", device.gpu.take_reports().first())
+            })
+        };
         seed(1);
-        let found = case.run(&device.cuda);
+        let found = run();
         seed(1234);
-        let again = case.run(&device.cuda);
-        if let Err(error) = device.cuda.health() {
-            panic!("{case:?} {precision:?}: {error}\n{:#?}", device.gpu.take_reports().first());
-        }
+        let again = run();
         let tolerance = match precision {
             Precision::F32 => sums(bounds.terms),
             _ => bounds.bf16,
@@ -144,12 +154,6 @@ pub fn mask_of(dropout: &Option<DropoutStep>, side: Side, kind: promptmix::backe
 
 /// A device for raw launches on cudarc's own buffers.
 pub struct Raw(Device);
-
-/// A view to read, of what a launch takes.
-macro_rules! view {
-    ($($slice:ident),+) => { $(let $slice = &$slice.as_view();)+ };
-}
-pub(crate) use view;
 
 impl Raw {
     /// None, with a printed reason, in a build without kernels.

@@ -1,7 +1,7 @@
 //! A whole training step is one graph launch, and gives, bit for bit, what launches one by one give.
 
 use promptmix::backend::{
-    Backend, Batch, DropoutStep, MicroBatch, Objective, OptimizerStep, Scorer, StepReport,
+    Batch, Device as _, DropoutStep, MicroBatch, Objective, OptimizerOps, OptimizerStep, Scorer, StepReport,
 };
 use promptmix::cuda::{Cuda, Precision, Recorder};
 use promptmix::model::label_weights;
@@ -34,7 +34,13 @@ fn micro_batches(random: &mut Random, setting: &Setting, count: usize, lengths: 
         .collect();
     let tokens = |run| batches.iter().map(|batch| batch.label_tokens(run)).sum();
     let tokens: Vec<usize> = (0..setting.runs).map(tokens).collect();
-    batches.iter().map(|batch| batch.weighted(label_weights(batch, &tokens))).collect()
+    batches
+        .into_iter()
+        .map(|batch| {
+            let weights = label_weights(&batch, &tokens);
+            batch.weighted(weights).expect("a weight a row")
+        })
+        .collect()
 }
 
 /// What some steps came to.
@@ -49,7 +55,7 @@ struct Steps {
 /// Takes a step of every range of lengths, in `micro` micro-batches each, and reads nothing back before the last.
 fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]) -> (Steps, Recorder) {
     let cuda = &case.backend;
-    let mut state = cuda.state(&case.mixture.layout, &case.values, setting.runs);
+    let mut state = cuda.state(&case.mixture.layout, &case.values, setting.runs).expect("a state");
     let mut recorder = Recorder::default();
     let mut random = Random::new(77);
     let seeds: Vec<u64> = (0..setting.runs as u64).map(|run| 9 + run).collect();
@@ -62,14 +68,15 @@ fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]
         for (index, batch) in batches.iter().enumerate() {
             let last = (index + 1 == micro).then_some(schedule.as_slice());
             let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
-            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
         }
     }
-    let reports = cuda.reports(&mut state);
-    cuda.health().expect("a healthy device");
+    let reports = cuda.reports(&mut state).expect("reports");
+    cuda.synchronize().expect("a healthy device");
     assert_eq!(reports.len(), lengths.len());
     assert!(reports.iter().flatten().all(|report| report.applied && report.tally.loss > 0.0));
-    (Steps { reports, state: cuda.read_state(&state), operations: cuda.operations() }, recorder)
+    let values = cuda.read_state(&state).expect("a state");
+    (Steps { reports, state: values, operations: cuda.operations() }, recorder)
 }
 
 fn setting(activation: Activation, dropout: f64, runs: usize) -> Setting {
@@ -132,7 +139,7 @@ fn a_step_is_one_copy_and_one_launch() {
     let setting = setting(Activation::GatedGelu, 0.1, 2);
     let Some((case, gpu)) = built(&setting, true) else { return };
     let (cuda, mut random) = (&case.backend, Random::new(3));
-    let mut state = cuda.state(&case.mixture.layout, &case.values, 2);
+    let mut state = cuda.state(&case.mixture.layout, &case.values, 2).expect("a state");
     let mut recorder = Recorder::default();
     let mut before = None;
     for step in 0..5 {
@@ -144,14 +151,14 @@ fn a_step_is_one_copy_and_one_launch() {
         let schedule = [OptimizerStep::new(0.01 * step as f64, 0.01); 2];
         let micro =
             MicroBatch { batch: &batches[0], dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
     }
     if let (Some(before), Some(after)) = (before, gpu.calls()) {
         let expected = vgpu::Calls { graphs: before.graphs + 4, uploads: before.uploads + 4, ..before };
         assert_eq!(after, expected);
     }
-    assert_eq!(cuda.reports(&mut state).len(), 5);
-    cuda.health().expect("a healthy device");
+    assert_eq!(cuda.reports(&mut state).expect("reports").len(), 5);
+    cuda.synchronize().expect("a healthy device");
 }
 
 /// What label rows learn from is told to kernels when they are captured: each objective has a graph of its own.
@@ -162,17 +169,17 @@ fn every_objective_has_its_own_graph() {
     let losses = |graphs: bool| {
         let (case, _gpu) = built(&setting, graphs)?;
         let cuda = &case.backend;
-        let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
+        let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
         let (mut recorder, mut random) = (Recorder::default(), Random::new(5));
         let batches = micro_batches(&mut random, &setting, 1, &(4..10));
         for (label_smoothing, z_loss) in objectives {
-            let batch = batches[0].with_objective(Objective { label_smoothing, z_loss });
+            let batch = batches[0].clone().with_objective(Objective { label_smoothing, z_loss });
             let still = [OptimizerStep::new(0.0, 0.0)];
             let micro = MicroBatch { batch: &batch, dropout: None, first: true, last: Some(&still) };
-            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
         }
-        let reports = cuda.reports(&mut state);
-        cuda.health().expect("a healthy device");
+        let reports = cuda.reports(&mut state).expect("reports");
+        cuda.synchronize().expect("a healthy device");
         Some((reports.iter().map(|report| report[0].tally.loss).collect::<Vec<f64>>(), recorder.buckets()))
     };
     let (Some((eager, _)), Some((found, buckets))) = (losses(false), losses(true)) else { return };

@@ -1,12 +1,15 @@
 //! Head and cross entropy: `kernels/loss.cu`.
 
 use half::bf16;
-use promptmix::backend::{Format, Head, Objective, Readers, Side};
-use promptmix::cuda::loss::{CrossEntropy as RawCrossEntropy, CrossEntropyRows};
-use promptmix::cuda::{LabelRows, Precision};
+use promptmix::Result;
+use promptmix::backend::{Device as _, Format, Head, Objective, Readers, Side};
+use promptmix::cuda::loss::{
+    CrossEntropy as RawCrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan,
+};
+use promptmix::cuda::{LabelRows, Precision, ReadOperand};
 use promptmix::verify::compare;
 
-use crate::device::{Bounds, Case, Place, batch, device, follow, matrix, numbers, roundings};
+use crate::device::{Bounds, Case, Place, Results, batch, device, follow, matrix, numbers, roundings};
 
 #[derive(Debug)]
 struct CrossEntropy {
@@ -24,33 +27,33 @@ pub fn mean_row(rows: &[f32], width: usize) -> Vec<f32> {
 }
 
 impl Case for CrossEntropy {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { width, vocabulary, .. } = *self;
         let lengths: Vec<(usize, usize)> = self.targets.iter().map(|&t| (1, t)).collect();
         let batch = batch(&lengths, 1, vocabulary);
         let rows = batch.rows(Side::Decoder);
-        let batch = batch.weighted((0..rows).map(|row| 0.5 + 0.25 * row as f64).collect());
+        let batch = batch.weighted((0..rows).map(|row| 0.5 + 0.25 * row as f64).collect())?;
         let batch = batch.with_objective(self.objective);
         let head: Vec<f32> = matrix(1, vocabulary, width).iter().map(|value| 2.0 * value).collect();
         let mean = mean_row(&head, width);
-        let weight = backend.weight(head, vocabulary, width, Readers::Lookup);
-        let mean = backend.weight(mean, 1, width, Readers::Lookup);
+        let weight = backend.weight(head, vocabulary, width, Readers::Lookup)?;
+        let mean = backend.weight(mean, 1, width, Readers::Lookup)?;
         let head = Head { weight: &weight, mean: &mean };
-        let hidden = backend.place(&numbers(2, rows * width, 1.0), width, Format::Operand);
-        let mut d_hidden = backend.rows(rows, width, Format::Float);
-        let kept = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden));
-        let loss = backend.read_loss(&kept);
-        let without = backend.read_loss(&backend.loss(&batch, &hidden, &head, None));
+        let hidden = backend.place(&numbers(2, rows * width, 1.0), width, Format::Operand)?;
+        let mut d_hidden = backend.rows(rows, width, Format::Float)?;
+        let kept = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden))?;
+        let loss = backend.read_loss(&kept)?;
+        let without = backend.read_loss(&backend.loss(&batch, &hidden, &head, None)?)?;
         assert_eq!(loss, without, "a gradient changes no loss");
-        let logits = backend.read(&backend.logits(&batch, &hidden, &weight));
+        let logits = backend.read(&backend.logits(&batch, &hidden, &weight)?)?;
         let greedy = loss.greedy.iter().map(|&id| f64::from(id) + 1.0).collect();
-        vec![
+        Ok(vec![
             ("-log p", loss.negative_log_likelihood),
             ("objective", loss.objective),
             ("greedy + 1", greedy),
-            ("d_hidden", backend.read(&d_hidden)),
+            ("d_hidden", backend.read(&d_hidden)?),
             ("logits", logits),
-        ]
+        ])
     }
 }
 
@@ -138,37 +141,34 @@ fn launched_alone_on_buffers_of_ones_own() {
     let (hidden, head) = (up(&hidden), up(&head));
     let mean = stream.clone_htod(&mean).expect("an upload");
     let label_rows = LabelRows::new(stream, &labels, &weights).expect("labels");
-    let (head, mean) = (head.as_view(), mean.as_view());
-    let entropy = RawCrossEntropy { labels: &label_rows, head: &head, width, objective, mean: Some(&mean) };
-    let lengths = entropy.scratch_lengths(kernels).expect("a head that fits");
+    let plan = |rows| Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
+    let (labels, plan_of_rows) = (label_rows.rows(), plan(rows));
+    let entropy = RawCrossEntropy { labels, plan: plan_of_rows, head: &head, objective, mean: Some(&mean) };
+    let lengths = plan_of_rows.scratch();
     let (mut found, mut loss, mut gradient) = (floats(rows), floats(rows), floats(rows * width));
     let mut greedy = stream.clone_htod(&[u32::MAX; 3]).expect("an upload");
-    let mut scratch = floats(lengths[1]);
+    let mut partials = floats(lengths.partials);
+    let (mut label_logits, mut weighted) = (floats(lengths.label_logits), floats(lengths.weighted));
     let before = kernels.launches();
-    {
-        let mut written = CrossEntropyRows {
-            negative_log_likelihood: &mut found.as_view_mut(),
-            loss: &mut loss.as_view_mut(),
-            greedy: &mut greedy.as_view_mut(),
-        };
-        let gradient = &mut gradient.as_view_mut();
-        entropy
-            .launch(kernels, &hidden.as_view(), &mut scratch.as_view_mut(), &mut written, Some(gradient))
-            .expect("a loss");
-        assert_eq!(kernels.launches() - before, 2);
-        let short =
-            entropy.launch(kernels, &hidden.slice(1..), &mut scratch.as_view_mut(), &mut written, None);
-        assert!(short.expect_err("too short").to_string().contains("hidden: expected 72 numbers"));
-        let without = RawCrossEntropy { mean: None, ..entropy };
-        let missing = without.launch(
-            kernels,
-            &hidden.as_view(),
-            &mut scratch.as_view_mut(),
-            &mut written,
-            Some(gradient),
-        );
-        assert!(missing.expect_err("no mean").to_string().contains("mean"));
-    }
+    let mut launch = |entropy: RawCrossEntropy<'_>, hidden: &dyn ReadOperand, with_gradient: bool| {
+        let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
+        let written =
+            CrossEntropyRows { negative_log_likelihood: &mut found, loss: &mut loss, greedy: &mut greedy };
+        let gradient = HiddenGradient { d_hidden: &mut gradient, weighted: &mut weighted };
+        entropy.launch(kernels, hidden, scratch, written, with_gradient.then_some(gradient))
+    };
+    launch(entropy, &hidden, true).expect("a loss");
+    assert_eq!(kernels.launches() - before, 2);
+    let short = launch(entropy, &hidden.slice(1..), false);
+    assert!(short.expect_err("too short").to_string().contains("hidden: expected 72 numbers"));
+    let missing = launch(RawCrossEntropy { mean: None, ..entropy }, &hidden, true);
+    assert!(missing.expect_err("no mean").to_string().contains("mean"));
+    let beyond = LabelRows::new(stream, &[70], &[1.0]).expect("a label");
+    let of_one = RawCrossEntropy { labels: beyond.rows(), plan: plan(1), ..entropy };
+    let refused = launch(of_one, &hidden, false).expect_err("a label beyond the head").to_string();
+    assert!(refused.contains("at least 71 rows"), "{refused}");
+    let refused = launch(RawCrossEntropy { plan: plan(2), ..entropy }, &hidden, false);
+    assert!(refused.expect_err("a plan for two rows").to_string().contains("labels: expected 2 rows"));
     let read = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<f64>>();
     for (what, found, expected) in [
         ("-log p", read(stream.clone_dtoh(&found).expect("read")), negative),
@@ -180,8 +180,5 @@ fn launched_alone_on_buffers_of_ones_own() {
     }
     device.cuda.synchronize().expect("a healthy device");
 
-    let beyond = LabelRows::new(stream, &[70], &[1.0]).expect("a label");
-    let refused = RawCrossEntropy { labels: &beyond, ..entropy }.scratch_lengths(kernels);
-    assert!(refused.expect_err("a label beyond the head").to_string().contains("at least 71 rows"));
     assert!(LabelRows::new(stream, &[1, 2], &[1.0]).is_err() && LabelRows::new(stream, &[], &[]).is_err());
 }

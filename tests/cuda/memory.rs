@@ -1,6 +1,6 @@
 //! The memory of a step is known before anything is allocated for it, and many shapes share it.
 
-use promptmix::backend::{Backend, DropoutStep, Example, MicroBatch, OptimizerStep};
+use promptmix::backend::{Device as _, DropoutStep, Example, MicroBatch, OptimizerOps, OptimizerStep};
 use promptmix::cuda::{Cuda, Precision, Recorder};
 use promptmix::model::{Pass, batch_of_lengths, foresee, label_weights};
 use promptmix::pretrained::Activation;
@@ -26,28 +26,29 @@ fn schedule() -> [OptimizerStep; 1] {
 /// What a step with `examples` is foreseen to take.
 fn foreseen(case: &Case<Cuda>, setting: &Setting, examples: &[Example]) -> usize {
     let batch = setting.pack(examples);
-    let mut state = case.backend.state(&case.mixture.layout, &case.values, 1);
+    let mut state = case.backend.state(&case.mixture.layout, &case.values, 1).expect("a state");
     let (dropout, schedule) = (DropoutStep::new(0.1, 0, &[1]), schedule());
     let micro = MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-    case.model.step_bytes(&case.backend, &case.mixture, &mut state, &micro)
+    case.model.step_bytes(&case.backend, &case.mixture, &mut state, &micro).expect("a plan")
 }
 
 /// Takes a step on each of `batches`; the bytes that the device has more than before, and the recorder.
 fn taken(case: &Case<Cuda>, setting: &Setting, batches: &[Vec<Example>]) -> (usize, Recorder) {
     let cuda = &case.backend;
-    let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
+    let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
     let mut recorder = Recorder::default();
     let before = cuda.allocated_bytes();
     for (step, examples) in batches.iter().enumerate() {
         let batch = setting.pack(examples);
-        let batch = batch.weighted(label_weights(&batch, &[batch.label_tokens(0)]));
+        let weights = label_weights(&batch, &[batch.label_tokens(0)]);
+        let batch = batch.weighted(weights).expect("a weight a row");
         let (dropout, schedule) = (DropoutStep::new(0.1, step as u64, &[1]), schedule());
         let micro =
             MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro);
+        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
     }
-    let reports = cuda.reports(&mut state);
-    cuda.health().expect("a healthy device");
+    let reports = cuda.reports(&mut state).expect("reports");
+    cuda.synchronize().expect("a healthy device");
     assert_eq!(reports.len(), batches.len());
     (cuda.allocated_bytes() - before, recorder)
 }
@@ -83,12 +84,12 @@ fn an_arena_is_little_larger_than_what_is_in_use() {
         let case = setting.build_on(device.cuda);
         let planned = foreseen(&case, &setting, &setting.examples);
         let cuda = &case.backend;
-        let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
+        let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
         let before = cuda.peak_bytes();
         // Without a recorder every buffer is an allocation of its own.
-        let batch = case.batch.with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
+        let batch = case.batch.clone().with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
         let dropout = DropoutStep::new(0.1, 0, &[1]);
-        case.model.issue(cuda, &case.mixture, &mut state, &batch, dropout.as_ref());
+        case.model.issue(cuda, &case.mixture, &mut state, &batch, dropout.as_ref()).expect("a step");
         let used = cuda.peak_bytes() - before;
         let ratio = planned as f64 / used as f64;
         eprintln!("{activation:?}: {planned} planned, {used} used at most: {ratio:.3}");
@@ -147,16 +148,17 @@ fn passes_of_other_shapes_do_not_add_up() {
     let Some(device) = device(Precision::Bf16) else { return };
     let case = setting.build_on(device.cuda);
     let cuda = &case.backend;
-    let state = cuda.state(&case.mixture.layout, &case.values, 1);
+    let state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
     let mut random = Random::new(12);
     for index in 0..10 {
         let source = 40 + random.below(80);
         let batch = setting.pack(&[example(&mut random, setting.config(), source, 2, index)]);
         let tokens = [batch.label_tokens(0)];
         let loss = case.model.loss(cuda, &case.mixture, &state, &batch, &tokens, Pass::evaluation());
+        let loss = loss.expect("a loss");
         assert!(loss.per_run[0].is_finite());
     }
-    cuda.health().expect("a healthy device");
+    cuda.synchronize().expect("a healthy device");
     let (allocated, peak) = (cuda.allocated_bytes(), cuda.peak_bytes());
     assert!(allocated <= peak / 4 * 5, "{allocated} bytes allocated, {peak} in use at most");
 }
@@ -168,12 +170,12 @@ fn a_batch_that_will_not_fit_is_refused_with_one_that_does() {
     let Some(device) = device(Precision::Bf16) else { return };
     let case = setting.build_on(device.cuda);
     let (model, cuda) = (&case.model, &case.backend);
-    let mut state = cuda.state(&case.mixture.layout, &case.values, 1);
+    let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
     let schedule = schedule();
     let mut bytes = |examples: usize| -> promptmix::Result<usize> {
         let batch = batch_of_lengths(examples, 5, 40, 2)?;
         let micro = MicroBatch { batch: &batch, dropout: None, first: true, last: Some(&schedule) };
-        Ok(model.step_bytes(cuda, &case.mixture, &mut state, &micro))
+        model.step_bytes(cuda, &case.mixture, &mut state, &micro)
     };
     let free = bytes(10).expect("a plan");
     foresee(free, 10, &mut bytes).expect("ten fit");
@@ -186,5 +188,5 @@ fn a_batch_that_will_not_fit_is_refused_with_one_that_does() {
     let refused = foresee(1_000, 4, &mut bytes).expect_err("nothing fits").to_string();
     assert!(refused.contains("--max-source-length"), "{refused}");
     assert!(cuda.free_bytes().expect("a device's memory") > 1 << 20);
-    cuda.health().expect("a healthy device");
+    cuda.synchronize().expect("a healthy device");
 }

@@ -1,11 +1,12 @@
 //! The mixture of prompts, forward and backward, for every scorer: `kernels/mix.cu`.
 
+use promptmix::Result;
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Batch, Example, Format, Mixing, Readers, Scorer, Side, StateLayout};
+use promptmix::backend::{Batch, Example, Format, Mix, Mixing, Readers, Scorer, Side, StateLayout};
 use promptmix::cuda::Packed;
-use promptmix::cuda::mix::{PromptMix, pooled_keys};
+use promptmix::cuda::mix::{FrozenSources, MixBackward, MixForward, PromptMix, pooled_keys};
 
-use crate::device::{Bounds, Case, Place, Raw, follow, narrowed, numbers, roundings, sums, view};
+use crate::device::{Bounds, Case, Place, Raw, Results, follow, narrowed, numbers, roundings, sums};
 use crate::random::Random;
 use crate::setting::SCORERS;
 
@@ -85,31 +86,35 @@ impl Mixture {
 }
 
 impl Case for Mixture {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { scorer, sources, length, width, runs, .. } = *self;
         let (mixing, layout, batch) = self.parts();
         let vocabulary = VOCABULARY;
         let rows = batch.rows(Side::Encoder);
         let table = narrowed(&numbers(1, vocabulary * width, 1.0));
-        let table = backend.weight(table, vocabulary, width, Readers::Lookup);
+        let table = backend.weight(table, vocabulary, width, Readers::Lookup)?;
         let frozen = narrowed(&numbers(2, sources * length * width, 1.0));
-        let frozen = scorer.map(|_| backend.sources(&frozen, sources, length, width));
+        let frozen = match scorer {
+            Some(_) => Some(backend.sources(&frozen, sources, length, width)?),
+            None => None,
+        };
         let values = numbers(3, runs * layout.len(), (width as f64).powf(-0.5));
-        let mut state = backend.state(&layout, &values, runs);
-        let mut x = backend.place(&vec![77.0; rows * width], width, Format::Residual);
-        let kept = backend.mix(&mixing, &table, frozen.as_ref(), &state, &batch, &mut x);
-        let d_x = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual);
+        let mut state = backend.state(&layout, &values, runs)?;
+        let mut x = backend.place(&vec![77.0; rows * width], width, Format::Residual)?;
+        let mix = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
+        let kept = backend.mix(&mix, &table, &state, &mut x)?;
+        let d_x = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual)?;
         let before = numbers(6, runs * layout.len(), 1.0);
-        backend.write_gradient(&mut state, &before);
-        backend.mix_backward(&mixing, frozen.as_ref(), &batch, &kept, &d_x, &mut state);
-        let mut results = vec![("x", backend.read(&x))];
+        backend.write_gradient(&mut state, &before)?;
+        backend.mix_backward(&mix, &kept, &d_x, &mut state)?;
+        let mut results = vec![("x", backend.read(&x)?)];
         if scorer.is_some() {
-            results.push(("attention", backend.attention(&kept)));
+            results.push(("attention", backend.attention(&kept)?));
         }
         if !layout.is_empty() {
-            results.push(("gradient", backend.read_gradient(&state)));
+            results.push(("gradient", backend.read_gradient(&state)?));
         }
-        results
+        Ok(results)
     }
 }
 
@@ -139,7 +144,7 @@ fn a_constant_mixture_of_another_count_of_prompts_is_refused() {
     let (mixing, layout, batch) = Mixture::of(Some(Scorer::Constant)).parts();
     let Some(raw) = Raw::new() else { return };
     let packed = Packed::new(raw.kernels().stream(), batch).expect("a batch");
-    let refused = PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 7, 1);
+    let refused = PromptMix::new(raw.kernels(), packed.described(), &mixing, &layout, 7, 1);
     assert!(refused.expect_err("four logits for eight prompts").to_string().contains("8 logits"));
 }
 
@@ -168,12 +173,12 @@ fn widths_of_released_models() {
 /// The same operands through raw launches, against the CPU in f64.
 fn raw_mixture(case: &Mixture) {
     let Some(raw) = Raw::new() else { return };
-    let expected = case.run(&Cpu::<f64>::poisoning(Some(1)).expect("threads"));
+    let expected = case.run(&Cpu::<f64>::poisoning(Some(1)).expect("threads")).expect("results of the CPU");
     let (mixing, layout, batch) = case.parts();
     let Mixture { sources, length, width, runs, .. } = *case;
     let (kernels, sources) = (raw.kernels(), if case.scorer.is_some() { sources } else { 0 });
     let packed = Packed::new(kernels.stream(), batch).expect("a batch");
-    let rows = packed.batch().rows(Side::Encoder);
+    let rows = packed.rows(Side::Encoder).count();
     let frozen = numbers(2, sources * length * width, 1.0);
     let keys: Vec<f64> = pooled_keys(&narrowed(&frozen), length, width).into_iter().map(f64::from).collect();
     // A slice of no numbers cannot be made.
@@ -184,13 +189,14 @@ fn raw_mixture(case: &Mixture) {
     let values = some(&numbers(3, runs * layout.len(), (width as f64).powf(-0.5)));
     let values = values.slice(0..runs * layout.len());
     let mut x = raw.floats(&vec![77.0; rows * width]);
-    let mut mix = PromptMix::new(kernels, &packed, &mixing, &layout, sources, runs).expect("a shape");
-    view!(table);
-    mix.forward(kernels, table, &frozen, &keys, &values, &mut x.as_view_mut()).expect("forward");
+    let mut mix = PromptMix::new(kernels, packed.described(), &mixing, &layout, sources, runs).expect("a shape");
+    let frozen = (sources > 0).then_some(FrozenSources { prompts: &frozen, keys: &keys });
+    let forward = MixForward { table: &table, sources: frozen, values: &values, x: &mut x };
+    mix.forward(kernels, forward).expect("forward");
     let d_x = raw.floats(&numbers(4, rows * width, 1.0));
     let mut gradient = raw.floats(&numbers(6, runs * layout.len(), 1.0));
-    view!(d_x);
-    mix.backward(kernels, &frozen, &keys, &values, d_x, &mut gradient.as_view_mut()).expect("backward");
+    let backward = MixBackward { sources: frozen, values: &values, d_x: &d_x, gradient: &mut gradient };
+    mix.backward(kernels, backward).expect("backward");
     for (what, expected) in expected {
         match what {
             "attention" => {
@@ -203,9 +209,9 @@ fn raw_mixture(case: &Mixture) {
         }
     }
     let table = raw.floats(&vec![0.0; width]);
-    view!(table);
-    let refused = mix.forward(kernels, table, &frozen, &keys, &values, &mut x.as_view_mut());
-    assert!(refused.expect_err("a table of one row").to_string().contains("table: expected rows"));
+    let forward = MixForward { table: &table, sources: frozen, values: &values, x: &mut x };
+    let refused = mix.forward(kernels, forward).expect_err("a table of one row").to_string();
+    assert!(refused.contains("table: expected at least 60 rows"), "{refused}");
 }
 
 #[test]
@@ -226,7 +232,7 @@ fn mixtures_on_buffers_of_ones_own() {
     let (mixing, layout, batch) = case.parts();
     let Some(raw) = Raw::new() else { return };
     let packed = Packed::new(raw.kernels().stream(), batch).expect("a batch");
-    let refused = PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 3, 1);
+    let refused = PromptMix::new(raw.kernels(), packed.described(), &mixing, &layout, 3, 1);
     assert!(refused.expect_err("a run too many").to_string().contains("1 runs"));
-    assert!(PromptMix::new(raw.kernels(), &packed, &mixing, &layout, 1_025, 2).is_err());
+    assert!(PromptMix::new(raw.kernels(), packed.described(), &mixing, &layout, 1_025, 2).is_err());
 }

@@ -1,6 +1,6 @@
 //! Whole steps of small random models against the CPU's in f64: every activation, scorer and setting.
 
-use promptmix::backend::{Backend, Scorer};
+use promptmix::backend::{Device as _, Scorer};
 use promptmix::cuda::{Cuda, Precision};
 use promptmix::pretrained::{Activation, T5Config};
 use promptmix::verify::{Tolerance, compare};
@@ -27,7 +27,7 @@ fn check(what: &str, setting: &Setting) {
             found_loss.per_run,
             "{what} {precision:?}: keeping changes nothing"
         );
-        case.backend.health().unwrap_or_else(|error| panic!("{what} {precision:?}: {error}"));
+        case.backend.synchronize().unwrap_or_else(|error| panic!("{what} {precision:?}: {error}"));
         assert!(again == (found_loss.clone(), found.clone()), "{what} {precision:?}: the same step twice");
         // f32: about 2,000 terms behind one another, each off by half a place. bf16: a small model of two layers is not
         // PyTorch's fixture, so the bounds are wide here; the fixtures hold the narrow ones.

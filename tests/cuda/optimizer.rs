@@ -1,10 +1,11 @@
 //! AdamW over the flat state: `kernels/optimizer.cu`.
 
-use promptmix::backend::{Backend, Mixing, OptimizerStep, Scorer, StateLayout};
+use promptmix::Result;
+use promptmix::backend::{Mixing, OptimizerOps, OptimizerStep, Scorer, StateLayout};
 use promptmix::cuda::Precision;
-use promptmix::cuda::optimizer::AdamW;
+use promptmix::cuda::optimizer::{AdamW, StepOperands};
 
-use crate::device::{Bounds, Case, Place, Raw, device, follow, numbers, roundings, sums};
+use crate::device::{Bounds, Case, Place, Raw, Results, device, follow, numbers, roundings, sums};
 
 #[derive(Debug)]
 struct Steps {
@@ -24,15 +25,15 @@ impl Steps {
 }
 
 impl Case for Steps {
-    fn run<B: Place>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let layout = self.layout();
         let count = self.runs * layout.len();
-        let mut state = backend.state(&layout, &numbers(1, count, 1.0), self.runs);
+        let mut state = backend.state(&layout, &numbers(1, count, 1.0), self.runs)?;
         let mut norms = Vec::new();
         for step in 0..4 {
             // The second step's gradient is large enough to be clipped.
-            backend
-                .write_gradient(&mut state, &numbers(2 + step, count, [0.01, 3.0, 0.1, 0.02][step as usize]));
+            let deviation = [0.01, 3.0, 0.1, 0.02][step as usize];
+            backend.write_gradient(&mut state, &numbers(2 + step, count, deviation))?;
             let steps: Vec<OptimizerStep> = (0..self.runs)
                 .map(|run| {
                     let mut settings = OptimizerStep::new(0.3 / (1.0 + run as f64), 0.1);
@@ -40,15 +41,15 @@ impl Case for Steps {
                     settings
                 })
                 .collect();
-            backend.optimizer_step(&mut state, &steps);
-            norms.extend(backend.reports(&mut state)[0].iter().map(|report| {
+            backend.optimizer_step(&mut state, &steps)?;
+            norms.extend(backend.reports(&mut state)?[0].iter().map(|report| {
                 assert!(report.applied);
                 report.gradient_norm
             }));
         }
-        assert_eq!(backend.updates(&state), vec![4; self.runs]);
-        let [values, first, second] = backend.read_state(&state);
-        vec![("values", values), ("first moments", first), ("second moments", second), ("norms", norms)]
+        assert_eq!(backend.updates(&state)?, vec![4; self.runs]);
+        let [values, first, second] = backend.read_state(&state)?;
+        Ok(vec![("values", values), ("first moments", first), ("second moments", second), ("norms", norms)])
     }
 }
 
@@ -66,27 +67,28 @@ fn four_steps_of_every_layout() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_changes_nothing_of_its_run() {
-    let Some(device) = device(Precision::Bf16) else { return };
+fn a_gradient_that_is_not_finite_changes_nothing_of_its_run() -> Result<()> {
+    let Some(device) = device(Precision::Bf16) else { return Ok(()) };
     let cuda = &device.cuda;
     let case =
         Steps { scorer: Some(Scorer::Bottleneck), runs: 3, length: 5, width: 40, learnt_temperature: false };
     let layout = case.layout();
     let length = layout.len();
     let before = numbers(1, 3 * length, 1.0);
-    let mut state = cuda.state(&layout, &before, 3);
+    let mut state = cuda.state(&layout, &before, 3)?;
     let mut gradient = numbers(2, 3 * length, 0.1);
     gradient[length + 17] = f64::NAN;
     gradient[2 * length + 3] = f64::INFINITY;
-    cuda.write_gradient(&mut state, &gradient);
-    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1); 3]);
-    let applied: Vec<bool> = cuda.reports(&mut state)[0].iter().map(|report| report.applied).collect();
+    cuda.write_gradient(&mut state, &gradient)?;
+    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1); 3])?;
+    let applied: Vec<bool> = cuda.reports(&mut state)?[0].iter().map(|report| report.applied).collect();
     assert_eq!(applied, [true, false, false]);
-    assert_eq!(cuda.updates(&state), [1, 0, 0]);
-    let [values, first, second] = cuda.read_state(&state);
+    assert_eq!(cuda.updates(&state)?, [1, 0, 0]);
+    let [values, first, second] = cuda.read_state(&state)?;
     assert_eq!(values[length..], before[length..]);
     assert!(values[..length] != before[..length]);
     assert!(first[length..].iter().chain(&second[length..]).all(|&moment| moment == 0.0));
+    Ok(())
 }
 
 #[test]
@@ -117,15 +119,13 @@ fn adamw_on_buffers_of_ones_own() {
             }
             let on_device = raw.floats(&gradient);
             let [values_device, first_device, second_device] = &mut device;
-            optimizer
-                .step(
-                    kernels,
-                    &mut values_device.as_view_mut(),
-                    &on_device.as_view(),
-                    &mut first_device.as_view_mut(),
-                    &mut second_device.as_view_mut(),
-                )
-                .expect("a step");
+            let of = StepOperands {
+                values: values_device,
+                gradient: &on_device,
+                first_moment: first_device,
+                second_moment: second_device,
+            };
+            optimizer.step(kernels, of).expect("a step");
             let reports = optimizer.reports(kernels).expect("reports");
             assert_eq!(reports.len(), 1, "of the step since the last call");
             for (run, (report, step)) in reports[0].iter().zip(&steps).enumerate() {

@@ -1,5 +1,8 @@
 //! Each op of the CPU backend, in f32, against its equation written out in f64 loops, on awkward sizes.
 
+#[path = "../common/mismatch.rs"]
+mod every_shape;
+
 #[path = "../common/random.rs"]
 mod random;
 
@@ -10,5 +13,6 @@ mod cross_attention;
 mod exponential;
 mod linear;
 mod loss;
+mod mismatch;
 mod mix;
 mod norm;

@@ -16,8 +16,7 @@ pub struct Mix<'a, D: MixOps> {
 }
 
 impl<D: MixOps> Mix<'_, D> {
-    /// Fails unless `runs` states of `layout` have what the mixture reads, the sources, `[S, M, D]`, are of the state's prompts,
-    /// and `x` \[R, D\] has the batch's rows.
+    /// Fails unless it fits a state, as [`check_mixture`] says, and `x` \[R, D\] has the batch's rows.
     pub(crate) fn check(
         &self,
         layout: &StateLayout,
@@ -25,62 +24,76 @@ impl<D: MixOps> Mix<'_, D> {
         sources: Option<[usize; 3]>,
         x: &D::Rows,
     ) -> Result<()> {
-        let (mixing, (length, width)) = (self.mixing, (layout.prompt_length, layout.width));
-        if self.batch.prompt_length() != length {
-            let found = format!("{} prompt rows", self.batch.prompt_length());
-            return Err(Error::tensor("the mixture", format!("{length} prompt rows"), found, ""));
-        }
-        x.check("x", self.batch.rows(Side::Encoder), width)?;
-        if let Some([_, found_length, found_width]) = sources
-            && [found_length, found_width] != [length, width]
-        {
-            let found = format!("[{found_length}, {found_width}]");
-            return Err(Error::tensor("the sources", format!("prompts of [{length}, {width}]"), found, ""));
-        }
-        let prompts = sources.map_or(0, |[count, ..]| count) + usize::from(!mixing.without_target);
-        if width == 0 || mixing.scorer.is_some() && (length == 0 || prompts == 0) {
-            let found = format!("[{prompts}, {length}, {width}]");
-            let expected = "at least one prompt, of at least one row and column";
-            return Err(Error::tensor("the mixture", expected, found, ""));
-        }
-        check_runs("the mixture", self.batch, layout, runs)?;
-        self.check_state(layout, prompts)
-    }
-
-    /// Fails unless the state has every parameter that the mixture reads, in its shape.
-    fn check_state(&self, layout: &StateLayout, prompts: usize) -> Result<()> {
-        let (mixing, targets) = (self.mixing, layout.targets);
-        let (length, width, rank) = (layout.prompt_length, layout.width, layout.rank);
-        let expected = StateLayout::new(mixing, targets, length, width, rank, false);
-        for segment in expected.segments() {
-            let found = layout.segment(segment.name).map(|found| &found.shape);
-            if found != Some(&segment.shape) {
-                let found = found.map_or_else(|| "none".into(), |shape| format!("{shape:?}"));
-                return Err(Error::tensor(segment.name, format!("{:?}", segment.shape), found, ""));
-            }
-        }
-        if mixing.without_target && layout.segment("target_prompts").is_some() {
-            let found = "target prompts in the state";
-            return Err(Error::tensor("the mixture", "a state without target prompts", found, ""));
-        }
-        if mixing.scorer == Some(Scorer::Constant) {
-            let found = layout.segment("logits").map_or(0, |segment| segment.range.len());
-            if found != prompts {
-                let expected = format!("{prompts} logits, one a prompt");
-                return Err(Error::tensor("the constant scorer", expected, found.to_string(), ""));
-            }
-        }
-        Ok(())
+        check_mixture(self.mixing, self.batch, layout, runs, sources)?;
+        x.check("x", self.batch.rows(Side::Encoder), layout.width)
     }
 
     /// Fails unless `table` has a row of `width` for every token that inputs are pooled from.
     pub(crate) fn check_table(&self, table: &D::Weight, width: usize) -> Result<()> {
         let [vocabulary, _] = table.shape();
-        let padding = (0..self.batch.examples()).filter_map(|b| self.batch.pooled_padding(b)).max();
-        let needed = padding.map_or(0, |id| id as usize + 1).max(self.batch.vocabulary());
-        check_vocabulary(needed, vocabulary)?;
+        check_vocabulary(pooled_vocabulary(self.batch), vocabulary)?;
         table.check("the embedding table", vocabulary, width)
     }
+}
+
+/// Rows that a table needs, for the tokens that inputs are pooled from.
+pub(crate) fn pooled_vocabulary(batch: &Batch) -> usize {
+    let padding = (0..batch.examples()).filter_map(|b| batch.pooled_padding(b)).max();
+    padding.map_or(0, |id| id as usize + 1).max(batch.vocabulary())
+}
+
+/// Fails unless `runs` states of `layout` have what the mixture reads, and the sources, `[S, M, D]`, are of the state's prompts.
+pub(crate) fn check_mixture(
+    mixing: &Mixing,
+    batch: &Batch,
+    layout: &StateLayout,
+    runs: usize,
+    sources: Option<[usize; 3]>,
+) -> Result<()> {
+    let (length, width) = (layout.prompt_length, layout.width);
+    if batch.prompt_length() != length {
+        let found = format!("{} prompt rows", batch.prompt_length());
+        return Err(Error::tensor("the mixture", format!("{length} prompt rows"), found, ""));
+    }
+    if let Some([_, found_length, found_width]) = sources
+        && [found_length, found_width] != [length, width]
+    {
+        let found = format!("[{found_length}, {found_width}]");
+        return Err(Error::tensor("the sources", format!("prompts of [{length}, {width}]"), found, ""));
+    }
+    let prompts = sources.map_or(0, |[count, ..]| count) + usize::from(!mixing.without_target);
+    if width == 0 || mixing.scorer.is_some() && (length == 0 || prompts == 0) {
+        let found = format!("[{prompts}, {length}, {width}]");
+        let expected = "at least one prompt, of at least one row and column";
+        return Err(Error::tensor("the mixture", expected, found, ""));
+    }
+    check_runs("the mixture", batch, layout, runs)?;
+    check_parameters(mixing, layout, prompts)
+}
+
+/// Fails unless the state has every parameter that the mixture reads, in its shape.
+fn check_parameters(mixing: &Mixing, layout: &StateLayout, prompts: usize) -> Result<()> {
+    let (length, width, rank) = (layout.prompt_length, layout.width, layout.rank);
+    let expected = StateLayout::new(mixing, layout.targets, length, width, rank, false);
+    for segment in expected.segments() {
+        let found = layout.segment(segment.name).map(|found| &found.shape);
+        if found != Some(&segment.shape) {
+            let found = found.map_or_else(|| "none".into(), |shape| format!("{shape:?}"));
+            return Err(Error::tensor(segment.name, format!("{:?}", segment.shape), found, ""));
+        }
+    }
+    if mixing.without_target && layout.segment("target_prompts").is_some() {
+        let found = "target prompts in the state";
+        return Err(Error::tensor("the mixture", "a state without target prompts", found, ""));
+    }
+    if mixing.scorer == Some(Scorer::Constant) {
+        let found = layout.segment("logits").map_or(0, |segment| segment.range.len());
+        if found != prompts {
+            let expected = format!("{prompts} logits, one a prompt");
+            return Err(Error::tensor("the constant scorer", expected, found.to_string(), ""));
+        }
+    }
+    Ok(())
 }
 
 /// Fails if an example of the batch belongs to none of the `runs`, or uses a target prompt that its run does not have.

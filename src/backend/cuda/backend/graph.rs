@@ -11,11 +11,10 @@ use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::cross_attention::target_room;
-use super::failure::driver;
 use super::input::Input;
-use super::memory::Memory;
-use super::{Cuda, Precision};
-use crate::backend::{Batch, MicroBatch, Objective, Side};
+use super::{Cuda, Memory, Precision, driver};
+use crate::backend::cuda::ops::packing::dropout_words;
+use crate::backend::{Batch, Device, MicroBatch, Objective, Side};
 use crate::error::{Error, Result};
 
 /// What makes two micro-batches alike: they share grids, the layout of what they are told, and a graph.
@@ -55,7 +54,7 @@ impl Bucket {
             encoder_rows: room(micro.batch.real_rows(Side::Encoder)),
             decoder_rows,
             longest_target: target_room(micro.batch.longest_target(), decoder_rows),
-            dropout: micro.dropout.map_or(0, |step| step.words().len()),
+            dropout: micro.dropout.map_or(0, |step| dropout_words(step).len()),
             objective: micro.batch.objective(),
             first: micro.first,
             last: micro.last.map(<[_]>::len),
@@ -64,7 +63,7 @@ impl Bucket {
 
     /// The same batch with the bucket's room for rows.
     fn roomy(&self, batch: &Batch) -> Batch {
-        batch.with_capacity(self.encoder_rows, self.decoder_rows, self.longest_target)
+        batch.clone().with_capacity(self.encoder_rows, self.decoder_rows, self.longest_target)
     }
 }
 
@@ -130,7 +129,7 @@ impl Cuda {
         &self,
         recorder: &mut Recorder,
         micro: &MicroBatch<'_>,
-        mut work: impl FnMut(&Batch),
+        mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()> {
         let bucket = Bucket::of(micro);
         let roomy = bucket.roomy(micro.batch);
@@ -145,11 +144,10 @@ impl Cuda {
         };
         let arena = self.arena_of(recorder, index)?;
         let entry = &mut recorder.entries[index];
-        entry.input.send(self, &roomy, micro)?;
+        entry.input.send(&roomy, micro)?;
         entry.input.tell(self, micro);
         if self.precision == Precision::F32 || !self.graphs.get() {
-            self.within(&arena, || work(&entry.batch));
-            return Ok(());
+            return self.within(&arena, || work(&entry.batch));
         }
         let graph = match &mut entry.graph {
             Some(graph) => graph,
@@ -180,16 +178,16 @@ impl Cuda {
 
     /// Issues `work` without launching anything, to learn what it takes. It also loads every kernel, which a capture must
     /// not.
-    fn rehearse(&self, input: &Input, micro: &MicroBatch<'_>, work: impl FnOnce()) -> Result<Needs> {
+    fn rehearse(&self, input: &Input, micro: &MicroBatch<'_>, work: impl FnOnce() -> Result<()>) -> Result<Needs> {
         let memory = self.memory.rehearsal();
         let before = self.operations.get();
         input.tell(self, micro);
         self.kernels().rehearse(true);
-        self.within(&memory, work);
+        let done = self.within(&memory, work);
         self.kernels().rehearse(false);
         input.retract(self);
         let operations = self.operations.replace(before) - before;
-        self.first_failure()?;
+        done?;
         Ok(Needs { bytes: memory.bytes(), operations })
     }
 
@@ -197,31 +195,32 @@ impl Cuda {
     pub(super) fn rehearsed_bytes(
         &self,
         micro: &MicroBatch<'_>,
-        mut work: impl FnMut(&Batch),
+        mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<usize> {
         let roomy = Bucket::of(micro).roomy(micro.batch);
         let input = Input::new(self, &roomy, micro)?;
         Ok(self.rehearse(&input, micro, || work(&roomy))?.bytes)
     }
 
-    fn capture(&self, arena: &Arc<Memory>, work: impl FnOnce()) -> Result<CudaGraph> {
+    fn capture(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         let stream = self.kernels().stream();
         let fail = |error| driver("capture a step", error);
         let before = self.operations.get();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(fail)?;
-        self.within(arena, work);
+        let done = self.within(arena, work);
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).map_err(fail);
         self.operations.set(before);
         // What failed within says more than the capture that it broke.
-        self.first_failure()?;
+        done?;
         graph?.ok_or_else(|| Error::device("capture a step", "the driver gave no graph", ""))
     }
 
     /// Does `work` with every buffer from `arena`.
-    fn within(&self, arena: &Arc<Memory>, work: impl FnOnce()) {
+    fn within(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let before = self.arena.replace(Some(arena.clone()));
-        work();
+        let done = work();
         self.arena.replace(before);
+        done
     }
 }

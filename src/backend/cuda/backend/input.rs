@@ -1,56 +1,27 @@
-//! What a device is told before a piece of work: integers, copied by themselves or, for recorded work, in one asynchronous
-//! copy out of pinned memory.
+//! What a device is told before a piece of work: the batch descriptor, the step's dropout and the optimizer's settings.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use cudarc::driver::{CudaEvent, PinnedHostSlice};
-
-use super::batch::{DeviceBatch, describe};
-use super::failure::driver;
-use super::memory::{Buffer, address};
-use super::{Cuda, failure};
-use crate::backend::{Batch, MicroBatch, OptimizerStep};
+use super::Cuda;
+use crate::backend::cuda::ops::descriptor::describe;
+use crate::backend::cuda::ops::optimizer::schedule_words;
+use crate::backend::cuda::ops::packing::{Described, DropoutMask, Words, dropout_words};
+use crate::backend::cuda::runtime::staging::{Numbers, Staging};
+use crate::backend::{Batch, Mask, MicroBatch, OptimizerStep};
 use crate::error::{Error, Result};
-
-/// 32-bit numbers in device memory.
-#[derive(Debug)]
-pub(super) struct Numbers(RefCell<Buffer<i32>>);
-
-impl Numbers {
-    /// Room for `length`.
-    fn room(cuda: &Cuda, length: usize) -> Result<Rc<Self>> {
-        let buffer = cuda.allocate(length);
-        if buffer.is_empty() {
-            return Err(failure::absent());
-        }
-        Ok(Rc::new(Self(RefCell::new(buffer))))
-    }
-
-    /// These.
-    pub(super) fn of(cuda: &Cuda, values: &[i32]) -> Result<Rc<Self>> {
-        let numbers = Self::room(cuda, values.len())?;
-        cuda.upload(values, &mut numbers.0.borrow_mut())?;
-        Ok(numbers)
-    }
-
-    /// Where number `at` lies.
-    pub(super) fn address(&self, cuda: &Cuda, at: usize) -> Result<u64> {
-        Ok(address(&self.0.borrow().view()?, cuda.kernels().stream()) + (at * size_of::<i32>()) as u64)
-    }
-}
 
 /// Something that the device was told, and where it keeps it.
 #[derive(Debug)]
 pub(super) struct Told<T> {
     what: T,
-    numbers: Rc<Numbers>,
+    numbers: Numbers,
     at: usize,
 }
 
 impl<T: PartialEq + Clone> Told<T> {
     /// Where the device has `what`, which is copied there as `words` unless it has it.
-    pub(super) fn address(
+    fn address(
         known: &RefCell<Option<Self>>,
         cuda: &Cuda,
         what: &T,
@@ -58,40 +29,33 @@ impl<T: PartialEq + Clone> Told<T> {
         words: impl FnOnce(&T) -> Vec<i32>,
     ) -> Result<u64> {
         let mut known = known.borrow_mut();
-        if known.as_ref().is_none_or(|known| known.what != *what) {
-            cuda.expect_told(name)?;
-            *known = Some(Self { what: what.clone(), numbers: Numbers::of(cuda, &words(what))?, at: 0 });
+        if let Some(known) = known.as_ref().filter(|known| known.what == *what) {
+            return Ok(known.numbers.address(known.at));
         }
-        known.as_ref().map_or(Ok(0), |known| known.numbers.address(cuda, known.at))
+        cuda.expect_told(name)?;
+        let numbers = cuda.numbers_of(&words(what))?;
+        let told = known.insert(Self { what: what.clone(), numbers, at: 0 });
+        Ok(told.numbers.address(0))
     }
 }
 
-/// Of an optimizer step's settings: f64 numbers a run.
-pub(super) const SETTINGS: usize = 7;
-
-/// The settings as `Settings` of `kernels/optimizer.cu` has them, in 32-bit words.
-pub(super) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
-    let settings = |step: &OptimizerStep| -> [f64; SETTINGS] {
-        [
-            step.prompt_learning_rate,
-            step.scorer_learning_rate,
-            step.weight_decay,
-            step.beta1,
-            step.beta2,
-            step.epsilon,
-            step.clip_norm,
-        ]
-    };
-    let words = |value: f64| [value.to_bits() as i32, (value.to_bits() >> 32) as i32];
-    steps.iter().flat_map(settings).flat_map(words).collect()
+/// A batch's descriptor on the device.
+#[derive(Debug)]
+pub(super) struct DeviceBatch {
+    /// The descriptor, from the first on; maybe more behind it.
+    numbers: Numbers,
+    id: u64,
+    tiles: [usize; 3],
 }
 
-/// All that recorded work of one bucket is told: the batch descriptor, the step's dropout and the optimizer's settings,
-/// at fixed places of one buffer that captured graphs read.
+/// Descriptors that stay on the device: the batch at hand, and those that share its encoder rows.
+const KEPT_BATCHES: usize = 4;
+
+/// All that recorded work of one bucket is told, at fixed places of one buffer that captured graphs read.
 #[derive(Debug)]
 pub(super) struct Input {
     described: Rc<DeviceBatch>,
-    numbers: Rc<Numbers>,
+    numbers: Numbers,
     dropout: usize,
     schedule: usize,
     /// Written in turn, each only when the copy out of it is done: the host prepares one while the device works.
@@ -99,50 +63,11 @@ pub(super) struct Input {
     turn: Cell<usize>,
 }
 
-/// Pinned memory, and when the last copy out of it is done. The slice's own event says nothing: it is recorded only by
-/// contexts that track events, which this one does not.
-#[derive(Debug)]
-struct Staging {
-    pinned: PinnedHostSlice<i32>,
-    copied: CudaEvent,
-}
-
-impl Staging {
-    /// Room for `length` numbers.
-    fn new(cuda: &Cuda, length: usize) -> Result<Self> {
-        let context = cuda.kernels().context();
-        let fail = |error| driver("pin memory of the host", error);
-        // SAFETY: every number is written before it is copied from.
-        let pinned = unsafe { context.alloc_pinned::<i32>(length) }.map_err(fail)?;
-        Ok(Self { pinned, copied: context.new_event(None).map_err(fail)? })
-    }
-
-    /// Writes `words` once the copy before is done, and issues theirs to `numbers`.
-    fn send(&mut self, cuda: &Cuda, words: &[i32], numbers: &Numbers) -> Result<()> {
-        super::memory::check_length("what recorded work is told", self.pinned.len(), words.len())?;
-        let wait = |error| driver("wait for a copy", error);
-        self.copied.synchronize().map_err(wait)?;
-        self.pinned.as_mut_slice().map_err(wait)?.copy_from_slice(words);
-        let stream = cuda.kernels().stream();
-        let mut buffer = numbers.0.borrow_mut();
-        let mut view = buffer.view_mut()?;
-        let copied = stream.memcpy_htod(&self.pinned, &mut view).and_then(|()| self.copied.record(stream));
-        copied.map_err(|error| driver("copy to the GPU", error))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Pinned memory goes only when nothing reads it; what failed here has failed the work before it as well.
-        let _ = self.copied.synchronize();
-    }
-}
-
 /// The words that a device is told of a micro-batch, and where in them dropout and schedule begin.
 fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize, usize) {
     let (mut words, tiles) = describe(batch);
     let dropout = words.len();
-    words.extend(micro.dropout.iter().flat_map(|step| step.words()).map(|word| word as i32));
+    words.extend(micro.dropout.iter().flat_map(|step| dropout_words(step)));
     // f64 numbers follow.
     words.resize(words.len().next_multiple_of(2), 0);
     let schedule = words.len();
@@ -154,23 +79,24 @@ impl Input {
     /// Room for what batches of the capacity of `batch` are told.
     pub(super) fn new(cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<Self> {
         let (words, tiles, dropout, schedule) = words(batch, micro);
-        let numbers = Numbers::room(cuda, words.len())?;
+        let numbers = Numbers::new(cuda.allocate(words.len())?);
+        let staging = || Staging::new(cuda.kernels().stream(), words.len());
         Ok(Self {
-            described: DeviceBatch::new(batch, numbers.clone(), tiles),
+            described: Rc::new(DeviceBatch { numbers: numbers.clone(), id: batch.id(), tiles }),
             numbers,
             dropout,
             schedule,
-            staging: [Staging::new(cuda, words.len())?, Staging::new(cuda, words.len())?],
+            staging: [staging()?, staging()?],
             turn: Cell::new(0),
         })
     }
 
     /// Sends what `micro` is, packed as `batch`, once the work before it has read what it was told. Waits only for a copy
     /// of two times before.
-    pub(super) fn send(&mut self, cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
+    pub(super) fn send(&mut self, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
         let (words, ..) = words(batch, micro);
         let turn = self.turn.replace(1 - self.turn.get());
-        self.staging[turn].send(cuda, &words, &self.numbers)
+        self.staging[turn].send(&words, &self.numbers)
     }
 
     /// Lets ops find what was sent.
@@ -188,15 +114,60 @@ impl Input {
 
     /// Takes back what [`Input::tell`] said, which was never sent.
     pub(super) fn retract(&self, cuda: &Cuda) {
-        cuda.forget(&self.described);
+        cuda.batches.borrow_mut().retain(|known| known.id != self.described.id);
         cuda.dropout.replace(None);
         cuda.schedule.replace(None);
     }
 }
 
 impl Cuda {
+    fn numbers_of(&self, values: &[i32]) -> Result<Numbers> {
+        let mut buffer = self.allocate(values.len())?;
+        self.upload(values, &mut buffer)?;
+        Ok(Numbers::new(buffer))
+    }
+
+    /// `batch` with its descriptor, uploaded unless the device has it.
+    pub(super) fn described<'a>(&self, batch: &'a Batch) -> Result<Described<'a>> {
+        let known = self.batches.borrow().iter().find(|known| known.id == batch.id()).cloned();
+        let known = match known {
+            Some(known) => known,
+            None => {
+                self.expect_told("a batch")?;
+                let (data, tiles) = describe(batch);
+                let made = Rc::new(DeviceBatch { numbers: self.numbers_of(&data)?, id: batch.id(), tiles });
+                self.keep(&made);
+                made
+            }
+        };
+        Ok(Described::new(batch, Words::Kept(known.numbers.address(0)), known.tiles))
+    }
+
+    /// One site's mask of a step; the step's numbers are uploaded unless the device has them.
+    pub(super) fn mask(&self, mask: Mask<'_>) -> Result<DropoutMask<'static>> {
+        let Some((step, site)) = mask else { return Ok(DropoutMask::default()) };
+        let step = Told::address(&self.dropout, self, step, "dropout", dropout_words)?;
+        Ok(DropoutMask::new(Words::Kept(step), site))
+    }
+
+    /// The settings of an optimizer step, one of `steps` a run, uploaded unless the device has them.
+    pub(super) fn schedule_words(&self, steps: &[OptimizerStep]) -> Result<Words<'static>> {
+        let words = |steps: &Vec<OptimizerStep>| schedule_words(steps);
+        Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", words).map(Words::Kept)
+    }
+
+    /// Keeps a descriptor, in the place of the oldest, unless it is there.
+    fn keep(&self, described: &Rc<DeviceBatch>) {
+        let mut batches = self.batches.borrow_mut();
+        batches.retain(|known| known.id != described.id);
+        if batches.len() == KEPT_BATCHES {
+            batches.pop_front();
+        }
+        batches.push_back(described.clone());
+    }
+
     /// Fails within recorded work, which is told everything beforehand.
-    pub(super) fn expect_told(&self, what: &str) -> Result<()> {
+    fn expect_told(&self, what: &str) -> Result<()> {
         if self.arena.borrow().is_none() {
             return Ok(());
         }

@@ -8,7 +8,7 @@ use crate::backend::cuda::ops::packing::{PackedRows, Words};
 use crate::backend::cuda::ops::{NORM_COLUMNS, attention};
 use crate::backend::cuda::runtime::operands::ReadOperand;
 use crate::backend::{
-    Batch, Device, Heads, LinearOps, Mask, Matrix, Projection, ProjectionBackward, Residual, ResidualProjection,
+    Batch, Heads, LinearOps, Mask, Matrix, Projection, ProjectionBackward, Residual, ResidualProjection,
     ResidualProjectionBackward, Side,
 };
 use crate::error::{Error, Result};
@@ -25,23 +25,23 @@ pub(super) struct Gradient<'a> {
 
 impl Cuda {
     /// Rows times a weight's transpose.
-    pub(super) fn product<'a>(
-        &'a self,
-        rows: PackedRows<'a>,
-        a: &'a dyn ReadOperand,
-        weight: &'a Weight,
-        epilogue: Epilogue<'a>,
+    pub(super) fn product(
+        &self,
+        rows: PackedRows<'_>,
+        a: &dyn ReadOperand,
+        weight: &Weight,
+        epilogue: Epilogue<'_>,
     ) -> Result<()> {
         self.launch_product(rows, a, weight, false, epilogue)
     }
 
     /// Rows times a weight.
-    pub(super) fn product_backward<'a>(
-        &'a self,
-        rows: PackedRows<'a>,
-        a: &'a dyn ReadOperand,
-        weight: &'a Weight,
-        epilogue: Epilogue<'a>,
+    pub(super) fn product_backward(
+        &self,
+        rows: PackedRows<'_>,
+        a: &dyn ReadOperand,
+        weight: &Weight,
+        epilogue: Epilogue<'_>,
     ) -> Result<()> {
         self.launch_product(rows, a, weight, true, epilogue)
     }

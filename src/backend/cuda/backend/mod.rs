@@ -23,7 +23,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use cross_attention::{CrossKept, SourceGradient};
 pub use decode::Cache;
@@ -43,7 +42,7 @@ use super::runtime::memory::{Buffer, Memory};
 use super::runtime::operands::Precision;
 use crate::backend::ops::check_length;
 use crate::backend::{
-    Backend, Batch, Device, DropoutStep, Example, Format, MicroBatch, OptimizerStep, Readers, Side,
+    Backend, Batch, Device, DropoutStep, Example, Format, MicroBatch, OptimizerStep, Readers, Side, philox,
 };
 use crate::error::{Error, Result};
 
@@ -152,11 +151,12 @@ impl Cuda {
         let example = Example { source: vec![0], target: vec![0; size], ..Example::default() };
         let batch = Batch::pack(&[example], 1, 0, 1)?;
         // Bits that toggle: a GPU multiplies constants at a higher clock than it does numbers.
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-        let mut numbers =
-            || (0..size * size).map(|_| random.next_u32() as i32 as f32 / (1u32 << 31) as f32).collect();
-        let weight = self.weight(numbers(), size, size, Readers::Many)?;
-        let a: Vec<f32> = numbers();
+        let numbers = |key: u32| -> Vec<f32> {
+            let words = (0..(size * size).div_ceil(4) as u32).flat_map(|i| philox([key, 0], [i, 0, 0, 0]));
+            words.take(size * size).map(|word| word as i32 as f32 / (1u32 << 31) as f32).collect()
+        };
+        let weight = self.weight(numbers(0), size, size, Readers::Many)?;
+        let a = numbers(1);
         let a = self.activation_of(&a, size, Format::Operand)?;
         let mut out = self.activation(size, size, Format::Operand)?;
         let rows = self.described(&batch)?.rows(Side::Decoder);
@@ -210,7 +210,7 @@ impl Cuda {
         if range.is_empty() || self.kernels.is_rehearsing() {
             return Ok(values);
         }
-        let view = buffer.view();
+        let view = buffer.view()?;
         let part = view.try_slice(range.clone()).ok_or_else(|| {
             let expected = format!("at least {} numbers", range.end);
             Error::tensor("what is read back", expected, buffer.len().to_string(), "")

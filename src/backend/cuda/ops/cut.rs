@@ -1,6 +1,7 @@
 //! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, and what they cost.
 
 use super::linear::Follows;
+use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, STAGES};
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
 
@@ -57,6 +58,11 @@ impl Names {
     }
 }
 
+/// Shared memory of the main loop's stages, of one group, for a tile of so many rows and columns.
+const fn stages(rows: usize, columns: usize) -> u32 {
+    (STAGES * (rows + columns) * DEPTH * 2) as u32
+}
+
 const LARGE: Tile = Tile {
     kernels: Names::Two(["gemm_forward_large", "gemm_backward_large"]),
     rows: 128,
@@ -72,7 +78,7 @@ const MEDIUM: Tile = Tile {
     rows: 80,
     columns: 128,
     threads: 128,
-    shared: 4 * (80 + 128) * 32 * 2,
+    shared: stages(80, 128),
     groups: 1,
     passes: 104 + 224,
 };
@@ -81,7 +87,7 @@ const SMALL: Tile = Tile {
     rows: 64,
     columns: 64,
     threads: 256,
-    shared: 2 * 4 * (64 + 64) * 32 * 2,
+    shared: 2 * stages(64, 64),
     groups: 2,
     passes: 64 + 128,
 };
@@ -99,14 +105,12 @@ const PLAIN_F32: Tile = Tile {
 /// Large tiles are for products that are at least so long in each direction, whatever the device.
 const LARGE_FROM: usize = 1024;
 /// The least depth of a part of k, of each group of warps: the four stages of the main loop.
-const LEAST_PART: usize = 4 * DEPTH;
+const LEAST_PART: usize = STAGES * DEPTH;
 /// The most parts of k, by all groups: each costs a tile of f32 written and read.
 const MOST_PARTS: usize = 8;
 /// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, each behind
 /// the one before.
 const JOIN: usize = 2_000;
-/// What the main loop loads at once, in k; `DEPTH` of the kernel file.
-const DEPTH: usize = 32;
 /// Cycles until the first stretch of k has come from memory.
 const FIRST_LOAD: usize = 800;
 /// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
@@ -125,6 +129,7 @@ fn tensor_rate(compute_capability: (i32, i32)) -> usize {
 /// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
 #[derive(Debug)]
 pub(crate) struct Cut {
+    precision: Precision,
     tile: Tile,
     grid: [u32; 3],
 }
@@ -134,7 +139,7 @@ impl Cut {
     pub(crate) fn new(precision: Precision, device: &DeviceInfo, m: usize, n: usize, k: usize) -> Self {
         let made = |tile: Tile, parts: usize| {
             let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, parts as u32];
-            Self { tile, grid }
+            Self { precision, tile, grid }
         };
         if precision == Precision::F32 {
             return made(PLAIN_F32, 1);
@@ -161,6 +166,11 @@ impl Cut {
         let block = stretches * self.tile.cycles(tensor_rate(device.compute_capability))
             + moved * self.tile.numbers() / EPILOGUE_RATE;
         (self.tiles() * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
+    }
+
+    /// Which format it cuts products of.
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Tiles of the result.

@@ -113,7 +113,7 @@ pub struct NormBackward<'a> {
 }
 
 /// Which epilogue, as kernels number it.
-pub(super) use super::Epilogue as Follows;
+pub(super) use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 
 impl<'e> Epilogue<'e> {
     /// Its number, and whether it is of a forward product and of a backward one.
@@ -132,17 +132,20 @@ impl<'e> Epilogue<'e> {
     }
 
     /// Adds its operands to a launch of `rows` whose products have n columns and whose rows have k.
-    fn read(
+    fn read<'a>(
         self,
-        operands: &mut Operands<'e>,
-        rows: PackedRows<'e>,
+        operands: &mut Operands<'a>,
+        rows: PackedRows<'_>,
         precision: Precision,
         [n, k]: [usize; 2],
-    ) -> Result<GemmArguments> {
+    ) -> Result<GemmArguments>
+    where
+        'e: 'a,
+    {
         let (count, all) = (rows.count(), rows.all());
         let (numbers, parts) = (all * n, n.div_ceil(NORM_COLUMNS));
         let mut arguments = GemmArguments::default();
-        let of_norm = |operands: &mut Operands<'e>, norm: Norm<'e>, width: usize| {
+        let of_norm = |operands: &mut Operands<'a>, norm: Norm<'a>, width: usize| {
             let length = all * width.div_ceil(NORM_COLUMNS);
             Ok::<_, Error>((operands.read("the norm's partial sums", norm.partials, length)?, norm.epsilon))
         };
@@ -226,7 +229,7 @@ pub(crate) struct Workspace<'a> {
     pub(crate) counters: Option<Words<'a>>,
 }
 
-impl<'p> Product<'p> {
+impl Product<'_> {
     /// Columns of the result, and of a.
     pub(crate) fn sizes(&self) -> [usize; 2] {
         let [out, input] = self.shape;
@@ -237,16 +240,13 @@ impl<'p> Product<'p> {
     ///
     /// # Errors
     /// A length, width, format or epilogue that does not fit, and what the driver says.
-    pub(crate) fn launch<'a>(
+    pub(crate) fn launch(
         &self,
-        kernels: &'a Kernels,
+        kernels: &Kernels,
         cut: &Cut,
-        workspace: Workspace<'a>,
-        epilogue: Epilogue<'a>,
-    ) -> Result<()>
-    where
-        'p: 'a,
-    {
+        workspace: Workspace<'_>,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
         let ([n, k], (follows, forward, backward)) = (self.sizes(), epilogue.kind());
         check_width(k)?;
         if follows != Follows::Float && !n.is_multiple_of(WIDTH_MULTIPLE) {
@@ -260,13 +260,16 @@ impl<'p> Product<'p> {
         if self.rows.scope() == Scope::Prompt && follows != Follows::NormBackward {
             return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
         }
-        let precision = self.a.precision();
+        let precision = cut.precision();
         let mut operands = Operands::new(kernels);
         let arguments = GemmArguments {
             batch: self.rows.read(&mut operands)?,
             a: operands.matrix("the rows that are multiplied", self.a, precision, self.rows.count() * k)?,
             weight: operands.matrix("weight", self.weight, precision, n * k)?,
-            workspace: operands.write("workspace", workspace.parts, cut.workspace())?,
+            workspace: match cut.workspace() {
+                0 => 0,
+                _ => operands.write("workspace", workspace.parts, cut.workspace())?,
+            },
             counters: match workspace.counters {
                 Some(counters) if cut.counters() > 0 => counters.read(&mut operands, "counters")?,
                 _ => 0,
@@ -309,7 +312,7 @@ impl<'a> Linear<'a> {
         let device = devices::info(kernels.context())?;
         let cuts = [[out, input], [input, out]]
             .map(|[n, k]| Cut::new(Precision::Bf16, &device, rows.count(), n, k));
-        let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace()).map_err(fail);
+        let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace().max(1)).map_err(fail);
         let workspace = [room(&cuts[0])?, room(&cuts[1])?];
         let most = cuts.iter().map(Cut::counters).max().unwrap_or(0).max(1);
         Ok(Self { rows, shape: [out, input], cuts, workspace, counters: stream.alloc_zeros(most).map_err(fail)? })

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod cross_attention;
+pub(crate) mod cut;
 pub mod decode;
 pub(crate) mod descriptor;
 pub mod embedding;
@@ -18,12 +19,27 @@ pub mod optimizer;
 pub mod packing;
 pub mod tally;
 
-use super::runtime::arguments::*;
-use super::runtime::kernels::{Kernel, Kernels};
+use super::runtime::arguments::attention::AttentionArguments;
+use super::runtime::arguments::cross_attention::{CrossArguments, ProjectedArguments, SourceArguments};
+use super::runtime::arguments::decode::DecodeArguments;
+use super::runtime::arguments::dropout::Mask;
+use super::runtime::arguments::embedding::{EmbedArguments, EmbedBackwardArguments};
+use super::runtime::arguments::feed_forward::{GateArguments, RowArguments};
+use super::runtime::arguments::gemm::GemmArguments;
+use super::runtime::arguments::loss::LossArguments;
+use super::runtime::arguments::mix::MixArguments;
+use super::runtime::arguments::norm::{FinalNormArguments, FinalNormBackwardArguments};
+use super::runtime::arguments::optimizer::OptimizerArguments;
+use super::runtime::arguments::tally::TallyArguments;
+use super::runtime::arguments::{batch, side_number};
+use super::runtime::kernels::{Arguments, Kernel, Kernels};
 use super::runtime::operands::{Operands, Precision, WriteOperand};
-use crate::backend::Side;
 use crate::error::{Error, Result};
 
+/// Rows of an attention tile.
+pub const ATTENTION_TILE: usize = batch::ATTENTION_TILE;
+/// Columns of a residual row that one partial sum of squares covers.
+pub const NORM_COLUMNS: usize = super::runtime::arguments::number::NORM_COLUMNS;
 /// Widths are multiples of this, so that every row begins on 16 bytes.
 pub(crate) const WIDTH_MULTIPLE: usize = 8;
 
@@ -49,10 +65,13 @@ unsafe fn launch_rows<A: Arguments>(
 /// Adds the bf16 copy of f32 rows to a launch; 0 for none, in f32.
 fn copy_of<'a>(
     operands: &mut Operands<'a>,
-    copy: Option<&'a mut dyn WriteOperand>,
+    copy: Option<&'a mut (dyn WriteOperand + '_)>,
     length: usize,
 ) -> Result<u64> {
-    copy.map_or(Ok(0), |copy| operands.matrix_mut("copy", copy, Precision::Bf16, length))
+    match copy {
+        Some(copy) => operands.matrix_mut("copy", copy, Precision::Bf16, length),
+        None => Ok(0),
+    }
 }
 
 /// Fails unless rows of `width` begin on 16 bytes in either format.
@@ -69,12 +88,4 @@ fn check_rows(what: &str, rows: usize, width: usize, found: usize) -> Result<()>
         return Ok(());
     }
     Err(Error::tensor(what, format!("at least {rows} rows of {width}"), format!("{found} numbers"), ""))
-}
-
-/// `kernels/batch.cuh`'s number of a side.
-fn side_number(side: Side) -> i32 {
-    match side {
-        Side::Encoder => 0,
-        Side::Decoder => 1,
-    }
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream};
 
-use super::super::runtime::error::driver;
-use super::super::runtime::operands::Operands;
+use super::Mask;
 use super::descriptor::describe;
+use crate::backend::cuda::runtime::arguments::dropout;
+use crate::backend::cuda::runtime::error::driver;
+use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
 
@@ -268,10 +270,25 @@ impl<'a> DropoutMask<'a> {
     }
 
     /// Adds it to a launch: the kernels' argument.
-    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<super::Mask> {
-        let Some((step, site)) = self.0 else { return Ok(super::Mask::default()) };
-        Ok(super::Mask { step: step.read(operands, "the step's dropout")?, site: site.0, ..super::Mask::default() })
+    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<Mask> {
+        let Some((step, site)) = self.0 else { return Ok(Mask::default()) };
+        Ok(Mask { step: step.read(operands, "the step's dropout")?, site: site.0, ..Mask::default() })
     }
+}
+
+/// A step's dropout as `kernels/dropout.cuh` reads it: its numbers, and the seeds of all runs from the place of the first on.
+pub(crate) fn dropout_words(step: &DropoutStep) -> Vec<i32> {
+    let seeds = step.seeds();
+    let mut numbers = dropout::DropoutStep {
+        threshold: step.threshold(),
+        scale: step.scale() as f32,
+        step: step.step(),
+        runs: seeds.len() as u32,
+        ..Default::default()
+    };
+    let (first, others) = seeds.split_at(seeds.len().min(numbers.seeds.len()));
+    numbers.seeds[..first.len()].copy_from_slice(first);
+    [bytemuck::cast_slice(&[numbers]), bytemuck::cast_slice(others)].concat()
 }
 
 /// A step's dropout on the device, in memory of cudarc's own.
@@ -286,8 +303,7 @@ impl DeviceDropout {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, step: &DropoutStep) -> Result<Self> {
-        let words: Vec<i32> = step.words().into_iter().map(|word| word as i32).collect();
-        let words = stream.clone_htod(&words).map_err(|error| driver("copy dropout to the GPU", error))?;
+        let words = stream.clone_htod(&dropout_words(step)).map_err(|error| driver("copy dropout to the GPU", error))?;
         Ok(Self { words })
     }
 

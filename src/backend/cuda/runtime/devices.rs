@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
 
-use super::failure::{self, driver};
+use super::error::{self, driver};
 use super::kernels::COMPILER;
 use crate::error::Result;
 
@@ -43,20 +43,20 @@ pub fn usable_device(ordinal: usize) -> Result<DeviceInfo> {
 }
 
 /// The context of a GPU that the kernels of this build run on, and what it is.
-pub(super) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
-    let release = compiler_release().ok_or_else(failure::no_kernels)?;
+pub(crate) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
+    let release = compiler_release().ok_or_else(error::no_kernels)?;
     let count = device_count()?;
     if ordinal >= count {
-        return Err(failure::no_gpu(ordinal, count));
+        return Err(error::no_gpu(ordinal, count));
     }
     let speaks = driver_version()?;
     if speaks / 1000 < release / 1000 {
-        return Err(failure::old_driver(speaks, release));
+        return Err(error::old_driver(speaks, release));
     }
     let context = context(ordinal)?;
     let info = info(&context)?;
-    if info.compute_capability < failure::OLDEST {
-        return Err(failure::old_gpu(&info.name, info.compute_capability));
+    if info.compute_capability < error::OLDEST {
+        return Err(error::old_gpu(&info.name, info.compute_capability));
     }
     Ok((context, info))
 }
@@ -86,7 +86,7 @@ pub fn driver_version() -> Result<i32> {
 fn device_count() -> Result<usize> {
     // SAFETY: looks for the library and opens it, which runs what every CUDA program runs.
     if !unsafe { is_culib_present() } {
-        return Err(failure::no_driver());
+        return Err(error::no_driver());
     }
     match cudarc::driver::result::init() {
         Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
@@ -101,7 +101,7 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
 }
 
 /// What the GPU of a context is.
-pub(super) fn info(context: &CudaContext) -> Result<DeviceInfo> {
+pub(crate) fn info(context: &CudaContext) -> Result<DeviceInfo> {
     let ask = |error| driver("describe the GPU", error);
     let multiprocessors =
         context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;

@@ -7,9 +7,9 @@ use super::kernels::ARCHITECTURES;
 use crate::error::Error;
 
 /// The oldest architecture that the kernels run on.
-pub(super) const OLDEST: (i32, i32) = (8, 0);
+pub(crate) const OLDEST: (i32, i32) = (8, 0);
 
-pub(super) fn no_kernels() -> Error {
+pub(crate) fn no_kernels() -> Error {
     Error::unsupported(
         "--device cuda",
         "this program was built without nvcc and holds no GPU kernels",
@@ -18,7 +18,7 @@ pub(super) fn no_kernels() -> Error {
     )
 }
 
-pub(super) fn no_driver() -> Error {
+pub(crate) fn no_driver() -> Error {
     Error::unsupported(
         "--device cuda",
         "the NVIDIA driver's library libcuda.so was not found",
@@ -26,7 +26,7 @@ pub(super) fn no_driver() -> Error {
     )
 }
 
-pub(super) fn no_gpu(ordinal: usize, count: usize) -> Error {
+pub(crate) fn no_gpu(ordinal: usize, count: usize) -> Error {
     let found = match count {
         0 => "the driver finds no GPU".to_owned(),
         count => format!("there are {count}, numbered from 0, and {ordinal} was asked for"),
@@ -38,7 +38,7 @@ pub(super) fn no_gpu(ordinal: usize, count: usize) -> Error {
     )
 }
 
-pub(super) fn old_driver(speaks: i32, release: i32) -> Error {
+pub(crate) fn old_driver(speaks: i32, release: i32) -> Error {
     Error::unsupported(
         "--device cuda",
         format!(
@@ -52,7 +52,7 @@ pub(super) fn old_driver(speaks: i32, release: i32) -> Error {
     )
 }
 
-pub(super) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
+pub(crate) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
     Error::unsupported(
         format!("{name} (compute capability {major}.{minor})"),
         format!("the kernels need {}.{} or newer", OLDEST.0, OLDEST.1),
@@ -60,7 +60,7 @@ pub(super) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
     )
 }
 
-pub(super) fn load(file: &str, error: DriverError) -> Error {
+pub(crate) fn load(file: &str, error: DriverError) -> Error {
     let advice = match error.0 {
         CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             "the driver is older than the toolkit that these kernels were built with: update the driver (R580 or newer for CUDA 13.0)"
@@ -79,7 +79,7 @@ pub(super) fn load(file: &str, error: DriverError) -> Error {
 }
 
 /// A driver call that failed.
-pub(super) fn driver(action: &str, error: DriverError) -> Error {
+pub(crate) fn driver(action: &str, error: DriverError) -> Error {
     let advice = match error.0 {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             "take a smaller --batch-size, or free the GPU of other programs"
@@ -92,11 +92,6 @@ pub(super) fn driver(action: &str, error: DriverError) -> Error {
         _ => "see whether nvidia-smi reports the GPU as healthy",
     };
     Error::device(action, said(error), advice)
-}
-
-/// An op met a buffer that could not be allocated: what went wrong before says why.
-pub(super) fn absent() -> Error {
-    Error::device("use a buffer", "its allocation failed before", "")
 }
 
 fn said(error: DriverError) -> String {

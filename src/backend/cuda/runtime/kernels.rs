@@ -11,7 +11,8 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::failure::{self, driver};
+use super::error::{self, driver};
+use super::operands::Operands;
 use crate::error::{Error, Result};
 
 mod table {
@@ -22,17 +23,14 @@ pub use table::{ARCHITECTURES, COMPILER, FATBINS};
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
 
-/// What a kernel takes: one struct by value, laid out as the struct of the same name in its `.cu` file.
-///
-/// # Safety
-/// The type is `repr(C)`, holds no padding that is not a field, and equals the kernel's parameter in size and layout.
-pub unsafe trait Arguments: Copy {}
+/// What a kernel takes: one struct by value. The build makes them of the structs in the kernels' files.
+pub trait Arguments: bytemuck::NoUninit {}
 
 /// The argument as cudarc wants it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct ByValue<A>(A);
-// SAFETY: an implementor of `Arguments` promises the kernel's own layout.
+// SAFETY: every byte of it is initialised; that it is what the kernel takes is the promise of whoever launches it.
 unsafe impl<A: Arguments> DeviceRepr for ByValue<A> {}
 
 /// A kernel by file and name.
@@ -65,7 +63,7 @@ impl Kernels {
     /// [`Error::Unsupported`] if this build has none.
     pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
         if FATBINS.is_empty() {
-            return Err(failure::no_kernels());
+            return Err(error::no_kernels());
         }
         let modules = FATBINS.iter().map(|(stem, _)| (*stem, OnceCell::new())).collect();
         Ok(Self {
@@ -93,12 +91,12 @@ impl Kernels {
     }
 
     /// While it rehearses, a launch loads its kernel and no more.
-    pub(super) fn rehearse(&self, rehearsing: bool) {
+    pub(crate) fn rehearse(&self, rehearsing: bool) {
         self.rehearsing.set(rehearsing);
     }
 
     /// Whether it rehearses.
-    pub(super) fn is_rehearsing(&self) -> bool {
+    pub(crate) fn is_rehearsing(&self) -> bool {
         self.rehearsing.get()
     }
 
@@ -118,7 +116,7 @@ impl Kernels {
         let loaded = self
             .context()
             .load_module(Ptx::from_binary(image.to_vec()))
-            .map_err(|error| failure::load(file, error))?;
+            .map_err(|error| error::load(file, error))?;
         Ok(module.get_or_init(|| loaded))
     }
 
@@ -145,7 +143,8 @@ impl Kernels {
         Ok(function.clone())
     }
 
-    /// Launches `kernel` with one argument on the stream; a grid without blocks is no launch.
+    /// Launches `kernel` with one argument on the stream, while `operands` holds the guards of what it reads and writes; a grid
+    /// without blocks is no launch.
     ///
     /// # Errors
     /// What the driver says.
@@ -153,13 +152,14 @@ impl Kernels {
     /// # Safety
     /// The kernel takes exactly `A`; every pointer in `arguments` is of this context, as long and as aligned as the kernel
     /// needs for this grid, and not freed before the kernel has run.
-    pub unsafe fn launch<A: Arguments>(
+    pub(crate) unsafe fn launch<A: Arguments>(
         &self,
         kernel: Kernel,
         grid: [u32; 3],
         block: u32,
         shared: u32,
         arguments: &A,
+        _operands: &Operands<'_>,
     ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());

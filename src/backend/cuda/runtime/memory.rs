@@ -9,9 +9,11 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop,
+};
 
-use super::failure::{absent, driver};
+use super::error::driver;
 use crate::error::{Error, Result};
 
 /// Sizes are rounded up to this, in bytes: every buffer is aligned for the widest access, and near sizes share.
@@ -23,7 +25,7 @@ const POISON: u8 = 0xFF;
 ///
 /// Everything on its buffers runs on that stream, so one that was given back may be handed out again at once.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     stream: Arc<CudaStream>,
     source: Source,
     totals: Arc<Totals>,
@@ -42,7 +44,7 @@ enum Source {
 
 /// Bytes of all memory of a device.
 #[derive(Debug, Default)]
-pub(super) struct Totals {
+pub(crate) struct Totals {
     held: AtomicUsize,
     peak: AtomicUsize,
     allocated: AtomicUsize,
@@ -50,17 +52,17 @@ pub(super) struct Totals {
 
 impl Totals {
     /// Bytes asked of the driver and not given back to it.
-    pub(super) fn allocated(&self) -> usize {
+    pub(crate) fn allocated(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
     }
 
     /// Bytes in use, arenas as a whole.
-    pub(super) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
     /// The most bytes that were in use at a time.
-    pub(super) fn peak(&self) -> usize {
+    pub(crate) fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)
     }
 
@@ -130,7 +132,7 @@ fn rounded(bytes: usize) -> usize {
 
 impl Memory {
     /// A pool.
-    pub(super) fn pool(stream: Arc<CudaStream>, poison: bool) -> Arc<Self> {
+    pub(crate) fn pool(stream: Arc<CudaStream>, poison: bool) -> Arc<Self> {
         Arc::new(Self { stream, source: Source::Pool(Mutex::default()), totals: Arc::default(), poison })
     }
 
@@ -138,7 +140,7 @@ impl Memory {
     ///
     /// # Errors
     /// What the driver says.
-    pub(super) fn arena(&self, bytes: usize) -> Result<Arc<Self>> {
+    pub(crate) fn arena(&self, bytes: usize) -> Result<Arc<Self>> {
         let bytes = rounded(bytes);
         let whole = self.allocate(bytes)?;
         self.totals.hold(bytes);
@@ -152,13 +154,13 @@ impl Memory {
     }
 
     /// Memory without bytes behind it, for a rehearsal.
-    pub(super) fn rehearsal(&self) -> Arc<Self> {
+    pub(crate) fn rehearsal(&self) -> Arc<Self> {
         let source = Source::Rehearsal(Mutex::new(Places::new(usize::MAX / 2)));
         Arc::new(Self { stream: self.stream.clone(), source, totals: Arc::default(), poison: false })
     }
 
     /// Bytes that an arena needs in which the same is taken and given back.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match &self.source {
             Source::Pool(_) => self.totals.held(),
             Source::Arena { whole, .. } => whole.len(),
@@ -175,7 +177,7 @@ impl Memory {
     }
 
     /// `length` numbers of unspecified content.
-    pub(super) fn take<T: DeviceRepr>(self: &Arc<Self>, length: usize) -> Result<Buffer<T>> {
+    pub(crate) fn take<T: DeviceRepr>(self: &Arc<Self>, length: usize) -> Result<Buffer<T>> {
         let bytes = rounded(length * size_of::<T>());
         let slice = match &self.source {
             Source::Pool(free) => {
@@ -204,15 +206,17 @@ impl Memory {
                 }
             }
             Source::Rehearsal(places) => {
-                let start = locked(places).take(bytes).ok_or_else(absent)?;
+                let start = locked(places).take(bytes).ok_or_else(|| {
+                    Error::device("foresee the memory of a step", format!("{bytes} bytes more than addresses"), "")
+                })?;
                 // SAFETY: nothing is launched or copied in a rehearsal, so that the address is never used; null is kept
                 // for what kernels take as absent.
                 unsafe { self.stream.upgrade_device_ptr((GRANULE + start) as u64, bytes) }
             }
         };
-        let buffer = Buffer { slice: Some(slice), length, memory: Some(self.clone()), numbers: PhantomData };
+        let buffer = Buffer { slice: Some(slice), length, memory: self.clone(), numbers: PhantomData };
         if self.poison {
-            let at = address(&buffer.view()?, &self.stream);
+            let at = buffer.address();
             // SAFETY: the buffer has that many bytes, and is used on this stream alone.
             unsafe { cudarc::driver::result::memset_d8_async(at, POISON, bytes, self.stream.cu_stream()) }
                 .map_err(|error| driver("poison a buffer", error))?;
@@ -250,7 +254,7 @@ impl Memory {
     }
 
     /// What all memory of the device holds together.
-    pub(super) fn totals(&self) -> &Arc<Totals> {
+    pub(crate) fn totals(&self) -> &Arc<Totals> {
         &self.totals
     }
 }
@@ -264,21 +268,17 @@ impl Drop for Memory {
     }
 }
 
-/// `length` numbers in device memory, of a pool or an arena and back to it; or nothing, where the allocation failed.
+/// `length` numbers in device memory, of a pool or an arena and back to it.
 #[derive(Debug)]
 pub struct Buffer<T> {
+    /// None once it is given back, in `drop`.
     slice: Option<CudaSlice<u8>>,
     length: usize,
-    memory: Option<Arc<Memory>>,
+    memory: Arc<Memory>,
     numbers: PhantomData<T>,
 }
 
 impl<T> Buffer<T> {
-    /// A buffer that could not be allocated: every use of it is an error.
-    pub(super) fn absent() -> Self {
-        Self { slice: None, length: 0, memory: None, numbers: PhantomData }
-    }
-
     /// Numbers in it.
     pub fn len(&self) -> usize {
         self.length
@@ -289,67 +289,55 @@ impl<T> Buffer<T> {
         self.length == 0
     }
 
+    /// Where it lies. Everything on it runs on one stream.
+    pub(crate) fn address(&self) -> u64 {
+        self.slice.as_ref().map_or(0, |slice| slice.device_ptr(&self.memory.stream).0)
+    }
+
     /// All of it, to read.
     ///
     /// # Errors
-    /// If its allocation failed.
+    /// None of a buffer that is in use.
     pub fn view(&self) -> Result<CudaView<'_, T>> {
-        let slice = self.slice.as_ref().ok_or_else(absent)?;
+        let gone = || Error::device("use a buffer", "it was given back", "this is a defect of promptmix: report it");
+        let slice = self.slice.as_ref().ok_or_else(gone)?;
         // SAFETY: the slice holds at least `length` numbers of T, any bits are a T, and it is aligned to 256 bytes.
-        unsafe { slice.transmute(self.length) }.ok_or_else(absent)
+        unsafe { slice.transmute(self.length) }.ok_or_else(gone)
+    }
+}
+
+impl<T> DeviceSlice<T> for Buffer<T> {
+    fn len(&self) -> usize {
+        self.length
     }
 
-    /// All of it, to write.
-    ///
-    /// # Errors
-    /// If its allocation failed.
-    pub fn view_mut(&mut self) -> Result<CudaViewMut<'_, T>> {
-        let length = self.length;
-        let slice = self.slice.as_mut().ok_or_else(absent)?;
-        // SAFETY: as in `view`.
-        unsafe { slice.transmute_mut(length) }.ok_or_else(absent)
+    fn stream(&self) -> &Arc<CudaStream> {
+        &self.memory.stream
+    }
+}
+
+impl<T> DevicePtr<T> for Buffer<T> {
+    fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        match &self.slice {
+            Some(slice) => slice.device_ptr(stream),
+            None => (0, SyncOnDrop::Record(None)),
+        }
+    }
+}
+
+impl<T> DevicePtrMut<T> for Buffer<T> {
+    fn device_ptr_mut<'a>(&'a mut self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        match &mut self.slice {
+            Some(slice) => slice.device_ptr_mut(stream),
+            None => (0, SyncOnDrop::Record(None)),
+        }
     }
 }
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let (Some(slice), Some(memory)) = (self.slice.take(), self.memory.take()) {
-            memory.give(slice);
+        if let Some(slice) = self.slice.take() {
+            self.memory.give(slice);
         }
     }
-}
-
-/// The address of what a kernel reads.
-pub fn address<T>(view: &CudaView<'_, T>, stream: &CudaStream) -> u64 {
-    view.device_ptr(stream).0
-}
-
-/// The address of what a kernel writes.
-pub fn address_mut<T>(view: &mut CudaViewMut<'_, T>, stream: &CudaStream) -> u64 {
-    view.device_ptr_mut(stream).0
-}
-
-/// Bytes that kernels read and write at a time: rows begin on a multiple of them, as widths are multiples of eight, where the first
-/// row does.
-const ACCESS: u64 = 16;
-
-/// Fails if an operand of a raw launch, by its name and address, begins where kernels cannot read it.
-pub(super) fn check_aligned(operands: &[(&str, u64)]) -> Result<()> {
-    match operands.iter().find(|(_, address)| address % ACCESS != 0) {
-        None => Ok(()),
-        Some((what, address)) => Err(Error::tensor(
-            *what,
-            format!("an address that is a multiple of {ACCESS} bytes"),
-            format!("{} bytes beyond one", address % ACCESS),
-            "begin the view at a multiple of 8 numbers",
-        )),
-    }
-}
-
-/// An argument of a raw launch that has not the length its shape implies.
-pub(super) fn check_length(what: &str, expected: usize, found: usize) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::tensor(what, format!("{expected} numbers"), found.to_string(), ""))
 }

@@ -155,7 +155,7 @@ impl<'a> Operands<'a> {
     pub(crate) fn write_if<T>(
         &mut self,
         what: &str,
-        to: Option<&'a mut dyn DevicePtrMut<T>>,
+        to: Option<&'a mut (dyn DevicePtrMut<T> + '_)>,
         length: usize,
     ) -> Result<u64> {
         match to {

@@ -1,0 +1,49 @@
+//! Self attention of one new token an example against a cache.
+
+use super::{Cuda, Operand, Rows, read};
+use crate::backend::cuda::ops::decode as launch;
+use crate::backend::{DecodeOps, DecodeStep, Heads};
+use crate::error::{Error, Result};
+
+/// Keys and values decoded so far, per layer \[B, length, 2·H·K\] in the operand format.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<Operand>,
+    examples: usize,
+    length: usize,
+    heads: Heads,
+}
+
+impl DecodeOps for Cuda {
+    type Cache = Cache;
+
+    fn cache(&self, layers: usize, examples: usize, length: usize, heads: Heads) -> Result<Cache> {
+        let layer = |_| self.operand(examples * length * 2 * heads.total());
+        let layers = (0..layers).map(layer).collect::<Result<Vec<_>>>()?;
+        Ok(Cache { layers, examples, length, heads })
+    }
+
+    fn decode_self_attention(
+        &self,
+        of: &DecodeStep<'_, Self>,
+        qkv: &Rows,
+        cache: &mut Cache,
+        o: &mut Rows,
+    ) -> Result<()> {
+        of.check(cache.examples, qkv, o)?;
+        of.check_place(cache.layers.len(), cache.length)?;
+        let DecodeStep { layer, position, heads, bias } = *of;
+        if heads != cache.heads {
+            let [expected, found] = [cache.heads, heads].map(|of| format!("{} of {}", of.count, of.width));
+            return Err(Error::tensor("the heads of the cache", expected, found, ""));
+        }
+        let step = launch::DecodeStep {
+            examples: cache.examples,
+            heads,
+            length: cache.length,
+            position,
+            bias: (read(&bias.values), bias.reach),
+        };
+        step.forward(self.kernels(), qkv.operand()?, cache.layers[layer].as_write(), o.operand_mut()?)
+    }
+}

@@ -1,0 +1,96 @@
+//! The frozen head and cross entropy.
+
+use super::{Buffer, Cuda, Rows, Weight, read};
+use crate::backend::cuda::ops::linear::Epilogue;
+use crate::backend::cuda::ops::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan};
+use crate::backend::ops::check_logits;
+use crate::backend::{Batch, Format, Head, Loss, LossOps, Matrix, Side};
+use crate::error::Result;
+
+/// The loss of a pass, on the device until it is read.
+#[derive(Debug)]
+pub struct LossKept {
+    negative_log_likelihood: Buffer<f32>,
+    objective: Buffer<f32>,
+    greedy: Buffer<u32>,
+}
+
+impl LossKept {
+    /// \[T\]: what training minimises.
+    pub(super) fn objective(&self) -> &Buffer<f32> {
+        &self.objective
+    }
+}
+
+impl LossOps for Cuda {
+    type LossKept = LossKept;
+
+    fn loss(
+        &self,
+        batch: &Batch,
+        hidden: &Rows,
+        head: &Head<'_, Self>,
+        d_hidden: Option<&mut Rows>,
+    ) -> Result<LossKept> {
+        head.check(batch, hidden, d_hidden.as_deref())?;
+        let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), head.weight.shape());
+        let plan = Plan::of(self.precision(), self.info().multiprocessors, rows, [vocabulary, width])?;
+        let lengths = plan.scratch();
+        let mut kept = LossKept {
+            negative_log_likelihood: self.allocate(rows)?,
+            objective: self.allocate(rows)?,
+            greedy: self.allocate(rows)?,
+        };
+        let mut partials: Buffer<f32> = self.allocate(lengths.partials)?;
+        let mut label_logits: Buffer<f32> = self.allocate(rows)?;
+        let mut weighted: Buffer<f32> =
+            self.allocate(if d_hidden.is_some() { lengths.weighted } else { 0 })?;
+        let products = 1 + u64::from(d_hidden.is_some());
+        let gradient = match d_hidden {
+            Some(d_hidden) => {
+                Some(HiddenGradient { d_hidden: d_hidden.float_mut()?, weighted: &mut weighted })
+            }
+            None => None,
+        };
+        let objective = batch.objective();
+        let mean = match objective.label_smoothing > 0.0 {
+            true => Some(read(head.mean.float()?)),
+            false => None,
+        };
+        let entropy = CrossEntropy {
+            labels: self.described(batch)?.rows(Side::Decoder),
+            plan,
+            head: head.weight.operand(),
+            objective,
+            mean,
+        };
+        let written = CrossEntropyRows {
+            negative_log_likelihood: &mut kept.negative_log_likelihood,
+            loss: &mut kept.objective,
+            greedy: &mut kept.greedy,
+        };
+        let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
+        self.count(products * 2 * (rows * vocabulary * width) as u64);
+        entropy.launch(self.kernels(), hidden.operand()?, scratch, written, gradient)?;
+        Ok(kept)
+    }
+
+    fn read_loss(&self, kept: &LossKept) -> Result<Loss> {
+        let read = |buffer: &Buffer<f32>| -> Result<Vec<f64>> {
+            Ok(self.download(buffer, buffer.len())?.into_iter().map(f64::from).collect())
+        };
+        Ok(Loss {
+            negative_log_likelihood: read(&kept.negative_log_likelihood)?,
+            objective: read(&kept.objective)?,
+            greedy: self.download(&kept.greedy, kept.greedy.len())?,
+        })
+    }
+
+    fn logits(&self, batch: &Batch, hidden: &Rows, head: &Weight) -> Result<Rows> {
+        check_logits::<Self>(batch, hidden, head)?;
+        let mut logits = self.activation(batch.rows(Side::Decoder), head.shape()[0], Format::Float)?;
+        let rows = self.described(batch)?.rows(Side::Decoder);
+        self.product(rows, hidden.operand()?, head, Epilogue::Float { z: logits.float_mut()? })?;
+        Ok(logits)
+    }
+}

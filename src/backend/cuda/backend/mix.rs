@@ -1,0 +1,109 @@
+//! The mixture of prompts.
+
+use super::{Buffer, Cuda, Rows, State, Weight};
+use crate::backend::cuda::ops::mix::{
+    FrozenSources, Kept, MixBackward, MixForward, Mixture, Scratch, check_source_count, pooled_keys,
+};
+use crate::backend::ops::check_sources;
+use crate::backend::{Batch, Matrix, Mix, MixOps, StateLayout};
+use crate::error::{Error, Result};
+
+/// Frozen source prompts \[S, M, D\] and their pooled keys \[S, D\], in f32.
+#[derive(Debug)]
+pub struct Sources {
+    shape: [usize; 3],
+    values: Buffer<f32>,
+    keys: Buffer<f32>,
+}
+
+impl Sources {
+    /// The sources' numbers as the device holds them: they never change.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn read(&self, cuda: &Cuda) -> Result<Vec<f32>> {
+        cuda.download(&self.values, self.values.len())
+    }
+
+    fn frozen(&self) -> FrozenSources<'_> {
+        FrozenSources { prompts: &self.values, keys: &self.keys }
+    }
+}
+
+/// What the mixture's backward needs.
+#[derive(Debug)]
+pub struct MixKept {
+    kept: Kept<Buffer<f32>, Buffer<i32>>,
+    examples: usize,
+}
+
+impl MixKept {
+    /// The mixture's weights, \[B, P\], or \[B, M, P\], or none.
+    pub(super) fn weights(&self) -> &Buffer<f32> {
+        self.kept.attention()
+    }
+
+    /// Fails unless it was kept of so many examples as the batch has.
+    pub(super) fn check_examples(&self, batch: &Batch) -> Result<()> {
+        if self.examples == batch.examples() {
+            return Ok(());
+        }
+        let (expected, found) = (batch.examples().to_string(), self.examples.to_string());
+        Err(Error::tensor("the examples of a mixture", expected, found, ""))
+    }
+}
+
+impl Cuda {
+    fn mixture<'a>(&self, of: &Mix<'a, Self>, layout: &'a StateLayout, runs: usize) -> Result<Mixture<'a>> {
+        let count = of.sources.map_or(0, |sources| sources.shape[0]);
+        Mixture::new(self.described(of.batch)?, of.mixing, layout, count, runs)
+    }
+}
+
+impl MixOps for Cuda {
+    type Sources = Sources;
+    type MixKept = MixKept;
+
+    fn sources(&self, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Result<Sources> {
+        let shape = [count, prompt_length, width];
+        check_sources(values.len(), shape)?;
+        check_source_count(count)?;
+        let keys = pooled_keys(values, prompt_length, width);
+        let mut sources =
+            Sources { shape, values: self.allocate(values.len())?, keys: self.allocate(keys.len())? };
+        self.upload(values, &mut sources.values)?;
+        self.upload(&keys, &mut sources.keys)?;
+        Ok(sources)
+    }
+
+    fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixKept> {
+        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), x)?;
+        of.check_table(table, x.shape()[1])?;
+        let mixture = self.mixture(of, &state.layout, state.runs)?;
+        let mut kept =
+            Kept::new(&mixture.lengths(), |length| self.allocate(length), |length| self.allocate(length))?;
+        let operands = MixForward {
+            table: table.float()?,
+            sources: of.sources.map(Sources::frozen),
+            values: &state.values,
+            x: x.float_mut()?,
+        };
+        mixture.forward(self.kernels(), operands, &mut kept)?;
+        Ok(MixKept { kept, examples: of.batch.examples() })
+    }
+
+    fn mix_backward(&self, of: &Mix<'_, Self>, kept: &MixKept, d_x: &Rows, state: &mut State) -> Result<()> {
+        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), d_x)?;
+        let State { layout, runs, values, gradient, .. } = state;
+        let mixture = self.mixture(of, layout, *runs)?;
+        let mut scratch = Scratch::new(&mixture.lengths(), |length| self.allocate(length))?;
+        let operands =
+            MixBackward { sources: of.sources.map(Sources::frozen), values, d_x: d_x.float()?, gradient };
+        mixture.backward(self.kernels(), operands, &kept.kept, &mut scratch)
+    }
+
+    fn attention(&self, kept: &MixKept) -> Result<Vec<f64>> {
+        let weights = self.download(kept.weights(), kept.weights().len())?;
+        Ok(weights.into_iter().map(f64::from).collect())
+    }
+}

@@ -1,0 +1,69 @@
+//! One new token an example against a cache: `kernels/decode.cu`.
+
+use cudarc::driver::DevicePtr;
+
+use super::DecodeArguments;
+use crate::backend::Heads;
+use crate::backend::cuda::runtime::arguments::decode::WIDEST_HEAD;
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
+use crate::backend::cuda::runtime::operands::{Operands, ReadOperand, WriteOperand};
+use crate::error::{Error, Result};
+
+/// One decoding step's self attention: a new token of every example against the tokens before it and itself, whose keys and
+/// values join a cache.
+///
+/// o = sum over j of softmax_j(q · k_j + bias\[j - position\]) v_j, without 1 / sqrt(K).
+#[derive(Clone, Copy)]
+pub struct DecodeStep<'a> {
+    /// B.
+    pub examples: usize,
+    /// Head count and width; the width up to 128.
+    pub heads: Heads,
+    /// Tokens that the cache has room for.
+    pub length: usize,
+    /// Where the new token stands, from 0.
+    pub position: usize,
+    /// \[H, 2·reach + 1\] in f32, and reach: what is added for key - query from -reach on; beyond that the end value holds.
+    pub bias: (&'a dyn DevicePtr<f32>, usize),
+}
+
+impl DecodeStep<'_> {
+    /// Launches it: `o` \[B, H·K\] from `qkv` \[B, 3·H·K\], q before k before v; `cache` \[B, length, 2·H·K\] holds keys
+    /// before values of the positions before, and gets those of this one. All in bf16, or to verify in f32.
+    ///
+    /// Costs 4·(position + 1)·H·K operations an example; moves the cache up to the position once.
+    ///
+    /// # Errors
+    /// A length, format, position or head width that does not fit, and what the driver says.
+    pub fn forward(
+        &self,
+        kernels: &Kernels,
+        qkv: &dyn ReadOperand,
+        cache: &mut dyn WriteOperand,
+        o: &mut dyn WriteOperand,
+    ) -> Result<()> {
+        let Self { examples, heads, length, position, bias: (bias, reach) } = *self;
+        if position >= length || heads.width > WIDEST_HEAD {
+            let expected = format!("a position below {length} and heads of up to {WIDEST_HEAD} columns");
+            let found = format!("{position}, {}", heads.width);
+            return Err(Error::tensor("a decoding step", expected, found, ""));
+        }
+        let (total, precision, mut operands) = (heads.total(), qkv.precision(), Operands::new(kernels));
+        let arguments = DecodeArguments {
+            qkv: operands.matrix("qkv", qkv, precision, examples * 3 * total)?,
+            cache: operands.matrix_mut("cache", cache, precision, examples * length * 2 * total)?,
+            o: operands.matrix_mut("o", o, precision, examples * total)?,
+            bias: operands.read("bias", bias, heads.count * (2 * reach + 1))?,
+            heads: heads.count as i32,
+            width: heads.width as i32,
+            length: length as i32,
+            position: position as i32,
+            reach: reach as i32,
+            ..DecodeArguments::default()
+        };
+        let kernel = Kernel { file: "decode", name: precision.named("decode_bf16", "decode_f32") };
+        let grid = [examples as u32, heads.count as u32, 1];
+        // SAFETY: every length was checked, and the position lies within the cache.
+        unsafe { kernels.launch(kernel, grid, 32, 0, &arguments, &operands) }
+    }
+}

@@ -1,0 +1,9 @@
+//! Operands of another shape on the CPU.
+
+use crate::every_shape::every_op_names_the_operand_that_does_not_fit;
+use crate::operands::cpu;
+
+#[test]
+fn an_operand_of_another_shape_is_an_error_that_names_it() {
+    every_op_names_the_operand_that_does_not_fit(&cpu());
+}
