@@ -1,8 +1,11 @@
-//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/kernels.rs` includes.
+//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/kernels.rs` includes; and writes what
+//! kernels share with the host in Rust, for `backend/cuda/arguments.rs`.
 //!
 //! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU and says so when
 //! asked for a GPU. `PROMPTMIX_REQUIRE_CUDA=1` makes that an error.
 
+#[path = "build/layout.rs"]
+mod layout;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
@@ -32,6 +35,10 @@ fn main() {
         return;
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    if let Err(message) = share(&out) {
+        eprintln!("{message}");
+        std::process::exit(1);
+    }
     let required = std::env::var("PROMPTMIX_REQUIRE_CUDA").is_ok_and(|value| value == "1");
     let table = match compile(&out) {
         Ok(table) => table,
@@ -50,6 +57,14 @@ fn main() {
         eprintln!("could not write the table of kernels: {error}");
         std::process::exit(1);
     }
+}
+
+/// Writes what host and kernels share, which needs no nvcc.
+fn share(out: &Path) -> Result<(), String> {
+    let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let shared = layout::Layout::of(&layout::read(&project.join("kernels"))?)?.rust()?;
+    let path = out.join("layout.rs");
+    std::fs::write(&path, shared).map_err(|error| format!("could not write {}: {error}", path.display()))
 }
 
 struct Failure {

@@ -31,7 +31,6 @@ struct AttentionArguments {
     int causal;
     int inner_parts;         // 2 where queries and keys are the same rows, 1 where only the queries' part is wanted
 };
-static_assert(sizeof(AttentionArguments) == 160, "as backend/cuda/attention.rs has it");
 
 // The example and first row of a tile, and where its rows lie.
 struct Tile {

@@ -61,7 +61,6 @@ struct CrossArguments {
     int fragments;           // of narrow: 16 rows each, of a block
     int padding;
 };
-static_assert(sizeof(CrossArguments) == 176, "as backend/cuda/cross_attention.rs has it");
 
 // The product before widen.
 struct ProjectedArguments {
@@ -73,7 +72,6 @@ struct ProjectedArguments {
     float epsilon;
     int padding;
 };
-static_assert(sizeof(ProjectedArguments) == 216, "as backend/cuda/cross_attention.rs has it");
 
 // What d_h is summed from: of so many layers, in order.
 constexpr int MOST_LAYERS = 24;
@@ -84,7 +82,6 @@ struct SourceArguments {
     int layers;
     int adds;                              // whether d_h is added to
 };
-static_assert(sizeof(SourceArguments) == 176 + 4 * MOST_LAYERS * 8 + 8, "as backend/cuda/cross_attention.rs has it");
 
 constexpr int ROWS = 64;             // of a block, and keys of a tile
 static_assert(ROWS == ATTENTION_TILE, "tiles of keys are those of the descriptor's map");

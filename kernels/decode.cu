@@ -24,7 +24,6 @@ struct DecodeArguments {
     int reach;
     int padding;
 };
-static_assert(sizeof(DecodeArguments) == 56, "as backend/cuda/decode.rs has it");
 
 constexpr int LANE_PARTS = 4;
 

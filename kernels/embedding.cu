@@ -23,7 +23,6 @@ struct EmbedArguments {
     int side;
     int width;
 };
-static_assert(sizeof(EmbedArguments) == 64, "as backend/cuda/embedding.rs has it");
 
 extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments) {
     const Batch batch{arguments.batch};
@@ -54,7 +53,6 @@ struct EmbedBackwardArguments {
     int width;
     int padding;
 };
-static_assert(sizeof(EmbedBackwardArguments) == 40, "as backend/cuda/embedding.rs has it");
 
 extern "C" __global__ void __launch_bounds__(128) embed_backward(EmbedBackwardArguments arguments) {
     const Batch batch{arguments.batch};

@@ -28,7 +28,6 @@ struct GateArguments {
     int silu;
     int padding;
 };
-static_assert(sizeof(GateArguments) == 72, "as backend/cuda/linear.rs has it");
 
 struct Activated {
     float value, slope;
@@ -108,7 +107,6 @@ struct RowArguments {
     int side;
     int width;
 };
-static_assert(sizeof(RowArguments) == 72, "as backend/cuda/linear.rs has it");
 
 extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments arguments) {
     const Batch batch{arguments.batch};

@@ -37,6 +37,7 @@ using namespace promptmix;
 
 enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE, DELTA };
 
+// Where an epilogue does not need an operand, it is null.
 struct GemmArguments {
     const int* batch;
     const void* a;
@@ -64,7 +65,6 @@ struct GemmArguments {
     int inner_parts;
     float epsilon;
 };
-static_assert(sizeof(GemmArguments) == 176, "as backend/cuda/linear.rs has it");
 
 // The epilogue of a launch; or of a kernel that has but one, whose code is then straight.
 constexpr int ANY = -1;

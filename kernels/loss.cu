@@ -46,13 +46,13 @@ struct LossArguments {
     float smoothing;
     float z_loss;
 };
-static_assert(sizeof(LossArguments) == 120, "as backend/cuda/loss.rs has it");
 
 constexpr int BLOCK_ROWS = 32;
 constexpr int WORDS = 16;           // of a step: the depth of one mma
 constexpr int WARP_COLUMNS = 128;
 constexpr int TILE_BYTES = WORDS * WARP_COLUMNS * 2;
-constexpr int MOST_RANGES = 256;
+constexpr int MOST_WARPS = 8;       // of a block, and so columns of which it holds the weighted sum
+constexpr int MOST_RANGES = 256;    // that a row's parts are joined of
 
 // A warp's columns of 32 rows, as left operands; zeros behind what exists.
 __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16* hidden, int rows, int column, int width) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16*
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) loss_words_bf16(LossArguments arguments) {
+extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) loss_words_bf16(LossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ float most[BLOCK_ROWS], sum[BLOCK_ROWS], shrink[BLOCK_ROWS];
     __shared__ int best[BLOCK_ROWS], labels[BLOCK_ROWS];

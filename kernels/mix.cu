@@ -68,7 +68,6 @@ struct MixArguments {
     float temperature;
     float layer_norm_epsilon;
 };
-static_assert(sizeof(MixArguments) == 296, "as backend/cuda/mix.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -261,13 +260,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) token_scores(MixArguments 
 }
 
 constexpr int MIXED = 16;       // examples that share one reading of the sources
+constexpr int MIXED_THREADS = 128;
 constexpr int ATTENTION_PART = 64;  // prompts whose weights are in shared memory at a time
 
 // x[prompt row of b] = sum_j a_j P_j + (1 + a_own) P_tgt, for 16 examples; a thread four columns.
-extern "C" __global__ void __launch_bounds__(128) mix_rows(MixArguments m) {
+extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArguments m) {
     __shared__ float weights[MIXED][ATTENTION_PART];
     const Batch batch{m.batch};
-    const int row = blockIdx.x, first = blockIdx.z * MIXED, column = (blockIdx.y * 128 + threadIdx.x) * 4;
+    const int row = blockIdx.x, first = blockIdx.z * MIXED, column = (blockIdx.y * MIXED_THREADS + threadIdx.x) * 4;
     const int examples = min(MIXED, batch.examples() - first);
     if (examples <= 0) return;
     const int attention_row = m.scorer == TOKEN ? row : 0, rows = attention_rows(m);
@@ -276,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(128) mix_rows(MixArguments m) {
     for (int part = 0; part < mixed; part += ATTENTION_PART) {
         const int count = min(ATTENTION_PART, mixed - part);
         __syncthreads();
-        for (int i = threadIdx.x; i < MIXED * ATTENTION_PART; i += 128) {
+        for (int i = threadIdx.x; i < MIXED * ATTENTION_PART; i += MIXED_THREADS) {
             const int b = i / ATTENTION_PART, j = i % ATTENTION_PART;
             const bool any = b < examples && j < count;
             weights[b][j] = any ? m.attention[(static_cast<int64_t>(first + b) * rows + attention_row) * m.prompts + part + j] : 0.0f;

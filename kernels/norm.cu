@@ -28,7 +28,6 @@ struct FinalNormArguments {
     float epsilon;
     float scale;
 };
-static_assert(sizeof(FinalNormArguments) == 72, "as backend/cuda/norm.rs has it");
 
 template <typename T> __device__ __forceinline__ void final_norm(const FinalNormArguments& arguments) {
     const Batch batch{arguments.batch};
@@ -76,7 +75,6 @@ struct FinalNormBackwardArguments {
     float epsilon;
     float scale;
 };
-static_assert(sizeof(FinalNormBackwardArguments) == 104, "as backend/cuda/norm.rs has it");
 
 constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
 

@@ -12,11 +12,15 @@
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gradient_norm 31 2080 8, adamw 63 96 4
 #include <cstdint>
+#include "tally.cuh"
+
+// Segments of one group share a rate; the temperature knows no decay.
+enum Group : int { PROMPT, SCORER, TEMPERATURE };
 
 struct Segment {
     int64_t start;
     int64_t end;
-    int group;      // 0 prompt, 1 scorer, 2 temperature
+    int group;
     int trained;
 };
 
@@ -28,12 +32,6 @@ struct Settings {
     double beta2;
     double epsilon;
     double clip_norm;
-};
-
-// What the step's passes added up; kernels/tally.cu writes it.
-struct Tally {
-    double loss;
-    double entropy;
 };
 
 struct Status {
@@ -55,7 +53,7 @@ struct OptimizerArguments {
     float* first_moment;
     float* second_moment;
     double* partials;          // [runs, blocks], and behind them [runs]: the norms
-    int* counters;             // [runs, 2], zero before and after: blocks of either kernel that are done
+    int* counters;             // [runs, COUNTERS], zero before and after: blocks of either kernel that are done
     const Segment* segments;
     const Settings* settings;  // [runs]
     const Tally* tallies;      // [runs]
@@ -67,11 +65,11 @@ struct OptimizerArguments {
     int runs;
     int places;
 };
-static_assert(sizeof(OptimizerArguments) == 112, "as backend/cuda/optimizer.rs has it");
 
 constexpr int THREADS = 256;
 constexpr int STEPS = 8;  // numbers a thread
 constexpr int BLOCK_NUMBERS = THREADS * STEPS;
+constexpr int COUNTERS = 2;  // of a run, one a kernel
 
 // The segment of a thread's numbers, which it asks for in rising order. The first one of a block is found by one thread: all
 // of a block lie in one, mostly.
@@ -102,7 +100,7 @@ class Place {
 // Counts a block of a run as done; true in the last to come, where what the others wrote before can be read. For one thread of
 // a block, which stands for all that a barrier put before it.
 __device__ bool is_last(const OptimizerArguments& arguments, int64_t run, int kernel) {
-    int* const counter = arguments.counters + 2 * run + kernel;
+    int* const counter = arguments.counters + COUNTERS * run + kernel;
     __threadfence();
     const bool last = atomicAdd(counter, 1) == arguments.blocks - 1;
     __threadfence();
@@ -189,8 +187,8 @@ __device__ Update update_of(const OptimizerArguments& arguments, int64_t run) {
     const double correction1 = 1.0 - power(settings.beta1, updates);
 #pragma unroll
     for (int group = 0; group < 3; ++group) {
-        const double rate = group == 0 ? settings.prompt_rate : settings.scorer_rate;
-        update.keep[group] = static_cast<float>(1.0 - rate * (group == 2 ? 0.0 : settings.weight_decay));
+        const double rate = group == PROMPT ? settings.prompt_rate : settings.scorer_rate;
+        update.keep[group] = static_cast<float>(1.0 - rate * (group == TEMPERATURE ? 0.0 : settings.weight_decay));
         update.rate[group] = static_cast<float>(rate / correction1);
     }
     return update;

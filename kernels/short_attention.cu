@@ -20,6 +20,7 @@
 using namespace promptmix;
 
 constexpr int MOST_ROWS = 16;  // of an example
+constexpr int MASK_BYTES = MOST_ROWS * 2;  // of a warp: a bit a query and key
 constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
 constexpr int TURNED_BYTES = MOST_ROWS * TURNED_STRIDE;
 
@@ -101,7 +102,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     commit_copies();
     float biases[2][4];
     short_biases(biases, arguments, of);
-    uint8_t* const bits = shared + 3 * TileBytes + threadIdx.x / 32 * 32;
+    uint8_t* const bits = shared + 3 * TileBytes + threadIdx.x / 32 * MASK_BYTES;
     if (Dropped) draw_short(bits, arguments, batch, of);
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     wait_for_copies<0>();
@@ -203,7 +204,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
         const bool any = row < of.rows;
         log_sum_exp[half] = any ? arguments.log_sum_exp[(of.row + row) * arguments.heads + of.head] * LOG2_E : INFINITY;
     }
-    uint8_t* const bits = shared + 4 * TileBytes + threadIdx.x / 32 * 32;
+    uint8_t* const bits = shared + 4 * TileBytes + threadIdx.x / 32 * MASK_BYTES;
     if (Dropped) draw_short(bits, arguments, batch, of);
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     wait_for_copies<0>();

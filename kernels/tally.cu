@@ -10,13 +10,9 @@
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   tally 32 4096 8
 #include "batch.cuh"
+#include "tally.cuh"
 
 using namespace promptmix;
-
-struct Tally {
-    double loss;
-    double entropy;
-};
 
 struct TallyArguments {
     const int* batch;
@@ -26,7 +22,6 @@ struct TallyArguments {
     int per_example;
     int padding;
 };
-static_assert(sizeof(TallyArguments) == 40, "as backend/cuda/tally.rs has it");
 
 constexpr int THREADS = 256;
 

@@ -84,12 +84,14 @@ impl DropoutStep {
         self.scale
     }
 
-    /// What a device needs of it: threshold, the bits of the scale in f32, step, number of runs, and the runs' seeds.
-    pub fn words(&self) -> Vec<u32> {
-        let scale = (self.scale as f32).to_bits();
-        let mut words = vec![self.threshold, scale, self.step, self.seeds.len() as u32];
-        words.extend_from_slice(&self.seeds);
-        words
+    /// The optimizer step's number.
+    pub fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// Each run's seed.
+    pub fn seeds(&self) -> &[u32] {
+        &self.seeds
     }
 
     /// The mask row of `row` within example `index` of `run` at `site`.

@@ -3,9 +3,9 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
-use super::dropout::MaskArgument;
-use super::embedding::side_number;
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::arguments::attention::{AttentionArguments, BIAS_MARGIN, LANE_PARTS, MASK_BYTES, SIDE_BYTES};
+use super::arguments::{scope_number, short_attention, side_number};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
 use super::rows::{NORM_COLUMNS, PositionBias, Rows};
 use super::sequences::Sequences;
@@ -13,50 +13,14 @@ use super::{Cuda, Precision};
 use crate::backend::{Batch, Heads, Mask, Scope, Side};
 use crate::error::{Error, Result};
 
-/// Widest head.
-const WIDEST_HEAD: usize = 128;
+/// Widest head: a warp has its columns.
+const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 /// Rows of a tile.
 const TILE: usize = super::ATTENTION_TILE;
 /// Shared memory behind the tiles with dropout: two masks of a bit a query and key.
-const MASKS: usize = 2 * 64 * 8;
-/// And where rows are few: two bytes a query.
-const SHORT_MASKS: usize = 4 * MOST_SHORT_ROWS * 2;
-/// And of d_k and d_v: `SIDE_BYTES` of the kernel file.
-const SIDE_BYTES: usize = 4 * 64 * 4;
-/// Biases beyond either end of the reach: `BIAS_MARGIN` of the kernel header.
-const BIAS_MARGIN: usize = 2 * 63;
-
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(super) struct AttentionArguments {
-    pub(super) batch: u64,
-    pub(super) q: u64,
-    pub(super) k: u64,
-    pub(super) v: u64,
-    pub(super) o: u64,
-    pub(super) log_sum_exp: u64,
-    pub(super) bias: u64,
-    pub(super) d_o: u64,
-    pub(super) delta: u64,
-    pub(super) d_q: u64,
-    pub(super) d_k: u64,
-    pub(super) d_v: u64,
-    pub(super) inner: u64,
-    pub(super) mask: MaskArgument,
-    pub(super) query_side: i32,
-    pub(super) key_side: i32,
-    pub(super) scope: i32,
-    pub(super) heads: i32,
-    pub(super) width: i32,
-    pub(super) q_stride: i32,
-    pub(super) kv_stride: i32,
-    pub(super) reach: i32,
-    pub(super) causal: i32,
-    pub(super) inner_parts: i32,
-}
-const _: () = assert!(size_of::<AttentionArguments>() == 160);
-// SAFETY: the struct of that name in the kernel header.
-unsafe impl Arguments for AttentionArguments {}
+const MASKS: usize = 2 * MASK_BYTES;
+/// And where rows are few, of a block's four warps.
+const SHORT_MASKS: usize = 4 * short_attention::MASK_BYTES;
 
 pub(super) fn check_width(width: usize, advice: &str) -> Result<()> {
     if width <= WIDEST_HEAD && width.is_multiple_of(8) && width > 0 {
@@ -66,8 +30,8 @@ pub(super) fn check_width(width: usize, advice: &str) -> Result<()> {
     Err(Error::tensor("q", expected, width.to_string(), advice))
 }
 
-/// The most rows of an example that a warp holds: `MOST_ROWS` of `kernels/short_attention.cu`.
-pub(super) const MOST_SHORT_ROWS: usize = 16;
+/// The most rows of an example that a warp holds.
+pub(super) const MOST_SHORT_ROWS: usize = short_attention::MOST_ROWS;
 
 /// The kernels of a pass.
 struct Pass {
@@ -143,7 +107,7 @@ impl Pass {
     }
 
     /// The bf16 kernel for these arguments, and its dynamic shared memory: tiles, what lies beside them, and the bias, which is
-    /// constant for the `BIAS_MARGIN` of the kernel header beyond either end of its reach.
+    /// constant for [`BIAS_MARGIN`] beyond either end of its reach.
     fn instance(&self, arguments: &AttentionArguments) -> (&'static str, u32) {
         let (index, columns) = if arguments.width <= 64 { (0, 64) } else { (1, 128) };
         let (names, masks) = if arguments.mask.is_some() { (&self.dropped, MASKS) } else { (&self.bf16, 0) };
@@ -177,7 +141,7 @@ impl Shape {
             mask: cuda.mask(mask)?,
             query_side: side_number(self.query_side),
             key_side: side_number(self.key_side),
-            scope: i32::from(self.scope == Scope::Prompt),
+            scope: scope_number(self.scope),
             heads: self.heads.count as i32,
             width: width as i32,
             q_stride: self.q_stride as i32,

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
-use super::attention::{AttentionArguments, MOST_SHORT_ROWS, Shape, check_width};
-use super::dropout::MaskArgument;
+use super::arguments::attention::AttentionArguments;
+use super::arguments::cross_attention::{
+    CrossArguments, MOST_LAYERS, ProjectedArguments, SLICE, SourceArguments,
+};
+use super::attention::{MOST_SHORT_ROWS, Shape, check_width};
 use super::kernels::{Arguments, Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
 use super::rows::{Operand, Rows, WIDTH_MULTIPLE, Weight};
@@ -140,74 +143,9 @@ impl SourceGradient {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct CrossArguments {
-    batch: u64,
-    from: u64,
-    weight: u64,
-    to: u64,
-    h: u64,
-    absorbed_q: u64,
-    d_mixed: u64,
-    o: u64,
-    d_o: u64,
-    q: u64,
-    scores: u64,
-    sums: u64,
-    p: u64,
-    ds: u64,
-    d_absorbed_q: u64,
-    d_h: u64,
-    inner: u64,
-    mask: MaskArgument,
-    heads: i32,
-    width: i32,
-    depth: i32,
-    longest: i32,
-    fragments: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<CrossArguments>() == 176);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for CrossArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ProjectedArguments {
-    of: CrossArguments,
-    a: u64,
-    weight: u64,
-    partials: u64,
-    middle: u64,
-    epsilon: f32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<ProjectedArguments>() == 216);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for ProjectedArguments {}
-
-/// Layers whose parts of d_h one launch sums; `MOST_LAYERS` of the kernel file.
-const MOST_LAYERS: usize = 24;
-
 /// Where a layer's part of d_h is made from: ds, p·mask, q' and d_mixed.
 type Layer = [u64; 4];
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct SourceArguments {
-    of: CrossArguments,
-    weights: [u64; 2 * MOST_LAYERS],
-    rows: [u64; 2 * MOST_LAYERS],
-    layers: i32,
-    adds: i32,
-}
-const _: () = assert!(size_of::<SourceArguments>() == 176 + 4 * MOST_LAYERS * 8 + 8);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for SourceArguments {}
-
-/// Columns of a block that sums over rows.
-const SLICE: usize = 128;
 /// Blocks that a product of heads should have at least: about the multiprocessors of a GPU of a data centre.
 const BLOCKS: usize = 108;
 /// Shared memory of a block in bytes: the products' stages, and behind them the log-sum-exp and delta of 64 rows.

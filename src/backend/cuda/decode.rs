@@ -3,33 +3,16 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::arguments::decode::{DecodeArguments, LANE_PARTS};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{address, address_mut, check_length};
 use super::rows::{Operand, PositionBias, Rows};
 use super::{Cuda, failure};
 use crate::backend::Heads;
 use crate::error::{Error, Result};
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct DecodeArguments {
-    qkv: u64,
-    cache: u64,
-    o: u64,
-    bias: u64,
-    heads: i32,
-    width: i32,
-    length: i32,
-    position: i32,
-    reach: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<DecodeArguments>() == 56);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for DecodeArguments {}
-
-/// Widest head.
-const WIDEST_HEAD: usize = 128;
+/// Widest head: a warp has its columns.
+const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 
 /// Keys and values decoded so far, per layer \[B, length, 2·H·K\] in the operand format.
 #[derive(Debug)]

@@ -4,53 +4,15 @@ use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
 use super::Cuda;
-use super::dropout::MaskArgument;
+use super::arguments::embedding::{EmbedArguments, EmbedBackwardArguments};
+use super::arguments::rows::ROW_WARPS;
+use super::arguments::side_number;
 use super::kernels::{Arguments, Kernel, Kernels};
 use super::memory::{address, address_mut, check_length};
 use super::rows::{NORM_COLUMNS, Rows, WIDTH_MULTIPLE, Weight};
 use super::sequences::Packed;
 use crate::backend::{Batch, Mask, Side};
 use crate::error::{Error, Result};
-
-/// Rows that a block of 128 threads works on, a warp each.
-const ROWS_OF_BLOCK: usize = 4;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct EmbedArguments {
-    batch: u64,
-    table: u64,
-    x: u64,
-    copy: u64,
-    partials: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-}
-const _: () = assert!(size_of::<EmbedArguments>() == 64);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for EmbedArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct EmbedBackwardArguments {
-    batch: u64,
-    d_x: u64,
-    mask: MaskArgument,
-    width: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<EmbedBackwardArguments>() == 40);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for EmbedBackwardArguments {}
-
-/// `kernels/batch.cuh`'s number of a side.
-pub(super) fn side_number(side: Side) -> i32 {
-    match side {
-        Side::Encoder => 0,
-        Side::Decoder => 1,
-    }
-}
 
 /// A kernel of the file with a warp a row.
 ///
@@ -62,7 +24,7 @@ pub(super) unsafe fn launch_rows<A: Arguments>(
     rows: usize,
     arguments: &A,
 ) -> Result<()> {
-    let grid = [rows.div_ceil(ROWS_OF_BLOCK) as u32, 1, 1];
+    let grid = [rows.div_ceil(ROW_WARPS) as u32, 1, 1];
     // SAFETY: the caller's promise.
     unsafe { kernels.launch(kernel, grid, 128, 0, arguments) }
 }
@@ -126,7 +88,7 @@ impl Embedding<'_> {
             x: address_mut(x, stream),
             copy: address_mut(copy, stream),
             partials: address_mut(partials, stream),
-            mask: MaskArgument::default(),
+            mask: Default::default(),
             side: side_number(self.side),
             width: self.width as i32,
         };

@@ -3,9 +3,10 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
-use super::dropout::MaskArgument;
-use super::embedding::{check_width, launch_rows, side_number};
-use super::gemm::{Epilogue, GemmArguments};
+use super::arguments::feed_forward::{GateArguments, RowArguments};
+use super::arguments::gemm::{Epilogue, GemmArguments};
+use super::arguments::side_number;
+use super::embedding::{check_width, launch_rows};
 use super::kernels::{Arguments, Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_length};
 use super::rows::{Operand, Rows};
@@ -13,41 +14,6 @@ use super::sequences::Sequences;
 use super::{Cuda, failure};
 use crate::backend::{Activation, Batch, FeedForward, Format, Mask, Scope, Side};
 use crate::error::{Error, Result};
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GateArguments {
-    batch: u64,
-    z: u64,
-    a: u64,
-    dz: u64,
-    inner: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-    silu: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<GateArguments>() == 72);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for GateArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct RowArguments {
-    batch: u64,
-    d_x: u64,
-    x: u64,
-    x_next: u64,
-    inner: u64,
-    copy: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-}
-const _: () = assert!(size_of::<RowArguments>() == 72);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for RowArguments {}
 
 /// The kernels between products.
 const FEED_FORWARD: &str = "feed_forward";
@@ -209,7 +175,7 @@ impl Cuda {
                         x_next: x_next.float_address(self)?,
                         inner: inner_part.0,
                         copy: 0,
-                        mask: MaskArgument::default(),
+                        mask: Default::default(),
                         side: side_number(side),
                         width: w_in.input as i32,
                     };
@@ -266,7 +232,7 @@ impl Gate<'_> {
             a: 0,
             dz: 0,
             inner: 0,
-            mask: MaskArgument::default(),
+            mask: Default::default(),
             side: side_number(Side::Decoder),
             width: self.width as i32,
             silu: i32::from(self.activation == Activation::GatedSilu),
@@ -346,7 +312,7 @@ pub fn row_inner(
         x_next: address(x_next, stream),
         inner: address_mut(inner, stream),
         copy: 0,
-        mask: MaskArgument::default(),
+        mask: Default::default(),
         side: side_number(Side::Decoder),
         width: width as i32,
     };

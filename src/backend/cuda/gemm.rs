@@ -1,58 +1,10 @@
 //! How `kernels/gemm.cu` is launched: its arguments, its tiles, and how a product is cut into blocks.
 
 use super::Precision;
+use super::arguments::gemm::{DEPTH, Epilogue, GemmArguments, STAGES};
 use super::devices::DeviceInfo;
-use super::dropout::MaskArgument;
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::kernels::{Kernel, Kernels};
 use crate::error::Result;
-
-/// What follows a product; the numbers of `Epilogue` in the kernel file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Epilogue {
-    Project = 0,
-    Relu = 1,
-    Add = 2,
-    Plain = 3,
-    ReluBackward = 4,
-    NormBackward = 5,
-    Float = 6,
-    Accumulate = 7,
-    Delta = 8,
-}
-
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(super) struct GemmArguments {
-    pub(super) batch: u64,
-    pub(super) a: u64,
-    pub(super) weight: u64,
-    pub(super) out: u64,
-    pub(super) x: u64,
-    pub(super) x_next: u64,
-    pub(super) copy: u64,
-    pub(super) partials: u64,
-    pub(super) partials_next: u64,
-    pub(super) inner: u64,
-    pub(super) below: u64,
-    pub(super) y: u64,
-    pub(super) inner_next: u64,
-    pub(super) bits: u64,
-    pub(super) workspace: u64,
-    pub(super) counters: u64,
-    pub(super) mask: MaskArgument,
-    pub(super) side: i32,
-    pub(super) scope: i32,
-    pub(super) n: i32,
-    pub(super) k: i32,
-    pub(super) a_stride: i32,
-    /// Of the launch, which sets it.
-    pub(super) epilogue: i32,
-    pub(super) inner_parts: i32,
-    pub(super) epsilon: f32,
-}
-const _: () = assert!(size_of::<GemmArguments>() == 176);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for GemmArguments {}
 
 /// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +59,11 @@ impl Names {
     }
 }
 
+/// Shared memory of the main loop's stages, of one group, for a tile of so many rows and columns.
+const fn stages(rows: usize, columns: usize) -> u32 {
+    (STAGES * (rows + columns) * DEPTH * 2) as u32
+}
+
 const LARGE: Tile = Tile {
     kernels: Names::Two(["gemm_forward_large", "gemm_backward_large"]),
     rows: 128,
@@ -122,7 +79,7 @@ const MEDIUM: Tile = Tile {
     rows: 80,
     columns: 128,
     threads: 128,
-    shared: 4 * (80 + 128) * 32 * 2,
+    shared: stages(80, 128),
     groups: 1,
     passes: 104 + 224,
 };
@@ -131,7 +88,7 @@ const SMALL: Tile = Tile {
     rows: 64,
     columns: 64,
     threads: 256,
-    shared: 2 * 4 * (64 + 64) * 32 * 2,
+    shared: 2 * stages(64, 64),
     groups: 2,
     passes: 64 + 128,
 };
@@ -149,14 +106,12 @@ const PLAIN_F32: Tile = Tile {
 /// Large tiles are for products that are at least so long in each direction, whatever the device.
 const LARGE_FROM: usize = 1024;
 /// The least depth of a part of k, of each group of warps: the four stages of the main loop.
-const LEAST_PART: usize = 4 * DEPTH;
+const LEAST_PART: usize = STAGES * DEPTH;
 /// The most parts of k, by all groups: each costs a tile of f32 written and read.
 const MOST_PARTS: usize = 8;
 /// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, each behind
 /// the one before.
 const JOIN: usize = 2_000;
-/// What the main loop loads at once, in k; `DEPTH` of the kernel file.
-const DEPTH: usize = 32;
 /// Cycles until the first stretch of k has come from memory.
 const FIRST_LOAD: usize = 800;
 /// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.

@@ -11,6 +11,7 @@ use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::cross_attention::target_room;
+use super::dropout;
 use super::failure::driver;
 use super::input::Input;
 use super::memory::Memory;
@@ -55,7 +56,7 @@ impl Bucket {
             encoder_rows: room(micro.batch.real_rows(Side::Encoder)),
             decoder_rows,
             longest_target: target_room(micro.batch.longest_target(), decoder_rows),
-            dropout: micro.dropout.map_or(0, |step| step.words().len()),
+            dropout: micro.dropout.map_or(0, |step| dropout::words(step).len()),
             objective: micro.batch.objective(),
             first: micro.first,
             last: micro.last.map(<[_]>::len),

@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use cudarc::driver::{CudaEvent, PinnedHostSlice};
 
+use super::arguments::optimizer::Settings;
 use super::batch::{DeviceBatch, describe};
+use super::dropout;
 use super::failure::driver;
 use super::memory::{Buffer, address};
 use super::{Cuda, failure};
@@ -66,24 +68,23 @@ impl<T: PartialEq + Clone> Told<T> {
     }
 }
 
-/// Of an optimizer step's settings: f64 numbers a run.
-pub(super) const SETTINGS: usize = 7;
-
-/// The settings as `Settings` of `kernels/optimizer.cu` has them, in 32-bit words.
-pub(super) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
-    let settings = |step: &OptimizerStep| -> [f64; SETTINGS] {
-        [
-            step.prompt_learning_rate,
-            step.scorer_learning_rate,
-            step.weight_decay,
-            step.beta1,
-            step.beta2,
-            step.epsilon,
-            step.clip_norm,
-        ]
+/// The settings of each run, as the optimizer's kernels read them.
+pub(super) fn settings(steps: &[OptimizerStep]) -> Vec<Settings> {
+    let of = |step: &OptimizerStep| Settings {
+        prompt_rate: step.prompt_learning_rate,
+        scorer_rate: step.scorer_learning_rate,
+        weight_decay: step.weight_decay,
+        beta1: step.beta1,
+        beta2: step.beta2,
+        epsilon: step.epsilon,
+        clip_norm: step.clip_norm,
     };
-    let words = |value: f64| [value.to_bits() as i32, (value.to_bits() >> 32) as i32];
-    steps.iter().flat_map(settings).flat_map(words).collect()
+    steps.iter().map(of).collect()
+}
+
+/// The same in words.
+pub(super) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
+    bytemuck::cast_slice(&settings(steps)).to_vec()
 }
 
 /// All that recorded work of one bucket is told: the batch descriptor, the step's dropout and the optimizer's settings,
@@ -142,7 +143,7 @@ impl Drop for Staging {
 fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize, usize) {
     let (mut words, tiles) = describe(batch);
     let dropout = words.len();
-    words.extend(micro.dropout.iter().flat_map(|step| step.words()).map(|word| word as i32));
+    words.extend(micro.dropout.iter().flat_map(|step| dropout::words(step)));
     // f64 numbers follow.
     words.resize(words.len().next_multiple_of(2), 0);
     let schedule = words.len();

@@ -22,17 +22,14 @@ pub use table::{ARCHITECTURES, COMPILER, FATBINS};
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
 
-/// What a kernel takes: one struct by value, laid out as the struct of the same name in its `.cu` file.
-///
-/// # Safety
-/// The type is `repr(C)`, holds no padding that is not a field, and equals the kernel's parameter in size and layout.
-pub unsafe trait Arguments: Copy {}
+/// What a kernel takes: one struct by value. The build makes them of the structs in the kernels' files.
+pub trait Arguments: bytemuck::NoUninit {}
 
 /// The argument as cudarc wants it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct ByValue<A>(A);
-// SAFETY: an implementor of `Arguments` promises the kernel's own layout.
+// SAFETY: every byte of it is initialised; that it is what the kernel takes is the promise of whoever launches it.
 unsafe impl<A: Arguments> DeviceRepr for ByValue<A> {}
 
 /// A kernel by file and name.

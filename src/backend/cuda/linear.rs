@@ -3,10 +3,12 @@
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use half::bf16;
 
+use super::arguments::gemm::{Epilogue, GemmArguments};
+use super::arguments::{scope_number, side_number};
 use super::devices;
-use super::embedding::{check_width, side_number};
+use super::embedding::check_width;
 use super::failure::driver;
-use super::gemm::{Cut, Epilogue, GemmArguments};
+use super::gemm::Cut;
 use super::kernels::Kernels;
 use super::memory::{Buffer, address, address_mut, check_aligned, check_length};
 use super::rows::{NORM_COLUMNS, Rows, WIDTH_MULTIPLE, Weight};
@@ -50,7 +52,7 @@ impl Cuda {
             arguments.counters = self.counters(cut.counters())?;
         }
         arguments.side = side_number(side);
-        arguments.scope = i32::from(scope == Scope::Prompt);
+        arguments.scope = scope_number(scope);
         arguments.n = n as i32;
         arguments.k = k as i32;
         arguments.a_stride = product.stride as i32;

@@ -4,8 +4,9 @@ use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
+use super::arguments::loss::{BLOCK_ROWS, LossArguments, MOST_RANGES, MOST_WARPS, WARP_COLUMNS, WORDS};
 use super::failure::driver;
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_length};
 use super::rows::{Rows, WIDTH_MULTIPLE};
 use super::sequences::LabelRows;
@@ -13,42 +14,6 @@ use super::{Cuda, Precision};
 use crate::backend::{Batch, Head, Loss, Objective, Side};
 use crate::error::{Error, Result};
 
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct LossArguments {
-    batch: u64,
-    hidden: u64,
-    head: u64,
-    mean: u64,
-    partials: u64,
-    label_logits: u64,
-    weighted: u64,
-    negative_log_likelihood: u64,
-    loss: u64,
-    greedy: u64,
-    d_hidden: u64,
-    width: i32,
-    vocabulary: i32,
-    words: i32,
-    ranges: i32,
-    rows: i32,
-    slices: i32,
-    smoothing: f32,
-    z_loss: f32,
-}
-const _: () = assert!(size_of::<LossArguments>() == 120);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for LossArguments {}
-
-/// Rows that a block takes at once; `BLOCK_ROWS` of the kernel file.
-const BLOCK_ROWS: usize = 32;
-/// Columns of a warp, and words of a step.
-const WARP_COLUMNS: usize = 128;
-const WORDS: usize = 16;
-/// Warps of a block, and so columns of which it holds the weighted sum.
-const MOST_WARPS: usize = 8;
-/// Ranges that a row's parts can be joined of.
-const MOST_RANGES: usize = 256;
 /// Ranges of the slow kernel.
 const RANGES_F32: usize = 16;
 

@@ -3,8 +3,9 @@
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DeviceRepr, ValidAsZeroBits};
 
 use super::Cuda;
+use super::arguments::mix::{MIXED, MIXED_THREADS, MixArguments, SCORE_THREADS, ScorerKind, THREADS, WARPS};
 use super::failure::driver;
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_length};
 use super::optimizer::State;
 use super::rows::{Rows, WIDTH_MULTIPLE, Weight};
@@ -16,65 +17,9 @@ use crate::error::{Error, Result};
 pub const MOST_SOURCES: usize = 1024;
 /// The most bytes of shared memory that the scorer's rows may take: all a block has without asking.
 const SCORER_BYTES: usize = 48 * 1024;
-/// Threads of most kernels of the file, and the warps that they are.
-const THREADS: usize = 256;
-const WARPS: usize = THREADS / 32;
-/// Of `mix_scores` and `mix_d_scores`.
-const SCORE_THREADS: usize = 1024;
-/// Examples that share one reading of the sources.
-const MIXED: usize = 16;
-/// Columns that a block of `mix_rows` writes.
-const MIXED_COLUMNS: usize = 512;
 
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct MixArguments {
-    batch: u64,
-    table: u64,
-    sources: u64,
-    source_keys: u64,
-    values: u64,
-    gradient: u64,
-    x: u64,
-    attention: u64,
-    scores: u64,
-    pooled: u64,
-    down: u64,
-    standardised: u64,
-    reciprocal_deviation: u64,
-    h: u64,
-    target_keys: u64,
-    target_rows: u64,
-    d_attention: u64,
-    d_scores: u64,
-    d_h: u64,
-    d_v: u64,
-    d_down: u64,
-    state_length: i64,
-    target_prompts: i64,
-    w_down: i64,
-    w_up: i64,
-    weight: i64,
-    norm_weight: i64,
-    norm_bias: i64,
-    log_temperature: i64,
-    logits: i64,
-    input_mean: i64,
-    input_scale: i64,
-    source_count: i32,
-    prompts: i32,
-    scorer: i32,
-    length: i32,
-    width: i32,
-    rank: i32,
-    targets: i32,
-    runs: i32,
-    temperature: f32,
-    layer_norm_epsilon: f32,
-}
-const _: () = assert!(size_of::<MixArguments>() == 296);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for MixArguments {}
+/// Columns that a block of `mix_rows` writes: four a thread.
+const MIXED_COLUMNS: usize = 4 * MIXED_THREADS;
 
 /// Frozen source prompts \[S, M, D\] and their pooled keys \[S, D\], in f32.
 #[derive(Debug)]
@@ -230,7 +175,7 @@ impl Shape<'_> {
             input_scale: start("input_scale"),
             source_count: source_count as i32,
             prompts: self.prompts() as i32,
-            scorer: scorer_number(mixing.scorer),
+            scorer: kind(mixing.scorer) as i32,
             length: length as i32,
             width: width as i32,
             rank: layout.rank as i32,
@@ -262,7 +207,12 @@ impl Shape<'_> {
                 launch("token_scores", [length, examples.div_ceil(WARPS), 1], THREADS, 0)?;
             }
         }
-        launch("mix_rows", [length, width.div_ceil(MIXED_COLUMNS), examples.div_ceil(MIXED)], 128, 0)
+        launch(
+            "mix_rows",
+            [length, width.div_ceil(MIXED_COLUMNS), examples.div_ceil(MIXED)],
+            MIXED_THREADS,
+            0,
+        )
     }
 
     /// Launches the kernels that add to the state's gradient.
@@ -616,14 +566,14 @@ impl<'a> PromptMix<'a> {
     }
 }
 
-fn scorer_number(scorer: Option<Scorer>) -> i32 {
+fn kind(scorer: Option<Scorer>) -> ScorerKind {
     match scorer {
-        None => -1,
-        Some(Scorer::Bottleneck) => 0,
-        Some(Scorer::Linear) => 1,
-        Some(Scorer::Dot) => 2,
-        Some(Scorer::Token) => 3,
-        Some(Scorer::Uniform) => 4,
-        Some(Scorer::Constant) => 5,
+        None => ScorerKind::PlainPrompt,
+        Some(Scorer::Bottleneck) => ScorerKind::Bottleneck,
+        Some(Scorer::Linear) => ScorerKind::Linear,
+        Some(Scorer::Dot) => ScorerKind::Dot,
+        Some(Scorer::Token) => ScorerKind::Token,
+        Some(Scorer::Uniform) => ScorerKind::Uniform,
+        Some(Scorer::Constant) => ScorerKind::Constant,
     }
 }

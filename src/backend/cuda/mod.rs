@@ -10,6 +10,7 @@
 //! Numbers: matrix operands are bf16 ([`Precision::Bf16`]) or, to verify, f32; sums, the residual stream and everything
 //! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
 
+mod arguments;
 pub mod attention;
 mod batch;
 pub mod cross_attention;
@@ -44,7 +45,6 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use batch::{ATTENTION_TILE, DeviceBatch};
 pub use devices::{DeviceInfo, devices, driver_version, usable_device};
-pub use dropout::MaskArgument;
 pub use graph::Recorder;
 pub use kernels::{ARCHITECTURES, Arguments, COMPILER, FATBINS, Kernel, Kernels};
 pub use memory::{Buffer, address, address_mut};

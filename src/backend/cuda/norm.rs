@@ -4,57 +4,19 @@ use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 
 use super::Cuda;
-use super::dropout::MaskArgument;
-use super::embedding::{check_width, launch_rows, side_number};
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::arguments::norm::{FinalNormArguments, FinalNormBackwardArguments, STRETCHES};
+use super::arguments::rows::FLOAT_COLUMNS;
+use super::arguments::side_number;
+use super::embedding::{check_width, launch_rows};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{address, address_mut, check_length};
 use super::rows::{NORM_COLUMNS, Rows, Weight};
 use super::sequences::Sequences;
 use crate::backend::{Batch, Mask, Side};
 use crate::error::{Error, Result};
 
-/// Columns that a block of the backward kernel holds in registers.
-const WIDEST: usize = 4096;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct FinalNormArguments {
-    batch: u64,
-    x: u64,
-    partials: u64,
-    gain: u64,
-    h: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-    epsilon: f32,
-    scale: f32,
-}
-const _: () = assert!(size_of::<FinalNormArguments>() == 72);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for FinalNormArguments {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct FinalNormBackwardArguments {
-    batch: u64,
-    x: u64,
-    partials: u64,
-    gain: u64,
-    d_h: u64,
-    d_x: u64,
-    copy: u64,
-    below: u64,
-    inner: u64,
-    mask: MaskArgument,
-    side: i32,
-    width: i32,
-    epsilon: f32,
-    scale: f32,
-}
-const _: () = assert!(size_of::<FinalNormBackwardArguments>() == 104);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for FinalNormBackwardArguments {}
+/// Columns that a block of the backward kernel, of 128 threads, holds in registers.
+const WIDEST: usize = STRETCHES * 128 * FLOAT_COLUMNS;
 
 impl Cuda {
     #[allow(clippy::too_many_arguments)] // an op's operands are its signature
@@ -201,7 +163,7 @@ impl FinalNorm<'_> {
             partials,
             gain,
             h: address_mut(h, kernels.stream()),
-            mask: MaskArgument::default(),
+            mask: Default::default(),
             side: side_number(Side::Decoder),
             width: self.width as i32,
             epsilon: self.epsilon,
@@ -244,7 +206,7 @@ impl FinalNorm<'_> {
             copy: address_mut(copy, stream),
             below: 0,
             inner: 0,
-            mask: MaskArgument::default(),
+            mask: Default::default(),
             side: side_number(Side::Decoder),
             width: self.width as i32,
             epsilon: self.epsilon,

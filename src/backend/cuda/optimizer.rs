@@ -2,56 +2,23 @@
 
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 
+use super::arguments::optimizer::{
+    self as layout, BLOCK_NUMBERS, COUNTERS, OptimizerArguments, Report, Settings, Status, THREADS,
+};
+use super::arguments::tally;
 use super::failure::driver;
-use super::input::{Told, schedule_words};
-use super::kernels::{Arguments, Kernel, Kernels};
+use super::input::{Told, schedule_words, settings};
+use super::kernels::{Kernel, Kernels};
 use super::memory::{Buffer, address, address_mut, check_length};
 use super::{Cuda, failure};
 use crate::backend::{Group, OptimizerStep, Segment, StateLayout, StepReport, Tally};
 use crate::error::{Error, Result};
 
-/// Numbers that a block updates.
-const BLOCK_NUMBERS: usize = 2048;
-
-/// A stretch of the state; `Segment` of the kernel file, as 64-bit words: start, end, and group with trained.
-const SEGMENT_WORDS: usize = 3;
-/// f64 numbers of a run's tally.
-const TALLY: usize = 2;
-/// Numbers of a run's status: updates, reports since they were last read, and whether it is halted.
-const STATUS: usize = 3;
-/// Counters of a run, one a kernel.
-const COUNTERS: usize = 2;
-/// f64 numbers of a run's report.
-const REPORT: usize = 4;
 /// Steps whose reports the ring holds.
 pub(super) const PLACES: usize = 64;
 /// Steps that are issued before their reports are read, unless [`Cuda::set_steps_ahead`] says otherwise: some tenths of a
 /// second of work, so that reading costs nothing and a log is still lively.
 pub(super) const STEPS_AHEAD: usize = 16;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct OptimizerArguments {
-    values: u64,
-    gradient: u64,
-    first_moment: u64,
-    second_moment: u64,
-    partials: u64,
-    counters: u64,
-    segments: u64,
-    settings: u64,
-    tallies: u64,
-    statuses: u64,
-    ring: u64,
-    length: i64,
-    segment_count: i32,
-    blocks: i32,
-    runs: i32,
-    places: i32,
-}
-const _: () = assert!(size_of::<OptimizerArguments>() == 112);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for OptimizerArguments {}
 
 /// Trained state of some runs, with gradient and moments, in f32.
 #[derive(Debug)]
@@ -66,13 +33,13 @@ pub struct State {
     partials: Buffer<f64>,
     /// \[runs, 2\], zero between launches: blocks of a run that are done.
     counters: Buffer<i32>,
-    segments: Buffer<i64>,
-    /// \[runs, 2\], see [`Tally`].
-    pub(super) tallies: Buffer<f64>,
-    /// \[runs, 3\]
-    statuses: Buffer<u64>,
-    /// \[PLACES, runs, 4\]
-    ring: Buffer<f64>,
+    segments: Buffer<layout::Segment>,
+    /// \[runs\]
+    pub(super) tallies: Buffer<tally::Tally>,
+    /// \[runs\]
+    statuses: Buffer<Status>,
+    /// \[PLACES, runs\]
+    ring: Buffer<Report>,
 }
 
 impl State {
@@ -88,12 +55,12 @@ impl State {
             second_moment: cuda.allocate(length),
             partials: cuda.allocate(runs * (layout.len().div_ceil(BLOCK_NUMBERS) + 1)),
             counters: cuda.allocate(runs * COUNTERS),
-            segments: cuda.allocate(layout.segments().len() * SEGMENT_WORDS),
-            tallies: cuda.allocate(runs * TALLY),
-            statuses: cuda.allocate(runs * STATUS),
-            ring: cuda.allocate(PLACES * runs * REPORT),
+            segments: cuda.allocate(layout.segments().len()),
+            tallies: cuda.allocate(runs),
+            statuses: cuda.allocate(runs),
+            ring: cuda.allocate(PLACES * runs),
         };
-        let segments: Vec<i64> = layout.segments().iter().flat_map(words).collect();
+        let segments: Vec<layout::Segment> = layout.segments().iter().map(segment).collect();
         cuda.attempt(|| {
             cuda.upload(&segments, &mut state.segments)?;
             cuda.upload(&narrowed(values), &mut state.values)?;
@@ -123,12 +90,12 @@ impl State {
         cuda.upload(&going(updates), &mut self.statuses)
     }
 
-    fn statuses(&self, cuda: &Cuda) -> Vec<[u64; STATUS]> {
-        apart(&cuda.download(&self.statuses, self.runs * STATUS))
+    fn statuses(&self, cuda: &Cuda) -> Vec<Status> {
+        cuda.download(&self.statuses, self.runs)
     }
 
     pub(super) fn updates(&self, cuda: &Cuda) -> Vec<u64> {
-        self.statuses(cuda).into_iter().map(|[updates, ..]| updates).collect()
+        self.statuses(cuda).into_iter().map(|status| status.updates).collect()
     }
 
     pub(super) fn read_gradient(&self, cuda: &Cuda) -> Vec<f64> {
@@ -145,37 +112,32 @@ impl State {
     }
 
     pub(super) fn read_tallies(&self, cuda: &Cuda) -> Vec<Tally> {
-        let numbers = cuda.download(&self.tallies, self.runs * TALLY);
-        numbers.chunks_exact(TALLY).map(|pair| Tally { loss: pair[0], entropy: pair[1] }).collect()
+        let tallies = cuda.download(&self.tallies, self.runs);
+        tallies.into_iter().map(|tally| Tally { loss: tally.loss, entropy: tally.entropy }).collect()
     }
 
     pub(super) fn write_tallies(&mut self, cuda: &Cuda, tallies: &[Tally]) -> Result<()> {
-        let numbers: Vec<f64> = tallies.iter().flat_map(|tally| [tally.loss, tally.entropy]).collect();
-        cuda.upload(&numbers, &mut self.tallies)
+        let of = |tally: &Tally| tally::Tally { loss: tally.loss, entropy: tally.entropy };
+        cuda.upload(&tallies.iter().map(of).collect::<Vec<_>>(), &mut self.tallies)
     }
 
     pub(super) fn take_reports(&mut self, cuda: &Cuda) -> Result<Vec<Vec<StepReport>>> {
         let statuses = self.statuses(cuda);
-        let numbers = cuda.download(&self.ring, written(&statuses)? * self.runs * REPORT);
-        let updates: Vec<u64> = statuses.iter().map(|[updates, ..]| *updates).collect();
+        let ring = cuda.download(&self.ring, written(&statuses)? * self.runs);
+        let updates: Vec<u64> = statuses.iter().map(|status| status.updates).collect();
         self.set_going(cuda, &updates)?;
-        Ok(reports(&numbers, self.runs))
+        Ok(reports(&ring, self.runs))
     }
 }
 
-/// Every run's status behind one another, apart.
-fn apart(numbers: &[u64]) -> Vec<[u64; STATUS]> {
-    numbers.chunks_exact(STATUS).map(|status| [status[0], status[1], status[2]]).collect()
-}
-
 /// What lets runs go on behind so many updates each, with no report in the ring.
-fn going(updates: &[u64]) -> Vec<u64> {
-    updates.iter().flat_map(|&updates| [updates, 0, 0]).collect()
+fn going(updates: &[u64]) -> Vec<Status> {
+    updates.iter().map(|&updates| Status { updates, reports: 0, halted: 0 }).collect()
 }
 
 /// Steps whose reports are in the ring.
-fn written(statuses: &[[u64; STATUS]]) -> Result<usize> {
-    let written = statuses.iter().map(|[_, written, _]| *written as usize).max().unwrap_or(0);
+fn written(statuses: &[Status]) -> Result<usize> {
+    let written = statuses.iter().map(|status| status.reports as usize).max().unwrap_or(0);
     if written <= PLACES {
         return Ok(written);
     }
@@ -183,24 +145,28 @@ fn written(statuses: &[[u64; STATUS]]) -> Result<usize> {
     Err(Error::device(format!("report more than {PLACES} steps"), found, "read reports more often"))
 }
 
-/// The ring's numbers as reports: for each step one a run.
-fn reports(numbers: &[f64], runs: usize) -> Vec<Vec<StepReport>> {
-    let report = |numbers: &[f64]| StepReport {
-        tally: Tally { loss: numbers[0], entropy: numbers[1] },
-        gradient_norm: numbers[2],
-        applied: numbers[3] == 1.0,
+/// The ring's reports: for each step one a run.
+fn reports(ring: &[Report], runs: usize) -> Vec<Vec<StepReport>> {
+    let report = |report: &Report| StepReport {
+        tally: Tally { loss: report.loss, entropy: report.entropy },
+        gradient_norm: report.norm,
+        applied: report.applied == 1.0,
     };
-    let of_step = |step: &[f64]| step.chunks_exact(REPORT).map(report).collect();
-    numbers.chunks_exact(runs * REPORT).map(of_step).collect()
+    ring.chunks_exact(runs).map(|step| step.iter().map(report).collect()).collect()
 }
 
-fn words(segment: &Segment) -> [i64; SEGMENT_WORDS] {
+fn segment(segment: &Segment) -> layout::Segment {
     let group = match segment.group {
-        Group::Prompt => 0,
-        Group::Scorer => 1,
-        Group::Temperature => 2,
+        Group::Prompt => layout::Group::Prompt,
+        Group::Scorer => layout::Group::Scorer,
+        Group::Temperature => layout::Group::Temperature,
     };
-    [segment.range.start as i64, segment.range.end as i64, group | i64::from(segment.trained) << 32]
+    layout::Segment {
+        start: segment.range.start as i64,
+        end: segment.range.end as i64,
+        group: group as i32,
+        trained: i32::from(segment.trained),
+    }
 }
 
 fn narrowed(values: &[f64]) -> Vec<f32> {
@@ -252,7 +218,7 @@ unsafe fn launch(kernels: &Kernels, runs: usize, arguments: &OptimizerArguments)
     let whole = [arguments.blocks as u32, runs as u32, 1];
     for name in ["gradient_norm", "adamw"] {
         // SAFETY: the caller's promise.
-        unsafe { kernels.launch(Kernel { file: "optimizer", name }, whole, 256, 0, arguments)? };
+        unsafe { kernels.launch(Kernel { file: "optimizer", name }, whole, THREADS as u32, 0, arguments)? };
     }
     Ok(())
 }
@@ -267,13 +233,13 @@ pub struct AdamW {
     runs: usize,
     length: usize,
     segment_count: usize,
-    segments: CudaSlice<i64>,
-    settings: CudaSlice<i32>,
+    segments: CudaSlice<layout::Segment>,
+    settings: CudaSlice<Settings>,
     partials: CudaSlice<f64>,
     counters: CudaSlice<i32>,
-    tallies: CudaSlice<f64>,
-    statuses: CudaSlice<u64>,
-    ring: CudaSlice<f64>,
+    tallies: CudaSlice<tally::Tally>,
+    statuses: CudaSlice<Status>,
+    ring: CudaSlice<Report>,
 }
 
 impl AdamW {
@@ -295,20 +261,20 @@ impl AdamW {
             ));
         }
         let (stream, fail) = (kernels.stream(), |error| driver("prepare the optimizer", error));
-        let words: Vec<i64> = segments.iter().flat_map(words).collect();
+        let stretches: Vec<layout::Segment> = segments.iter().map(segment).collect();
         Ok(Self {
             runs,
             length,
             segment_count: segments.len(),
-            segments: stream.clone_htod(&words).map_err(fail)?,
+            segments: stream.clone_htod(&stretches).map_err(fail)?,
             settings: stream
-                .clone_htod(&schedule_words(&vec![OptimizerStep::new(0.0, 0.0); runs]))
+                .clone_htod(&settings(&vec![OptimizerStep::new(0.0, 0.0); runs]))
                 .map_err(fail)?,
             partials: stream.alloc_zeros(runs * (length.div_ceil(BLOCK_NUMBERS) + 1)).map_err(fail)?,
             counters: stream.alloc_zeros(runs * COUNTERS).map_err(fail)?,
-            tallies: stream.alloc_zeros(runs * TALLY).map_err(fail)?,
-            statuses: stream.alloc_zeros(runs * STATUS).map_err(fail)?,
-            ring: stream.alloc_zeros(PLACES * runs * REPORT).map_err(fail)?,
+            tallies: stream.alloc_zeros(runs).map_err(fail)?,
+            statuses: stream.alloc_zeros(runs).map_err(fail)?,
+            ring: stream.alloc_zeros(PLACES * runs).map_err(fail)?,
         })
     }
 
@@ -318,7 +284,7 @@ impl AdamW {
     /// Not one a run, and what the driver says.
     pub fn schedule(&mut self, kernels: &Kernels, steps: &[OptimizerStep]) -> Result<()> {
         check_length("steps", self.runs, steps.len())?;
-        let copied = kernels.stream().memcpy_htod(&schedule_words(steps), &mut self.settings);
+        let copied = kernels.stream().memcpy_htod(&settings(steps), &mut self.settings);
         copied.map_err(|error| driver("copy to the GPU", error))
     }
 
@@ -372,10 +338,10 @@ impl AdamW {
     /// More steps than are remembered, and what the driver says.
     pub fn reports(&mut self, kernels: &Kernels) -> Result<Vec<Vec<StepReport>>> {
         let (stream, fail) = (kernels.stream(), |error| driver("read the optimizer's reports", error));
-        let statuses = apart(&stream.clone_dtoh(&self.statuses).map_err(fail)?);
-        let numbers = stream.clone_dtoh(&self.ring).map_err(fail)?;
-        let updates: Vec<u64> = statuses.iter().map(|[updates, ..]| *updates).collect();
+        let statuses = stream.clone_dtoh(&self.statuses).map_err(fail)?;
+        let ring = stream.clone_dtoh(&self.ring).map_err(fail)?;
+        let updates: Vec<u64> = statuses.iter().map(|status| status.updates).collect();
         stream.memcpy_htod(&going(&updates), &mut self.statuses).map_err(fail)?;
-        Ok(reports(&numbers[..written(&statuses)? * self.runs * REPORT], self.runs))
+        Ok(reports(&ring[..written(&statuses)? * self.runs], self.runs))
     }
 }

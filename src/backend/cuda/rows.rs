@@ -9,8 +9,8 @@ use super::{Cuda, Precision, failure};
 use crate::backend::Format;
 use crate::error::{Error, Result};
 
-/// Columns of a residual row that one partial sum of squares covers; `NORM_COLUMNS` of `kernels/number.cuh`.
-pub const NORM_COLUMNS: usize = 64;
+/// Columns of a residual row that one partial sum of squares covers.
+pub const NORM_COLUMNS: usize = super::arguments::number::NORM_COLUMNS;
 
 /// Numbers in the format of matrix operands.
 #[derive(Debug)]

@@ -1,26 +1,13 @@
 //! What a pass adds up of each run: `kernels/tally.cu`.
 
 use super::Cuda;
-use super::kernels::{Arguments, Kernel};
+use super::arguments::tally::{THREADS, TallyArguments};
+use super::kernels::Kernel;
 use super::loss::LossKept;
 use super::mix::MixKept;
 use super::optimizer::State;
 use crate::backend::Batch;
 use crate::error::Result;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct TallyArguments {
-    batch: u64,
-    objective: u64,
-    attention: u64,
-    tallies: u64,
-    per_example: i32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<TallyArguments>() == 40);
-// SAFETY: the struct of that name in the kernel file.
-unsafe impl Arguments for TallyArguments {}
 
 impl Cuda {
     pub(super) fn launch_tally(
@@ -40,6 +27,6 @@ impl Cuda {
         };
         let kernel = Kernel { file: "tally", name: "tally" };
         // SAFETY: loss and attention were made for this batch, tallies for the state's runs.
-        unsafe { self.kernels().launch(kernel, [state.runs as u32, 1, 1], 256, 0, &arguments) }
+        unsafe { self.kernels().launch(kernel, [state.runs as u32, 1, 1], THREADS as u32, 0, &arguments) }
     }
 }
