@@ -388,8 +388,8 @@ const DEEPEST: usize = 32;
 
 /// Words of Rust that C++ takes as names.
 const WORDS: [&str; 25] = [
-    "as", "async", "await", "dyn", "fn", "impl", "in", "let", "loop", "match", "mod", "move", "mut", "pub", "ref",
-    "trait", "type", "unsafe", "use", "where", "gen", "box", "macro", "yield", "abstract",
+    "as", "async", "await", "dyn", "fn", "impl", "in", "let", "loop", "match", "mod", "move", "mut", "pub",
+    "ref", "trait", "type", "unsafe", "use", "where", "gen", "box", "macro", "yield", "abstract",
 ];
 
 impl Layout {
@@ -410,7 +410,11 @@ impl Layout {
             for kernel in &of_file.kernels {
                 let known = layout.find(file, &kernel.takes.text);
                 if known.is_none() {
-                    return of_file.refuse(kernel.takes.line, "a struct of this file or its includes", &kernel.takes.text);
+                    return of_file.refuse(
+                        kernel.takes.line,
+                        "a struct of this file or its includes",
+                        &kernel.takes.text,
+                    );
                 }
             }
         }
@@ -491,7 +495,11 @@ impl Layout {
             };
             if size % aligned != 0 {
                 let found = format!("{} bytes of padding that no field names", aligned - size % aligned);
-                return file.refuse(line, &format!("{} to begin where the field before ends", field.name), &found);
+                return file.refuse(
+                    line,
+                    &format!("{} to begin where the field before ends", field.name),
+                    &found,
+                );
             }
             size += one * field.counts.iter().product::<usize>();
             alignment = alignment.max(aligned);
@@ -567,7 +575,11 @@ impl Layout {
             let names = file.constants.iter().map(|(name, _)| name).chain(structs);
             for name in names.chain(file.enums.iter().map(|of| &of.name)) {
                 if let Some(other) = known.insert((file.stem(), name.clone()), &file.name) {
-                    return file.refuse(1, &format!("{name} in one file of that stem"), &format!("kernels/{other}'s too"));
+                    return file.refuse(
+                        1,
+                        &format!("{name} in one file of that stem"),
+                        &format!("kernels/{other}'s too"),
+                    );
                 }
             }
         }
@@ -604,7 +616,11 @@ impl Layout {
             for (name, value) in &file.constants {
                 let number = self.value(index, value, 0)?;
                 let of = if number < 0 { "i32" } else { "usize" };
-                let _ = write!(text, "/// `{name}` of `kernels/{}`.\npub const {name}: {of} = {number};\n", file.name);
+                let _ = write!(
+                    text,
+                    "/// `{name}` of `kernels/{}`.\npub const {name}: {of} = {number};\n",
+                    file.name
+                );
             }
             for of in &file.enums {
                 self.enumeration(index, of, text)?;
@@ -615,7 +631,10 @@ impl Layout {
         }
         let mut whole = String::new();
         for (stem, text) in modules.iter().filter(|(_, text)| !text.is_empty()) {
-            let _ = write!(whole, "#[allow(dead_code)] // the host needs not all\npub mod {stem} {{\n{text}}}\n");
+            let _ = write!(
+                whole,
+                "#[allow(dead_code, clippy::enum_variant_names)] // the kernels' names, not all of which the host needs\npub mod {stem} {{\n{text}}}\n"
+            );
         }
         Ok(whole)
     }
@@ -737,7 +756,11 @@ impl Terms<'_> {
                 Some(result) => result,
                 None => {
                     let found = format!("{left} {sign} {right}");
-                    return self.layout.files[self.file].refuse(line, "an integer that can be computed", &found);
+                    return self.layout.files[self.file].refuse(
+                        line,
+                        "an integer that can be computed",
+                        &found,
+                    );
                 }
             };
         }

@@ -418,7 +418,6 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_dropped_128(Att
 
 // f32. A warp works on one row of a tile; a lane on one key (or query) of 32 at a time, then on columns lane, lane + 32, ..
 constexpr int LANE_PARTS = 4;  // columns a lane holds: K up to 128
-constexpr int WIDEST_HEAD = 32 * LANE_PARTS;
 
 // The column of a lane's part, the last one for lanes beyond it: a warp that shuffles must not part, so they compute too, and
 // what they have is never stored.

@@ -26,7 +26,6 @@ struct DecodeArguments {
 };
 
 constexpr int LANE_PARTS = 4;
-constexpr int WIDEST_HEAD = 32 * LANE_PARTS;
 
 template <typename T> __device__ __forceinline__ void decode(const DecodeArguments& arguments) {
     const int example = blockIdx.x, head = blockIdx.y, lane = threadIdx.x, width = arguments.width;

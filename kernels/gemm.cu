@@ -37,6 +37,7 @@ using namespace promptmix;
 
 enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE, DELTA };
 
+// Where an epilogue does not need an operand, it is null.
 struct GemmArguments {
     const int* batch;
     const void* a;

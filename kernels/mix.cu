@@ -261,7 +261,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) token_scores(MixArguments 
 
 constexpr int MIXED = 16;       // examples that share one reading of the sources
 constexpr int MIXED_THREADS = 128;
-constexpr int MIXED_COLUMNS = MIXED_THREADS * 4;  // of a block
 constexpr int ATTENTION_PART = 64;  // prompts whose weights are in shared memory at a time
 
 // x[prompt row of b] = sum_j a_j P_j + (1 + a_own) P_tgt, for 16 examples; a thread four columns.

@@ -77,7 +77,6 @@ struct FinalNormBackwardArguments {
 };
 
 constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
-constexpr int WIDEST = STRETCHES * 128 * FLOAT_COLUMNS;
 
 extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormBackwardArguments arguments) {
     __shared__ float sums[4];
