@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
 use cudarc::nvrtc::Ptx;
 use half::bf16;
 use promptmix::backend::Heads;
-use promptmix::cuda::attention::SelfAttention;
+use promptmix::cuda::attention::{Attention, AttentionInput};
 use promptmix::cuda::{FATBINS, Kernels, Sequences, devices};
 
 const HEADS: Heads = Heads { count: 2, width: 64 };
@@ -24,17 +24,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kernels = Kernels::new(stream.clone())?;
 
     let sequences = Sequences::new(&stream, &LENGTHS)?;
-    let (rows, total) = (sequences.rows(), HEADS.total());
+    let (rows, total) = (sequences.count(), HEADS.total());
     let number = |i: usize| ((i * 2_654_435_761) % 1_009) as f32 / 504.5 - 1.0;
     let numbers: Vec<bf16> = (0..rows * 3 * total).map(|i| bf16::from_f32(number(i))).collect();
     let biases: Vec<f32> = (0..HEADS.count * (2 * REACH + 1)).map(number).collect();
     let (qkv, bias) = (stream.clone_htod(&numbers)?, stream.clone_htod(&biases)?);
     let mut o = stream.alloc_zeros::<bf16>(rows * total)?;
     let mut log_sum_exp = stream.alloc_zeros::<f32>(rows * HEADS.count)?;
-    let bias = bias.as_view();
     let attention =
-        SelfAttention { sequences: &sequences, heads: HEADS, causal: false, bias: Some((&bias, REACH)) };
-    attention.forward(&kernels, &qkv.as_view(), &mut o.as_view_mut(), &mut log_sum_exp.as_view_mut())?;
+        Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), HEADS) };
+    attention.forward(&kernels, AttentionInput::Packed(&qkv), &mut o, &mut log_sum_exp)?;
     let o = stream.clone_dtoh(&o)?;
     stream.synchronize()?;
 

@@ -1,11 +1,15 @@
 //! Self attention over the encoder's rows.
 
 use criterion::Criterion;
+use cudarc::driver::CudaSlice;
+use half::bf16;
 use promptmix::backend::Heads;
-use promptmix::cuda::Sequences;
-use promptmix::cuda::attention::SelfAttention;
+use promptmix::cuda::attention::{
+    Attention, AttentionBackward, AttentionGradient, AttentionInput, Delta, InputGradient,
+};
+use promptmix::cuda::{Precision, Sequences};
 
-use crate::gpu::{Cost, Floats, Gpu, Halves, lengths, numbers};
+use crate::gpu::{Cost, Gpu, lengths, numbers};
 
 const REACH: usize = 127;
 
@@ -13,19 +17,18 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (kernels, lengths) = (gpu.kernels(), lengths(gpu));
     let sequences = Sequences::new(kernels.stream(), &lengths).expect("sequences");
     let heads = Heads { count: gpu.size(12, 2), width: 64 };
-    let (rows, total) = (sequences.rows(), heads.total());
+    let (rows, total) = (sequences.count(), heads.total());
     let qkv = numbers(1, rows * 3 * total, 0.5);
     let biases = numbers(2, heads.count * (2 * REACH + 1), 1.0);
     let d_o = numbers(3, rows * total, 1.0);
     let (qkv_device, bias, d_device) = (gpu.halves(&qkv), gpu.floats(&biases), gpu.halves(&d_o));
-    let bias = bias.as_view();
-    let attention = SelfAttention { sequences: &sequences, heads, causal: false, bias: Some((&bias, REACH)) };
+    let attention =
+        Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), heads) };
+    let input = AttentionInput::Packed(&qkv_device);
     let mut o = gpu.unwritten_halves(rows * total);
     let mut sums = gpu.unwritten_floats(rows * heads.count);
-    let forward = |o: &mut Halves<'_>, sums: &mut Floats<'_>| {
-        attention.forward(kernels, &qkv_device.as_view(), o, sums).expect("a launch");
-    };
-    forward(&mut o.as_view_mut(), &mut sums.as_view_mut());
+    let mut forward = || attention.forward(kernels, input, &mut o, &mut sums).expect("a launch");
+    forward();
 
     let starts: Vec<usize> =
         lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
@@ -52,18 +55,19 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     });
     let squares: usize = lengths.iter().map(|n| n * n).sum();
     let cost = Cost { operations: 4 * squares * total, bytes: rows * (8 * total + 4 * heads.count) };
-    gpu.measure(criterion, "attention", "forward", cost, || {
-        forward(&mut o.as_view_mut(), &mut sums.as_view_mut());
-    });
+    let forward = || attention.forward(kernels, input, &mut o, &mut sums).expect("a launch");
+    gpu.measure(criterion, "attention", "forward", cost, forward);
 
     let mut delta = gpu.unwritten_floats(rows * heads.count);
     let mut d_qkv = gpu.unwritten_halves(rows * 3 * total);
-    let (o, sums) = (o.as_view(), sums.as_view());
-    let backward = |delta: &mut Floats<'_>, d_qkv: &mut Halves<'_>| {
-        let (qkv, d_o) = (&qkv_device.as_view(), &d_device.as_view());
-        attention.backward(kernels, qkv, &o, &sums, d_o, delta, d_qkv).expect("a launch");
+    assert!(attention.needs_delta(Precision::Bf16));
+    let backward = |delta: &mut CudaSlice<f32>, d_qkv: &mut CudaSlice<bf16>| {
+        let delta = Some(Delta::Scratch(delta));
+        let from = AttentionBackward { input, o: &o, log_sum_exp: &sums, d_o: &d_device, delta };
+        let gradient = AttentionGradient { of_input: InputGradient::Packed(d_qkv), inner: None };
+        attention.backward(kernels, from, gradient).expect("a launch");
     };
-    backward(&mut delta.as_view_mut(), &mut d_qkv.as_view_mut());
+    backward(&mut delta, &mut d_qkv);
     // d_q of a row needs its own weights alone; d_k and d_v sum over all rows, d_v is checked.
     gpu.check("attention backward", &d_qkv, (heads.width, 6.0), |i| {
         let (row, part, column) = (i / (3 * total), i / total % 3, i % total);
@@ -92,6 +96,6 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     });
     let cost = Cost { operations: 10 * squares * total, bytes: rows * (16 * total + 8 * heads.count) };
     gpu.measure(criterion, "attention", "backward", cost, || {
-        backward(&mut delta.as_view_mut(), &mut d_qkv.as_view_mut());
+        backward(&mut delta, &mut d_qkv);
     });
 }

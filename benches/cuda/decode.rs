@@ -4,7 +4,7 @@ use criterion::Criterion;
 use promptmix::backend::Heads;
 use promptmix::cuda::decode::DecodeStep;
 
-use crate::gpu::{Cost, Gpu, Halves, numbers};
+use crate::gpu::{Cost, Gpu, numbers};
 
 const REACH: usize = 127;
 
@@ -18,12 +18,8 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let biases = numbers(3, heads.count * (2 * REACH + 1), 1.0);
     let (qkv_device, bias) = (gpu.halves(&qkv), gpu.floats(&biases));
     let (mut cache_device, mut o) = (gpu.halves(&cache), gpu.unwritten_halves(examples * total));
-    let bias = bias.as_view();
     let step = DecodeStep { examples, heads, length, position, bias: (&bias, REACH) };
-    let forward = |cache: &mut Halves<'_>, o: &mut Halves<'_>| {
-        step.forward(kernels, &qkv_device.as_view(), cache, o).expect("a launch");
-    };
-    forward(&mut cache_device.as_view_mut(), &mut o.as_view_mut());
+    step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a launch");
     gpu.check("decode", &o, (heads.width, 2.0), |i| {
         let (example, column) = (i / total, i % total);
         let head = column / heads.width;
@@ -43,6 +39,6 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let cost =
         Cost { operations: 4 * examples * length * total, bytes: 2 * examples * total * (2 * length + 4) };
     gpu.measure(criterion, "decode", "step", cost, || {
-        forward(&mut cache_device.as_view_mut(), &mut o.as_view_mut());
+        step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a launch");
     });
 }

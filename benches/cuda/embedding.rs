@@ -1,11 +1,12 @@
 //! Looking up the rows of long sources.
 
 use criterion::Criterion;
+use cudarc::driver::CudaSlice;
 use promptmix::backend::{Batch, Example, Side};
-use promptmix::cuda::Packed;
-use promptmix::cuda::embedding::Embedding;
+use promptmix::cuda::embedding::{EmbeddedRows, Embedding};
+use promptmix::cuda::{DropoutMask, Packed};
 
-use crate::gpu::{Cost, Floats, Gpu, Halves, numbers};
+use crate::gpu::{Cost, Gpu, numbers};
 
 pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let kernels = gpu.kernels();
@@ -16,20 +17,19 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let examples: Vec<Example> = (0..examples).map(example).collect();
     let batch = Batch::pack(&examples, 0, 0, vocabulary).expect("a batch");
     let packed = Packed::new(kernels.stream(), batch).expect("a batch on the device");
-    let rows = packed.batch().rows(Side::Encoder);
+    let rows = packed.rows(Side::Encoder).count();
     let table = numbers(1, vocabulary * width, 1.0);
     let table_device = gpu.floats(&table);
-    let embedding = Embedding { batch: &packed, side: Side::Encoder, width };
+    let embedding = Embedding { rows: packed.rows(Side::Encoder), width, mask: DropoutMask::default() };
     let (mut x, mut copy) = (gpu.unwritten_floats(rows * width), gpu.unwritten_halves(rows * width));
     let mut partials = gpu.unwritten_floats(rows * width.div_ceil(64));
-    let forward = |x: &mut Floats<'_>, copy: &mut Halves<'_>, partials: &mut Floats<'_>| {
-        embedding.forward(kernels, &table_device.as_view(), x, copy, partials).expect("a launch");
+    let mut forward = |x: &mut CudaSlice<f32>| {
+        let written = EmbeddedRows { x, copy: Some(&mut copy), partials: &mut partials };
+        embedding.forward(kernels, &table_device, written).expect("a launch");
     };
-    forward(&mut x.as_view_mut(), &mut copy.as_view_mut(), &mut partials.as_view_mut());
+    forward(&mut x);
     let source: Vec<u32> = examples.iter().flat_map(|example| example.source.clone()).collect();
     gpu.check("embedding", &x, (16, 0.0), |i| table[source[i / width] as usize * width + i % width]);
     let cost = Cost { operations: 2 * rows * width, bytes: 10 * rows * width };
-    gpu.measure(criterion, "embedding", "forward", cost, || {
-        forward(&mut x.as_view_mut(), &mut copy.as_view_mut(), &mut partials.as_view_mut());
-    });
+    gpu.measure(criterion, "embedding", "forward", cost, || forward(&mut x));
 }

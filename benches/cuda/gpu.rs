@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUevent_flags};
-use cudarc::driver::{CudaContext, CudaSlice, CudaViewMut, DeviceRepr};
+use cudarc::driver::{CudaContext, CudaSlice, DeviceRepr};
 use half::bf16;
 use promptmix::cuda::{FATBINS, Kernels, devices};
 use promptmix::verify::{Tolerance, compare};
@@ -14,11 +14,6 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Entries of a result that are compared with sums of their own.
 const CHECKED: usize = 200;
-
-/// A result in bf16, to write.
-pub type Halves<'a> = CudaViewMut<'a, bf16>;
-/// A result in f32, to write.
-pub type Floats<'a> = CudaViewMut<'a, f32>;
 
 /// What a launch costs at least.
 #[derive(Clone, Copy)]

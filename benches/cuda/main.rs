@@ -11,10 +11,12 @@
 //! nothing: a test of the benches alone.
 
 mod attention;
+mod cross_attention;
 mod decode;
 mod embedding;
 mod gpu;
 mod linear;
+mod loss;
 mod mix;
 mod norm;
 mod optimizer;
@@ -40,8 +42,10 @@ fn main() {
     let mut criterion = criterion.configure_from_args();
     linear::benches(&gpu, &mut criterion);
     attention::benches(&gpu, &mut criterion);
+    cross_attention::benches(&gpu, &mut criterion);
     norm::benches(&gpu, &mut criterion);
     embedding::benches(&gpu, &mut criterion);
+    loss::benches(&gpu, &mut criterion);
     mix::benches(&gpu, &mut criterion);
     optimizer::benches(&gpu, &mut criterion);
     decode::benches(&gpu, &mut criterion);

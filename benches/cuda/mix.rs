@@ -1,11 +1,12 @@
 //! The mixture of six sources for a batch, with the bottleneck scorer.
 
 use criterion::Criterion;
+use cudarc::driver::CudaSlice;
 use promptmix::backend::{Batch, Example, Mixing, Scorer, Side, StateLayout};
 use promptmix::cuda::Packed;
-use promptmix::cuda::mix::{PromptMix, pooled_keys};
+use promptmix::cuda::mix::{FrozenSources, MixBackward, MixForward, PromptMix, pooled_keys};
 
-use crate::gpu::{Cost, Floats, Gpu, numbers};
+use crate::gpu::{Cost, Gpu, numbers};
 
 const SOURCES: usize = 6;
 
@@ -17,7 +18,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let examples: Vec<Example> = (0..gpu.size(32, 3)).map(example).collect();
     let batch = Batch::pack(&examples, length, 0, vocabulary).expect("a batch");
     let packed = Packed::new(kernels.stream(), batch).expect("a batch on the device");
-    let batch = packed.batch();
+    let batch = packed.described().batch();
     let mixing = Mixing { scorer: Some(Scorer::Bottleneck), temperature: width as f64, ..Mixing::plain() };
     let rank = gpu.size(100, 7);
     let layout = StateLayout::new(&mixing, 1, length, width, rank, false);
@@ -29,12 +30,14 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         (gpu.floats(&values), gpu.floats(&sources), gpu.floats(&keys));
     let rows = batch.rows(Side::Encoder);
     let mut x = gpu.floats(&vec![0.0; rows * width]);
-    let mut mix = PromptMix::new(kernels, &packed, &mixing, &layout, SOURCES, 1).expect("a shape");
-    let views = (&sources_device.as_view(), &keys.as_view(), &values_device.as_view());
-    let forward = |mix: &mut PromptMix<'_>, x: &mut Floats<'_>| {
-        mix.forward(kernels, &table.as_view(), views.0, views.1, views.2, x).expect("a launch");
+    let mut mix = PromptMix::new(kernels, packed.described(), &mixing, &layout, SOURCES, 1).expect("a shape");
+    let (sources_known, values_known) =
+        (Some(FrozenSources { prompts: &sources_device, keys: &keys }), &values_device);
+    let forward = |mix: &mut PromptMix<'_>, x: &mut CudaSlice<f32>| {
+        let of = MixForward { table: &table, sources: sources_known, values: values_known, x };
+        mix.forward(kernels, of).expect("a launch");
     };
-    forward(&mut mix, &mut x.as_view_mut());
+    forward(&mut mix, &mut x);
     // Rows against the weights that the kernels found; those are against the CPU in the tests.
     let attention = kernels.stream().clone_dtoh(&mix.attention()).expect("weights");
     for weights in attention.chunks_exact(SOURCES + 1) {
@@ -62,20 +65,21 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         operations: 2 * examples * ((SOURCES + 1) * (prompt + width) + 2 * width * rank),
         bytes: 4 * (examples * (prompt + 25 * width) + (SOURCES + 1) * prompt + 2 * width * rank),
     };
-    gpu.measure(criterion, "mix", "forward", cost, || forward(&mut mix, &mut x.as_view_mut()));
+    gpu.measure(criterion, "mix", "forward", cost, || forward(&mut mix, &mut x));
 
     let d_x = numbers(4, rows * width, 1.0);
     let d_device = gpu.floats(&d_x);
     let mut gradient = gpu.floats(&vec![0.0; layout.len()]);
-    let backward = |mix: &mut PromptMix<'_>, gradient: &mut Floats<'_>| {
-        mix.backward(kernels, views.0, views.1, views.2, &d_device.as_view(), gradient).expect("a launch");
+    let backward = |mix: &mut PromptMix<'_>, gradient: &mut CudaSlice<f32>| {
+        let of = MixBackward { sources: sources_known, values: values_known, d_x: &d_device, gradient };
+        mix.backward(kernels, of).expect("a launch");
     };
-    backward(&mut mix, &mut gradient.as_view_mut());
+    backward(&mut mix, &mut gradient);
     let found = kernels.stream().clone_dtoh(&gradient).expect("a gradient");
     assert!(found.iter().all(|value| value.is_finite()) && found.iter().any(|&value| value != 0.0));
     let cost = Cost {
         operations: 2 * examples * ((SOURCES + 2) * prompt + 4 * width * rank),
         bytes: 4 * (2 * examples * prompt + (SOURCES + 1) * prompt + 2 * layout.len()),
     };
-    gpu.measure(criterion, "mix", "backward", cost, || backward(&mut mix, &mut gradient.as_view_mut()));
+    gpu.measure(criterion, "mix", "backward", cost, || backward(&mut mix, &mut gradient));
 }

@@ -1,8 +1,9 @@
 //! AdamW over the trained numbers of t5-base, of one run and of eight.
 
 use criterion::Criterion;
+use cudarc::driver::CudaSlice;
 use promptmix::backend::{Mixing, OptimizerStep, Scorer, StateLayout};
-use promptmix::cuda::optimizer::AdamW;
+use promptmix::cuda::optimizer::{AdamW, StepOperands};
 
 use crate::gpu::{Cost, Gpu, numbers};
 
@@ -20,23 +21,19 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         let gradient_device = gpu.floats(&gradient);
         let [mut values_device, mut first, mut second] =
             [values.clone(), vec![0.0; count], vec![0.0; count]].map(|values| gpu.floats(&values));
-        let mut update = || {
-            let (first, second) = (&mut first.as_view_mut(), &mut second.as_view_mut());
-            let values = &mut values_device.as_view_mut();
-            optimizer.step(kernels, values, &gradient_device.as_view(), first, second).expect("a launch");
+        let mut update = |values: &mut CudaSlice<f32>| {
+            let gradient = &gradient_device;
+            let of =
+                StepOperands { values, gradient, first_moment: &mut first, second_moment: &mut second };
+            optimizer.step(kernels, of).expect("a launch");
         };
-        update();
+        update(&mut values_device);
         // The first update moves every number by its rate against the gradient's sign.
         gpu.check("adamw", &values_device, (16, 0.0), |i| {
             let g = gradient[i];
             values[i] - 0.1 * g / (g.abs() + step.epsilon)
         });
-        let mut update = || {
-            let (first, second) = (&mut first.as_view_mut(), &mut second.as_view_mut());
-            let values = &mut values_device.as_view_mut();
-            optimizer.step(kernels, values, &gradient_device.as_view(), first, second).expect("a launch");
-        };
         let cost = Cost { operations: 14 * count, bytes: 28 * count };
-        gpu.measure(criterion, "optimizer", &format!("{runs}"), cost, &mut update);
+        gpu.measure(criterion, "optimizer", &format!("{runs}"), cost, || update(&mut values_device));
     }
 }

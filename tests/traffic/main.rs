@@ -2,11 +2,14 @@
 //! beyond those that must be moved. A program of its own, because counters are those of a process.
 
 use half::bf16;
+use promptmix::Result;
 use promptmix::backend::{
-    Activation, Backend, Batch, CrossAttention, Example, FeedForward, Format, Head, Heads, Mixing,
-    OptimizerStep, Readers, Scope, Scorer, Side, StateLayout,
+    Activation, Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Embedding, EmbeddingOps, Example,
+    FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward, Format, Head, Heads, LinearOps, LossOps,
+    Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep, Projection, ProjectionBackward, Readers, Residual, Scope, Scorer,
+    SelfAttention, SelfAttentionBackward, SelfAttentionOps, Side, StateLayout,
 };
-use promptmix::cuda::linear::Linear;
+use promptmix::cuda::linear::{Epilogue, Linear};
 use promptmix::cuda::{Cuda, Precision, Sequences};
 use vgpu::counters::Counters;
 
@@ -34,14 +37,13 @@ fn batch() -> Batch {
 }
 
 /// Every op of an encoder layer and the mixture, cross attention of short targets and the loss, once.
-fn work(cuda: &Cuda) {
-    let batch = batch();
+fn work(cuda: &Cuda) -> Result<()> {
+    let batch = &batch();
     let (side, rows) = (Side::Encoder, batch.rows(Side::Encoder));
     let weight = |out: usize, input: usize| cuda.weight(numbers(out * input), out, input, Readers::Many);
     let place = |width: usize, format: Format| cuda.activation_of(&numbers(rows * width), width, format);
-    let table = cuda.weight(numbers(VOCABULARY * WIDTH), VOCABULARY, WIDTH, Readers::Lookup);
-    let mut x = cuda.rows(rows, WIDTH, Format::Residual);
-    let mut r = cuda.rows(rows, WIDTH, Format::Norm);
+    let table = cuda.weight(numbers(VOCABULARY * WIDTH), VOCABULARY, WIDTH, Readers::Lookup)?;
+    let mut input = Residual::new(cuda, rows, WIDTH)?;
 
     let mixing = Mixing {
         scorer: Some(Scorer::Bottleneck),
@@ -51,84 +53,94 @@ fn work(cuda: &Cuda) {
     };
     let layout = StateLayout::new(&mixing, 1, 20, WIDTH, 100, false);
     let values: Vec<f64> = numbers(layout.len()).into_iter().map(f64::from).collect();
-    let mut state = cuda.state(&layout, &values, 1);
-    let sources = cuda.sources(&numbers(6 * 20 * WIDTH), 6, 20, WIDTH);
-    let mixed = cuda.mix(&mixing, &table, Some(&sources), &state, &batch, &mut x);
-    cuda.embed(&table, side, &batch, None, 1e-6, &mut x, &mut r);
+    let mut state = cuda.state(&layout, &values, 1)?;
+    let sources = cuda.sources(&numbers(6 * 20 * WIDTH), 6, 20, WIDTH)?;
+    let mix = Mix { mixing: &mixing, sources: Some(&sources), batch };
+    let mixed = cuda.mix(&mix, &table, &state, &mut input.x)?;
+    let epsilon = 1e-6;
+    cuda.embed(Embedding { table: &table, batch, side, mask: None, epsilon }, &mut input)?;
+    let input = input;
 
-    let w_qkv = weight(3 * WIDTH, WIDTH);
-    let mut qkv = cuda.rows(rows, 3 * WIDTH, Format::Operand);
-    cuda.project(&batch, side, &x, &r, &w_qkv, &mut qkv);
-    let bias = cuda.position_bias(vec![numbers(2 * 127 + 1); HEADS.count], 127);
-    let mut o = cuda.rows(rows, WIDTH, Format::Operand);
-    let mut log_sum_exp = cuda.rows(rows, HEADS.count, Format::Float);
-    cuda.self_attention(&batch, side, HEADS, &bias, None, &qkv, &mut o, &mut log_sum_exp);
-    let mut d_qkv = cuda.rows(rows, 3 * WIDTH, Format::ProjectionGradient);
-    let d_o = place(WIDTH, Format::Operand);
-    let (kept, all) = (&log_sum_exp, Scope::All);
-    cuda.self_attention_backward(&batch, side, all, HEADS, &bias, None, &qkv, &o, kept, &d_o, &mut d_qkv);
-    let mut d_x = place(WIDTH, Format::Residual);
-    cuda.project_backward(&batch, side, all, &d_qkv, &w_qkv, &x, &r, None, &mut d_x);
+    let w_qkv = weight(3 * WIDTH, WIDTH)?;
+    let mut qkv = cuda.rows(rows, 3 * WIDTH, Format::Operand)?;
+    cuda.project(Projection { batch, side, input: &input, weight: &w_qkv }, &mut qkv)?;
+    let bias = cuda.position_bias(vec![numbers(2 * 127 + 1); HEADS.count], 127)?;
+    let mut o = cuda.rows(rows, WIDTH, Format::Operand)?;
+    let mut log_sum_exp = cuda.rows(rows, HEADS.count, Format::Float)?;
+    let attention = SelfAttention { batch, side, heads: HEADS, bias: &bias, mask: None };
+    cuda.self_attention(&attention, &qkv, &mut o, &mut log_sum_exp)?;
+    let mut d_qkv = cuda.rows(rows, 3 * WIDTH, Format::ProjectionGradient)?;
+    let d_o = place(WIDTH, Format::Operand)?;
+    let scope = Scope::All;
+    let from = SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
+    cuda.self_attention_backward(&attention, from, &mut d_qkv)?;
+    let mut d_x = place(WIDTH, Format::Residual)?;
+    let (dz, weight_of) = (&d_qkv, &w_qkv);
+    let of = ProjectionBackward { batch, side, scope, dz, weight: weight_of, input: &input, below: None };
+    cuda.project_backward(of, &mut d_x)?;
 
     for activation in [Activation::Relu, Activation::GatedGelu] {
-        let w_in = weight(activation.projections() * INNER, WIDTH);
-        let w_out = weight(WIDTH, INNER);
-        let (inner_mask, output_mask, epsilon) = (None, None, 1e-6);
+        let w_in = weight(activation.projections() * INNER, WIDTH)?;
+        let w_out = weight(WIDTH, INNER)?;
+        let (inner_mask, output_mask) = (None, None);
+        let (w_in, w_out) = (&w_in, &w_out);
         let feed_forward =
-            FeedForward { w_in: &w_in, w_out: &w_out, activation, inner_mask, output_mask, epsilon };
-        let mut x_next = cuda.rows(rows, WIDTH, Format::Residual);
-        let mut r_next = cuda.rows(rows, WIDTH, Format::Norm);
-        let kept = cuda.feed_forward(&batch, side, &feed_forward, &x, &r, &mut x_next, &mut r_next, true);
-        let kept = kept.expect("kept");
-        cuda.feed_forward_backward(&batch, side, &feed_forward, &kept, &x, &r, &x_next, &mut d_x);
+            FeedForward { batch, side, w_in, w_out, activation, inner_mask, output_mask, epsilon };
+        let mut next = Residual::new(cuda, rows, WIDTH)?;
+        let kept = cuda.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
+        let from = FeedForwardBackward { kept: &kept, input: &input, x_next: &next.x };
+        cuda.feed_forward_backward(&feed_forward, from, &mut d_x)?;
     }
-    let mut h = cuda.rows(rows, WIDTH, Format::Operand);
-    cuda.final_norm(&batch, side, &x, &r, None, 1.0, None, &mut h);
-    let d_h = place(WIDTH, Format::Float);
-    cuda.final_norm_backward(&batch, side, &x, &r, None, 1.0, None, &d_h, None, &mut d_x);
-    cuda.mix_backward(&mixing, Some(&sources), &batch, &mixed, &d_x, &mut state);
+    let mut h = cuda.rows(rows, WIDTH, Format::Operand)?;
+    let norm = || FinalNorm { batch, side, input: &input, gain: None, scale: 1.0, mask: None };
+    cuda.final_norm(norm(), &mut h)?;
+    let d_h = place(WIDTH, Format::Float)?;
+    cuda.final_norm_backward(norm(), FinalNormBackward { d_h: &d_h, below: None }, &mut d_x)?;
+    cuda.mix_backward(&mix, &mixed, &d_x, &mut state)?;
 
     let targets = batch.rows(Side::Decoder);
     let few = |width: usize, format: Format| cuda.activation_of(&numbers(targets * width), width, format);
-    let (w_k, w_v) = (weight(WIDTH, WIDTH), weight(WIDTH, WIDTH));
-    let cross = CrossAttention { heads: HEADS, w_k: &w_k, w_v: &w_v, mask: None };
-    let (q, mut o) = (few(WIDTH, Format::Operand), cuda.rows(targets, WIDTH, Format::Operand));
-    let kept = cuda.cross_attention(&batch, &cross, &q, &h, &mut o, true).expect("kept");
+    let (w_k, w_v) = (weight(WIDTH, WIDTH)?, weight(WIDTH, WIDTH)?);
+    let cross = CrossAttention { batch, heads: HEADS, w_k: &w_k, w_v: &w_v, mask: None };
+    let (q, mut o) = (few(WIDTH, Format::Operand)?, cuda.rows(targets, WIDTH, Format::Operand)?);
+    let kept = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
     assert!(kept.is_absorbed());
-    let (d_o, mut d_q) = (few(WIDTH, Format::Operand), cuda.rows(targets, WIDTH, Format::ProjectionGradient));
-    let mut d_h = cuda.source_gradient(&batch, WIDTH);
-    cuda.cross_attention_backward(&batch, &cross, &kept, &q, &h, &o, &d_o, Some(&mut d_q), &mut d_h);
-    cuda.source_rows(&batch, d_h);
+    let d_o = few(WIDTH, Format::Operand)?;
+    let mut d_q = cuda.rows(targets, WIDTH, Format::ProjectionGradient)?;
+    let mut d_h = cuda.source_gradient(batch, WIDTH)?;
+    let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o: &d_o };
+    cuda.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
+    cuda.source_rows(batch, d_h)?;
     // The decoder's self attention over the same few rows, and an optimizer's step over numbers enough for many blocks.
-    let qkv = few(3 * WIDTH, Format::Operand);
-    let mut log_sum_exp = cuda.rows(targets, HEADS.count, Format::Float);
-    let decoder = Side::Decoder;
-    cuda.self_attention(&batch, decoder, HEADS, &bias, None, &qkv, &mut o, &mut log_sum_exp);
-    let mut d_qkv = cuda.rows(targets, 3 * WIDTH, Format::ProjectionGradient);
-    let (kept, all) = (&log_sum_exp, Scope::All);
-    cuda.self_attention_backward(&batch, decoder, all, HEADS, &bias, None, &qkv, &o, kept, &d_o, &mut d_qkv);
+    let qkv = few(3 * WIDTH, Format::Operand)?;
+    let mut log_sum_exp = cuda.rows(targets, HEADS.count, Format::Float)?;
+    let attention = SelfAttention { side: Side::Decoder, ..attention };
+    cuda.self_attention(&attention, &qkv, &mut o, &mut log_sum_exp)?;
+    let mut d_qkv = cuda.rows(targets, 3 * WIDTH, Format::ProjectionGradient)?;
+    let from = SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
+    cuda.self_attention_backward(&attention, from, &mut d_qkv)?;
     let many = StateLayout::new(&mixing, 1, 2_000, WIDTH, 100, false);
     let values: Vec<f64> = numbers(many.len()).into_iter().map(f64::from).collect();
-    let mut state = cuda.state(&many, &values, 1);
-    cuda.write_gradient(&mut state, &values);
-    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1)]);
-    let mean = cuda.weight(vec![0.0; WIDTH], 1, WIDTH, Readers::Lookup);
-    let mut d_hidden = cuda.rows(targets, WIDTH, Format::Float);
-    cuda.loss(&batch, &q, &Head { weight: &table, mean: &mean }, Some(&mut d_hidden));
-    cuda.health().expect("a healthy device");
+    let mut state = cuda.state(&many, &values, 1)?;
+    cuda.write_gradient(&mut state, &values)?;
+    cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1)])?;
+    let mean = cuda.weight(vec![0.0; WIDTH], 1, WIDTH, Readers::Lookup)?;
+    let mut d_hidden = cuda.rows(targets, WIDTH, Format::Float)?;
+    cuda.loss(batch, &q, &Head { weight: &table, mean: &mean }, Some(&mut d_hidden))?;
+    cuda.synchronize()
 }
 
 /// A product of `size` in each direction, forward and backward.
 fn product(cuda: &Cuda, size: usize) {
     let kernels = cuda.kernels();
     let sequences = Sequences::new(kernels.stream(), &[size]).expect("rows");
-    let linear = Linear::new(kernels, &sequences, size, size).expect("a product");
+    let mut linear = Linear::new(kernels, sequences.rows(), size, size).expect("a product");
     let numbers: Vec<bf16> = numbers(size * size).into_iter().map(bf16::from_f32).collect();
     let mut slices = [(); 3].map(|()| kernels.stream().clone_htod(&numbers).expect("an upload"));
     let [a, weight, z] = &mut slices;
-    linear.forward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("forward");
-    linear.backward(kernels, &a.as_view(), &weight.as_view(), &mut z.as_view_mut()).expect("backward");
-    cuda.health().expect("a healthy device");
+    linear.forward(kernels, &*a, &*weight, Epilogue::Plain { z }).expect("forward");
+    linear.backward(kernels, &*a, &*weight, Epilogue::Plain { z }).expect("backward");
+    cuda.synchronize().expect("a healthy device");
 }
 
 /// The kernels of a product of so many rows, columns and steps, forward and backward, on 108 multiprocessors.
@@ -150,7 +162,7 @@ fn what_the_kernels_move() {
     }
     let cuda = Cuda::poisoning(0, Precision::Bf16).expect("a device");
     gpu.change(&vgpu::Change { reset_counters: true, ..Default::default() });
-    work(&cuda);
+    work(&cuda).expect("every op");
     // 4 small tiles, 96 medium ones, 64 large ones.
     for size in [96, 960, 1_024] {
         product(&cuda, size);
