@@ -16,16 +16,17 @@ pub struct Mix<'a, D: MixOps> {
 }
 
 impl<D: MixOps> Mix<'_, D> {
-    /// Fails unless it fits a state, as [`check_mixture`] says, and `x` \[R, D\] has the batch's rows.
+    /// Fails unless it fits a state, as [`check_mixture`] says, and `x` \[R, D\], which is called `what`, has the batch's rows.
     pub(crate) fn check(
         &self,
         layout: &StateLayout,
         runs: usize,
         sources: Option<[usize; 3]>,
+        what: &str,
         x: &D::Rows,
     ) -> Result<()> {
         check_mixture(self.mixing, self.batch, layout, runs, sources)?;
-        x.check("x", self.batch.rows(Side::Encoder), layout.width)
+        x.check(what, self.batch.rows(Side::Encoder), layout.width)
     }
 
     /// Fails unless `table` has a row of `width` for every token that inputs are pooled from.

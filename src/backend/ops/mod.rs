@@ -26,7 +26,9 @@ pub use linear::{LinearOps, Projection, ProjectionBackward, ResidualProjection, 
 pub(crate) use loss::check_logits;
 pub use loss::{Head, Loss, LossOps};
 pub use mix::{Mix, MixOps};
-pub(crate) use mix::{check_mixture, check_runs, check_sources, pooled_vocabulary};
+#[cfg(feature = "cuda")]
+pub(crate) use mix::{check_mixture, pooled_vocabulary};
+pub(crate) use mix::{check_runs, check_sources};
 pub use norm::{FinalNorm, FinalNormBackward, NormOps};
 pub use optimizer::OptimizerOps;
 pub(crate) use optimizer::{check_length, check_one_a_run, check_state};
