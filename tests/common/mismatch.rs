@@ -201,7 +201,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let mut z = m.rows("z", m.encoder(), TOTAL, Format::Operand)?;
                 m.device.project(Projection { batch, side, input, weight }, &mut z)
             },
-            operands: &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")],
+            operands: const { &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")] },
         },
         Op { name: "project_backward", run: |m| project_backward(m, Scope::All), operands: PROJECT_BACKWARD },
         Op {
@@ -220,7 +220,9 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let of = ResidualProjection { batch, side, y, weight, mask: None, epsilon: EPSILON, x };
                 m.device.add_project(of, &mut next)
             },
-            operands: &[own("y"), own("x"), judge("W", "x", "y"), own("x_next"), own("the norm of x_next")],
+            operands: const {
+                &[own("y"), own("x"), judge("W", "x", "y"), own("x_next"), own("the norm of x_next")]
+            },
         },
         Op {
             name: "add_project_backward",
@@ -233,7 +235,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: None, y };
                 m.device.add_project_backward(of, &mut d_y)
             },
-            operands: &[own("d_x"), judge("W", "d_x", "y"), own("y"), own("d_y")],
+            operands: const { &[own("d_x"), judge("W", "d_x", "y"), own("y"), own("d_y")] },
         },
         Op {
             name: "feed_forward",
@@ -243,14 +245,16 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let mut next = m.residual("x_next", m.encoder(), WIDTH)?;
                 m.device.feed_forward(&feed_forward(m, &w_in, &w_out), &input, &mut next, true).map(drop)
             },
-            operands: &[
-                own("x"),
-                own("the norm of x"),
-                own("w_in"),
-                judge("w_out", "w_in", "w_in"),
-                own("x_next"),
-                own("the norm of x_next"),
-            ],
+            operands: const {
+                &[
+                    own("x"),
+                    own("the norm of x"),
+                    own("w_in"),
+                    judge("w_out", "w_in", "w_in"),
+                    own("x_next"),
+                    own("the norm of x_next"),
+                ]
+            },
         },
         Op {
             name: "feed_forward_backward",
@@ -271,14 +275,16 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let from = FeedForwardBackward { kept, input, x_next };
                 m.device.feed_forward_backward(&feed_forward(m, &w_in, &w_out), from, &mut d_x)
             },
-            operands: &[
-                own("x"),
-                own("the norm of x"),
-                own("w_in"),
-                judge("w_out", "w_in", "w_in"),
-                own("x_next"),
-                own("d_x"),
-            ],
+            operands: const {
+                &[
+                    own("x"),
+                    own("the norm of x"),
+                    own("w_in"),
+                    judge("w_out", "w_in", "w_in"),
+                    own("x_next"),
+                    own("d_x"),
+                ]
+            },
         },
     ];
     linear.into_iter().chain(attention()).chain(ends()).chain(trained()).collect()
@@ -339,13 +345,15 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let of = self_attention(m, &of, Side::Encoder);
                 m.device.self_attention(&of, &qkv, &mut o, &mut log_sum_exp)
             },
-            operands: &[
-                count("the position bias"),
-                count("a head's position bias"),
-                own("qkv"),
-                own("o"),
-                own("log_sum_exp"),
-            ],
+            operands: const {
+                &[
+                    count("the position bias"),
+                    count("a head's position bias"),
+                    own("qkv"),
+                    own("o"),
+                    own("log_sum_exp"),
+                ]
+            },
         },
         Op {
             name: "self_attention_backward",
@@ -371,7 +379,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut q = m.rows("z", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_project(&cross_attention(m, &weights), &input, &weight, &mut q)
             },
-            operands: &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")],
+            operands: const { &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")] },
         },
         Op {
             name: "cross_project_backward",
@@ -383,7 +391,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let of = cross_attention(m, &weights);
                 m.device.cross_project_backward(&of, &d_x, &weight, None, &mut d_o)
             },
-            operands: &[own("d_x"), judge("W", "d_x", "d_y"), own("d_y")],
+            operands: const { &[own("d_x"), judge("W", "d_x", "d_y"), own("d_y")] },
         },
         Op {
             name: "cross_attention",
@@ -394,7 +402,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut o = m.rows("o", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_attention(&cross_attention(m, &weights), &q, &h, &mut o, true).map(drop)
             },
-            operands: &[judge("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")],
+            operands: const { &[judge("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")] },
         },
         Op {
             name: "cross_attention_backward",
@@ -418,21 +426,23 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let of = cross_attention(m, &weights);
                 m.device.cross_attention_backward(&of, from, Some(&mut d_q), &mut d_h)
             },
-            operands: &[
-                judge("w_k", "w_k", "w_v"),
-                own("w_v"),
-                own("q"),
-                own("h"),
-                own("o"),
-                own("d_o"),
-                own("d_q"),
-                own("d_h"),
-            ],
+            operands: const {
+                &[
+                    judge("w_k", "w_k", "w_v"),
+                    own("w_v"),
+                    own("q"),
+                    own("h"),
+                    own("o"),
+                    own("d_o"),
+                    own("d_q"),
+                    own("d_h"),
+                ]
+            },
         },
         Op {
             name: "source_rows",
             run: |m| m.device.source_rows(m.batch, source_gradient(m)?).map(drop),
-            operands: &[count("d_h")],
+            operands: const { &[count("d_h")] },
         },
         Op {
             name: "decode_self_attention",
@@ -451,7 +461,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let step = DecodeStep { layer, position, heads: HEADS, bias: &bias };
                 m.device.decode_self_attention(&step, &qkv, &mut cache, &mut o)
             },
-            operands: &[count("the position bias"), own("qkv"), own("o"), own("a decoding step")],
+            operands: const { &[count("the position bias"), own("qkv"), own("o"), own("a decoding step")] },
         },
     ]
 }
@@ -504,7 +514,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let of = Embedding { table, batch, side: Side::Decoder, mask: None, epsilon: EPSILON };
                 m.device.embed(of, &mut output)
             },
-            operands: &[table("the embedding table", "x"), own("x"), own("the norm of x")],
+            operands: const { &[table("the embedding table", "x"), own("x"), own("the norm of x")] },
         },
         Op {
             name: "embed_backward",
@@ -512,7 +522,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let mut d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
                 m.device.embed_backward(m.batch, None, &mut d_x)
             },
-            operands: &[count("d_x")],
+            operands: const { &[count("d_x")] },
         },
         Op {
             name: "final_norm",
@@ -522,12 +532,9 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let mut h = m.rows("h", m.decoder(), WIDTH, Format::Operand)?;
                 m.device.final_norm(final_norm(m, &input, &gain), &mut h)
             },
-            operands: &[
-                judge("x", "x", "the norm's gain"),
-                own("the norm of x"),
-                own("the norm's gain"),
-                own("h"),
-            ],
+            operands: const {
+                &[judge("x", "x", "the norm's gain"), own("the norm of x"), own("the norm's gain"), own("h")]
+            },
         },
         Op {
             name: "final_norm_backward",
@@ -540,14 +547,16 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let from = FinalNormBackward { d_h, below };
                 m.device.final_norm_backward(final_norm(m, &input, &gain), from, &mut d_x)
             },
-            operands: &[
-                judge("x", "x", "the norm's gain"),
-                own("the norm of x"),
-                own("the norm's gain"),
-                own("d_h"),
-                own("below"),
-                own("d_x"),
-            ],
+            operands: const {
+                &[
+                    judge("x", "x", "the norm's gain"),
+                    own("the norm of x"),
+                    own("the norm's gain"),
+                    own("d_h"),
+                    own("below"),
+                    own("d_x"),
+                ]
+            },
         },
         Op {
             name: "loss",
@@ -558,12 +567,14 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let head = Head { weight: &weight, mean: &mean };
                 m.device.loss(m.batch, &hidden, &head, Some(&mut d_hidden)).map(drop)
             },
-            operands: &[
-                table("the head", "the mean of the head's rows"),
-                own("the mean of the head's rows"),
-                own("hidden"),
-                own("d_hidden"),
-            ],
+            operands: const {
+                &[
+                    table("the head", "the mean of the head's rows"),
+                    own("the mean of the head's rows"),
+                    own("hidden"),
+                    own("d_hidden"),
+                ]
+            },
         },
         Op {
             name: "logits",
@@ -572,10 +583,9 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let hidden = m.rows("hidden", m.decoder(), WIDTH, Format::Operand)?;
                 m.device.logits(m.batch, &hidden, &weight).map(drop)
             },
-            operands: &[
-                own("hidden"),
-                Operand { name: "the head", rows: None, columns: Some("hidden"), step: 1 },
-            ],
+            operands: const {
+                &[own("hidden"), Operand { name: "the head", rows: None, columns: Some("hidden"), step: 1 }]
+            },
         },
         Op {
             name: "weight",
@@ -583,7 +593,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let values = vec![0.0; m.count("a weight", TOTAL * WIDTH)];
                 m.device.weight(values, TOTAL, WIDTH, Readers::Many).map(drop)
             },
-            operands: &[count("a weight")],
+            operands: const { &[count("a weight")] },
         },
         Op {
             name: "weight_row",
@@ -591,7 +601,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 let weight = m.fitting().table()?;
                 m.device.weight_row(&weight, m.count("a weight", WORDS - 1)).map(drop)
             },
-            operands: &[count("a weight")],
+            operands: const { &[count("a weight")] },
         },
     ]
 }
@@ -621,7 +631,9 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let of = Mix { mixing: &mixing(), sources: Some(&sources), batch: m.batch };
                 m.device.mix(&of, &table, &state, &mut x).map(drop)
             },
-            operands: &[own("the sources"), table("the embedding table", "the embedding table"), own("x")],
+            operands: const {
+                &[own("the sources"), table("the embedding table", "the embedding table"), own("x")]
+            },
         },
         Op {
             name: "mix_backward",
@@ -636,7 +648,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
                 m.device.mix_backward(&of, &kept, &d_x, &mut state)
             },
-            operands: &[own("the sources"), own("d_x")],
+            operands: const { &[own("the sources"), own("d_x")] },
         },
         Op {
             name: "sources",
@@ -644,9 +656,9 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let values = vec![0.5; m.count("the sources", SOURCES * PROMPT * WIDTH)];
                 m.device.sources(&values, SOURCES, PROMPT, WIDTH).map(drop)
             },
-            operands: &[count("the sources")],
+            operands: const { &[count("the sources")] },
         },
-        Op { name: "state", run: |m| m.state().map(drop), operands: &[count("the state")] },
+        Op { name: "state", run: |m| m.state().map(drop), operands: const { &[count("the state")] } },
         Op {
             name: "write_state",
             run: |m| {
@@ -657,12 +669,14 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let updates = vec![1; m.count("the updates", 1)];
                 m.device.write_state(&mut state, [&values, &first, &second], &updates)
             },
-            operands: &[
-                count("the state"),
-                count("the first moments"),
-                count("the second moments"),
-                count("the updates"),
-            ],
+            operands: const {
+                &[
+                    count("the state"),
+                    count("the first moments"),
+                    count("the second moments"),
+                    count("the updates"),
+                ]
+            },
         },
         Op {
             name: "write_gradient",
@@ -671,7 +685,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let values = vec![0.5; m.count("the gradient", m.layout().len())];
                 m.device.write_gradient(&mut state, &values)
             },
-            operands: &[count("the gradient")],
+            operands: const { &[count("the gradient")] },
         },
         Op {
             name: "write_tally",
@@ -680,7 +694,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let tallies = vec![Tally { loss: 1.0, entropy: 1.0 }; m.count("the tallies", 1)];
                 m.device.write_tally(&mut state, &tallies)
             },
-            operands: &[count("the tallies")],
+            operands: const { &[count("the tallies")] },
         },
         Op {
             name: "optimizer_step",
@@ -689,7 +703,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let steps = vec![OptimizerStep::new(0.1, 0.1); m.count("the optimizer's steps", 1)];
                 m.device.optimizer_step(&mut state, &steps)
             },
-            operands: &[count("the optimizer's steps")],
+            operands: const { &[count("the optimizer's steps")] },
         },
         Op {
             name: "tally",
@@ -706,7 +720,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let loss = m.device.loss(&batch, &hidden, &head, None)?;
                 m.device.tally(m.batch, &loss, &mix, &mut state)
             },
-            operands: &[count("the loss")],
+            operands: const { &[count("the loss")] },
         },
     ]
 }
