@@ -77,7 +77,7 @@ impl MixOps for Cuda {
     }
 
     fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixKept> {
-        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), x)?;
+        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "x", x)?;
         of.check_table(table, x.shape()[1])?;
         let mixture = self.mixture(of, &state.layout, state.runs)?;
         let mut kept =
@@ -93,7 +93,7 @@ impl MixOps for Cuda {
     }
 
     fn mix_backward(&self, of: &Mix<'_, Self>, kept: &MixKept, d_x: &Rows, state: &mut State) -> Result<()> {
-        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), d_x)?;
+        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "d_x", d_x)?;
         let State { layout, runs, values, gradient, .. } = state;
         let mixture = self.mixture(of, layout, *runs)?;
         let mut scratch = Scratch::new(&mixture.lengths(), |length| self.allocate(length))?;

@@ -4,10 +4,13 @@ use cudarc::driver::DevicePtr;
 
 use super::DecodeArguments;
 use crate::backend::Heads;
-use crate::backend::cuda::runtime::arguments::decode::WIDEST_HEAD;
+use crate::backend::cuda::runtime::arguments::decode::LANE_PARTS;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, ReadOperand, WriteOperand};
 use crate::error::{Error, Result};
+
+/// Widest head: a lane of a warp holds so many columns.
+const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 
 /// One decoding step's self attention: a new token of every example against the tokens before it and itself, whose keys and
 /// values join a cache.

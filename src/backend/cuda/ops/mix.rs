@@ -5,7 +5,7 @@ use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, V
 use super::packing::Described;
 use super::{MixArguments, check_rows, check_width};
 use crate::backend::cuda::runtime::arguments::mix::{
-    MIXED, MIXED_COLUMNS, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
+    MIXED, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
 };
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
@@ -19,6 +19,8 @@ const FILE: &str = "mix";
 pub const MOST_SOURCES: usize = 1024;
 /// The most bytes of shared memory that the scorer's rows may take: all a block has without asking.
 const SCORER_BYTES: usize = 48 * 1024;
+/// Columns that a block of `mix_rows` writes, four a thread.
+const MIXED_COLUMNS: usize = 4 * MIXED_THREADS;
 
 /// Fails if there are more sources than a mixture takes.
 pub(crate) fn check_source_count(count: usize) -> Result<()> {
