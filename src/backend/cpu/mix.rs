@@ -133,7 +133,7 @@ impl<E: Element> MixOps for Cpu<E> {
         state: &State<E>,
         x: &mut Rows<E>,
     ) -> Result<MixKept<E>> {
-        let mixture = Mixture::new(self, of, state, x)?;
+        let mixture = Mixture::new(self, of, state, ("x", &*x))?;
         of.check_table(table, state.layout.width)?;
         Ok(mixture.forward(table, state, x))
     }
@@ -145,7 +145,7 @@ impl<E: Element> MixOps for Cpu<E> {
         d_x: &Rows<E>,
         state: &mut State<E>,
     ) -> Result<()> {
-        let mixture = Mixture::new(self, of, state, d_x)?;
+        let mixture = Mixture::new(self, of, state, ("d_x", d_x))?;
         if kept.sizes != mixture.sizes {
             let expected = "what forward kept of the same scorer, batch and state";
             let advice = "give the backward what its forward returned";
@@ -170,10 +170,15 @@ struct Mixture<'a, E: Element> {
 }
 
 impl<'a, E: Element> Mixture<'a, E> {
-    fn new(cpu: &'a Cpu<E>, of: &Mix<'a, Cpu<E>>, state: &State<E>, x: &Rows<E>) -> Result<Self> {
+    fn new(
+        cpu: &'a Cpu<E>,
+        of: &Mix<'a, Cpu<E>>,
+        state: &State<E>,
+        (what, x): (&str, &Rows<E>),
+    ) -> Result<Self> {
         let (layout, runs) = (&state.layout, state.updates.len());
         let Mix { mixing, sources, batch } = *of;
-        of.check(layout, runs, sources.map(|sources| sources.shape), x)?;
+        of.check(layout, runs, sources.map(|sources| sources.shape), what, x)?;
         let count = sources.map_or(0, |sources| sources.shape[0]);
         let sizes = Sizes {
             scorer: mixing.scorer,
