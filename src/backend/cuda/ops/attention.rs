@@ -4,7 +4,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::packing::{DropoutMask, PackedRows};
 use super::{ATTENTION_TILE, AttentionArguments, WIDTH_MULTIPLE, side_number};
-use crate::backend::cuda::runtime::arguments::attention::{BIAS_MARGIN, MASK_BYTES, SIDE_BYTES, WIDEST_HEAD};
+use crate::backend::cuda::runtime::arguments::attention::{BIAS_MARGIN, LANE_PARTS, MASK_BYTES, SIDE_BYTES};
 use crate::backend::cuda::runtime::arguments::{scope_number, short_attention};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
@@ -17,6 +17,8 @@ pub(crate) const MOST_SHORT_ROWS: usize = short_attention::MOST_ROWS;
 const MASKS: usize = 2 * MASK_BYTES;
 /// And where rows are few, of a block's four warps.
 const SHORT_MASKS: usize = 4 * short_attention::MASK_BYTES;
+/// The widest head: a warp's 32 lanes hold so many columns each.
+const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 /// Heads that a grid has room for in its second and third direction.
 const MOST_HEADS: usize = 65_535;
 /// Far more biases than shared memory has room for.
