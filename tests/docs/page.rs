@@ -161,8 +161,10 @@ impl Block {
 
     /// Its command lines.
     pub fn commands(&self) -> Vec<CommandLine> {
-        if self.language == "text" {
-            return Vec::new();
+        match &self.language[..] {
+            "" | "sh" => {}
+            "text" | "toml" | "rust" => return Vec::new(),
+            other => panic!("a block of {other}: may it hold commands?"),
         }
         let mut commands: Vec<CommandLine> = Vec::new();
         let mut continued = false;
@@ -186,10 +188,7 @@ impl Block {
 
 impl CommandLine {
     /// The arguments of promptmix; none where it is another program, whose named targets exist.
-    pub fn arguments(&self, language: &str) -> Result<Option<Vec<String>>, String> {
-        if !["", "sh"].contains(&language) {
-            return Err(format!("a command in a block of {language}"));
-        }
+    pub fn arguments(&self) -> Result<Option<Vec<String>>, String> {
         let words = words(&self.text)?;
         let behind = |word: &str| {
             let at = words.iter().position(|other| other == word || other.ends_with(&format!("/{word}")))?;
