@@ -109,6 +109,9 @@ impl TensorFile {
     }
 
     /// As [`TensorFile::open_safetensors`], from bytes that came from elsewhere; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`], as there.
     pub fn safetensors_from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::safetensors(path.to_owned(), Bytes::Owned(bytes))
     }
@@ -124,6 +127,9 @@ impl TensorFile {
     }
 
     /// As [`TensorFile::open_torch`], from bytes that came from elsewhere; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] and [`Error::Unsupported`], as there.
     pub fn torch_from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::torch(path.to_owned(), Bytes::Owned(bytes))
     }

@@ -130,6 +130,9 @@ impl Prompt {
     }
 
     /// As [`Prompt::load`], from bytes that came from elsewhere; `path` names the prompt and appears in errors.
+    ///
+    /// # Errors
+    /// As there, but for [`Error::File`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::from_file(TensorFile::safetensors_from_bytes(path, bytes)?)
     }
