@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::progress::Progress;
 use super::runner::{Judging, Runner, Training, complete, mean_metric};
 use super::statistics::mean;
-use super::workers::Progress;
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;

@@ -5,6 +5,7 @@
 //! prompts. Not for training them.
 
 mod import;
+mod matrix;
 mod merge;
 mod nearest;
 mod numpy;
@@ -23,7 +24,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{ElementType, TensorFile};
 
-use import::Matrix;
 pub use import::{ImportSettings, Imported, import, import_with};
 pub use merge::{merge, similarity, weights_by_similarity};
 pub use nearest::{Neighbor, nearest};
