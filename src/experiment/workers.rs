@@ -70,15 +70,13 @@ impl<'a> Workers<'a> {
                 let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
                 let (next, finish, work) = (&next, &finish, &work);
                 scope.spawn(move || {
-                    let opened = Cpu::new(Some(1));
-                    let frozen = opened.as_ref().map(|backend| Frozen::load(backend, self.model));
-                    let frozen = match (&opened, frozen) {
-                        (Ok(_), Ok(Ok(frozen))) => frozen,
-                        (_, Ok(Err(error))) => return finish(0, Err(error)),
-                        _ => {
-                            let what = "one worker thread more";
-                            return finish(0, Err(Error::setting("--threads", "fewer", what, "")));
-                        }
+                    let backend = match Cpu::new(Some(1)) {
+                        Ok(backend) => backend,
+                        Err(error) => return finish(0, Err(error)),
+                    };
+                    let frozen = match Frozen::load(&backend, self.model) {
+                        Ok(frozen) => frozen,
+                        Err(error) => return finish(0, Err(error)),
                     };
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);

@@ -116,7 +116,7 @@ impl Tokenizer {
     pub fn open(folder: &Path, config: &T5Config) -> Result<Self> {
         let additions = Additions::read(folder)?;
         if additions.is_of_bytes() {
-            let bytes = ByteTokenizer::new(&additions, config.vocab_size)?;
+            let bytes = ByteTokenizer::new(folder, &additions, config.vocab_size)?;
             return Self::checked(folder, Inner::Bytes(bytes), None, config);
         }
         let sentinels = additions.sentinels(config.model_type);
