@@ -1,5 +1,5 @@
 //! Finding nvcc and calling it, with a cache keyed on content. Uses the standard library alone: `build.rs` includes this
-//! file, and so does its test.
+//! file, and so does tests/nvcc.rs.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;

@@ -15,7 +15,7 @@
 //! | M | prompt length | | V | vocabulary |
 //! | S | source prompts in the mixture | | T | packed decoder rows, sum of t_b |
 //! | Q | width of the scorer's bottleneck | | L | layers |
-#![deny(missing_docs)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable)]
 
 pub mod backend;
 pub mod choice;

@@ -1,6 +1,6 @@
 //! Which module may use which: the arrows of the house, and no others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -55,17 +55,150 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>, module: Option<&str
     }
 }
 
-/// The modules that a file names behind `crate::`.
-fn used(text: &str) -> BTreeSet<String> {
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let mut modules = BTreeSet::new();
-    for line in code {
-        for (_, rest) in line.match_indices("crate::").map(|(at, found)| line.split_at(at + found.len())) {
-            let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
-            modules.insert(name);
+/// Every source file by its path within `src`, without the extension.
+fn placed(folder: &Path, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
+    for entry in fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry").path();
+        let mut place = before.to_vec();
+        place.push(path.file_stem().expect("a name").to_string_lossy().into_owned());
+        if path.is_dir() {
+            placed(&path, &place, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push((place, fs::read_to_string(&path).expect("text")));
         }
     }
-    modules
+}
+
+/// The code of a file, without its tests and its comments.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Every path that a file names from `crate`, `self` or `super` on, the branches of a group in braces each as a path.
+fn paths(text: &str) -> Vec<Vec<String>> {
+    let code = code(text);
+    let mut paths = Vec::new();
+    for start in ["crate", "self", "super"] {
+        for (at, _) in code.match_indices(&format!("{start}::")) {
+            // Not the end of a longer name, and not the second `super` of a path.
+            if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+                branches(&code[at..], &[], &mut paths);
+            }
+        }
+    }
+    paths
+}
+
+/// Adds the paths that `text` begins with, behind `before`, and gives back what follows them.
+fn branches<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    let text = text.trim_start();
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = rest.trim_start();
+            if let Some(rest) = rest.strip_prefix('}') {
+                return rest;
+            }
+            let behind = branches(rest, before, paths);
+            // Past a comma, and past `as name`.
+            match behind.find([',', '}', ';']) {
+                Some(at) if !behind[at..].starts_with(';') => rest = behind[at..].trim_start_matches(','),
+                _ => return behind,
+            }
+        }
+    }
+    let length = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let mut path = before.to_vec();
+    path.extend((length > 0).then(|| text[..length].to_owned()));
+    let rest = &text[length..];
+    match rest.strip_prefix("::") {
+        Some(rest) => branches(rest, &path, paths),
+        None => {
+            paths.push(path);
+            rest
+        }
+    }
+}
+
+/// The modules that a file names behind `crate::`.
+fn used(text: &str) -> BTreeSet<String> {
+    let of_crate = paths(text).into_iter().filter(|path| path[0] == "crate");
+    let modules = of_crate.filter_map(|path| path.into_iter().nth(1));
+    modules.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase())).collect()
+}
+
+/// Which file of a module uses which: `files` are their paths within `src`, without the extension, and their texts. The face of a
+/// module (`mod.rs`, or the file called as its folder) names all its files and is not among them; what it exports counts as the
+/// file's that it is from.
+fn edges(module: &str, files: &[(Vec<String>, String)]) -> BTreeMap<String, BTreeSet<String>> {
+    let is_face = |path: &[String]| path.len() == 1 || path.last().is_some_and(|name| name == "mod");
+    let names: BTreeSet<&String> = files
+        .iter()
+        .filter(|(path, _)| path.len() > 1 && path[1] != "mod")
+        .map(|(path, _)| &path[1])
+        .collect();
+    let mut exported = BTreeMap::new();
+    for (_, text) in files.iter().filter(|(path, _)| path.len() < 3 && is_face(path)) {
+        for line in code(text).split(';').map(str::trim) {
+            let Some(at) = line.find("use ").filter(|_| line.contains("pub")) else { continue };
+            let mut found = Vec::new();
+            branches(&line[at + 4..], &[], &mut found);
+            for path in found.into_iter().filter(|path| path.len() > 1 && names.contains(&path[0])) {
+                exported.insert(path[path.len() - 1].clone(), path[0].clone());
+            }
+        }
+    }
+    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (place, text) in files.iter().filter(|(path, _)| path.len() > 1 && path[1] != "mod") {
+        let own =
+            if place.last().is_some_and(|name| name == "mod") { &place[..place.len() - 1] } else { place };
+        for path in paths(text) {
+            let mut whole = if path[0] == "crate" { Vec::new() } else { own.to_vec() };
+            for name in path {
+                match name.as_str() {
+                    "crate" | "self" => {}
+                    "super" => drop(whole.pop()),
+                    _ => whole.push(name),
+                }
+            }
+            if whole.len() < 2 || whole[0] != module {
+                continue;
+            }
+            let to = if names.contains(&whole[1]) { Some(&whole[1]) } else { exported.get(&whole[1]) };
+            if let Some(to) = to.filter(|to| **to != place[1]) {
+                edges.entry(place[1].clone()).or_default().insert(to.clone());
+            }
+        }
+    }
+    edges
+}
+
+/// A way from a file back to itself, if there is one.
+fn circle(edges: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn walk(
+        edges: &BTreeMap<String, BTreeSet<String>>,
+        way: &mut Vec<String>,
+        done: &mut BTreeSet<String>,
+    ) -> Option<Vec<String>> {
+        let here = way.last().cloned().unwrap_or_default();
+        for to in edges.get(&here).into_iter().flatten() {
+            if let Some(at) = way.iter().position(|name| name == to) {
+                return Some(way[at..].iter().chain([to]).cloned().collect());
+            }
+            if !done.contains(to) {
+                way.push(to.clone());
+                let found = walk(edges, way, done);
+                if found.is_some() {
+                    return found;
+                }
+                way.pop();
+            }
+        }
+        done.insert(here);
+        None
+    }
+    let mut done = BTreeSet::new();
+    edges.keys().find_map(|from| walk(edges, &mut vec![from.clone()], &mut done))
 }
 
 #[test]
@@ -90,6 +223,65 @@ fn modules_use_only_what_the_house_lets_them_use() {
 fn an_edge_in_the_wrong_direction_is_found() {
     let text = "use crate::model::T5;\nlet x = crate::train::task(&config);\n// crate::cli::run()";
     assert_eq!(used(text).into_iter().collect::<Vec<_>>(), ["model", "train"]);
+}
+
+#[test]
+fn an_edge_within_a_group_is_found() {
+    let text = "use crate::{\n    data::{self, Rows},\n    error::Result as Outcome,\n    model::{\n        step::{Pass, T5},\n    },\n    \
+                verify, Error,\n};\nuse std::{fs, train};\nlet x = ($crate::tasks::named)(subcrate::cli);";
+    assert_eq!(used(text).into_iter().collect::<Vec<_>>(), ["data", "error", "model", "tasks", "verify"]);
+    let planted = text.replace("verify, Error", "verify, cli::{run}");
+    assert!(used(&planted).contains("cli"), "the planted edge");
+    assert_eq!(used("use crate::{a, b::c};").into_iter().collect::<Vec<_>>(), ["a", "b"]);
+    // What only tests use is no edge of the module's.
+    assert_eq!(used("fn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::cli::run;\n}"), BTreeSet::new());
+}
+
+#[test]
+fn files_of_a_module_do_not_use_one_another_in_a_circle() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    placed(&source, &[], &mut found);
+    // The parts of a device's backend are one thing in many files.
+    let modules = ARROWS.iter().map(|(module, _)| *module).filter(|module| *module != "backend");
+    let mut edges_seen = 0;
+    for module in modules {
+        let files: Vec<_> = found.iter().filter(|(path, _)| path[0] == module).cloned().collect();
+        let edges = edges(module, &files);
+        edges_seen += edges.values().map(BTreeSet::len).sum::<usize>();
+        if let Some(way) = circle(&edges) {
+            panic!("in {module}: {}: what they share belongs in a file below them", way.join(" uses "));
+        }
+    }
+    assert!(edges_seen > 100, "{edges_seen} edges: the sources were read");
+}
+
+#[test]
+fn a_circle_of_files_is_found_through_any_of_its_names() {
+    let file = |path: &str, text: &str| (path.split('/').map(str::to_owned).collect(), text.to_owned());
+    let files = [
+        file("data/mod", "mod index;\nmod lines;\nmod reader;\npub use reader::{LIMIT, Reader};"),
+        file("data/index", "use super::lines::Lines;\nuse super::LIMIT;"),
+        file("data/lines", "use crate::error::Result;"),
+        file("data/reader", "fn f() { crate::data::lines::g() }"),
+        file("data/reader/parts", "use super::super::lines::Lines;\nuse super::Reader;"),
+    ];
+    assert_eq!(circle(&edges("data", &files)), None);
+    for planted in [
+        "use super::{lines, index::RowIndex};",
+        "let x = super::index::count(path);",
+        "use crate::data::index;",
+    ] {
+        for place in [3, 4] {
+            let mut files = files.clone();
+            // Further down in the tree a file has further to go.
+            let planted =
+                if place == 4 { planted.replace("super::", "super::super::") } else { planted.to_owned() };
+            files[place].1.push_str(&planted);
+            let way = circle(&edges("data", &files)).expect(&planted);
+            assert_eq!(way, ["index", "reader", "index"], "{planted}");
+        }
+    }
 }
 
 #[test]

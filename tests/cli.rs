@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use promptmix::prompts::{Prompt, PromptMetadata};
+
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
 }
@@ -252,7 +254,7 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
 #[test]
 fn prompts_of_another_width_are_refused() {
     let data = Data::new();
-    let narrow = promptmix::prompts::Prompt::new("narrow", vec![0.5; 4 * 64], 4, 64, Default::default())
+    let narrow = Prompt::new("narrow", vec![0.5; 4 * 64], 4, 64, PromptMetadata::default())
         .expect("a prompt of width 64");
     let path = data.path("narrow.safetensors");
     narrow.save(Path::new(&path)).expect("saved");

@@ -562,9 +562,12 @@ fn no_example_left_is_an_error() {
     let rows = "{\"premise\": \"p\", \"hypothesis\": \"h\", \"label\": -1}\n".repeat(3);
     let part = Part::file(write(folder.path(), "train.jsonl", rows));
     let snli = Task::named("snli").unwrap();
-    let message =
-        Examples::load(&part, &snli, &by_byte, &settings(64, Purpose::Training)).unwrap_err().to_string();
-    assert!(message.contains("3 rows, 3 of them without a label"), "{message}");
+    let error = Examples::load(&part, &snli, &by_byte, &settings(64, Purpose::Training)).unwrap_err();
+    assert!(error.to_string().contains("3 rows, 3 of them without a label"), "{error}");
+    assert!(
+        matches!(error, Error::Format { path, .. } if path.ends_with("train.jsonl")),
+        "the file's, no setting's"
+    );
     assert!(Examples::load(&part, &snli, &by_byte, &settings(0, Purpose::Training)).is_err());
     let silent = |_: &str| Ok(vec![]);
     let prediction = settings(64, Purpose::Prediction);

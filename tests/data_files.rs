@@ -498,6 +498,10 @@ fn several_files_are_one_split_in_order() {
     ] {
         let message = files(names, Split::Train).unwrap_err();
         assert!(message.contains(said), "{message}");
+        assert!(
+            message.starts_with('/') && !message.contains("split train:"),
+            "a folder's, no setting's: {message}"
+        );
     }
 }
 

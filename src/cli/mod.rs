@@ -88,6 +88,15 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Whether `arguments`, without the program's name, are ones that [`run`] takes. Nothing is read or done.
+///
+/// # Errors
+/// What the parser says of them.
+pub fn check<'a>(arguments: impl IntoIterator<Item = &'a str>) -> std::result::Result<(), String> {
+    let named = std::iter::once("promptmix").chain(arguments);
+    Arguments::try_parse_from(named).map(drop).map_err(|error| error.to_string())
+}
+
 /// Prints what a model's files leave open.
 fn warn(warnings: &[String]) {
     warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));

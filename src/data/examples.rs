@@ -90,7 +90,7 @@ impl Examples {
     ///
     /// # Errors
     /// Those of reading, of the task ([`Error::Format`] with file, line and field) and of `encode`; [`Error::Setting`] if
-    /// a limit is 0 or no example is left.
+    /// a limit is 0, [`Error::Format`] if no example is left.
     pub fn load(part: &Part, task: &Task, encode: &Encode<'_>, settings: &ExampleSettings) -> Result<Self> {
         Self::of_rows(part.rows_for(task)?, &part.path().display().to_string(), task, encode, settings)
     }
@@ -146,9 +146,10 @@ impl Examples {
         let examples = building.examples;
         if examples.is_empty() {
             let counts = examples.counts;
-            return Err(Error::setting(
-                "data",
-                format!("at least one row with a label in {origin}"),
+            return Err(Error::format(
+                origin,
+                None,
+                "at least one row with a label",
                 format!("{} rows, {} of them without a label", counts.rows, counts.unlabelled),
                 "give a file with labelled rows",
             ));
@@ -158,9 +159,10 @@ impl Examples {
             && !texts.is_empty()
             && texts.iter().all(|answers| answers == std::slice::from_ref(text))
         {
-            return Err(Error::setting(
-                "data",
-                format!("at least one row with an answer in {origin}"),
+            return Err(Error::format(
+                origin,
+                None,
+                "at least one row with an answer",
                 format!("{} rows, none of them with one", examples.counts.rows),
                 format!("the answers of a test file may be hidden: {}", task.split.advice_on_hidden_labels()),
             ));

@@ -51,7 +51,7 @@ impl FewShot {
                 None => number,
             };
             number = number.checked_add(1).ok_or_else(|| {
-                Error::setting("rows", "at most 4294967295", part.path().display().to_string(), "")
+                Error::format(part.path(), None, "at most 4294967295 rows", "more", "split the file")
             })?;
             if task.class_count().is_some() {
                 let Some(class) = task.class_of(&row)? else { continue };

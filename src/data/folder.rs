@@ -21,7 +21,7 @@ const LISTED: usize = 8;
 /// The one file of that stem, or its shards in order; two of one split are an error, as no one could tell which was meant.
 ///
 /// # Errors
-/// [`Error::Setting`] for two, and for shards that are not complete.
+/// [`Error::Format`] for two, and for shards that are not complete.
 pub(super) fn find(folder: &Path, stem: &str) -> Result<Option<Vec<PathBuf>>> {
     let mut found = by_hub_names(folder, stem)?;
     if found.is_empty() {
@@ -30,12 +30,8 @@ pub(super) fn find(folder: &Path, stem: &str) -> Result<Option<Vec<PathBuf>>> {
     if found.len() > 1 {
         let below = |path: &Path| path.strip_prefix(folder).unwrap_or(path).display().to_string();
         let names: Vec<_> = found.iter().map(|paths| below(&paths[0])).collect();
-        return Err(Error::setting(
-            format!("split {stem}"),
-            "one file",
-            format!("{} in {}", names.join(" and "), folder.display()),
-            "keep the one that is meant",
-        ));
+        let expected = format!("one file of the split {stem}");
+        return Err(Error::format(folder, None, expected, names.join(" and "), "keep the one that is meant"));
     }
     Ok(found.pop())
 }
@@ -130,10 +126,13 @@ fn in_order(stem: &str, mut shards: Vec<(Shard, PathBuf)>) -> Result<Vec<PathBuf
     let count = shards.first().map_or(0, |(shard, _)| shard.count);
     let in_place = |(at, (shard, _)): (usize, &(Shard, PathBuf))| shard.number == at && shard.count == count;
     if shards.len() != count || !shards.iter().enumerate().all(in_place) {
-        return Err(Error::setting(
-            format!("split {stem}"),
-            format!("shards 0 to {} of {count}", count.saturating_sub(1)),
-            format!("{} that begin with {}", shards.len(), shards[0].1.display()),
+        let first = &shards[0].1;
+        let name = first.file_name().unwrap_or_default().to_string_lossy();
+        return Err(Error::format(
+            first.parent().unwrap_or(first),
+            None,
+            format!("shards 0 to {} of {count} of the split {stem}", count.saturating_sub(1)),
+            format!("{} that begin with {name}", shards.len()),
             "fetch those that are missing, and keep one set of shards in a folder",
         ));
     }
@@ -208,10 +207,11 @@ fn all_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     let mut formats: Vec<Format> = files.iter().filter_map(|path| Format::of(path).ok()).collect();
     formats.dedup();
     if formats.len() > 1 {
-        return Err(Error::setting(
-            format!("split {stem}"),
-            "files of one format",
-            format!("{}, {}", folder.display(), listing(folder)),
+        return Err(Error::format(
+            folder,
+            None,
+            format!("files of one format for the split {stem}"),
+            listing(folder),
             "keep those that are meant",
         ));
     }
@@ -224,10 +224,11 @@ fn all_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
             numbered.sort();
             if let Some((at, (_, path))) = numbered.iter().enumerate().find(|(at, (number, _))| at != number)
             {
-                return Err(Error::setting(
-                    format!("split {stem}"),
-                    format!("files numbered from 0, and number {at}"),
-                    path.display().to_string(),
+                return Err(Error::format(
+                    folder,
+                    None,
+                    format!("files of the split {stem} that are numbered from 0, and number {at}"),
+                    path.file_name().unwrap_or_default().to_string_lossy(),
                     "fetch those that are missing",
                 ));
             }

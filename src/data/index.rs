@@ -6,10 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{Format, Input};
-use super::lines::{
-    BYTE_ORDER_MARK, Lines, Objects, no_rows, parse_object, stands_alone, too_long, trim_end,
-};
-use super::reader::LINE_LIMIT;
+use super::lines::{BYTE_ORDER_MARK, LINE_LIMIT, Lines, no_rows, stands_alone, too_long, trim_end};
+use super::objects::{Objects, parse_object};
 use crate::error::{Error, Result};
 use crate::tasks::Row;
 

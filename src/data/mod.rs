@@ -12,6 +12,7 @@ mod format;
 mod index;
 pub mod json;
 mod lines;
+mod objects;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod places;
@@ -26,6 +27,7 @@ pub use few_shot::FewShot;
 pub use folder::is_split_file;
 pub use format::Format;
 pub use index::RowIndex;
+pub use lines::LINE_LIMIT;
 pub use places::{data_of_task, data_of_tasks, data_parts};
-pub use reader::{LINE_LIMIT, Reader, count_rows, open, open_columns, open_with_text};
+pub use reader::{Reader, count_rows, open, open_columns, open_with_text};
 pub use splits::{Part, Rows, Split, SplitSource, Splits};

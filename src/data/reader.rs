@@ -7,14 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{Format, Input};
-use super::lines::{Lines, Objects, no_rows};
+use super::lines::{LINE_LIMIT, Lines, no_rows};
+use super::objects::Objects;
 use super::records::Records;
 use super::tsv::Tsv;
 use crate::error::{Error, Result};
 use crate::tasks::Row;
-
-/// Bytes one row may have. A longer one is nearly always a file of another kind, or a quote that never closes.
-pub const LINE_LIMIT: usize = 16 << 20;
 
 /// An iterator over the rows of a file. After an error it ends; a file without rows is an error.
 pub struct Reader {

@@ -287,8 +287,8 @@ impl Splits {
     /// stand for the two.
     ///
     /// # Errors
-    /// [`Error::File`] if the folder cannot be read, [`Error::Setting`] if a split is there in two formats or a file that
-    /// the rule needs is missing or too small, and those of reading it.
+    /// [`Error::File`] if the folder cannot be read, [`Error::Format`] if it holds no split or one twice, [`Error::Setting`]
+    /// if it is a file or a file that the rule needs is missing or too small, and those of reading it.
     pub fn open(folder: &Path, rule: SplitRule, source: impl Into<SplitSource>) -> Result<Self> {
         Self::open_where(folder, rule, None, source.into())
     }
@@ -339,10 +339,11 @@ impl Splits {
             splits.apply(rule)?;
         }
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
-            return Err(Error::setting(
-                "data folder",
+            return Err(Error::format(
+                folder,
+                None,
                 format!("train, validation or test as {EXTENSIONS}"),
-                format!("none of them in {}, {}", folder.display(), listing(folder)),
+                format!("none of them, {}", listing(folder)),
                 "name the files so, or give another folder",
             ));
         }
@@ -415,7 +416,7 @@ impl Splits {
 fn countable(part: &Part) -> Result<u32> {
     let rows = part.row_count()?;
     u32::try_from(rows).map_err(|_| {
-        Error::setting("rows", "at most 4294967295", format!("{rows} in {}", part.path().display()), "")
+        Error::format(part.path(), None, "at most 4294967295 rows", rows.to_string(), "split the file")
     })
 }
 

@@ -13,7 +13,6 @@ use std::path::Path;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::questions::Said;
 use super::words::{
     ACT, AGENT, BEFORE, DEGREE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, EVENT_OBJECT, FILM, FOOD,
     LATER, NEGATIVE, OBJECT, PLACE, POSITIVE, STAY,
@@ -23,6 +22,15 @@ use crate::files;
 
 /// Draws without a new sentence after which a task's words must be taken for exhausted.
 pub(super) const FRUITLESS_DRAWS: usize = 10_000;
+
+/// What a sentence says, whatever it is about: drawn evenly and independently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    /// Whether each opinion is good; the second is not said in a sentence of one remark.
+    pub(super) good: [bool; 2],
+    /// Whether it is yet to come.
+    pub(super) later: bool,
+}
 
 /// A task that the generator can write.
 #[derive(Clone, Copy, Debug)]

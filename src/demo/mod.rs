@@ -24,6 +24,7 @@ mod compare;
 mod generate;
 mod questions;
 mod report;
+mod settings;
 mod sources;
 mod study;
 mod table;
@@ -31,10 +32,11 @@ pub mod words;
 
 #[cfg(feature = "cli")]
 pub use bundled::write_model;
-pub use compare::{Settings, TargetSettings, compare};
+pub use compare::compare;
 pub use generate::{Generated, GeneratedTask, Rows, SOURCES, TARGET};
 pub use questions::{Kind, QuestionsRow, QuestionsTask, Subject, THREE_QUESTIONS, TWO_QUESTIONS};
 pub use report::Report;
+pub use settings::{Settings, TargetSettings};
 
 pub use crate::experiment::Progress;
 pub use sources::SourceSettings;

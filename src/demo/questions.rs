@@ -8,7 +8,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::generate::{Draw, FRUITLESS_DRAWS, Rows, exhausted, sentence_of_one, sentence_of_two, write_rows};
+use super::generate::{
+    Draw, FRUITLESS_DRAWS, Rows, Said, exhausted, sentence_of_one, sentence_of_two, write_rows,
+};
 use super::words::{SHOW, SPORT, TRAVEL};
 use crate::error::Result;
 
@@ -32,15 +34,6 @@ impl Kind {
     pub(super) fn related_among(&self, sources: &[&'static str]) -> Vec<&'static str> {
         self.related.iter().copied().filter(|name| sources.contains(name)).collect()
     }
-}
-
-/// What a sentence says, whatever it is about: drawn evenly and independently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    /// Whether each opinion is good; the second is not said in a sentence of one remark.
-    pub(super) good: [bool; 2],
-    /// Whether it is yet to come.
-    pub(super) later: bool,
 }
 
 /// A target of several kinds of row.

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::compare::{Settings, TargetSettings};
 use super::generate::TARGET;
 use super::questions::THREE_QUESTIONS;
+use super::settings::{Settings, TargetSettings};
 use super::table::{AttentionByKind, Table};
 
 /// What a comparison found.

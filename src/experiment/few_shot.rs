@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::progress::Progress;
 use super::runner::{Judging, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
-use super::workers::Progress;
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::{Error, Result};

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::progress::Progress;
 use super::runner::{Judging, Runner, Training, complete, mean_metric};
 use super::statistics::mean;
-use super::workers::Progress;
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
@@ -236,6 +236,7 @@ impl<'a> Grid<'a> {
         tested.collect()
     }
 
+    #[expect(clippy::panic, reason = "its callers say that they panic, and no user names an entry")]
     fn entry(&self, name: &str) -> &(Entry<'a>, Vec<Cell>) {
         let found = self.entries.iter().find(|(entry, _)| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))

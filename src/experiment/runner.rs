@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::Progress;
+use super::progress::Progress;
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{Split, data_of_tasks};

@@ -5,9 +5,9 @@ use std::fmt::{self, Write as _};
 
 use toml::Table;
 
+use super::progress::Progress;
 use super::runner::{Judging, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
-use super::workers::Progress;
 use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;

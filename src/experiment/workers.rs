@@ -8,32 +8,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
+use super::progress::Progress;
 use super::runner::{Judged, Judging, Runner, Training, interrupted, judge, open};
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::train::{Monitor, Outcome, Silent, StepRecord, ValidationRecord};
-
-/// Who listens to a comparison.
-pub trait Progress {
-    /// A part of the work begins, of so many steps in all.
-    fn begin(&mut self, what: &str, steps: u64);
-    /// So many steps more: those of a training that counts in epochs, once its rows are read.
-    fn more(&mut self, _: u64) {}
-    /// One of its steps is done.
-    fn step(&mut self);
-    /// Something worth knowing; the same words may come once a run.
-    fn note(&mut self, _: &str) {}
-    /// Whether the work is to end early, with a checkpoint of each run. Asked after each step.
-    fn ends(&mut self) -> bool {
-        false
-    }
-}
-
-impl Progress for Silent {
-    fn begin(&mut self, _: &str, _: u64) {}
-    fn step(&mut self) {}
-}
 
 /// Workers on one frozen T5.
 #[derive(Clone, Copy, Debug)]
@@ -90,15 +70,13 @@ impl<'a> Workers<'a> {
                 let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
                 let (next, finish, work) = (&next, &finish, &work);
                 scope.spawn(move || {
-                    let opened = Cpu::new(Some(1));
-                    let frozen = opened.as_ref().map(|backend| Frozen::load(backend, self.model));
-                    let frozen = match (&opened, frozen) {
-                        (Ok(_), Ok(Ok(frozen))) => frozen,
-                        (_, Ok(Err(error))) => return finish(0, Err(error)),
-                        _ => {
-                            let what = "one worker thread more";
-                            return finish(0, Err(Error::setting("--threads", "fewer", what, "")));
-                        }
+                    let backend = match Cpu::new(Some(1)) {
+                        Ok(backend) => backend,
+                        Err(error) => return finish(0, Err(error)),
+                    };
+                    let frozen = match Frozen::load(&backend, self.model) {
+                        Ok(frozen) => frozen,
+                        Err(error) => return finish(0, Err(error)),
                     };
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 //! Not for pieces of text. Ids: pad 0, end 1, unknown 2, byte b is b + 3, sentinels and added tokens behind the last byte.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::AddedToken;
@@ -27,11 +28,11 @@ pub(super) struct ByteTokenizer {
 }
 
 impl ByteTokenizer {
-    /// The tokenizer of a folder that adds these tokens, for ids below `vocab_size`. Sentinels beyond are left out.
+    /// The tokenizer of `folder`, whose files add these tokens, for ids below `vocab_size`. Sentinels beyond are left out.
     ///
     /// # Errors
-    /// [`Error::Setting`] if a token's id lies outside the vocabulary or is a byte's.
-    pub(super) fn new(additions: &Additions, vocab_size: usize) -> Result<Self> {
+    /// [`Error::Format`] if a token's id lies outside the vocabulary or is a byte's.
+    pub(super) fn new(folder: &Path, additions: &Additions, vocab_size: usize) -> Result<Self> {
         let mut tokens: BTreeMap<u32, AddedToken> = BTreeMap::new();
         for (id, content) in (0..).zip(FIRST) {
             // Blanks around these go, unless a file says otherwise.
@@ -42,7 +43,7 @@ impl ByteTokenizer {
             if (FIRST.len() as u32..PIECES).contains(&id) && byte_id(&token.content) != Some(id) {
                 let found = format!("{id} for `{}`, which is a byte's", token.content.escape_debug());
                 let expected = format!("ids of added tokens from {PIECES} on");
-                return Err(Error::setting("added tokens", expected, found, "save the tokenizer again"));
+                return Err(Error::format(folder, None, expected, found, "save the tokenizer again"));
             }
             tokens.insert(id, token.clone());
         }
@@ -63,7 +64,7 @@ impl ByteTokenizer {
             .build(tokens.values().map(|token| &token.content))
             .map_err(|error| {
                 let advice = "save the tokenizer again";
-                Error::setting("added tokens", "tokens to look for", error.to_string(), advice)
+                Error::format(folder, None, "added tokens to look for", error.to_string(), advice)
             })?;
         let ids = tokens.keys().copied().collect();
         Ok(Self { tokens, ids, finder })

@@ -279,6 +279,9 @@ impl T5Config {
     }
 
     /// As [`T5Config::read`], from bytes that came from elsewhere; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// As there, but for [`Error::File`].
     pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
         Ok(Self::with_remarks(path, bytes)?.0)
     }

@@ -7,6 +7,7 @@ mod byte_tokenizer;
 mod charsmap;
 mod checkpoint;
 mod config;
+mod entry;
 mod hub;
 mod sentencepiece;
 mod tensor_file;
@@ -19,8 +20,9 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelType, T5Config};
+pub use entry::ElementType;
 pub use hub::{FoundData, find_data, is_hub_id, locate, locate_data};
-pub use tensor_file::{ElementType, TensorFile};
+pub use tensor_file::TensorFile;
 pub use tokenizer::{Token, TokenKind, Tokenizer};
 
 use crate::error::{Error, Result};

@@ -13,6 +13,8 @@ use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
+use super::entry::{ElementType, Entry, instead};
+use super::torch_pickle;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -25,52 +27,6 @@ const VISITED_BYTES: usize = 2 << 20;
 /// Mapped ranges below this are left to the system; above it their pages are handed back after they were read.
 #[cfg(unix)]
 const RELEASED_BYTES: usize = 64 << 10;
-
-/// The type of a stored element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ElementType {
-    /// 32-bit float.
-    F32,
-    /// The upper half of a 32-bit float.
-    Bf16,
-    /// IEEE 16-bit float.
-    F16,
-    /// A type that weights are not stored in; kept for the message that refuses it.
-    Other(&'static str),
-}
-
-impl ElementType {
-    /// The name as error messages give it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::Other(name) => name,
-        }
-    }
-
-    /// Bytes of one element, where the type is readable.
-    fn bytes(self) -> Option<usize> {
-        match self {
-            Self::F32 => Some(4),
-            Self::Bf16 | Self::F16 => Some(2),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-/// Where one tensor lies in its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) element: ElementType,
-    pub(super) shape: Vec<usize>,
-    /// Bytes that the tensor may touch. For a contiguous tensor exactly its elements.
-    pub(super) bytes: Range<usize>,
-    /// Elements from one index to the next along each dimension, where they do not simply follow one another.
-    pub(super) strides: Option<Vec<usize>>,
-}
 
 enum Bytes {
     Mapped(Mmap),
@@ -109,6 +65,9 @@ impl TensorFile {
     }
 
     /// As [`TensorFile::open_safetensors`], from bytes that came from elsewhere; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`], as there.
     pub fn safetensors_from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::safetensors(path.to_owned(), Bytes::Owned(bytes))
     }
@@ -124,6 +83,9 @@ impl TensorFile {
     }
 
     /// As [`TensorFile::open_torch`], from bytes that came from elsewhere; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] and [`Error::Unsupported`], as there.
     pub fn torch_from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::torch(path.to_owned(), Bytes::Owned(bytes))
     }
@@ -136,7 +98,7 @@ impl TensorFile {
 
     fn torch(path: PathBuf, bytes: Bytes) -> Result<Self> {
         files::refuse_lfs_pointer(&path, bytes.as_slice())?;
-        let entries = super::torch_pickle::entries(&path, bytes.as_slice())?;
+        let entries = torch_pickle::entries(&path, bytes.as_slice())?;
         Ok(Self { path, bytes, entries, metadata: HashMap::new() })
     }
 
@@ -438,20 +400,6 @@ fn safetensors_entries(path: &Path, bytes: &[u8]) -> Result<Found> {
         entries.insert(name, entry);
     }
     Ok((entries, header.metadata().clone().unwrap_or_default()))
-}
-
-/// What a file with these bytes seems to be, when it is not what it should be.
-pub(super) fn instead(bytes: &[u8]) -> String {
-    let text = bytes.trim_ascii_start();
-    if bytes.is_empty() {
-        "an empty file".to_owned()
-    } else if text.starts_with(b"<!DOCTYPE") || text.starts_with(b"<html") {
-        "a web page".to_owned()
-    } else if bytes.starts_with(b"PK") {
-        "a zip archive".to_owned()
-    } else {
-        format!("{} other bytes", bytes.len())
-    }
 }
 
 fn element_type(dtype: Dtype) -> ElementType {

@@ -116,7 +116,7 @@ impl Tokenizer {
     pub fn open(folder: &Path, config: &T5Config) -> Result<Self> {
         let additions = Additions::read(folder)?;
         if additions.is_of_bytes() {
-            let bytes = ByteTokenizer::new(&additions, config.vocab_size)?;
+            let bytes = ByteTokenizer::new(folder, &additions, config.vocab_size)?;
             return Self::checked(folder, Inner::Bytes(bytes), None, config);
         }
         let sentinels = additions.sentinels(config.model_type);
@@ -145,6 +145,9 @@ impl Tokenizer {
     }
 
     /// As [`Tokenizer::open`], from the bytes of a `tokenizer.json`; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// As there, but for [`Error::File`].
     pub fn from_json(path: &Path, bytes: &[u8], config: &T5Config) -> Result<Self> {
         let (inner, unknown) = read_json(path, bytes)?;
         Self::fitted(path, inner, unknown, config)
@@ -152,6 +155,9 @@ impl Tokenizer {
 
     /// As [`Tokenizer::open`], from the bytes of a `spiece.model`; `path` only names them in errors. `sentinels` is how
     /// many follow the pieces; `None` means 100.
+    ///
+    /// # Errors
+    /// As there, but for [`Error::File`].
     pub fn from_sentencepiece(
         path: &Path,
         bytes: &[u8],

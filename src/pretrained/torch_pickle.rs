@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
-use super::tensor_file::{ElementType, Entry, instead};
+use super::entry::{ElementType, Entry, instead};
 use crate::error::{Error, Result};
 
 /// The largest pickle that is read. The largest T5's is below 200 kB.

@@ -2,19 +2,13 @@
 
 use std::path::Path;
 
+use super::matrix::Matrix;
 use super::{Prompt, PromptMetadata, numpy, peft, run, stem, torch};
 use crate::error::{Error, Result};
 use crate::pretrained::TensorFile;
 
 /// The authors' file of a prompt, in the folder of a run of theirs.
 const RELEASED: &str = "prefix_embeddings.pt";
-
-/// A matrix of numbers, row-major.
-pub(super) struct Matrix {
-    pub(super) values: Vec<f32>,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-}
 
 /// A prompt from elsewhere.
 #[derive(Debug)]
@@ -58,7 +52,7 @@ pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
     let (matrix, format, model, note) = if path.is_dir() || of_adapter {
         let folder = if of_adapter { parent } else { path };
         if let Some(folder) = peft::find(folder)? {
-            let adapter = peft::read(&folder, settings)?;
+            let adapter = peft::read(&folder, settings.adapter_task)?;
             (adapter.matrix, "a PEFT adapter", adapter.model, adapter.note)
         } else if folder.join(RELEASED).is_file() {
             (torch::read(&folder.join(RELEASED))?, "a file of PyTorch", None, None)

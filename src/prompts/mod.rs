@@ -5,6 +5,7 @@
 //! prompts. Not for training them.
 
 mod import;
+mod matrix;
 mod merge;
 mod nearest;
 mod numpy;
@@ -23,7 +24,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{ElementType, TensorFile};
 
-use import::Matrix;
 pub use import::{ImportSettings, Imported, import, import_with};
 pub use merge::{merge, similarity, weights_by_similarity};
 pub use nearest::{Neighbor, nearest};
@@ -130,6 +130,9 @@ impl Prompt {
     }
 
     /// As [`Prompt::load`], from bytes that came from elsewhere; `path` names the prompt and appears in errors.
+    ///
+    /// # Errors
+    /// As there, but for [`Error::File`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::from_file(TensorFile::safetensors_from_bytes(path, bytes)?)
     }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::Matrix;
+use super::matrix::Matrix;
 use crate::error::{Error, Result};
 use crate::files::refuse_lfs_pointer;
 use crate::pretrained::small_file;

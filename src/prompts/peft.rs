@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::Prompt;
+use super::matrix::Matrix;
 use super::torch::{matrix, named_matrix};
-use super::{ImportSettings, Matrix, Prompt};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{T5Config, TensorFile, small_file};
@@ -75,11 +76,11 @@ pub(super) struct Adapter {
     pub(super) note: Option<String>,
 }
 
-/// Reads the adapter in `folder`.
+/// Reads the adapter in `folder`; `task` says whose prompt of an adapter of several tasks is meant.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for an adapter that is no plain prompt; those of reading the files.
-pub(super) fn read(folder: &Path, settings: &ImportSettings) -> Result<Adapter> {
+pub(super) fn read(folder: &Path, task: Option<usize>) -> Result<Adapter> {
     let path = folder.join(CONFIG);
     let config: Config = serde_json::from_slice(&small_file(&path, CONFIG_BYTES)?).map_err(|error| {
         let line = u64::try_from(error.line()).ok();
@@ -107,8 +108,8 @@ pub(super) fn read(folder: &Path, settings: &ImportSettings) -> Result<Adapter> 
     };
     let mut matrix = if file.contains(TENSOR) { named_matrix(&file, TENSOR)? } else { matrix(&file)?.0 };
     if config.peft_type == "MULTITASK_PROMPT_TUNING" || is_multitask(&file) {
-        of_task(&mut matrix, &file, settings.adapter_task)?;
-    } else if let Some(task) = settings.adapter_task {
+        of_task(&mut matrix, &file, task)?;
+    } else if let Some(task) = task {
         let found = format!("{task} for an adapter of kind {}", config.peft_type);
         return Err(Error::setting("--adapter-task", "an adapter of several tasks", found, "leave it out"));
     }

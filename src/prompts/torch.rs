@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::Matrix;
+use super::matrix::Matrix;
 use crate::error::{Error, Result};
 use crate::pretrained::TensorFile;
 

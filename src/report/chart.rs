@@ -3,8 +3,7 @@
 use maud::{Markup, html};
 
 use super::history::History;
-use super::labels::{shortened, width};
-use super::number;
+use super::labels::{number, shortened, width};
 
 const WIDTH: f64 = 480.0;
 const PLOT_HEIGHT: f64 = 200.0;

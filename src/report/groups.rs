@@ -1,6 +1,6 @@
 //! Runs that differ in their seeds alone, together.
 
-use super::history::History;
+use super::history::{History, json, text};
 use super::labels::{NAME_BREAKS, common};
 use crate::experiment::Spread;
 use crate::train::{Saved, differing_settings, repeats};
@@ -34,9 +34,9 @@ pub(super) fn groups(runs: &[History]) -> Vec<Group<'_>> {
     let firsts: Vec<&Saved> = groups.iter().map(|group| &group.runs[0].saved).collect();
     let differing = differing_settings(&firsts);
     let settings = |group: &Group<'_>| {
-        let config = super::history::json(&group.runs[0].saved.config);
+        let config = json(&group.runs[0].saved.config);
         let said = differing.iter().filter(|key| *key != "model");
-        let said = said.map(|key| format!("{key} {}", super::page::text(&config[key.as_str()])));
+        let said = said.map(|key| format!("{key} {}", text(&config[key.as_str()])));
         said.collect::<Vec<_>>().join(", ")
     };
     let is_twice = |name: &str| groups.iter().filter(|group| group.name == name).count() > 1;

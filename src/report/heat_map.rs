@@ -2,8 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::labels::{shortened, width};
-use super::number;
+use super::labels::{number, shortened, width};
 
 const CELL: f64 = 48.0;
 const CELL_HEIGHT: f64 = 26.0;

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::TARGET;
 use crate::error::{Error, Result};
 use crate::evaluate::AttentionSpread;
 use crate::experiment::FewShotRuns;
@@ -12,6 +11,9 @@ use crate::prompts::Prompt;
 use crate::train::{
     EvaluationRecord, Evaluations, ExampleRecord, FoundRun, RunFolder, Saved, TaskRecord, source_names,
 };
+
+/// What the mixture's own part is called.
+pub(super) const TARGET: &str = "own target";
 
 /// A run, read back.
 pub(super) struct History {
@@ -159,7 +161,7 @@ impl History {
         let is_outdated = records.iter().any(|record| best.is_some_and(|best| record.best_step != best));
         let mut remarks = Vec::new();
         if decoding != own {
-            remarks.push(format!("answers by {} decoding", super::page::text(&json(&decoding))));
+            remarks.push(format!("answers by {} decoding", text(&json(&decoding))));
         }
         if is_outdated {
             remarks.push("of an earlier best step: evaluate again".to_owned());
@@ -245,6 +247,18 @@ impl History {
 /// A value as it stands in files.
 pub(super) fn json(value: &impl serde::Serialize) -> serde_json::Value {
     serde_json::to_value(value).unwrap_or_default()
+}
+
+/// A setting as a reader would write it.
+pub(super) fn text(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => "default".into(),
+        serde_json::Value::String(text) if text.is_empty() => "none".into(),
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(values) if values.is_empty() => "none".into(),
+        serde_json::Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
 }
 
 /// What the summary of few-shot runs, beside a draw's folder, says of its test rows.

@@ -1,4 +1,4 @@
-//! Names that must fit: how wide they are, and how they are cut so that what tells them apart stays.
+//! Numbers and names of a picture. Names must fit: how wide they are, and how they are cut so that what tells them apart stays.
 
 /// The width of `text` in a sans-serif font of so many pixels, rather more than less: fonts differ, and a name that is too
 /// wide runs into its neighbour.
@@ -13,6 +13,12 @@ pub(super) fn width(text: &str, size: f64) -> f64 {
         _ => 0.66,
     };
     text.chars().map(of).sum::<f64>() * size
+}
+
+/// A coordinate, to a hundredth.
+pub(super) fn number(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// `text`, or its beginning and end with an ellipsis between if it has more than `most` letters.

@@ -18,21 +18,11 @@ use maud::Markup;
 use self::chart::Chart;
 use self::groups::{Group, groups};
 use self::heat_map::{Cell, HeatMap};
-use self::history::{History, name_apart};
+use self::history::{History, TARGET, name_apart};
+use self::page::Figure;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::train::{FoundRun, runs_beneath};
-
-/// What the mixture's own part is called.
-const TARGET: &str = "own target";
-
-/// A picture, with what a reader should know to read it.
-struct Figure {
-    /// The name of its files.
-    name: &'static str,
-    caption: String,
-    svg: Markup,
-}
 
 /// Reads the runs in `folders`, each a run folder or one with run folders at most three levels beneath it, and writes
 /// `report.html` and its figures, each as SVG and PNG, into the folder `out`. Returns the page's path.
@@ -409,10 +399,4 @@ fn similarity_figure(runs: &[History]) -> Option<Figure> {
 /// A picture as a file of its own.
 fn standalone(svg: &Markup) -> String {
     svg.0.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1)
-}
-
-/// A coordinate, to a hundredth.
-fn number(value: f64) -> String {
-    let text = format!("{value:.2}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

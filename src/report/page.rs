@@ -3,12 +3,19 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
-use super::Figure;
 use super::groups::Group;
 use super::heat_map::{colour, ink, shown};
-use super::history::{History, json};
+use super::history::{History, json, text};
 use super::labels::shortened;
 use crate::experiment::Spread;
+
+/// A picture, with what a reader should know to read it.
+pub(super) struct Figure {
+    /// The name of its files.
+    pub(super) name: &'static str,
+    pub(super) caption: String,
+    pub(super) svg: Markup,
+}
 
 /// Examples on the page, of all runs together.
 pub(super) const MOST_EXAMPLES: usize = 96;
@@ -390,17 +397,5 @@ fn settings(runs: &[History]) -> Markup {
                 }
             }
         } }
-    }
-}
-
-/// A setting as a reader would write it.
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "default".into(),
-        Value::String(text) if text.is_empty() => "none".into(),
-        Value::String(text) => text.clone(),
-        Value::Array(values) if values.is_empty() => "none".into(),
-        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
     }
 }

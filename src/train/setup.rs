@@ -10,7 +10,6 @@ use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::{Prompt, SavedScorer};
-use crate::tasks::Task;
 
 /// Rows at most that the inputs' mean is taken over: it is then off by a thirtieth of their standard deviation.
 const STATISTICS_ROWS: usize = 1_000;
@@ -40,49 +39,6 @@ pub(super) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfi
         }
     }
     Ok(sources)
-}
-
-/// What a user should hear who pre-trains a scorer on other tasks than its sources were learnt on; said with the first of the
-/// run's tasks.
-pub(super) fn other_tasks(config: &RunConfig, task: &Task) -> Result<Option<String>> {
-    if !config.pretrain_scorer {
-        return Ok(None);
-    }
-    let tasks: Vec<String> = super::tasks(config)?.into_iter().map(|task| task.name).collect();
-    if tasks.first() != Some(&task.name) {
-        return Ok(None);
-    }
-    let (mut learnt, mut unknown) = (Vec::new(), Vec::new());
-    for (path, name) in config.sources.iter().zip(super::source_names(&config.sources)) {
-        match Prompt::load(path)?.metadata().task.clone() {
-            Some(task) => learnt.push((name, task)),
-            None => unknown.push(name),
-        }
-    }
-    let without_source: Vec<&str> = tasks
-        .iter()
-        .filter(|task| !learnt.iter().any(|(_, other)| other == *task))
-        .map(String::as_str)
-        .collect();
-    let without_rows: Vec<String> = learnt
-        .iter()
-        .filter(|(_, task)| !tasks.contains(task))
-        .map(|(name, task)| if name == task { name.clone() } else { format!("{name} (learnt on {task})") })
-        .collect();
-    let mut parts = Vec::new();
-    if !without_source.is_empty() {
-        parts.push(format!("no source prompt is known to be learnt on {}", without_source.join(", ")));
-    }
-    if !without_rows.is_empty() {
-        parts.push(format!("the scorer is not trained on the task of {}", without_rows.join(", ")));
-    }
-    if !parts.is_empty() && !unknown.is_empty() {
-        parts.push(format!("the task of {} is not recorded", unknown.join(", ")));
-    }
-    let said = |parts: &[String]| {
-        format!("warning: --pretrain-scorer is meant for the sources' own tasks: {}", parts.join("; "))
-    };
-    Ok((!parts.is_empty()).then(|| said(&parts)))
 }
 
 /// The mixture that `config` describes, of `targets` tasks, its sources on the device.

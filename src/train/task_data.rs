@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Monitor;
-use super::setup::other_tasks;
 use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
 use crate::pretrained::{FoundData, find_data};
+use crate::prompts::Prompt;
 use crate::tasks::{Purpose, Task};
 
 /// A task and its tokenised rows.
@@ -157,4 +157,47 @@ pub(super) fn split_examples<B: Backend>(
     let tokenizer = &frozen.tokenizer;
     let encode = |text: &str| tokenizer.encode(text);
     Examples::load(splits.get(split)?, task, &encode, &settings)
+}
+
+/// What a user should hear who pre-trains a scorer on other tasks than its sources were learnt on; said with the first of the
+/// run's tasks.
+fn other_tasks(config: &RunConfig, task: &Task) -> Result<Option<String>> {
+    if !config.pretrain_scorer {
+        return Ok(None);
+    }
+    let tasks: Vec<String> = super::tasks(config)?.into_iter().map(|task| task.name).collect();
+    if tasks.first() != Some(&task.name) {
+        return Ok(None);
+    }
+    let (mut learnt, mut unknown) = (Vec::new(), Vec::new());
+    for (path, name) in config.sources.iter().zip(super::source_names(&config.sources)) {
+        match Prompt::load(path)?.metadata().task.clone() {
+            Some(task) => learnt.push((name, task)),
+            None => unknown.push(name),
+        }
+    }
+    let without_source: Vec<&str> = tasks
+        .iter()
+        .filter(|task| !learnt.iter().any(|(_, other)| other == *task))
+        .map(String::as_str)
+        .collect();
+    let without_rows: Vec<String> = learnt
+        .iter()
+        .filter(|(_, task)| !tasks.contains(task))
+        .map(|(name, task)| if name == task { name.clone() } else { format!("{name} (learnt on {task})") })
+        .collect();
+    let mut parts = Vec::new();
+    if !without_source.is_empty() {
+        parts.push(format!("no source prompt is known to be learnt on {}", without_source.join(", ")));
+    }
+    if !without_rows.is_empty() {
+        parts.push(format!("the scorer is not trained on the task of {}", without_rows.join(", ")));
+    }
+    if !parts.is_empty() && !unknown.is_empty() {
+        parts.push(format!("the task of {} is not recorded", unknown.join(", ")));
+    }
+    let said = |parts: &[String]| {
+        format!("warning: --pretrain-scorer is meant for the sources' own tasks: {}", parts.join("; "))
+    };
+    Ok((!parts.is_empty()).then(|| said(&parts)))
 }

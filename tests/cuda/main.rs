@@ -19,7 +19,6 @@ mod linear;
 mod loss;
 mod memory;
 mod mix;
-mod mismatch;
 mod model;
 mod norm;
 mod optimizer;

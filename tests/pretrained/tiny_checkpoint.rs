@@ -70,9 +70,9 @@ pub fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
 pub fn safetensors_bytes(tensors: &Tensors, dtype: Dtype) -> Vec<u8> {
     let stored: Vec<(&String, &Vec<usize>, Vec<u8>)> =
         tensors.iter().map(|(name, (shape, values))| (name, shape, encode(values, dtype))).collect();
-    let views = stored
-        .iter()
-        .map(|(name, shape, bytes)| (*name, TensorView::new(dtype, shape.to_vec(), bytes).expect("a view")));
+    let views = stored.iter().map(|(name, shape, bytes)| {
+        (*name, TensorView::new(dtype, (*shape).clone(), bytes).expect("a view"))
+    });
     safetensors::serialize(views, None).expect("serialised")
 }
 

@@ -112,7 +112,7 @@ fn attention(checks: bool) -> Option<()> {
     let arguments =
         Arguments::new().pointer(pq).pointer(pk).pointer(pv).pointer(pbias).pointer(po).pointer(plse);
     let arguments = arguments.int(n as i32).int(n as i32);
-    let mut counters = Default::default();
+    let mut counters = Counters::default();
     let (clock, processor) = best(|| {
         let outcome = bench.clean("attention", [n as u32 / 64, heads as u32, 1], [128, 1, 1], 0, &arguments);
         counters = outcome.counters;
@@ -139,7 +139,7 @@ fn rows(checks: bool) -> Option<()> {
     let (pd, ploss) = (bench.empty(rows * vocabulary * 4), bench.empty(rows * 4));
     let arguments = Arguments::new().pointer(plogits).pointer(plabels).pointer(pd).pointer(ploss);
     let arguments = arguments.int(vocabulary as i32);
-    let mut counters = Default::default();
+    let mut counters = Counters::default();
     let (clock, processor) = best(|| {
         let outcome = bench.clean("cross_entropy", [rows as u32, 1, 1], [256, 1, 1], 0, &arguments);
         counters = outcome.counters;

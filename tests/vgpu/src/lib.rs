@@ -11,7 +11,7 @@
 //!
 //! The crate is two libraries of one source: the `cdylib` is the `libcuda`, the `rlib` finds and steers it.
 //! What it cannot show: real time, weak memory ordering, and what ptxas alone does to a kernel.
-#![deny(missing_docs)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::unreachable)]
 
 pub mod check;
 pub(crate) mod codes;

@@ -344,7 +344,7 @@ pub struct AbsorbedBackward<'a> {
 
 /// What backward writes.
 pub struct AbsorbedGradient<'a> {
-    /// The gradients of the scores, placed as these.
+    /// The gradients of the scores, placed as the scores.
     pub ds: &'a mut dyn WriteOperand,
     /// The probabilities with dropout, placed as the scores.
     pub p: &'a mut dyn WriteOperand,

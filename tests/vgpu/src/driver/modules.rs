@@ -184,7 +184,7 @@ exported! {
             7 => 0,
             8 => shared_limit as c_int - program.static_shared as c_int,
             11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
-            14 => non_portable as c_int,
+            14 => c_int::from(non_portable),
             9..=16 => 0,
             _ => return Err(INVALID_VALUE),
         })

@@ -175,9 +175,9 @@ word_lane! {
     u32, 32, |x| x, |x| x;
     i32, 32, |x| x as i32, |x| x as u32;
     u16, 16, |x| x as u16, |x| u32::from(x);
-    i16, 16, |x| x as i16, |x| x as i32 as u32;
+    i16, 16, |x| x as i16, |x| i32::from(x) as u32;
     u8, 8, |x| x as u8, |x| u32::from(x);
-    i8, 8, |x| x as i8, |x| x as i32 as u32;
+    i8, 8, |x| x as i8, |x| i32::from(x) as u32;
     // The NaN that arithmetic gives on a device.
     f32, 32, |x| f32::from_bits(x), |x| if x.is_nan() { 0x7fff_ffff } else { x.to_bits() };
     Brain, 16, |x| Brain(crate::number::from_bf16(x & 0xffff)), |x| crate::number::to_bf16(x.0);

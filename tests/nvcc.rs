@@ -1,0 +1,354 @@
+//! How the build finds nvcc and calls it: with scripts in temporary folders in its place.
+#![cfg(unix)]
+
+#[path = "../build/nvcc.rs"]
+mod nvcc;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// What a compiler of 13.0 says of itself.
+const SAYS: &str = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88";
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// A file at `path` that does what `script` says.
+fn program(path: &Path, script: &str) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("may be run");
+}
+
+/// As [`program`], one that nothing runs.
+fn empty_program(path: PathBuf) -> PathBuf {
+    program(&path, "exit 1");
+    path
+}
+
+/// Finds nvcc where the environment is `variables` and nothing else.
+fn find(project: &Path, variables: &HashMap<&str, OsString>) -> Result<PathBuf, Vec<PathBuf>> {
+    nvcc::find(project, |name| variables.get(name).cloned())
+}
+
+#[test]
+fn each_place_is_looked_at_before_those_that_follow_it() {
+    let root = folder();
+    let of = |name: &str| root.path().join(name);
+    let environment = "lib/python3.12/site-packages/nvidia/cu13/bin/nvcc";
+    let project = of("project");
+    let paths = std::env::join_paths([of("empty"), of("path"), of("later")]).expect("a PATH");
+    // In the order of the documentation. /usr/local/cuda, which lies before the environments, is this machine's own.
+    let places: [(&str, OsString, PathBuf); 7] = [
+        ("NVCC", of("own/my-nvcc").into(), of("own/my-nvcc")),
+        ("CUDA_HOME", of("home").into(), of("home/bin/nvcc")),
+        ("CUDA_PATH", of("toolkit").into(), of("toolkit/bin/nvcc")),
+        ("PATH", paths, of("path/nvcc")),
+        ("VIRTUAL_ENV", of("venv").into(), of("venv").join(environment)),
+        ("CONDA_PREFIX", of("conda").into(), of("conda").join(environment)),
+        ("", OsString::new(), project.join(".cuda").join(environment)),
+    ];
+    empty_program(of("later/nvcc"));
+    let mut variables = HashMap::new();
+    for (variable, value, path) in &places {
+        empty_program(path.clone());
+        variables.insert(*variable, value.clone());
+    }
+    for (place, (variable, _, path)) in places.iter().enumerate() {
+        let of_machine = PathBuf::from("/usr/local/cuda/bin/nvcc");
+        let expected = if place > 3 && of_machine.is_file() { &of_machine } else { path };
+        assert_eq!(find(&project, &variables).as_ref(), Ok(expected), "{variable} comes first");
+        // Named but not there, it is passed over; so it is where the variable is empty.
+        fs::remove_file(path).expect("removed");
+        if *variable == "PATH" {
+            assert_eq!(find(&project, &variables), Ok(of("later/nvcc")), "PATH's folders in their order");
+            fs::remove_file(of("later/nvcc")).expect("removed");
+        }
+        if place % 2 == 0 {
+            variables.insert(*variable, OsString::new());
+        }
+    }
+}
+
+#[test]
+fn of_several_pythons_the_first_by_name_that_has_a_compiler_is_taken() {
+    let root = folder();
+    let of =
+        |python: &str| root.path().join(".cuda/lib").join(python).join("site-packages/nvidia/cu13/bin/nvcc");
+    fs::create_dir_all(root.path().join(".cuda/lib/python3.10")).expect("made");
+    let expected = empty_program(of("python3.11"));
+    empty_program(of("python3.12"));
+    if !Path::new("/usr/local/cuda/bin/nvcc").is_file() {
+        assert_eq!(find(root.path(), &HashMap::new()), Ok(expected));
+    }
+}
+
+#[test]
+fn a_folder_called_nvcc_is_no_compiler() {
+    let root = folder();
+    fs::create_dir_all(root.path().join("home/bin/nvcc")).expect("made");
+    let real = empty_program(root.path().join("path/nvcc"));
+    let variables = HashMap::from([
+        ("CUDA_HOME", root.path().join("home").into_os_string()),
+        ("PATH", root.path().join("path").into_os_string()),
+    ]);
+    assert_eq!(find(root.path(), &variables), Ok(real));
+}
+
+#[test]
+fn who_has_no_compiler_reads_where_it_was_looked_for_and_how_to_get_it() {
+    let root = folder();
+    let path = std::env::join_paths([Path::new("/usr/bin"), &root.path().join("tools")]).expect("a PATH");
+    let variables = HashMap::from([("NVCC", root.path().join("gone").into_os_string()), ("PATH", path)]);
+    let searched = match find(root.path(), &variables) {
+        Err(searched) => searched,
+        // This machine has one where every machine is looked at.
+        Ok(found) => {
+            assert!(["/usr/bin/nvcc", "/usr/local/cuda/bin/nvcc"].map(Path::new).contains(&found.as_path()));
+            return;
+        }
+    };
+    let expected =
+        [root.path().join("gone"), root.path().join("tools/nvcc"), "/usr/local/cuda/bin/nvcc".into()];
+    assert_eq!(searched, expected, "the system's own folders tell nobody anything");
+    let advice = nvcc::advice(&searched);
+    let places: Vec<String> = expected.iter().map(|path| path.display().to_string()).collect();
+    assert!(advice.contains(&format!("({})", places.join(", "))), "{advice}");
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "Python environment"] {
+        assert!(advice.contains(variable), "{variable} in {advice}");
+    }
+    let (_, install) = advice.split_once("`pip install ").expect("a command");
+    let (packages, after) = install.split_once('`').expect("a command's end");
+    let script =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install-cuda-compiler"));
+    let script = script.expect("the script that installs the compiler");
+    for package in packages.split_whitespace() {
+        assert!(script.contains(&format!("\"{package}==")), "{package} is what the script installs too");
+    }
+    assert!(after.contains("build again"), "{advice}");
+}
+
+#[test]
+fn the_version_is_the_line_that_names_the_release() {
+    let root = folder();
+    let path = root.path().join("nvcc");
+    program(&path, &format!("[ \"$1\" = --version ] && printf '{}\\n'", SAYS.replace('\n', "\\n  ")));
+    assert_eq!(nvcc::version(&path).as_deref(), Ok("Cuda compilation tools, release 13.0, V13.0.88"));
+}
+
+#[test]
+fn what_is_no_compiler_is_refused_with_what_it_said() {
+    let root = folder();
+    let path = root.path().join("nvcc");
+    program(&path, "echo 'libnvvm is missing' >&2; exit 1");
+    let error = nvcc::version(&path).expect_err("no release");
+    assert!(error.contains("did not name a release") && error.contains("libnvvm is missing"), "{error}");
+    assert!(error.contains(&path.display().to_string()), "{error}");
+    let gone = root.path().join("gone");
+    let error = nvcc::version(&gone).expect_err("nothing to run");
+    assert!(error.contains("could not be run") && error.contains(&gone.display().to_string()), "{error}");
+}
+
+#[test]
+fn architectures_are_numbers_from_80_on_or_ptx() {
+    assert_eq!(
+        nvcc::architectures(None).as_deref(),
+        Ok(&nvcc::ARCHITECTURES[..]),
+        "all where nothing is said"
+    );
+    assert_eq!(nvcc::architectures(Some(" ")).as_deref(), Ok(&nvcc::ARCHITECTURES[..]));
+    assert_eq!(nvcc::architectures(Some("ptx")), Ok(Vec::new()));
+    assert_eq!(nvcc::architectures(Some(" 90 , 120")), Ok(vec![90, 120]));
+    for refused in ["75", "sm_90", "90,", "90 100", "PTX", "90,ptx", "-80", "99999999999"] {
+        let error = nvcc::architectures(Some(refused)).expect_err(refused);
+        assert!(error.starts_with("PROMPTMIX_CUDA_ARCHS: ") && error.ends_with(refused), "{error}");
+    }
+}
+
+/// A project with two kernels, a header, and a compiler that counts its calls and writes its arguments as the fatbin.
+struct Kernels {
+    root: TempDir,
+}
+
+impl Kernels {
+    fn new() -> Self {
+        let kernels = Self { root: folder() };
+        kernels.compiles("echo \"$@\" >\"$out\"");
+        for (name, text) in [("b.cu", "b"), ("a.cu", "a"), ("rows.cuh", "rows"), ("notes.md", "no kernel")] {
+            kernels.write(name, text);
+        }
+        kernels
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path("kernels")).expect("made");
+        fs::write(self.path("kernels").join(name), text).expect("written");
+    }
+
+    /// Makes the compiler do `script` after it has counted the call; `$out` is where it is to write.
+    fn compiles(&self, script: &str) {
+        let calls = self.path("calls");
+        let script = format!("for out in \"$@\"; do :; done\necho call >>'{}'\n{script}", calls.display());
+        program(&self.path("nvcc"), &script);
+    }
+
+    fn compiler(&self) -> nvcc::Compiler {
+        nvcc::Compiler {
+            nvcc: self.path("nvcc"),
+            version: "release 13.0".to_owned(),
+            architectures: vec![80, 90],
+            every_ptx: false,
+            strict: false,
+            host_compiler: None,
+            cache: self.path("cache"),
+        }
+    }
+
+    fn files(&self, extension: &str) -> Vec<PathBuf> {
+        nvcc::files(&self.path("kernels"), extension).expect("the folder")
+    }
+
+    fn compile(&self, compiler: &nvcc::Compiler) -> Result<Vec<PathBuf>, String> {
+        compiler.fatbins(&self.files("cu"), &self.files("cuh"), 2)
+    }
+
+    /// Calls of the compiler since the last time.
+    fn calls(&self) -> usize {
+        let calls = fs::read_to_string(self.path("calls")).unwrap_or_default().lines().count();
+        let _ = fs::remove_file(self.path("calls"));
+        calls
+    }
+}
+
+#[test]
+fn fatbins_come_in_the_order_of_their_sources_and_are_made_once() {
+    let kernels = Kernels::new();
+    let names: Vec<_> =
+        kernels.files("cu").iter().map(|path| path.file_name().expect("a name").to_owned()).collect();
+    assert_eq!(names, ["a.cu", "b.cu"]);
+    let fatbins = kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(kernels.calls(), 2);
+    for (fatbin, source) in fatbins.iter().zip(["a", "b"]) {
+        let arguments = fs::read_to_string(fatbin).expect("what the compiler wrote");
+        let own = kernels.path("kernels").join(source).with_extension("cu");
+        assert!(arguments.contains(&own.display().to_string()), "{arguments}");
+        let stem = fatbin.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(stem.starts_with(&format!("{source}-")), "{stem}");
+    }
+    assert_eq!(kernels.compile(&kernels.compiler()), Ok(fatbins), "the same from the cache");
+    assert_eq!(kernels.calls(), 0);
+    let cached = fs::read_dir(kernels.path("cache")).expect("the cache").count();
+    assert_eq!(cached, 2, "nothing else is left in the cache");
+}
+
+#[test]
+fn a_changed_source_is_compiled_anew_and_a_changed_header_compiles_all_anew() {
+    let kernels = Kernels::new();
+    let first = kernels.compile(&kernels.compiler()).expect("compiled");
+    kernels.calls();
+    kernels.write("a.cu", "a, changed");
+    let second = kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(kernels.calls(), 1);
+    assert!(first[0] != second[0] && first[1] == second[1]);
+    kernels.write("rows.cuh", "rows, changed");
+    let third = kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(kernels.calls(), 2);
+    assert!(second[0] != third[0] && second[1] != third[1]);
+    // A header more counts, and so does its name.
+    kernels.write("mask.cuh", "");
+    kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(kernels.calls(), 2);
+    fs::rename(kernels.path("kernels/mask.cuh"), kernels.path("kernels/masks.cuh")).expect("renamed");
+    kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(kernels.calls(), 2);
+    // What was there before is found again.
+    fs::remove_file(kernels.path("kernels/masks.cuh")).expect("removed");
+    kernels.write("rows.cuh", "rows");
+    kernels.write("a.cu", "a");
+    assert_eq!(kernels.compile(&kernels.compiler()), Ok(first));
+    assert_eq!(kernels.calls(), 0);
+}
+
+#[test]
+fn another_compiler_or_another_flag_compiles_anew() {
+    let kernels = Kernels::new();
+    let base = kernels.compiler();
+    let first = kernels.compile(&base).expect("compiled");
+    kernels.calls();
+    let others = [
+        nvcc::Compiler { version: "release 13.1".to_owned(), ..base.clone() },
+        nvcc::Compiler { architectures: vec![80], ..base.clone() },
+        nvcc::Compiler { every_ptx: true, ..base.clone() },
+        nvcc::Compiler { strict: true, ..base.clone() },
+        nvcc::Compiler { host_compiler: Some("g++-13".into()), ..base.clone() },
+    ];
+    let mut seen = first;
+    for other in others {
+        let fatbins = kernels.compile(&other).expect("compiled");
+        assert_eq!(kernels.calls(), 2, "{other:?}");
+        assert!(fatbins.iter().all(|fatbin| !seen.contains(fatbin)), "{other:?}");
+        seen.extend(fatbins);
+    }
+    // Where the compiler lies does not count: what it says of itself does.
+    fs::rename(kernels.path("nvcc"), kernels.path("moved")).expect("moved");
+    let moved = nvcc::Compiler { nvcc: kernels.path("moved"), ..base };
+    kernels.compile(&moved).expect("from the cache");
+    assert_eq!(kernels.calls(), 0);
+}
+
+#[test]
+fn the_compiler_is_told_architectures_ptx_and_what_else_was_asked_for() {
+    let kernels = Kernels::new();
+    let arguments = |compiler: nvcc::Compiler| {
+        let fatbins = kernels.compile(&compiler).expect("compiled");
+        let text = fs::read_to_string(&fatbins[0]).expect("what the compiler wrote");
+        text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let has = |arguments: &[String], wanted: &str| arguments.iter().any(|argument| argument == wanted);
+    let base = arguments(kernels.compiler());
+    for wanted in [
+        "-fatbin",
+        "-gencode=arch=compute_80,code=compute_80",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+    ] {
+        assert!(has(&base, wanted), "{wanted} in {base:?}");
+    }
+    assert!(!has(&base, "-gencode=arch=compute_90,code=compute_90"), "PTX of the lowest alone: {base:?}");
+    assert!(!has(&base, "-lineinfo"), "{base:?}");
+    let ptx = arguments(nvcc::Compiler { architectures: Vec::new(), ..kernels.compiler() });
+    assert!(has(&ptx, "-gencode=arch=compute_80,code=compute_80") && has(&ptx, "-lineinfo"), "{ptx:?}");
+    assert!(!ptx.iter().any(|argument| argument.contains("code=sm_")), "no machine code: {ptx:?}");
+    let every = arguments(nvcc::Compiler { every_ptx: true, ..kernels.compiler() });
+    assert!(has(&every, "-gencode=arch=compute_90,code=compute_90"), "{every:?}");
+    let strict = arguments(nvcc::Compiler { strict: true, ..kernels.compiler() });
+    assert!(has(&strict, "-Xptxas=--warn-on-spills,--warning-as-error"), "{strict:?}");
+    let host = arguments(nvcc::Compiler { host_compiler: Some("g++-13".into()), ..kernels.compiler() });
+    assert!(has(&host, "-ccbin=g++-13"), "{host:?}");
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_leaves_nothing_in_the_cache() {
+    let kernels = Kernels::new();
+    kernels.compiles("echo half >\"$out\"; echo 'expected a semicolon' >&2; exit 2");
+    let error = kernels.compile(&kernels.compiler()).expect_err("no fatbin");
+    assert!(error.contains("a.cu") && error.contains("expected a semicolon"), "{error}");
+    assert_eq!(fs::read_dir(kernels.path("cache")).expect("the cache").count(), 0);
+    kernels.compiles("echo whole >\"$out\"");
+    let fatbins = kernels.compile(&kernels.compiler()).expect("compiled");
+    assert_eq!(fs::read_to_string(&fatbins[0]).expect("a fatbin"), "whole\n");
+    // A folder without kernels has none; one that is not there is named.
+    let gone = kernels.path("gone");
+    let error = nvcc::files(&gone, "cu").expect_err("no folder");
+    assert!(error.contains(&gone.display().to_string()), "{error}");
+}
