@@ -42,7 +42,7 @@ pub trait Place: Backend {
 
 impl Place for Cpu<f64> {
     fn place(&self, values: &[f64], width: usize, _: Format) -> Result<Self::Rows> {
-        self.activation_of(values, width)
+        Ok(self.activation_of(values, width))
     }
 }
 
