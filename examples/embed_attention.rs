@@ -31,8 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (qkv, bias) = (stream.clone_htod(&numbers)?, stream.clone_htod(&biases)?);
     let mut o = stream.alloc_zeros::<bf16>(rows * total)?;
     let mut log_sum_exp = stream.alloc_zeros::<f32>(rows * HEADS.count)?;
-    let attention =
-        Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), HEADS) };
+    let attention = Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), HEADS) };
     attention.forward(&kernels, AttentionInput::Packed(&qkv), &mut o, &mut log_sum_exp)?;
     let o = stream.clone_dtoh(&o)?;
     stream.synchronize()?;

@@ -22,8 +22,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let biases = numbers(2, heads.count * (2 * REACH + 1), 1.0);
     let d_o = numbers(3, rows * total, 1.0);
     let (qkv_device, bias, d_device) = (gpu.halves(&qkv), gpu.floats(&biases), gpu.halves(&d_o));
-    let attention =
-        Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), heads) };
+    let attention = Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), heads) };
     let input = AttentionInput::Packed(&qkv_device);
     let mut o = gpu.unwritten_halves(rows * total);
     let mut sums = gpu.unwritten_floats(rows * heads.count);

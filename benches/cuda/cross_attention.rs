@@ -5,7 +5,8 @@ use cudarc::driver::CudaSlice;
 use half::bf16;
 use promptmix::backend::Heads;
 use promptmix::cuda::cross_attention::{
-    AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape, QueryGradient, Wide,
+    AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape,
+    QueryGradient, Wide,
 };
 use promptmix::cuda::{DropoutMask, PairedSequences};
 
@@ -86,10 +87,8 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let all: usize = sources.iter().sum();
     // A row is a target and head: its scores and mixture over all sources of its example, and two products with a weight.
     let products = 2 * TARGETS * heads.count * depth * all + 2 * targets * total * depth;
-    let cost = Cost {
-        operations: 2 * products,
-        bytes: 2 * (all * depth + 2 * total * depth + 2 * targets * total),
-    };
+    let cost =
+        Cost { operations: 2 * products, bytes: 2 * (all * depth + 2 * total * depth + 2 * targets * total) };
     gpu.measure(criterion, "cross attention", "forward", cost, || forward(&mut o));
 
     let [mut d_mixed, mut d_absorbed_q] = [(); 2].map(|()| gpu.unwritten_halves(lengths.wide));
@@ -106,8 +105,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
             d_mixed: Wide::Made(&mut d_mixed),
         };
         let of_q = QueryGradient { d_absorbed_q: &mut d_absorbed_q, d_q, inner: None };
-        let gradient =
-            AbsorbedGradient { ds: &mut ds, p: &mut p, d_q: Some(of_q), d_h: Some(&mut d_h) };
+        let gradient = AbsorbedGradient { ds: &mut ds, p: &mut p, d_q: Some(of_q), d_h: Some(&mut d_h) };
         attention.backward(kernels, from, gradient).expect("a launch");
     };
     backward(&mut d_q);

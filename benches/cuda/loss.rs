@@ -19,8 +19,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (hidden_device, head_device) = (gpu.halves(&hidden), gpu.halves(&head));
     let plan = Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
     let objective = Objective::default();
-    let entropy =
-        CrossEntropy { labels: label_rows.rows(), plan, head: &head_device, objective, mean: None };
+    let entropy = CrossEntropy { labels: label_rows.rows(), plan, head: &head_device, objective, mean: None };
     let lengths = plan.scratch();
     let (mut partials, mut label_logits) =
         (gpu.unwritten_floats(lengths.partials), gpu.unwritten_floats(lengths.label_logits));

@@ -23,8 +23,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
             [values.clone(), vec![0.0; count], vec![0.0; count]].map(|values| gpu.floats(&values));
         let mut update = |values: &mut CudaSlice<f32>| {
             let gradient = &gradient_device;
-            let of =
-                StepOperands { values, gradient, first_moment: &mut first, second_moment: &mut second };
+            let of = StepOperands { values, gradient, first_moment: &mut first, second_moment: &mut second };
             optimizer.step(kernels, of).expect("a launch");
         };
         update(&mut values_device);

@@ -87,6 +87,18 @@ pub trait Backend:
     ) -> Result<usize> {
         Ok(0)
     }
+    /// Floating-point operations of the matrix products that `work` takes for `micro`. Nothing is computed. `None` where
+    /// [`Device::operations`] says it: recorded work is counted there by the first batch of its shape.
+    ///
+    /// # Errors
+    /// As [`Backend::record`].
+    fn counted_operations(
+        &self,
+        _micro: &MicroBatch<'_>,
+        _work: impl FnMut(&Batch) -> Result<()>,
+    ) -> Result<Option<u64>> {
+        Ok(None)
+    }
     /// Consecutive stretches of the batch's examples that [`Backend::side_by_side`] can work on at the same time: no op makes
     /// one example's encoder rows depend on another's. One stretch, of all, on a device whose ops fill it by themselves.
     fn parts(&self, batch: &Batch) -> Vec<Range<usize>> {
@@ -120,7 +132,12 @@ pub trait Backend:
         let mut parts = parts.into_iter();
         match (parts.next(), parts.next()) {
             (Some(whole), None) => Ok(whole),
-            _ => Err(crate::error::Error::tensor("the parts of a batch", "one, of all rows", "another number", "")),
+            _ => Err(crate::error::Error::tensor(
+                "the parts of a batch",
+                "one, of all rows",
+                "another number",
+                "",
+            )),
         }
     }
 }

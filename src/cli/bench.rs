@@ -171,13 +171,10 @@ impl Step {
             return Ok(ExitCode::SUCCESS);
         }
         let mut bench = Bench::new(backend, &model, self, lengths)?;
-        bench.steps(1)?;
+        let first = bench.steps(1)?;
         let first_step = started.elapsed().as_secs_f64();
         if self.once {
-            println!(
-                "{}",
-                json!({ "seconds_to_first_step": first_step, "operations": backend.operations() })
-            );
+            println!("{}", json!({ "seconds_to_first_step": first_step, "operations": first.operations }));
             return Ok(ExitCode::SUCCESS);
         }
         let product_rate = || if self.no_product { Ok(0.0) } else { opened.product_rate() };
@@ -363,7 +360,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         repeats: usize,
         steps: usize,
         unmeasured: usize,
-        mut pass: impl FnMut(&mut Self) -> Result<(f64, usize)>,
+        mut pass: impl FnMut(&mut Self) -> Result<Passed>,
     ) -> Result<Timing> {
         self.next = 0;
         let mut timing = Timing { milliseconds: Vec::new(), steps, tokens: 0, operations: 0 };
@@ -374,11 +371,10 @@ impl<'a, B: Backend> Bench<'a, B> {
             self.next = 0;
         }
         for _ in 0..repeats {
-            let operations = self.backend.operations();
-            let (milliseconds, tokens) = pass(self)?;
-            timing.milliseconds.push(milliseconds / steps as f64);
-            timing.tokens += tokens;
-            timing.operations += self.backend.operations() - operations;
+            let passed = pass(self)?;
+            timing.milliseconds.push(passed.milliseconds / steps as f64);
+            timing.tokens += passed.tokens;
+            timing.operations += passed.operations;
         }
         Ok(timing)
     }
@@ -395,35 +391,60 @@ impl<'a, B: Backend> Bench<'a, B> {
         (0..batch.examples()).map(|b| batch.source(b).len()).sum::<usize>() + batch.labels().len()
     }
 
-    fn forward(&mut self) -> Result<(f64, usize)> {
+    fn forward(&mut self) -> Result<Passed> {
         let batch = self.batch()?;
         let dropout = self.dropout();
+        let before = self.backend.operations();
         let started = Instant::now();
         let pass = Pass { dropout: dropout.as_ref(), keep: false, observe: None };
         let tokens = self.label_tokens(&batch);
         self.model.loss(self.backend, &self.mixture, &self.state, &batch, &tokens, pass)?;
-        Ok((started.elapsed().as_secs_f64() * 1e3, self.tokens(&batch)))
+        Ok(Passed {
+            milliseconds: started.elapsed().as_secs_f64() * 1e3,
+            tokens: self.tokens(&batch),
+            operations: self.backend.operations() - before,
+        })
     }
 
     /// Training steps as training takes them: issued one behind the other, then read back together.
-    fn steps(&mut self, count: usize) -> Result<(f64, usize)> {
-        let batches = (0..count).map(|_| self.batch()).collect::<Result<Vec<_>>>()?;
+    fn steps(&mut self, count: usize) -> Result<Passed> {
+        let mut batches = (0..count).map(|_| self.batch()).collect::<Result<Vec<_>>>()?;
         let tokens = batches.iter().map(|batch| self.tokens(batch)).sum();
         let schedule = vec![OptimizerStep::new(1e-3, 1e-3); self.settings.runs];
+        let before = self.backend.operations();
         let started = Instant::now();
-        for batch in batches {
+        for batch in &mut batches {
             let dropout = self.dropout();
-            let weights = label_weights(&batch, &self.label_tokens(&batch));
-            let batch = batch.weighted(weights)?;
-            let micro =
-                MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+            let weights = label_weights(batch, &self.label_tokens(batch));
+            *batch = batch.clone().weighted(weights)?;
+            let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
             let (state, recorder) = (&mut self.state, &mut self.recorder);
             self.model.train(self.backend, &self.mixture, state, recorder, &micro)?;
             self.steps += 1;
         }
         self.backend.reports(&mut self.state)?;
-        Ok((started.elapsed().as_secs_f64() * 1e3, tokens))
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        let mut operations = self.backend.operations() - before;
+        // A device that records steps counts them by their shape, whose room is more than a batch's rows: those are counted here.
+        let mut counted = 0;
+        for batch in &batches {
+            let dropout = self.dropout();
+            let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
+            let of_step = self.model.step_operations(self.backend, &self.mixture, &mut self.state, &micro)?;
+            counted += of_step.unwrap_or(0);
+            if of_step.is_some() {
+                operations = counted;
+            }
+        }
+        Ok(Passed { milliseconds, tokens, operations })
     }
+}
+
+/// What a pass took, and what was in it.
+struct Passed {
+    milliseconds: f64,
+    tokens: usize,
+    operations: u64,
 }
 
 /// This process's largest resident size so far, in MiB; 0 where the system does not tell.

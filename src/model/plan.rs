@@ -36,6 +36,21 @@ impl<B: Backend> T5<B> {
         backend.foreseen_bytes(micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
 
+    /// Floating-point operations of the matrix products of a training step of `micro`, of its own rows, where the device counts
+    /// recorded steps by their shape; `None` where [`Device::operations`](crate::backend::Device::operations) says it.
+    ///
+    /// # Errors
+    /// Those of [`T5::train`].
+    pub fn step_operations(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &mut B::State,
+        micro: &MicroBatch<'_>,
+    ) -> Result<Option<u64>> {
+        backend.counted_operations(micro, |batch| self.train_on(backend, mixture, state, micro, batch))
+    }
+
     /// Bytes of device memory that forward alone holds at its fullest on batches no larger than `batch`; as
     /// [`T5::step_bytes`].
     ///

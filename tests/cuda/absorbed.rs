@@ -3,7 +3,8 @@
 use half::bf16;
 use promptmix::backend::{Device as _, Heads};
 use promptmix::cuda::cross_attention::{
-    AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape, QueryGradient, Wide,
+    AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape,
+    QueryGradient, Wide,
 };
 use promptmix::cuda::{DropoutMask, PairedSequences, Precision};
 use promptmix::verify::compare;
@@ -148,8 +149,7 @@ fn launch(device: &Device, operands: &Operands) -> Given {
         d_mixed: Wide::Made(&mut d_mixed),
     };
     let of_q = QueryGradient { d_absorbed_q: &mut d_absorbed_q, d_q: &mut d_q, inner: None };
-    let gradient =
-        AbsorbedGradient { ds: &mut ds, p: &mut p, d_q: Some(of_q), d_h: Some(&mut d_h) };
+    let gradient = AbsorbedGradient { ds: &mut ds, p: &mut p, d_q: Some(of_q), d_h: Some(&mut d_h) };
     attention.backward(kernels, from, gradient).expect("backward");
     assert_eq!(kernels.launches() - before, 9);
     let whole = stream.clone_dtoh(&scores).expect("scores");

@@ -2,8 +2,9 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    Activation, FeedForward, FeedForwardBackward, Format, Heads, ProjectionBackward, Readers, Residual, ResidualProjection,
-    ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, SiteKind, Projection,
+    Activation, FeedForward, FeedForwardBackward, Format, Heads, Projection, ProjectionBackward, Readers,
+    Residual, ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward,
+    Side, SiteKind,
 };
 use promptmix::verify::Tolerance;
 
@@ -80,12 +81,10 @@ impl Case for Layer {
         let d_out = backend.place(&numbers(5, rows * width, 1.0), width, Format::Residual)?;
         let mut d_o = backend.rows(rows, total, Format::Operand)?;
         let y = Some((&o, heads));
-        let output =
-            ResidualProjectionBackward { batch, side, d_x: &d_out, weight: &w_o, mask: None, y };
+        let output = ResidualProjectionBackward { batch, side, d_x: &d_out, weight: &w_o, mask: None, y };
         backend.add_project_backward(output, &mut d_o)?;
         let mut d_qkv = backend.rows(scoped, 3 * total, Format::ProjectionGradient)?;
-        let from =
-            SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
+        let from = SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
         backend.self_attention_backward(&attention, from, &mut d_qkv)?;
         let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
         // Of the prompt's rows alone nothing below is learnt from.
@@ -116,8 +115,7 @@ impl Case for Layer {
 }
 
 fn attention(lengths: &[(usize, usize)], side: Side, scope: Scope, heads: Heads, width: usize, dropped: f64) {
-    let mut case =
-        Layer { lengths: lengths.to_vec(), side, scope, heads, width, dropped, below: false };
+    let mut case = Layer { lengths: lengths.to_vec(), side, scope, heads, width, dropped, below: false };
     let longest = lengths.iter().map(|(n, t)| n + t + PROMPT).max().unwrap_or(0);
     // bf16: q, k, v, the probabilities, o, d_scores and d_qkv are each rounded once, and scores of size s move a
     // probability by s roundings.

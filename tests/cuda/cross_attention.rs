@@ -2,7 +2,8 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, Readers, Residual, ResidualProjection, Side, SiteKind,
+    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, Readers, Residual,
+    ResidualProjection, Side, SiteKind,
 };
 use promptmix::cuda::Precision;
 
@@ -116,8 +117,7 @@ impl Case for Projected {
         let start = backend.place(&numbers(7, targets * width, 1.0), width, Format::Residual)?;
         let mut input = Residual::new(backend, targets, width)?;
         let (side, weight) = (Side::Decoder, &before);
-        let first =
-            ResidualProjection { batch, side, y: &y, weight, mask: None, epsilon: 1e-6, x: &start };
+        let first = ResidualProjection { batch, side, y: &y, weight, mask: None, epsilon: 1e-6, x: &start };
         backend.add_project(first, &mut input)?;
         let mut q = backend.rows(targets, total, Format::Operand)?;
         backend.cross_project(&cross, &input, &w_q, &mut q)?;

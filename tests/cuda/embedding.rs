@@ -8,7 +8,8 @@ use promptmix::cuda::embedding::{EmbeddedRows, Embedding as RawEmbedding};
 use promptmix::cuda::{DropoutMask, Packed};
 
 use crate::device::{
-    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, narrowed, numbers, partial_squares, roundings, sums,
+    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, narrowed, numbers, partial_squares,
+    roundings, sums,
 };
 
 /// Rows of a table among prompt rows, dropped; then a final norm over them, and back through both.

@@ -187,3 +187,34 @@ fn every_objective_has_its_own_graph() {
     assert_eq!(buckets, 3);
     assert!(eager[0] == eager[4] && eager[1] == eager[3] && eager[0] != eager[1] && eager[0] != eager[2]);
 }
+
+/// Floating-point operations are those of the algorithm on the batch's own rows, on either device, whatever a captured graph has
+/// room for.
+#[test]
+fn operations_are_counted_as_the_cpu_counts_them() {
+    let scorers =
+        [None, Some(Scorer::Bottleneck), Some(Scorer::Linear), Some(Scorer::Token), Some(Scorer::Constant)];
+    for (scorer, activation, longest) in scorers
+        .into_iter()
+        .map(|scorer| (scorer, Activation::Relu, 3))
+        // Long targets are not absorbed.
+        .chain([(Some(Scorer::Bottleneck), Activation::GatedGelu, 40)])
+    {
+        let mut setting = setting(activation, 0.0, 1);
+        setting.mixing.scorer = scorer;
+        let config = config(activation, true);
+        let batch = setting.pack(&examples(3, &config, &[(5, longest), (19, 1), (8, 2)]));
+        let weights = vec![1.0; batch.labels().len()];
+        let batch = batch.weighted(weights).expect("a weight a row");
+        let cpu = setting.build::<f32>(1);
+        let mut state = cpu.backend.state(&cpu.mixture.layout, &cpu.values, 1).expect("a state");
+        let before = cpu.backend.operations();
+        cpu.model.issue(&cpu.backend, &cpu.mixture, &mut state, &batch, None).expect("a pass");
+        let expected = cpu.backend.operations() - before;
+        let Some((case, _gpu)) = built(&setting, true) else { return };
+        let mut state = case.backend.state(&case.mixture.layout, &case.values, 1).expect("a state");
+        let micro = MicroBatch { batch: &batch, dropout: None, first: true, last: None };
+        let found = case.model.step_operations(&case.backend, &case.mixture, &mut state, &micro);
+        assert_eq!(found.expect("a count"), Some(expected), "{scorer:?}, {activation:?}");
+    }
+}

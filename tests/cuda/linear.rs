@@ -2,8 +2,8 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    Activation, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Projection, Readers, Residual,
-    ResidualProjection, ResidualProjectionBackward, Side, SiteKind,
+    Activation, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Projection, Readers,
+    Residual, ResidualProjection, ResidualProjectionBackward, Side, SiteKind,
 };
 use promptmix::cuda::feed_forward::{EachRow, Gate};
 use promptmix::cuda::linear::{Epilogue, Linear, Norm, NormBackward};
@@ -11,8 +11,8 @@ use promptmix::cuda::{DropoutMask, Sequences};
 use promptmix::verify::Tolerance;
 
 use crate::device::{
-    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, matrix, numbers, partial_squares, reciprocals,
-    roundings, sums,
+    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, matrix, numbers, partial_squares,
+    reciprocals, roundings, sums,
 };
 
 /// x_next = x + mask(y W^T) behind y = inner rows, then z = r·x_next W^T, and d_y of the first.

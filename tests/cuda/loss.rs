@@ -141,7 +141,8 @@ fn launched_alone_on_buffers_of_ones_own() {
     let (hidden, head) = (up(&hidden), up(&head));
     let mean = stream.clone_htod(&mean).expect("an upload");
     let label_rows = LabelRows::new(stream, &labels, &weights).expect("labels");
-    let plan = |rows| Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
+    let plan =
+        |rows| Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
     let (labels, plan_of_rows) = (label_rows.rows(), plan(rows));
     let entropy = RawCrossEntropy { labels, plan: plan_of_rows, head: &head, objective, mean: Some(&mean) };
     let lengths = plan_of_rows.scratch();

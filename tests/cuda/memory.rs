@@ -87,7 +87,8 @@ fn an_arena_is_little_larger_than_what_is_in_use() {
         let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
         let before = cuda.peak_bytes();
         // Without a recorder every buffer is an allocation of its own.
-        let batch = case.batch.clone().with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
+        let batch =
+            case.batch.clone().with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
         let dropout = DropoutStep::new(0.1, 0, &[1]);
         case.model.issue(cuda, &case.mixture, &mut state, &batch, dropout.as_ref()).expect("a step");
         let used = cuda.peak_bytes() - before;

@@ -189,7 +189,8 @@ fn raw_mixture(case: &Mixture) {
     let values = some(&numbers(3, runs * layout.len(), (width as f64).powf(-0.5)));
     let values = values.slice(0..runs * layout.len());
     let mut x = raw.floats(&vec![77.0; rows * width]);
-    let mut mix = PromptMix::new(kernels, packed.described(), &mixing, &layout, sources, runs).expect("a shape");
+    let mut mix =
+        PromptMix::new(kernels, packed.described(), &mixing, &layout, sources, runs).expect("a shape");
     let frozen = (sources > 0).then_some(FrozenSources { prompts: &frozen, keys: &keys });
     let forward = MixForward { table: &table, sources: frozen, values: &values, x: &mut x };
     mix.forward(kernels, forward).expect("forward");

@@ -11,8 +11,8 @@ use promptmix::cuda::{DeviceDropout, DropoutMask, Sequences};
 use promptmix::verify::Tolerance;
 
 use crate::device::{
-    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, matrix, narrowed, numbers, partial_squares,
-    reciprocals, roundings, sums,
+    Bounds, Case, Place, Raw, Results, batch, dropout, follow, mask_of, matrix, narrowed, numbers,
+    partial_squares, reciprocals, roundings, sums,
 };
 
 /// A final norm behind a ReLU feed-forward, and back through both: the norm's backward finds the inner products that the
@@ -35,13 +35,15 @@ impl Case for Last {
         let (rows, inner, epsilon) = (batch.rows(side), 2 * width, 1e-6);
         let dropout = dropout(self.dropped);
         let weight = |seed, out, input| backend.weight(matrix(seed, out, input), out, input, Readers::Many);
-        let (before, w_in, w_out) = (weight(1, width, width)?, weight(2, inner, width)?, weight(3, width, inner)?);
+        let (before, w_in, w_out) =
+            (weight(1, width, width)?, weight(2, inner, width)?, weight(3, width, inner)?);
         let gain = backend.weight(narrowed(&numbers(4, width, 1.0)), 1, width, Readers::Lookup)?;
         let gain = self.gain.then_some(&gain);
         let y = backend.place(&numbers(5, rows * width, 1.0), width, Format::Operand)?;
         let start = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
         let mut below = Residual::new(backend, rows, width)?;
-        let first = ResidualProjection { batch, side, y: &y, weight: &before, mask: None, epsilon, x: &start };
+        let first =
+            ResidualProjection { batch, side, y: &y, weight: &before, mask: None, epsilon, x: &start };
         backend.add_project(first, &mut below)?;
         let feed_forward = FeedForward {
             batch,

@@ -152,7 +152,10 @@ fn a_launch_is_ordered_with_the_work_of_another_stream_on_its_operands() {
         assert!(gpu.take_reports().is_empty(), "no two streams met");
         let v = &numbers(1, 3 * NUMBERS, 0.5)[2 * HEADS.total()..3 * HEADS.total()];
         for (found, expected) in o.iter().zip(v) {
-            assert!((found.to_f64() - expected).abs() <= expected.abs() / 256.0, "the first row repeats its v");
+            assert!(
+                (found.to_f64() - expected).abs() <= expected.abs() / 256.0,
+                "the first row repeats its v"
+            );
         }
         assert!(again.iter().all(|value| value.to_f32() == 0.0), "attention over zeros");
     }

@@ -4,10 +4,11 @@
 use half::bf16;
 use promptmix::Result;
 use promptmix::backend::{
-    Activation, Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Embedding, EmbeddingOps, Example,
-    FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward, Format, Head, Heads, LinearOps, LossOps,
-    Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep, Projection, ProjectionBackward, Readers, Residual, Scope, Scorer,
-    SelfAttention, SelfAttentionBackward, SelfAttentionOps, Side, StateLayout,
+    Activation, Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Embedding,
+    EmbeddingOps, Example, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
+    Format, Head, Heads, LinearOps, LossOps, Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep,
+    Projection, ProjectionBackward, Readers, Residual, Scope, Scorer, SelfAttention, SelfAttentionBackward,
+    SelfAttentionOps, Side, StateLayout,
 };
 use promptmix::cuda::linear::{Epilogue, Linear};
 use promptmix::cuda::{Cuda, Precision, Sequences};

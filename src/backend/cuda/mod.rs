@@ -22,10 +22,10 @@ pub use cudarc;
 pub use ops::packing::{
     Described, DeviceDropout, DropoutMask, LabelRows, Packed, PackedRows, PairedSequences, Sequences,
 };
+pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
     attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer,
 };
-pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use runtime::devices::{DeviceInfo, devices, driver_version, usable_device};
 pub use runtime::kernels::{ARCHITECTURES, COMPILER, FATBINS, Kernel, Kernels};
 pub use runtime::memory::Buffer;

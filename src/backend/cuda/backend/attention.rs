@@ -24,10 +24,24 @@ impl Cuda {
         })
     }
 
-    /// Counts the operations of a forward pass.
-    pub(super) fn count_attention(&self, of: &Attention<'_>) {
-        let (queries, keys) = (of.queries.all(), of.keys.all());
-        self.count((4 * queries * of.heads.total() * keys / of.queries.examples().max(1)) as u64);
+    /// Counts the operations of `products` over the pairs of a query and a key.
+    pub(super) fn count_pairs(&self, of: &Attention<'_>, products: usize) {
+        let batch = of.queries.batch().batch();
+        let rows = |side, b| batch.range(side, b).len();
+        let pairs = (0..batch.examples()).map(|b| rows(of.queries.side(), b) * rows(of.keys.side(), b));
+        self.count(2 * products * of.heads.total() * pairs.sum::<usize>());
+    }
+
+    /// Counts the operations of a self attention's backward pass: scores, d_p, d_q, d_k and d_v, of which the gradients are those of
+    /// the scope's rows. A query beyond them sends gradient to their keys and values alone.
+    fn count_backward(&self, of: &Attention<'_>) {
+        let batch = of.queries.batch().batch();
+        let operations = (0..batch.examples()).map(|b| {
+            let all = batch.range(of.queries.side(), b).len();
+            let scoped = batch.scoped_range(of.queries.side(), of.queries.scope(), b).len();
+            3 * scoped * all + 2 * scoped * scoped + 4 * (all - scoped) * scoped
+        });
+        self.count(2 * of.heads.total() * operations.sum::<usize>());
     }
 
     /// Room for delta, where backward needs it.
@@ -63,7 +77,7 @@ impl SelfAttentionOps for Cuda {
     ) -> Result<()> {
         of.check(qkv, o, log_sum_exp)?;
         let attention = self.self_attention_of(of, Scope::All)?;
-        self.count_attention(&attention);
+        self.count_pairs(&attention, 2);
         let input = AttentionInput::Packed(qkv.operand()?);
         attention.forward(self.kernels(), input, o.operand_mut()?, log_sum_exp.float_mut()?)
     }
@@ -76,6 +90,7 @@ impl SelfAttentionOps for Cuda {
     ) -> Result<()> {
         of.check_backward(&from, d_qkv)?;
         let attention = self.self_attention_of(of, from.scope)?;
+        self.count_backward(&attention);
         let mut inner = self.allocate(attention.queries.count() * 2 * of.heads.count)?;
         d_qkv.inner = None;
         let known = from.d_o.inner.as_ref();

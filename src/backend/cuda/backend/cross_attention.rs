@@ -177,10 +177,11 @@ impl Cuda {
     /// Counts the operations of `heads` products of heads and `pairs` products over the pairs.
     fn count_absorbed(&self, shape: &AbsorbedShape<'_>, heads: usize, pairs: usize) {
         let batch = shape.batch.batch();
-        let (sources, targets) = (batch.rows(Side::Encoder), batch.rows(Side::Decoder));
-        let of_heads = targets * shape.heads.total() * shape.depth;
-        let of_pairs = targets * shape.heads.count * (sources / batch.examples().max(1)) * shape.depth;
-        self.count(2 * (heads * of_heads + pairs * of_pairs) as u64);
+        let rows = |side, b| batch.range(side, b).len();
+        let of_heads = batch.real_rows(Side::Decoder) * shape.heads.total() * shape.depth;
+        let of_pairs = (0..batch.examples()).map(|b| rows(Side::Decoder, b) * rows(Side::Encoder, b));
+        let of_pairs = of_pairs.sum::<usize>() * shape.heads.count * shape.depth;
+        self.count(2 * (heads * of_heads + pairs * of_pairs));
     }
 
     fn attend_absorbed(
@@ -268,7 +269,7 @@ impl Cuda {
         let mut log_sum_exp = self.activation(q.rows(), of.heads.count, Format::Float)?;
         self.product(rows, h.operand()?, of.w_k, Epilogue::Plain { z: k.operand_mut()? })?;
         self.product(rows, h.operand()?, of.w_v, Epilogue::Plain { z: v.operand_mut()? })?;
-        self.count_attention(&attention);
+        self.count_pairs(&attention, 2);
         let input = AttentionInput::Apart { q: all(q)?, k: all(&k)?, v: all(&v)? };
         attention.forward(self.kernels(), input, o.operand_mut()?, log_sum_exp.float_mut()?)?;
         Ok(Plain { k, v, log_sum_exp })
@@ -286,6 +287,7 @@ impl Cuda {
         let mut inner = self.room_for_inner(d_q.as_deref_mut(), from.q.rows() * of.heads.count)?;
         let mut d_k = self.activation(from.h.rows(), total, Format::Operand)?;
         let mut d_v = self.activation(from.h.rows(), total, Format::Operand)?;
+        self.count_pairs(&attention, 3 + usize::from(d_q.is_some()));
         let mut delta = self.room_for_delta(&attention)?;
         let backward = AttentionBackward {
             input: AttentionInput::Apart { q: all(from.q)?, k: all(&kept.k)?, v: all(&kept.v)? },

@@ -10,8 +10,7 @@ impl EmbeddingOps for Cuda {
         of.check(output)?;
         output.r.epsilon = of.epsilon as f32;
         let rows = self.described(of.batch)?.rows(of.side);
-        let embedding =
-            launch::Embedding { rows, width: of.table.shape()[1], mask: self.mask(of.mask)? };
+        let embedding = launch::Embedding { rows, width: of.table.shape()[1], mask: self.mask(of.mask)? };
         let (x, copy) = output.x.residual_mut()?;
         let written = launch::EmbeddedRows { x, copy, partials: output.r.float_mut()? };
         embedding.forward(self.kernels(), of.table.float()?, written)

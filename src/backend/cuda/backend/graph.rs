@@ -158,7 +158,7 @@ impl Cuda {
             }
         };
         graph.0.launch().map_err(|error| driver("launch a captured step", error))?;
-        self.count(entry.needs.operations);
+        self.operations.set(self.operations.get() + entry.needs.operations);
         recorder.replays += 1;
         Ok(())
     }
@@ -178,7 +178,12 @@ impl Cuda {
 
     /// Issues `work` without launching anything, to learn what it takes. It also loads every kernel, which a capture must
     /// not.
-    fn rehearse(&self, input: &Input, micro: &MicroBatch<'_>, work: impl FnOnce() -> Result<()>) -> Result<Needs> {
+    fn rehearse(
+        &self,
+        input: &Input,
+        micro: &MicroBatch<'_>,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<Needs> {
         let memory = self.memory.rehearsal();
         let before = self.operations.get();
         input.tell(self, micro);
@@ -200,6 +205,16 @@ impl Cuda {
         let roomy = Bucket::of(micro).roomy(micro.batch);
         let input = Input::new(self, &roomy, micro)?;
         Ok(self.rehearse(&input, micro, || work(&roomy))?.bytes)
+    }
+
+    /// Floating-point operations of `work` for `micro`, without the room of its bucket.
+    pub(super) fn rehearsed_operations(
+        &self,
+        micro: &MicroBatch<'_>,
+        mut work: impl FnMut(&Batch) -> Result<()>,
+    ) -> Result<u64> {
+        let input = Input::new(self, micro.batch, micro)?;
+        Ok(self.rehearse(&input, micro, || work(micro.batch))?.operations)
     }
 
     fn capture(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {

@@ -59,7 +59,7 @@ impl Cuda {
         let cut = Cut::new(self.precision(), self.info(), m, n, k);
         let mut parts: Buffer<f32> = self.allocate(cut.workspace())?;
         let counters = self.counters(cut.counters())?;
-        self.count(2 * (m * n * k) as u64);
+        self.count(2 * rows.real() * n * k);
         product.launch(self.kernels(), &cut, Workspace { parts: write(&mut parts), counters }, epilogue)
     }
 
@@ -186,8 +186,7 @@ impl LinearOps for Cuda {
             return self.product_backward(rows, a, of.weight, Epilogue::Plain { z: d_y.operand_mut()? });
         };
         let mut delta = self.allocate(rows.count() * heads.count)?;
-        let epilogue =
-            Epilogue::Delta { y: y.operand()?, z: d_y.operand_mut()?, inner: write(&mut delta) };
+        let epilogue = Epilogue::Delta { y: y.operand()?, z: d_y.operand_mut()?, inner: write(&mut delta) };
         self.product_backward(rows, a, of.weight, epilogue)?;
         d_y.inner = Some(delta);
         Ok(())

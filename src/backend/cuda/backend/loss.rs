@@ -45,7 +45,7 @@ impl LossOps for Cuda {
         let mut label_logits: Buffer<f32> = self.allocate(rows)?;
         let mut weighted: Buffer<f32> =
             self.allocate(if d_hidden.is_some() { lengths.weighted } else { 0 })?;
-        let products = 1 + u64::from(d_hidden.is_some());
+        let products = 1 + usize::from(d_hidden.is_some());
         let gradient = match d_hidden {
             Some(d_hidden) => {
                 Some(HiddenGradient { d_hidden: d_hidden.float_mut()?, weighted: &mut weighted })
@@ -70,7 +70,7 @@ impl LossOps for Cuda {
             greedy: &mut kept.greedy,
         };
         let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
-        self.count(products * 2 * (rows * vocabulary * width) as u64);
+        self.count(products * 2 * batch.real_rows(Side::Decoder) * vocabulary * width);
         entropy.launch(self.kernels(), hidden.operand()?, scratch, written, gradient)?;
         Ok(kept)
     }

@@ -54,6 +54,23 @@ impl MixKept {
 }
 
 impl Cuda {
+    /// Counts the products of the scorer's matrices, `down_and_up` with each of the bottleneck's, and of the weights with the sources.
+    fn count_mixture(
+        &self,
+        of: &Mix<'_, Self>,
+        layout: &StateLayout,
+        down_and_up: usize,
+        with_sources: bool,
+    ) {
+        let (batch, width) = (of.batch.examples(), layout.width);
+        let has = |name| usize::from(layout.segment(name).is_some());
+        let scorer = down_and_up * has("w_down") * width * layout.rank + has("weight") * width * width;
+        let together =
+            with_sources && of.mixing.scorer.is_some() && of.mixing.attention_rows(layout.prompt_length) == 1;
+        let sources = of.sources.filter(|_| together).map_or(0, |sources| sources.shape.iter().product());
+        self.count(2 * batch * (scorer + sources));
+    }
+
     fn mixture<'a>(&self, of: &Mix<'a, Self>, layout: &'a StateLayout, runs: usize) -> Result<Mixture<'a>> {
         let count = of.sources.map_or(0, |sources| sources.shape[0]);
         Mixture::new(self.described(of.batch)?, of.mixing, layout, count, runs)
@@ -79,6 +96,7 @@ impl MixOps for Cuda {
     fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixKept> {
         of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "x", x)?;
         of.check_table(table, x.shape()[1])?;
+        self.count_mixture(of, &state.layout, 2, true);
         let mixture = self.mixture(of, &state.layout, state.runs)?;
         let mut kept =
             Kept::new(&mixture.lengths(), |length| self.allocate(length), |length| self.allocate(length))?;
@@ -95,6 +113,7 @@ impl MixOps for Cuda {
     fn mix_backward(&self, of: &Mix<'_, Self>, kept: &MixKept, d_x: &Rows, state: &mut State) -> Result<()> {
         of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "d_x", d_x)?;
         let State { layout, runs, values, gradient, .. } = state;
+        self.count_mixture(of, layout, 3, false);
         let mixture = self.mixture(of, layout, *runs)?;
         let mut scratch = Scratch::new(&mixture.lengths(), |length| self.allocate(length))?;
         let operands =

@@ -160,7 +160,8 @@ impl Cuda {
         let a = self.activation_of(&a, size, Format::Operand)?;
         let mut out = self.activation(size, size, Format::Operand)?;
         let rows = self.described(&batch)?.rows(Side::Decoder);
-        let mut product = || self.product(rows, a.operand()?, &weight, Epilogue::Plain { z: out.operand_mut()? });
+        let mut product =
+            || self.product(rows, a.operand()?, &weight, Epilogue::Plain { z: out.operand_mut()? });
         product()?;
         self.synchronize()?;
         let started = std::time::Instant::now();
@@ -228,9 +229,10 @@ impl Cuda {
         self.kernels.stream().memset_zeros(buffer).map_err(|error| driver("clear a buffer", error))
     }
 
-    /// Counts floating-point operations of a matrix product.
-    fn count(&self, operations: u64) {
-        self.operations.set(self.operations.get() + operations);
+    /// Counts floating-point operations of a matrix product: those of rows that there are, and of the algorithm, whatever a kernel
+    /// computes twice, so that every device counts alike.
+    fn count(&self, operations: usize) {
+        self.operations.set(self.operations.get() + operations as u64);
     }
 }
 
@@ -311,5 +313,13 @@ impl Backend for Cuda {
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<usize> {
         self.rehearsed_bytes(micro, work)
+    }
+
+    fn counted_operations(
+        &self,
+        micro: &MicroBatch<'_>,
+        work: impl FnMut(&Batch) -> Result<()>,
+    ) -> Result<Option<u64>> {
+        self.rehearsed_operations(micro, work).map(Some)
     }
 }

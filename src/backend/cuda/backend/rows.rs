@@ -50,9 +50,7 @@ impl Operand {
     /// The numbers in `range`.
     fn download(&self, cuda: &Cuda, range: std::ops::Range<usize>) -> Result<Vec<f32>> {
         match self {
-            Self::Bf16(buffer) => {
-                Ok(cuda.download_part(buffer, range)?.into_iter().map(f32::from).collect())
-            }
+            Self::Bf16(buffer) => Ok(cuda.download_part(buffer, range)?.into_iter().map(f32::from).collect()),
             Self::F32(buffer) => cuda.download_part(buffer, range),
         }
     }

@@ -31,9 +31,8 @@ pub(crate) fn describe(batch: &Batch) -> (Vec<i32>, [usize; 3]) {
     };
     let prompt = batch.prompt_length();
     let encoder_ids = || {
-        (0..examples).flat_map(|b| {
-            std::iter::repeat_n(-1, prompt).chain(batch.source(b).iter().map(|&id| id as i32))
-        })
+        (0..examples)
+            .flat_map(|b| std::iter::repeat_n(-1, prompt).chain(batch.source(b).iter().map(|&id| id as i32)))
     };
     let integers = |ids: &[u32]| bytemuck::cast_slice::<u32, i32>(ids).to_vec();
     let per_example = |field: &dyn Fn(usize) -> i32| (0..examples).map(field).collect::<Vec<i32>>();

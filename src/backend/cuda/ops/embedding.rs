@@ -55,14 +55,20 @@ impl Embedding<'_> {
             table: operands.read("table", table, table.len())?,
             x: operands.write("x", written.x, numbers)?,
             copy: super::copy_of(&mut operands, written.copy, numbers)?,
-            partials: operands.write("partials", written.partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
+            partials: operands.write(
+                "partials",
+                written.partials,
+                rows * self.width.div_ceil(NORM_COLUMNS),
+            )?,
             mask: self.mask.read(&mut operands)?,
             side: side_number(self.rows.side()),
             width: self.width as i32,
             ..EmbedArguments::default()
         };
         // SAFETY: lengths were checked, the batch's ids are below its vocabulary, and rows beyond the batch's exit.
-        unsafe { launch_rows(kernels, Kernel { file: "embedding", name: "embed" }, rows, &arguments, &operands) }
+        unsafe {
+            launch_rows(kernels, Kernel { file: "embedding", name: "embed" }, rows, &arguments, &operands)
+        }
     }
 
     /// Launches the backward pass: the mask on the prompt rows of `d_x` \[rows, D\] in f32; nothing without a mask. The rows must be

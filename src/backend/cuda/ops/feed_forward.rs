@@ -88,7 +88,12 @@ impl<'g> Gate<'g> {
         arguments.a = operands.matrix("d_a", d_a, precision, rows * self.width)?;
         arguments.dz = operands.matrix_mut("dz", dz, precision, rows * 2 * self.width)?;
         arguments.inner = operands.write("inner", inner, rows)?;
-        self.launch(kernels, precision.named("gate_backward_bf16", "gate_backward_f32"), &arguments, &operands)
+        self.launch(
+            kernels,
+            precision.named("gate_backward_bf16", "gate_backward_f32"),
+            &arguments,
+            &operands,
+        )
     }
 }
 

@@ -255,7 +255,12 @@ impl Product<'_> {
         }
         if !(if self.backward { backward } else { forward }) {
             let way = if self.backward { "backward" } else { "forward" };
-            return Err(Error::tensor("the epilogue", format!("one of a {way} product"), format!("{follows:?}"), ""));
+            return Err(Error::tensor(
+                "the epilogue",
+                format!("one of a {way} product"),
+                format!("{follows:?}"),
+                "",
+            ));
         }
         if self.rows.scope() == Scope::Prompt && follows != Follows::NormBackward {
             return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
@@ -310,12 +315,18 @@ impl<'a> Linear<'a> {
         check_width(input)?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
         let device = devices::info(kernels.context())?;
-        let cuts = [[out, input], [input, out]]
-            .map(|[n, k]| Cut::new(Precision::Bf16, &device, rows.count(), n, k));
+        let cuts =
+            [[out, input], [input, out]].map(|[n, k]| Cut::new(Precision::Bf16, &device, rows.count(), n, k));
         let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace().max(1)).map_err(fail);
         let workspace = [room(&cuts[0])?, room(&cuts[1])?];
         let most = cuts.iter().map(Cut::counters).max().unwrap_or(0).max(1);
-        Ok(Self { rows, shape: [out, input], cuts, workspace, counters: stream.alloc_zeros(most).map_err(fail)? })
+        Ok(Self {
+            rows,
+            shape: [out, input],
+            cuts,
+            workspace,
+            counters: stream.alloc_zeros(most).map_err(fail)?,
+        })
     }
 
     /// Launches a W^T: `a` \[rows, in\] and `weight` \[out, in\] in bf16.

@@ -4,7 +4,8 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::packing::{DropoutMask, PackedRows};
 use super::{
-    FinalNormArguments, FinalNormBackwardArguments, NORM_COLUMNS, check_width, copy_of, launch_rows, side_number,
+    FinalNormArguments, FinalNormBackwardArguments, NORM_COLUMNS, check_width, copy_of, launch_rows,
+    side_number,
 };
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};

@@ -96,6 +96,14 @@ impl<'a> PackedRows<'a> {
         }
     }
 
+    /// How many there are, whatever the batch's capacity.
+    pub(crate) fn real(&self) -> usize {
+        match self.scope {
+            Scope::All => self.of.batch.real_rows(self.side),
+            Scope::Prompt => self.count(),
+        }
+    }
+
     /// How many the whole side has.
     pub fn all(&self) -> usize {
         self.of.batch.rows(self.side)
@@ -303,7 +311,9 @@ impl DeviceDropout {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, step: &DropoutStep) -> Result<Self> {
-        let words = stream.clone_htod(&dropout_words(step)).map_err(|error| driver("copy dropout to the GPU", error))?;
+        let words = stream
+            .clone_htod(&dropout_words(step))
+            .map_err(|error| driver("copy dropout to the GPU", error))?;
         Ok(Self { words })
     }
 

@@ -207,7 +207,11 @@ impl Memory {
             }
             Source::Rehearsal(places) => {
                 let start = locked(places).take(bytes).ok_or_else(|| {
-                    Error::device("foresee the memory of a step", format!("{bytes} bytes more than addresses"), "")
+                    Error::device(
+                        "foresee the memory of a step",
+                        format!("{bytes} bytes more than addresses"),
+                        "",
+                    )
                 })?;
                 // SAFETY: nothing is launched or copied in a rehearsal, so that the address is never used; null is kept
                 // for what kernels take as absent.
@@ -299,7 +303,8 @@ impl<T> Buffer<T> {
     /// # Errors
     /// None of a buffer that is in use.
     pub fn view(&self) -> Result<CudaView<'_, T>> {
-        let gone = || Error::device("use a buffer", "it was given back", "this is a defect of promptmix: report it");
+        let gone =
+            || Error::device("use a buffer", "it was given back", "this is a defect of promptmix: report it");
         let slice = self.slice.as_ref().ok_or_else(gone)?;
         // SAFETY: the slice holds at least `length` numbers of T, any bits are a T, and it is aligned to 256 bytes.
         unsafe { slice.transmute(self.length) }.ok_or_else(gone)

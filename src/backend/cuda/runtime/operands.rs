@@ -151,19 +151,6 @@ impl<'a> Operands<'a> {
         from.map_or(Ok(0), |from| self.read(what, from, length))
     }
 
-    /// As [`Operands::write`]; 0 for none.
-    pub(crate) fn write_if<T>(
-        &mut self,
-        what: &str,
-        to: Option<&'a mut (dyn DevicePtrMut<T> + '_)>,
-        length: usize,
-    ) -> Result<u64> {
-        match to {
-            Some(to) => self.write(what, to, length),
-            None => Ok(0),
-        }
-    }
-
     /// Adds a matrix operand that the launch reads, which must be in `precision`.
     ///
     /// # Errors
