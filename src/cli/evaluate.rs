@@ -13,7 +13,7 @@ use crate::evaluate::Evaluation;
 use crate::experiment::Spread;
 use crate::model::Frozen;
 use crate::train::{
-    self, EvaluationRecord, Evaluations, FoundRun, RunFolder, Saved, TrainedRun, differing_settings,
+    self, EvaluationRecord, Evaluations, FoundRun, RunFolder, RunManifest, TrainedRun, differing_settings,
 };
 
 /// Flags of `promptmix evaluate`.
@@ -84,7 +84,7 @@ impl Arguments {
         })
     }
 
-    fn judge_one<B: Backend>(&self, backend: &B, found: &FoundRun, saved: &Saved) -> Result<ExitCode> {
+    fn judge_one<B: Backend>(&self, backend: &B, found: &FoundRun, saved: &RunManifest) -> Result<ExitCode> {
         let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
         super::say_moved(saved, &found.path, &model);
         let mut means = Vec::new();
@@ -104,7 +104,7 @@ impl Arguments {
         &self,
         backend: &B,
         found: &[FoundRun],
-        saved: &[Saved],
+        saved: &[RunManifest],
     ) -> Result<ExitCode> {
         let width = found.iter().map(|run| run.name.chars().count()).max().unwrap_or(0);
         let (mut results, mut failed) = (Vec::new(), false);
@@ -155,7 +155,7 @@ impl Arguments {
     fn load<'a, 'b, B: Backend>(
         &self,
         backend: &'b B,
-        runs: impl Iterator<Item = (&'a FoundRun, &'a Saved)>,
+        runs: impl Iterator<Item = (&'a FoundRun, &'a RunManifest)>,
     ) -> Result<(Frozen<'b, B>, PathBuf)> {
         let mut places = runs.map(|(found, saved)| saved.model(&found.path, self.model.as_deref()));
         let first = places.next().unwrap_or_else(|| Err(Error::setting("--run", "a run", "none", "")));
@@ -172,7 +172,7 @@ impl Arguments {
         &self,
         frozen: &Frozen<'_, B>,
         found: &FoundRun,
-        saved: &Saved,
+        saved: &RunManifest,
         done: &mut dyn FnMut(Judged),
     ) -> Result<()> {
         // What could not be kept is refused before the work.
@@ -209,7 +209,7 @@ impl Arguments {
         &self,
         run: &TrainedRun<'_, B>,
         found: &FoundRun,
-        saved: &Saved,
+        saved: &RunManifest,
         is_own_task: bool,
     ) -> Result<Judged> {
         let names: Vec<&str> = run.tasks().iter().map(|task| task.name.as_str()).collect();
@@ -315,7 +315,7 @@ fn line(tasks: &[Judged]) -> String {
 }
 
 /// Prints mean and standard deviation of every metric of every task over the runs that have it.
-fn summarise(results: &[(usize, Vec<Judged>)], saved: &[Saved]) {
+fn summarise(results: &[(usize, Vec<Judged>)], saved: &[RunManifest]) {
     let mut columns: Vec<(&str, String)> = Vec::new();
     for judged in results.iter().flat_map(|(_, tasks)| tasks) {
         for (metric, _) in &judged.evaluation.scores.values {
@@ -327,7 +327,7 @@ fn summarise(results: &[(usize, Vec<Judged>)], saved: &[Saved]) {
     }
     let mut differing: Vec<String> = Vec::new();
     for (task, metric) in &columns {
-        let having: Vec<(&Saved, &Judged)> = results
+        let having: Vec<(&RunManifest, &Judged)> = results
             .iter()
             .filter_map(|(place, tasks)| {
                 Some((&saved[*place], tasks.iter().find(|judged| judged.task == *task)?))
@@ -348,7 +348,7 @@ fn summarise(results: &[(usize, Vec<Judged>)], saved: &[Saved]) {
             let Spread { mean, deviation, .. } = Spread::new(*task, &values);
             println!("{task} {metric}: mean {mean:.4}, standard deviation {deviation:.4} over {of}");
         }
-        let runs: Vec<&Saved> = having.iter().map(|(saved, _)| *saved).collect();
+        let runs: Vec<&RunManifest> = having.iter().map(|(saved, _)| *saved).collect();
         for setting in differing_settings(&runs) {
             if !differing.contains(&setting) {
                 differing.push(setting);

@@ -28,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::pretrained;
-use crate::train::Saved;
+use crate::train::RunManifest;
 
 /// Attentional mixtures of soft prompts (ATTEMPT) on a frozen T5.
 #[derive(Debug, Parser)]
@@ -103,7 +103,7 @@ fn warn(warnings: &[String]) {
 }
 
 /// Says which of a run's things were found elsewhere than its settings have them.
-fn say_moved(saved: &Saved, run: &Path, model: &Path) {
+fn say_moved(saved: &RunManifest, run: &Path, model: &Path) {
     let (before, now) = (&saved.config, saved.located(run));
     let say = |what: &str, before: &Path, now: &Path| {
         if before != now {

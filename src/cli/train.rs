@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::experiment::{FewShotRuns, Together};
 use crate::model::Frozen;
 use crate::pretrained;
-use crate::train::{self, Monitor, Ranks, RunFolder, Saved, Silent, Trainer};
+use crate::train::{self, Monitor, Ranks, RunFolder, RunManifest, Silent, Trainer};
 
 /// Few-shot runs that share a batch.
 const DRAWS: usize = 5;
@@ -104,7 +104,7 @@ impl Arguments {
         &self,
         backend: &B,
         config: &RunConfig,
-        begun: Option<&Saved>,
+        begun: Option<&RunManifest>,
         ranks: &Rc<dyn Ranks>,
         monitor: &mut dyn Monitor,
     ) -> Result<ExitCode> {
@@ -201,7 +201,7 @@ impl Arguments {
     }
 
     /// The settings of the run in --out to go on with, their paths where they are found now, and what it recorded.
-    fn begun(&self) -> Result<(RunConfig, Option<Saved>)> {
+    fn begun(&self) -> Result<(RunConfig, Option<RunManifest>)> {
         let (saved, begun) = match FewShotRuns::saved(&self.out)? {
             Some(runs) => {
                 let begun = runs.first_begun(&self.out);

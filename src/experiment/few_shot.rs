@@ -14,7 +14,7 @@ use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::train::{RunFolder, Saved};
+use crate::train::{RunFolder, RunManifest};
 
 /// The file in the folder of few-shot runs.
 const SUMMARY: &str = "few_shot.json";
@@ -117,10 +117,10 @@ impl FewShotRuns {
     }
 
     /// What the first of the runs below `out` that has begun recorded, with the settings of them all.
-    pub fn first_begun(&self, out: &Path) -> Option<Saved> {
+    pub fn first_begun(&self, out: &Path) -> Option<RunManifest> {
         let folders = self.config.draw_seeds().into_iter().map(|data_seed| out.join(folder_of(data_seed)));
         let saved = folders.into_iter().find_map(|folder| RunFolder::saved(&folder).ok())?;
-        Some(Saved { config: self.config.clone(), ..saved })
+        Some(RunManifest { config: self.config.clone(), ..saved })
     }
 
     /// Trains a run for each draw into folders below `out`, and judges it on the test rows if there are any. Goes on

@@ -3,7 +3,7 @@
 use super::history::{History, json, text};
 use super::labels::{NAME_BREAKS, common};
 use crate::experiment::Spread;
-use crate::train::{Saved, differing_settings, repeats};
+use crate::train::{RunManifest, differing_settings, repeats};
 
 /// Runs that repeat one another; a run without repetitions is a group of its own.
 pub(super) struct Group<'a> {
@@ -21,7 +21,7 @@ impl Group<'_> {
 
 /// The groups of `runs`, in the order of their first runs.
 pub(super) fn groups(runs: &[History]) -> Vec<Group<'_>> {
-    let saved: Vec<&Saved> = runs.iter().map(|run| &run.saved).collect();
+    let saved: Vec<&RunManifest> = runs.iter().map(|run| &run.saved).collect();
     let mut groups: Vec<Group<'_>> =
         repeats(saved.iter().map(|saved| (&saved.config, &saved.model_hash[..])))
             .into_iter()
@@ -31,7 +31,7 @@ pub(super) fn groups(runs: &[History]) -> Vec<Group<'_>> {
             })
             .collect();
     // Names that say nothing of what a group has for itself are told apart by its settings.
-    let firsts: Vec<&Saved> = groups.iter().map(|group| &group.runs[0].saved).collect();
+    let firsts: Vec<&RunManifest> = groups.iter().map(|group| &group.runs[0].saved).collect();
     let differing = differing_settings(&firsts);
     let settings = |group: &Group<'_>| {
         let config = json(&group.runs[0].saved.config);

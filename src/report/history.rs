@@ -9,7 +9,7 @@ use crate::evaluate::AttentionSpread;
 use crate::experiment::FewShotRuns;
 use crate::prompts::Prompt;
 use crate::train::{
-    EvaluationRecord, Evaluations, ExampleRecord, FoundRun, RunFolder, Saved, TaskRecord, source_names,
+    EvaluationRecord, Evaluations, ExampleRecord, FoundRun, RunFolder, RunManifest, TaskRecord, source_names,
 };
 
 /// What the mixture's own part is called.
@@ -18,7 +18,7 @@ pub(super) const TARGET: &str = "own target";
 /// A run, read back.
 pub(super) struct History {
     pub(super) name: String,
-    pub(super) saved: Saved,
+    pub(super) saved: RunManifest,
     /// Numbers that train; `None` if an older version wrote the folder and nothing was validated yet.
     pub(super) trained: Option<usize>,
     /// What it came to on test rows, where those were judged.

@@ -31,7 +31,7 @@ pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
 pub(crate) use run_folder::hexadecimal;
-pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, Saved};
+pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, RunManifest};
 #[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath};

@@ -6,13 +6,13 @@
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use super::Saved;
+use super::RunManifest;
 use crate::config::RunConfig;
 use crate::data::data_parts;
 use crate::error::{Error, Result};
 use crate::pretrained::{Checkpoint, is_hub_id, locate};
 
-impl Saved {
+impl RunManifest {
     /// The settings with the paths at which their data, sources, task files, start prompt and scorer are found now; what is
     /// found nowhere keeps its path, for the error that whoever reads it gives.
     pub fn located(&self, run: &Path) -> RunConfig {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Saved;
+use super::RunManifest;
 use crate::config::RunConfig;
 
 /// Settings that a repetition changes.
@@ -24,7 +24,7 @@ pub fn repeats<'a>(runs: impl IntoIterator<Item = (&'a RunConfig, &'a str)>) -> 
 
 /// The settings, by their names in files, that are not the same for all `runs`, seeds left out; `model` where the files
 /// differ.
-pub fn differing_settings(runs: &[&Saved]) -> Vec<String> {
+pub fn differing_settings(runs: &[&RunManifest]) -> Vec<String> {
     let all: Vec<_> = runs.iter().map(|saved| settings(&saved.config, &saved.model_hash)).collect();
     let Some(first) = all.first() else { return Vec::new() };
     let differs = |key: &&String| all.iter().any(|other| other.get(*key) != first.get(*key));

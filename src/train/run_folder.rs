@@ -33,7 +33,7 @@ const FORMAT: u32 = 2;
 /// `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Saved {
+pub struct RunManifest {
     /// The version of the folder's format.
     pub format: u32,
     /// The program's version.
@@ -57,7 +57,7 @@ pub struct Saved {
     pub effective: Option<RunConfig>,
 }
 
-impl Saved {
+impl RunManifest {
     /// Whether a target prompt is learnt: not where a scorer alone trains.
     pub fn trains_prompt(&self) -> bool {
         self.config.method != Method::Attempt || !self.config.without_target()
@@ -174,7 +174,7 @@ impl RunFolder {
     pub fn create(path: &Path, config: &RunConfig, model_hash: &str) -> Result<Self> {
         Self::create_as(
             path,
-            &Saved {
+            &RunManifest {
                 format: FORMAT,
                 promptmix: env!("CARGO_PKG_VERSION").into(),
                 model_hash: model_hash.into(),
@@ -188,7 +188,7 @@ impl RunFolder {
     }
 
     /// As [`RunFolder::create`], with all of `run.json` as it is to be.
-    pub(super) fn create_as(path: &Path, saved: &Saved) -> Result<Self> {
+    pub(super) fn create_as(path: &Path, saved: &RunManifest) -> Result<Self> {
         check_free(path)?;
         std::fs::create_dir_all(path).map_err(|source| Error::file("create", path, source))?;
         let toml = saved.config.to_toml()?;
@@ -222,7 +222,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// If `best.safetensors` is malformed.
-    pub fn trained_numbers(path: &Path, saved: &Saved) -> Result<Option<usize>> {
+    pub fn trained_numbers(path: &Path, saved: &RunManifest) -> Result<Option<usize>> {
         let best = path.join("best.safetensors");
         if saved.trained_numbers.is_some() || !best.exists() {
             return Ok(saved.trained_numbers);
@@ -272,7 +272,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// If `run.json` is missing, malformed or of another version.
-    pub fn saved(path: &Path) -> Result<Saved> {
+    pub fn saved(path: &Path) -> Result<RunManifest> {
         let file = path.join("run.json");
         let advice = "name a folder that promptmix train wrote";
         let json = match std::fs::read(&file) {
@@ -478,7 +478,7 @@ impl RunFolder {
 }
 
 /// Writes `run.json`.
-fn save_settings(path: &Path, saved: &Saved) -> Result<()> {
+fn save_settings(path: &Path, saved: &RunManifest) -> Result<()> {
     let json = serde_json::to_vec_pretty(saved)
         .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
     files::replace(&path.join("run.json"), |file| file.write_all(&json))

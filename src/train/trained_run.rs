@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::setup::{load_sources, mixture, prompt_names};
 use super::task_data::{longest_target, split_examples};
-use super::{RunFolder, Saved};
+use super::{RunFolder, RunManifest};
 use crate::backend::{Backend, Scorer};
 use crate::config::{Decoding, RunConfig};
 use crate::data::Split;
@@ -36,7 +36,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
     ///
     /// # Errors
     /// If the model is another one, or the run has no saved state; those of the device.
-    pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &Saved) -> Result<Self> {
+    pub fn open(frozen: &'a Frozen<'a, B>, folder: &Path, saved: &RunManifest) -> Result<Self> {
         saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.located(folder);
         let tasks = super::tasks(&config)?;

@@ -23,7 +23,7 @@ const HEAD: &str = "lm_head.weight";
 const TOLERANCE: f64 = 1e-5;
 
 #[derive(Clone, Deserialize)]
-struct Saved {
+struct RunManifest {
     kind: String,
     head: String,
     saved_by: String,
@@ -32,7 +32,7 @@ struct Saved {
     config: serde_json::Value,
 }
 
-fn saved() -> Vec<Saved> {
+fn saved() -> Vec<RunManifest> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints.json");
     serde_json::from_slice(&std::fs::read(path).expect("the table")).expect("a table")
 }
@@ -55,7 +55,7 @@ fn values(name: &str, shape: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-impl Saved {
+impl RunManifest {
     fn major(&self) -> &str {
         self.saved_by.split('.').next().expect("a version")
     }
@@ -144,7 +144,8 @@ fn every_kind_as_either_version_saves_it_has_transformers_loss() {
 #[test]
 fn one_model_saved_by_both_versions_has_one_hash() {
     let saved = saved();
-    let (four, five): (Vec<&Saved>, Vec<&Saved>) = saved.iter().partition(|saved| saved.major() == "4");
+    let (four, five): (Vec<&RunManifest>, Vec<&RunManifest>) =
+        saved.iter().partition(|saved| saved.major() == "4");
     assert_eq!(four.len(), 11);
     for old in four {
         let new = five.iter().find(|new| new.kind == old.kind && new.head == old.head).expect("saved again");
@@ -169,7 +170,7 @@ fn a_hash_is_what_it_was_and_a_new_combination_has_its_own() {
     let hashes: std::collections::BTreeSet<String> = saved()
         .iter()
         .filter(|saved| saved.kind.starts_with("v1.0") && saved.major() == "5")
-        .map(Saved::hash)
+        .map(RunManifest::hash)
         .collect();
     assert_eq!(hashes.len(), 4, "tied, own, copy and scaled are four models");
 }
