@@ -2,7 +2,7 @@
 
 use criterion::Criterion;
 use promptmix::Result;
-use promptmix::backend::cpu::{Cpu, CrossKept, Element, Rows, Weight};
+use promptmix::backend::cpu::{Cpu, CrossAttentionSaved, Element, Rows, Weight};
 use promptmix::backend::{
     Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Readers, Side,
 };
@@ -20,7 +20,7 @@ struct Operands<E: Element> {
     q: Rows<E>,
     h: Rows<E>,
     o: Rows<E>,
-    kept: Option<CrossKept<E>>,
+    saved: Option<CrossAttentionSaved<E>>,
     d_o: Rows<E>,
     d_q: Rows<E>,
     d_h: Rows<E>,
@@ -30,7 +30,7 @@ impl<E: Element> Operands<E> {
     fn forward(&mut self, cpu: &Cpu<E>) -> Result<()> {
         let (batch, w_k, w_v) = (&self.batch, &self.w_k, &self.w_v);
         let of = CrossAttention { batch, heads: HEADS, w_k, w_v, mask: None };
-        self.kept = cpu.cross_attention(&of, &self.q, &self.h, &mut self.o, true)?;
+        self.saved = cpu.cross_attention(&of, &self.q, &self.h, &mut self.o, true)?;
         Ok(())
     }
 }
@@ -51,7 +51,7 @@ impl Op for Cross {
             q,
             h: activation(cpu, 4, sources, WIDTH),
             o: cpu.zeros(targets, total)?,
-            kept: None,
+            saved: None,
             d_o: activation(cpu, 5, targets, total),
             d_q: cpu.zeros(targets, total)?,
             d_h: cpu.zeros(sources, WIDTH)?,
@@ -68,8 +68,8 @@ impl Op for Cross {
         }
         let (batch, w_k, w_v) = (&x.batch, &x.w_k, &x.w_v);
         let of = CrossAttention { batch, heads: HEADS, w_k, w_v, mask: None };
-        let kept = x.kept.as_ref().expect("kept by forward");
-        let from = CrossAttentionBackward { kept, q: &x.q, h: &x.h, o: &x.o, d_o: &x.d_o };
+        let saved = x.saved.as_ref().expect("kept by forward");
+        let from = CrossAttentionBackward { saved, q: &x.q, h: &x.h, o: &x.o, d_o: &x.d_o };
         cpu.cross_attention_backward(&of, from, Some(&mut x.d_q), &mut x.d_h)
     }
 

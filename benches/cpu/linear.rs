@@ -2,7 +2,7 @@
 
 use criterion::Criterion;
 use promptmix::Result;
-use promptmix::backend::cpu::{Cpu, Element, FeedForwardKept, Rows, Weight};
+use promptmix::backend::cpu::{Cpu, Element, FeedForwardSaved, Rows, Weight};
 use promptmix::backend::{
     Activation, Batch, Device, FeedForward, FeedForwardBackward, FeedForwardOps, LinearOps, Projection,
     ProjectionBackward, Readers, Residual, ResidualProjection, ResidualProjectionBackward, Scope, Side,
@@ -139,7 +139,7 @@ struct Layer<E: Element> {
     w_out: Weight<E>,
     input: Residual<Cpu<E>>,
     next: Residual<Cpu<E>>,
-    kept: Option<FeedForwardKept<E>>,
+    saved: Option<FeedForwardSaved<E>>,
 }
 
 impl<E: Element> Layer<E> {
@@ -151,7 +151,7 @@ impl<E: Element> Layer<E> {
             w_out: weight(cpu, 2, WIDTH, HIDDEN, readers(side))?,
             input: residual(cpu, 3, rows, WIDTH),
             next: Residual::new(cpu, rows, WIDTH)?,
-            kept: None,
+            saved: None,
             batch,
         })
     }
@@ -171,7 +171,7 @@ impl<E: Element> Layer<E> {
 
     fn forward(&mut self, cpu: &Cpu<E>, side: Side) -> Result<()> {
         let mut next = Residual::new(cpu, self.batch.rows(side), WIDTH)?;
-        self.kept = cpu.feed_forward(&self.frozen(side), &self.input, &mut next, true)?;
+        self.saved = cpu.feed_forward(&self.frozen(side), &self.input, &mut next, true)?;
         self.next = next;
         Ok(())
     }
@@ -209,8 +209,8 @@ impl Op for FeedForwardsBackward {
     }
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, (layer, d_x): &mut Self::Operands<E>) -> Result<()> {
-        let kept = layer.kept.as_ref().expect("kept by forward");
-        let from = FeedForwardBackward { kept, input: &layer.input, x_next: &layer.next.x };
+        let saved = layer.saved.as_ref().expect("kept by forward");
+        let from = FeedForwardBackward { saved, input: &layer.input, x_next: &layer.next.x };
         cpu.feed_forward_backward(&layer.frozen(self.0), from, d_x)
     }
 

@@ -2,7 +2,7 @@
 
 use criterion::Criterion;
 use promptmix::Result;
-use promptmix::backend::cpu::{Cpu, Element, MixKept, Rows, Sources, State, Weight};
+use promptmix::backend::cpu::{Cpu, Element, MixSaved, Rows, Sources, State, Weight};
 use promptmix::backend::{Batch, Device, Mix, MixOps, Mixing, OptimizerOps, Readers, Scorer, StateLayout};
 
 use crate::operands::{
@@ -41,7 +41,7 @@ struct Operands<E: Element> {
     sources: Sources<E>,
     state: State<E>,
     x: Rows<E>,
-    kept: MixKept<E>,
+    saved: MixSaved<E>,
     d_x: Rows<E>,
 }
 
@@ -53,18 +53,18 @@ impl Op for Mixture {
         let table = weight(cpu, 3, VOCABULARY, WIDTH, Readers::Lookup)?;
         let ((sources, _), state, mut x) = (sources(cpu)?, state(cpu)?, cpu.zeros(encoder_rows(), WIDTH)?);
         let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
-        let kept = cpu.mix(&of, &table, &state, &mut x)?;
+        let saved = cpu.mix(&of, &table, &state, &mut x)?;
         let d_x = activation(cpu, 4, encoder_rows(), WIDTH);
-        Ok(Operands { mixing, batch, table, sources, state, x, kept, d_x })
+        Ok(Operands { mixing, batch, table, sources, state, x, saved, d_x })
     }
 
     /// Backward adds to the gradient each time, which takes no longer.
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
         let of = Mix { mixing: &o.mixing, sources: Some(&o.sources), batch: &o.batch };
         if self.backward {
-            return cpu.mix_backward(&of, &o.kept, &o.d_x, &mut o.state);
+            return cpu.mix_backward(&of, &o.saved, &o.d_x, &mut o.state);
         }
-        o.kept = cpu.mix(&of, &o.table, &o.state, &mut o.x)?;
+        o.saved = cpu.mix(&of, &o.table, &o.state, &mut o.x)?;
         Ok(())
     }
 

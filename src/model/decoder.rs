@@ -1,6 +1,6 @@
 //! The decoder over its encoder rows, up to the rows that the head reads; and greedy decoding.
 
-use super::{DecoderLayer, Encoding, Pass, SelfAttentionKept, T5};
+use super::{DecoderLayer, Encoding, Pass, SelfAttentionSaved, T5};
 use crate::backend::{
     Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FeedForward,
     FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Mask, Projection, ProjectionBackward,
@@ -22,13 +22,13 @@ struct Tape<B: Backend> {
 }
 
 struct LayerTape<B: Backend> {
-    attention: SelfAttentionKept<B>,
+    attention: SelfAttentionSaved<B>,
     cross_input: Residual<B>,
     cross_q: B::Rows,
     cross_o: B::Rows,
-    cross: B::CrossKept,
+    cross: B::CrossAttentionSaved,
     feed_forward_input: Residual<B>,
-    feed_forward: B::FeedForwardKept,
+    feed_forward: B::FeedForwardSaved,
 }
 
 impl<B: Backend> Decoding<B> {
@@ -189,7 +189,7 @@ impl<B: Backend> T5<B> {
         let mut above = tape.output;
         while let Some((layer, tape)) = layers.next() {
             let from = FeedForwardBackward {
-                kept: &tape.feed_forward,
+                saved: &tape.feed_forward,
                 input: &tape.feed_forward_input,
                 x_next: &above.x,
             };
@@ -202,7 +202,7 @@ impl<B: Backend> T5<B> {
             let d_q = (layer.index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
             let mut d_q = d_q.transpose()?;
             let from = CrossAttentionBackward {
-                kept: &tape.cross,
+                saved: &tape.cross,
                 q: &tape.cross_q,
                 h: &encoding.h,
                 o: &tape.cross_o,
@@ -221,7 +221,7 @@ impl<B: Backend> T5<B> {
             };
             backend.project_backward(projection, &mut d_x)?;
 
-            let kept = &tape.attention;
+            let saved = &tape.attention;
             let mut d_o = backend.rows(rows, total, Format::Operand)?;
             let output = ResidualProjectionBackward {
                 batch,
@@ -229,15 +229,15 @@ impl<B: Backend> T5<B> {
                 d_x: &d_x,
                 weight: &layer.weights.o,
                 mask: layer.mask(SiteKind::SelfAttentionOutput),
-                y: Some((&kept.o, self.heads)),
+                y: Some((&saved.o, self.heads)),
             };
             backend.add_project_backward(output, &mut d_o)?;
             let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient)?;
             let from = SelfAttentionBackward {
                 scope,
-                qkv: &kept.qkv,
-                o: &kept.o,
-                log_sum_exp: &kept.log_sum_exp,
+                qkv: &saved.qkv,
+                o: &saved.o,
+                log_sum_exp: &saved.log_sum_exp,
                 d_o: &d_o,
             };
             backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
@@ -247,7 +247,7 @@ impl<B: Backend> T5<B> {
                 scope,
                 dz: &d_qkv,
                 weight: &layer.weights.qkv,
-                input: &kept.input,
+                input: &saved.input,
                 below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
             };
             backend.project_backward(projection, &mut d_x)?;
@@ -335,7 +335,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         let output = self.output(&o, &weights.o, SiteKind::SelfAttentionOutput, &input.x);
         backend.add_project(output, &mut after_attention)?;
         pass.observe(|| format!("decoder layer {index} self attention"), &after_attention.x)?;
-        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
+        let attention = pass.keep.then_some(SelfAttentionSaved { input, qkv, o, log_sum_exp });
 
         let mut cross_q = backend.rows(rows, total, Format::Operand)?;
         let cross_attention = self.cross_attention();

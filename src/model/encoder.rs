@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{EncoderLayer, Mixture, Pass, SelfAttentionKept, T5};
+use super::{EncoderLayer, Mixture, Pass, SelfAttentionSaved, T5};
 use crate::backend::{
     Backend, Batch, DropoutStep, Embedding, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward,
     Format, Mask, Projection, ProjectionBackward, Residual, ResidualProjection, ResidualProjectionBackward,
@@ -14,7 +14,7 @@ use crate::error::Result;
 pub struct Encoding<B: Backend> {
     /// h \[R, D\]: normalised, without the final norm's gain.
     pub(super) h: B::Rows,
-    mix: B::MixKept,
+    mix: B::MixSaved,
     /// Of each part of the batch, in order.
     tapes: Option<Vec<Tape<B>>>,
 }
@@ -29,9 +29,9 @@ struct Tape<B: Backend> {
 }
 
 struct LayerTape<B: Backend> {
-    attention: SelfAttentionKept<B>,
+    attention: SelfAttentionSaved<B>,
     feed_forward_input: Residual<B>,
-    feed_forward: B::FeedForwardKept,
+    feed_forward: B::FeedForwardSaved,
 }
 
 impl<B: Backend> Encoding<B> {
@@ -41,7 +41,7 @@ impl<B: Backend> Encoding<B> {
     }
 
     /// What the mixture kept: [`MixOps::attention`](crate::backend::MixOps::attention) reads its weights.
-    pub fn mix(&self) -> &B::MixKept {
+    pub fn mix(&self) -> &B::MixSaved {
         &self.mix
     }
 }
@@ -147,7 +147,7 @@ impl<B: Backend> T5<B> {
         encoding: Encoding<B>,
         d_h: Option<B::Rows>,
         dropout: Option<&DropoutStep>,
-    ) -> Result<(Option<B::Rows>, B::MixKept)> {
+    ) -> Result<(Option<B::Rows>, B::MixSaved)> {
         let Some((tapes, d_h)) = encoding.tapes.zip(d_h) else { return Ok((None, encoding.mix)) };
         drop(encoding.h);
         let parts: Vec<_> = tapes.iter().map(|tape| tape.examples.clone()).collect();
@@ -181,13 +181,13 @@ impl<B: Backend> T5<B> {
         let mut above = tape.output;
         while let Some((layer, tape)) = layers.next() {
             let from = FeedForwardBackward {
-                kept: &tape.feed_forward,
+                saved: &tape.feed_forward,
                 input: &tape.feed_forward_input,
                 x_next: &above.x,
             };
             backend.feed_forward_backward(&layer.feed_forward(), from, &mut d_x)?;
             drop((tape.feed_forward, tape.feed_forward_input));
-            let kept = tape.attention;
+            let saved = tape.attention;
             let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand)?;
             let output = ResidualProjectionBackward {
                 batch,
@@ -195,7 +195,7 @@ impl<B: Backend> T5<B> {
                 d_x: &d_x,
                 weight: &layer.weights.o,
                 mask: layer.mask(SiteKind::SelfAttentionOutput),
-                y: Some((&kept.o, self.heads)),
+                y: Some((&saved.o, self.heads)),
             };
             backend.add_project_backward(output, &mut d_o)?;
             // Below the first layer only the prompt rows lead to a trained number.
@@ -204,9 +204,9 @@ impl<B: Backend> T5<B> {
             let mut d_qkv = backend.rows(scoped, 3 * self.heads.total(), Format::ProjectionGradient)?;
             let from = SelfAttentionBackward {
                 scope,
-                qkv: &kept.qkv,
-                o: &kept.o,
-                log_sum_exp: &kept.log_sum_exp,
+                qkv: &saved.qkv,
+                o: &saved.o,
+                log_sum_exp: &saved.log_sum_exp,
                 d_o: &d_o,
             };
             backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
@@ -216,11 +216,11 @@ impl<B: Backend> T5<B> {
                 scope,
                 dz: &d_qkv,
                 weight: &layer.weights.qkv,
-                input: &kept.input,
+                input: &saved.input,
                 below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
             };
             backend.project_backward(projection, &mut d_x)?;
-            above = kept.input;
+            above = saved.input;
         }
         Ok(d_x)
     }
@@ -290,7 +290,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         };
         backend.add_project(output, &mut middle)?;
         pass.observe(|| format!("encoder layer {index} self attention"), &middle.x)?;
-        let attention = pass.keep.then_some(SelfAttentionKept { input, qkv, o, log_sum_exp });
+        let attention = pass.keep.then_some(SelfAttentionSaved { input, qkv, o, log_sum_exp });
         let mut output = Residual::new(backend, rows, width)?;
         let feed_forward = backend.feed_forward(&self.feed_forward(), &middle, &mut output, pass.keep)?;
         pass.observe(|| format!("encoder layer {index} feed-forward"), &output.x)?;

@@ -150,7 +150,7 @@ impl<B: Backend> Pass<'_, B> {
 }
 
 /// What backward needs of a self attention sublayer.
-struct SelfAttentionKept<B: Backend> {
+struct SelfAttentionSaved<B: Backend> {
     input: Residual<B>,
     qkv: B::Rows,
     o: B::Rows,

@@ -15,8 +15,8 @@ pub struct StepLoss {
 
 /// What a pass leaves on the device to be read.
 pub struct Issued<B: Backend> {
-    loss: B::LossKept,
-    mix: B::MixKept,
+    loss: B::DeviceLoss,
+    mix: B::MixSaved,
 }
 
 impl<B: Backend> Issued<B> {

@@ -266,13 +266,13 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                     fitting.residual("x_next", m.encoder(), WIDTH)?,
                 );
                 let of = feed_forward(m, &weights.0, &weights.1);
-                let kept = &m.device.feed_forward(&of, &x, &mut next, true)?.expect("kept");
+                let saved = &m.device.feed_forward(&of, &x, &mut next, true)?.expect("kept");
 
                 let (w_in, w_out) = (w_in(m)?, w_out(m)?);
                 let input = &m.residual("x", m.encoder(), WIDTH)?;
                 let x_next = &m.rows("x_next", m.encoder(), WIDTH, Format::Residual)?;
                 let mut d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
-                let from = FeedForwardBackward { kept, input, x_next };
+                let from = FeedForwardBackward { saved, input, x_next };
                 m.device.feed_forward_backward(&feed_forward(m, &w_in, &w_out), from, &mut d_x)
             },
             operands: const {
@@ -413,7 +413,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let h = fitting.rows("h", m.encoder(), WIDTH, Format::Operand)?;
                 let mut o = fitting.rows("o", m.decoder(), TOTAL, Format::Operand)?;
                 let of = cross_attention(m, &weights);
-                let kept = &m.device.cross_attention(&of, &q, &h, &mut o, true)?.expect("kept");
+                let saved = &m.device.cross_attention(&of, &q, &h, &mut o, true)?.expect("kept");
 
                 let weights = cross_weights(m)?;
                 let q = &m.rows("q", m.decoder(), TOTAL, Format::Operand)?;
@@ -422,7 +422,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let d_o = &m.rows("d_o", m.decoder(), TOTAL, Format::Operand)?;
                 let mut d_q = m.rows("d_q", m.decoder(), TOTAL, Format::ProjectionGradient)?;
                 let mut d_h = source_gradient(m)?;
-                let from = CrossAttentionBackward { kept, q, h, o, d_o };
+                let from = CrossAttentionBackward { saved, q, h, o, d_o };
                 let of = cross_attention(m, &weights);
                 m.device.cross_attention_backward(&of, from, Some(&mut d_q), &mut d_h)
             },
@@ -642,11 +642,11 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let (mixing, sources, mut state) = (mixing(), fitting.sources()?, fitting.state()?);
                 let of = Mix { mixing: &mixing, sources: Some(&sources), batch: m.batch };
                 let mut x = fitting.rows("x", m.encoder(), WIDTH, Format::Residual)?;
-                let kept = m.device.mix(&of, &fitting.table()?, &state, &mut x)?;
+                let saved = m.device.mix(&of, &fitting.table()?, &state, &mut x)?;
                 let sources = m.sources()?;
                 let of = Mix { sources: Some(&sources), ..of };
                 let d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
-                m.device.mix_backward(&of, &kept, &d_x, &mut state)
+                m.device.mix_backward(&of, &saved, &d_x, &mut state)
             },
             operands: const { &[own("the sources"), own("d_x")] },
         },

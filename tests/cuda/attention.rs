@@ -65,7 +65,7 @@ impl Case for Layer {
             epsilon,
         };
         let mut input = Residual::new(backend, rows, width)?;
-        let kept = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
+        let saved = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
         let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
         backend.project(Projection { batch, side, input: &input, weight: &w_qkv }, &mut qkv)?;
         let mut o = backend.rows(rows, total, Format::Operand)?;
@@ -101,7 +101,7 @@ impl Case for Layer {
         backend.project_backward(projected, &mut d_x)?;
         let d_x_behind = backend.read(&d_x)?;
         if self.below {
-            let from = FeedForwardBackward { kept: &kept, input: &below, x_next: &input.x };
+            let from = FeedForwardBackward { saved: &saved, input: &below, x_next: &input.x };
             backend.feed_forward_backward(&feed_forward, from, &mut d_x)?;
             return Ok(vec![("d_x below", backend.read(&d_x)?)]);
         }

@@ -34,11 +34,11 @@ impl Case for Cross {
         let q = backend.place(&q, total, Format::Operand)?;
         let h = backend.place(&numbers(4, sources * width, 1.0), width, Format::Operand)?;
         let mut o = backend.rows(targets, total, Format::Operand)?;
-        let kept = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+        let saved = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
         let d_o = backend.place(&numbers(5, targets * total, 1.0), total, Format::Operand)?;
         let mut d_q = backend.rows(targets, total, Format::ProjectionGradient)?;
         let mut d_h = backend.source_gradient(&batch, width)?;
-        let from = |d_o| CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o };
+        let from = |d_o| CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o, d_o };
         backend.cross_attention_backward(&cross, from(&d_o), Some(&mut d_q), &mut d_h)?;
         // More layers than one launch sums, of which the last differs; the first decoder layer wants no d_q; a pass that is not
         // learnt from keeps nothing.
@@ -123,14 +123,14 @@ impl Case for Projected {
         backend.cross_project(&cross, &input, &w_q, &mut q)?;
         let h = backend.place(&numbers(8, sources * width, 1.0), width, Format::Operand)?;
         let mut o = backend.rows(targets, total, Format::Operand)?;
-        let kept = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+        let saved = backend.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
         let d_x = backend.place(&numbers(9, targets * width, 1.0), width, Format::Residual)?;
         let output_mask = mask_of(&dropout, Side::Decoder, SiteKind::CrossAttentionOutput);
         let mut d_o = backend.rows(targets, total, Format::Operand)?;
         backend.cross_project_backward(&cross, &d_x, &w_o, output_mask, &mut d_o)?;
         let mut d_q = backend.rows(targets, total, Format::ProjectionGradient)?;
         let mut d_h = backend.source_gradient(batch, width)?;
-        let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o: &d_o };
+        let from = CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o, d_o: &d_o };
         backend.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
         Ok(vec![
             ("q", backend.read(&q)?),
@@ -184,8 +184,8 @@ fn targets_beside_the_most_that_are_absorbed() -> Result<()> {
             let h = cuda.place(&numbers(4, 54 * 64, 1.0), 64, Format::Operand)?;
             let mut o = cuda.rows(1 + target, 128, Format::Operand)?;
             let before = cuda.kernels().launches();
-            let kept = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
-            assert_eq!(kept.is_absorbed(), target <= 8);
+            let saved = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+            assert_eq!(saved.is_absorbed(), target <= 8);
             // Four products, or two projections and attention.
             assert_eq!(cuda.kernels().launches() - before, if target <= 8 { 4 } else { 3 });
             cuda.synchronize()?;

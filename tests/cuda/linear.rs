@@ -141,7 +141,7 @@ impl Case for Inner {
             ResidualProjection { batch, side, y: &y, weight: &before, mask: None, epsilon, x: &start };
         backend.add_project(first, &mut input)?;
         let mut next = Residual::new(backend, rows, width)?;
-        let kept = backend.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
+        let saved = backend.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
         let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
         if self.behind_norm {
             // Whoever writes d_x finds its inner product with what the feed-forward added.
@@ -150,7 +150,7 @@ impl Case for Inner {
             let from = FinalNormBackward { d_h: &d_h, below: Some(&input.x) };
             backend.final_norm_backward(norm, from, &mut d_x)?;
         }
-        let from = FeedForwardBackward { kept: &kept, input: &input, x_next: &next.x };
+        let from = FeedForwardBackward { saved: &saved, input: &input, x_next: &next.x };
         backend.feed_forward_backward(&feed_forward, from, &mut d_x)?;
         Ok(vec![
             ("x_next", backend.read(&next.x)?),
@@ -235,10 +235,10 @@ fn raw_products(lengths: &[usize], out: usize, input: usize) {
     linear.forward(kernels, &x_copy, &w, relu).expect("relu");
     let positive: Vec<f64> = projected.iter().map(|&z| z.max(0.0)).collect();
     raw.holds("relu", &result, &positive, one);
-    let kept = stream.clone_dtoh(&bits).expect("a download");
+    let saved = stream.clone_dtoh(&bits).expect("a download");
     for (i, &z) in projected.iter().enumerate() {
         // Next to zero the sign is that of a rounding.
-        assert!(z.abs() < 1e-3 || (kept[i / 8] >> (i % 8) & 1 == 1) == (z > 0.0), "bit {i} of {z}");
+        assert!(z.abs() < 1e-3 || (saved[i / 8] >> (i % 8) & 1 == 1) == (z > 0.0), "bit {i} of {z}");
     }
 
     let (base, d_start) = (raw.floats(&residual), raw.floats(&before));

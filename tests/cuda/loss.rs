@@ -41,8 +41,8 @@ impl Case for CrossEntropy {
         let head = Head { weight: &weight, mean: &mean };
         let hidden = backend.place(&numbers(2, rows * width, 1.0), width, Format::Operand)?;
         let mut d_hidden = backend.rows(rows, width, Format::Float)?;
-        let kept = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden))?;
-        let loss = backend.read_loss(&kept)?;
+        let saved = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden))?;
+        let loss = backend.read_loss(&saved)?;
         let without = backend.read_loss(&backend.loss(&batch, &hidden, &head, None)?)?;
         assert_eq!(loss, without, "a gradient changes no loss");
         let logits = backend.read(&backend.logits(&batch, &hidden, &weight)?)?;

@@ -102,14 +102,14 @@ impl Case for Mixture {
         let mut state = backend.state(&layout, &values, runs)?;
         let mut x = backend.place(&vec![77.0; rows * width], width, Format::Residual)?;
         let mix = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
-        let kept = backend.mix(&mix, &table, &state, &mut x)?;
+        let saved = backend.mix(&mix, &table, &state, &mut x)?;
         let d_x = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual)?;
         let before = numbers(6, runs * layout.len(), 1.0);
         backend.write_gradient(&mut state, &before)?;
-        backend.mix_backward(&mix, &kept, &d_x, &mut state)?;
+        backend.mix_backward(&mix, &saved, &d_x, &mut state)?;
         let mut results = vec![("x", backend.read(&x)?)];
         if scorer.is_some() {
-            results.push(("attention", backend.attention(&kept)?));
+            results.push(("attention", backend.attention(&saved)?));
         }
         if !layout.is_empty() {
             results.push(("gradient", backend.read_gradient(&state)?));

@@ -56,7 +56,7 @@ impl Case for Last {
             epsilon,
         };
         let mut input = Residual::new(backend, rows, width)?;
-        let kept = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
+        let saved = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
         let mask = mask_of(&dropout, side, SiteKind::FinalNorm);
         let norm = || FinalNorm { batch, side, input: &input, gain, scale: 0.125, mask };
         let mut h = backend.rows(rows, width, Format::Operand)?;
@@ -66,7 +66,7 @@ impl Case for Last {
         let known = (self.below == Some(true)).then_some(&below.x);
         backend.final_norm_backward(norm(), FinalNormBackward { d_h: &d_h, below: known }, &mut d_x)?;
         if self.below.is_some() {
-            let from = FeedForwardBackward { kept: &kept, input: &below, x_next: &input.x };
+            let from = FeedForwardBackward { saved: &saved, input: &below, x_next: &input.x };
             backend.feed_forward_backward(&feed_forward, from, &mut d_x)?;
             return Ok(vec![("d_x below", backend.read(&d_x)?)]);
         }
@@ -113,15 +113,15 @@ fn final_norms_on_buffers_of_ones_own() {
         for (with_gain, masked) in [(false, false), (true, false), (true, true)] {
             let gain: Option<&dyn DevicePtr<f32>> = if with_gain { Some(&gain_device) } else { None };
             let mask = if masked { dropped.mask(site) } else { DropoutMask::default() };
-            let mut kept = vec![1.0; rows * width];
+            let mut saved = vec![1.0; rows * width];
             if masked {
-                let each = kept.chunks_exact_mut(width).enumerate();
-                each.for_each(|(row, kept)| step.row(site, 0, 0, row).fill(step.scale(), 0.0, kept));
+                let each = saved.chunks_exact_mut(width).enumerate();
+                each.for_each(|(row, saved)| step.row(site, 0, 0, row).fill(step.scale(), 0.0, saved));
             }
             let rows_of = sequences.rows();
             let (narrow, times) = (epsilon as f32, scale as f32);
             let norm = RawNorm { rows: rows_of, width, epsilon: narrow, gain, scale: times, mask };
-            let factor = |i: usize| scale * kept[i] * if with_gain { gains[i % width] } else { 1.0 };
+            let factor = |i: usize| scale * saved[i] * if with_gain { gains[i % width] } else { 1.0 };
             let mut h = raw.poisoned_halves(rows * width);
             norm.forward(kernels, input, &mut h).expect("forward");
             let expected: Vec<f64> = (0..rows * width).map(|i| x[i] * r[i / width] * factor(i)).collect();

@@ -56,9 +56,9 @@ fn reference(
                 let d_p: Vec<f64> = (0..keys).map(|j| multipliers[j] * dot(d_o, &qkv[at(j, 2)])).collect();
                 let mean = dot(&d_p, &p);
                 for j in 0..keys {
-                    let kept = p[j] * multipliers[j];
-                    add_scaled(&mut result.o[out..out + width], kept, &qkv[at(j, 2)]);
-                    add_scaled(&mut result.d_qkv[at(j, 2)], kept, d_o);
+                    let saved = p[j] * multipliers[j];
+                    add_scaled(&mut result.o[out..out + width], saved, &qkv[at(j, 2)]);
+                    add_scaled(&mut result.d_qkv[at(j, 2)], saved, d_o);
                     let d_score = p[j] * (d_p[j] - mean);
                     add_scaled(&mut result.d_qkv[at(i, 0)], d_score, &qkv[at(j, 1)]);
                     add_scaled(&mut result.d_qkv[at(j, 1)], d_score, &qkv[at(i, 0)]);

@@ -47,14 +47,14 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
                     v.iter().zip(&multipliers).map(|(v, m)| m * dot(&d_o[span.clone()], v)).collect();
                 let mean = dot(&d_p, &p);
                 for (j, row) in keys.clone().enumerate() {
-                    let (kept, d_score) = (p[j] * multipliers[j], p[j] * (d_p[j] - mean));
-                    add_scaled(&mut o[span.clone()], kept, &v[j]);
+                    let (saved, d_score) = (p[j] * multipliers[j], p[j] * (d_p[j] - mean));
+                    add_scaled(&mut o[span.clone()], saved, &v[j]);
                     add_scaled(&mut d_q[span.clone()], d_score, &k[j]);
                     let d_h = &mut d_h[row * width..(row + 1) * width];
                     for inner in 0..head_width {
                         let weights = of_head(inner) * width..(of_head(inner) + 1) * width;
                         add_scaled(d_h, d_score * q[span.start + inner], &w_k[weights.clone()]);
-                        add_scaled(d_h, kept * d_o[span.start + inner], &w_v[weights]);
+                        add_scaled(d_h, saved * d_o[span.start + inner], &w_v[weights]);
                     }
                 }
             }
@@ -66,7 +66,7 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
     let cross = CrossAttention { batch: &batch, heads, w_k: &w_k, w_v: &w_v, mask };
     let (q, h, d_o_rows) = (rows(&cpu, &q, total)?, rows(&cpu, &h, width)?, rows(&cpu, &d_o, total)?);
     let mut o_rows = cpu.rows(targets, total, Format::Float)?;
-    let kept = cpu.cross_attention(&cross, &q, &h, &mut o_rows, true)?.expect("kept");
+    let saved = cpu.cross_attention(&cross, &q, &h, &mut o_rows, true)?.expect("kept");
     let what = format!("{lengths:?} {heads:?} D {width} dropout {probability}");
     let longest = lengths.iter().map(|(n, t)| n + t).max().unwrap_or(0);
     let bound = bound(longest + total + width);
@@ -75,7 +75,7 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
         let d_q_rows = with_queries.then(|| cpu.rows(targets, total, Format::Float));
         let mut d_q_rows = d_q_rows.transpose()?;
         let mut d_h_rows = rows(&cpu, &d_h_before, width)?;
-        let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o_rows, d_o: &d_o_rows };
+        let from = CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o_rows, d_o: &d_o_rows };
         cpu.cross_attention_backward(&cross, from, d_q_rows.as_mut(), &mut d_h_rows)?;
         if let Some(d_q_rows) = d_q_rows {
             close(&format!("d_q of {what}"), &cpu.read(&d_q_rows)?, &d_q, 2.0 * bound);

@@ -86,10 +86,10 @@ fn check_project(
     let x = numbers(1, count * input, 1.0);
     let r = norm(&reciprocal_rms(&x, input));
     let w = numbers(2, out * input, (input as f64).powf(-0.5));
-    let kept = weight(&cpu, &w, out, input, readers)?;
+    let saved = weight(&cpu, &w, out, input, readers)?;
     let residual = Residual { x: rows(&cpu, &x, input)?, r: rows(&cpu, &r, 1)? };
     let mut z = cpu.rows(count, out, Format::Operand)?;
-    cpu.project(Projection { batch: &batch, side, input: &residual, weight: &kept }, &mut z)?;
+    cpu.project(Projection { batch: &batch, side, input: &residual, weight: &saved }, &mut z)?;
     let expected = times_transposed(&normalised(&x, &r, input), &w, input);
     close(&format!("z of {what}"), &cpu.read(&z)?, &expected, bound(input));
 
@@ -115,7 +115,7 @@ fn check_project(
             side,
             scope,
             dz: &dz,
-            weight: &kept,
+            weight: &saved,
             input: &residual,
             below: None,
         };
@@ -153,12 +153,12 @@ fn check_add_project(
     let what = format!("{side:?} rows of {lengths:?}, {out} x {input}, dropout {probability}");
     let (y, x) = (numbers(1, count * input, 1.0), numbers(2, count * out, 1.0));
     let w = numbers(3, out * input, (input as f64).powf(-0.5));
-    let kept = weight(&cpu, &w, out, input, readers)?;
+    let saved = weight(&cpu, &w, out, input, readers)?;
     let multipliers = masks(&batch, side, mask, out);
     let expected = sum(&x, &product(&multipliers, &times_transposed(&y, &w, input)));
     let mut next = Residual::new(&cpu, count, out)?;
     let (y, x) = (rows(&cpu, &y, input)?, rows(&cpu, &x, out)?);
-    let of = ResidualProjection { batch: &batch, side, y: &y, weight: &kept, mask, epsilon: EPSILON, x: &x };
+    let of = ResidualProjection { batch: &batch, side, y: &y, weight: &saved, mask, epsilon: EPSILON, x: &x };
     cpu.add_project(of, &mut next)?;
     close(&format!("x_next of {what}"), &cpu.read(&next.x)?, &expected, bound(input));
     let r = reciprocal_rms(&expected, out);
@@ -168,7 +168,7 @@ fn check_add_project(
     let expected = times(&product(&multipliers, &d_x), &w, out, input);
     let mut d_y = cpu.rows(count, input, Format::Operand)?;
     let d_x = &rows(&cpu, &d_x, out)?;
-    let of = ResidualProjectionBackward { batch: &batch, side, d_x, weight: &kept, mask, y: None };
+    let of = ResidualProjectionBackward { batch: &batch, side, d_x, weight: &saved, mask, y: None };
     cpu.add_project_backward(of, &mut d_y)?;
     close(&format!("d_y of {what}"), &cpu.read(&d_y)?, &expected, bound(out));
     Ok(())
@@ -260,18 +260,18 @@ fn check_feed_forward(
         epsilon: EPSILON,
     };
     let input = Residual { x: rows(&cpu, &x, width)?, r: rows(&cpu, &r, 1)? };
-    let (mut next, mut unkept) = (Residual::new(&cpu, count, width)?, Residual::new(&cpu, count, width)?);
-    let kept = cpu.feed_forward(&layer, &input, &mut next, true)?;
+    let (mut next, mut unsaved) = (Residual::new(&cpu, count, width)?, Residual::new(&cpu, count, width)?);
+    let saved = cpu.feed_forward(&layer, &input, &mut next, true)?;
     let bound = bound(2 * width + 2 * hidden);
     close(&format!("x_next of {what}"), &cpu.read(&next.x)?, &x_next, bound);
     close(&format!("r_next of {what}"), &cpu.read(&next.r)?, &reciprocal_rms(&x_next, width), bound);
-    let nothing = cpu.feed_forward(&layer, &input, &mut unkept, false)?;
+    let nothing = cpu.feed_forward(&layer, &input, &mut unsaved, false)?;
     assert!(nothing.is_none(), "{what}: nothing kept that was not asked for");
-    assert_eq!(cpu.read(&unkept.x)?, cpu.read(&next.x)?, "{what}: the same numbers with nothing kept");
+    assert_eq!(cpu.read(&unsaved.x)?, cpu.read(&next.x)?, "{what}: the same numbers with nothing kept");
 
     let mut d_rows = rows(&cpu, &d_next, width)?;
-    let kept = kept.expect("kept");
-    let from = FeedForwardBackward { kept: &kept, input: &input, x_next: &next.x };
+    let saved = saved.expect("kept");
+    let from = FeedForwardBackward { saved: &saved, input: &input, x_next: &next.x };
     cpu.feed_forward_backward(&layer, from, &mut d_rows)?;
     close(&format!("d_x of {what}"), &cpu.read(&d_rows)?, &d_x, bound);
     Ok(())
@@ -299,14 +299,14 @@ fn a_row_does_not_depend_on_the_others() -> Result<()> {
     let (cpu, width, out) = (cpu(), 600, 70);
     for readers in [Readers::Many, Readers::Few] {
         let w = numbers(2, out * width, (width as f64).powf(-0.5));
-        let kept = weight(&cpu, &w, out, width, readers)?;
+        let saved = weight(&cpu, &w, out, width, readers)?;
         let values = numbers(1, 400 * width, 1.0);
         let of_first = |count: usize| -> Result<Vec<f64>> {
             let batch = &batch(&[(1, count)], 1);
             let x = rows(&cpu, &values[..count * width], width)?;
             let input = &Residual { x, r: rows(&cpu, &vec![1.0; count], 1)? };
             let mut z = cpu.rows(count, out, Format::Operand)?;
-            cpu.project(Projection { batch, side: Side::Decoder, input, weight: &kept }, &mut z)?;
+            cpu.project(Projection { batch, side: Side::Decoder, input, weight: &saved }, &mut z)?;
             Ok(cpu.read(&z)?[..2 * out].to_vec())
         };
         let expected = of_first(400)?;

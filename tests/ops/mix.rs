@@ -117,7 +117,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
     let untouched = 77.0;
     let mut x = rows(&cpu, &vec![untouched; batch.rows(Side::Encoder) * width], width)?;
     let of = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
-    let kept = cpu.mix(&of, &table, &state, &mut x)?;
+    let saved = cpu.mix(&of, &table, &state, &mut x)?;
     let x = cpu.read(&x)?;
     let (mut z, mut rest) = (Vec::new(), Vec::new());
     for b in 0..batch.examples() {
@@ -130,7 +130,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
     let bound = bound(width + rank + sources);
     close(
         &format!("a of {what}"),
-        &cpu.attention(&kept)?,
+        &cpu.attention(&saved)?,
         &expected_a,
         if scorer.is_some() { bound } else { 0.0 },
     );
@@ -173,9 +173,9 @@ fn a_plain_prompt_is_written_as_it_is() -> Result<()> {
     let table = cpu.weight(vec![0.5; 14], 2, 7, Readers::Many)?;
     let mut x = rows(&cpu, &[1.0; 70], 7)?;
     let of = Mix { mixing: &Mixing::plain(), sources: None, batch: &batch };
-    let kept = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, &mut x)?;
+    let saved = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, &mut x)?;
     assert_eq!(cpu.read(&x)?[..63], values);
-    assert!(cpu.attention(&kept)?.is_empty());
+    assert!(cpu.attention(&saved)?.is_empty());
     check(None, false, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 })?;
     Ok(())
 }
@@ -199,11 +199,11 @@ fn a_tie_in_the_key_goes_to_the_lowest_row() -> Result<()> {
     let mut state = cpu.state(&layout, &values, 1)?;
     let mut x = cpu.zeros(5, width)?;
     let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
-    let kept = cpu.mix(&of, &table, &state, &mut x)?;
-    let a = cpu.attention(&kept)?;
+    let saved = cpu.mix(&of, &table, &state, &mut x)?;
+    let a = cpu.attention(&saved)?;
     // Only row 2 of Z has a gradient: what arrives in other rows came by the key.
     let d_x = rows(&cpu, &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], width)?;
-    cpu.mix_backward(&of, &kept, &d_x, &mut state)?;
+    cpu.mix_backward(&of, &saved, &d_x, &mut state)?;
     // <d_z, P_j> is 0.3 for the source and -1 for the target; h = (1, 0.5).
     let d_score = a[1] * (-1.0 - (0.3 * a[0] - a[1]));
     let expected = [0.0, 0.0, d_score, 0.0, 1.0 + a[1], 0.5 * d_score, 0.0, 0.0];

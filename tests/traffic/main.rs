@@ -88,8 +88,8 @@ fn work(cuda: &Cuda) -> Result<()> {
         let feed_forward =
             FeedForward { batch, side, w_in, w_out, activation, inner_mask, output_mask, epsilon };
         let mut next = Residual::new(cuda, rows, WIDTH)?;
-        let kept = cuda.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
-        let from = FeedForwardBackward { kept: &kept, input: &input, x_next: &next.x };
+        let saved = cuda.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
+        let from = FeedForwardBackward { saved: &saved, input: &input, x_next: &next.x };
         cuda.feed_forward_backward(&feed_forward, from, &mut d_x)?;
     }
     let mut h = cuda.rows(rows, WIDTH, Format::Operand)?;
@@ -104,12 +104,12 @@ fn work(cuda: &Cuda) -> Result<()> {
     let (w_k, w_v) = (weight(WIDTH, WIDTH)?, weight(WIDTH, WIDTH)?);
     let cross = CrossAttention { batch, heads: HEADS, w_k: &w_k, w_v: &w_v, mask: None };
     let (q, mut o) = (few(WIDTH, Format::Operand)?, cuda.rows(targets, WIDTH, Format::Operand)?);
-    let kept = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
-    assert!(kept.is_absorbed());
+    let saved = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+    assert!(saved.is_absorbed());
     let d_o = few(WIDTH, Format::Operand)?;
     let mut d_q = cuda.rows(targets, WIDTH, Format::ProjectionGradient)?;
     let mut d_h = cuda.source_gradient(batch, WIDTH)?;
-    let from = CrossAttentionBackward { kept: &kept, q: &q, h: &h, o: &o, d_o: &d_o };
+    let from = CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o, d_o: &d_o };
     cuda.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
     cuda.source_rows(batch, d_h)?;
     // The decoder's self attention over the same few rows, and an optimizer's step over numbers enough for many blocks.

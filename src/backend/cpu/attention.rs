@@ -172,7 +172,7 @@ impl<E: Element> SelfAttentionOps for Cpu<E> {
                 let range = batch.range(side, b);
                 let qkv = qkv.range(range.clone());
                 let scoped = batch.scoped_range(side, scope, b).len();
-                let example = Kept {
+                let example = Saved {
                     qkv,
                     keys: transposed_heads(self, heads, qkv, heads.total()),
                     values: transposed_heads(self, heads, qkv, 2 * heads.total()),
@@ -218,7 +218,7 @@ fn deltas<E: Element>(cpu: &Cpu<E>, heads: Heads, o: &[E], d_o: &[E]) -> Buffer<
 }
 
 /// One example's part of what forward kept, and the gradient of its output.
-struct Kept<'a, E: Element> {
+struct Saved<'a, E: Element> {
     qkv: &'a [E],
     /// Of all heads, as [`transposed_heads`] has them.
     keys: Buffer<E>,
@@ -237,7 +237,7 @@ fn backward_tile<E: Element>(
     cpu: &Cpu<E>,
     head: usize,
     tile: &Tile<'_, E>,
-    example: &Kept<'_, E>,
+    example: &Saved<'_, E>,
     d_qkv: &mut [E],
 ) {
     let (heads, first) = (tile.heads, tile.queries.start == 0);
@@ -415,10 +415,10 @@ impl<'a, E: Element> Tile<'a, E> {
     #[inline(always)]
     fn fill_mask(&self, head: usize, multipliers: &mut [E]) {
         if let Some((step, site)) = self.mask {
-            let kept = E::from_f64(step.scale());
+            let saved = E::from_f64(step.scale());
             for (query, row) in self.queries.clone().zip(multipliers.chunks_exact_mut(self.stride())) {
                 let row = &mut row[..self.keys.len()];
-                step.row(site.head(head), self.run, self.index, query).fill(kept, E::zero(), row);
+                step.row(site.head(head), self.run, self.index, query).fill(saved, E::zero(), row);
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::error::Result;
 
 /// What cross attention's backward needs.
 #[derive(Debug)]
-pub struct CrossKept<E: Element> {
+pub struct CrossAttentionSaved<E: Element> {
     /// Probabilities before dropout: per example \[t·H, n\], example after example.
     p: Rows<E>,
     way: Way<E>,
@@ -35,7 +35,7 @@ enum Way<E: Element> {
     Plain { kv: Rows<E> },
 }
 
-impl<E: Element> CrossKept<E> {
+impl<E: Element> CrossAttentionSaved<E> {
     /// Fails unless it was kept of a batch and heads of those shapes.
     fn check(&self, of: &CrossAttention<'_, Cpu<E>>, ranges: &[Range<usize>]) -> Result<()> {
         let (batch, heads) = (of.batch, of.heads);
@@ -80,7 +80,7 @@ fn probability_ranges(batch: &Batch, heads: usize) -> Vec<Range<usize>> {
 }
 
 impl<E: Element> CrossAttentionOps for Cpu<E> {
-    type CrossKept = CrossKept<E>;
+    type CrossAttentionSaved = CrossAttentionSaved<E>;
     type SourceGradient = Rows<E>;
 
     fn cross_attention(
@@ -90,7 +90,7 @@ impl<E: Element> CrossAttentionOps for Cpu<E> {
         h: &Rows<E>,
         o: &mut Rows<E>,
         keep: bool,
-    ) -> Result<Option<CrossKept<E>>> {
+    ) -> Result<Option<CrossAttentionSaved<E>>> {
         of.check(q, h, o)?;
         let CrossAttention { batch, heads, .. } = *of;
         let (count, total, width) = (heads.count, heads.total(), of.depth());
@@ -165,7 +165,7 @@ impl<E: Element> CrossAttentionOps for Cpu<E> {
         if let Way::Absorbed { .. } = way {
             per_head(self, &mixed, of.w_v, count, true, o);
         }
-        Ok(keep.then_some(CrossKept { p, way }))
+        Ok(keep.then_some(CrossAttentionSaved { p, way }))
     }
 
     fn source_gradient(&self, batch: &Batch, width: usize) -> Result<Rows<E>> {
@@ -181,8 +181,8 @@ impl<E: Element> CrossAttentionOps for Cpu<E> {
     ) -> Result<()> {
         of.check_backward(&from, d_q.as_deref())?;
         d_h.check("d_h", of.batch.rows(Side::Encoder), of.depth())?;
-        from.kept.check(of, &probability_ranges(of.batch, of.heads.count))?;
-        match &from.kept.way {
+        from.saved.check(of, &probability_ranges(of.batch, of.heads.count))?;
+        match &from.saved.way {
             Way::Absorbed { absorbed_q } => absorbed_backward(self, of, &from, absorbed_q, d_q, d_h),
             Way::Plain { kv } => plain_backward(self, of, &from, kv, d_q, d_h),
         }
@@ -223,7 +223,7 @@ fn absorbed_backward<E: Element>(
     d_q: Option<&mut Rows<E>>,
     d_h: &mut Rows<E>,
 ) {
-    let CrossAttentionBackward { kept, q, h, d_o, .. } = *from;
+    let CrossAttentionBackward { saved, q, h, d_o, .. } = *from;
     let (batch, count, width) = (of.batch, of.heads.count, of.depth());
     let ranges = probability_ranges(batch, count);
     let mut d_mixed = cpu.allocate(q.rows, count * width);
@@ -241,7 +241,7 @@ fn absorbed_backward<E: Element>(
             let d_mixed = View::new(d_mixed.range(rows.clone()), m, width, width);
             let mut ds = cpu.pool.take(m * n);
             cpu.multiply_by_transpose(ViewMut::new(&mut ds, m, n, n), d_mixed, h);
-            let p = &kept.p.data[ranges[b].clone()];
+            let p = &saved.p.data[ranges[b].clone()];
             let dropped = softmax_backward(cpu, of, b, n, p, &mut ds);
             let ds = View::new(&ds, m, n, n);
             if wanted > 0 {
@@ -268,7 +268,7 @@ fn plain_backward<E: Element>(
     mut d_q: Option<&mut Rows<E>>,
     d_h: &mut Rows<E>,
 ) {
-    let CrossAttentionBackward { kept, q, h, d_o, .. } = *from;
+    let CrossAttentionBackward { saved, q, h, d_o, .. } = *from;
     let (batch, heads) = (of.batch, of.heads);
     let (count, total, width) = (heads.count, heads.total(), of.depth());
     let ranges = probability_ranges(batch, count);
@@ -291,7 +291,7 @@ fn plain_backward<E: Element>(
                 let d_o = View::new(&d_o[column..], t, heads.width, total);
                 cpu.multiply_by_transpose(destination, d_o, v);
             }
-            let p = &kept.p.data[ranges[b].clone()];
+            let p = &saved.p.data[ranges[b].clone()];
             let dropped = softmax_backward(cpu, of, b, n, p, &mut ds);
             let p = if dropped.is_empty() { p } else { &dropped };
             for head in 0..count {

@@ -14,14 +14,14 @@ use crate::error::{Error, Result};
 
 /// What a feed-forward's backward needs.
 #[derive(Debug)]
-pub struct FeedForwardKept<E: Element> {
+pub struct FeedForwardSaved<E: Element> {
     /// ReLU: one bit an element, set where it is positive and kept by dropout; rows of ceil(F / 8) bytes.
     positive: Vec<u8>,
     /// Gated: both pre-activations, \[rows, 2F\].
     pre_activations: Option<Rows<E>>,
 }
 
-impl<E: Element> FeedForwardKept<E> {
+impl<E: Element> FeedForwardSaved<E> {
     /// Fails unless it was kept of so many rows and hidden values, before that activation.
     fn check(&self, activation: Activation, rows: usize, hidden: usize) -> Result<()> {
         let gated = activation != Activation::Relu;
@@ -40,7 +40,7 @@ impl<E: Element> FeedForwardKept<E> {
 }
 
 impl<E: Element> FeedForwardOps for Cpu<E> {
-    type FeedForwardKept = FeedForwardKept<E>;
+    type FeedForwardSaved = FeedForwardSaved<E>;
 
     fn feed_forward(
         &self,
@@ -48,7 +48,7 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
         input: &Residual<Self>,
         next: &mut Residual<Self>,
         keep: bool,
-    ) -> Result<Option<FeedForwardKept<E>>> {
+    ) -> Result<Option<FeedForwardSaved<E>>> {
         of.check(input, next)?;
         let Residual { x, r } = input;
         let (width, hidden) = (of.w_out.out, of.w_out.input);
@@ -62,13 +62,13 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
         let mut pre_activations = (keep && gated).then(|| self.allocate(x.rows, pre_width));
         let block_count = x.rows.div_ceil(blocks.size);
         let mut positive_blocks = optional_chunks(&mut positive, blocks.size * row_bytes, block_count);
-        let kept = pre_activations.as_mut().map_or(&mut [][..], |rows| &mut rows.data);
-        let mut kept_blocks = optional_chunks(kept, blocks.size * pre_width, block_count);
+        let saved = pre_activations.as_mut().map_or(&mut [][..], |rows| &mut rows.data);
+        let mut kept_blocks = optional_chunks(saved, blocks.size * pre_width, block_count);
         self.run(|| {
             let x_next = next.x.data.par_chunks_mut(blocks.size * width);
             let outputs = x_next.zip(next.r.data.par_chunks_mut(blocks.size));
-            let kept = positive_blocks.par_iter_mut().zip(kept_blocks.par_iter_mut());
-            outputs.zip(kept).enumerate().for_each(|(block, ((x_next, r_next), (positive, kept)))| {
+            let saved = positive_blocks.par_iter_mut().zip(kept_blocks.par_iter_mut());
+            outputs.zip(saved).enumerate().for_each(|(block, ((x_next, r_next), (positive, saved)))| {
                 let first = block * blocks.size;
                 let rows = r_next.len();
                 let mut z = self.pool.take(rows * pre_width);
@@ -84,8 +84,8 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
                         scale_rows(&mut z, pre_width, r);
                     }
                 });
-                if let Some(kept) = kept {
-                    kept.copy_from_slice(&z);
+                if let Some(saved) = saved {
+                    saved.copy_from_slice(&z);
                 }
                 let positive = positive.as_deref_mut();
                 if gated {
@@ -99,7 +99,7 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
                 finish_sublayer(self, output.as_ref(), first, of.epsilon, x, x_next, r_next);
             });
         });
-        Ok(keep.then_some(FeedForwardKept { positive, pre_activations }))
+        Ok(keep.then_some(FeedForwardSaved { positive, pre_activations }))
     }
 
     fn feed_forward_backward(
@@ -109,9 +109,9 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
         d_x: &mut Rows<E>,
     ) -> Result<()> {
         of.check_backward(&from, d_x)?;
-        let (kept, Residual { x, r }) = (from.kept, from.input);
+        let (saved, Residual { x, r }) = (from.saved, from.input);
         let (width, hidden) = (of.w_out.out, of.w_out.input);
-        kept.check(of.activation, x.rows, hidden)?;
+        saved.check(of.activation, x.rows, hidden)?;
         let pre_width = of.w_in.out;
         let inner = RowMask::new(of.batch, of.side, of.inner_mask);
         let output = RowMask::new(of.batch, of.side, of.output_mask);
@@ -126,10 +126,10 @@ impl<E: Element> FeedForwardOps for Cpu<E> {
                 // The gradient of a gated row's product goes to the first half; its gate's joins in the second.
                 let destination = ViewMut::new(&mut dz, rows, hidden, pre_width);
                 multiply_masked(self, destination, output.as_ref(), first, d_x, of.w_out, blocks);
-                match &kept.pre_activations {
+                match &saved.pre_activations {
                     None => {
                         let scale = of.inner_mask.map_or(1.0, |(step, _)| step.scale());
-                        let positive = &kept.positive[first * row_bytes..(first + rows) * row_bytes];
+                        let positive = &saved.positive[first * row_bytes..(first + rows) * row_bytes];
                         vectorised!(self, relu_backward(hidden, &mut dz, positive, E::from_f64(scale)));
                     }
                     Some(pre_activations) => {

@@ -33,7 +33,7 @@ struct Partial<E: Element> {
 }
 
 impl<E: Element> LossOps for Cpu<E> {
-    type LossKept = Loss;
+    type DeviceLoss = Loss;
 
     fn loss(
         &self,
@@ -105,8 +105,8 @@ impl<E: Element> LossOps for Cpu<E> {
         Ok(loss)
     }
 
-    fn read_loss(&self, kept: &Loss) -> Result<Loss> {
-        Ok(kept.clone())
+    fn read_loss(&self, saved: &Loss) -> Result<Loss> {
+        Ok(saved.clone())
     }
 
     fn logits(&self, batch: &Batch, hidden: &Rows<E>, head: &Weight<E>) -> Result<Rows<E>> {

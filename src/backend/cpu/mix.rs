@@ -32,9 +32,9 @@ fn pool_key<E: Element>(prompt: &[E], width: usize) -> (Vec<E>, Vec<u32>) {
     let mut key = prompt[..width].to_vec();
     let mut rows = vec![0; width];
     for (row, values) in prompt.chunks_exact(width).enumerate().skip(1) {
-        for ((key, kept), &value) in key.iter_mut().zip(&mut rows).zip(values) {
+        for ((key, saved), &value) in key.iter_mut().zip(&mut rows).zip(values) {
             if value > *key {
-                (*key, *kept) = (value, row as u32);
+                (*key, *saved) = (value, row as u32);
             }
         }
     }
@@ -43,7 +43,7 @@ fn pool_key<E: Element>(prompt: &[E], width: usize) -> (Vec<E>, Vec<u32>) {
 
 /// What the mixture's backward needs.
 #[derive(Debug)]
-pub struct MixKept<E> {
+pub struct MixSaved<E> {
     /// Of what it was kept.
     sizes: Sizes,
     /// a, \[B, S + 1\] or \[B, M, S + 1\]; empty for a plain prompt.
@@ -63,7 +63,7 @@ pub struct MixKept<E> {
     target_keys: Vec<(Vec<E>, Vec<u32>)>,
 }
 
-impl<E> MixKept<E> {
+impl<E> MixSaved<E> {
     /// Fails unless it was kept of so many examples as the batch has.
     pub(super) fn check_examples(&self, batch: &Batch) -> Result<()> {
         if self.sizes.examples == batch.examples() {
@@ -109,7 +109,7 @@ impl Sizes {
 
 impl<E: Element> MixOps for Cpu<E> {
     type Sources = Sources<E>;
-    type MixKept = MixKept<E>;
+    type MixSaved = MixSaved<E>;
 
     fn sources(
         &self,
@@ -132,7 +132,7 @@ impl<E: Element> MixOps for Cpu<E> {
         table: &Weight<E>,
         state: &State<E>,
         x: &mut Rows<E>,
-    ) -> Result<MixKept<E>> {
+    ) -> Result<MixSaved<E>> {
         let mixture = Mixture::new(self, of, state, ("x", &*x))?;
         of.check_table(table, state.layout.width)?;
         Ok(mixture.forward(table, state, x))
@@ -141,22 +141,22 @@ impl<E: Element> MixOps for Cpu<E> {
     fn mix_backward(
         &self,
         of: &Mix<'_, Self>,
-        kept: &MixKept<E>,
+        saved: &MixSaved<E>,
         d_x: &Rows<E>,
         state: &mut State<E>,
     ) -> Result<()> {
         let mixture = Mixture::new(self, of, state, ("d_x", d_x))?;
-        if kept.sizes != mixture.sizes {
+        if saved.sizes != mixture.sizes {
             let expected = "what forward kept of the same scorer, batch and state";
             let advice = "give the backward what its forward returned";
             return Err(Error::tensor("a mixture's backward", expected, "another's", advice));
         }
-        mixture.backward(kept, d_x, state);
+        mixture.backward(saved, d_x, state);
         Ok(())
     }
 
-    fn attention(&self, kept: &MixKept<E>) -> Result<Vec<f64>> {
-        Ok(widened(&kept.attention))
+    fn attention(&self, saved: &MixSaved<E>) -> Result<Vec<f64>> {
+        Ok(widened(&saved.attention))
     }
 }
 
@@ -194,9 +194,9 @@ impl<'a, E: Element> Mixture<'a, E> {
         Ok(Self { cpu, mixing, sources, batch, sizes })
     }
 
-    fn forward(&self, table: &Weight<E>, state: &State<E>, x: &mut Rows<E>) -> MixKept<E> {
+    fn forward(&self, table: &Weight<E>, state: &State<E>, x: &mut Rows<E>) -> MixSaved<E> {
         let Self { cpu, mixing, sources, batch, sizes } = *self;
-        let mut kept = MixKept {
+        let mut saved = MixSaved {
             sizes,
             attention: Vec::new(),
             scores: Vec::new(),
@@ -211,14 +211,14 @@ impl<'a, E: Element> Mixture<'a, E> {
         if let Some(scorer) = mixing.scorer {
             if scorer == Scorer::Uniform {
                 let share = E::one() / E::from_f64(sizes.prompts as f64);
-                kept.attention = vec![share; batch.examples() * sizes.prompts];
+                saved.attention = vec![share; batch.examples() * sizes.prompts];
             } else if scorer == Scorer::Constant {
-                self.constant(state, &mut kept.attention);
+                self.constant(state, &mut saved.attention);
             } else {
-                self.pool_inputs(table, state, &mut kept.pooled);
-                self.query(state, &mut kept);
-                self.target_keys(state, &mut kept.target_keys);
-                self.score(state, &mut kept);
+                self.pool_inputs(table, state, &mut saved.pooled);
+                self.query(state, &mut saved);
+                self.target_keys(state, &mut saved.target_keys);
+                self.score(state, &mut saved);
             }
         }
 
@@ -227,7 +227,7 @@ impl<'a, E: Element> Mixture<'a, E> {
         let together = mixing.scorer.is_some() && sizes.attention_rows == 1 && sizes.sources > 0;
         let mut frozen_part = cpu.pool.take(if together { examples * sizes.prompt() } else { 0 });
         if together {
-            let a = View::new(&kept.attention, examples, sizes.sources, sizes.prompts);
+            let a = View::new(&saved.attention, examples, sizes.sources, sizes.prompts);
             let p = View::new(frozen, sizes.sources, sizes.prompt(), sizes.prompt());
             let destination = ViewMut::new(&mut frozen_part, examples, sizes.prompt(), sizes.prompt());
             let blocks = Blocks { size: examples, inner_threads: cpu.threads() };
@@ -240,7 +240,7 @@ impl<'a, E: Element> Mixture<'a, E> {
                 let z = &mut rows[..sizes.prompt()];
                 let target = state.layout.target_prompt(batch.run(b), batch.target_prompt(b));
                 let target = target.map(|range| &state.values[range]);
-                let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
+                let attention = saved.attention.get(sizes.of_example(b)).unwrap_or(&[]);
                 vectorised!(cpu, {
                     if together {
                         z.copy_from_slice(&frozen_part[b * sizes.prompt()..(b + 1) * sizes.prompt()]);
@@ -269,17 +269,17 @@ impl<'a, E: Element> Mixture<'a, E> {
                 });
             });
         });
-        kept
+        saved
     }
 
-    fn backward(&self, kept: &MixKept<E>, d_x: &Rows<E>, state: &mut State<E>) {
+    fn backward(&self, saved: &MixSaved<E>, d_x: &Rows<E>, state: &mut State<E>) {
         let Self { cpu, mixing, batch, sizes, .. } = *self;
         let examples = batch.examples();
         let d_z = |b: usize| d_x.range(batch.scoped_range(Side::Encoder, Scope::Prompt, b));
         // By value and by the residual add.
         for b in 0..examples {
             if let Some(range) = state.layout.target_prompt(batch.run(b), batch.target_prompt(b)) {
-                let attention = kept.attention.get(sizes.of_example(b)).unwrap_or(&[]);
+                let attention = saved.attention.get(sizes.of_example(b)).unwrap_or(&[]);
                 let d_target = &mut state.gradient[range];
                 vectorised!(cpu, {
                     let rows = d_target.chunks_exact_mut(sizes.width).zip(d_z(b).chunks_exact(sizes.width));
@@ -298,8 +298,8 @@ impl<'a, E: Element> Mixture<'a, E> {
             return;
         }
 
-        let mut d_scores = self.attention_gradient(kept, d_x, state);
-        let rows = d_scores.chunks_exact_mut(sizes.prompts).zip(kept.attention.chunks_exact(sizes.prompts));
+        let mut d_scores = self.attention_gradient(saved, d_x, state);
+        let rows = d_scores.chunks_exact_mut(sizes.prompts).zip(saved.attention.chunks_exact(sizes.prompts));
         for (d_scores, attention) in rows {
             let mean = dot(d_scores, attention);
             for (d_score, &a) in d_scores.iter_mut().zip(attention) {
@@ -319,12 +319,12 @@ impl<'a, E: Element> Mixture<'a, E> {
             if let Some(d_log_temperature) = state.d_value("log_temperature", run) {
                 let span = sizes.of_example(range.start).start..sizes.of_example(range.end).start;
                 d_log_temperature[0] =
-                    d_log_temperature[0] - dot(&d_scores[span.clone()], &kept.scores[span]);
+                    d_log_temperature[0] - dot(&d_scores[span.clone()], &saved.scores[span]);
             }
         }
 
-        let d_h = self.score_backward(kept, &d_scores, state);
-        self.query_backward(kept, d_h, state);
+        let d_h = self.score_backward(saved, &d_scores, state);
+        self.query_backward(saved, d_h, state);
     }
 
     /// The softmax of each run's logits, for every example of it.
@@ -361,13 +361,13 @@ impl<'a, E: Element> Mixture<'a, E> {
     }
 
     /// h of every example, by the scorer.
-    fn query(&self, state: &State<E>, kept: &mut MixKept<E>) {
+    fn query(&self, state: &State<E>, saved: &mut MixSaved<E>) {
         let Self { cpu, mixing, batch, sizes: Sizes { width, rank, .. }, .. } = *self;
-        kept.h = kept.pooled.clone();
+        saved.h = saved.pooled.clone();
         for (run, range) in batch.runs() {
             let rows = range.len();
-            let pooled = View::new(&kept.pooled[range.start * width..], rows, width, width);
-            let h = &mut kept.h[range.start * width..range.end * width];
+            let pooled = View::new(&saved.pooled[range.start * width..], rows, width, width);
+            let h = &mut saved.h[range.start * width..range.end * width];
             if let Some(weight) = state.value("weight", run) {
                 let weight = View::new(weight, width, width, width).transposed();
                 cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, pooled, weight);
@@ -380,7 +380,7 @@ impl<'a, E: Element> Mixture<'a, E> {
                 let w_up = View::new(w_up, width, rank, rank).transposed();
                 let activated = View::new(&activated, rows, rank, rank);
                 cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, activated, w_up);
-                kept.down.extend(down);
+                saved.down.extend(down);
             }
             if !mixing.scorer.is_some_and(Scorer::has_layer_norm) {
                 continue;
@@ -392,10 +392,10 @@ impl<'a, E: Element> Mixture<'a, E> {
                 let mean = h.iter().fold(E::zero(), |sum, &v| sum + v) / count;
                 let variance = h.iter().fold(E::zero(), |sum, &v| sum + (v - mean) * (v - mean)) / count;
                 let reciprocal = E::one() / (variance + E::from_f64(mixing.layer_norm_epsilon)).sqrt();
-                kept.reciprocal_deviation.push(reciprocal);
+                saved.reciprocal_deviation.push(reciprocal);
                 for ((h, &gain), &shift) in h.iter_mut().zip(gain).zip(shift) {
                     let standard = (*h - mean) * reciprocal;
-                    kept.standardised.push(standard);
+                    saved.standardised.push(standard);
                     *h = standard * gain + shift;
                 }
             }
@@ -422,10 +422,10 @@ impl<'a, E: Element> Mixture<'a, E> {
     }
 
     /// Scores and their softmax, of every example.
-    fn score(&self, state: &State<E>, kept: &mut MixKept<E>) {
+    fn score(&self, state: &State<E>, saved: &mut MixSaved<E>) {
         let Self { cpu, batch, sizes, .. } = *self;
         let mut scores = vec![E::zero(); sizes.of_example(batch.examples()).start];
-        let (h, target_keys) = (&kept.h, &kept.target_keys);
+        let (h, target_keys) = (&saved.h, &saved.target_keys);
         let work: Vec<&mut [E]> = scores.chunks_exact_mut(sizes.of_example(0).len()).collect();
         cpu.run(|| {
             work.into_par_iter().enumerate().for_each(|(b, scores)| {
@@ -441,11 +441,11 @@ impl<'a, E: Element> Mixture<'a, E> {
                 });
             });
         });
-        kept.attention = scores.clone();
-        for row in kept.attention.chunks_exact_mut(sizes.prompts) {
+        saved.attention = scores.clone();
+        for row in saved.attention.chunks_exact_mut(sizes.prompts) {
             softmax(row);
         }
-        kept.scores = scores;
+        saved.scores = scores;
     }
 
     /// What example `b`'s h is scored against for prompt `j`: its pooled key, or for the token scorer its row `m`.
@@ -471,9 +471,9 @@ impl<'a, E: Element> Mixture<'a, E> {
     }
 
     /// d_a, shaped as the attention: <d_z, P_j>, per example or per row.
-    fn attention_gradient(&self, kept: &MixKept<E>, d_x: &Rows<E>, state: &State<E>) -> Vec<E> {
+    fn attention_gradient(&self, saved: &MixSaved<E>, d_x: &Rows<E>, state: &State<E>) -> Vec<E> {
         let Self { cpu, sources, batch, sizes, .. } = *self;
-        let mut d_attention = vec![E::zero(); kept.attention.len()];
+        let mut d_attention = vec![E::zero(); saved.attention.len()];
         let frozen = sources.map_or(&[][..], |sources| &sources.values);
         let work: Vec<&mut [E]> = d_attention.chunks_exact_mut(sizes.of_example(0).len()).collect();
         // One dot for an example, or one a row.
@@ -498,24 +498,24 @@ impl<'a, E: Element> Mixture<'a, E> {
     }
 
     /// d_h of every example; adds what reaches the target prompts by their keys.
-    fn score_backward(&self, kept: &MixKept<E>, d_scores: &[E], state: &mut State<E>) -> Vec<E> {
+    fn score_backward(&self, saved: &MixSaved<E>, d_scores: &[E], state: &mut State<E>) -> Vec<E> {
         let Self { cpu, batch, sizes, .. } = *self;
-        let mut d_h = vec![E::zero(); kept.h.len()];
+        let mut d_h = vec![E::zero(); saved.h.len()];
         for (b, d_h) in d_h.chunks_exact_mut(sizes.width).enumerate() {
             let run = batch.run(b);
             let inverse = E::one() / self.temperature(state, run);
-            let h = &kept.h[b * sizes.width..(b + 1) * sizes.width];
+            let h = &saved.h[b * sizes.width..(b + 1) * sizes.width];
             let d_scores = &d_scores[sizes.of_example(b)];
             for (m, d_scores) in d_scores.chunks_exact(sizes.prompts).enumerate() {
                 for (j, &d_score) in d_scores.iter().enumerate() {
-                    let key = self.key(state, &kept.target_keys, [b, m, j]);
+                    let key = self.key(state, &saved.target_keys, [b, m, j]);
                     vectorised!(cpu, add_scaled(d_h, d_score * inverse, key));
                 }
                 let target = state.layout.target_prompt(run, batch.target_prompt(b));
                 let (Some(range), Some(&d_score)) = (target, d_scores.get(sizes.sources)) else { continue };
                 let d_target = &mut state.gradient[range];
                 if sizes.attention_rows == 1 {
-                    let rows = &kept.target_keys[run * state.layout.targets + batch.target_prompt(b)].1;
+                    let rows = &saved.target_keys[run * state.layout.targets + batch.target_prompt(b)].1;
                     for (column, (&row, &h)) in rows.iter().zip(h).enumerate() {
                         let d_key = &mut d_target[row as usize * sizes.width + column];
                         *d_key = *d_key + d_score * inverse * h;
@@ -529,15 +529,15 @@ impl<'a, E: Element> Mixture<'a, E> {
     }
 
     /// Adds the scorer's gradients, from d_h \[B, D\].
-    fn query_backward(&self, kept: &MixKept<E>, mut d_h: Vec<E>, state: &mut State<E>) {
+    fn query_backward(&self, saved: &MixSaved<E>, mut d_h: Vec<E>, state: &mut State<E>) {
         let Self { cpu, mixing, batch, sizes: Sizes { width, rank, .. }, .. } = *self;
         for (run, range) in batch.runs() {
             let rows = range.len();
             let d_v = &mut d_h[range.start * width..range.end * width];
             if mixing.scorer.is_some_and(Scorer::has_layer_norm) {
-                layer_norm_backward(run, range.start, kept, d_v, state);
+                layer_norm_backward(run, range.start, saved, d_v, state);
             }
-            let pooled = View::new(&kept.pooled[range.start * width..], rows, width, width);
+            let pooled = View::new(&saved.pooled[range.start * width..], rows, width, width);
             let d_v = View::new(d_v, rows, width, width);
             if let Some(d_weight) = state.d_value("weight", run) {
                 cpu.multiply_alone(
@@ -548,7 +548,7 @@ impl<'a, E: Element> Mixture<'a, E> {
                 );
             }
             if mixing.scorer.is_some_and(Scorer::is_bottleneck) {
-                let down = &kept.down[range.start * rank..range.end * rank];
+                let down = &saved.down[range.start * rank..range.end * rank];
                 let activated: Vec<E> = down.iter().map(|&u| u * sigmoid(u)).collect();
                 let activated = View::new(&activated, rows, rank, rank);
                 let mut d_down = vec![E::zero(); rows * rank];
@@ -591,7 +591,7 @@ fn sigmoid<E: Element>(u: E) -> E {
 fn layer_norm_backward<E: Element>(
     run: usize,
     first: usize,
-    kept: &MixKept<E>,
+    saved: &MixSaved<E>,
     d_h: &mut [E],
     state: &mut State<E>,
 ) {
@@ -599,7 +599,7 @@ fn layer_norm_backward<E: Element>(
     let count = E::from_f64(width as f64);
     for (row, d_h) in d_h.chunks_exact_mut(width).enumerate() {
         let row = first + row;
-        let standardised = &kept.standardised[row * width..(row + 1) * width];
+        let standardised = &saved.standardised[row * width..(row + 1) * width];
         if let Some(d_gain) = state.d_value("norm_weight", run) {
             for ((d_gain, &d_h), &standard) in d_gain.iter_mut().zip(&*d_h).zip(standardised) {
                 *d_gain = *d_gain + d_h * standard;
@@ -614,7 +614,7 @@ fn layer_norm_backward<E: Element>(
         let mean = d_h.iter().fold(E::zero(), |sum, &d| sum + d) / count;
         let along = dot(d_h, standardised) / count;
         for (d, &standard) in d_h.iter_mut().zip(standardised) {
-            *d = kept.reciprocal_deviation[row] * (*d - mean - standard * along);
+            *d = saved.reciprocal_deviation[row] * (*d - mean - standard * along);
         }
     }
 }

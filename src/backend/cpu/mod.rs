@@ -27,11 +27,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 
 pub use attention::PositionBias;
-pub use cross_attention::CrossKept;
+pub use cross_attention::CrossAttentionSaved;
 pub use decode::Cache;
 pub use element::Element;
-pub use feed_forward::FeedForwardKept;
-pub use mix::{MixKept, Sources};
+pub use feed_forward::FeedForwardSaved;
+pub use mix::{MixSaved, Sources};
 pub use optimizer::State;
 pub use rows::Rows;
 

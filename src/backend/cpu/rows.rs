@@ -149,7 +149,7 @@ impl<'a> RowMask<'a> {
     /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`; 0 behind the last example.
     #[inline(always)]
     pub(super) fn fill<E: Element>(&self, first: usize, width: usize, multipliers: &mut [E]) {
-        let kept = E::from_f64(self.step.scale());
+        let saved = E::from_f64(self.step.scale());
         let mut b = self.example_of(first);
         for (offset, row) in multipliers.chunks_exact_mut(width).enumerate() {
             let packed = first + offset;
@@ -162,7 +162,7 @@ impl<'a> RowMask<'a> {
             }
             let within = packed - self.batch.range(self.side, b).start;
             self.step.row(self.site, self.batch.run(b), self.batch.example_index(b), within).fill(
-                kept,
+                saved,
                 E::zero(),
                 row,
             );

@@ -2,14 +2,14 @@
 
 use super::Cpu;
 use super::element::Element;
-use super::mix::MixKept;
+use super::mix::MixSaved;
 use super::optimizer::State;
 use crate::backend::ops::{check_length, check_runs};
 use crate::backend::{Batch, Loss, Side, Tally, TallyOps};
 use crate::error::Result;
 
 impl<E: Element> TallyOps for Cpu<E> {
-    fn tally(&self, batch: &Batch, loss: &Loss, mix: &MixKept<E>, state: &mut State<E>) -> Result<()> {
+    fn tally(&self, batch: &Batch, loss: &Loss, mix: &MixSaved<E>, state: &mut State<E>) -> Result<()> {
         check_runs("the tally", batch, &state.layout, state.tallies.len())?;
         check_length("the loss", batch.labels().len(), loss.objective.len())?;
         mix.check_examples(batch)?;

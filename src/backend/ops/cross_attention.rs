@@ -22,7 +22,7 @@ pub struct CrossAttention<'a, D: LinearOps> {
 /// What backward reads.
 pub struct CrossAttentionBackward<'a, D: CrossAttentionOps> {
     /// What forward kept.
-    pub kept: &'a D::CrossKept,
+    pub saved: &'a D::CrossAttentionSaved,
     /// What forward read, \[T, H·K\].
     pub q: &'a D::Rows,
     /// What forward read, \[R, D\].
@@ -65,7 +65,7 @@ impl<D: CrossAttentionOps> CrossAttention<'_, D> {
 /// values), else through projected keys and values.
 pub trait CrossAttentionOps: LinearOps {
     /// What backward needs.
-    type CrossKept;
+    type CrossAttentionSaved;
     /// The gradient of the encoder's rows while the decoder's layers bring their parts of it: a device may keep the parts and sum
     /// them at once.
     type SourceGradient;
@@ -81,7 +81,7 @@ pub trait CrossAttentionOps: LinearOps {
         h: &Self::Rows,
         o: &mut Self::Rows,
         keep: bool,
-    ) -> Result<Option<Self::CrossKept>>;
+    ) -> Result<Option<Self::CrossAttentionSaved>>;
     /// Writes q \[T, H·K\] = r · x W^T for the [`CrossAttentionOps::cross_attention`] that comes next: a device may begin it here.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ pub struct FeedForward<'a, D: Device> {
 /// What backward reads beside the gradient.
 pub struct FeedForwardBackward<'a, D: FeedForwardOps> {
     /// What forward kept.
-    pub kept: &'a D::FeedForwardKept,
+    pub saved: &'a D::FeedForwardSaved,
     /// x and r, which forward read.
     pub input: &'a Residual<D>,
     /// What forward wrote: ReLU is positively homogeneous, so that the inner product that its norm's gradient needs is
@@ -79,7 +79,7 @@ impl<D: FeedForwardOps> FeedForward<'_, D> {
 /// The feed-forward sublayer as a whole.
 pub trait FeedForwardOps: Device {
     /// What backward needs: one bit an element for ReLU, the pre-activations when gated.
-    type FeedForwardKept: Send;
+    type FeedForwardSaved: Send;
 
     /// Writes x_next \[rows, D\] and its norm. Keeps what backward needs if `keep`.
     ///
@@ -91,7 +91,7 @@ pub trait FeedForwardOps: Device {
         input: &Residual<Self>,
         next: &mut Residual<Self>,
         keep: bool,
-    ) -> Result<Option<Self::FeedForwardKept>>;
+    ) -> Result<Option<Self::FeedForwardSaved>>;
     /// Turns the gradient of x_next, in `d_x` \[rows, D\], into that of x.
     ///
     /// # Errors

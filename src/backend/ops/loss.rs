@@ -47,7 +47,7 @@ pub(crate) fn check_logits<D: Device>(batch: &Batch, hidden: &D::Rows, head: &D:
 /// Head and loss in one pass over vocabulary chunks, no logits kept.
 pub trait LossOps: Device {
     /// The loss of a pass, on the device until [`LossOps::read_loss`] asks.
-    type LossKept;
+    type DeviceLoss;
 
     /// The loss of hidden \[T, D\] against the batch's labels, by its objective. With `d_hidden` \[T, D\] also its gradient, for
     /// plain cross entropy d_hidden = w_t·(sum_v p_v E_v - E_label) with the batch's row weights w: attention with K = V = E.
@@ -60,12 +60,12 @@ pub trait LossOps: Device {
         hidden: &Self::Rows,
         head: &Head<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
-    ) -> Result<Self::LossKept>;
+    ) -> Result<Self::DeviceLoss>;
     /// Reads a loss back.
     ///
     /// # Errors
     /// What went wrong on the device meanwhile.
-    fn read_loss(&self, kept: &Self::LossKept) -> Result<Loss>;
+    fn read_loss(&self, saved: &Self::DeviceLoss) -> Result<Loss>;
     /// All logits of hidden, \[T, V\]: for verification only.
     ///
     /// # Errors

@@ -121,7 +121,7 @@ pub trait MixOps: OptimizerOps {
     /// Frozen source prompts `[S, M, D]` with their pooled keys `[S, D]`.
     type Sources;
     /// What backward needs.
-    type MixKept;
+    type MixSaved;
 
     /// Copies `[S, M, D]` source prompts to the device and pools their keys.
     ///
@@ -144,7 +144,7 @@ pub trait MixOps: OptimizerOps {
         table: &Self::Weight,
         state: &Self::State,
         x: &mut Self::Rows,
-    ) -> Result<Self::MixKept>;
+    ) -> Result<Self::MixSaved>;
     /// Adds to the state's gradient, from the prompt rows of `d_x` \[R, D\].
     ///
     /// # Errors
@@ -152,7 +152,7 @@ pub trait MixOps: OptimizerOps {
     fn mix_backward(
         &self,
         of: &Mix<'_, Self>,
-        kept: &Self::MixKept,
+        saved: &Self::MixSaved,
         d_x: &Self::Rows,
         state: &mut Self::State,
     ) -> Result<()>;
@@ -160,5 +160,5 @@ pub trait MixOps: OptimizerOps {
     ///
     /// # Errors
     /// What went wrong on the device meanwhile.
-    fn attention(&self, kept: &Self::MixKept) -> Result<Vec<f64>>;
+    fn attention(&self, saved: &Self::MixSaved) -> Result<Vec<f64>>;
 }

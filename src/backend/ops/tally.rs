@@ -14,8 +14,8 @@ pub trait TallyOps: LossOps + MixOps {
     fn tally(
         &self,
         batch: &Batch,
-        loss: &Self::LossKept,
-        mix: &Self::MixKept,
+        loss: &Self::DeviceLoss,
+        mix: &Self::MixSaved,
         state: &mut Self::State,
     ) -> Result<()>;
 }

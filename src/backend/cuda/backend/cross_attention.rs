@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 
 /// What cross attention's backward needs beside q, h and o.
 #[derive(Debug)]
-pub struct CrossKept(Way);
+pub struct CrossAttentionSaved(Way);
 
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // one a layer, and moved once
@@ -53,7 +53,7 @@ struct Plain {
     log_sum_exp: Rows,
 }
 
-impl CrossKept {
+impl CrossAttentionSaved {
     /// Whether the encoder's rows themselves are scored.
     pub fn is_absorbed(&self) -> bool {
         matches!(self.0, Way::Absorbed(_))
@@ -216,7 +216,7 @@ impl Cuda {
         &self,
         of: &CrossAttention<'_, Self>,
         from: &CrossAttentionBackward<'_, Self>,
-        kept: &Absorbed,
+        saved: &Absorbed,
         mut d_q: Option<&mut Rows>,
     ) -> Result<Part> {
         let attention = self.absorbed(of)?;
@@ -229,9 +229,9 @@ impl Cuda {
         self.count_absorbed(&shape, usize::from(d_mixed.is_new()) + with_d_q, 1 + with_d_q);
         let backward = AbsorbedBackward {
             h: from.h.operand()?,
-            absorbed_q: kept.absorbed_q.operand()?,
-            scores: read(&kept.scores),
-            sums: read(&kept.sums),
+            absorbed_q: saved.absorbed_q.operand()?,
+            scores: read(&saved.scores),
+            sums: read(&saved.sums),
             o: from.o.operand()?,
             d_o: from.d_o.operand()?,
             d_mixed: d_mixed.operand()?,
@@ -249,7 +249,7 @@ impl Cuda {
         if let Some(d_q) = d_q {
             d_q.inner = inner;
         }
-        let (absorbed_q, d_mixed) = (kept.absorbed_q.clone(), d_mixed.shared());
+        let (absorbed_q, d_mixed) = (saved.absorbed_q.clone(), d_mixed.shared());
         Ok(Part { heads: of.heads, absorbed_q, d_mixed, ds, p })
     }
 
@@ -279,7 +279,7 @@ impl Cuda {
         &self,
         of: &CrossAttention<'_, Self>,
         from: &CrossAttentionBackward<'_, Self>,
-        kept: &Plain,
+        saved: &Plain,
         mut d_q: Option<&mut Rows>,
         d_h: &mut SourceGradient,
     ) -> Result<()> {
@@ -290,9 +290,9 @@ impl Cuda {
         self.count_pairs(&attention, 3 + usize::from(d_q.is_some()));
         let mut delta = self.room_for_delta(&attention)?;
         let backward = AttentionBackward {
-            input: AttentionInput::Apart { q: all(from.q)?, k: all(&kept.k)?, v: all(&kept.v)? },
+            input: AttentionInput::Apart { q: all(from.q)?, k: all(&saved.k)?, v: all(&saved.v)? },
             o: from.o.operand()?,
-            log_sum_exp: kept.log_sum_exp.float()?,
+            log_sum_exp: saved.log_sum_exp.float()?,
             d_o: from.d_o.operand()?,
             delta: delta.as_mut().map(|delta| Delta::Scratch(write(delta))),
         };
@@ -342,7 +342,7 @@ impl Cuda {
 }
 
 impl CrossAttentionOps for Cuda {
-    type CrossKept = CrossKept;
+    type CrossAttentionSaved = CrossAttentionSaved;
     type SourceGradient = SourceGradient;
 
     fn cross_attention(
@@ -352,14 +352,14 @@ impl CrossAttentionOps for Cuda {
         h: &Rows,
         o: &mut Rows,
         keep: bool,
-    ) -> Result<Option<CrossKept>> {
+    ) -> Result<Option<CrossAttentionSaved>> {
         of.check(q, h, o)?;
         let way = if absorbs(of.batch, of.heads, of.depth()) {
             Way::Absorbed(self.attend_absorbed(of, q, h, o)?)
         } else {
             Way::Plain(self.attend_plain(of, q, h, o)?)
         };
-        Ok(keep.then_some(CrossKept(way)))
+        Ok(keep.then_some(CrossAttentionSaved(way)))
     }
 
     fn cross_project(
@@ -441,9 +441,9 @@ impl CrossAttentionOps for Cuda {
             let (expected, found) = (format!("a width of {}", of.depth()), d_h.width.to_string());
             return Err(Error::tensor("the gradient of the encoder's rows", expected, found, ""));
         }
-        match &from.kept.0 {
-            Way::Absorbed(kept) => d_h.parts.push(self.attend_absorbed_backward(of, &from, kept, d_q)?),
-            Way::Plain(kept) => self.attend_plain_backward(of, &from, kept, d_q, d_h)?,
+        match &from.saved.0 {
+            Way::Absorbed(saved) => d_h.parts.push(self.attend_absorbed_backward(of, &from, saved, d_q)?),
+            Way::Plain(saved) => self.attend_plain_backward(of, &from, saved, d_q, d_h)?,
         }
         Ok(())
     }

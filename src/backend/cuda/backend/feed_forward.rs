@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// What a feed-forward's backward needs.
 #[derive(Debug)]
-pub enum FeedForwardKept {
+pub enum FeedForwardSaved {
     /// ReLU: one bit an element, positive and kept, \[rows, F / 8\] bytes.
     Bits(Buffer<u8>),
     /// Gated: both pre-activations, \[rows, 2·F\].
@@ -20,7 +20,7 @@ pub enum FeedForwardKept {
 }
 
 impl FeedForwardOps for Cuda {
-    type FeedForwardKept = FeedForwardKept;
+    type FeedForwardSaved = FeedForwardSaved;
 
     fn feed_forward(
         &self,
@@ -28,13 +28,13 @@ impl FeedForwardOps for Cuda {
         input: &Residual<Self>,
         next: &mut Residual<Self>,
         keep: bool,
-    ) -> Result<Option<FeedForwardKept>> {
+    ) -> Result<Option<FeedForwardSaved>> {
         of.check(input, next)?;
         let rows = self.described(of.batch)?.rows(of.side);
         let ([out, _], [_, width]) = (of.w_in.shape(), of.w_out.shape());
         let mut a = self.activation(rows.count(), width, Format::Operand)?;
         let (x, norm) = (input.x.operand()?, self.norm(&input.r)?);
-        let kept = if of.activation == Activation::Relu {
+        let saved = if of.activation == Activation::Relu {
             let mut bits = self.allocate(rows.count() * out / 8)?;
             let epilogue = Epilogue::Relu {
                 norm,
@@ -43,13 +43,13 @@ impl FeedForwardOps for Cuda {
                 bits: write(&mut bits),
             };
             self.product(rows, x, of.w_in, epilogue)?;
-            FeedForwardKept::Bits(bits)
+            FeedForwardSaved::Bits(bits)
         } else {
             let mut z = self.activation(rows.count(), out, Format::Operand)?;
             self.product(rows, x, of.w_in, Epilogue::Project { norm, z: z.operand_mut()? })?;
             let gate = Gate { rows, width, activation: of.activation, mask: self.mask(of.inner_mask)? };
             gate.forward(self.kernels(), z.operand()?, a.operand_mut()?)?;
-            FeedForwardKept::PreActivations(z)
+            FeedForwardSaved::PreActivations(z)
         };
         self.add_project(
             ResidualProjection {
@@ -63,7 +63,7 @@ impl FeedForwardOps for Cuda {
             },
             next,
         )?;
-        Ok(keep.then_some(kept))
+        Ok(keep.then_some(saved))
     }
 
     fn feed_forward_backward(
@@ -76,7 +76,7 @@ impl FeedForwardOps for Cuda {
         let rows = self.described(of.batch)?.rows(of.side);
         let [model_width, width] = of.w_out.shape();
         // Whoever wrote d_x may have found the inner products already.
-        let known = d_x.inner.take().filter(|_| matches!(from.kept, FeedForwardKept::Bits(_)));
+        let known = d_x.inner.take().filter(|_| matches!(from.saved, FeedForwardSaved::Bits(_)));
         let is_known = known.is_some();
         let mut inner = match known {
             Some(inner) => inner,
@@ -85,8 +85,8 @@ impl FeedForwardOps for Cuda {
         let mut masked = None;
         let a = self.masked_gradient(rows, d_x, of.output_mask, &mut masked)?;
         let mut d_a = self.activation(rows.count(), width, Format::Operand)?;
-        let dz = match from.kept {
-            FeedForwardKept::Bits(bits) => {
+        let dz = match from.saved {
+            FeedForwardSaved::Bits(bits) => {
                 if !is_known {
                     let each = EachRow { rows, width: model_width };
                     let of_rows =
@@ -98,7 +98,7 @@ impl FeedForwardOps for Cuda {
                 self.product_backward(rows, a, of.w_out, epilogue)?;
                 d_a
             }
-            FeedForwardKept::PreActivations(z) => {
+            FeedForwardSaved::PreActivations(z) => {
                 self.product_backward(rows, a, of.w_out, Epilogue::Plain { z: d_a.operand_mut()? })?;
                 let mut dz = self.activation(rows.count(), 2 * width, Format::Operand)?;
                 let gate = Gate { rows, width, activation: of.activation, mask: self.mask(of.inner_mask)? };

@@ -140,20 +140,20 @@ impl Cuda {
                 made
             }
         };
-        Ok(Described::new(batch, Words::Kept(known.numbers.address(0)), known.tiles))
+        Ok(Described::new(batch, Words::Saved(known.numbers.address(0)), known.tiles))
     }
 
     /// One site's mask of a step; the step's numbers are uploaded unless the device has them.
     pub(super) fn mask(&self, mask: Mask<'_>) -> Result<DropoutMask<'static>> {
         let Some((step, site)) = mask else { return Ok(DropoutMask::default()) };
         let step = Told::address(&self.dropout, self, step, "dropout", dropout_words)?;
-        Ok(DropoutMask::new(Words::Kept(step), site))
+        Ok(DropoutMask::new(Words::Saved(step), site))
     }
 
     /// The settings of an optimizer step, one of `steps` a run, uploaded unless the device has them.
     pub(super) fn schedule_words(&self, steps: &[OptimizerStep]) -> Result<Words<'static>> {
         let words = |steps: &Vec<OptimizerStep>| schedule_words(steps);
-        Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", words).map(Words::Kept)
+        Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", words).map(Words::Saved)
     }
 
     /// Keeps a descriptor, in the place of the oldest, unless it is there.

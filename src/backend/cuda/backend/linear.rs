@@ -77,7 +77,7 @@ impl Cuda {
         let next = self.next_counter.get();
         let first = if next + tiles <= most { next } else { 0 };
         self.next_counter.set(first + tiles);
-        Ok(Some(Words::Kept(self.counters.address() + (first * size_of::<i32>()) as u64)))
+        Ok(Some(Words::Saved(self.counters.address() + (first * size_of::<i32>()) as u64)))
     }
 
     /// The norm of rows, as a product applies it.

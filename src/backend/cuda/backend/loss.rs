@@ -9,13 +9,13 @@ use crate::error::Result;
 
 /// The loss of a pass, on the device until it is read.
 #[derive(Debug)]
-pub struct LossKept {
+pub struct DeviceLoss {
     negative_log_likelihood: Buffer<f32>,
     objective: Buffer<f32>,
     greedy: Buffer<u32>,
 }
 
-impl LossKept {
+impl DeviceLoss {
     /// \[T\]: what training minimises.
     pub(super) fn objective(&self) -> &Buffer<f32> {
         &self.objective
@@ -23,7 +23,7 @@ impl LossKept {
 }
 
 impl LossOps for Cuda {
-    type LossKept = LossKept;
+    type DeviceLoss = DeviceLoss;
 
     fn loss(
         &self,
@@ -31,12 +31,12 @@ impl LossOps for Cuda {
         hidden: &Rows,
         head: &Head<'_, Self>,
         d_hidden: Option<&mut Rows>,
-    ) -> Result<LossKept> {
+    ) -> Result<DeviceLoss> {
         head.check(batch, hidden, d_hidden.as_deref())?;
         let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), head.weight.shape());
         let plan = Plan::of(self.precision(), self.info().multiprocessors, rows, [vocabulary, width])?;
         let lengths = plan.scratch();
-        let mut kept = LossKept {
+        let mut saved = DeviceLoss {
             negative_log_likelihood: self.allocate(rows)?,
             objective: self.allocate(rows)?,
             greedy: self.allocate(rows)?,
@@ -65,24 +65,24 @@ impl LossOps for Cuda {
             mean,
         };
         let written = CrossEntropyRows {
-            negative_log_likelihood: &mut kept.negative_log_likelihood,
-            loss: &mut kept.objective,
-            greedy: &mut kept.greedy,
+            negative_log_likelihood: &mut saved.negative_log_likelihood,
+            loss: &mut saved.objective,
+            greedy: &mut saved.greedy,
         };
         let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
         self.count(products * 2 * batch.real_rows(Side::Decoder) * vocabulary * width);
         entropy.launch(self.kernels(), hidden.operand()?, scratch, written, gradient)?;
-        Ok(kept)
+        Ok(saved)
     }
 
-    fn read_loss(&self, kept: &LossKept) -> Result<Loss> {
+    fn read_loss(&self, saved: &DeviceLoss) -> Result<Loss> {
         let read = |buffer: &Buffer<f32>| -> Result<Vec<f64>> {
             Ok(self.download(buffer, buffer.len())?.into_iter().map(f64::from).collect())
         };
         Ok(Loss {
-            negative_log_likelihood: read(&kept.negative_log_likelihood)?,
-            objective: read(&kept.objective)?,
-            greedy: self.download(&kept.greedy, kept.greedy.len())?,
+            negative_log_likelihood: read(&saved.negative_log_likelihood)?,
+            objective: read(&saved.objective)?,
+            greedy: self.download(&saved.greedy, saved.greedy.len())?,
         })
     }
 

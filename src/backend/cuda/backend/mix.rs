@@ -2,7 +2,7 @@
 
 use super::{Buffer, Cuda, Rows, State, Weight};
 use crate::backend::cuda::ops::mix::{
-    FrozenSources, Kept, MixBackward, MixForward, Mixture, Scratch, check_source_count, pooled_keys,
+    FrozenSources, MixBackward, MixForward, Mixture, Saved, Scratch, check_source_count, pooled_keys,
 };
 use crate::backend::ops::check_sources;
 use crate::backend::{Batch, Matrix, Mix, MixOps, StateLayout};
@@ -32,15 +32,15 @@ impl Sources {
 
 /// What the mixture's backward needs.
 #[derive(Debug)]
-pub struct MixKept {
-    kept: Kept<Buffer<f32>, Buffer<i32>>,
+pub struct MixSaved {
+    saved: Saved<Buffer<f32>, Buffer<i32>>,
     examples: usize,
 }
 
-impl MixKept {
+impl MixSaved {
     /// The mixture's weights, \[B, P\], or \[B, M, P\], or none.
     pub(super) fn weights(&self) -> &Buffer<f32> {
-        self.kept.attention()
+        self.saved.attention()
     }
 
     /// Fails unless it was kept of so many examples as the batch has.
@@ -79,7 +79,7 @@ impl Cuda {
 
 impl MixOps for Cuda {
     type Sources = Sources;
-    type MixKept = MixKept;
+    type MixSaved = MixSaved;
 
     fn sources(&self, values: &[f32], count: usize, prompt_length: usize, width: usize) -> Result<Sources> {
         let shape = [count, prompt_length, width];
@@ -93,24 +93,30 @@ impl MixOps for Cuda {
         Ok(sources)
     }
 
-    fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixKept> {
+    fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixSaved> {
         of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "x", x)?;
         of.check_table(table, x.shape()[1])?;
         self.count_mixture(of, &state.layout, 2, true);
         let mixture = self.mixture(of, &state.layout, state.runs)?;
-        let mut kept =
-            Kept::new(&mixture.lengths(), |length| self.allocate(length), |length| self.allocate(length))?;
+        let mut saved =
+            Saved::new(&mixture.lengths(), |length| self.allocate(length), |length| self.allocate(length))?;
         let operands = MixForward {
             table: table.float()?,
             sources: of.sources.map(Sources::frozen),
             values: &state.values,
             x: x.float_mut()?,
         };
-        mixture.forward(self.kernels(), operands, &mut kept)?;
-        Ok(MixKept { kept, examples: of.batch.examples() })
+        mixture.forward(self.kernels(), operands, &mut saved)?;
+        Ok(MixSaved { saved, examples: of.batch.examples() })
     }
 
-    fn mix_backward(&self, of: &Mix<'_, Self>, kept: &MixKept, d_x: &Rows, state: &mut State) -> Result<()> {
+    fn mix_backward(
+        &self,
+        of: &Mix<'_, Self>,
+        saved: &MixSaved,
+        d_x: &Rows,
+        state: &mut State,
+    ) -> Result<()> {
         of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "d_x", d_x)?;
         let State { layout, runs, values, gradient, .. } = state;
         self.count_mixture(of, layout, 3, false);
@@ -118,11 +124,11 @@ impl MixOps for Cuda {
         let mut scratch = Scratch::new(&mixture.lengths(), |length| self.allocate(length))?;
         let operands =
             MixBackward { sources: of.sources.map(Sources::frozen), values, d_x: d_x.float()?, gradient };
-        mixture.backward(self.kernels(), operands, &kept.kept, &mut scratch)
+        mixture.backward(self.kernels(), operands, &saved.saved, &mut scratch)
     }
 
-    fn attention(&self, kept: &MixKept) -> Result<Vec<f64>> {
-        let weights = self.download(kept.weights(), kept.weights().len())?;
+    fn attention(&self, saved: &MixSaved) -> Result<Vec<f64>> {
+        let weights = self.download(saved.weights(), saved.weights().len())?;
         Ok(weights.into_iter().map(f64::from).collect())
     }
 }

@@ -24,12 +24,12 @@ use std::sync::Arc;
 
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
 
-pub use cross_attention::{CrossKept, SourceGradient};
+pub use cross_attention::{CrossAttentionSaved, SourceGradient};
 pub use decode::Cache;
-pub use feed_forward::FeedForwardKept;
+pub use feed_forward::FeedForwardSaved;
 pub use graph::Recorder;
-pub use loss::LossKept;
-pub use mix::{MixKept, Sources};
+pub use loss::DeviceLoss;
+pub use mix::{MixSaved, Sources};
 pub use optimizer::State;
 pub use rows::{Operand, PositionBias, Rows, Weight};
 

@@ -1,13 +1,13 @@
 //! What a pass adds up of each run.
 
-use super::{Cuda, LossKept, MixKept, State};
+use super::{Cuda, DeviceLoss, MixSaved, State};
 use crate::backend::cuda::ops::tally::PassTally;
 use crate::backend::ops::{check_length, check_runs};
 use crate::backend::{Batch, Side, TallyOps};
 use crate::error::Result;
 
 impl TallyOps for Cuda {
-    fn tally(&self, batch: &Batch, loss: &LossKept, mix: &MixKept, state: &mut State) -> Result<()> {
+    fn tally(&self, batch: &Batch, loss: &DeviceLoss, mix: &MixSaved, state: &mut State) -> Result<()> {
         check_runs("the tally", batch, &state.layout, state.runs)?;
         check_length("the loss", batch.rows(Side::Decoder), loss.objective().len())?;
         mix.check_examples(batch)?;

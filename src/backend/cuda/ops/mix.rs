@@ -117,7 +117,7 @@ pub(crate) struct Lengths {
 
 /// What backward needs of the forward pass, in memory of any kind.
 #[derive(Debug)]
-pub(crate) struct Kept<F, I> {
+pub(crate) struct Saved<F, I> {
     attention: F,
     scores: F,
     pooled: F,
@@ -129,7 +129,7 @@ pub(crate) struct Kept<F, I> {
     target_rows: I,
 }
 
-impl<F, I> Kept<F, I> {
+impl<F, I> Saved<F, I> {
     /// In memory from `floats` and `integers`, which are told lengths.
     pub(crate) fn new(
         lengths: &Lengths,
@@ -155,7 +155,7 @@ impl<F, I> Kept<F, I> {
     }
 }
 
-impl<F: DevicePtrMut<f32>, I: DevicePtrMut<i32>> Kept<F, I> {
+impl<F: DevicePtrMut<f32>, I: DevicePtrMut<i32>> Saved<F, I> {
     /// Adds it to a forward pass, which writes it.
     fn write<'a>(&'a mut self, lengths: &Lengths, operands: &mut Operands<'a>) -> Result<MixArguments> {
         let deviations = &mut self.reciprocal_deviation;
@@ -174,7 +174,7 @@ impl<F: DevicePtrMut<f32>, I: DevicePtrMut<i32>> Kept<F, I> {
     }
 }
 
-impl<F: DevicePtr<f32>, I: DevicePtr<i32>> Kept<F, I> {
+impl<F: DevicePtr<f32>, I: DevicePtr<i32>> Saved<F, I> {
     /// Adds it to a backward pass, which reads it.
     fn read<'a>(&'a self, lengths: &Lengths, operands: &mut Operands<'a>) -> Result<MixArguments> {
         let deviations = &self.reciprocal_deviation;
@@ -299,13 +299,13 @@ impl<'m> Mixture<'m> {
         (2 * self.layout.width + self.layout.rank + SCORE_WARPS) * size_of::<f32>()
     }
 
-    /// `kept` with the shape, and what both passes read.
+    /// `saved` with the shape, and what both passes read.
     fn arguments<'a>(
         &self,
         operands: &mut Operands<'a>,
         sources: Option<FrozenSources<'a>>,
         values: &'a dyn DevicePtr<f32>,
-        kept: MixArguments,
+        saved: MixArguments,
     ) -> Result<MixArguments>
     where
         'm: 'a,
@@ -347,7 +347,7 @@ impl<'m> Mixture<'m> {
             runs: runs as i32,
             temperature: mixing.temperature as f32,
             layer_norm_epsilon: mixing.layer_norm_epsilon as f32,
-            ..kept
+            ..saved
         })
     }
 
@@ -359,17 +359,17 @@ impl<'m> Mixture<'m> {
         &self,
         kernels: &Kernels,
         of: MixForward<'_>,
-        kept: &mut Kept<F, I>,
+        saved: &mut Saved<F, I>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let (length, width) = (layout.prompt_length, layout.width);
         check_rows("table", pooled_vocabulary(self.batch.batch()), width, of.table.len())?;
         let mut operands = Operands::new(kernels);
-        let kept = kept.write(&lengths, &mut operands)?;
+        let saved = saved.write(&lengths, &mut operands)?;
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
             x: operands.write("x", of.x, self.encoder_rows())?,
-            ..self.arguments(&mut operands, of.sources, of.values, kept)?
+            ..self.arguments(&mut operands, of.sources, of.values, saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
             let (kernel, grid) = (Kernel { file: FILE, name }, grid.map(|blocks| blocks as u32));
@@ -397,12 +397,12 @@ impl<'m> Mixture<'m> {
         &self,
         kernels: &Kernels,
         of: MixBackward<'_>,
-        kept: &Kept<F, I>,
+        saved: &Saved<F, I>,
         scratch: &mut Scratch<F>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let mut operands = Operands::new(kernels);
-        let kept = kept.read(&lengths, &mut operands)?;
+        let saved = saved.read(&lengths, &mut operands)?;
         let arguments = MixArguments {
             gradient: write(&mut operands, "gradient", of.gradient, self.runs * layout.len())?,
             x: operands.read("d_x", of.d_x, self.encoder_rows())?,
@@ -411,7 +411,7 @@ impl<'m> Mixture<'m> {
             d_h: write(&mut operands, "d_h", &mut scratch.d_h, lengths.rows)?,
             d_v: write(&mut operands, "d_v", &mut scratch.d_v, lengths.rows)?,
             d_down: write(&mut operands, "d_down", &mut scratch.d_down, lengths.low_rank)?,
-            ..self.arguments(&mut operands, of.sources, of.values, kept)?
+            ..self.arguments(&mut operands, of.sources, of.values, saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
             let (kernel, grid) = (Kernel { file: FILE, name }, grid.map(|blocks| blocks as u32));
@@ -453,7 +453,7 @@ pub struct PromptMix<'a> {
     runs: usize,
     source_count: usize,
     lengths: Lengths,
-    kept: Kept<CudaSlice<f32>, CudaSlice<i32>>,
+    saved: Saved<CudaSlice<f32>, CudaSlice<i32>>,
     scratch: Scratch<CudaSlice<f32>>,
 }
 
@@ -484,7 +484,7 @@ impl<'a> PromptMix<'a> {
             runs,
             source_count,
             lengths,
-            kept: Kept::new(&lengths, |length| room(kernels, length), |length| room(kernels, length))?,
+            saved: Saved::new(&lengths, |length| room(kernels, length), |length| room(kernels, length))?,
             scratch: Scratch::new(&lengths, |length| room(kernels, length))?,
         })
     }
@@ -492,7 +492,7 @@ impl<'a> PromptMix<'a> {
     /// The weights of the last forward pass: \[B, P\], or \[B, M, P\] of the token scorer, P = S + 1 with the target last (S
     /// without it); nothing of a plain prompt.
     pub fn attention(&self) -> CudaView<'_, f32> {
-        self.kept.attention().slice(0..self.lengths.attention)
+        self.saved.attention().slice(0..self.lengths.attention)
     }
 
     /// Launches the forward pass: the prompt rows of x.
@@ -503,9 +503,9 @@ impl<'a> PromptMix<'a> {
     /// # Errors
     /// A length that does not fit, a table of fewer rows than the batch's vocabulary, and what the driver says.
     pub fn forward(&mut self, kernels: &Kernels, of: MixForward<'_>) -> Result<()> {
-        let Self { batch, mixing, layout, runs, source_count, kept, .. } = self;
+        let Self { batch, mixing, layout, runs, source_count, saved, .. } = self;
         let mixture = Mixture { batch: *batch, mixing, layout, runs: *runs, source_count: *source_count };
-        mixture.forward(kernels, of, kept)
+        mixture.forward(kernels, of, saved)
     }
 
     /// Launches the backward pass: adds to the gradient what d_x makes of it behind the last forward pass. No atomics.
@@ -515,8 +515,8 @@ impl<'a> PromptMix<'a> {
     /// # Errors
     /// A length that does not fit, and what the driver says.
     pub fn backward(&mut self, kernels: &Kernels, of: MixBackward<'_>) -> Result<()> {
-        let Self { batch, mixing, layout, runs, source_count, kept, scratch, .. } = self;
+        let Self { batch, mixing, layout, runs, source_count, saved, scratch, .. } = self;
         let mixture = Mixture { batch: *batch, mixing, layout, runs: *runs, source_count: *source_count };
-        mixture.backward(kernels, of, kept, scratch)
+        mixture.backward(kernels, of, saved, scratch)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Words<'a> {
     Slice(&'a CudaSlice<i32>),
-    Kept(u64),
+    Saved(u64),
 }
 
 impl<'a> Words<'a> {
@@ -24,7 +24,7 @@ impl<'a> Words<'a> {
     pub(crate) fn read(self, operands: &mut Operands<'a>, what: &str) -> Result<u64> {
         match self {
             Self::Slice(slice) => operands.read::<i32>(what, slice, slice.len()),
-            Self::Kept(address) => Ok(address),
+            Self::Saved(address) => Ok(address),
         }
     }
 }
