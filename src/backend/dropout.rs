@@ -113,17 +113,17 @@ pub struct MaskRow {
 }
 
 impl MaskRow {
-    /// Writes `saved` or zero for each element of the row, from column 0 on.
+    /// Writes `kept` or zero for each element of the row, from column 0 on.
     ///
     /// Eight blocks are drawn side by side so that the compiler can keep them in vector registers.
     #[inline(always)]
-    pub fn fill<E: Copy>(&self, saved: E, zero: E, row: &mut [E]) {
+    pub fn fill<E: Copy>(&self, kept: E, zero: E, row: &mut [E]) {
         for (chunk_index, chunk) in row.chunks_mut(ELEMENTS_PER_BLOCK * LANES).enumerate() {
             let words = philox_lanes(self.key, self.counter, (chunk_index * LANES) as u32);
             for (lane, elements) in chunk.chunks_mut(ELEMENTS_PER_BLOCK).enumerate() {
                 for (element, value) in elements.iter_mut().enumerate() {
                     let word = words[element / 2][lane] >> (16 * (element % 2)) & 0xffff;
-                    *value = if word >= self.threshold { saved } else { zero };
+                    *value = if word >= self.threshold { kept } else { zero };
                 }
             }
         }

@@ -113,15 +113,15 @@ fn final_norms_on_buffers_of_ones_own() {
         for (with_gain, masked) in [(false, false), (true, false), (true, true)] {
             let gain: Option<&dyn DevicePtr<f32>> = if with_gain { Some(&gain_device) } else { None };
             let mask = if masked { dropped.mask(site) } else { DropoutMask::default() };
-            let mut saved = vec![1.0; rows * width];
+            let mut factors = vec![1.0; rows * width];
             if masked {
-                let each = saved.chunks_exact_mut(width).enumerate();
-                each.for_each(|(row, saved)| step.row(site, 0, 0, row).fill(step.scale(), 0.0, saved));
+                let each = factors.chunks_exact_mut(width).enumerate();
+                each.for_each(|(row, factors)| step.row(site, 0, 0, row).fill(step.scale(), 0.0, factors));
             }
             let rows_of = sequences.rows();
             let (narrow, times) = (epsilon as f32, scale as f32);
             let norm = RawNorm { rows: rows_of, width, epsilon: narrow, gain, scale: times, mask };
-            let factor = |i: usize| scale * saved[i] * if with_gain { gains[i % width] } else { 1.0 };
+            let factor = |i: usize| scale * factors[i] * if with_gain { gains[i % width] } else { 1.0 };
             let mut h = raw.poisoned_halves(rows * width);
             norm.forward(kernels, input, &mut h).expect("forward");
             let expected: Vec<f64> = (0..rows * width).map(|i| x[i] * r[i / width] * factor(i)).collect();

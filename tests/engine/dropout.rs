@@ -35,8 +35,8 @@ fn an_element_is_kept_exactly_when_its_word_reaches_the_threshold() {
         for (column, &value) in row.iter().enumerate() {
             let block = philox(key, [step as u32, 40, 11, (column / 8) as u32]);
             let word = block[column % 8 / 2] >> (16 * (column % 2)) & 0xffff;
-            let saved = f64::from(word) >= (probability * 65_536.0).round();
-            assert_eq!(value, if saved { 2.0 } else { -1.0 }, "column {column} at {probability}");
+            let kept = f64::from(word) >= (probability * 65_536.0).round();
+            assert_eq!(value, if kept { 2.0 } else { -1.0 }, "column {column} at {probability}");
         }
     }
 }
@@ -61,21 +61,21 @@ fn the_kept_share_is_binomial() {
         let dropout = DropoutStep::new(probability, 2, &[77]).expect("something is dropped");
         assert_eq!(dropout.scale(), 1.0 / (1.0 - probability));
         let (rows, columns) = (1_000, 1_000);
-        let mut saved = 0.0;
+        let mut kept = 0.0;
         let mut row = vec![0.0; columns];
         for index in 0..rows {
             dropout.row(site(), 0, index, 4).fill(1.0, 0.0, &mut row);
-            saved += row.iter().sum::<f64>();
+            kept += row.iter().sum::<f64>();
         }
         let count = f64::from(rows) * columns as f64;
         // The rate is what 16 bits hold of it.
         let rate = f64::from(dropout.threshold()) / 65_536.0;
         let deviation = (count * rate * (1.0 - rate)).sqrt();
         println!(
-            "p {probability}: kept {saved} of {count}, {:+.2} deviations",
-            (saved - count * (1.0 - rate)) / deviation
+            "p {probability}: kept {kept} of {count}, {:+.2} deviations",
+            (kept - count * (1.0 - rate)) / deviation
         );
-        assert!((saved - count * (1.0 - rate)).abs() <= 5.0 * deviation);
+        assert!((kept - count * (1.0 - rate)).abs() <= 5.0 * deviation);
     }
 }
 

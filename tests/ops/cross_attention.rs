@@ -47,14 +47,14 @@ fn check(lengths: &[(usize, usize)], heads: Heads, width: usize, probability: f6
                     v.iter().zip(&multipliers).map(|(v, m)| m * dot(&d_o[span.clone()], v)).collect();
                 let mean = dot(&d_p, &p);
                 for (j, row) in keys.clone().enumerate() {
-                    let (saved, d_score) = (p[j] * multipliers[j], p[j] * (d_p[j] - mean));
-                    add_scaled(&mut o[span.clone()], saved, &v[j]);
+                    let (dropped, d_score) = (p[j] * multipliers[j], p[j] * (d_p[j] - mean));
+                    add_scaled(&mut o[span.clone()], dropped, &v[j]);
                     add_scaled(&mut d_q[span.clone()], d_score, &k[j]);
                     let d_h = &mut d_h[row * width..(row + 1) * width];
                     for inner in 0..head_width {
                         let weights = of_head(inner) * width..(of_head(inner) + 1) * width;
                         add_scaled(d_h, d_score * q[span.start + inner], &w_k[weights.clone()]);
-                        add_scaled(d_h, saved * d_o[span.start + inner], &w_v[weights]);
+                        add_scaled(d_h, dropped * d_o[span.start + inner], &w_v[weights]);
                     }
                 }
             }

@@ -86,10 +86,10 @@ fn check_project(
     let x = numbers(1, count * input, 1.0);
     let r = norm(&reciprocal_rms(&x, input));
     let w = numbers(2, out * input, (input as f64).powf(-0.5));
-    let saved = weight(&cpu, &w, out, input, readers)?;
+    let on_device = weight(&cpu, &w, out, input, readers)?;
     let residual = Residual { x: rows(&cpu, &x, input)?, r: rows(&cpu, &r, 1)? };
     let mut z = cpu.rows(count, out, Format::Operand)?;
-    cpu.project(Projection { batch: &batch, side, input: &residual, weight: &saved }, &mut z)?;
+    cpu.project(Projection { batch: &batch, side, input: &residual, weight: &on_device }, &mut z)?;
     let expected = times_transposed(&normalised(&x, &r, input), &w, input);
     close(&format!("z of {what}"), &cpu.read(&z)?, &expected, bound(input));
 
@@ -115,7 +115,7 @@ fn check_project(
             side,
             scope,
             dz: &dz,
-            weight: &saved,
+            weight: &on_device,
             input: &residual,
             below: None,
         };
@@ -153,12 +153,13 @@ fn check_add_project(
     let what = format!("{side:?} rows of {lengths:?}, {out} x {input}, dropout {probability}");
     let (y, x) = (numbers(1, count * input, 1.0), numbers(2, count * out, 1.0));
     let w = numbers(3, out * input, (input as f64).powf(-0.5));
-    let saved = weight(&cpu, &w, out, input, readers)?;
+    let on_device = weight(&cpu, &w, out, input, readers)?;
     let multipliers = masks(&batch, side, mask, out);
     let expected = sum(&x, &product(&multipliers, &times_transposed(&y, &w, input)));
     let mut next = Residual::new(&cpu, count, out)?;
     let (y, x) = (rows(&cpu, &y, input)?, rows(&cpu, &x, out)?);
-    let of = ResidualProjection { batch: &batch, side, y: &y, weight: &saved, mask, epsilon: EPSILON, x: &x };
+    let of =
+        ResidualProjection { batch: &batch, side, y: &y, weight: &on_device, mask, epsilon: EPSILON, x: &x };
     cpu.add_project(of, &mut next)?;
     close(&format!("x_next of {what}"), &cpu.read(&next.x)?, &expected, bound(input));
     let r = reciprocal_rms(&expected, out);
@@ -168,7 +169,7 @@ fn check_add_project(
     let expected = times(&product(&multipliers, &d_x), &w, out, input);
     let mut d_y = cpu.rows(count, input, Format::Operand)?;
     let d_x = &rows(&cpu, &d_x, out)?;
-    let of = ResidualProjectionBackward { batch: &batch, side, d_x, weight: &saved, mask, y: None };
+    let of = ResidualProjectionBackward { batch: &batch, side, d_x, weight: &on_device, mask, y: None };
     cpu.add_project_backward(of, &mut d_y)?;
     close(&format!("d_y of {what}"), &cpu.read(&d_y)?, &expected, bound(out));
     Ok(())
@@ -299,14 +300,14 @@ fn a_row_does_not_depend_on_the_others() -> Result<()> {
     let (cpu, width, out) = (cpu(), 600, 70);
     for readers in [Readers::Many, Readers::Few] {
         let w = numbers(2, out * width, (width as f64).powf(-0.5));
-        let saved = weight(&cpu, &w, out, width, readers)?;
+        let on_device = weight(&cpu, &w, out, width, readers)?;
         let values = numbers(1, 400 * width, 1.0);
         let of_first = |count: usize| -> Result<Vec<f64>> {
             let batch = &batch(&[(1, count)], 1);
             let x = rows(&cpu, &values[..count * width], width)?;
             let input = &Residual { x, r: rows(&cpu, &vec![1.0; count], 1)? };
             let mut z = cpu.rows(count, out, Format::Operand)?;
-            cpu.project(Projection { batch, side: Side::Decoder, input, weight: &saved }, &mut z)?;
+            cpu.project(Projection { batch, side: Side::Decoder, input, weight: &on_device }, &mut z)?;
             Ok(cpu.read(&z)?[..2 * out].to_vec())
         };
         let expected = of_first(400)?;

@@ -50,10 +50,10 @@ fn check_embed(lengths: &[(usize, usize)], width: usize, probability: f64) -> Re
             }
         }
         let expected: Vec<f64> = plain.iter().zip(&multipliers).map(|(x, mask)| x * mask).collect();
-        let saved = cpu.weight(narrowed(&table), vocabulary, width, Readers::Lookup)?;
+        let on_device = cpu.weight(narrowed(&table), vocabulary, width, Readers::Lookup)?;
         let mut output =
             Residual { x: rows(&cpu, &before, width)?, r: cpu.rows(count, width, Format::Norm)? };
-        let of = Embedding { table: &saved, batch: &batch, side, mask, epsilon: EPSILON };
+        let of = Embedding { table: &on_device, batch: &batch, side, mask, epsilon: EPSILON };
         cpu.embed(of, &mut output)?;
         close(&format!("x of {what}"), &cpu.read(&output.x)?, &expected, bound(1));
         close(
