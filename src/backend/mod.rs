@@ -33,7 +33,7 @@ pub use ops::{
 };
 pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, Tally};
 
-/// A micro-batch of a training step, as [`Backend::record`] is told of it: all that may differ from one to the next.
+/// A micro-batch of a training step, as [`Backend::capture`] is told of it: all that may differ from one to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct MicroBatch<'a> {
     /// Its examples, with the weights of their label rows.
@@ -61,7 +61,7 @@ pub trait Backend:
     + TallyOps
 {
     /// What was recorded of one caller's work, to be issued again for other batches.
-    type Recorder: Default;
+    type GraphCache: Default;
 
     /// Does `work` for a micro-batch, or issues again what an earlier time recorded for one of like shape, fed with this
     /// one. Nothing is waited for. One recorder serves one piece of work: whatever else `work` uses must be what it was at
@@ -69,17 +69,17 @@ pub trait Backend:
     ///
     /// # Errors
     /// What `work` fails with, and what the driver says.
-    fn record(
+    fn capture(
         &self,
-        recorder: &mut Self::Recorder,
+        graph_cache: &mut Self::GraphCache,
         micro: &MicroBatch<'_>,
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()>;
-    /// Bytes of device memory that [`Backend::record`] would take for `micro` alone. Nothing is computed. Other shapes of the
+    /// Bytes of device memory that [`Backend::capture`] would take for `micro` alone. Nothing is computed. Other shapes of the
     /// same recorder share these bytes. 0 where [`Device::free_bytes`] is `None`.
     ///
     /// # Errors
-    /// As [`Backend::record`].
+    /// As [`Backend::capture`].
     fn foreseen_bytes(
         &self,
         _micro: &MicroBatch<'_>,
@@ -91,7 +91,7 @@ pub trait Backend:
     /// [`Device::operations`] says it: recorded work is counted there by the first batch of its shape.
     ///
     /// # Errors
-    /// As [`Backend::record`].
+    /// As [`Backend::capture`].
     fn counted_operations(
         &self,
         _micro: &MicroBatch<'_>,

@@ -291,7 +291,7 @@ struct Bench<'a, B: Backend> {
     model: &'a T5<B>,
     mixture: Mixture<B>,
     state: B::State,
-    recorder: B::Recorder,
+    graph_cache: B::GraphCache,
     lengths: &'a [usize],
     settings: &'a Step,
     next: usize,
@@ -327,7 +327,7 @@ impl<'a, B: Backend> Bench<'a, B> {
             model,
             mixture,
             state,
-            recorder: B::Recorder::default(),
+            graph_cache: B::GraphCache::default(),
             lengths,
             settings,
             next: 0,
@@ -418,8 +418,8 @@ impl<'a, B: Backend> Bench<'a, B> {
             let weights = label_weights(batch, &self.label_tokens(batch));
             *batch = batch.clone().weighted(weights)?;
             let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-            let (state, recorder) = (&mut self.state, &mut self.recorder);
-            self.model.train(self.backend, &self.mixture, state, recorder, &micro)?;
+            let (state, graph_cache) = (&mut self.state, &mut self.graph_cache);
+            self.model.train(self.backend, &self.mixture, state, graph_cache, &micro)?;
             self.steps += 1;
         }
         self.backend.reports(&mut self.state)?;

@@ -131,10 +131,10 @@ impl<B: Backend> T5<B> {
         backend: &B,
         mixture: &Mixture<B>,
         state: &mut B::State,
-        recorder: &mut B::Recorder,
+        graph_cache: &mut B::GraphCache,
         micro: &MicroBatch<'_>,
     ) -> Result<()> {
-        backend.record(recorder, micro, |batch| self.train_on(backend, mixture, state, micro, batch))
+        backend.capture(graph_cache, micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
 
     pub(super) fn train_on(

@@ -76,7 +76,7 @@ pub(super) fn issue<B: Backend>(
     frozen: &Frozen<'_, B>,
     mixture: &Mixture<B>,
     state: &mut B::State,
-    recorder: &mut B::Recorder,
+    graph_cache: &mut B::GraphCache,
     shared: &Shared,
     parts: &[RunPart],
 ) -> Result<Issued> {
@@ -100,7 +100,7 @@ pub(super) fn issue<B: Backend>(
         let is_last = is_alone && index + 1 == batches.len();
         let last = is_last.then_some(schedule.as_slice());
         let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
-        frozen.model.train(backend, mixture, state, recorder, &micro)?;
+        frozen.model.train(backend, mixture, state, graph_cache, &micro)?;
         for b in 0..batch.examples() {
             let given = &mut runs[batch.run(b)];
             given.tokens += batch.source(b).len() + batch.range(Side::Decoder, b).len();

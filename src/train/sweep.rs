@@ -126,7 +126,7 @@ fn run_stack<B: Backend>(
     let length = members[group[0]].trainer.mixture().layout.len();
     let mut state = backend.state(&members[group[0]].trainer.mixture().layout, &stacked[0], group.len())?;
     backend.write_state(&mut state, [&stacked[0], &stacked[1], &stacked[2]], &updates)?;
-    let mut recorder = B::Recorder::default();
+    let mut graph_cache = B::GraphCache::default();
     let mut active: Vec<bool> = vec![true; group.len()];
     while active.contains(&true) {
         let started = Instant::now();
@@ -144,7 +144,7 @@ fn run_stack<B: Backend>(
                 });
             }
             let mixture = members[group[0]].trainer.mixture();
-            issued.push(step::issue(frozen, mixture, &mut state, &mut recorder, &shared, &of_step)?);
+            issued.push(step::issue(frozen, mixture, &mut state, &mut graph_cache, &shared, &of_step)?);
             parts.push(of_step);
             looked_at = group
                 .iter()

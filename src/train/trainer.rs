@@ -41,7 +41,7 @@ pub struct Trainer<'a, B: Backend> {
     pub(super) checkpoint: Checkpoint,
     pub(super) best: Vec<f64>,
     best_examples: Vec<ExampleRecord>,
-    recorder: B::Recorder,
+    graph_cache: B::GraphCache,
     ranks: Rc<dyn Ranks>,
     /// What the mixture's weights belong to.
     prompts: Vec<String>,
@@ -109,7 +109,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             checkpoint,
             best: values,
             best_examples: Vec::new(),
-            recorder: B::Recorder::default(),
+            graph_cache: B::GraphCache::default(),
             ranks: Rc::new(Alone),
             prompts,
         })

@@ -3,7 +3,7 @@
 use promptmix::backend::{
     Batch, Device as _, DropoutStep, MicroBatch, Objective, OptimizerOps, OptimizerStep, Scorer, StepReport,
 };
-use promptmix::cuda::{Cuda, Precision, Recorder};
+use promptmix::cuda::{Cuda, GraphCache, Precision};
 use promptmix::model::label_weights;
 use promptmix::pretrained::Activation;
 
@@ -53,10 +53,10 @@ struct Steps {
 }
 
 /// Takes a step of every range of lengths, in `micro` micro-batches each, and reads nothing back before the last.
-fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]) -> (Steps, Recorder) {
+fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]) -> (Steps, GraphCache) {
     let cuda = &case.backend;
     let mut state = cuda.state(&case.mixture.layout, &case.values, setting.runs).expect("a state");
-    let mut recorder = Recorder::default();
+    let mut graph_cache = GraphCache::default();
     let mut random = Random::new(77);
     let seeds: Vec<u64> = (0..setting.runs as u64).map(|run| 9 + run).collect();
     for (step, lengths) in lengths.iter().enumerate() {
@@ -68,7 +68,7 @@ fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]
         for (index, batch) in batches.iter().enumerate() {
             let last = (index + 1 == micro).then_some(schedule.as_slice());
             let micro = MicroBatch { batch, dropout: dropout.as_ref(), first: index == 0, last };
-            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
+            case.model.train(cuda, &case.mixture, &mut state, &mut graph_cache, &micro).expect("a step");
         }
     }
     let reports = cuda.reports(&mut state).expect("reports");
@@ -76,7 +76,7 @@ fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]
     assert_eq!(reports.len(), lengths.len());
     assert!(reports.iter().flatten().all(|report| report.applied && report.tally.loss > 0.0));
     let values = cuda.read_state(&state).expect("a state");
-    (Steps { reports, state: values, operations: cuda.operations() }, recorder)
+    (Steps { reports, state: values, operations: cuda.operations() }, graph_cache)
 }
 
 fn setting(activation: Activation, dropout: f64, runs: usize) -> Setting {
@@ -105,14 +105,14 @@ fn a_graph_gives_what_launches_give_bit_for_bit() {
         let setting = setting(activation, dropout, runs);
         let Some((eager, _gpu)) = built(&setting, false) else { return };
         let lengths = vec![4..10; count];
-        let (expected, recorder) = steps(&eager, &setting, micro, &lengths);
-        assert_eq!((recorder.replays(), recorder.captures()), (0, 0));
+        let (expected, graph_cache) = steps(&eager, &setting, micro, &lengths);
+        assert_eq!((graph_cache.replays(), graph_cache.captures()), (0, 0));
         let Some((captured, _gpu)) = built(&setting, true) else { return };
-        let (found, recorder) = steps(&captured, &setting, micro, &lengths);
+        let (found, graph_cache) = steps(&captured, &setting, micro, &lengths);
         // The first micro-batch of a step, those between, and the last do not the same.
         let buckets = micro;
-        assert_eq!(recorder.buckets(), buckets, "{micro} micro-batches of one shape");
-        assert_eq!((recorder.replays(), recorder.captures()), ((count * micro) as u64, buckets as u64));
+        assert_eq!(graph_cache.buckets(), buckets, "{micro} micro-batches of one shape");
+        assert_eq!((graph_cache.replays(), graph_cache.captures()), ((count * micro) as u64, buckets as u64));
         assert!(expected.reports.windows(2).all(|pair| pair[0] != pair[1]), "every batch has another loss");
         assert_eq!(found, expected, "{activation:?}, {runs} runs, {micro} micro-batches");
     }
@@ -126,11 +126,11 @@ fn shapes_that_grow_and_shrink_give_the_same_bits() {
     let Some((eager, _gpu)) = built(&setting, false) else { return };
     let (expected, _) = steps(&eager, &setting, 1, &lengths);
     let Some((captured, _gpu)) = built(&setting, true) else { return };
-    let (found, recorder) = steps(&captured, &setting, 1, &lengths);
+    let (found, graph_cache) = steps(&captured, &setting, 1, &lengths);
     assert_eq!(found, expected);
-    assert_eq!((recorder.buckets(), recorder.replays()), (3, 8));
+    assert_eq!((graph_cache.buckets(), graph_cache.replays()), (3, 8));
     // Three shapes, the first again behind the second, and both of them again behind the third.
-    assert_eq!(recorder.captures(), 6);
+    assert_eq!(graph_cache.captures(), 6);
 }
 
 /// The driver counts: behind the first step of a shape, a step is one copy and one launch, and nothing is waited for.
@@ -140,7 +140,7 @@ fn a_step_is_one_copy_and_one_launch() {
     let Some((case, gpu)) = built(&setting, true) else { return };
     let (cuda, mut random) = (&case.backend, Random::new(3));
     let mut state = cuda.state(&case.mixture.layout, &case.values, 2).expect("a state");
-    let mut recorder = Recorder::default();
+    let mut graph_cache = GraphCache::default();
     let mut before = None;
     for step in 0..5 {
         if step == 1 {
@@ -151,7 +151,7 @@ fn a_step_is_one_copy_and_one_launch() {
         let schedule = [OptimizerStep::new(0.01 * step as f64, 0.01); 2];
         let micro =
             MicroBatch { batch: &batches[0], dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
+        case.model.train(cuda, &case.mixture, &mut state, &mut graph_cache, &micro).expect("a step");
     }
     if let (Some(before), Some(after)) = (before, gpu.calls()) {
         let expected = vgpu::Calls { graphs: before.graphs + 4, uploads: before.uploads + 4, ..before };
@@ -170,17 +170,17 @@ fn every_objective_has_its_own_graph() {
         let (case, _gpu) = built(&setting, graphs)?;
         let cuda = &case.backend;
         let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
-        let (mut recorder, mut random) = (Recorder::default(), Random::new(5));
+        let (mut graph_cache, mut random) = (GraphCache::default(), Random::new(5));
         let batches = micro_batches(&mut random, &setting, 1, &(4..10));
         for (label_smoothing, z_loss) in objectives {
             let batch = batches[0].clone().with_objective(Objective { label_smoothing, z_loss });
             let still = [OptimizerStep::new(0.0, 0.0)];
             let micro = MicroBatch { batch: &batch, dropout: None, first: true, last: Some(&still) };
-            case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
+            case.model.train(cuda, &case.mixture, &mut state, &mut graph_cache, &micro).expect("a step");
         }
         let reports = cuda.reports(&mut state).expect("reports");
         cuda.synchronize().expect("a healthy device");
-        Some((reports.iter().map(|report| report[0].tally.loss).collect::<Vec<f64>>(), recorder.buckets()))
+        Some((reports.iter().map(|report| report[0].tally.loss).collect::<Vec<f64>>(), graph_cache.buckets()))
     };
     let (Some((eager, _)), Some((found, buckets))) = (losses(false), losses(true)) else { return };
     assert_eq!(found, eager);

@@ -1,7 +1,7 @@
 //! The memory of a step is known before anything is allocated for it, and many shapes share it.
 
 use promptmix::backend::{Device as _, DropoutStep, Example, MicroBatch, OptimizerOps, OptimizerStep};
-use promptmix::cuda::{Cuda, Precision, Recorder};
+use promptmix::cuda::{Cuda, GraphCache, Precision};
 use promptmix::model::{Pass, batch_of_lengths, foresee, label_weights};
 use promptmix::pretrained::Activation;
 
@@ -33,10 +33,10 @@ fn foreseen(case: &Case<Cuda>, setting: &Setting, examples: &[Example]) -> usize
 }
 
 /// Takes a step on each of `batches`; the bytes that the device has more than before, and the recorder.
-fn taken(case: &Case<Cuda>, setting: &Setting, batches: &[Vec<Example>]) -> (usize, Recorder) {
+fn taken(case: &Case<Cuda>, setting: &Setting, batches: &[Vec<Example>]) -> (usize, GraphCache) {
     let cuda = &case.backend;
     let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
-    let mut recorder = Recorder::default();
+    let mut graph_cache = GraphCache::default();
     let before = cuda.allocated_bytes();
     for (step, examples) in batches.iter().enumerate() {
         let batch = setting.pack(examples);
@@ -45,12 +45,12 @@ fn taken(case: &Case<Cuda>, setting: &Setting, batches: &[Vec<Example>]) -> (usi
         let (dropout, schedule) = (DropoutStep::new(0.1, step as u64, &[1]), schedule());
         let micro =
             MicroBatch { batch: &batch, dropout: dropout.as_ref(), first: true, last: Some(&schedule) };
-        case.model.train(cuda, &case.mixture, &mut state, &mut recorder, &micro).expect("a step");
+        case.model.train(cuda, &case.mixture, &mut state, &mut graph_cache, &micro).expect("a step");
     }
     let reports = cuda.reports(&mut state).expect("reports");
     cuda.synchronize().expect("a healthy device");
     assert_eq!(reports.len(), batches.len());
-    (cuda.allocated_bytes() - before, recorder)
+    (cuda.allocated_bytes() - before, graph_cache)
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn a_step_takes_what_was_foreseen() {
         let planned = foreseen(&case, &setting, &setting.examples);
         let launches = case.backend.kernels().launches();
         assert_eq!(launches, 0, "nothing is computed to foresee it");
-        let (taken, recorder) = taken(&case, &setting, std::slice::from_ref(&setting.examples));
-        assert_eq!(recorder.arena_bytes(), planned.next_multiple_of(512));
+        let (taken, graph_cache) = taken(&case, &setting, std::slice::from_ref(&setting.examples));
+        assert_eq!(graph_cache.arena_bytes(), planned.next_multiple_of(512));
         let ratio = planned as f64 / taken as f64;
         eprintln!("{activation:?} {precision:?}: {planned} planned, {taken} taken: {ratio:.3}");
         // The rest is the descriptor.
@@ -122,24 +122,24 @@ fn twenty_batches_of_other_shapes_take_what_the_largest_takes() {
     let largest = batches.iter().max_by_key(|examples| rows(examples)).expect("twenty").clone();
     let Some(device) = device(Precision::Bf16) else { return };
     let case = setting.build_on(device.cuda);
-    let (alone, recorder) = taken(&case, &setting, std::slice::from_ref(&largest));
-    drop(recorder);
-    let (all, recorder) = taken(&case, &setting, &batches);
+    let (alone, graph_cache) = taken(&case, &setting, std::slice::from_ref(&largest));
+    drop(graph_cache);
+    let (all, graph_cache) = taken(&case, &setting, &batches);
     let ratio = all as f64 / alone as f64;
     eprintln!(
         "{} buckets, {} captures: {all} bytes, {alone} alone: {ratio:.3}",
-        recorder.buckets(),
-        recorder.captures()
+        graph_cache.buckets(),
+        graph_cache.captures()
     );
-    assert!(recorder.buckets() > 6, "shapes vary");
+    assert!(graph_cache.buckets() > 6, "shapes vary");
     assert!(ratio <= 1.15, "{all} bytes, {alone} for the largest");
     // And that is what is foreseen for the largest of them.
     let most = batches.iter().map(|examples| foreseen(&case, &setting, examples)).max().expect("twenty");
-    assert_eq!(recorder.arena_bytes(), most.next_multiple_of(512));
+    assert_eq!(graph_cache.arena_bytes(), most.next_multiple_of(512));
     // The other way round the first is the largest, and nothing moves.
     batches.sort_by_key(|examples| std::cmp::Reverse(foreseen(&case, &setting, examples)));
-    let (_, recorder) = taken(&case, &setting, &batches);
-    assert_eq!(recorder.captures(), recorder.buckets() as u64);
+    let (_, graph_cache) = taken(&case, &setting, &batches);
+    assert_eq!(graph_cache.captures(), graph_cache.buckets() as u64);
 }
 
 /// Work that is not recorded, as validation is, does not add up over its shapes either.

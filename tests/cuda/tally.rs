@@ -21,14 +21,14 @@ fn reports<B: Backend>(case: &Case<B>, steps: usize, micro: usize) -> Result<Rep
     let mut state = backend.state(&case.mixture.layout, &case.values, case.runs)?;
     let tokens: Vec<usize> = case.label_tokens().iter().map(|tokens| tokens * micro).collect();
     let batch = case.batch.clone().weighted(label_weights(&case.batch, &tokens))?;
-    let mut recorder = B::Recorder::default();
+    let mut graph_cache = B::GraphCache::default();
     let schedule = vec![OptimizerStep::new(0.01, 0.01); case.runs];
     let mut reports = Vec::new();
     for _ in 0..steps {
         for index in 0..micro {
             let last = (index + 1 == micro).then_some(schedule.as_slice());
             let micro = MicroBatch { batch: &batch, dropout: None, first: index == 0, last };
-            case.model.train(backend, &case.mixture, &mut state, &mut recorder, &micro)?;
+            case.model.train(backend, &case.mixture, &mut state, &mut graph_cache, &micro)?;
         }
         if backend.steps_ahead() == 1 {
             reports.extend(backend.reports(&mut state)?);

@@ -318,9 +318,9 @@ impl<E: Element> Device for Cpu<E> {
 }
 
 impl<E: Element> Backend for Cpu<E> {
-    type Recorder = ();
+    type GraphCache = ();
 
-    fn record(
+    fn capture(
         &self,
         (): &mut (),
         micro: &MicroBatch<'_>,

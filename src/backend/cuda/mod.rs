@@ -15,8 +15,8 @@ mod ops;
 mod runtime;
 
 pub use backend::{
-    Cache, CrossAttentionSaved, Cuda, DeviceLoss, FeedForwardSaved, MixSaved, Operand, PositionBias,
-    Recorder, Rows, SourceGradient, Sources, State, Weight,
+    Cache, CrossAttentionSaved, Cuda, DeviceLoss, FeedForwardSaved, GraphCache, MixSaved, Operand,
+    PositionBias, Rows, SourceGradient, Sources, State, Weight,
 };
 pub use cudarc;
 pub use ops::packing::{

@@ -150,9 +150,9 @@ impl<B: Backend> Trainer<'_, B> {
         while issued.len() < most {
             let part = self.next_part(0)?;
             let shared = self.shared(part.step);
-            let (state, recorder) = (&mut self.state, &mut self.recorder);
+            let (state, graph_cache) = (&mut self.state, &mut self.graph_cache);
             let own = std::slice::from_ref(&part);
-            issued.push(step::issue(self.frozen, &self.mixture, state, recorder, &shared, own)?);
+            issued.push(step::issue(self.frozen, &self.mixture, state, graph_cache, &shared, own)?);
             let behind = part.step + 1;
             parts.push(part);
             if self.looks_behind(behind) {

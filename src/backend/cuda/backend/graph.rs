@@ -94,7 +94,7 @@ impl std::fmt::Debug for Captured {
 
 /// The graphs of one piece of work, and the memory that they run in.
 #[derive(Debug, Default)]
-pub struct Recorder {
+pub struct GraphCache {
     // Graphs go before the memory whose addresses they hold.
     entries: Vec<Entry>,
     arena: Option<Arc<Memory>>,
@@ -102,7 +102,7 @@ pub struct Recorder {
     captures: u64,
 }
 
-impl Recorder {
+impl GraphCache {
     /// Shape buckets met so far.
     pub fn buckets(&self) -> usize {
         self.entries.len()
@@ -125,25 +125,25 @@ impl Recorder {
 }
 
 impl Cuda {
-    pub(super) fn record_work(
+    pub(super) fn capture_work(
         &self,
-        recorder: &mut Recorder,
+        graph_cache: &mut GraphCache,
         micro: &MicroBatch<'_>,
         mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()> {
         let bucket = Bucket::of(micro);
         let roomy = bucket.roomy(micro.batch);
-        let index = match recorder.entries.iter().position(|entry| entry.bucket == bucket) {
+        let index = match graph_cache.entries.iter().position(|entry| entry.bucket == bucket) {
             Some(index) => index,
             None => {
                 let input = Input::new(self, &roomy, micro)?;
                 let needs = self.rehearse(&input, micro, || work(&roomy))?;
-                recorder.entries.push(Entry { bucket, batch: roomy.clone(), input, needs, graph: None });
-                recorder.entries.len() - 1
+                graph_cache.entries.push(Entry { bucket, batch: roomy.clone(), input, needs, graph: None });
+                graph_cache.entries.len() - 1
             }
         };
-        let arena = self.arena_of(recorder, index)?;
-        let entry = &mut recorder.entries[index];
+        let arena = self.arena_of(graph_cache, index)?;
+        let entry = &mut graph_cache.entries[index];
         entry.input.send(&roomy, micro)?;
         entry.input.tell(self, micro);
         if self.precision == Precision::F32 || !self.graphs.get() {
@@ -152,28 +152,28 @@ impl Cuda {
         let graph = match &mut entry.graph {
             Some(graph) => graph,
             none => {
-                let captured = self.capture(&arena, || work(&entry.batch))?;
-                recorder.captures += 1;
+                let captured = self.capture_graph(&arena, || work(&entry.batch))?;
+                graph_cache.captures += 1;
                 none.insert(Captured(captured))
             }
         };
         graph.0.launch().map_err(|error| driver("launch a captured step", error))?;
         self.operations.set(self.operations.get() + entry.needs.operations);
-        recorder.replays += 1;
+        graph_cache.replays += 1;
         Ok(())
     }
 
     /// The recorder's arena, large enough for one of its buckets.
-    fn arena_of(&self, recorder: &mut Recorder, index: usize) -> Result<Arc<Memory>> {
-        let bytes = recorder.entries[index].needs.bytes;
-        if let Some(arena) = recorder.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {
+    fn arena_of(&self, graph_cache: &mut GraphCache, index: usize) -> Result<Arc<Memory>> {
+        let bytes = graph_cache.entries[index].needs.bytes;
+        if let Some(arena) = graph_cache.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {
             return Ok(arena.clone());
         }
         // Nothing may run in the old one any more, and it is given back first, so that both never stand side by side.
         self.synchronize()?;
-        recorder.entries.iter_mut().for_each(|entry| entry.graph = None);
-        recorder.arena = None;
-        Ok(recorder.arena.insert(self.memory.arena(bytes)?).clone())
+        graph_cache.entries.iter_mut().for_each(|entry| entry.graph = None);
+        graph_cache.arena = None;
+        Ok(graph_cache.arena.insert(self.memory.arena(bytes)?).clone())
     }
 
     /// Issues `work` without launching anything, to learn what it takes. It also loads every kernel, which a capture must
@@ -217,7 +217,7 @@ impl Cuda {
         Ok(self.rehearse(&input, micro, || work(micro.batch))?.operations)
     }
 
-    fn capture(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    fn capture_graph(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         let stream = self.kernels().stream();
         let fail = |error| driver("capture a step", error);
         let before = self.operations.get();

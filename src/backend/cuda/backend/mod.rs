@@ -27,7 +27,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
 pub use cross_attention::{CrossAttentionSaved, SourceGradient};
 pub use decode::Cache;
 pub use feed_forward::FeedForwardSaved;
-pub use graph::Recorder;
+pub use graph::GraphCache;
 pub use loss::DeviceLoss;
 pub use mix::{MixSaved, Sources};
 pub use optimizer::State;
@@ -172,7 +172,7 @@ impl Cuda {
         Ok((2 * size * size * size * repeats) as f64 / started.elapsed().as_secs_f64())
     }
 
-    /// Whether [`Backend::record`] captures graphs; it does unless told otherwise.
+    /// Whether [`Backend::capture`] captures graphs; it does unless told otherwise.
     pub fn set_graphs(&self, capture: bool) {
         self.graphs.set(capture);
     }
@@ -296,15 +296,15 @@ impl Device for Cuda {
 }
 
 impl Backend for Cuda {
-    type Recorder = Recorder;
+    type GraphCache = GraphCache;
 
-    fn record(
+    fn capture(
         &self,
-        recorder: &mut Recorder,
+        graph_cache: &mut GraphCache,
         micro: &MicroBatch<'_>,
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()> {
-        self.record_work(recorder, micro, work)
+        self.capture_work(graph_cache, micro, work)
     }
 
     fn foreseen_bytes(
