@@ -137,7 +137,7 @@ impl Cuda {
             Some(index) => index,
             None => {
                 let input = Input::new(self, &roomy, micro)?;
-                let needs = self.rehearse(&input, micro, || work(&roomy))?;
+                let needs = self.dry_run(&input, micro, || work(&roomy))?;
                 graph_cache.entries.push(Entry { bucket, batch: roomy.clone(), input, needs, graph: None });
                 graph_cache.entries.len() - 1
             }
@@ -178,18 +178,18 @@ impl Cuda {
 
     /// Issues `work` without launching anything, to learn what it takes. It also loads every kernel, which a capture must
     /// not.
-    fn rehearse(
+    fn dry_run(
         &self,
         input: &Input,
         micro: &MicroBatch<'_>,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<Needs> {
-        let memory = self.memory.rehearsal();
+        let memory = self.memory.dry_run();
         let before = self.operations.get();
         input.tell(self, micro);
-        self.kernels().rehearse(true);
+        self.kernels().dry_run(true);
         let done = self.within(&memory, work);
-        self.kernels().rehearse(false);
+        self.kernels().dry_run(false);
         input.retract(self);
         let operations = self.operations.replace(before) - before;
         done?;
@@ -197,24 +197,24 @@ impl Cuda {
     }
 
     /// Bytes of the arena that `work` would need for `micro`.
-    pub(super) fn rehearsed_bytes(
+    pub(super) fn dry_run_bytes(
         &self,
         micro: &MicroBatch<'_>,
         mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<usize> {
         let roomy = Bucket::of(micro).roomy(micro.batch);
         let input = Input::new(self, &roomy, micro)?;
-        Ok(self.rehearse(&input, micro, || work(&roomy))?.bytes)
+        Ok(self.dry_run(&input, micro, || work(&roomy))?.bytes)
     }
 
     /// Floating-point operations of `work` for `micro`, without the room of its bucket.
-    pub(super) fn rehearsed_operations(
+    pub(super) fn dry_run_operations(
         &self,
         micro: &MicroBatch<'_>,
         mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<u64> {
         let input = Input::new(self, micro.batch, micro)?;
-        Ok(self.rehearse(&input, micro, || work(micro.batch))?.operations)
+        Ok(self.dry_run(&input, micro, || work(micro.batch))?.operations)
     }
 
     fn capture_graph(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {

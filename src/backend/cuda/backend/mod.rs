@@ -190,7 +190,7 @@ impl Cuda {
 
     fn upload<T: DeviceRepr>(&self, values: &[T], buffer: &mut Buffer<T>) -> Result<()> {
         check_length("an upload", buffer.len(), values.len())?;
-        if values.is_empty() || self.kernels.is_rehearsing() {
+        if values.is_empty() || self.kernels.is_dry_run() {
             return Ok(());
         }
         self.kernels.stream().memcpy_htod(values, buffer).map_err(|error| driver("copy to the GPU", error))
@@ -208,7 +208,7 @@ impl Cuda {
         range: Range<usize>,
     ) -> Result<Vec<T>> {
         let mut values = vec![T::default(); range.len()];
-        if range.is_empty() || self.kernels.is_rehearsing() {
+        if range.is_empty() || self.kernels.is_dry_run() {
             return Ok(values);
         }
         let view = buffer.view()?;
@@ -223,7 +223,7 @@ impl Cuda {
     }
 
     fn clear<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<()> {
-        if self.kernels.is_rehearsing() {
+        if self.kernels.is_dry_run() {
             return Ok(());
         }
         self.kernels.stream().memset_zeros(buffer).map_err(|error| driver("clear a buffer", error))
@@ -312,7 +312,7 @@ impl Backend for Cuda {
         micro: &MicroBatch<'_>,
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<usize> {
-        self.rehearsed_bytes(micro, work)
+        self.dry_run_bytes(micro, work)
     }
 
     fn counted_operations(
@@ -320,6 +320,6 @@ impl Backend for Cuda {
         micro: &MicroBatch<'_>,
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<Option<u64>> {
-        self.rehearsed_operations(micro, work).map(Some)
+        self.dry_run_operations(micro, work).map(Some)
     }
 }

@@ -53,7 +53,7 @@ pub struct Kernels {
     /// and asking for less takes it away from those who asked for more.
     functions: RefCell<HashMap<Kernel, (CudaFunction, u32)>>,
     launches: Cell<u64>,
-    rehearsing: Cell<bool>,
+    is_dry_run: Cell<bool>,
 }
 
 impl Kernels {
@@ -71,7 +71,7 @@ impl Kernels {
             modules,
             functions: RefCell::default(),
             launches: Cell::new(0),
-            rehearsing: Cell::new(false),
+            is_dry_run: Cell::new(false),
         })
     }
 
@@ -91,13 +91,13 @@ impl Kernels {
     }
 
     /// While it rehearses, a launch loads its kernel and no more.
-    pub(crate) fn rehearse(&self, rehearsing: bool) {
-        self.rehearsing.set(rehearsing);
+    pub(crate) fn dry_run(&self, is_dry_run: bool) {
+        self.is_dry_run.set(is_dry_run);
     }
 
     /// Whether it rehearses.
-    pub(crate) fn is_rehearsing(&self) -> bool {
-        self.rehearsing.get()
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.is_dry_run.get()
     }
 
     fn module(&self, file: &'static str) -> Result<&Arc<CudaModule>> {
@@ -165,7 +165,7 @@ impl Kernels {
             return Ok(());
         }
         let function = self.function(kernel, shared)?;
-        if self.rehearsing.get() {
+        if self.is_dry_run.get() {
             return Ok(());
         }
         let config = LaunchConfig {

@@ -39,7 +39,7 @@ enum Source {
     /// Parts of one allocation.
     Arena { whole: CudaSlice<u8>, places: Mutex<Places> },
     /// Parts of nothing.
-    Rehearsal(Mutex<Places>),
+    DryRun(Mutex<Places>),
 }
 
 /// Bytes of all memory of a device.
@@ -154,8 +154,8 @@ impl Memory {
     }
 
     /// Memory without bytes behind it, for a rehearsal.
-    pub(crate) fn rehearsal(&self) -> Arc<Self> {
-        let source = Source::Rehearsal(Mutex::new(Places::new(usize::MAX / 2)));
+    pub(crate) fn dry_run(&self) -> Arc<Self> {
+        let source = Source::DryRun(Mutex::new(Places::new(usize::MAX / 2)));
         Arc::new(Self { stream: self.stream.clone(), source, totals: Arc::default(), poison: false })
     }
 
@@ -164,7 +164,7 @@ impl Memory {
         match &self.source {
             Source::Pool(_) => self.totals.held(),
             Source::Arena { whole, .. } => whole.len(),
-            Source::Rehearsal(places) => locked(places).most,
+            Source::DryRun(places) => locked(places).most,
         }
     }
 
@@ -205,7 +205,7 @@ impl Memory {
                     self.stream.upgrade_device_ptr(whole.device_ptr(&self.stream).0 + start as u64, bytes)
                 }
             }
-            Source::Rehearsal(places) => {
+            Source::DryRun(places) => {
                 let start = locked(places).take(bytes).ok_or_else(|| {
                     Error::device(
                         "foresee the memory of a step",
@@ -253,7 +253,7 @@ impl Memory {
                 let start = slice.leak() - whole.device_ptr(&self.stream).0;
                 locked(places).give(start as usize, bytes);
             }
-            Source::Rehearsal(places) => locked(places).give(slice.leak() as usize - GRANULE, bytes),
+            Source::DryRun(places) => locked(places).give(slice.leak() as usize - GRANULE, bytes),
         }
     }
 
