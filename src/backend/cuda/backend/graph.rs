@@ -145,7 +145,7 @@ impl Cuda {
         let arena = self.arena_of(graph_cache, index)?;
         let entry = &mut graph_cache.entries[index];
         entry.input.send(&roomy, micro)?;
-        entry.input.tell(self, micro);
+        entry.input.announce(self, micro);
         if self.precision == Precision::F32 || !self.graphs.get() {
             return self.within(&arena, || work(&entry.batch));
         }
@@ -186,7 +186,7 @@ impl Cuda {
     ) -> Result<Needs> {
         let memory = self.memory.dry_run();
         let before = self.operations.get();
-        input.tell(self, micro);
+        input.announce(self, micro);
         self.kernels().dry_run(true);
         let done = self.within(&memory, work);
         self.kernels().dry_run(false);

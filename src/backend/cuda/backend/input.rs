@@ -13,13 +13,13 @@ use crate::error::{Error, Result};
 
 /// Something that the device was told, and where it keeps it.
 #[derive(Debug)]
-pub(super) struct Told<T> {
+pub(super) struct DeviceParameter<T> {
     what: T,
     numbers: Numbers,
     at: usize,
 }
 
-impl<T: PartialEq + Clone> Told<T> {
+impl<T: PartialEq + Clone> DeviceParameter<T> {
     /// Where the device has `what`, which is copied there as `words` unless it has it.
     fn address(
         known: &RefCell<Option<Self>>,
@@ -32,10 +32,10 @@ impl<T: PartialEq + Clone> Told<T> {
         if let Some(known) = known.as_ref().filter(|known| known.what == *what) {
             return Ok(known.numbers.address(known.at));
         }
-        cuda.expect_told(name)?;
+        cuda.expect_known(name)?;
         let numbers = cuda.numbers_of(&words(what))?;
-        let told = known.insert(Self { what: what.clone(), numbers, at: 0 });
-        Ok(told.numbers.address(0))
+        let parameter = known.insert(Self { what: what.clone(), numbers, at: 0 });
+        Ok(parameter.numbers.address(0))
     }
 }
 
@@ -100,19 +100,21 @@ impl Input {
     }
 
     /// Lets ops find what was sent.
-    pub(super) fn tell(&self, cuda: &Cuda, micro: &MicroBatch<'_>) {
+    pub(super) fn announce(&self, cuda: &Cuda, micro: &MicroBatch<'_>) {
         cuda.keep(&self.described);
         if let Some(step) = micro.dropout {
-            let told = Told { what: step.clone(), numbers: self.numbers.clone(), at: self.dropout };
-            cuda.dropout.replace(Some(told));
+            let parameter =
+                DeviceParameter { what: step.clone(), numbers: self.numbers.clone(), at: self.dropout };
+            cuda.dropout.replace(Some(parameter));
         }
         if let Some(steps) = micro.last {
-            let told = Told { what: steps.to_vec(), numbers: self.numbers.clone(), at: self.schedule };
-            cuda.schedule.replace(Some(told));
+            let parameter =
+                DeviceParameter { what: steps.to_vec(), numbers: self.numbers.clone(), at: self.schedule };
+            cuda.schedule.replace(Some(parameter));
         }
     }
 
-    /// Takes back what [`Input::tell`] said, which was never sent.
+    /// Takes back what [`Input::announce`] said, which was never sent.
     pub(super) fn retract(&self, cuda: &Cuda) {
         cuda.batches.borrow_mut().retain(|known| known.id != self.described.id);
         cuda.dropout.replace(None);
@@ -133,7 +135,7 @@ impl Cuda {
         let known = match known {
             Some(known) => known,
             None => {
-                self.expect_told("a batch")?;
+                self.expect_known("a batch")?;
                 let (data, tiles) = describe(batch);
                 let made = Rc::new(DeviceBatch { numbers: self.numbers_of(&data)?, id: batch.id(), tiles });
                 self.keep(&made);
@@ -146,14 +148,14 @@ impl Cuda {
     /// One site's mask of a step; the step's numbers are uploaded unless the device has them.
     pub(super) fn mask(&self, mask: Mask<'_>) -> Result<DropoutMask<'static>> {
         let Some((step, site)) = mask else { return Ok(DropoutMask::default()) };
-        let step = Told::address(&self.dropout, self, step, "dropout", dropout_words)?;
+        let step = DeviceParameter::address(&self.dropout, self, step, "dropout", dropout_words)?;
         Ok(DropoutMask::new(Words::Saved(step), site))
     }
 
     /// The settings of an optimizer step, one of `steps` a run, uploaded unless the device has them.
     pub(super) fn schedule_words(&self, steps: &[OptimizerStep]) -> Result<Words<'static>> {
         let words = |steps: &Vec<OptimizerStep>| schedule_words(steps);
-        Told::address(&self.schedule, self, &steps.to_vec(), "a schedule", words).map(Words::Saved)
+        DeviceParameter::address(&self.schedule, self, &steps.to_vec(), "a schedule", words).map(Words::Saved)
     }
 
     /// Keeps a descriptor, in the place of the oldest, unless it is there.
@@ -167,7 +169,7 @@ impl Cuda {
     }
 
     /// Fails within recorded work, which is told everything beforehand.
-    fn expect_told(&self, what: &str) -> Result<()> {
+    fn expect_known(&self, what: &str) -> Result<()> {
         if self.arena.borrow().is_none() {
             return Ok(());
         }

@@ -33,7 +33,7 @@ pub use mix::{MixSaved, Sources};
 pub use optimizer::State;
 pub use rows::{Operand, PositionBias, Rows, Weight};
 
-use self::input::{DeviceBatch, Told};
+use self::input::{DeviceBatch, DeviceParameter};
 use super::ops::linear::Epilogue;
 use super::runtime::devices::{self, DeviceInfo};
 use super::runtime::error::driver;
@@ -65,8 +65,8 @@ pub struct Cuda {
     precision: Precision,
     info: DeviceInfo,
     batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
-    dropout: RefCell<Option<Told<DropoutStep>>>,
-    schedule: RefCell<Option<Told<Vec<OptimizerStep>>>>,
+    dropout: RefCell<Option<DeviceParameter<DropoutStep>>>,
+    schedule: RefCell<Option<DeviceParameter<Vec<OptimizerStep>>>>,
     operations: Cell<u64>,
     graphs: Cell<bool>,
     steps_ahead: Cell<usize>,
