@@ -56,7 +56,7 @@ struct OptimizerArguments {
     int* counters;             // [runs, COUNTERS], zero before and after: blocks of either kernel that are done
     const Segment* segments;
     const Settings* settings;  // [runs]
-    const Tally* tallies;      // [runs]
+    const StepStatistics* statistics;      // [runs]
     Status* statuses;          // [runs]
     Report* ring;              // [places, runs]
     int64_t length;
@@ -173,7 +173,7 @@ struct Update {
 __device__ Update update_of(const OptimizerArguments& arguments, int64_t run) {
     const double norm = *norm_of(arguments, run);
     Update update;
-    update.applies = arguments.statuses[run].halted == 0 && isfinite(norm) && isfinite(arguments.tallies[run].loss);
+    update.applies = arguments.statuses[run].halted == 0 && isfinite(norm) && isfinite(arguments.statistics[run].loss);
     const Settings settings = arguments.settings[run];
     const unsigned long long updates = arguments.statuses[run].updates + 1;
     update.clip = static_cast<float>(fmin(settings.clip_norm / (norm + 1e-6), 1.0));
@@ -232,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(OptimizerArguments a
     }
     // Every block has read the run's status before it counts itself.
     if (threadIdx.x != 0 || !is_last(arguments, run, 1)) return;
-    const Tally tally = arguments.tallies[run];
+    const StepStatistics tally = arguments.statistics[run];
     Status status = arguments.statuses[run];
     // The host never issues more steps than there are places; a step too many is counted and so found out.
     if (status.reports < arguments.places) {

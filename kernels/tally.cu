@@ -18,7 +18,7 @@ struct TallyArguments {
     const int* batch;
     const float* objective;
     const float* attention;
-    Tally* tallies;
+    StepStatistics* statistics;
     int per_example;
     int padding;
 };
@@ -52,6 +52,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) tally(TallyArguments argum
         __syncthreads();
     }
     if (threadIdx.x != 0) return;
-    arguments.tallies[run].loss += losses[0];
-    arguments.tallies[run].entropy += entropies[0];
+    arguments.statistics[run].loss += losses[0];
+    arguments.statistics[run].entropy += entropies[0];
 }

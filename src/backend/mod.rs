@@ -29,9 +29,9 @@ pub use ops::{
     Embedding, EmbeddingOps, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
     Format, Head, Heads, LinearOps, Loss, LossOps, Mask, Matrix, Mix, MixOps, NormOps, OptimizerOps,
     Projection, ProjectionBackward, Readers, Residual, ResidualProjection, ResidualProjectionBackward,
-    SelfAttention, SelfAttentionBackward, SelfAttentionOps, TallyOps,
+    SelfAttention, SelfAttentionBackward, SelfAttentionOps, StatisticsOps,
 };
-pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, Tally};
+pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, StepStatistics};
 
 /// A micro-batch of a training step, as [`Backend::capture`] is told of it: all that may differ from one to the next.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ pub trait Backend:
     + NormOps
     + OptimizerOps
     + SelfAttentionOps
-    + TallyOps
+    + StatisticsOps
 {
     /// What was recorded of one caller's work, to be issued again for other batches.
     type GraphCache: Default;

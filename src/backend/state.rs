@@ -250,7 +250,7 @@ impl OptimizerStep {
 
 /// What a step's passes add up of one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Tally {
+pub struct StepStatistics {
     /// The objectives of its label rows, each by its weight: the run's loss when the step's last pass is in.
     pub loss: f64,
     /// The entropies -sum_j a_j ln a_j of its rows of attention.
@@ -261,7 +261,7 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// What its passes added up.
-    pub tally: Tally,
+    pub statistics: StepStatistics,
     /// L2 norm of the trained segments' gradient, before the clip.
     pub gradient_norm: f64,
     /// False if loss or gradient held a NaN or an infinity, or those of a step before that was not told of yet; the state

@@ -149,7 +149,7 @@ impl<B: Backend> T5<B> {
             backend.begin_step(state)?;
         }
         let (Issued { loss, mix }, _) = self.issue(backend, mixture, state, batch, micro.dropout)?;
-        backend.tally(batch, &loss, &mix, state)?;
+        backend.add_statistics(batch, &loss, &mix, state)?;
         micro.last.map_or(Ok(()), |steps| backend.optimizer_step(state, steps))
     }
 

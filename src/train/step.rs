@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use super::ranks::Ranks;
 use crate::backend::{
-    Backend, Batch, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Side, StepReport, Tally,
+    Backend, Batch, DropoutStep, Example, MicroBatch, Objective, OptimizerStep, Side, StepReport,
+    StepStatistics,
 };
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture, label_weights};
@@ -137,8 +138,8 @@ pub(super) fn drain<B: Backend>(
     let taken = |report: &StepReport, given: &Given, sharing_runs| {
         let rows = given.attention_rows;
         Taken {
-            loss: report.tally.loss,
-            attention_entropy: (rows > 0).then(|| report.tally.entropy / rows as f64),
+            loss: report.statistics.loss,
+            attention_entropy: (rows > 0).then(|| report.statistics.entropy / rows as f64),
             tokens: given.tokens,
             gradient_norm: report.gradient_norm,
             sharing_runs,
@@ -161,17 +162,17 @@ fn add_up_ranks<B: Backend>(
 ) -> Result<()> {
     let mut values = backend.read_gradient(state)?;
     let gradient = values.len();
-    for (tally, given) in backend.read_tally(state)?.iter().zip(&*runs) {
-        values.extend([tally.loss, given.tokens as f64, tally.entropy, given.attention_rows as f64]);
+    for (sums, given) in backend.read_statistics(state)?.iter().zip(&*runs) {
+        values.extend([sums.loss, given.tokens as f64, sums.entropy, given.attention_rows as f64]);
     }
     ranks.sum(&mut values)?;
     backend.write_gradient(state, &values[..gradient])?;
-    let mut tallies = Vec::with_capacity(runs.len());
+    let mut statistics = Vec::with_capacity(runs.len());
     for (given, told) in runs.iter_mut().zip(values[gradient..].chunks_exact(4)) {
         *given = Given { tokens: told[1] as usize, attention_rows: told[3] as usize };
-        tallies.push(Tally { loss: told[0], entropy: told[2] });
+        statistics.push(StepStatistics { loss: told[0], entropy: told[2] });
     }
-    backend.write_tally(state, &tallies)
+    backend.write_statistics(state, &statistics)
 }
 
 /// This rank's micro-batches: every so-manyth example of each run.

@@ -5,7 +5,7 @@ use promptmix::backend::{
     FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Head, Heads, Mix, Mixing,
     OptimizerStep, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
     ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward, Side, StateLayout,
-    Tally,
+    StepStatistics,
 };
 use promptmix::{Error, Result};
 
@@ -691,8 +691,8 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
             name: "write_tally",
             run: |m| {
                 let mut state = m.fitting().state()?;
-                let tallies = vec![Tally { loss: 1.0, entropy: 1.0 }; m.count("the tallies", 1)];
-                m.device.write_tally(&mut state, &tallies)
+                let statistics = vec![StepStatistics { loss: 1.0, entropy: 1.0 }; m.count("the tallies", 1)];
+                m.device.write_statistics(&mut state, &statistics)
             },
             operands: const { &[count("the tallies")] },
         },
@@ -718,7 +718,7 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let hidden = fitting.rows("hidden", batch.rows(Side::Decoder), WIDTH, Format::Operand)?;
                 let head = Head { weight: &weight, mean: &mean };
                 let loss = m.device.loss(&batch, &hidden, &head, None)?;
-                m.device.tally(m.batch, &loss, &mix, &mut state)
+                m.device.add_statistics(m.batch, &loss, &mix, &mut state)
             },
             operands: const { &[count("the loss")] },
         },

@@ -74,7 +74,7 @@ fn steps(case: &Case<Cuda>, setting: &Setting, micro: usize, lengths: &[Lengths]
     let reports = cuda.reports(&mut state).expect("reports");
     cuda.synchronize().expect("a healthy device");
     assert_eq!(reports.len(), lengths.len());
-    assert!(reports.iter().flatten().all(|report| report.applied && report.tally.loss > 0.0));
+    assert!(reports.iter().flatten().all(|report| report.applied && report.statistics.loss > 0.0));
     let values = cuda.read_state(&state).expect("a state");
     (Steps { reports, state: values, operations: cuda.operations() }, graph_cache)
 }
@@ -180,7 +180,10 @@ fn every_objective_has_its_own_graph() {
         }
         let reports = cuda.reports(&mut state).expect("reports");
         cuda.synchronize().expect("a healthy device");
-        Some((reports.iter().map(|report| report[0].tally.loss).collect::<Vec<f64>>(), graph_cache.buckets()))
+        Some((
+            reports.iter().map(|report| report[0].statistics.loss).collect::<Vec<f64>>(),
+            graph_cache.buckets(),
+        ))
     };
     let (Some((eager, _)), Some((found, buckets))) = (losses(false), losses(true)) else { return };
     assert_eq!(found, eager);

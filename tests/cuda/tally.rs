@@ -36,7 +36,8 @@ fn reports<B: Backend>(case: &Case<B>, steps: usize, micro: usize) -> Result<Rep
     }
     reports.extend(backend.reports(&mut state)?);
     backend.synchronize()?;
-    let numbers = |report: &StepReport| [report.tally.loss, report.tally.entropy, report.gradient_norm];
+    let numbers =
+        |report: &StepReport| [report.statistics.loss, report.statistics.entropy, report.gradient_norm];
     let row = reports.iter().flatten().flat_map(numbers).collect();
     Ok((reports, row))
 }
@@ -65,7 +66,7 @@ fn losses_and_entropies_of_every_run_follow_the_cpu() -> Result<()> {
         let comparison = compare(&found, &expected);
         // f32 passes of a small model: about 2,000 terms behind one another, each off by half a place.
         assert!(comparison.passes(Tolerance::OfLargest(2e-5)), "{scorer:?} {runs}: {comparison:?}");
-        let entropies: Vec<f64> = told.iter().flatten().map(|report| report.tally.entropy).collect();
+        let entropies: Vec<f64> = told.iter().flatten().map(|report| report.statistics.entropy).collect();
         assert_eq!(entropies.iter().all(|&entropy| entropy > 0.0), scorer.is_some(), "{entropies:?}");
     }
     Ok(())
@@ -83,18 +84,18 @@ fn halts<B: Backend>(backend: &B) -> Result<()> {
     let step = |state: &mut B::State, damage: Option<(usize, bool)>| {
         backend.begin_step(state)?;
         let mut gradient = vec![0.25; runs * length];
-        let mut tallies = backend.read_tally(state)?;
+        let mut statistics = backend.read_statistics(state)?;
         assert!(
-            tallies.iter().all(|tally| (tally.loss, tally.entropy) == (0.0, 0.0)),
+            statistics.iter().all(|sums| (sums.loss, sums.entropy) == (0.0, 0.0)),
             "a step begins at zero"
         );
         match damage {
-            Some((run, true)) => tallies[run].loss = f64::INFINITY,
+            Some((run, true)) => statistics[run].loss = f64::INFINITY,
             Some((run, false)) => gradient[run * length + length / 2] = f64::NAN,
             None => {}
         }
         backend.write_gradient(state, &gradient)?;
-        backend.write_tally(state, &tallies)?;
+        backend.write_statistics(state, &statistics)?;
         backend.optimizer_step(state, &schedule)
     };
     let mut states = Vec::new();
@@ -108,7 +109,7 @@ fn halts<B: Backend>(backend: &B) -> Result<()> {
     };
     let expected = [[true; 3], [false, true, true], [false, true, false], [false, true, false]];
     assert_eq!(applied(&told), expected);
-    assert!(told[1][0].tally.loss.is_infinite() && told[2][2].gradient_norm.is_nan());
+    assert!(told[1][0].statistics.loss.is_infinite() && told[2][2].gradient_norm.is_nan());
     assert_eq!(backend.updates(&state)?, [1, 4, 2]);
     for (run, last) in [(0, 0), (1, 3), (2, 1)] {
         for (part, now) in states[3].iter().enumerate() {

@@ -6,7 +6,7 @@ use super::element::Element;
 use super::vector::vectorised;
 use super::{Cpu, copy_narrowed, widened};
 use crate::backend::ops::{check_one_a_run, check_state};
-use crate::backend::{Group, OptimizerOps, OptimizerStep, StateLayout, StepReport, Tally};
+use crate::backend::{Group, OptimizerOps, OptimizerStep, StateLayout, StepReport, StepStatistics};
 use crate::error::Result;
 
 /// The trained state of some runs, on the host in the backend's format.
@@ -19,7 +19,7 @@ pub struct State<E> {
     second_moment: Vec<E>,
     /// Updates applied, per run.
     pub(super) updates: Vec<u64>,
-    pub(super) tallies: Vec<Tally>,
+    pub(super) statistics: Vec<StepStatistics>,
     /// Whether a run stands still since a step that nobody was told of.
     halted: Vec<bool>,
     /// Of every step since they were last asked for, one a run.
@@ -51,7 +51,7 @@ impl<E: Element> OptimizerOps for Cpu<E> {
             first_moment: zeros(),
             second_moment: zeros(),
             updates: vec![0; runs],
-            tallies: vec![Tally::default(); runs],
+            statistics: vec![StepStatistics::default(); runs],
             halted: vec![false; runs],
             reports: Vec::new(),
         })
@@ -91,17 +91,17 @@ impl<E: Element> OptimizerOps for Cpu<E> {
 
     fn begin_step(&self, state: &mut State<E>) -> Result<()> {
         state.gradient.fill(E::zero());
-        state.tallies.fill(Tally::default());
+        state.statistics.fill(StepStatistics::default());
         Ok(())
     }
 
-    fn read_tally(&self, state: &State<E>) -> Result<Vec<Tally>> {
-        Ok(state.tallies.clone())
+    fn read_statistics(&self, state: &State<E>) -> Result<Vec<StepStatistics>> {
+        Ok(state.statistics.clone())
     }
 
-    fn write_tally(&self, state: &mut State<E>, tallies: &[Tally]) -> Result<()> {
-        check_one_a_run("the tallies", state.tallies.len(), tallies.len())?;
-        state.tallies.copy_from_slice(tallies);
+    fn write_statistics(&self, state: &mut State<E>, statistics: &[StepStatistics]) -> Result<()> {
+        check_one_a_run("the tallies", state.statistics.len(), statistics.len())?;
+        state.statistics.copy_from_slice(statistics);
         Ok(())
     }
 
@@ -126,10 +126,10 @@ fn step_run<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, run: usize, step: &O
         .flat_map(|segment| &state.gradient[offset + segment.range.start..offset + segment.range.end])
         .map(|&g| g.widen() * g.widen())
         .sum();
-    let (tally, gradient_norm) = (state.tallies[run], squares.sqrt());
-    if state.halted[run] || !tally.loss.is_finite() || !gradient_norm.is_finite() {
+    let (statistics, gradient_norm) = (state.statistics[run], squares.sqrt());
+    if state.halted[run] || !statistics.loss.is_finite() || !gradient_norm.is_finite() {
         state.halted[run] = true;
-        return StepReport { tally, gradient_norm, applied: false };
+        return StepReport { statistics, gradient_norm, applied: false };
     }
     // The small term keeps a vanishing norm from dividing by zero, as clip_grad_norm_ has it.
     let clip = (step.clip_norm / (gradient_norm + 1e-6)).min(1.0);
@@ -161,7 +161,7 @@ fn step_run<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, run: usize, step: &O
         let second_moment = &mut state.second_moment[range];
         vectorised!(cpu, update.apply(values, gradient, first_moment, second_moment));
     }
-    StepReport { tally, gradient_norm, applied: true }
+    StepReport { statistics, gradient_norm, applied: true }
 }
 
 struct Update<E> {

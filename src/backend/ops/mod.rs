@@ -32,7 +32,7 @@ pub(crate) use mix::{check_runs, check_sources};
 pub use norm::{FinalNorm, FinalNormBackward, NormOps};
 pub use optimizer::OptimizerOps;
 pub(crate) use optimizer::{check_length, check_one_a_run, check_state};
-pub use tally::TallyOps;
+pub use tally::StatisticsOps;
 
 use super::{Batch, DropoutStep, Scope, Side, Site};
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! The trained state of one or more runs, and AdamW over it.
 
 use super::Device;
-use crate::backend::{OptimizerStep, StateLayout, StepReport, Tally};
+use crate::backend::{OptimizerStep, StateLayout, StepReport, StepStatistics};
 use crate::error::{Error, Result};
 
 /// Fails unless `found` numbers are so many for each run.
@@ -69,12 +69,12 @@ pub trait OptimizerOps: Device {
     ///
     /// # Errors
     /// What went wrong on the device meanwhile.
-    fn read_tally(&self, state: &Self::State) -> Result<Vec<Tally>>;
+    fn read_statistics(&self, state: &Self::State) -> Result<Vec<StepStatistics>>;
     /// Overwrites the tally, one a run.
     ///
     /// # Errors
     /// Not one a run, and what the driver says.
-    fn write_tally(&self, state: &mut Self::State, tallies: &[Tally]) -> Result<()>;
+    fn write_statistics(&self, state: &mut Self::State, statistics: &[StepStatistics]) -> Result<()>;
     /// AdamW with decoupled decay and clip by global norm, by one of `steps` a run. A run whose tallied loss or whose
     /// gradient is not finite is left as it is, and so it is by every later call until [`OptimizerOps::reports`] has told of it.
     ///

@@ -5,13 +5,13 @@ use crate::backend::Batch;
 use crate::error::Result;
 
 /// The statistics of a step.
-pub trait TallyOps: LossOps + MixOps {
+pub trait StatisticsOps: LossOps + MixOps {
     /// Adds a pass's part to each run's tally: the objectives of its label rows by their weights, and the entropy
     /// -sum_j a_j ln a_j of each of its rows of attention.
     ///
     /// # Errors
     /// What the driver says.
-    fn tally(
+    fn add_statistics(
         &self,
         batch: &Batch,
         loss: &Self::DeviceLoss,

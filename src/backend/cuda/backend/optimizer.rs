@@ -5,9 +5,9 @@ use crate::backend::cuda::ops::optimizer::{
     Progress, StepOperands, Update, device_segments, going, reported, step_reports,
 };
 use crate::backend::cuda::runtime::arguments::optimizer::{Report, Segment, Status};
-use crate::backend::cuda::runtime::arguments::tally::Tally as DeviceTally;
+use crate::backend::cuda::runtime::arguments::tally::StepStatistics as DeviceStatistics;
 use crate::backend::ops::{check_one_a_run, check_state};
-use crate::backend::{OptimizerOps, OptimizerStep, StateLayout, StepReport, Tally};
+use crate::backend::{OptimizerOps, OptimizerStep, StateLayout, StepReport, StepStatistics};
 use crate::error::Result;
 
 /// Trained state of some runs, with gradient and moments, in f32.
@@ -23,7 +23,7 @@ pub struct State {
     counters: Buffer<i32>,
     segments: Buffer<Segment>,
     /// One a run.
-    pub(super) tallies: Buffer<DeviceTally>,
+    pub(super) statistics: Buffer<DeviceStatistics>,
     /// One a run.
     statuses: Buffer<Status>,
     ring: Buffer<Report>,
@@ -68,7 +68,7 @@ impl OptimizerOps for Cuda {
             partials: self.allocate(update.partials())?,
             counters: self.allocate(update.counters())?,
             segments: self.allocate(segments.len())?,
-            tallies: self.allocate(runs)?,
+            statistics: self.allocate(runs)?,
             statuses: self.allocate(runs)?,
             ring: self.allocate(update.ring())?,
         };
@@ -77,7 +77,7 @@ impl OptimizerOps for Cuda {
         self.clear(&mut state.gradient)?;
         self.clear(&mut state.first_moment)?;
         self.clear(&mut state.second_moment)?;
-        self.clear(&mut state.tallies)?;
+        self.clear(&mut state.statistics)?;
         self.clear(&mut state.counters)?;
         self.clear(&mut state.statuses)?;
         Ok(state)
@@ -117,18 +117,22 @@ impl OptimizerOps for Cuda {
 
     fn begin_step(&self, state: &mut State) -> Result<()> {
         self.clear(&mut state.gradient)?;
-        self.clear(&mut state.tallies)
+        self.clear(&mut state.statistics)
     }
 
-    fn read_tally(&self, state: &State) -> Result<Vec<Tally>> {
-        let tallies = self.download(&state.tallies, state.runs)?;
-        Ok(tallies.into_iter().map(|tally| Tally { loss: tally.loss, entropy: tally.entropy }).collect())
+    fn read_statistics(&self, state: &State) -> Result<Vec<StepStatistics>> {
+        let statistics = self.download(&state.statistics, state.runs)?;
+        Ok(statistics
+            .into_iter()
+            .map(|sums| StepStatistics { loss: sums.loss, entropy: sums.entropy })
+            .collect())
     }
 
-    fn write_tally(&self, state: &mut State, tallies: &[Tally]) -> Result<()> {
-        check_one_a_run("the tallies", state.runs, tallies.len())?;
-        let tallies = tallies.iter().map(|&Tally { loss, entropy }| DeviceTally { loss, entropy });
-        self.upload(&tallies.collect::<Vec<_>>(), &mut state.tallies)
+    fn write_statistics(&self, state: &mut State, statistics: &[StepStatistics]) -> Result<()> {
+        check_one_a_run("the tallies", state.runs, statistics.len())?;
+        let statistics =
+            statistics.iter().map(|&StepStatistics { loss, entropy }| DeviceStatistics { loss, entropy });
+        self.upload(&statistics.collect::<Vec<_>>(), &mut state.statistics)
     }
 
     fn optimizer_step(&self, state: &mut State, steps: &[OptimizerStep]) -> Result<()> {
@@ -142,7 +146,7 @@ impl OptimizerOps for Cuda {
         };
         let progress = Progress {
             segments: &state.segments,
-            tallies: &state.tallies,
+            statistics: &state.statistics,
             partials: &mut state.partials,
             counters: &mut state.counters,
             statuses: &mut state.statuses,

@@ -7,12 +7,12 @@ use super::packing::Words;
 use crate::backend::cuda::runtime::arguments::optimizer::{
     self as words, BLOCK_NUMBERS, COUNTERS, Report, Settings, Status, THREADS,
 };
-use crate::backend::cuda::runtime::arguments::tally::Tally as DeviceTally;
+use crate::backend::cuda::runtime::arguments::tally::StepStatistics as DeviceStatistics;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::ops::check_one_a_run;
-use crate::backend::{Group, OptimizerStep, Segment, StepReport, Tally};
+use crate::backend::{Group, OptimizerStep, Segment, StepReport, StepStatistics};
 use crate::error::{Error, Result};
 
 /// Steps whose reports the ring holds.
@@ -30,12 +30,12 @@ pub struct StepOperands<'a> {
     pub second_moment: &'a mut dyn DevicePtrMut<f32>,
 }
 
-/// What a step is over beside its operands, in memory of any kind. `tallies` belongs to who adds them up.
+/// What a step is over beside its operands, in memory of any kind. `statistics` belongs to who adds them up.
 pub(crate) struct Progress<'a> {
     /// As [`device_segments`] makes them.
     pub(crate) segments: &'a dyn DevicePtr<words::Segment>,
     /// Of every run, what passes added up.
-    pub(crate) tallies: &'a dyn DevicePtr<DeviceTally>,
+    pub(crate) statistics: &'a dyn DevicePtr<DeviceStatistics>,
     pub(crate) partials: &'a mut dyn DevicePtrMut<f64>,
     /// Zero between launches: blocks of a run that are done.
     pub(crate) counters: &'a mut dyn DevicePtrMut<i32>,
@@ -99,7 +99,7 @@ impl Update {
             counters: operands.write("counters", progress.counters, self.counters())?,
             segments: operands.read("segments", progress.segments, segments)?,
             settings: settings.read(&mut operands, "settings")?,
-            tallies: operands.read("tallies", progress.tallies, runs)?,
+            statistics: operands.read("tallies", progress.statistics, runs)?,
             statuses: operands.write("statuses", progress.statuses, runs)?,
             ring: operands.write("ring", progress.ring, self.ring())?,
             length: length as i64,
@@ -169,7 +169,7 @@ pub(crate) fn reported(statuses: &[Status]) -> Result<usize> {
 /// The ring's reports of so many runs: for each step one a run.
 pub(crate) fn step_reports(ring: &[Report], runs: usize) -> Vec<Vec<StepReport>> {
     let report = |report: &Report| StepReport {
-        tally: Tally { loss: report.loss, entropy: report.entropy },
+        statistics: StepStatistics { loss: report.loss, entropy: report.entropy },
         gradient_norm: report.norm,
         applied: report.applied == 1.0,
     };
@@ -188,7 +188,7 @@ pub struct AdamW {
     settings: CudaSlice<i32>,
     partials: CudaSlice<f64>,
     counters: CudaSlice<i32>,
-    tallies: CudaSlice<DeviceTally>,
+    statistics: CudaSlice<DeviceStatistics>,
     statuses: CudaSlice<Status>,
     ring: CudaSlice<Report>,
 }
@@ -218,7 +218,7 @@ impl AdamW {
             settings: stream.clone_htod(&settings).map_err(fail)?,
             partials: stream.alloc_zeros(update.partials()).map_err(fail)?,
             counters: stream.alloc_zeros(update.counters()).map_err(fail)?,
-            tallies: stream.alloc_zeros(runs).map_err(fail)?,
+            statistics: stream.alloc_zeros(runs).map_err(fail)?,
             statuses: stream.alloc_zeros(runs).map_err(fail)?,
             ring: stream.alloc_zeros(update.ring()).map_err(fail)?,
         })
@@ -254,7 +254,7 @@ impl AdamW {
     pub fn step(&mut self, kernels: &Kernels, of: StepOperands<'_>) -> Result<()> {
         let progress = Progress {
             segments: &self.segments,
-            tallies: &self.tallies,
+            statistics: &self.statistics,
             partials: &mut self.partials,
             counters: &mut self.counters,
             statuses: &mut self.statuses,

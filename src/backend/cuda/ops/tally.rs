@@ -5,13 +5,13 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 use super::TallyArguments;
 use super::packing::Described;
 use crate::backend::Side;
-use crate::backend::cuda::runtime::arguments::tally::{THREADS, Tally};
+use crate::backend::cuda::runtime::arguments::tally::{StepStatistics as DeviceStatistics, THREADS};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::Operands;
 use crate::error::Result;
 
 /// What a pass left that is added up, all in f32.
-pub(crate) struct PassTally<'a> {
+pub(crate) struct PassStatistics<'a> {
     /// Whose label rows, with their weights and runs.
     pub(crate) batch: Described<'a>,
     /// \[T\]: the objective of each label row.
@@ -22,20 +22,24 @@ pub(crate) struct PassTally<'a> {
     pub(crate) per_example: usize,
 }
 
-impl PassTally<'_> {
-    /// Launches it: adds to `tallies`, one a run.
+impl PassStatistics<'_> {
+    /// Launches it: adds to `statistics`, one a run.
     ///
     /// # Errors
     /// A length that does not fit, and what the driver says.
-    pub(crate) fn launch(&self, kernels: &Kernels, tallies: &mut dyn DevicePtrMut<Tally>) -> Result<()> {
-        let (batch, runs) = (self.batch.batch(), tallies.len());
+    pub(crate) fn launch(
+        &self,
+        kernels: &Kernels,
+        statistics: &mut dyn DevicePtrMut<DeviceStatistics>,
+    ) -> Result<()> {
+        let (batch, runs) = (self.batch.batch(), statistics.len());
         let mut operands = Operands::new(kernels);
         let attention = batch.examples() * self.per_example;
         let arguments = TallyArguments {
             batch: self.batch.read(&mut operands)?,
             objective: operands.read("objective", self.objective, batch.rows(Side::Decoder))?,
             attention: operands.read("attention", self.attention, attention)?,
-            tallies: operands.write("tallies", tallies, runs)?,
+            statistics: operands.write("tallies", statistics, runs)?,
             per_example: self.per_example as i32,
             ..TallyArguments::default()
         };
