@@ -13,7 +13,7 @@ use promptmix::cuda::{FATBINS, Kernels, Sequences, devices};
 
 const HEADS: Heads = Heads { count: 2, width: 64 };
 const LENGTHS: [usize; 3] = [5, 70, 31];
-const REACH: usize = 8;
+const MAX_DISTANCE: usize = 8;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     if devices()?.is_empty() {
@@ -27,11 +27,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (rows, total) = (sequences.count(), HEADS.total());
     let number = |i: usize| ((i * 2_654_435_761) % 1_009) as f32 / 504.5 - 1.0;
     let numbers: Vec<bf16> = (0..rows * 3 * total).map(|i| bf16::from_f32(number(i))).collect();
-    let biases: Vec<f32> = (0..HEADS.count * (2 * REACH + 1)).map(number).collect();
+    let biases: Vec<f32> = (0..HEADS.count * (2 * MAX_DISTANCE + 1)).map(number).collect();
     let (qkv, bias) = (stream.clone_htod(&numbers)?, stream.clone_htod(&biases)?);
     let mut o = stream.alloc_zeros::<bf16>(rows * total)?;
     let mut log_sum_exp = stream.alloc_zeros::<f32>(rows * HEADS.count)?;
-    let attention = Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), HEADS) };
+    let attention =
+        Attention { bias: Some((&bias, MAX_DISTANCE)), ..Attention::of_itself(sequences.rows(), HEADS) };
     attention.forward(&kernels, AttentionInput::Packed(&qkv), &mut o, &mut log_sum_exp)?;
     let o = stream.clone_dtoh(&o)?;
     stream.synchronize()?;
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let at = |row: usize, part: usize, column: usize| numbers[(row * 3 + part) * total + column].to_f32();
     let scores = (0..LENGTHS[0]).map(|key| {
         let product: f32 = (0..HEADS.width).map(|column| at(0, 0, column) * at(key, 1, column)).sum();
-        product + biases[REACH + key.min(REACH)]
+        product + biases[MAX_DISTANCE + key.min(MAX_DISTANCE)]
     });
     let weights: Vec<f32> = scores.map(f32::exp).collect();
     let sum: f32 = weights.iter().sum();

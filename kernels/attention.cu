@@ -104,7 +104,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_for
     float out[Width / 8][4] = {};
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
     int left[2] = {64, 64};
-    const float* const own = bias_of_zero(table, arguments.reach) - (warp_row + lane / 4) + lane % 4 * 2;
+    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
     const auto stage_of = [&](int stage, auto masked) {
         constexpr bool Masked = decltype(masked)::value;
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
@@ -113,7 +113,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_for
         __syncthreads();
         const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
         if (!Masked) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
-        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.reach), left, bits,
+        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left, bits,
                                              scale);
     };
     for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
@@ -245,7 +245,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_que
     }
     float d_q[Width / 8][4] = {};
     int left[2] = {64, 64};
-    const float* const own = bias_of_zero(table, arguments.reach) - (warp_row + lane / 4) + lane % 4 * 2;
+    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
     const auto stage_of = [&](int stage, auto masked) {
         constexpr bool Masked = decltype(masked)::value;
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
@@ -254,7 +254,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_que
         __syncthreads();
         const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
         if (!Masked) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
-        queries_stage<Width, Dropped, Masked>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.reach), left,
+        queries_stage<Width, Dropped, Masked>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
                                               bits, scale);
     };
     for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
@@ -368,7 +368,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
     load_bias(table, arguments, head);
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
     float d_k[Width / 8][4] = {}, d_v[Width / 8][4] = {};
-    const float* const own = bias_of_zero(table, arguments.reach) + warp_row + lane / 4 - lane % 4 * 2;
+    const float* const own = bias_of_zero(table, arguments.max_distance) + warp_row + lane / 4 - lane % 4 * 2;
     const float* const of_query = (threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta) + tile.query_row * arguments.heads + head;
     const auto stage_of = [&](int stage, auto masked) {
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
@@ -382,7 +382,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
         __syncthreads();
         if (stage + 1 < stages) load(stage + 1);
         keys_stage<Width, Dropped, decltype(masked)::value>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
-                                                            own + shift_of(tile.first - stage * 64, arguments.reach), bits, scale);
+                                                            own + shift_of(tile.first - stage * 64, arguments.max_distance), bits, scale);
     };
     // Only the first stage of a causal tile has queries before its keys.
     if (arguments.causal) stage_of(from, Flag<true>());
@@ -440,8 +440,8 @@ __device__ __forceinline__ float mask_f32(const AttentionArguments& arguments, c
 
 __device__ __forceinline__ float bias_f32(const AttentionArguments& arguments, int head, int query, int key) {
     if (arguments.bias == nullptr) return 0.0f;
-    const int slot = min(max(key - query + arguments.reach, 0), 2 * arguments.reach);
-    return arguments.bias[static_cast<int64_t>(head) * (2 * arguments.reach + 1) + slot];
+    const int slot = min(max(key - query + arguments.max_distance, 0), 2 * arguments.max_distance);
+    return arguments.bias[static_cast<int64_t>(head) * (2 * arguments.max_distance + 1) + slot];
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArguments arguments) {

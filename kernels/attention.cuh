@@ -27,7 +27,7 @@ struct AttentionArguments {
     int width;               // K
     int q_stride;            // of q and d_q
     int kv_stride;           // of k, v, d_k, d_v
-    int reach;
+    int max_distance;
     int causal;
     int inner_parts;         // 2 where queries and keys are the same rows, 1 where only the queries' part is wanted
 };
@@ -185,15 +185,15 @@ template <bool Value> struct Flag {
 // 64 keys finds its 127 numbers however far apart the two are (`shift_of`). Zeros where there is none.
 constexpr int BIAS_MARGIN = 2 * 63;
 __device__ __forceinline__ void load_bias(float* to, const AttentionArguments& arguments, int head) {
-    const int reach = arguments.reach, length = 2 * (reach + BIAS_MARGIN) + 1;
-    const float* const from = arguments.bias + static_cast<int64_t>(head) * (2 * reach + 1);
+    const int max_distance = arguments.max_distance, length = 2 * (max_distance + BIAS_MARGIN) + 1;
+    const float* const from = arguments.bias + static_cast<int64_t>(head) * (2 * max_distance + 1);
     for (int i = threadIdx.x; i < length; i += 128) {
-        to[i] = arguments.bias != nullptr ? __ldg(from + min(max(i - BIAS_MARGIN, 0), 2 * reach)) * LOG2_E : 0.0f;
+        to[i] = arguments.bias != nullptr ? __ldg(from + min(max(i - BIAS_MARGIN, 0), 2 * max_distance)) * LOG2_E : 0.0f;
     }
 }
-__device__ __forceinline__ const float* bias_of_zero(const float* table, int reach) { return table + reach + BIAS_MARGIN; }
+__device__ __forceinline__ const float* bias_of_zero(const float* table, int max_distance) { return table + max_distance + BIAS_MARGIN; }
 // Where in the table a tile's first key less its first query stands, or a place with the same bias.
-__device__ __forceinline__ int shift_of(int apart, int reach) { return min(max(apart, -(reach + 63)), reach + 63); }
+__device__ __forceinline__ int shift_of(int apart, int max_distance) { return min(max(apart, -(max_distance + 63)), max_distance + 63); }
 
 __device__ __forceinline__ bool sees(const AttentionArguments& arguments, const Tile& tile, int query, int key) {
     return key < tile.keys && !(arguments.causal && key > query);

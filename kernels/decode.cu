@@ -21,7 +21,7 @@ struct DecodeArguments {
     int width;
     int length;
     int position;
-    int reach;
+    int max_distance;
     int padding;
 };
 
@@ -38,7 +38,7 @@ template <typename T> __device__ __forceinline__ void decode(const DecodeArgumen
         own[total + column] = q[2 * total + column];
     }
     __syncwarp();
-    const float* const bias = arguments.bias + static_cast<int64_t>(head) * (2 * arguments.reach + 1);
+    const float* const bias = arguments.bias + static_cast<int64_t>(head) * (2 * arguments.max_distance + 1);
     float most = -INFINITY, sum = 0.0f, out[LANE_PARTS] = {};
     for (int first = 0; first <= arguments.position; first += 32) {
         // Every lane works, one behind the position on that: a warp that shuffles must not part.
@@ -46,7 +46,7 @@ template <typename T> __device__ __forceinline__ void decode(const DecodeArgumen
         const T* const k = cache + safe * 2 * total;
         float product = 0.0f;
         for (int column = 0; column < width; ++column) product = fmaf(to_float(q[column]), to_float(k[column]), product);
-        const float near = bias[max(safe - arguments.position + arguments.reach, 0)];
+        const float near = bias[max(safe - arguments.position + arguments.max_distance, 0)];
         const float score = key <= arguments.position ? product + near : -INFINITY;
         const float next = fmaxf(most, warp_max(score));
         const float shrink = expf(most - next), p = expf(score - next);

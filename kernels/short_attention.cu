@@ -58,14 +58,14 @@ template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, c
 
 // The biases of a thread's scores, times log2 e; none for a key that its query does not see.
 __device__ __forceinline__ void short_biases(float (&to)[2][4], const AttentionArguments& arguments, const Short& of) {
-    const int lane = threadIdx.x % 32, reach = arguments.reach;
-    const float* const bias = arguments.bias + static_cast<int64_t>(of.head) * (2 * reach + 1);
+    const int lane = threadIdx.x % 32, max_distance = arguments.max_distance;
+    const float* const bias = arguments.bias + static_cast<int64_t>(of.head) * (2 * max_distance + 1);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const int query = lane / 4 + e / 2 * 8, key = j * 8 + lane % 4 * 2 + e % 2;
-            const float value = arguments.bias != nullptr ? __ldg(bias + min(max(key - query + reach, 0), 2 * reach)) * LOG2_E : 0.0f;
+            const float value = arguments.bias != nullptr ? __ldg(bias + min(max(key - query + max_distance, 0), 2 * max_distance)) * LOG2_E : 0.0f;
             to[j][e] = key < of.rows && !(arguments.causal && key > query) ? value : -INFINITY;
         }
     }

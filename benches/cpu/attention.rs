@@ -46,15 +46,15 @@ impl Op for Attention {
     type Operands<E: Element> = Operands<E>;
 
     fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
-        let (batch, reach) = (batch(), 128);
+        let (batch, max_distance) = (batch(), 128);
         let rows = batch.rows(Side::Encoder);
-        let bias = (0..HEADS.count as u64).map(|head| numbers(head, 2 * reach + 1, 1.0)).collect();
+        let bias = (0..HEADS.count as u64).map(|head| numbers(head, 2 * max_distance + 1, 1.0)).collect();
         // Scores of deviation 1: q and k of K^-1/4.
         let scale = (HEADS.width as f64).powf(-0.25);
         let values: Vec<f64> =
             numbers(1, rows * 3 * HEADS.total(), scale).into_iter().map(f64::from).collect();
         let mut operands = Operands {
-            bias: cpu.position_bias(bias, reach)?,
+            bias: cpu.position_bias(bias, max_distance)?,
             qkv: cpu.activation_of(&values, 3 * HEADS.total()),
             o: cpu.rows(rows, HEADS.total(), Format::Operand)?,
             log_sum_exp: cpu.rows(rows, HEADS.count, Format::Float)?,

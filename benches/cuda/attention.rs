@@ -11,7 +11,7 @@ use promptmix::cuda::{Precision, Sequences};
 
 use crate::gpu::{Cost, Gpu, lengths, numbers};
 
-const REACH: usize = 127;
+const MAX_DISTANCE: usize = 127;
 
 pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (kernels, lengths) = (gpu.kernels(), lengths(gpu));
@@ -19,10 +19,11 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let heads = Heads { count: gpu.size(12, 2), width: 64 };
     let (rows, total) = (sequences.count(), heads.total());
     let qkv = numbers(1, rows * 3 * total, 0.5);
-    let biases = numbers(2, heads.count * (2 * REACH + 1), 1.0);
+    let biases = numbers(2, heads.count * (2 * MAX_DISTANCE + 1), 1.0);
     let d_o = numbers(3, rows * total, 1.0);
     let (qkv_device, bias, d_device) = (gpu.halves(&qkv), gpu.floats(&biases), gpu.halves(&d_o));
-    let attention = Attention { bias: Some((&bias, REACH)), ..Attention::of_itself(sequences.rows(), heads) };
+    let attention =
+        Attention { bias: Some((&bias, MAX_DISTANCE)), ..Attention::of_itself(sequences.rows(), heads) };
     let input = AttentionInput::Packed(&qkv_device);
     let mut o = gpu.unwritten_halves(rows * total);
     let mut sums = gpu.unwritten_floats(rows * heads.count);
@@ -39,8 +40,9 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         let scores = (first..first + n).map(|key| {
             let columns = head * heads.width..(head + 1) * heads.width;
             let product: f64 = columns.map(|column| at(row, 0, column) * at(key, 1, column)).sum();
-            let distance = (key as i64 - row as i64).clamp(-(REACH as i64), REACH as i64);
-            (product + biases[head * (2 * REACH + 1) + (distance + REACH as i64) as usize]).exp()
+            let distance = (key as i64 - row as i64).clamp(-(MAX_DISTANCE as i64), MAX_DISTANCE as i64);
+            (product + biases[head * (2 * MAX_DISTANCE + 1) + (distance + MAX_DISTANCE as i64) as usize])
+                .exp()
         });
         let scores: Vec<f64> = scores.collect();
         let sum: f64 = scores.iter().sum();

@@ -6,7 +6,7 @@ use promptmix::cuda::decode::DecodeStep;
 
 use crate::gpu::{Cost, Gpu, numbers};
 
-const REACH: usize = 127;
+const MAX_DISTANCE: usize = 127;
 
 pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let kernels = gpu.kernels();
@@ -15,10 +15,10 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (total, position) = (heads.total(), length - 1);
     let (qkv, cache) =
         (numbers(1, examples * 3 * total, 0.5), numbers(2, examples * length * 2 * total, 0.5));
-    let biases = numbers(3, heads.count * (2 * REACH + 1), 1.0);
+    let biases = numbers(3, heads.count * (2 * MAX_DISTANCE + 1), 1.0);
     let (qkv_device, bias) = (gpu.halves(&qkv), gpu.floats(&biases));
     let (mut cache_device, mut o) = (gpu.halves(&cache), gpu.unwritten_halves(examples * total));
-    let step = DecodeStep { examples, heads, length, position, bias: (&bias, REACH) };
+    let step = DecodeStep { examples, heads, length, position, bias: (&bias, MAX_DISTANCE) };
     step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a launch");
     gpu.check("decode", &o, (heads.width, 2.0), |i| {
         let (example, column) = (i / total, i % total);
@@ -31,7 +31,9 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         let weight = |key: usize| {
             let columns = head * heads.width..(head + 1) * heads.width;
             let product: f64 = columns.map(|column| own[column] * of(key, 0, column)).sum();
-            (product + biases[head * (2 * REACH + 1) + REACH - (position - key).min(REACH)]).exp()
+            (product
+                + biases[head * (2 * MAX_DISTANCE + 1) + MAX_DISTANCE - (position - key).min(MAX_DISTANCE)])
+            .exp()
         };
         let sum: f64 = (0..length).map(weight).sum();
         (0..length).map(|key| weight(key) / sum * of(key, 1, column)).sum()

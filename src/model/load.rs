@@ -190,7 +190,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
         let mut table = vec![0.0; shape[0] * shape[1]];
         let name = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         self.tensors.read_into(&name, &shape, &mut table)?;
-        let (rows, reach) = position::bias_rows(self.config, &table, bidirectional);
-        self.backend.position_bias(rows, reach)
+        let (rows, max_distance) = position::bias_rows(self.config, &table, bidirectional);
+        self.backend.position_bias(rows, max_distance)
     }
 }

@@ -28,11 +28,11 @@ pub fn bucket(offset: i64, bidirectional: bool, buckets: usize, maximum_distance
 /// which the bias is constant.
 pub fn bias_rows(config: &T5Config, table: &[f32], bidirectional: bool) -> (Vec<Vec<f32>>, usize) {
     let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
-    let reach = distance.max(1);
+    let max_distance = distance.max(1);
     let rows = (0..config.num_heads).map(|head| {
-        (-(reach as i64)..=reach as i64)
+        (-(max_distance as i64)..=max_distance as i64)
             .map(|offset| table[bucket(offset, bidirectional, buckets, distance) * config.num_heads + head])
             .collect()
     });
-    (rows.collect(), reach)
+    (rows.collect(), max_distance)
 }

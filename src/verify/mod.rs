@@ -226,14 +226,15 @@ impl Run<'_> {
                 &format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
                 &[config.relative_attention_num_buckets, config.num_heads],
             )?;
-            let (rows, reach) = position::bias_rows(config, &table, bidirectional);
+            let (rows, max_distance) = position::bias_rows(config, &table, bidirectional);
             let expected = self.fixture.tensor(name)?;
             let length = expected.shape.last().copied().unwrap_or(0) as isize;
             let mut actual = Vec::new();
             for row in &rows {
                 for query in 0..length {
                     for key in 0..length {
-                        let slot = (key - query).clamp(-(reach as isize), reach as isize) + reach as isize;
+                        let slot = (key - query).clamp(-(max_distance as isize), max_distance as isize)
+                            + max_distance as isize;
                         actual.push(f64::from(row[slot as usize]));
                     }
                 }

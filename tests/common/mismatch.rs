@@ -23,7 +23,7 @@ const PROMPT: usize = 2;
 /// S.
 const SOURCES: usize = 3;
 /// How far the position bias reaches.
-const REACH: usize = 5;
+const MAX_DISTANCE: usize = 5;
 const EPSILON: f64 = 1e-6;
 
 /// An op whose operands are made by name, so that one of them can be of another shape.
@@ -114,8 +114,8 @@ impl<B: Backend> Maker<'_, B> {
 
     fn position_bias(&self) -> Result<B::PositionBias> {
         let heads = self.count("the position bias", HEADS.count);
-        let reach = self.count("a head's position bias", 2 * REACH + 1);
-        self.device.position_bias(vec![vec![0.0; reach]; heads], REACH)
+        let max_distance = self.count("a head's position bias", 2 * MAX_DISTANCE + 1);
+        self.device.position_bias(vec![vec![0.0; max_distance]; heads], MAX_DISTANCE)
     }
 
     fn layout(&self) -> StateLayout {

@@ -28,7 +28,7 @@ struct Layer {
 /// Prompt rows before each example.
 const PROMPT: usize = 3;
 /// Largest |key - query| with a bias of its own.
-const REACH: usize = 9;
+const MAX_DISTANCE: usize = 9;
 
 impl Case for Layer {
     fn run<B: Place>(&self, backend: &B) -> Result<Results> {
@@ -43,8 +43,9 @@ impl Case for Layer {
         projection[..total * width].iter_mut().for_each(|q| *q *= shrink);
         let w_qkv = backend.weight(projection, 3 * total, width, Readers::Many)?;
         let before = backend.weight(matrix(2, width, width), width, width, Readers::Many)?;
-        let bias = (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * REACH + 1, 0.7)));
-        let bias = backend.position_bias(bias.collect(), REACH)?;
+        let bias =
+            (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * MAX_DISTANCE + 1, 0.7)));
+        let bias = backend.position_bias(bias.collect(), MAX_DISTANCE)?;
         let y = backend.place(&numbers(3, rows * width, 1.0), width, Format::Operand)?;
         let start = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual)?;
         let mut below = Residual::new(backend, rows, width)?;

@@ -17,9 +17,10 @@ impl Case for Tokens {
     fn run<B: Place>(&self, backend: &B) -> Result<Results> {
         let Self { examples, heads, length } = *self;
         let total = heads.total();
-        let reach = 9;
-        let bias = (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * reach + 1, 0.7)));
-        let bias = backend.position_bias(bias.collect(), reach)?;
+        let max_distance = 9;
+        let bias =
+            (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * max_distance + 1, 0.7)));
+        let bias = backend.position_bias(bias.collect(), max_distance)?;
         let mut cache = backend.cache(2, examples, length, heads)?;
         let mut said = Vec::new();
         for position in 0..length {
@@ -55,13 +56,13 @@ fn tokens_beside_a_warp() {
 fn a_decoding_step_on_buffers_of_ones_own() {
     let Some(raw) = Raw::new() else { return };
     let kernels = raw.kernels();
-    let (examples, length, reach) = (3, 40, 5);
+    let (examples, length, max_distance) = (3, 40, 5);
     for heads in [Heads { count: 1, width: 8 }, Heads { count: 3, width: 72 }] {
         let (total, spread) = (heads.total(), (heads.width as f64).powf(-0.25));
         for position in [0, 1, 31, 32, 39] {
             let (qkv, cache) =
                 (numbers(1, examples * 3 * total, spread), numbers(2, examples * length * 2 * total, spread));
-            let biases = numbers(3, heads.count * (2 * reach + 1), 0.7);
+            let biases = numbers(3, heads.count * (2 * max_distance + 1), 0.7);
             // What lies behind the position must not be read.
             let mut known = cache.clone();
             for (i, value) in known.iter_mut().enumerate() {
@@ -71,7 +72,7 @@ fn a_decoding_step_on_buffers_of_ones_own() {
             }
             let (qkv_device, bias) = (raw.halves(&qkv), raw.floats(&biases));
             let (mut cache_device, mut o) = (raw.halves(&known), raw.poisoned_halves(examples * total));
-            let step = RawStep { examples, heads, length, position, bias: (&bias, reach) };
+            let step = RawStep { examples, heads, length, position, bias: (&bias, max_distance) };
             step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a step");
             let mut expected = vec![0.0; examples * total];
             for (at, o) in expected.iter_mut().enumerate() {
@@ -88,7 +89,9 @@ fn a_decoding_step_on_buffers_of_ones_own() {
                 let score = |key: usize| {
                     let q = &own[head * heads.width..(head + 1) * heads.width];
                     let product: f64 = q.iter().enumerate().map(|(column, q)| q * of(key, 0, column)).sum();
-                    product + biases[head * (2 * reach + 1) + reach - (position - key).min(reach)]
+                    product
+                        + biases[head * (2 * max_distance + 1) + max_distance
+                            - (position - key).min(max_distance)]
                 };
                 let weights: Vec<f64> = (0..=position).map(|key| score(key).exp()).collect();
                 let sum: f64 = weights.iter().sum();

@@ -11,7 +11,7 @@ use crate::operands::{
 };
 
 /// The bias reaches less far than the longest example.
-const REACH: usize = 20;
+const MAX_DISTANCE: usize = 20;
 
 struct Reference {
     o: Vec<f64>,
@@ -45,8 +45,9 @@ fn reference(
             for i in 0..n {
                 let keys = if side == Side::Decoder { i + 1 } else { n };
                 let score = |j: usize| {
-                    let offset = (j as isize - i as isize).clamp(-(REACH as isize), REACH as isize);
-                    dot(&qkv[at(i, 0)], &qkv[at(j, 1)]) + bias[(offset + REACH as isize) as usize]
+                    let offset =
+                        (j as isize - i as isize).clamp(-(MAX_DISTANCE as isize), MAX_DISTANCE as isize);
+                    dot(&qkv[at(i, 0)], &qkv[at(j, 1)]) + bias[(offset + MAX_DISTANCE as isize) as usize]
                 };
                 let mut p: Vec<f64> = (0..keys).map(score).collect();
                 result.log_sum_exp[(first + i) * count + head] = softmax(&mut p);
@@ -86,10 +87,10 @@ fn check(
     let qkv = numbers(1, count * 3 * total, (heads.width as f64).powf(-0.25));
     let d_o = numbers(2, count * total, 1.0);
     let bias: Vec<Vec<f64>> =
-        (0..heads.count).map(|head| numbers(3 + head as u64, 2 * REACH + 1, 1.0)).collect();
+        (0..heads.count).map(|head| numbers(3 + head as u64, 2 * MAX_DISTANCE + 1, 1.0)).collect();
     let expected = reference(&batch, side, heads, &bias, mask, &qkv, &d_o);
 
-    let bias = cpu.position_bias(bias.iter().map(|row| narrowed(row)).collect(), REACH)?;
+    let bias = cpu.position_bias(bias.iter().map(|row| narrowed(row)).collect(), MAX_DISTANCE)?;
     let (qkv, d_o) = (rows(&cpu, &qkv, 3 * total)?, rows(&cpu, &d_o, total)?);
     let (mut o, mut log_sum_exp) =
         (cpu.rows(count, total, Format::Float)?, cpu.rows(count, heads.count, Format::Float)?);

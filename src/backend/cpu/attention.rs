@@ -26,7 +26,7 @@ const TILE: usize = 256;
 #[derive(Debug)]
 pub struct PositionBias<E> {
     per_head: Vec<Vec<E>>,
-    reach: usize,
+    max_distance: usize,
 }
 
 impl<E: Element> PositionBias<E> {
@@ -44,7 +44,7 @@ impl<E: Element> PositionBias<E> {
     }
 
     fn slot(&self, offset: isize) -> usize {
-        (offset + self.reach as isize).clamp(0, 2 * self.reach as isize) as usize
+        (offset + self.max_distance as isize).clamp(0, 2 * self.max_distance as isize) as usize
     }
 }
 
@@ -96,10 +96,10 @@ impl HeadColumns {
 impl<E: Element> SelfAttentionOps for Cpu<E> {
     type PositionBias = PositionBias<E>;
 
-    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Result<PositionBias<E>> {
-        check_bias(&per_head, reach)?;
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, max_distance: usize) -> Result<PositionBias<E>> {
+        check_bias(&per_head, max_distance)?;
         let per_head = per_head.into_iter().map(E::from_f32_vec).collect();
-        Ok(PositionBias { per_head, reach })
+        Ok(PositionBias { per_head, max_distance })
     }
 
     fn bias_heads(bias: &PositionBias<E>) -> usize {

@@ -50,9 +50,9 @@ impl<D: SelfAttentionOps> SelfAttention<'_, D> {
     }
 }
 
-/// Fails unless every head's row of bias covers -`reach` to `reach`.
-pub(crate) fn check_bias(per_head: &[Vec<f32>], reach: usize) -> Result<()> {
-    let expected = reach.saturating_mul(2).saturating_add(1);
+/// Fails unless every head's row of bias covers -`max_distance` to `max_distance`.
+pub(crate) fn check_bias(per_head: &[Vec<f32>], max_distance: usize) -> Result<()> {
+    let expected = max_distance.saturating_mul(2).saturating_add(1);
     per_head.iter().try_for_each(|row| check_length("a head's position bias", expected, row.len()))
 }
 
@@ -61,11 +61,11 @@ pub trait SelfAttentionOps: Device {
     /// One short row of bias a head, indexed by key - query.
     type PositionBias: Sync;
 
-    /// One row of bias a head, `[H, 2·reach + 1]`, for key - query from -`reach` on; beyond its ends the end value holds.
+    /// One row of bias a head, `[H, 2·max_distance + 1]`, for key - query from -`max_distance` on; beyond its ends the end value holds.
     ///
     /// # Errors
     /// Rows of another length, and what the driver says.
-    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Result<Self::PositionBias>;
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, max_distance: usize) -> Result<Self::PositionBias>;
     /// H.
     fn bias_heads(bias: &Self::PositionBias) -> usize;
     /// Writes o \[rows, H·K\] and log_sum_exp \[rows, H\] from qkv \[rows, 3·H·K\].

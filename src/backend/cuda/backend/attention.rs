@@ -17,7 +17,7 @@ impl Cuda {
     fn self_attention_of<'a>(&self, of: &SelfAttention<'a, Self>, scope: Scope) -> Result<Attention<'a>> {
         check_heads(of.heads)?;
         Ok(Attention {
-            bias: Some((read(&of.bias.values), of.bias.reach)),
+            bias: Some((read(&of.bias.values), of.bias.max_distance)),
             causal: of.side == Side::Decoder,
             mask: self.mask(of.mask)?,
             ..Attention::of_itself(self.described(of.batch)?.scoped(of.side, scope), of.heads)
@@ -56,12 +56,12 @@ impl Cuda {
 impl SelfAttentionOps for Cuda {
     type PositionBias = PositionBias;
 
-    fn position_bias(&self, per_head: Vec<Vec<f32>>, reach: usize) -> Result<PositionBias> {
-        check_bias(&per_head, reach)?;
+    fn position_bias(&self, per_head: Vec<Vec<f32>>, max_distance: usize) -> Result<PositionBias> {
+        check_bias(&per_head, max_distance)?;
         let flat = per_head.concat();
         let mut values = self.allocate(flat.len())?;
         self.upload(&flat, &mut values)?;
-        Ok(PositionBias { values, heads: per_head.len(), reach })
+        Ok(PositionBias { values, heads: per_head.len(), max_distance })
     }
 
     fn bias_heads(bias: &PositionBias) -> usize {

@@ -42,7 +42,7 @@ impl DecodeOps for Cuda {
             heads,
             length: cache.length,
             position,
-            bias: (read(&bias.values), bias.reach),
+            bias: (read(&bias.values), bias.max_distance),
         };
         step.forward(self.kernels(), qkv.operand()?, cache.layers[layer].as_write(), o.operand_mut()?)
     }

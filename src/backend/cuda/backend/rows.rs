@@ -186,7 +186,7 @@ impl Weight {
 pub struct PositionBias {
     pub(super) values: Buffer<f32>,
     pub(super) heads: usize,
-    pub(super) reach: usize,
+    pub(super) max_distance: usize,
 }
 
 impl Cuda {

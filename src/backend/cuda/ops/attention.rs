@@ -22,7 +22,7 @@ const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 /// Heads that a grid has room for in its second and third direction.
 const MOST_HEADS: usize = 65_535;
 /// Far more biases than shared memory has room for.
-const MOST_REACH: usize = 1 << 20;
+const MAX_DISTANCE: usize = 1 << 20;
 
 /// The kernels of a pass.
 struct Pass {
@@ -104,7 +104,7 @@ impl Pass {
         let beside = match self.short {
             true if masks > 0 => SHORT_MASKS,
             true => 0,
-            false => masks + self.side + (2 * (arguments.reach as usize + BIAS_MARGIN) + 1) * 4,
+            false => masks + self.side + (2 * (arguments.max_distance as usize + BIAS_MARGIN) + 1) * 4,
         };
         (names[index], (self.tiles * ATTENTION_TILE * columns * 2 + beside) as u32)
     }
@@ -293,13 +293,13 @@ impl<'s> Attention<'s> {
                 (places, strides, precision)
             }
         };
-        let (bias, reach) = match self.bias {
-            Some((_, reach)) if reach > MOST_REACH => {
-                let expected = format!("a reach up to {MOST_REACH}");
-                return Err(Error::tensor("bias", expected, reach.to_string(), ""));
+        let (bias, max_distance) = match self.bias {
+            Some((_, max_distance)) if max_distance > MAX_DISTANCE => {
+                let expected = format!("a reach up to {MAX_DISTANCE}");
+                return Err(Error::tensor("bias", expected, max_distance.to_string(), ""));
             }
-            Some((values, reach)) => {
-                (operands.read("bias", values, self.heads.count * (2 * reach + 1))?, reach)
+            Some((values, max_distance)) => {
+                (operands.read("bias", values, self.heads.count * (2 * max_distance + 1))?, max_distance)
             }
             None => (0, 0),
         };
@@ -318,7 +318,7 @@ impl<'s> Attention<'s> {
             width: self.heads.width as i32,
             q_stride: q_stride as i32,
             kv_stride: kv_stride as i32,
-            reach: reach as i32,
+            max_distance: max_distance as i32,
             causal: i32::from(self.causal),
             ..AttentionArguments::default()
         };

@@ -45,7 +45,7 @@ impl DecodeStep<'_> {
         cache: &mut dyn WriteOperand,
         o: &mut dyn WriteOperand,
     ) -> Result<()> {
-        let Self { examples, heads, length, position, bias: (bias, reach) } = *self;
+        let Self { examples, heads, length, position, bias: (bias, max_distance) } = *self;
         if position >= length || heads.width > WIDEST_HEAD {
             let expected = format!("a position below {length} and heads of up to {WIDEST_HEAD} columns");
             let found = format!("{position}, {}", heads.width);
@@ -56,12 +56,12 @@ impl DecodeStep<'_> {
             qkv: operands.matrix("qkv", qkv, precision, examples * 3 * total)?,
             cache: operands.matrix_mut("cache", cache, precision, examples * length * 2 * total)?,
             o: operands.matrix_mut("o", o, precision, examples * total)?,
-            bias: operands.read("bias", bias, heads.count * (2 * reach + 1))?,
+            bias: operands.read("bias", bias, heads.count * (2 * max_distance + 1))?,
             heads: heads.count as i32,
             width: heads.width as i32,
             length: length as i32,
             position: position as i32,
-            reach: reach as i32,
+            max_distance: max_distance as i32,
             ..DecodeArguments::default()
         };
         let kernel = Kernel { file: "decode", name: precision.named("decode_bf16", "decode_f32") };
