@@ -20,7 +20,7 @@ struct FinalNormArguments {
     const int* batch;
     const float* x;
     const float* partials;
-    const float* gain;
+    const float* norm_weight;
     void* h;
     Mask mask;
     int side;
@@ -43,10 +43,10 @@ template <typename T> __device__ __forceinline__ void final_norm(const FinalNorm
         drop(c, mask, column);
 #pragma unroll
         for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] *= factor;
-        if (arguments.gain != nullptr) {
-            const Columns<FLOAT_COLUMNS> gain = load_columns<FLOAT_COLUMNS>(arguments.gain + column);
+        if (arguments.norm_weight != nullptr) {
+            const Columns<FLOAT_COLUMNS> norm_weight = load_columns<FLOAT_COLUMNS>(arguments.norm_weight + column);
 #pragma unroll
-            for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] *= gain.value[i];
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] *= norm_weight.value[i];
         }
         store_columns(static_cast<T*>(arguments.h) + start + column, c);
     }
@@ -63,7 +63,7 @@ struct FinalNormBackwardArguments {
     const int* batch;
     const float* x;
     const float* partials;
-    const float* gain;
+    const float* norm_weight;
     const float* d_h;
     float* d_x;
     bf16* copy;
@@ -99,10 +99,10 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
         drop(g[stretch], mask, column);
 #pragma unroll
         for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= arguments.scale;
-        if (arguments.gain != nullptr) {
-            const Columns<FLOAT_COLUMNS> gain = load_columns<FLOAT_COLUMNS>(arguments.gain + column);
+        if (arguments.norm_weight != nullptr) {
+            const Columns<FLOAT_COLUMNS> norm_weight = load_columns<FLOAT_COLUMNS>(arguments.norm_weight + column);
 #pragma unroll
-            for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= gain.value[i];
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= norm_weight.value[i];
         }
 #pragma unroll
         for (int i = 0; i < FLOAT_COLUMNS; ++i) sum = fmaf(g[stretch].value[i], x[stretch].value[i], sum);

@@ -73,7 +73,7 @@ impl Op for Norm {
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Leaving<E>) -> Result<()> {
         let (batch, side, input) = (&o.batch, Side::Encoder, &o.input);
-        let of = FinalNorm { batch, side, input, gain: None, scale: 1.0, mask: None };
+        let of = FinalNorm { batch, side, input, norm_weight: None, scale: 1.0, mask: None };
         if self.backward {
             let from = FinalNormBackward { d_h: &o.d_h, below: None };
             return cpu.final_norm_backward(of, from, &mut o.result);

@@ -160,7 +160,7 @@ impl<B: Backend> T5<B> {
             batch,
             side: Side::Decoder,
             input,
-            gain: Some(&self.decoder_gain),
+            norm_weight: Some(&self.decoder_norm_weight),
             scale: self.head_scale,
             mask: mask(dropout, SiteKind::FinalNorm, 0),
         }

@@ -233,7 +233,7 @@ fn encoder_norm<'a, B: Backend>(
     dropout: Option<&'a DropoutStep>,
 ) -> FinalNorm<'a, B> {
     let mask = mask(dropout, SiteKind::FinalNorm, 0);
-    FinalNorm { batch, side: Side::Encoder, input, gain: None, scale: 1.0, mask }
+    FinalNorm { batch, side: Side::Encoder, input, norm_weight: None, scale: 1.0, mask }
 }
 
 impl<'a, B: Backend> Layer<'a, B> {

@@ -66,7 +66,7 @@ impl<B: Backend> T5<B> {
         let mut head_mean = mean_row(&embedding, d);
         let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup)?;
 
-        let encoder_gain = loader.vector("encoder.final_layer_norm.weight")?;
+        let encoder_norm_weight = loader.vector("encoder.final_layer_norm.weight")?;
         let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
         let self_inputs = ["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"];
         let feed_forward_inputs: Vec<String> =
@@ -90,14 +90,24 @@ impl<B: Backend> T5<B> {
                 qkv: loader.folded(&attention, &self_inputs, total)?,
                 o: loader.plain(&attention, "SelfAttention.o", d, total)?,
                 cross_q: loader.folded(&cross, &["EncDecAttention.q"], total)?,
-                cross_k: loader.with_gain(&cross, &["EncDecAttention.k"], total, &encoder_gain)?,
-                cross_v: loader.with_gain(&cross, &["EncDecAttention.v"], total, &encoder_gain)?,
+                cross_k: loader.with_norm_weight(
+                    &cross,
+                    &["EncDecAttention.k"],
+                    total,
+                    &encoder_norm_weight,
+                )?,
+                cross_v: loader.with_norm_weight(
+                    &cross,
+                    &["EncDecAttention.v"],
+                    total,
+                    &encoder_norm_weight,
+                )?,
                 cross_o: loader.plain(&cross, "EncDecAttention.o", d, total)?,
                 w_in: loader.folded(&feed_forward, &feed_forward_inputs, f)?,
                 w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
             });
         }
-        let decoder_gain =
+        let decoder_norm_weight =
             backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Lookup)?;
         let head = if tied {
             None
@@ -118,10 +128,10 @@ impl<B: Backend> T5<B> {
             head_scale: if config.scales_decoder_outputs() { (d as f64).powf(-0.5) } else { 1.0 },
             embedding,
             encoder,
-            encoder_gain,
+            encoder_norm_weight,
             encoder_bias: loader.bias("encoder", true)?,
             decoder,
-            decoder_gain,
+            decoder_norm_weight,
             decoder_bias: loader.bias("decoder", false)?,
             head,
             head_mean,
@@ -167,19 +177,25 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
 
     /// The named \[out, D\] matrices stacked, with the gain of the block's own norm folded in.
     fn folded(&self, block: &str, names: &[&str], out: usize) -> Result<B::Weight> {
-        let gain = self.vector(&format!("{block}.layer_norm.weight"))?;
-        self.with_gain(block, names, out, &gain)
+        let norm_weight = self.vector(&format!("{block}.layer_norm.weight"))?;
+        self.with_norm_weight(block, names, out, &norm_weight)
     }
 
-    fn with_gain(&self, block: &str, names: &[&str], out: usize, gain: &[f32]) -> Result<B::Weight> {
+    fn with_norm_weight(
+        &self,
+        block: &str,
+        names: &[&str],
+        out: usize,
+        norm_weight: &[f32],
+    ) -> Result<B::Weight> {
         let d = self.config.d_model;
         let mut values = vec![0.0; names.len() * out * d];
         for (name, values) in names.iter().zip(values.chunks_exact_mut(out * d)) {
             self.tensors.read_into(&format!("{block}.{name}.weight"), &[out, d], values)?;
         }
         for row in values.chunks_exact_mut(d) {
-            for (value, gain) in row.iter_mut().zip(gain) {
-                *value *= gain;
+            for (value, norm_weight) in row.iter_mut().zip(norm_weight) {
+                *value *= norm_weight;
             }
         }
         self.backend.weight(values, names.len() * out, d, readers(block))

@@ -32,10 +32,10 @@ pub struct T5<B: Backend> {
     embedding: B::Weight,
     encoder: Vec<EncoderLayer<B>>,
     /// The encoder's final gain: folded into cross attention, kept to show the encoder's output.
-    encoder_gain: Vec<f32>,
+    encoder_norm_weight: Vec<f32>,
     encoder_bias: B::PositionBias,
     decoder: Vec<DecoderLayer<B>>,
-    decoder_gain: B::Weight,
+    decoder_norm_weight: B::Weight,
     decoder_bias: B::PositionBias,
     /// `None` when the head is the embedding.
     head: Option<B::Weight>,
@@ -72,8 +72,8 @@ impl<B: Backend> T5<B> {
     }
 
     /// The gain of the encoder's final norm, \[D\]: [`Encoding::rows`] come without it.
-    pub fn encoder_gain(&self) -> &[f32] {
-        &self.encoder_gain
+    pub fn encoder_norm_weight(&self) -> &[f32] {
+        &self.encoder_norm_weight
     }
 
     /// The embedding table, \[V, D\].
@@ -88,7 +88,8 @@ impl<B: Backend> T5<B> {
             let cross = [&layer.cross_q, &layer.cross_k, &layer.cross_v, &layer.cross_o];
             [&layer.qkv, &layer.o].into_iter().chain(cross).chain([&layer.w_in, &layer.w_out])
         });
-        let ends = [&self.embedding, &self.decoder_gain, &self.head_mean].into_iter().chain(&self.head);
+        let ends =
+            [&self.embedding, &self.decoder_norm_weight, &self.head_mean].into_iter().chain(&self.head);
         encoder.chain(decoder).chain(ends).collect()
     }
 

@@ -302,11 +302,17 @@ impl Run<'_> {
             self.bounds.attention,
             "",
         );
-        let gains: Vec<f64> = model.encoder_gain().iter().map(|&gain| f64::from(gain)).collect();
+        let norm_weights: Vec<f64> =
+            model.encoder_norm_weight().iter().map(|&norm_weight| f64::from(norm_weight)).collect();
         let output: Vec<f64> = backend
             .read(encoding.rows())?
             .chunks_exact(width)
-            .flat_map(|row| row.iter().zip(&gains).map(|(value, gain)| value * gain).collect::<Vec<_>>())
+            .flat_map(|row| {
+                row.iter()
+                    .zip(&norm_weights)
+                    .map(|(value, norm_weight)| value * norm_weight)
+                    .collect::<Vec<_>>()
+            })
             .collect();
         let expected =
             real_rows(&batch, Side::Encoder, &fixture.tensor("out.enc_out")?.values, padded, width);

@@ -528,9 +528,9 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             name: "final_norm",
             run: |m| {
                 let input = m.residual("x", m.decoder(), WIDTH)?;
-                let gain = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
+                let norm_weight = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
                 let mut h = m.rows("h", m.decoder(), WIDTH, Format::Operand)?;
-                m.device.final_norm(final_norm(m, &input, &gain), &mut h)
+                m.device.final_norm(final_norm(m, &input, &norm_weight), &mut h)
             },
             operands: const {
                 &[judge("x", "x", "the norm's gain"), own("the norm of x"), own("the norm's gain"), own("h")]
@@ -540,12 +540,12 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             name: "final_norm_backward",
             run: |m| {
                 let input = m.residual("x", m.decoder(), WIDTH)?;
-                let gain = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
+                let norm_weight = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
                 let d_h = &m.rows("d_h", m.decoder(), WIDTH, Format::Float)?;
                 let below = Some(&m.rows("below", m.decoder(), WIDTH, Format::Residual)?);
                 let mut d_x = m.rows("d_x", m.decoder(), WIDTH, Format::Residual)?;
                 let from = FinalNormBackward { d_h, below };
-                m.device.final_norm_backward(final_norm(m, &input, &gain), from, &mut d_x)
+                m.device.final_norm_backward(final_norm(m, &input, &norm_weight), from, &mut d_x)
             },
             operands: const {
                 &[
@@ -609,10 +609,10 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
 fn final_norm<'a, B: Backend>(
     m: &'a Maker<'_, B>,
     input: &'a Residual<B>,
-    gain: &'a B::Weight,
+    norm_weight: &'a B::Weight,
 ) -> FinalNorm<'a, B> {
     let (batch, side) = (m.batch, Side::Decoder);
-    FinalNorm { batch, side, input, gain: Some(gain), scale: 0.5, mask: None }
+    FinalNorm { batch, side, input, norm_weight: Some(norm_weight), scale: 0.5, mask: None }
 }
 
 fn head<B: Backend>(m: &Maker<'_, B>) -> Result<(B::Weight, B::Weight)> {

@@ -18,7 +18,7 @@ struct Stack {
     lengths: Vec<(usize, usize)>,
     side: Side,
     width: usize,
-    gain: bool,
+    norm_weight: bool,
     dropped: f64,
 }
 
@@ -31,8 +31,8 @@ impl Case for Stack {
         let dropout = dropout(self.dropped);
         let table = narrowed(&numbers(1, vocabulary * width, 1.0));
         let table = backend.weight(table, vocabulary, width, Readers::Lookup)?;
-        let gain = backend.weight(narrowed(&numbers(2, width, 1.0)), 1, width, Readers::Lookup)?;
-        let gain = self.gain.then_some(&gain);
+        let norm_weight = backend.weight(narrowed(&numbers(2, width, 1.0)), 1, width, Readers::Lookup)?;
+        let norm_weight = self.norm_weight.then_some(&norm_weight);
         let x = backend.place(&numbers(3, rows * width, 1.0), width, Format::Residual)?;
         let mut input = Residual { x, r: backend.rows(rows, width, Format::Norm)? };
         let mask = mask_of(&dropout, side, SiteKind::Embedding);
@@ -40,7 +40,7 @@ impl Case for Stack {
         backend.embed(Embedding { table: &table, batch, side, mask, epsilon: 1e-6 }, &mut input)?;
         let mut h = backend.rows(rows, width, Format::Operand)?;
         let last = mask_of(&dropout, side, SiteKind::FinalNorm);
-        let norm = || FinalNorm { batch, side, input: &input, gain, scale: 0.125, mask: last };
+        let norm = || FinalNorm { batch, side, input: &input, norm_weight, scale: 0.125, mask: last };
         backend.final_norm(norm(), &mut h)?;
         let d_h = backend.place(&numbers(4, rows * width, 1.0), width, Format::Float)?;
         let mut d_x = backend.rows(rows, width, Format::Residual)?;
@@ -64,8 +64,8 @@ impl Case for Stack {
     }
 }
 
-fn stack(lengths: &[(usize, usize)], side: Side, width: usize, gain: bool, dropped: f64) {
-    let case = Stack { lengths: lengths.to_vec(), side, width, gain, dropped };
+fn stack(lengths: &[(usize, usize)], side: Side, width: usize, norm_weight: bool, dropped: f64) {
+    let case = Stack { lengths: lengths.to_vec(), side, width, norm_weight, dropped };
     // bf16: h alone is rounded.
     follow(&case, Bounds { terms: width, bf16: roundings(2.0) });
 }

@@ -146,7 +146,7 @@ impl Case for Inner {
         if self.behind_norm {
             // Whoever writes d_x finds its inner product with what the feed-forward added.
             let d_h = backend.place(&numbers(7, rows * width, 1.0), width, Format::Float)?;
-            let norm = FinalNorm { batch, side, input: &next, gain: None, scale: 1.0, mask: None };
+            let norm = FinalNorm { batch, side, input: &next, norm_weight: None, scale: 1.0, mask: None };
             let from = FinalNormBackward { d_h: &d_h, below: Some(&input.x) };
             backend.final_norm_backward(norm, from, &mut d_x)?;
         }

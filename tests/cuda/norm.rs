@@ -22,7 +22,7 @@ struct Last {
     lengths: Vec<(usize, usize)>,
     side: Side,
     width: usize,
-    gain: bool,
+    norm_weight: bool,
     dropped: f64,
     /// Whether what is looked at is d_x behind the feed-forward's backward, with the norm's finding the products or not.
     below: Option<bool>,
@@ -37,8 +37,8 @@ impl Case for Last {
         let weight = |seed, out, input| backend.weight(matrix(seed, out, input), out, input, Readers::Many);
         let (before, w_in, w_out) =
             (weight(1, width, width)?, weight(2, inner, width)?, weight(3, width, inner)?);
-        let gain = backend.weight(narrowed(&numbers(4, width, 1.0)), 1, width, Readers::Lookup)?;
-        let gain = self.gain.then_some(&gain);
+        let norm_weight = backend.weight(narrowed(&numbers(4, width, 1.0)), 1, width, Readers::Lookup)?;
+        let norm_weight = self.norm_weight.then_some(&norm_weight);
         let y = backend.place(&numbers(5, rows * width, 1.0), width, Format::Operand)?;
         let start = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
         let mut below = Residual::new(backend, rows, width)?;
@@ -58,7 +58,7 @@ impl Case for Last {
         let mut input = Residual::new(backend, rows, width)?;
         let saved = backend.feed_forward(&feed_forward, &below, &mut input, true)?.expect("kept");
         let mask = mask_of(&dropout, side, SiteKind::FinalNorm);
-        let norm = || FinalNorm { batch, side, input: &input, gain, scale: 0.125, mask };
+        let norm = || FinalNorm { batch, side, input: &input, norm_weight, scale: 0.125, mask };
         let mut h = backend.rows(rows, width, Format::Operand)?;
         backend.final_norm(norm(), &mut h)?;
         let d_h = backend.place(&numbers(7, rows * width, 1.0), width, Format::Float)?;
@@ -78,8 +78,8 @@ impl Case for Last {
 fn a_final_norm_with_and_without_gain_mask_and_feed_forward_below() {
     let lengths = vec![(1, 1), (29, 2), (64, 31)];
     for (side, width) in [(Side::Encoder, 8), (Side::Decoder, 72), (Side::Encoder, 264)] {
-        for (gain, dropped) in [(false, 0.0), (true, 0.0), (false, 0.2), (true, 0.2)] {
-            let mut case = Last { lengths: lengths.clone(), side, width, gain, dropped, below: None };
+        for (norm_weight, dropped) in [(false, 0.0), (true, 0.0), (false, 0.2), (true, 0.2)] {
+            let mut case = Last { lengths: lengths.clone(), side, width, norm_weight, dropped, below: None };
             // bf16: the feed-forward's operands and activation, and h, are each rounded once.
             let terms = 6 * width;
             follow(&case, Bounds { terms, bf16: roundings(6.0) });
@@ -101,17 +101,18 @@ fn final_norms_on_buffers_of_ones_own() {
     let dropped = DeviceDropout::new(kernels.stream(), &step).expect("an upload");
     for (rows, width) in [(1, 8), (5, 72), (33, 520), (2, 4_096)] {
         let sequences = Sequences::new(kernels.stream(), &[rows]).expect("a sequence");
-        let (x, d_h, gains) =
+        let (x, d_h, norm_weights) =
             (numbers(1, rows * width, 1.0), numbers(2, rows * width, 1.0), numbers(3, width, 1.0));
         let (scale, epsilon) = (0.125, 1e-6);
         let r = reciprocals(&x, width, epsilon);
         let (x_device, d_device) = (raw.floats(&x), raw.floats(&d_h));
-        let (partials, gain_device) = (raw.floats(&partial_squares(&x, width)), raw.floats(&gains));
+        let (partials, gain_device) = (raw.floats(&partial_squares(&x, width)), raw.floats(&norm_weights));
         let below = numbers(4, rows * width, 1.0);
         let below_device = raw.floats(&below);
         let input = NormedRows { x: &x_device, partials: &partials };
-        for (with_gain, masked) in [(false, false), (true, false), (true, true)] {
-            let gain: Option<&dyn DevicePtr<f32>> = if with_gain { Some(&gain_device) } else { None };
+        for (with_norm_weight, masked) in [(false, false), (true, false), (true, true)] {
+            let norm_weight: Option<&dyn DevicePtr<f32>> =
+                if with_norm_weight { Some(&gain_device) } else { None };
             let mask = if masked { dropped.mask(site) } else { DropoutMask::default() };
             let mut factors = vec![1.0; rows * width];
             if masked {
@@ -120,8 +121,9 @@ fn final_norms_on_buffers_of_ones_own() {
             }
             let rows_of = sequences.rows();
             let (narrow, times) = (epsilon as f32, scale as f32);
-            let norm = RawNorm { rows: rows_of, width, epsilon: narrow, gain, scale: times, mask };
-            let factor = |i: usize| scale * factors[i] * if with_gain { gains[i % width] } else { 1.0 };
+            let norm = RawNorm { rows: rows_of, width, epsilon: narrow, norm_weight, scale: times, mask };
+            let factor =
+                |i: usize| scale * factors[i] * if with_norm_weight { norm_weights[i % width] } else { 1.0 };
             let mut h = raw.poisoned_halves(rows * width);
             norm.forward(kernels, input, &mut h).expect("forward");
             let expected: Vec<f64> = (0..rows * width).map(|i| x[i] * r[i / width] * factor(i)).collect();
@@ -154,7 +156,7 @@ fn final_norms_on_buffers_of_ones_own() {
     }
     let sequences = Sequences::new(kernels.stream(), &[1]).expect("a sequence");
     let (rows, mask) = (sequences.rows(), DropoutMask::default());
-    let norm = RawNorm { rows, width: 4_104, epsilon: 1e-6, gain: None, scale: 1.0, mask };
+    let norm = RawNorm { rows, width: 4_104, epsilon: 1e-6, norm_weight: None, scale: 1.0, mask };
     let (x, partials) = (raw.floats(&vec![1.0; 4_104]), raw.floats(&[1.0; 65]));
     let (mut d_x, mut copy) = (raw.poisoned_floats(4_104), raw.poisoned_halves(4_104));
     let input = NormedRows { x: &x, partials: &partials };

@@ -75,7 +75,10 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
             let variance = v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
             let scale = (variance + 1e-5).sqrt();
             let affine = value("norm_weight").iter().zip(value("norm_bias"));
-            v.iter().zip(affine).map(|(v, (gain, shift))| (v - mean) / scale * gain + shift).collect()
+            v.iter()
+                .zip(affine)
+                .map(|(v, (norm_weight, shift))| (v - mean) / scale * norm_weight + shift)
+                .collect()
         };
         let mut z = if without_target { vec![0.0; length * width] } else { target.to_vec() };
         for m in 0..length {

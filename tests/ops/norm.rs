@@ -98,7 +98,7 @@ fn check_final_norm(
     lengths: &[(usize, usize)],
     side: Side,
     width: usize,
-    with_gain: bool,
+    with_norm_weight: bool,
     scale: f64,
     probability: f64,
 ) -> Result<()> {
@@ -107,11 +107,12 @@ fn check_final_norm(
     let dropout = DropoutStep::new(probability, 6, &[2]);
     let mask = mask_of(&dropout, Site::new(side, SiteKind::FinalNorm, 0));
     let multipliers = masks(&batch, side, mask, width);
-    let what = format!("{side:?} rows of {lengths:?}, D {width}, gain {with_gain}, dropout {probability}");
+    let what =
+        format!("{side:?} rows of {lengths:?}, D {width}, gain {with_norm_weight}, dropout {probability}");
     let x = numbers(1, count * width, 2.0);
     let r: Vec<f64> = reciprocal_rms(&x, width).iter().map(|&r| f64::from(r as f32)).collect();
-    let gain = if with_gain { numbers(2, width, 1.0) } else { vec![1.0; width] };
-    let factor = |element: usize| gain[element % width] * scale * multipliers[element];
+    let norm_weight = if with_norm_weight { numbers(2, width, 1.0) } else { vec![1.0; width] };
+    let factor = |element: usize| norm_weight[element % width] * scale * multipliers[element];
     let expected: Vec<f64> = (0..x.len()).map(|i| x[i] * r[i / width] * factor(i)).collect();
     let d_h = numbers(3, count * width, 1.0);
     let g: Vec<f64> = (0..x.len()).map(|i| d_h[i] * factor(i)).collect();
@@ -124,9 +125,11 @@ fn check_final_norm(
         })
         .collect();
 
-    let gain = with_gain.then(|| cpu.weight(narrowed(&gain), 1, width, Readers::Lookup)).transpose()?;
+    let norm_weight = with_norm_weight
+        .then(|| cpu.weight(narrowed(&norm_weight), 1, width, Readers::Lookup))
+        .transpose()?;
     let input = &Residual { x: rows(&cpu, &x, width)?, r: rows(&cpu, &r, 1)? };
-    let of = || FinalNorm { batch: &batch, side, input, gain: gain.as_ref(), scale, mask };
+    let of = || FinalNorm { batch: &batch, side, input, norm_weight: norm_weight.as_ref(), scale, mask };
     let mut h = cpu.rows(count, width, Format::Operand)?;
     cpu.final_norm(of(), &mut h)?;
     close(&format!("h of {what}"), &cpu.read(&h)?, &expected, bound(1));
@@ -142,10 +145,10 @@ fn check_final_norm(
 fn rows_that_leave() -> Result<()> {
     for lengths in [&[(1, 1)][..], &[(9, 2), (1, 5)], &[(120, 210), (90, 1)]] {
         for side in [Side::Encoder, Side::Decoder] {
-            for (width, with_gain, scale, probability) in
+            for (width, with_norm_weight, scale, probability) in
                 [(3, false, 1.0, 0.0), (7, true, 0.125, 0.5), (33, false, 1.0, 0.1), (513, true, 0.044, 0.0)]
             {
-                check_final_norm(lengths, side, width, with_gain, scale, probability)?;
+                check_final_norm(lengths, side, width, with_norm_weight, scale, probability)?;
             }
         }
     }

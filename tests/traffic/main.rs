@@ -93,7 +93,7 @@ fn work(cuda: &Cuda) -> Result<()> {
         cuda.feed_forward_backward(&feed_forward, from, &mut d_x)?;
     }
     let mut h = cuda.rows(rows, WIDTH, Format::Operand)?;
-    let norm = || FinalNorm { batch, side, input: &input, gain: None, scale: 1.0, mask: None };
+    let norm = || FinalNorm { batch, side, input: &input, norm_weight: None, scale: 1.0, mask: None };
     cuda.final_norm(norm(), &mut h)?;
     let d_h = place(WIDTH, Format::Float)?;
     cuda.final_norm_backward(norm(), FinalNormBackward { d_h: &d_h, below: None }, &mut d_x)?;

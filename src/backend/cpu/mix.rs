@@ -385,18 +385,18 @@ impl<'a, E: Element> Mixture<'a, E> {
             if !mixing.scorer.is_some_and(Scorer::has_layer_norm) {
                 continue;
             }
-            let (gain, shift) = (state.value("norm_weight", run), state.value("norm_bias", run));
-            let (Some(gain), Some(shift)) = (gain, shift) else { continue };
+            let (norm_weight, shift) = (state.value("norm_weight", run), state.value("norm_bias", run));
+            let (Some(norm_weight), Some(shift)) = (norm_weight, shift) else { continue };
             for h in h.chunks_exact_mut(width) {
                 let count = E::from_f64(width as f64);
                 let mean = h.iter().fold(E::zero(), |sum, &v| sum + v) / count;
                 let variance = h.iter().fold(E::zero(), |sum, &v| sum + (v - mean) * (v - mean)) / count;
                 let reciprocal = E::one() / (variance + E::from_f64(mixing.layer_norm_epsilon)).sqrt();
                 saved.reciprocal_deviation.push(reciprocal);
-                for ((h, &gain), &shift) in h.iter_mut().zip(gain).zip(shift) {
+                for ((h, &norm_weight), &shift) in h.iter_mut().zip(norm_weight).zip(shift) {
                     let standard = (*h - mean) * reciprocal;
                     saved.standardised.push(standard);
-                    *h = standard * gain + shift;
+                    *h = standard * norm_weight + shift;
                 }
             }
         }
@@ -600,16 +600,16 @@ fn layer_norm_backward<E: Element>(
     for (row, d_h) in d_h.chunks_exact_mut(width).enumerate() {
         let row = first + row;
         let standardised = &saved.standardised[row * width..(row + 1) * width];
-        if let Some(d_gain) = state.d_value("norm_weight", run) {
-            for ((d_gain, &d_h), &standard) in d_gain.iter_mut().zip(&*d_h).zip(standardised) {
-                *d_gain = *d_gain + d_h * standard;
+        if let Some(d_norm_weight) = state.d_value("norm_weight", run) {
+            for ((d_norm_weight, &d_h), &standard) in d_norm_weight.iter_mut().zip(&*d_h).zip(standardised) {
+                *d_norm_weight = *d_norm_weight + d_h * standard;
             }
         }
         if let Some(d_shift) = state.d_value("norm_bias", run) {
             add_scaled(d_shift, E::one(), d_h);
         }
-        if let Some(gain) = state.value("norm_weight", run) {
-            super::vector::multiply(d_h, gain);
+        if let Some(norm_weight) = state.value("norm_weight", run) {
+            super::vector::multiply(d_h, norm_weight);
         }
         let mean = d_h.iter().fold(E::zero(), |sum, &d| sum + d) / count;
         let along = dot(d_h, standardised) / count;

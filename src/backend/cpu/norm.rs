@@ -22,7 +22,7 @@ impl<E: Element> NormOps for Cpu<E> {
                 let first = block * blocks.size;
                 let rows = first..first + h.len() / width;
                 copy_masked(self, mask.as_ref(), first, width, x.range(rows.clone()), h);
-                vectorised!(self, scale_rows(h, &r.values()[rows], of.gain, E::from_f64(of.scale)));
+                vectorised!(self, scale_rows(h, &r.values()[rows], of.norm_weight, E::from_f64(of.scale)));
             });
         });
         Ok(())
@@ -49,8 +49,8 @@ impl<E: Element> NormOps for Cpu<E> {
                 d_x.fill(E::zero());
                 vectorised!(self, {
                     for g in g.chunks_exact_mut(width) {
-                        if let Some(gain) = of.gain {
-                            multiply(g, gain.values());
+                        if let Some(norm_weight) = of.norm_weight {
+                            multiply(g, norm_weight.values());
                         }
                         super::vector::scale(g, E::from_f64(of.scale));
                     }
@@ -78,12 +78,12 @@ fn copy_masked<E: Element>(
 }
 
 #[inline(always)]
-fn scale_rows<E: Element>(h: &mut [E], r: &[E], gain: Option<&Weight<E>>, scale: E) {
+fn scale_rows<E: Element>(h: &mut [E], r: &[E], norm_weight: Option<&Weight<E>>, scale: E) {
     let width = h.len() / r.len().max(1);
     for (h, &r) in h.chunks_exact_mut(width).zip(r) {
         super::vector::scale(h, r * scale);
-        if let Some(gain) = gain {
-            multiply(h, gain.values());
+        if let Some(norm_weight) = norm_weight {
+            multiply(h, norm_weight.values());
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct FinalNorm<'a, D: Device> {
     /// x and r, \[rows, D\].
     pub input: &'a Residual<D>,
     /// \[1, D\], for [`Readers::Lookup`](super::Readers::Lookup); without it the gain was folded away.
-    pub gain: Option<&'a D::Weight>,
+    pub norm_weight: Option<&'a D::Weight>,
     /// What every number is multiplied by.
     pub scale: f64,
     /// Dropout of the result.
@@ -36,7 +36,7 @@ impl<D: Device> FinalNorm<'_, D> {
     fn check_output(&self, what: &str, h: &D::Rows) -> Result<()> {
         let (rows, width) = (self.batch.rows(self.side), self.input.width());
         self.input.check("x", rows, width)?;
-        self.gain.map_or(Ok(()), |gain| gain.check("the norm's gain", 1, width))?;
+        self.norm_weight.map_or(Ok(()), |norm_weight| norm_weight.check("the norm's gain", 1, width))?;
         h.check(what, rows, width)
     }
 

@@ -7,15 +7,15 @@ use crate::error::Result;
 
 impl Cuda {
     fn final_norm_of<'a>(&self, of: &FinalNorm<'a, Self>) -> Result<launch::FinalNorm<'a>> {
-        let gain = match of.gain {
-            Some(gain) => Some(read(gain.float()?)),
+        let norm_weight = match of.norm_weight {
+            Some(norm_weight) => Some(read(norm_weight.float()?)),
             None => None,
         };
         Ok(launch::FinalNorm {
             rows: self.described(of.batch)?.rows(of.side),
             width: of.input.width(),
             epsilon: of.input.r.epsilon,
-            gain,
+            norm_weight,
             scale: of.scale as f32,
             mask: self.mask(of.mask)?,
         })

@@ -24,7 +24,7 @@ pub struct FinalNorm<'a> {
     /// Added to the mean square.
     pub epsilon: f32,
     /// \[D\] in f32; none for a gain of 1.
-    pub gain: Option<&'a dyn DevicePtr<f32>>,
+    pub norm_weight: Option<&'a dyn DevicePtr<f32>>,
     /// What every number is multiplied by.
     pub scale: f32,
     /// Dropout of the result.
@@ -66,7 +66,7 @@ impl FinalNorm<'_> {
             batch: self.rows.read(&mut operands)?,
             x: operands.read("x", input.x, numbers)?,
             partials: operands.read("partials", input.partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
-            gain: operands.read_if("gain", self.gain, self.width)?,
+            norm_weight: operands.read_if("gain", self.norm_weight, self.width)?,
             h: operands.matrix_mut("h", h, precision, numbers)?,
             mask: self.mask.read(&mut operands)?,
             side: side_number(self.rows.side()),
@@ -108,7 +108,7 @@ impl FinalNorm<'_> {
             batch: self.rows.read(&mut operands)?,
             x: operands.read("x", input.x, numbers)?,
             partials: operands.read("partials", input.partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
-            gain: operands.read_if("gain", self.gain, self.width)?,
+            norm_weight: operands.read_if("gain", self.norm_weight, self.width)?,
             d_h: operands.read("d_h", d_h, numbers)?,
             d_x: operands.write("d_x", written.d_x, numbers)?,
             copy: copy_of(&mut operands, written.copy, numbers)?,
