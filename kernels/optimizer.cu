@@ -31,7 +31,7 @@ struct Settings {
     double beta1;
     double beta2;
     double epsilon;
-    double clip_norm;
+    double max_grad_norm;
 };
 
 struct Status {
@@ -176,7 +176,7 @@ __device__ Update update_of(const OptimizerArguments& arguments, int64_t run) {
     update.applies = arguments.statuses[run].halted == 0 && isfinite(norm) && isfinite(arguments.statistics[run].loss);
     const Settings settings = arguments.settings[run];
     const unsigned long long updates = arguments.statuses[run].updates + 1;
-    update.clip = static_cast<float>(fmin(settings.clip_norm / (norm + 1e-6), 1.0));
+    update.clip = static_cast<float>(fmin(settings.max_grad_norm / (norm + 1e-6), 1.0));
     update.beta1 = static_cast<float>(settings.beta1);
     update.beta2 = static_cast<float>(settings.beta2);
     // Rounded once: in f32 the difference itself would be off by one part in 80,000.

@@ -230,7 +230,7 @@ pub struct OptimizerStep {
     /// Added to the root of the second moment; 1e-8.
     pub epsilon: f64,
     /// The gradient's norm is scaled down to this; infinity for no clip.
-    pub clip_norm: f64,
+    pub max_grad_norm: f64,
 }
 
 impl OptimizerStep {
@@ -243,7 +243,7 @@ impl OptimizerStep {
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
-            clip_norm: f64::INFINITY,
+            max_grad_norm: f64::INFINITY,
         }
     }
 }

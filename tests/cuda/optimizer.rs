@@ -37,7 +37,7 @@ impl Case for Steps {
             let steps: Vec<OptimizerStep> = (0..self.runs)
                 .map(|run| {
                     let mut settings = OptimizerStep::new(0.3 / (1.0 + run as f64), 0.1);
-                    (settings.weight_decay, settings.clip_norm) = (0.01, 1.0 + run as f64);
+                    (settings.weight_decay, settings.max_grad_norm) = (0.01, 1.0 + run as f64);
                     settings
                 })
                 .collect();
@@ -104,7 +104,7 @@ fn adamw_on_buffers_of_ones_own() {
     for layout in [layout.clone(), StateLayout::new(&mixing, 1, 60, 40, 1, false)] {
         let (length, segments) = (layout.len(), layout.segments());
         let mut steps = vec![OptimizerStep::new(0.3, 0.1), OptimizerStep::new(0.2, 0.05)];
-        (steps[0].weight_decay, steps[0].clip_norm) = (0.01, 0.5);
+        (steps[0].weight_decay, steps[0].max_grad_norm) = (0.01, 0.5);
         let mut optimizer = AdamW::new(kernels, segments, runs).expect("segments");
         optimizer.schedule(kernels, &steps).expect("a step a run");
         let mut values = numbers(1, runs * length, 1.0);
@@ -145,7 +145,7 @@ fn adamw_on_buffers_of_ones_own() {
                     let prompt = segment.name == "target_prompts";
                     let rate = if prompt { step.prompt_learning_rate } else { step.scorer_learning_rate };
                     for i in segment.range.clone().map(of_run) {
-                        let g = gradient[i] * (step.clip_norm / (norm + 1e-6)).min(1.0);
+                        let g = gradient[i] * (step.max_grad_norm / (norm + 1e-6)).min(1.0);
                         first[i] = step.beta1 * first[i] + (1.0 - step.beta1) * g;
                         second[i] = step.beta2 * second[i] + (1.0 - step.beta2) * g * g;
                         let (m, v) = (

@@ -119,7 +119,7 @@ fn moves(name: &str, folder: &Path) -> Result<()> {
         losses.push(loss.per_run[0]);
         let share = rate_share(step);
         let mut optimizer = OptimizerStep::new(PROMPT_RATE * share, SCORER_RATE * share);
-        optimizer.clip_norm = 1.0;
+        optimizer.max_grad_norm = 1.0;
         cpu.optimizer_step(&mut state, &[optimizer])?;
         assert!(cpu.reports(&mut state)?[0][0].applied, "step {step}");
     }

@@ -132,7 +132,7 @@ fn step_run<E: Element>(cpu: &Cpu<E>, state: &mut State<E>, run: usize, step: &O
         return StepReport { statistics, gradient_norm, applied: false };
     }
     // The small term keeps a vanishing norm from dividing by zero, as clip_grad_norm_ has it.
-    let clip = (step.clip_norm / (gradient_norm + 1e-6)).min(1.0);
+    let clip = (step.max_grad_norm / (gradient_norm + 1e-6)).min(1.0);
     state.updates[run] += 1;
     let updates = state.updates[run] as f64;
     let correction1 = 1.0 - step.beta1.powf(updates);

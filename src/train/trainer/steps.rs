@@ -184,7 +184,7 @@ impl<B: Backend> Trainer<'_, B> {
             self.config.scorer_learning_rate() * factor,
         );
         optimizer.weight_decay = self.config.weight_decay();
-        optimizer.clip_norm =
+        optimizer.max_grad_norm =
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let examples = next.indices.iter().enumerate().map(|(position, &index)| {
             let (task, row) = self.batches.locate(index);

@@ -142,7 +142,7 @@ pub(crate) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
         beta1: step.beta1,
         beta2: step.beta2,
         epsilon: step.epsilon,
-        clip_norm: step.clip_norm,
+        max_grad_norm: step.max_grad_norm,
     };
     let settings: Vec<Settings> = steps.iter().map(settings).collect();
     bytemuck::pod_collect_to_vec(&settings)
