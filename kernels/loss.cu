@@ -28,7 +28,7 @@ using namespace promptmix;
 struct LossArguments {
     const int* batch;
     const void* hidden;
-    const void* head;
+    const void* lm_head;
     const float* mean;                 // [D], or null without label smoothing
     float4* partials;                  // [ranges, rows]: maximum, sum, most likely word as int bits
     float* label_logits;               // [rows]
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) loss_words_bf16
     float2* const logits = reinterpret_cast<float2*>(shared + warps * 2 * TILE_BYTES);    // [warps, 8, 32]: parts, as fragments lie
     uint32_t* const p = reinterpret_cast<uint32_t*>(logits + warps * 8 * 32);             // [8, 32]: left operands
     const bf16* const hidden = static_cast<const bf16*>(arguments.hidden) + static_cast<int64_t>(first_row) * width;
-    const bf16* const head = static_cast<const bf16*>(arguments.head) + static_cast<int64_t>(first_word) * width;
+    const bf16* const lm_head = static_cast<const bf16*>(arguments.lm_head) + static_cast<int64_t>(first_word) * width;
     const auto load = [&](uint32_t to, int step, int slice) {
         const int chunk = lane % 16, column = (slice * warps + warp) * WARP_COLUMNS + chunk * 8;
         if (step < steps) {
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) loss_words_bf16
             for (int i = 0; i < WORDS / 2; ++i) {
                 const int row = i * 2 + lane / 16, word = step * WORDS + row;
                 const bool any = word < words && column < width;
-                copy_async(to + swizzled<WARP_COLUMNS>(row, chunk), any ? head + static_cast<int64_t>(word) * width + column : head, any);
+                copy_async(to + swizzled<WARP_COLUMNS>(row, chunk), any ? lm_head + static_cast<int64_t>(word) * width + column : lm_head, any);
             }
         }
         commit_copies();
@@ -279,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments a
     const int thread = threadIdx.x, width = arguments.width, label = __ldg(batch.array(LABELS) + row);
     const int first_word = blockIdx.x * arguments.words, words = min(arguments.words, arguments.vocabulary - first_word);
     const float* const hidden = static_cast<const float*>(arguments.hidden) + row * width;
-    const float* const head = static_cast<const float*>(arguments.head) + static_cast<int64_t>(first_word) * width;
+    const float* const lm_head = static_cast<const float*>(arguments.lm_head) + static_cast<int64_t>(first_word) * width;
     const int64_t at = static_cast<int64_t>(blockIdx.x) * arguments.rows + row;
     float* const to = arguments.weighted == nullptr ? nullptr : arguments.weighted + at * width;
     float most = -INFINITY, sum = 0.0f;
@@ -288,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments a
         const int count = min(128, words - first);
         __syncthreads();
         for (int word = thread / 32; word < count; word += 4) {
-            const float* const e = head + static_cast<int64_t>(first + word) * width;
+            const float* const e = lm_head + static_cast<int64_t>(first + word) * width;
             float value = 0.0f;
             for (int column = thread % 32; column < width; column += 32) value = fmaf(hidden[column], e[column], value);
             value = warp_sum(value);
@@ -314,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments a
         if (to == nullptr) continue;
         for (int column = thread; column < width; column += 128) {
             float value = first == 0 ? 0.0f : to[column] * shrink;
-            for (int word = 0; word < count; ++word) value = fmaf(z[word], head[static_cast<int64_t>(first + word) * width + column], value);
+            for (int word = 0; word < count; ++word) value = fmaf(z[word], lm_head[static_cast<int64_t>(first + word) * width + column], value);
             to[column] = value;
         }
     }
@@ -397,7 +397,7 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     }
     const int label = __ldg(batch.array(LABELS) + row);
     const Columns<FLOAT_COLUMNS> e =
-        load_columns<FLOAT_COLUMNS>(static_cast<const T*>(arguments.head) + static_cast<int64_t>(label) * width + column);
+        load_columns<FLOAT_COLUMNS>(static_cast<const T*>(arguments.lm_head) + static_cast<int64_t>(label) * width + column);
 #pragma unroll
     for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] = of_words * c.value[i] - of_label * e.value[i];
     if (arguments.mean != nullptr) {

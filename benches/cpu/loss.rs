@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, Rows, Weight};
-use promptmix::backend::{Batch, Device, Head, Loss, LossOps, Readers};
+use promptmix::backend::{Batch, Device, LmHead, Loss, LossOps, Readers};
 use promptmix::model::label_weights;
 
 use crate::operands::{Op, VOCABULARY, WIDTH, activation, batch, bench, weight};
@@ -14,7 +14,7 @@ struct CrossEntropy {
 
 struct Operands<E: Element> {
     batch: Batch,
-    head: Weight<E>,
+    lm_head: Weight<E>,
     mean: Weight<E>,
     hidden: Rows<E>,
     d_hidden: Rows<E>,
@@ -30,7 +30,7 @@ impl Op for CrossEntropy {
         let weights = label_weights(&batch, &[count]);
         Ok(Operands {
             batch: batch.weighted(weights)?,
-            head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup)?,
+            lm_head: weight(cpu, 1, VOCABULARY, WIDTH, Readers::Lookup)?,
             mean: weight(cpu, 3, 1, WIDTH, Readers::Lookup)?,
             hidden: activation(cpu, 2, count, WIDTH),
             d_hidden: cpu.zeros(count, WIDTH)?,
@@ -40,8 +40,8 @@ impl Op for CrossEntropy {
 
     fn run<E: Element>(&self, cpu: &Cpu<E>, o: &mut Operands<E>) -> Result<()> {
         let d_hidden = self.with_gradient.then_some(&mut o.d_hidden);
-        let head = Head { weight: &o.head, mean: &o.mean };
-        o.loss = Some(cpu.read_loss(&cpu.loss(&o.batch, &o.hidden, &head, d_hidden)?)?);
+        let lm_head = LmHead { weight: &o.lm_head, mean: &o.mean };
+        o.loss = Some(cpu.read_loss(&cpu.loss(&o.batch, &o.hidden, &lm_head, d_hidden)?)?);
         Ok(())
     }
 

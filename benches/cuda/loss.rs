@@ -14,12 +14,13 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let labels: Vec<u32> = (0..rows).map(|row| (row * 7_919 % vocabulary) as u32).collect();
     let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / rows as f32).collect();
     let label_rows = LabelRows::new(kernels.stream(), &labels, &weights).expect("labels");
-    let (hidden, head) =
+    let (hidden, lm_head) =
         (numbers(1, rows * width, 1.0), numbers(2, vocabulary * width, 3.0 * (width as f64).powf(-0.5)));
-    let (hidden_device, head_device) = (gpu.halves(&hidden), gpu.halves(&head));
+    let (hidden_device, head_device) = (gpu.halves(&hidden), gpu.halves(&lm_head));
     let plan = Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
     let objective = Objective::default();
-    let entropy = CrossEntropy { labels: label_rows.rows(), plan, head: &head_device, objective, mean: None };
+    let entropy =
+        CrossEntropy { labels: label_rows.rows(), plan, lm_head: &head_device, objective, mean: None };
     let lengths = plan.scratch();
     let (mut partials, mut label_logits) =
         (gpu.unwritten_floats(lengths.partials), gpu.unwritten_floats(lengths.label_logits));
@@ -41,7 +42,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
 
     let logits = |row: usize| -> Vec<f64> {
         let own = &hidden[row * width..][..width];
-        head.chunks_exact(width).map(|e| own.iter().zip(e).map(|(a, b)| a * b).sum()).collect()
+        lm_head.chunks_exact(width).map(|e| own.iter().zip(e).map(|(a, b)| a * b).sum()).collect()
     };
     let log_sum_exp = |logits: &[f64]| logits.iter().map(|z| z.exp()).sum::<f64>().ln();
     gpu.check("loss", &negative, (width, 0.0), |row| {
@@ -59,7 +60,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     // Each word's weight is rounded to bf16 before it meets the head.
     gpu.check("loss gradient", &d_hidden, (width, 2.0), |i| {
         let (row, column) = (i / width, i % width);
-        let at = |word: usize| head[word * width + column];
+        let at = |word: usize| lm_head[word * width + column];
         let mean: f64 = probabilities[row].iter().enumerate().map(|(word, p)| p * at(word)).sum();
         f64::from(weights[row]) * (mean - at(labels[row] as usize))
     });

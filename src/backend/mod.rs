@@ -27,7 +27,7 @@ pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, phil
 pub use ops::{
     Activation, CrossAttention, CrossAttentionBackward, CrossAttentionOps, DecodeOps, DecodeStep, Device,
     Embedding, EmbeddingOps, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
-    Format, Head, Heads, LinearOps, Loss, LossOps, Mask, Matrix, Mix, MixOps, NormOps, OptimizerOps,
+    Format, Heads, LinearOps, LmHead, Loss, LossOps, Mask, Matrix, Mix, MixOps, NormOps, OptimizerOps,
     Projection, ProjectionBackward, Readers, Residual, ResidualProjection, ResidualProjectionBackward,
     SelfAttention, SelfAttentionBackward, SelfAttentionOps, StatisticsOps,
 };

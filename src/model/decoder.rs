@@ -97,7 +97,7 @@ impl<B: Backend> T5<B> {
             let step = batch.with_decoder(&ids, &ids)?;
             let past = Past::Cached { cache: &mut cache, position };
             let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past)?;
-            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.head(), None)?)?.greedy;
+            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.lm_head(), None)?)?.greedy;
             for (said, &id) in said.iter_mut().zip(&last) {
                 if !finished(said) {
                     said.push(id);
@@ -161,7 +161,7 @@ impl<B: Backend> T5<B> {
             side: Side::Decoder,
             input,
             norm_weight: Some(&self.decoder_norm_weight),
-            scale: self.head_scale,
+            scale: self.lm_head_scale,
             mask: mask(dropout, SiteKind::FinalNorm, 0),
         }
     }

@@ -63,7 +63,7 @@ impl<B: Backend> T5<B> {
         let mut embedding = vec![0.0; config.vocab_size * d];
         tensors.embedding_into(&mut embedding)?;
         let tied = tensors.output_is_tied()?;
-        let mut head_mean = mean_row(&embedding, d);
+        let mut lm_head_mean = mean_row(&embedding, d);
         let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup)?;
 
         let encoder_norm_weight = loader.vector("encoder.final_layer_norm.weight")?;
@@ -109,15 +109,15 @@ impl<B: Backend> T5<B> {
         }
         let decoder_norm_weight =
             backend.weight(loader.vector("decoder.final_layer_norm.weight")?, 1, d, Readers::Lookup)?;
-        let head = if tied {
+        let lm_head = if tied {
             None
         } else {
-            let mut head = vec![0.0; config.vocab_size * d];
-            tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut head)?;
-            head_mean = mean_row(&head, d);
-            Some(backend.weight(head, config.vocab_size, d, Readers::Few)?)
+            let mut lm_head = vec![0.0; config.vocab_size * d];
+            tensors.read_into("lm_head.weight", &[config.vocab_size, d], &mut lm_head)?;
+            lm_head_mean = mean_row(&lm_head, d);
+            Some(backend.weight(lm_head, config.vocab_size, d, Readers::Few)?)
         };
-        let head_mean = backend.weight(head_mean, 1, d, Readers::Lookup)?;
+        let lm_head_mean = backend.weight(lm_head_mean, 1, d, Readers::Lookup)?;
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
             activation: match config.activation {
@@ -125,7 +125,7 @@ impl<B: Backend> T5<B> {
                 pretrained::Activation::GatedGelu => Activation::GatedGelu,
                 pretrained::Activation::GatedSilu => Activation::GatedSilu,
             },
-            head_scale: if config.scales_decoder_outputs() { (d as f64).powf(-0.5) } else { 1.0 },
+            lm_head_scale: if config.scales_decoder_outputs() { (d as f64).powf(-0.5) } else { 1.0 },
             embedding,
             encoder,
             encoder_norm_weight,
@@ -133,8 +133,8 @@ impl<B: Backend> T5<B> {
             decoder,
             decoder_norm_weight,
             decoder_bias: loader.bias("decoder", false)?,
-            head,
-            head_mean,
+            lm_head,
+            lm_head_mean,
             config,
         })
     }

@@ -19,7 +19,7 @@ pub use plan::{batch_of_lengths, foresee, largest_that_fits};
 pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{
-    Activation, Backend, Batch, Device, DropoutStep, Head, Heads, Mix, Mixing, Residual, StateLayout,
+    Activation, Backend, Batch, Device, DropoutStep, Heads, LmHead, Mix, Mixing, Residual, StateLayout,
 };
 use crate::error::Result;
 use crate::pretrained::T5Config;
@@ -38,11 +38,11 @@ pub struct T5<B: Backend> {
     decoder_norm_weight: B::Weight,
     decoder_bias: B::PositionBias,
     /// `None` when the head is the embedding.
-    head: Option<B::Weight>,
+    lm_head: Option<B::Weight>,
     /// The mean of the head's rows.
-    head_mean: B::Weight,
+    lm_head_mean: B::Weight,
     /// D^-0.5 exactly when the head is the embedding.
-    head_scale: f64,
+    lm_head_scale: f64,
 }
 
 /// Weights of an encoder layer, gains folded in.
@@ -89,12 +89,12 @@ impl<B: Backend> T5<B> {
             [&layer.qkv, &layer.o].into_iter().chain(cross).chain([&layer.w_in, &layer.w_out])
         });
         let ends =
-            [&self.embedding, &self.decoder_norm_weight, &self.head_mean].into_iter().chain(&self.head);
+            [&self.embedding, &self.decoder_norm_weight, &self.lm_head_mean].into_iter().chain(&self.lm_head);
         encoder.chain(decoder).chain(ends).collect()
     }
 
-    fn head(&self) -> Head<'_, B> {
-        Head { weight: self.head.as_ref().unwrap_or(&self.embedding), mean: &self.head_mean }
+    fn lm_head(&self) -> LmHead<'_, B> {
+        LmHead { weight: self.lm_head.as_ref().unwrap_or(&self.embedding), mean: &self.lm_head_mean }
     }
 
     /// What a feed-forward began with, where its backward asks for <d_x_next, x_next - x>.

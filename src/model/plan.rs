@@ -67,7 +67,7 @@ impl<B: Backend> T5<B> {
         backend.foreseen_bytes(&micro, |batch| {
             let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation())?;
             let decoding = self.decode(backend, batch, &encoding, &mut Pass::evaluation())?;
-            backend.loss(batch, decoding.hidden(), &self.head(), None).map(drop)
+            backend.loss(batch, decoding.hidden(), &self.lm_head(), None).map(drop)
         })
     }
 }

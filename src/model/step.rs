@@ -57,7 +57,7 @@ impl<B: Backend> T5<B> {
         let batch = &batch.clone().weighted(label_weights(batch, label_tokens))?;
         let encoding = self.encode(backend, mixture, state, batch, &mut pass)?;
         let decoding = self.decode(backend, batch, &encoding, &mut pass)?;
-        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, &self.head(), None)?)?;
+        let loss = backend.read_loss(&backend.loss(batch, &decoding.hidden, &self.lm_head(), None)?)?;
         Ok(summarise(batch, &loss, backend.attention(encoding.mix())?, label_tokens.len()))
     }
 
@@ -112,7 +112,7 @@ impl<B: Backend> T5<B> {
         let encoding = self.encode(backend, mixture, state, batch, &mut pass)?;
         let decoding = self.decode(backend, batch, &encoding, &mut pass)?;
         let mut d_hidden = backend.rows(batch.rows(Side::Decoder), self.config.d_model, Format::Float)?;
-        let loss = backend.loss(batch, decoding.hidden(), &self.head(), Some(&mut d_hidden))?;
+        let loss = backend.loss(batch, decoding.hidden(), &self.lm_head(), Some(&mut d_hidden))?;
         let d_h = self.decoder_backward(backend, batch, &encoding, decoding, d_hidden, dropout)?;
         let (d_input, mix) = self.encoder_backward(backend, batch, encoding, d_h, dropout)?;
         if let Some(d_input) = &d_input {
@@ -179,7 +179,7 @@ impl<B: Backend> T5<B> {
                 .collect();
             let of_place = batch.with_decoder(&shifted, &labels)?;
             let decoding = self.decode(backend, &of_place, encoding, &mut Pass::evaluation())?;
-            let loss = backend.loss(&of_place, decoding.hidden(), &self.head(), None)?;
+            let loss = backend.loss(&of_place, decoding.hidden(), &self.lm_head(), None)?;
             let loss = backend.read_loss(&loss)?;
             for (b, scores) in scores.iter_mut().enumerate().filter(|(b, _)| place < candidates[*b].len()) {
                 let rows = &loss.negative_log_likelihood[of_place.range(Side::Decoder, b)];
@@ -194,7 +194,7 @@ impl<B: Backend> T5<B> {
     /// # Errors
     /// What the device fails with.
     pub fn logits(&self, backend: &B, batch: &Batch, decoding: &Decoding<B>) -> Result<B::Rows> {
-        backend.logits(batch, decoding.hidden(), self.head().weight)
+        backend.logits(batch, decoding.hidden(), self.lm_head().weight)
     }
 }
 

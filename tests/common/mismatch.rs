@@ -2,7 +2,7 @@
 
 use promptmix::backend::{
     Activation, Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, Embedding, Example,
-    FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Head, Heads, Mix, Mixing,
+    FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Heads, LmHead, Mix, Mixing,
     OptimizerStep, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
     ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward, Side, StateLayout,
     StepStatistics,
@@ -561,11 +561,11 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
         Op {
             name: "loss",
             run: |m| {
-                let (weight, mean) = head(m)?;
+                let (weight, mean) = lm_head(m)?;
                 let hidden = m.rows("hidden", m.decoder(), WIDTH, Format::Operand)?;
                 let mut d_hidden = m.rows("d_hidden", m.decoder(), WIDTH, Format::Float)?;
-                let head = Head { weight: &weight, mean: &mean };
-                m.device.loss(m.batch, &hidden, &head, Some(&mut d_hidden)).map(drop)
+                let lm_head = LmHead { weight: &weight, mean: &mean };
+                m.device.loss(m.batch, &hidden, &lm_head, Some(&mut d_hidden)).map(drop)
             },
             operands: const {
                 &[
@@ -579,7 +579,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
         Op {
             name: "logits",
             run: |m| {
-                let (weight, _) = head(m)?;
+                let (weight, _) = lm_head(m)?;
                 let hidden = m.rows("hidden", m.decoder(), WIDTH, Format::Operand)?;
                 m.device.logits(m.batch, &hidden, &weight).map(drop)
             },
@@ -615,7 +615,7 @@ fn final_norm<'a, B: Backend>(
     FinalNorm { batch, side, input, norm_weight: Some(norm_weight), scale: 0.5, mask: None }
 }
 
-fn head<B: Backend>(m: &Maker<'_, B>) -> Result<(B::Weight, B::Weight)> {
+fn lm_head<B: Backend>(m: &Maker<'_, B>) -> Result<(B::Weight, B::Weight)> {
     let weight = m.weight("the head", WORDS, WIDTH, Readers::Few)?;
     Ok((weight, m.weight("the mean of the head's rows", 1, WIDTH, Readers::Lookup)?))
 }
@@ -714,10 +714,10 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let mut x = fitting.rows("x", m.encoder(), WIDTH, Format::Residual)?;
                 let mix = m.device.mix(&of, &fitting.table()?, &state, &mut x)?;
                 // The loss of a batch with a longer target is another's.
-                let (batch, (weight, mean)) = (batch(m.count("the loss", 0)), head(&fitting)?);
+                let (batch, (weight, mean)) = (batch(m.count("the loss", 0)), lm_head(&fitting)?);
                 let hidden = fitting.rows("hidden", batch.rows(Side::Decoder), WIDTH, Format::Operand)?;
-                let head = Head { weight: &weight, mean: &mean };
-                let loss = m.device.loss(&batch, &hidden, &head, None)?;
+                let lm_head = LmHead { weight: &weight, mean: &mean };
+                let loss = m.device.loss(&batch, &hidden, &lm_head, None)?;
                 m.device.add_statistics(m.batch, &loss, &mix, &mut state)
             },
             operands: const { &[count("the loss")] },

@@ -18,8 +18,8 @@ impl Case for Tokens {
         let Self { examples, heads, length } = *self;
         let total = heads.total();
         let max_distance = 9;
-        let bias =
-            (0..heads.count as u64).map(|head| narrowed(&numbers(90 + head, 2 * max_distance + 1, 0.7)));
+        let bias = (0..heads.count as u64)
+            .map(|lm_head| narrowed(&numbers(90 + lm_head, 2 * max_distance + 1, 0.7)));
         let bias = backend.position_bias(bias.collect(), max_distance)?;
         let mut cache = backend.cache(2, examples, length, heads)?;
         let mut said = Vec::new();
@@ -76,10 +76,10 @@ fn a_decoding_step_on_buffers_of_ones_own() {
             step.forward(kernels, &qkv_device, &mut cache_device, &mut o).expect("a step");
             let mut expected = vec![0.0; examples * total];
             for (at, o) in expected.iter_mut().enumerate() {
-                let (example, head, column) = (at / total, at % total / heads.width, at % heads.width);
+                let (example, lm_head, column) = (at / total, at % total / heads.width, at % heads.width);
                 let own = &qkv[example * 3 * total..(example + 1) * 3 * total];
                 let of = |key: usize, part: usize, column: usize| {
-                    let column = head * heads.width + column;
+                    let column = lm_head * heads.width + column;
                     if key == position {
                         own[(1 + part) * total + column]
                     } else {
@@ -87,10 +87,10 @@ fn a_decoding_step_on_buffers_of_ones_own() {
                     }
                 };
                 let score = |key: usize| {
-                    let q = &own[head * heads.width..(head + 1) * heads.width];
+                    let q = &own[lm_head * heads.width..(lm_head + 1) * heads.width];
                     let product: f64 = q.iter().enumerate().map(|(column, q)| q * of(key, 0, column)).sum();
                     product
-                        + biases[head * (2 * max_distance + 1) + max_distance
+                        + biases[lm_head * (2 * max_distance + 1) + max_distance
                             - (position - key).min(max_distance)]
                 };
                 let weights: Vec<f64> = (0..=position).map(|key| score(key).exp()).collect();

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use promptmix::Result;
-use promptmix::backend::{Device as _, Format, Head, Objective, Readers, Side};
+use promptmix::backend::{Device as _, Format, LmHead, Objective, Readers, Side};
 use promptmix::cuda::loss::{
     CrossEntropy as RawCrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan,
 };
@@ -34,16 +34,16 @@ impl Case for CrossEntropy {
         let rows = batch.rows(Side::Decoder);
         let batch = batch.weighted((0..rows).map(|row| 0.5 + 0.25 * row as f64).collect())?;
         let batch = batch.with_objective(self.objective);
-        let head: Vec<f32> = matrix(1, vocabulary, width).iter().map(|value| 2.0 * value).collect();
-        let mean = mean_row(&head, width);
-        let weight = backend.weight(head, vocabulary, width, Readers::Lookup)?;
+        let lm_head: Vec<f32> = matrix(1, vocabulary, width).iter().map(|value| 2.0 * value).collect();
+        let mean = mean_row(&lm_head, width);
+        let weight = backend.weight(lm_head, vocabulary, width, Readers::Lookup)?;
         let mean = backend.weight(mean, 1, width, Readers::Lookup)?;
-        let head = Head { weight: &weight, mean: &mean };
+        let lm_head = LmHead { weight: &weight, mean: &mean };
         let hidden = backend.place(&numbers(2, rows * width, 1.0), width, Format::Operand)?;
         let mut d_hidden = backend.rows(rows, width, Format::Float)?;
-        let saved = backend.loss(&batch, &hidden, &head, Some(&mut d_hidden))?;
+        let saved = backend.loss(&batch, &hidden, &lm_head, Some(&mut d_hidden))?;
         let loss = backend.read_loss(&saved)?;
-        let without = backend.read_loss(&backend.loss(&batch, &hidden, &head, None)?)?;
+        let without = backend.read_loss(&backend.loss(&batch, &hidden, &lm_head, None)?)?;
         assert_eq!(loss, without, "a gradient changes no loss");
         let logits = backend.read(&backend.logits(&batch, &hidden, &weight)?)?;
         let greedy = loss.greedy.iter().map(|&id| f64::from(id) + 1.0).collect();
@@ -104,15 +104,15 @@ fn launched_alone_on_buffers_of_ones_own() {
     let kernels = device.cuda.kernels();
     let stream = kernels.stream();
     let (rows, vocabulary, width) = (3, 70, 24);
-    let (hidden, head) = (numbers(1, rows * width, 1.0), numbers(2, vocabulary * width, 0.7));
+    let (hidden, lm_head) = (numbers(1, rows * width, 1.0), numbers(2, vocabulary * width, 0.7));
     let (labels, weights) = ([69_u32, 0, 33], [1.0_f32, 0.5, 0.25]);
-    let mean = mean_row(&head.iter().map(|&value| value as f32).collect::<Vec<_>>(), width);
+    let mean = mean_row(&lm_head.iter().map(|&value| value as f32).collect::<Vec<_>>(), width);
     let objective = Objective { label_smoothing: 0.2, z_loss: 0.01 };
     let (mut negative, mut losses, mut d_hidden) = (Vec::new(), Vec::new(), Vec::new());
     for (row, &label) in labels.iter().enumerate() {
         let own = &hidden[row * width..(row + 1) * width];
         let dot = |e: &[f64]| own.iter().zip(e).map(|(a, b)| a * b).sum::<f64>();
-        let z: Vec<f64> = head.chunks_exact(width).map(dot).collect();
+        let z: Vec<f64> = lm_head.chunks_exact(width).map(dot).collect();
         let log_sum_exp = z.iter().map(|z| z.exp()).sum::<f64>().ln();
         let of_mean = z.iter().sum::<f64>() / vocabulary as f64;
         negative.push(log_sum_exp - z[label as usize]);
@@ -126,7 +126,7 @@ fn launched_alone_on_buffers_of_ones_own() {
                 .map(|v| {
                     let d_z =
                         (z[v] - log_sum_exp).exp() * (1.0 + 0.02 * log_sum_exp) - 0.2 / vocabulary as f64;
-                    (d_z - if v == label as usize { 0.8 } else { 0.0 }) * head[v * width + column]
+                    (d_z - if v == label as usize { 0.8 } else { 0.0 }) * lm_head[v * width + column]
                 })
                 .sum();
             d_hidden.push(f64::from(weights[row]) * d);
@@ -138,13 +138,14 @@ fn launched_alone_on_buffers_of_ones_own() {
         stream.clone_htod(&values).expect("an upload")
     };
     let floats = |count: usize| stream.clone_htod(&vec![f32::NAN; count]).expect("an upload");
-    let (hidden, head) = (up(&hidden), up(&head));
+    let (hidden, lm_head) = (up(&hidden), up(&lm_head));
     let mean = stream.clone_htod(&mean).expect("an upload");
     let label_rows = LabelRows::new(stream, &labels, &weights).expect("labels");
     let plan =
         |rows| Plan::new(kernels, Precision::Bf16, rows, [vocabulary, width]).expect("a head that fits");
     let (labels, plan_of_rows) = (label_rows.rows(), plan(rows));
-    let entropy = RawCrossEntropy { labels, plan: plan_of_rows, head: &head, objective, mean: Some(&mean) };
+    let entropy =
+        RawCrossEntropy { labels, plan: plan_of_rows, lm_head: &lm_head, objective, mean: Some(&mean) };
     let lengths = plan_of_rows.scratch();
     let (mut found, mut loss, mut gradient) = (floats(rows), floats(rows), floats(rows * width));
     let mut greedy = stream.clone_htod(&[u32::MAX; 3]).expect("an upload");

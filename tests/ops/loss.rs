@@ -2,7 +2,7 @@
 
 use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Rows};
-use promptmix::backend::{Batch, Device, Format, Head, Loss, LossOps, Objective, Readers};
+use promptmix::backend::{Batch, Device, Format, LmHead, Loss, LossOps, Objective, Readers};
 use serde::Deserialize;
 
 use crate::operands::{add_scaled, bound, close, cpu, dot, labelled, narrowed, numbers, rows, softmax};
@@ -20,13 +20,13 @@ fn loss_of(
     cpu: &Cpu<f32>,
     batch: &Batch,
     hidden: &Rows<f32>,
-    head: &[f32],
+    lm_head: &[f32],
     width: usize,
     d_hidden: Option<&mut Rows<f32>>,
 ) -> Result<Loss> {
-    let mean = cpu.weight(mean_row(head, width), 1, width, Readers::Lookup)?;
-    let weight = cpu.weight(head.to_vec(), head.len() / width, width, Readers::Many)?;
-    cpu.read_loss(&cpu.loss(batch, hidden, &Head { weight: &weight, mean: &mean }, d_hidden)?)
+    let mean = cpu.weight(mean_row(lm_head, width), 1, width, Readers::Lookup)?;
+    let weight = cpu.weight(lm_head.to_vec(), lm_head.len() / width, width, Readers::Many)?;
+    cpu.read_loss(&cpu.loss(batch, hidden, &LmHead { weight: &weight, mean: &mean }, d_hidden)?)
 }
 
 fn check(count: usize, vocabulary: usize, width: usize, objective: Objective) -> Result<()> {
@@ -34,7 +34,7 @@ fn check(count: usize, vocabulary: usize, width: usize, objective: Objective) ->
     let mut random = Random::new(9);
     // Logits of deviation about 3, so that a softmax is neither flat nor one word.
     let hidden = numbers(1, count * width, 3.0 * (width as f64).powf(-0.5));
-    let head = numbers(2, vocabulary * width, 1.0);
+    let lm_head = numbers(2, vocabulary * width, 1.0);
     // The first and the last word of the vocabulary are labels too.
     let labels: Vec<u32> = (0..count)
         .map(|row| match row {
@@ -49,7 +49,7 @@ fn check(count: usize, vocabulary: usize, width: usize, objective: Objective) ->
     let mut objectives = Vec::new();
     let Objective { label_smoothing, z_loss } = objective;
     for (row, &label) in labels.iter().enumerate() {
-        let embedding = |v: usize| &head[v * width..(v + 1) * width];
+        let embedding = |v: usize| &lm_head[v * width..(v + 1) * width];
         let mut p: Vec<f64> =
             (0..vocabulary).map(|v| dot(&hidden[row * width..(row + 1) * width], embedding(v))).collect();
         let of_label = p[label as usize];
@@ -70,12 +70,12 @@ fn check(count: usize, vocabulary: usize, width: usize, objective: Objective) ->
         add_scaled(d_row, -weights[row] * (1.0 - label_smoothing), embedding(label as usize));
     }
 
-    let head = narrowed(&head);
+    let lm_head = narrowed(&lm_head);
     let hidden = rows(&cpu, &hidden, width)?;
     let what = format!("{count} rows, {vocabulary} words, D {width}, {objective:?}");
     let mut d_rows = cpu.rows(count, width, Format::Float)?;
     let batch = labelled(&labels, &weights, vocabulary).with_objective(objective);
-    let loss = loss_of(&cpu, &batch, &hidden, &head, width, Some(&mut d_rows))?;
+    let loss = loss_of(&cpu, &batch, &hidden, &lm_head, width, Some(&mut d_rows))?;
     // The log-sum-exp sums positive terms; what rounds is a logit's sum of D terms and the sixteen lanes over V.
     let bound = bound(width + vocabulary / 16);
     close(&format!("loss of {what}"), &loss.negative_log_likelihood, &negative, bound);
@@ -83,7 +83,7 @@ fn check(count: usize, vocabulary: usize, width: usize, objective: Objective) ->
     close(&format!("objective of {what}"), &loss.objective, &objectives, 2.0 * bound);
     close(&format!("d_hidden of {what}"), &cpu.read(&d_rows)?, &d_hidden, bound);
     assert_eq!(loss.greedy, greedy, "{what}");
-    let without = loss_of(&cpu, &batch, &hidden, &head, width, None)?;
+    let without = loss_of(&cpu, &batch, &hidden, &lm_head, width, None)?;
     assert_eq!(without, loss, "{what}: the same loss without a gradient");
     Ok(())
 }
@@ -137,11 +137,11 @@ fn ties_go_to_the_lowest_word() -> Result<()> {
     let (cpu, vocabulary, width) = (cpu(), 3_000, 3);
     let batch = labelled(&[7], &[1.0], vocabulary);
     for tied in [[5, 6], [17, 900], [1_023, 1_024], [40, 2_999], [2_500, 2_980]] {
-        let mut head = numbers(1, vocabulary * width, 0.1);
+        let mut lm_head = numbers(1, vocabulary * width, 0.1);
         for word in tied {
-            head[word * width..(word + 1) * width].copy_from_slice(&[2.0, 2.0, 2.0]);
+            lm_head[word * width..(word + 1) * width].copy_from_slice(&[2.0, 2.0, 2.0]);
         }
-        let loss = loss_of(&cpu, &batch, &rows(&cpu, &[1.0; 3], width)?, &narrowed(&head), width, None)?;
+        let loss = loss_of(&cpu, &batch, &rows(&cpu, &[1.0; 3], width)?, &narrowed(&lm_head), width, None)?;
         assert_eq!(loss.greedy, [tied[0] as u32]);
     }
     let zeros = vec![0.0; vocabulary * width];
@@ -153,10 +153,11 @@ fn ties_go_to_the_lowest_word() -> Result<()> {
 #[test]
 fn large_logits_neither_overflow_nor_vanish() -> Result<()> {
     let cpu = cpu();
-    let head = [300.0, 299.0, -300.0, 0.0];
+    let lm_head = [300.0, 299.0, -300.0, 0.0];
     for label in 0..4 {
         let batch = labelled(&[label], &[1.0], 4);
-        let loss = loss_of(&cpu, &batch, &rows(&cpu, &[1.0], 1)?, &head, 1, None)?.negative_log_likelihood[0];
+        let loss =
+            loss_of(&cpu, &batch, &rows(&cpu, &[1.0], 1)?, &lm_head, 1, None)?.negative_log_likelihood[0];
         let expected = (1.0 + (-1.0_f64).exp()).ln() + [0.0, 1.0, 600.0, 300.0][label as usize];
         // A unit in the last place of 300 is 3e-5.
         assert!((loss - expected).abs() <= 6e-5, "label {label}: {loss} instead of {expected}");
@@ -169,7 +170,7 @@ fn large_logits_neither_overflow_nor_vanish() -> Result<()> {
 struct Golden {
     width: usize,
     hidden: Vec<f32>,
-    head: Vec<f32>,
+    lm_head: Vec<f32>,
     labels: Vec<u32>,
     cases: Vec<GoldenCase>,
 }
@@ -190,14 +191,14 @@ fn label_smoothing_and_z_loss_as_pytorch_has_them() -> Result<()> {
     let (cpu, width, count) = (cpu(), golden.width, golden.labels.len());
     let hidden: Vec<f64> = golden.hidden.iter().copied().map(f64::from).collect();
     let hidden = rows(&cpu, &hidden, width)?;
-    let vocabulary = golden.head.len() / width;
+    let vocabulary = golden.lm_head.len() / width;
     assert!(golden.cases.len() >= 4 && golden.cases.iter().any(|case| case.label_smoothing > 0.0));
     for case in &golden.cases {
         let objective = Objective { label_smoothing: case.label_smoothing, z_loss: case.z_loss };
         // The script sums the rows' losses.
         let batch = labelled(&golden.labels, &vec![1.0; count], vocabulary).with_objective(objective);
         let mut d_hidden = cpu.rows(count, width, Format::Float)?;
-        let loss = loss_of(&cpu, &batch, &hidden, &golden.head, width, Some(&mut d_hidden))?;
+        let loss = loss_of(&cpu, &batch, &hidden, &golden.lm_head, width, Some(&mut d_hidden))?;
         close(&format!("{objective:?}"), &loss.objective, &case.losses, bound(width + vocabulary));
         let what = format!("d_hidden with {objective:?}");
         close(&what, &cpu.read(&d_hidden)?, &case.d_hidden, bound(width + vocabulary));

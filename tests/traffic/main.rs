@@ -6,7 +6,7 @@ use promptmix::Result;
 use promptmix::backend::{
     Activation, Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Embedding,
     EmbeddingOps, Example, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
-    Format, Head, Heads, LinearOps, LossOps, Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep,
+    Format, Heads, LinearOps, LmHead, LossOps, Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep,
     Projection, ProjectionBackward, Readers, Residual, Scope, Scorer, SelfAttention, SelfAttentionBackward,
     SelfAttentionOps, Side, StateLayout,
 };
@@ -127,7 +127,7 @@ fn work(cuda: &Cuda) -> Result<()> {
     cuda.optimizer_step(&mut state, &[OptimizerStep::new(0.3, 0.1)])?;
     let mean = cuda.weight(vec![0.0; WIDTH], 1, WIDTH, Readers::Lookup)?;
     let mut d_hidden = cuda.rows(targets, WIDTH, Format::Float)?;
-    cuda.loss(batch, &q, &Head { weight: &table, mean: &mean }, Some(&mut d_hidden))?;
+    cuda.loss(batch, &q, &LmHead { weight: &table, mean: &mean }, Some(&mut d_hidden))?;
     cuda.synchronize()
 }
 

@@ -13,7 +13,7 @@ use super::rows::Rows;
 use super::vector::{add_scaled, dot, vectorised};
 use super::{Cpu, Weight};
 use crate::backend::ops::check_logits;
-use crate::backend::{Batch, Head, Loss, LossOps, Objective};
+use crate::backend::{Batch, LmHead, Loss, LossOps, Objective};
 use crate::error::Result;
 
 /// Vocabulary rows of a chunk. Fixed, so that sums run in the same order for any thread count.
@@ -39,26 +39,26 @@ impl<E: Element> LossOps for Cpu<E> {
         &self,
         batch: &Batch,
         hidden: &Rows<E>,
-        head: &Head<'_, Self>,
+        lm_head: &LmHead<'_, Self>,
         mut d_hidden: Option<&mut Rows<E>>,
     ) -> Result<Loss> {
-        head.check(batch, hidden, d_hidden.as_deref())?;
+        lm_head.check(batch, hidden, d_hidden.as_deref())?;
         let (labels, row_weights) = (batch.labels(), batch.row_weights());
         let Objective { label_smoothing, z_loss } = batch.objective();
         let (smoothing, z_loss) = (E::from_f64(label_smoothing), E::from_f64(z_loss));
-        let (head, mean) = (head.weight, head.mean.row(0));
+        let (lm_head, mean) = (lm_head.weight, lm_head.mean.row(0));
         let mut loss =
             Loss { negative_log_likelihood: Vec::new(), objective: Vec::new(), greedy: Vec::new() };
         for first in (0..labels.len()).step_by(ROWS) {
             let rows = first..(first + ROWS).min(labels.len());
             let labels = &labels[rows.clone()];
             let with_gradient = d_hidden.is_some();
-            let hidden_rows = View::new(hidden.range(rows.clone()), rows.len(), head.input, head.input);
+            let hidden_rows = View::new(hidden.range(rows.clone()), rows.len(), lm_head.input, lm_head.input);
             let hidden_transposed = self.transposed(hidden_rows);
             let partials: Vec<Partial<E>> = self.run(|| {
-                let chunks = (0..head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
+                let chunks = (0..lm_head.out.div_ceil(CHUNK)).into_par_iter().with_max_len(1);
                 chunks
-                    .map(|chunk| partial(self, &hidden_transposed, head, labels, chunk, with_gradient))
+                    .map(|chunk| partial(self, &hidden_transposed, lm_head, labels, chunk, with_gradient))
                     .collect()
             });
             for (row, &label) in labels.iter().enumerate() {
@@ -91,10 +91,10 @@ impl<E: Element> LossOps for Cpu<E> {
                     vectorised!(self, {
                         d_row.fill(E::zero());
                         for (chunk, &factor) in partials.iter().zip(&factors) {
-                            let weighted = &chunk.weighted[row * head.input..(row + 1) * head.input];
+                            let weighted = &chunk.weighted[row * lm_head.input..(row + 1) * lm_head.input];
                             add_scaled(d_row, of_words * factor, weighted);
                         }
-                        add_scaled(d_row, -weight * (E::one() - smoothing), head.row(label as usize));
+                        add_scaled(d_row, -weight * (E::one() - smoothing), lm_head.row(label as usize));
                         if label_smoothing > 0.0 {
                             add_scaled(d_row, -weight * smoothing, mean);
                         }
@@ -109,13 +109,13 @@ impl<E: Element> LossOps for Cpu<E> {
         Ok(saved.clone())
     }
 
-    fn logits(&self, batch: &Batch, hidden: &Rows<E>, head: &Weight<E>) -> Result<Rows<E>> {
-        check_logits::<Self>(batch, hidden, head)?;
-        let mut logits = self.allocate(hidden.rows, head.out);
+    fn logits(&self, batch: &Batch, hidden: &Rows<E>, lm_head: &Weight<E>) -> Result<Rows<E>> {
+        check_logits::<Self>(batch, hidden, lm_head)?;
+        let mut logits = self.allocate(hidden.rows, lm_head.out);
         let blocks = super::rows::Blocks { size: hidden.rows, inner_threads: self.threads() };
-        let destination = ViewMut::new(&mut logits.data, hidden.rows, head.out, head.out);
-        let hidden = View::new(hidden.values(), hidden.rows, head.input, head.input);
-        self.run(|| self.multiply(destination, false, hidden, head.view().transposed(), blocks));
+        let destination = ViewMut::new(&mut logits.data, hidden.rows, lm_head.out, lm_head.out);
+        let hidden = View::new(hidden.values(), hidden.rows, lm_head.input, lm_head.input);
+        self.run(|| self.multiply(destination, false, hidden, lm_head.view().transposed(), blocks));
         Ok(logits)
     }
 }
@@ -123,15 +123,15 @@ impl<E: Element> LossOps for Cpu<E> {
 fn partial<E: Element>(
     cpu: &Cpu<E>,
     hidden_transposed: &[E],
-    head: &Weight<E>,
+    lm_head: &Weight<E>,
     labels: &[u32],
     chunk: usize,
     with_gradient: bool,
 ) -> Partial<E> {
-    let (rows, width) = (labels.len(), head.input);
-    let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(head.out);
+    let (rows, width) = (labels.len(), lm_head.input);
+    let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(lm_head.out);
     let n = vocabulary.len();
-    let embedding = View::new(&head.values()[vocabulary.start * width..], n, width, width);
+    let embedding = View::new(&lm_head.values()[vocabulary.start * width..], n, width, width);
     // Transposed, \[words, rows\]: the head's rows, and those of hidden^T, then lie as the GEMM crate reads them.
     let mut logits = cpu.pool.take(n * rows);
     let hidden = View::new(hidden_transposed, width, rows, rows);

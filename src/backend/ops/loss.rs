@@ -5,7 +5,7 @@ use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
 /// The frozen head.
-pub struct Head<'a, D: Device> {
+pub struct LmHead<'a, D: Device> {
     /// E, \[V, D\].
     pub weight: &'a D::Weight,
     /// The mean of E's rows, \[1, D\], for [`Readers::Lookup`](super::Readers::Lookup): the mean of a row's logits is one product
@@ -24,7 +24,7 @@ pub struct Loss {
     pub greedy: Vec<u32>,
 }
 
-impl<D: Device> Head<'_, D> {
+impl<D: Device> LmHead<'_, D> {
     pub(crate) fn check(&self, batch: &Batch, hidden: &D::Rows, d_hidden: Option<&D::Rows>) -> Result<()> {
         let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), self.weight.shape());
         let labels = batch.labels().iter().max().map_or(0, |&label| label as usize + 1);
@@ -39,8 +39,8 @@ impl<D: Device> Head<'_, D> {
 }
 
 /// Fails unless `hidden` has the batch's decoder rows, of the head's width.
-pub(crate) fn check_logits<D: Device>(batch: &Batch, hidden: &D::Rows, head: &D::Weight) -> Result<()> {
-    let [_, width] = head.shape();
+pub(crate) fn check_logits<D: Device>(batch: &Batch, hidden: &D::Rows, lm_head: &D::Weight) -> Result<()> {
+    let [_, width] = lm_head.shape();
     hidden.check("hidden", batch.rows(Side::Decoder), width)
 }
 
@@ -58,7 +58,7 @@ pub trait LossOps: Device {
         &self,
         batch: &Batch,
         hidden: &Self::Rows,
-        head: &Head<'_, Self>,
+        lm_head: &LmHead<'_, Self>,
         d_hidden: Option<&mut Self::Rows>,
     ) -> Result<Self::DeviceLoss>;
     /// Reads a loss back.
@@ -70,5 +70,5 @@ pub trait LossOps: Device {
     ///
     /// # Errors
     /// As [`LossOps::loss`].
-    fn logits(&self, batch: &Batch, hidden: &Self::Rows, head: &Self::Weight) -> Result<Self::Rows>;
+    fn logits(&self, batch: &Batch, hidden: &Self::Rows, lm_head: &Self::Weight) -> Result<Self::Rows>;
 }

@@ -24,7 +24,7 @@ pub use embedding::{Embedding, EmbeddingOps};
 pub use feed_forward::{Activation, FeedForward, FeedForwardBackward, FeedForwardOps};
 pub use linear::{LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward};
 pub(crate) use loss::check_logits;
-pub use loss::{Head, Loss, LossOps};
+pub use loss::{LmHead, Loss, LossOps};
 pub use mix::{Mix, MixOps};
 #[cfg(feature = "cuda")]
 pub(crate) use mix::{check_mixture, pooled_vocabulary};

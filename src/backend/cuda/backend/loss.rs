@@ -4,7 +4,7 @@ use super::{Buffer, Cuda, Rows, Weight, read};
 use crate::backend::cuda::ops::linear::Epilogue;
 use crate::backend::cuda::ops::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan};
 use crate::backend::ops::check_logits;
-use crate::backend::{Batch, Format, Head, Loss, LossOps, Matrix, Side};
+use crate::backend::{Batch, Format, LmHead, Loss, LossOps, Matrix, Side};
 use crate::error::Result;
 
 /// The loss of a pass, on the device until it is read.
@@ -29,11 +29,11 @@ impl LossOps for Cuda {
         &self,
         batch: &Batch,
         hidden: &Rows,
-        head: &Head<'_, Self>,
+        lm_head: &LmHead<'_, Self>,
         d_hidden: Option<&mut Rows>,
     ) -> Result<DeviceLoss> {
-        head.check(batch, hidden, d_hidden.as_deref())?;
-        let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), head.weight.shape());
+        lm_head.check(batch, hidden, d_hidden.as_deref())?;
+        let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), lm_head.weight.shape());
         let plan = Plan::of(self.precision(), self.info().multiprocessors, rows, [vocabulary, width])?;
         let lengths = plan.scratch();
         let mut saved = DeviceLoss {
@@ -54,13 +54,13 @@ impl LossOps for Cuda {
         };
         let objective = batch.objective();
         let mean = match objective.label_smoothing > 0.0 {
-            true => Some(read(head.mean.float()?)),
+            true => Some(read(lm_head.mean.float()?)),
             false => None,
         };
         let entropy = CrossEntropy {
             labels: self.described(batch)?.rows(Side::Decoder),
             plan,
-            head: head.weight.operand(),
+            lm_head: lm_head.weight.operand(),
             objective,
             mean,
         };
@@ -86,11 +86,11 @@ impl LossOps for Cuda {
         })
     }
 
-    fn logits(&self, batch: &Batch, hidden: &Rows, head: &Weight) -> Result<Rows> {
-        check_logits::<Self>(batch, hidden, head)?;
-        let mut logits = self.activation(batch.rows(Side::Decoder), head.shape()[0], Format::Float)?;
+    fn logits(&self, batch: &Batch, hidden: &Rows, lm_head: &Weight) -> Result<Rows> {
+        check_logits::<Self>(batch, hidden, lm_head)?;
+        let mut logits = self.activation(batch.rows(Side::Decoder), lm_head.shape()[0], Format::Float)?;
         let rows = self.described(batch)?.rows(Side::Decoder);
-        self.product(rows, hidden.operand()?, head, Epilogue::Float { z: logits.float_mut()? })?;
+        self.product(rows, hidden.operand()?, lm_head, Epilogue::Float { z: logits.float_mut()? })?;
         Ok(logits)
     }
 }

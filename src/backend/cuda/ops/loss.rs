@@ -48,8 +48,8 @@ impl Plan {
     ///
     /// # Errors
     /// No row or word, a width that does not fit, and what the driver says.
-    pub fn new(kernels: &Kernels, precision: Precision, rows: usize, head: [usize; 2]) -> Result<Self> {
-        Self::of(precision, devices::info(kernels.context())?.multiprocessors, rows, head)
+    pub fn new(kernels: &Kernels, precision: Precision, rows: usize, lm_head: [usize; 2]) -> Result<Self> {
+        Self::of(precision, devices::info(kernels.context())?.multiprocessors, rows, lm_head)
     }
 
     /// For a GPU of so many multiprocessors: ranges such that the blocks fill it once.
@@ -101,7 +101,7 @@ pub struct CrossEntropy<'a> {
     /// Made for so many rows and this head.
     pub plan: Plan,
     /// E, \[V, D\].
-    pub head: &'a dyn ReadOperand,
+    pub lm_head: &'a dyn ReadOperand,
     /// Label smoothing and z-loss; the default is plain cross entropy.
     pub objective: Objective,
     /// The mean of E's rows, \[D\] in f32; label smoothing needs it.
@@ -196,7 +196,7 @@ impl CrossEntropy<'_> {
         let arguments = LossArguments {
             batch: self.labels.read(&mut operands)?,
             hidden: operands.matrix("hidden", hidden, precision, rows * width)?,
-            head: operands.matrix("head", self.head, precision, vocabulary * width)?,
+            lm_head: operands.matrix("head", self.lm_head, precision, vocabulary * width)?,
             mean,
             partials: operands.write("partials", scratch.partials, lengths.partials)?,
             label_logits: operands.write("label_logits", scratch.label_logits, lengths.label_logits)?,
