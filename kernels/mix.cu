@@ -62,7 +62,7 @@ struct MixArguments {
     int scorer;
     int length;                 // M
     int width;                  // D
-    int rank;                   // Q
+    int bottleneck_dim;                   // Q
     int targets;
     int runs;
     float temperature;
@@ -170,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= batch.examples()) return;
     const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width;
-    float *const x = shared, *const h = shared + width, *const down = h + width, *const sums = down + m.rank;
+    float *const x = shared, *const h = shared + width, *const down = h + width, *const sums = down + m.bottleneck_dim;
     if (m.scorer == UNIFORM) {
         for (int j = threadIdx.x; j < m.prompts; j += SCORE_THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
         return;
@@ -202,12 +202,12 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
         __syncthreads();
     }
     if (m.scorer == BOTTLENECK || m.scorer == TOKEN) {
-        products(state + m.w_down, m.rank, x, width, [&](int row, float value) {
-            m.down[static_cast<int64_t>(b) * m.rank + row] = value;
+        products(state + m.w_down, m.bottleneck_dim, x, width, [&](int row, float value) {
+            m.down[static_cast<int64_t>(b) * m.bottleneck_dim + row] = value;
             down[row] = value * sigmoid(value);
         });
         __syncthreads();
-        products(state + m.w_up, width, down, m.rank, [&](int row, float value) { h[row] = value; });
+        products(state + m.w_up, width, down, m.bottleneck_dim, [&](int row, float value) { h[row] = value; });
         __syncthreads();
     }
     if (m.scorer != DOT) {
@@ -445,21 +445,21 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
         constexpr int Numbers = 128, Shares = SCORE_THREADS / Numbers;
         __shared__ float parts[Shares][Numbers];
         const int share = threadIdx.x / Numbers, number = threadIdx.x % Numbers;
-        for (int first = 0; first < m.rank; first += Numbers) {
+        for (int first = 0; first < m.bottleneck_dim; first += Numbers) {
             const int q = first + number;
             float sum = 0.0f;
-            if (q < m.rank) {
+            if (q < m.bottleneck_dim) {
 #pragma unroll 8
                 for (int column = share; column < width; column += Shares) {
-                    sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.rank + q], sum);
+                    sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.bottleneck_dim + q], sum);
                 }
             }
             parts[share][number] = sum;
             __syncthreads();
-            if (share == 0 && q < m.rank) {
+            if (share == 0 && q < m.bottleneck_dim) {
                 for (int i = 1; i < Shares; ++i) sum += parts[i][number];
-                const float u = m.down[static_cast<int64_t>(b) * m.rank + q], s = sigmoid(u);
-                m.d_down[static_cast<int64_t>(b) * m.rank + q] = sum * (s + u * s * (1.0f - s));
+                const float u = m.down[static_cast<int64_t>(b) * m.bottleneck_dim + q], s = sigmoid(u);
+                m.d_down[static_cast<int64_t>(b) * m.bottleneck_dim + q] = sum * (s + u * s * (1.0f - s));
             }
             __syncthreads();
         }
@@ -476,7 +476,7 @@ struct StateNumber {
 };
 
 __device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64_t index) {
-    const int64_t width = m.width, prompt = m.length * width, matrix = m.rank * width;
+    const int64_t width = m.width, prompt = m.length * width, matrix = m.bottleneck_dim * width;
     const auto within = [&](int64_t start, int64_t length) { return start >= 0 && index >= start && index < start + length; };
     const auto cell = [&](StatePart part, int64_t offset, int64_t columns) {
         return StateNumber{part, 0, static_cast<int>(offset / columns), static_cast<int>(offset % columns)};
@@ -489,7 +489,7 @@ __device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64
     }
     if (m.scorer != PLAIN_PROMPT && m.scorer != UNIFORM) {
         if (within(m.w_down, matrix)) return cell(DOWN, index - m.w_down, width);
-        if (within(m.w_up, matrix)) return cell(UP, index - m.w_up, m.rank);
+        if (within(m.w_up, matrix)) return cell(UP, index - m.w_up, m.bottleneck_dim);
         if (within(m.weight, width * width)) return cell(WEIGHT, index - m.weight, width);
         if (within(m.norm_weight, width)) return cell(NORM_WEIGHT, index - m.norm_weight, width);
         if (within(m.norm_bias, width)) return cell(NORM_BIAS, index - m.norm_bias, width);
@@ -501,7 +501,7 @@ __device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64
 
 // `sum` with what example `b` of `run` adds to the gradient of `number`.
 __device__ __forceinline__ float with_example(const MixArguments& m, const Batch& batch, int run, StateNumber number, int b, float sum) {
-    const int64_t wide = static_cast<int64_t>(b) * m.width, narrow = static_cast<int64_t>(b) * m.rank;
+    const int64_t wide = static_cast<int64_t>(b) * m.width, narrow = static_cast<int64_t>(b) * m.bottleneck_dim;
     const int row = number.row, column = number.column;
     switch (number.part) {
         case TARGET_PROMPT: {

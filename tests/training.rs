@@ -284,14 +284,14 @@ fn accumulation_gives_the_numbers_of_the_large_batch() {
 
 /// Two threads as ranks: each waits for the other's part of a sum.
 struct Pair {
-    rank: usize,
+    bottleneck_dim: usize,
     send: Sender<Vec<f64>>,
     receive: Receiver<Vec<f64>>,
 }
 
 impl Ranks for Pair {
-    fn rank(&self) -> usize {
-        self.rank
+    fn bottleneck_dim(&self) -> usize {
+        self.bottleneck_dim
     }
     fn count(&self) -> usize {
         2
@@ -320,12 +320,12 @@ fn two_ranks_give_the_numbers_of_one() {
     let ranks = [(to_one, at_zero), (to_zero, at_one)];
     let records: Vec<Vec<StepRecord>> = std::thread::scope(|scope| {
         let config = &config;
-        let run = |(rank, (send, receive)): (usize, (Sender<_>, Receiver<_>))| {
+        let run = |(bottleneck_dim, (send, receive)): (usize, (Sender<_>, Receiver<_>))| {
             scope.spawn(move || {
                 let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
                 let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
                 let trainer = Trainer::new(&frozen, config, &mut Silent).expect("a run");
-                steps(&mut trainer.on_ranks(Rc::new(Pair { rank, send, receive })), 4)
+                steps(&mut trainer.on_ranks(Rc::new(Pair { bottleneck_dim, send, receive })), 4)
             })
         };
         let threads: Vec<_> = ranks.into_iter().enumerate().map(run).collect();

@@ -20,8 +20,8 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let packed = Packed::new(kernels.stream(), batch).expect("a batch on the device");
     let batch = packed.described().batch();
     let mixing = Mixing { scorer: Some(Scorer::Bottleneck), temperature: width as f64, ..Mixing::plain() };
-    let rank = gpu.size(100, 7);
-    let layout = StateLayout::new(&mixing, 1, length, width, rank, false);
+    let bottleneck_dim = gpu.size(100, 7);
+    let layout = StateLayout::new(&mixing, 1, length, width, bottleneck_dim, false);
     let (values, sources) = (numbers(1, layout.len(), 0.1), numbers(2, SOURCES * length * width, 1.0));
     let narrow: Vec<f32> = sources.iter().map(|&value| value as f32).collect();
     let keys: Vec<f64> = pooled_keys(&narrow, length, width).into_iter().map(f64::from).collect();
@@ -62,8 +62,8 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     });
     let (examples, prompt) = (batch.examples(), length * width);
     let cost = Cost {
-        operations: 2 * examples * ((SOURCES + 1) * (prompt + width) + 2 * width * rank),
-        bytes: 4 * (examples * (prompt + 25 * width) + (SOURCES + 1) * prompt + 2 * width * rank),
+        operations: 2 * examples * ((SOURCES + 1) * (prompt + width) + 2 * width * bottleneck_dim),
+        bytes: 4 * (examples * (prompt + 25 * width) + (SOURCES + 1) * prompt + 2 * width * bottleneck_dim),
     };
     gpu.measure(criterion, "mix", "forward", cost, || forward(&mut mix, &mut x));
 
@@ -78,7 +78,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let found = kernels.stream().clone_dtoh(&gradient).expect("a gradient");
     assert!(found.iter().all(|value| value.is_finite()) && found.iter().any(|&value| value != 0.0));
     let cost = Cost {
-        operations: 2 * examples * ((SOURCES + 2) * prompt + 4 * width * rank),
+        operations: 2 * examples * ((SOURCES + 2) * prompt + 4 * width * bottleneck_dim),
         bytes: 4 * (2 * examples * prompt + (SOURCES + 1) * prompt + 2 * layout.len()),
     };
     gpu.measure(criterion, "mix", "backward", cost, || backward(&mut mix, &mut gradient));

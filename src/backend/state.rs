@@ -104,30 +104,30 @@ pub struct StateLayout {
     /// D.
     pub width: usize,
     /// Q.
-    pub rank: usize,
+    pub bottleneck_dim: usize,
     /// Target prompts: one a task.
     pub targets: usize,
 }
 
 impl StateLayout {
     /// The layout of `targets` target prompts of `prompt_length` × `width`, and the parameters of `mixing`'s scorer
-    /// (bottleneck rank `rank`), with a learnt temperature if `learnt_temperature`.
+    /// (bottleneck rank `bottleneck_dim`), with a learnt temperature if `learnt_temperature`.
     pub fn new(
         mixing: &Mixing,
         targets: usize,
         prompt_length: usize,
         width: usize,
-        rank: usize,
+        bottleneck_dim: usize,
         learnt_temperature: bool,
     ) -> Self {
-        let mut layout = Self { segments: Vec::new(), prompt_length, width, rank, targets };
+        let mut layout = Self { segments: Vec::new(), prompt_length, width, bottleneck_dim, targets };
         if !mixing.without_target {
             layout.push("target_prompts", &[targets, prompt_length, width], Group::Prompt);
         }
         if let Some(scorer) = mixing.scorer {
             if scorer.is_bottleneck() {
-                layout.push("w_down", &[rank, width], Group::Scorer);
-                layout.push("w_up", &[width, rank], Group::Scorer);
+                layout.push("w_down", &[bottleneck_dim, width], Group::Scorer);
+                layout.push("w_up", &[width, bottleneck_dim], Group::Scorer);
             }
             if scorer == Scorer::Linear {
                 layout.push("weight", &[width, width], Group::Scorer);

@@ -96,7 +96,7 @@ pub struct Setting {
     /// M.
     pub prompt_length: usize,
     /// Q.
-    pub rank: usize,
+    pub bottleneck_dim: usize,
     /// Target prompts a run.
     pub targets: usize,
     pub runs: usize,
@@ -122,7 +122,7 @@ impl Setting {
             standardized: false,
             sources: 3,
             prompt_length: 5,
-            rank: 7,
+            bottleneck_dim: 7,
             targets: 1,
             runs: 1,
             examples,
@@ -158,7 +158,7 @@ impl Setting {
             self.targets,
             self.prompt_length,
             width,
-            self.rank,
+            self.bottleneck_dim,
             self.learnt_temperature,
         );
         let layout = match self.mixing.scorer {

@@ -20,7 +20,7 @@ struct Mixture {
     sources: usize,
     length: usize,
     width: usize,
-    rank: usize,
+    bottleneck_dim: usize,
     runs: usize,
     targets: usize,
     /// Source tokens of each example.
@@ -39,7 +39,7 @@ impl Mixture {
             sources: 3,
             length: 5,
             width: 40,
-            rank: 7,
+            bottleneck_dim: 7,
             runs: 1,
             targets: 1,
             lengths: vec![1, 7, 2, 40],
@@ -52,9 +52,10 @@ const VOCABULARY: usize = 60;
 
 impl Mixture {
     fn parts(&self) -> (Mixing, StateLayout, Batch) {
-        let Self { scorer, without_target, length, width, rank, runs, targets, .. } = *self;
+        let Self { scorer, without_target, length, width, bottleneck_dim, runs, targets, .. } = *self;
         let mixing = Mixing { scorer, temperature: 3.0, without_target, layer_norm_epsilon: 1e-5 };
-        let layout = StateLayout::new(&mixing, targets, length, width, rank, self.learnt_temperature);
+        let layout =
+            StateLayout::new(&mixing, targets, length, width, bottleneck_dim, self.learnt_temperature);
         let layout = match scorer {
             Some(Scorer::Constant) => layout.with_logits(self.sources + usize::from(!without_target)),
             _ => layout,
@@ -81,7 +82,7 @@ impl Mixture {
     /// So many terms a sum may have. Everything is f32 in both precisions. Pooled products of D terms enter a softmax,
     /// whose weights then move by the error of the scores; gradients sum over examples, rows and columns.
     fn terms(&self) -> usize {
-        4 * (self.width + self.rank + self.sources + self.lengths.len() * self.length)
+        4 * (self.width + self.bottleneck_dim + self.sources + self.lengths.len() * self.length)
     }
 }
 
@@ -166,7 +167,13 @@ fn more_examples_than_a_block_has_threads() {
 fn widths_of_released_models() {
     for (width, length) in [(512, 20), (768, 100), (1_024, 3)] {
         let lengths = vec![7, 19, 1];
-        mixture(&Mixture { width, length, rank: 100, lengths, ..Mixture::of(Some(Scorer::Bottleneck)) });
+        mixture(&Mixture {
+            width,
+            length,
+            bottleneck_dim: 100,
+            lengths,
+            ..Mixture::of(Some(Scorer::Bottleneck))
+        });
     }
 }
 

@@ -60,7 +60,7 @@ fn one_block_with_threads_inside() {
     let config = t5_small_width();
     let lengths = [(40, 2), (1, 1), (77, 3), (19, 1)];
     let mut setting = Setting::new(config.clone(), examples(2, &config, &lengths));
-    (setting.prompt_length, setting.rank, setting.dropout) = (10, 100, (0.1, 4));
+    (setting.prompt_length, setting.bottleneck_dim, setting.dropout) = (10, 100, (0.1, 4));
     same_for_any_threads("177 rows", &setting, &[2, 3]);
 }
 
@@ -70,7 +70,7 @@ fn a_block_a_thread_at_t5_small_width() {
     let config = t5_small_width();
     let lengths = [(40, 2), (1, 1), (77, 3), (19, 1), (60, 13), (28, 14)];
     let mut setting = Setting::new(config.clone(), examples(3, &config, &lengths));
-    (setting.prompt_length, setting.rank, setting.dropout) = (13, 100, (0.1, 4));
+    (setting.prompt_length, setting.bottleneck_dim, setting.dropout) = (13, 100, (0.1, 4));
     same_for_any_threads("303 rows", &setting, &[2, 3]);
 }
 
@@ -82,7 +82,7 @@ fn rows_that_no_number_of_threads_divides() {
     for targets in [17, 33] {
         let lengths: Vec<(usize, usize)> = (0..targets).map(|b| (1 + b % 3, 1)).collect();
         let mut setting = Setting::new(config.clone(), examples(4, &config, &lengths));
-        (setting.prompt_length, setting.rank) = (3, 20);
+        (setting.prompt_length, setting.bottleneck_dim) = (3, 20);
         same_for_any_threads(&format!("{targets} targets"), &setting, &[2, 3]);
     }
     // A narrow model with a long feed-forward, whose sums are cut into pieces; 193 rows on many threads.
@@ -100,7 +100,7 @@ fn parts_side_by_side_at_t5_small_width() {
     let config = t5_small_width();
     let lengths = [(190, 2), (3, 1), (77, 3), (120, 1), (60, 1), (28, 2), (139, 1)];
     let mut setting = Setting::new(config.clone(), examples(7, &config, &lengths));
-    (setting.prompt_length, setting.rank, setting.dropout) = (13, 100, (0.1, 4));
+    (setting.prompt_length, setting.bottleneck_dim, setting.dropout) = (13, 100, (0.1, 4));
     same_for_any_threads("708 rows", &setting, &[2, 3, 5]);
 }
 

@@ -142,12 +142,13 @@ impl<'a> Step<'a> {
     /// Of the bottleneck scorer: W_down x, W_up u, and the sum over the sources.
     fn mix_forward(&self, setting: &Setting) -> u64 {
         let (examples, width) = (self.lengths.len(), self.config.d_model);
-        2 * product(examples, setting.rank, width) + product(examples, self.prompt * width, setting.sources)
+        2 * product(examples, setting.bottleneck_dim, width)
+            + product(examples, self.prompt * width, setting.sources)
     }
 
     /// d_u, d_W_up and d_W_down: the only gradients of matrices.
     fn mix_backward(&self, setting: &Setting) -> u64 {
-        3 * product(self.lengths.len(), setting.rank, self.config.d_model)
+        3 * product(self.lengths.len(), setting.bottleneck_dim, self.config.d_model)
     }
 
     fn forward(&self, setting: &Setting, absorbed: bool) -> u64 {
@@ -278,7 +279,7 @@ fn a_plain_or_uniform_prompt_has_no_scorer_to_pay_for() {
     let bottleneck = counted(&setting);
     setting.mixing.scorer = Some(Scorer::Uniform);
     let uniform = counted(&setting);
-    let scoring = 2 * product(SHORT.len(), setting.rank, config.d_model);
+    let scoring = 2 * product(SHORT.len(), setting.bottleneck_dim, config.d_model);
     assert_eq!(bottleneck[0] - uniform[0], scoring);
     assert_eq!(bottleneck[1] - uniform[1], scoring + mix_backward);
     setting.mixing.scorer = None;

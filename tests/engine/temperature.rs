@@ -38,7 +38,7 @@ fn training<E: Element>(folder: &Path) -> Training<E> {
     let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
     let model = T5::load(&cpu, &checkpoint).expect("a model");
     let config = model.config().clone();
-    let (width, length, rank) = (config.d_model, 10, 16);
+    let (width, length, bottleneck_dim) = (config.d_model, 10, 16);
     let mut random = Random::new(11);
     let table = model.embedding().values();
     let mut prompt = || -> Vec<f64> {
@@ -56,7 +56,7 @@ fn training<E: Element>(folder: &Path) -> Training<E> {
         without_target: false,
         layer_norm_epsilon: 1e-5,
     };
-    let layout = StateLayout::new(&mixing, 1, length, width, rank, true);
+    let layout = StateLayout::new(&mixing, 1, length, width, bottleneck_dim, true);
     let mut values = vec![0.0; layout.len()];
     let target = prompt();
     for segment in layout.segments() {

@@ -13,7 +13,7 @@ struct Sizes {
     sources: usize,
     length: usize,
     width: usize,
-    rank: usize,
+    bottleneck_dim: usize,
 }
 
 fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> {
@@ -24,9 +24,9 @@ fn maximum<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> 
 
 fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes: Sizes) -> Result<()> {
     let (cpu, temperature, vocabulary) = (cpu(), 3.0, 50);
-    let Sizes { sources, length, width, rank } = sizes;
+    let Sizes { sources, length, width, bottleneck_dim } = sizes;
     let mixing = Mixing { scorer, temperature, without_target, layer_norm_epsilon: 1e-5 };
-    let layout = StateLayout::new(&mixing, 1, length, width, rank, false);
+    let layout = StateLayout::new(&mixing, 1, length, width, bottleneck_dim, false);
     let layout = match scorer {
         Some(Scorer::Constant) => layout.with_logits(sources + usize::from(!without_target)),
         _ => layout,
@@ -130,7 +130,7 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
         rest.extend_from_slice(&x[end * width..range.end * width]);
     }
     let what = format!("{scorer:?}, without target {without_target}, {sizes:?}");
-    let bound = bound(width + rank + sources);
+    let bound = bound(width + bottleneck_dim + sources);
     close(
         &format!("a of {what}"),
         &cpu.attention(&saved)?,
@@ -148,7 +148,7 @@ fn every_scorer_on_awkward_sizes() -> Result<()> {
         [Scorer::Bottleneck, Scorer::Linear, Scorer::Dot, Scorer::Token, Scorer::Uniform, Scorer::Constant];
     for scorer in scorers {
         for without_target in [false, true] {
-            for (sources, length, width, rank) in
+            for (sources, length, width, bottleneck_dim) in
                 [(1, 1, 7, 1), (40, 7, 9, 8), (3, 9, 65, 7), (40, 1, 129, 65)]
             {
                 for standardized in [false, scorer.reads_input()] {
@@ -156,7 +156,7 @@ fn every_scorer_on_awkward_sizes() -> Result<()> {
                         Some(scorer),
                         without_target,
                         standardized,
-                        Sizes { sources, length, width, rank },
+                        Sizes { sources, length, width, bottleneck_dim },
                     )?;
                 }
             }
@@ -179,7 +179,7 @@ fn a_plain_prompt_is_written_as_it_is() -> Result<()> {
     let saved = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, &mut x)?;
     assert_eq!(cpu.read(&x)?[..63], values);
     assert!(cpu.attention(&saved)?.is_empty());
-    check(None, false, false, Sizes { sources: 0, length: 9, width: 7, rank: 1 })?;
+    check(None, false, false, Sizes { sources: 0, length: 9, width: 7, bottleneck_dim: 1 })?;
     Ok(())
 }
 

@@ -89,7 +89,7 @@ struct Sizes {
     /// D.
     width: usize,
     /// Q.
-    rank: usize,
+    bottleneck_dim: usize,
     /// Target prompts of all runs.
     targets: usize,
     /// Rows of attention an example: 1, or M for the token scorer.
@@ -187,7 +187,7 @@ impl<'a, E: Element> Mixture<'a, E> {
             prompts: count + usize::from(!mixing.without_target),
             length: layout.prompt_length,
             width: layout.width,
-            rank: layout.rank,
+            bottleneck_dim: layout.bottleneck_dim,
             targets: runs * layout.targets,
             attention_rows: if mixing.scorer == Some(Scorer::Token) { layout.prompt_length } else { 1 },
         };
@@ -362,7 +362,7 @@ impl<'a, E: Element> Mixture<'a, E> {
 
     /// h of every example, by the scorer.
     fn query(&self, state: &State<E>, saved: &mut MixSaved<E>) {
-        let Self { cpu, mixing, batch, sizes: Sizes { width, rank, .. }, .. } = *self;
+        let Self { cpu, mixing, batch, sizes: Sizes { width, bottleneck_dim, .. }, .. } = *self;
         saved.h = saved.pooled.clone();
         for (run, range) in batch.runs() {
             let rows = range.len();
@@ -373,12 +373,17 @@ impl<'a, E: Element> Mixture<'a, E> {
                 cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, pooled, weight);
             }
             if let (Some(w_down), Some(w_up)) = (state.value("w_down", run), state.value("w_up", run)) {
-                let mut down = vec![E::zero(); rows * rank];
-                let w_down = View::new(w_down, rank, width, width).transposed();
-                cpu.multiply_alone(ViewMut::new(&mut down, rows, rank, rank), false, pooled, w_down);
+                let mut down = vec![E::zero(); rows * bottleneck_dim];
+                let w_down = View::new(w_down, bottleneck_dim, width, width).transposed();
+                cpu.multiply_alone(
+                    ViewMut::new(&mut down, rows, bottleneck_dim, bottleneck_dim),
+                    false,
+                    pooled,
+                    w_down,
+                );
                 let activated: Vec<E> = down.iter().map(|&u| u * sigmoid(u)).collect();
-                let w_up = View::new(w_up, width, rank, rank).transposed();
-                let activated = View::new(&activated, rows, rank, rank);
+                let w_up = View::new(w_up, width, bottleneck_dim, bottleneck_dim).transposed();
+                let activated = View::new(&activated, rows, bottleneck_dim, bottleneck_dim);
                 cpu.multiply_alone(ViewMut::new(h, rows, width, width), false, activated, w_up);
                 saved.down.extend(down);
             }
@@ -530,7 +535,7 @@ impl<'a, E: Element> Mixture<'a, E> {
 
     /// Adds the scorer's gradients, from d_h \[B, D\].
     fn query_backward(&self, saved: &MixSaved<E>, mut d_h: Vec<E>, state: &mut State<E>) {
-        let Self { cpu, mixing, batch, sizes: Sizes { width, rank, .. }, .. } = *self;
+        let Self { cpu, mixing, batch, sizes: Sizes { width, bottleneck_dim, .. }, .. } = *self;
         for (run, range) in batch.runs() {
             let rows = range.len();
             let d_v = &mut d_h[range.start * width..range.end * width];
@@ -548,13 +553,18 @@ impl<'a, E: Element> Mixture<'a, E> {
                 );
             }
             if mixing.scorer.is_some_and(Scorer::is_bottleneck) {
-                let down = &saved.down[range.start * rank..range.end * rank];
+                let down = &saved.down[range.start * bottleneck_dim..range.end * bottleneck_dim];
                 let activated: Vec<E> = down.iter().map(|&u| u * sigmoid(u)).collect();
-                let activated = View::new(&activated, rows, rank, rank);
-                let mut d_down = vec![E::zero(); rows * rank];
+                let activated = View::new(&activated, rows, bottleneck_dim, bottleneck_dim);
+                let mut d_down = vec![E::zero(); rows * bottleneck_dim];
                 if let Some(w_up) = state.value("w_up", run) {
-                    let w_up = View::new(w_up, width, rank, rank);
-                    cpu.multiply_alone(ViewMut::new(&mut d_down, rows, rank, rank), false, d_v, w_up);
+                    let w_up = View::new(w_up, width, bottleneck_dim, bottleneck_dim);
+                    cpu.multiply_alone(
+                        ViewMut::new(&mut d_down, rows, bottleneck_dim, bottleneck_dim),
+                        false,
+                        d_v,
+                        w_up,
+                    );
                 }
                 for (d_down, &u) in d_down.iter_mut().zip(down) {
                     let s = sigmoid(u);
@@ -562,15 +572,20 @@ impl<'a, E: Element> Mixture<'a, E> {
                 }
                 if let Some(d_w_up) = state.d_value("w_up", run) {
                     cpu.multiply_alone(
-                        ViewMut::new(d_w_up, width, rank, rank),
+                        ViewMut::new(d_w_up, width, bottleneck_dim, bottleneck_dim),
                         true,
                         d_v.transposed(),
                         activated,
                     );
                 }
                 if let Some(d_w_down) = state.d_value("w_down", run) {
-                    let d_down = View::new(&d_down, rows, rank, rank).transposed();
-                    cpu.multiply_alone(ViewMut::new(d_w_down, rank, width, width), true, d_down, pooled);
+                    let d_down = View::new(&d_down, rows, bottleneck_dim, bottleneck_dim).transposed();
+                    cpu.multiply_alone(
+                        ViewMut::new(d_w_down, bottleneck_dim, width, width),
+                        true,
+                        d_down,
+                        pooled,
+                    );
                 }
             }
         }

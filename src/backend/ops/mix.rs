@@ -74,8 +74,8 @@ pub(crate) fn check_mixture(
 
 /// Fails unless the state has every parameter that the mixture reads, in its shape.
 fn check_parameters(mixing: &Mixing, layout: &StateLayout, prompts: usize) -> Result<()> {
-    let (length, width, rank) = (layout.prompt_length, layout.width, layout.rank);
-    let expected = StateLayout::new(mixing, layout.targets, length, width, rank, false);
+    let (length, width, bottleneck_dim) = (layout.prompt_length, layout.width, layout.bottleneck_dim);
+    let expected = StateLayout::new(mixing, layout.targets, length, width, bottleneck_dim, false);
     for segment in expected.segments() {
         let found = layout.segment(segment.name).map(|found| &found.shape);
         if found != Some(&segment.shape) {

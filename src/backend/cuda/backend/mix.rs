@@ -64,7 +64,8 @@ impl Cuda {
     ) {
         let (batch, width) = (of.batch.examples(), layout.width);
         let has = |name| usize::from(layout.segment(name).is_some());
-        let scorer = down_and_up * has("w_down") * width * layout.rank + has("weight") * width * width;
+        let scorer =
+            down_and_up * has("w_down") * width * layout.bottleneck_dim + has("weight") * width * width;
         let together =
             with_sources && of.mixing.scorer.is_some() && of.mixing.attention_rows(layout.prompt_length) == 1;
         let sources = of.sources.filter(|_| together).map_or(0, |sources| sources.shape.iter().product());

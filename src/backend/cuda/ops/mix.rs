@@ -104,7 +104,7 @@ pub(crate) struct Lengths {
     /// A row of D an example.
     rows: usize,
     /// A row of Q an example.
-    low_rank: usize,
+    scored_bottleneck: usize,
     /// One an example.
     examples: usize,
     /// Keys of the target prompts of all runs.
@@ -140,7 +140,7 @@ impl<F, I> Saved<F, I> {
             attention: floats(lengths.attention)?,
             scores: floats(lengths.attention)?,
             pooled: floats(lengths.rows)?,
-            down: floats(lengths.low_rank)?,
+            down: floats(lengths.scored_bottleneck)?,
             standardised: floats(lengths.rows)?,
             reciprocal_deviation: floats(lengths.examples)?,
             h: floats(lengths.rows)?,
@@ -163,7 +163,7 @@ impl<F: DevicePtrMut<f32>, I: DevicePtrMut<i32>> Saved<F, I> {
             attention: write(operands, "attention", &mut self.attention, lengths.attention)?,
             scores: write(operands, "scores", &mut self.scores, lengths.attention)?,
             pooled: write(operands, "pooled", &mut self.pooled, lengths.rows)?,
-            down: write(operands, "down", &mut self.down, lengths.low_rank)?,
+            down: write(operands, "down", &mut self.down, lengths.scored_bottleneck)?,
             standardised: write(operands, "standardised", &mut self.standardised, lengths.rows)?,
             reciprocal_deviation: write(operands, "reciprocal_deviation", deviations, lengths.examples)?,
             h: write(operands, "h", &mut self.h, lengths.rows)?,
@@ -182,7 +182,7 @@ impl<F: DevicePtr<f32>, I: DevicePtr<i32>> Saved<F, I> {
             attention: read(operands, "attention", &self.attention, lengths.attention)?,
             scores: read(operands, "scores", &self.scores, lengths.attention)?,
             pooled: read(operands, "pooled", &self.pooled, lengths.rows)?,
-            down: read(operands, "down", &self.down, lengths.low_rank)?,
+            down: read(operands, "down", &self.down, lengths.scored_bottleneck)?,
             standardised: read(operands, "standardised", &self.standardised, lengths.rows)?,
             reciprocal_deviation: read(operands, "reciprocal_deviation", deviations, lengths.examples)?,
             h: read(operands, "h", &self.h, lengths.rows)?,
@@ -211,7 +211,7 @@ impl<F> Scratch<F> {
             d_scores: floats(lengths.d_scores)?,
             d_h: floats(lengths.rows)?,
             d_v: floats(lengths.rows)?,
-            d_down: floats(lengths.low_rank)?,
+            d_down: floats(lengths.scored_bottleneck)?,
         })
     }
 }
@@ -247,7 +247,8 @@ impl<'m> Mixture<'m> {
         let mixture = Self { batch, mixing, layout, runs, source_count };
         let shared = mixture.scores_shared();
         if mixing.scorer.is_some() && shared > SCORER_BYTES {
-            let found = format!("{shared} bytes for a width of {width} and a rank of {}", layout.rank);
+            let found =
+                format!("{shared} bytes for a width of {width} and a rank of {}", layout.bottleneck_dim);
             return Err(Error::tensor(
                 "the scorer",
                 format!("rows of at most {SCORER_BYTES} bytes"),
@@ -281,7 +282,7 @@ impl<'m> Mixture<'m> {
         Lengths {
             attention,
             rows: scored * layout.width,
-            low_rank: scored * layout.rank,
+            scored_bottleneck: scored * layout.bottleneck_dim,
             examples: scored,
             target_keys: if has_keys { self.runs * layout.targets * layout.width } else { 0 },
             d_attention: scored * layout.prompt_length * prompts,
@@ -296,7 +297,7 @@ impl<'m> Mixture<'m> {
 
     /// Bytes of shared memory of `mix_scores`: x_b, h, W_down x_b, and a sum a warp.
     fn scores_shared(&self) -> usize {
-        (2 * self.layout.width + self.layout.rank + SCORE_WARPS) * size_of::<f32>()
+        (2 * self.layout.width + self.layout.bottleneck_dim + SCORE_WARPS) * size_of::<f32>()
     }
 
     /// `saved` with the shape, and what both passes read.
@@ -342,7 +343,7 @@ impl<'m> Mixture<'m> {
             scorer: kind(mixing.scorer) as i32,
             length: length as i32,
             width: width as i32,
-            rank: layout.rank as i32,
+            bottleneck_dim: layout.bottleneck_dim as i32,
             targets: layout.targets as i32,
             runs: runs as i32,
             temperature: mixing.temperature as f32,
@@ -410,7 +411,7 @@ impl<'m> Mixture<'m> {
             d_scores: write(&mut operands, "d_scores", &mut scratch.d_scores, lengths.d_scores)?,
             d_h: write(&mut operands, "d_h", &mut scratch.d_h, lengths.rows)?,
             d_v: write(&mut operands, "d_v", &mut scratch.d_v, lengths.rows)?,
-            d_down: write(&mut operands, "d_down", &mut scratch.d_down, lengths.low_rank)?,
+            d_down: write(&mut operands, "d_down", &mut scratch.d_down, lengths.scored_bottleneck)?,
             ..self.arguments(&mut operands, of.sources, of.values, saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
