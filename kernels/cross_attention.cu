@@ -74,11 +74,11 @@ struct ProjectedArguments {
 };
 
 // What d_h is summed from: of so many layers, in order.
-constexpr int MOST_LAYERS = 24;
+constexpr int MAX_LAYERS = 24;
 struct SourceArguments {
     CrossArguments of;
-    const void* weights[2 * MOST_LAYERS];  // of each layer ds, then p·mask
-    const void* rows[2 * MOST_LAYERS];     // of each layer q', then d_mixed
+    const void* weights[2 * MAX_LAYERS];  // of each layer ds, then p·mask
+    const void* rows[2 * MAX_LAYERS];     // of each layer q', then d_mixed
     int layers;
     int adds;                              // whether d_h is added to
 };

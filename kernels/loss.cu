@@ -51,8 +51,8 @@ constexpr int BLOCK_ROWS = 32;
 constexpr int WORDS = 16;           // of a step: the depth of one mma
 constexpr int WARP_COLUMNS = 128;
 constexpr int TILE_BYTES = WORDS * WARP_COLUMNS * 2;
-constexpr int MOST_WARPS = 8;       // of a block, and so columns of which it holds the weighted sum
-constexpr int MOST_RANGES = 256;    // that a row's parts are joined of
+constexpr int MAX_WARPS = 8;       // of a block, and so columns of which it holds the weighted sum
+constexpr int MAX_RANGES = 256;    // that a row's parts are joined of
 
 // A warp's columns of 32 rows, as left operands; zeros behind what exists.
 __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16* hidden, int rows, int column, int width) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16*
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) loss_words_bf16(LossArguments arguments) {
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * 32, 1) loss_words_bf16(LossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ float most[BLOCK_ROWS], sum[BLOCK_ROWS], shrink[BLOCK_ROWS];
     __shared__ int best[BLOCK_ROWS], labels[BLOCK_ROWS];
@@ -323,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments a
 
 // The ranges of one row together, four columns of d_hidden a thread.
 template <typename T> __device__ __forceinline__ void loss_rows(const LossArguments& arguments) {
-    __shared__ float factors[MOST_RANGES], sums[MOST_RANGES];
+    __shared__ float factors[MAX_RANGES], sums[MAX_RANGES];
     __shared__ float products[4];
     const Batch batch{arguments.batch};
     const int64_t row = blockIdx.x;

@@ -19,10 +19,10 @@
 
 using namespace promptmix;
 
-constexpr int MOST_ROWS = 16;  // of an example
-constexpr int MASK_BYTES = MOST_ROWS * 2;  // of a warp: a bit a query and key
+constexpr int MAX_ROWS = 16;  // of an example
+constexpr int MASK_BYTES = MAX_ROWS * 2;  // of a warp: a bit a query and key
 constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
-constexpr int TURNED_BYTES = MOST_ROWS * TURNED_STRIDE;
+constexpr int TURNED_BYTES = MAX_ROWS * TURNED_STRIDE;
 
 // A warp's example and head.
 struct Short {
@@ -35,7 +35,7 @@ struct Short {
         const int index = blockIdx.x * 4 + threadIdx.x / 32;
         example = index / arguments.heads;
         head = index % arguments.heads;
-        warp_row = threadIdx.x / 32 * MOST_ROWS;
+        warp_row = threadIdx.x / 32 * MAX_ROWS;
         if (example >= batch.examples()) return;
         row = batch.offset(arguments.query_side, example);
         rows = batch.offset(arguments.query_side, example + 1) - static_cast<int>(row);
@@ -49,7 +49,7 @@ template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, c
     const int lane = threadIdx.x % 32, chunk = lane % Chunks;
     const bf16* const first = static_cast<const bf16*>(from) + of.row * stride + of.head * width;
 #pragma unroll
-    for (int i = 0; i < MOST_ROWS; i += AtOnce) {
+    for (int i = 0; i < MAX_ROWS; i += AtOnce) {
         const int row = i + lane / Chunks;
         const bool any = row < of.rows && chunk * 8 < width;
         copy_async(tile + swizzled<Width>(of.warp_row + row, chunk), any ? first + static_cast<int64_t>(row) * stride + chunk * 8 : first, any);

@@ -21,7 +21,7 @@ const FILE_BYTES: u64 = 64 << 20;
 /// Sentinels of a T5 whose files do not say how many.
 const SENTINELS: usize = 100;
 /// More than any tokenizer has; bounds what a file can ask for.
-const MOST_SENTINELS: usize = 1 << 20;
+const MAX_SENTINELS: usize = 1 << 20;
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
@@ -135,8 +135,8 @@ impl Additions {
     /// [`Error::File`] or [`Error::Format`] for a file that cannot be read, with the key where one has a wrong value.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let settings: Settings = read(&folder.join(CONFIG))?.unwrap_or_default();
-        if let Some(count) = settings.extra_ids.filter(|&count| count > MOST_SENTINELS) {
-            let expected = format!("extra_ids of at most {MOST_SENTINELS}");
+        if let Some(count) = settings.extra_ids.filter(|&count| count > MAX_SENTINELS) {
+            let expected = format!("extra_ids of at most {MAX_SENTINELS}");
             let advice = "fetch the tokenizer's files again";
             return Err(Error::format(folder.join(CONFIG), None, expected, count.to_string(), advice));
         }

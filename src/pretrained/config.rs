@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// The largest `config.json` that is read; real ones are a few kilobytes.
 pub(super) const CONFIG_BYTES: u64 = 16 << 20;
 /// More layers than any T5 has had; bounds the list of tensors that a configuration can ask for.
-const MOST_LAYERS: usize = 1024;
+const MAX_LAYERS: usize = 1024;
 
 /// What stands between the two matrices of the feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -392,8 +392,8 @@ impl T5Config {
         for (key, layers) in
             [("num_layers", self.num_layers), ("num_decoder_layers", self.num_decoder_layers)]
         {
-            if layers > MOST_LAYERS {
-                return refuse(key, &format!("at most {MOST_LAYERS}"), layers.to_string());
+            if layers > MAX_LAYERS {
+                return refuse(key, &format!("at most {MAX_LAYERS}"), layers.to_string());
             }
         }
         // The encoder halves the buckets by direction and spends half of each half on exact distances, so fewer than four

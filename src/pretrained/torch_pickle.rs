@@ -19,13 +19,13 @@ use crate::error::{Error, Result};
 /// The largest pickle that is read. The largest T5's is below 200 kB.
 const PICKLE_BYTES: usize = 16 << 20;
 /// The most Python objects in one pickle.
-const MOST_OBJECTS: usize = 1 << 18;
+const MAX_OBJECTS: usize = 1 << 18;
 /// The most dictionary items that are visited; bounds dictionaries that contain one another many times.
-const MOST_ITEMS: usize = 1 << 18;
+const MAX_ITEMS: usize = 1 << 18;
 /// The longest name of a tensor; T5's longest has 60 bytes.
 const NAME_BYTES: usize = 512;
 /// The most dimensions of a tensor.
-const MOST_DIMENSIONS: usize = 16;
+const MAX_DIMENSIONS: usize = 16;
 /// How deep dictionaries within dictionaries are searched for tensors.
 const DEPTH: usize = 4;
 /// The first bytes of a file that PyTorch before 1.6 wrote: protocol 2 and the pickled magic number.
@@ -232,8 +232,8 @@ fn collect(
     };
     for &(key, value) in items {
         *visited += 1;
-        if *visited > MOST_ITEMS {
-            return Err(format!("dictionaries of more than {MOST_ITEMS} items"));
+        if *visited > MAX_ITEMS {
+            return Err(format!("dictionaries of more than {MAX_ITEMS} items"));
         }
         let Node::Text(key) = nodes[key] else {
             continue;
@@ -463,7 +463,7 @@ impl<'a> Interpreter<'a> {
         match (module, name) {
             ("collections", "OrderedDict") if arguments.is_empty() => Ok(Node::Dict(Vec::new())),
             ("torch", "Size") => match arguments.first().map(|&first| &self.nodes[first]) {
-                Some(Node::Tuple(sizes)) if sizes.len() <= MOST_DIMENSIONS => Ok(Node::Tuple(sizes.clone())),
+                Some(Node::Tuple(sizes)) if sizes.len() <= MAX_DIMENSIONS => Ok(Node::Tuple(sizes.clone())),
                 _ => Err("a torch.Size without sizes".to_owned()),
             },
             ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => {
@@ -531,7 +531,7 @@ impl<'a> Interpreter<'a> {
             Node::Int(size) => usize::try_from(*size).ok(),
             _ => None,
         };
-        if items.len() > MOST_DIMENSIONS {
+        if items.len() > MAX_DIMENSIONS {
             return Err(format!("a tensor of {} dimensions", items.len()));
         }
         items.iter().map(size).collect::<Option<_>>().ok_or("a tensor whose sizes are not numbers".to_owned())
@@ -588,8 +588,8 @@ impl<'a> Interpreter<'a> {
     }
 
     fn push(&mut self, node: Node<'a>) -> Attempt<()> {
-        if self.nodes.len() >= MOST_OBJECTS {
-            return Err(format!("a pickle of more than {MOST_OBJECTS} objects"));
+        if self.nodes.len() >= MAX_OBJECTS {
+            return Err(format!("a pickle of more than {MAX_OBJECTS} objects"));
         }
         self.stack.push(self.nodes.len());
         self.nodes.push(node);

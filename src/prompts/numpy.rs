@@ -12,7 +12,7 @@ use crate::pretrained::small_file;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// Bytes of an array at most: a prompt of 100,000 rows as wide as the largest T5, in double precision.
-const MOST_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 /// The longest header; NumPy's own has 128 bytes.
 const HEADER_BYTES: usize = 1 << 16;
 
@@ -21,7 +21,7 @@ const HEADER_BYTES: usize = 1 << 16;
 /// # Errors
 /// [`Error::File`] if it cannot be read; [`Error::Format`] if it is no `.npy` file or one of other numbers or dimensions.
 pub(super) fn read(path: &Path) -> Result<Matrix> {
-    parse(path, &small_file(path, MOST_BYTES)?)
+    parse(path, &small_file(path, MAX_BYTES)?)
 }
 
 /// As [`read`], from bytes; `path` stands in errors.

@@ -12,13 +12,13 @@ const RIGHT: f64 = 24.0;
 const FONT: f64 = 13.0;
 const LEGEND_LINE: f64 = 18.0;
 /// Points of a line at most: a pixel's width each is enough.
-const MOST_POINTS: usize = 400;
+const MAX_POINTS: usize = 400;
 /// Points that get a dot each: more would hide their line.
-const MOST_DOTS: usize = 60;
+const MAX_DOTS: usize = 60;
 /// Entries of the legend at most: as many as there are kinds of lines.
-const MOST_NAMES: usize = COLOURS.len() * DASHES.len();
+const MAX_NAMES: usize = COLOURS.len() * DASHES.len();
 /// Letters of a name at most.
-const MOST_LETTERS: usize = 40;
+const MAX_LETTERS: usize = 40;
 /// What is left free above and below the lines, as a part of what they span.
 const MARGIN: f64 = 0.08;
 /// The part of a curve that its moving mean spans.
@@ -150,17 +150,17 @@ impl Chart {
                     }
                 }
                 @for (index, line) in self.lines.iter().enumerate() {
-                    @let raw = thinned(&line.points, MOST_POINTS);
+                    @let raw = thinned(&line.points, MAX_POINTS);
                     @let smooth = self.smoothed && line.points.len() > SMOOTHED_PART;
                     path d=(path(&raw, x, y)) fill="none" stroke=(colour(index)) stroke-dasharray=(dash(index))
                         stroke-linejoin="round" stroke-width=(if smooth { "1" } else { "2" })
                         opacity=(if smooth { "0.35" } else { "1" }) {}
                     @if smooth {
-                        path d=(path(&thinned(&moving_mean(&line.points), MOST_POINTS), x, y)) fill="none"
+                        path d=(path(&thinned(&moving_mean(&line.points), MAX_POINTS), x, y)) fill="none"
                             stroke=(colour(index)) stroke-dasharray=(dash(index)) stroke-linejoin="round"
                             stroke-width="2" {}
                     }
-                    @if self.dotted && line.points.len() <= MOST_DOTS {
+                    @if self.dotted && line.points.len() <= MAX_DOTS {
                         @for (step, value) in &line.points {
                             @let best = line.marked == Some(*step as u64);
                             circle cx=(number(x(*step))) cy=(number(y(*value))) r=(if best { "5" } else { "2.5" })
@@ -180,10 +180,10 @@ impl Chart {
         if self.lines.len() < 2 && self.lines.first().is_none_or(|line| line.marked.is_none()) {
             return Vec::new();
         }
-        let shown: Vec<String> = self.lines.iter().take(MOST_NAMES).map(|line| line.name.clone()).collect();
-        let mut names: Vec<(String, usize)> = shortened(&shown, MOST_LETTERS).into_iter().zip(0..).collect();
-        if self.lines.len() > MOST_NAMES {
-            names.push((format!("and {} more", self.lines.len() - MOST_NAMES), self.lines.len()));
+        let shown: Vec<String> = self.lines.iter().take(MAX_NAMES).map(|line| line.name.clone()).collect();
+        let mut names: Vec<(String, usize)> = shortened(&shown, MAX_LETTERS).into_iter().zip(0..).collect();
+        if self.lines.len() > MAX_NAMES {
+            names.push((format!("and {} more", self.lines.len() - MAX_NAMES), self.lines.len()));
         }
         let (mut at, mut line) = (6.0, 0.0);
         let mut placed = Vec::with_capacity(names.len());

@@ -11,7 +11,7 @@ const SPREAD_HEIGHT: f64 = 38.0;
 const FONT: f64 = 12.0;
 const TITLE_FONT: f64 = 14.0;
 /// Letters of a name at most, unless it takes more to tell names apart.
-const MOST_LETTERS: usize = 34;
+const MAX_LETTERS: usize = 34;
 /// Blue for the most, and orange for below 0.
 const MOST: [f64; 3] = [8.0, 81.0, 156.0];
 const LEAST: [f64; 3] = [217.0, 95.0, 2.0];
@@ -48,7 +48,7 @@ impl HeatMap {
 
     pub(super) fn svg(&self) -> Markup {
         let full: Vec<String> = self.rows.iter().map(|(name, _)| name.clone()).collect();
-        let (names, columns) = (shortened(&full, MOST_LETTERS), shortened(&self.columns, MOST_LETTERS));
+        let (names, columns) = (shortened(&full, MAX_LETTERS), shortened(&self.columns, MAX_LETTERS));
         let wide = |name: &String| width(name, FONT);
         let left = 14.0 + names.iter().map(wide).fold(0.0, f64::max);
         // Column names climb at 45 degrees.

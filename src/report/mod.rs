@@ -352,7 +352,7 @@ fn examples_figure(runs: &[History]) -> Figure {
             rows.push((name, cells.into_iter().map(|weight| weight.map(Cell::of)).collect()));
         }
     }
-    rows.truncate(page::MOST_EXAMPLES);
+    rows.truncate(page::MAX_EXAMPLES);
     let caption = if rows.is_empty() { String::new() } else { "Attention of single examples".to_owned() };
     Figure {
         name: "examples",

@@ -18,9 +18,9 @@ pub(super) struct Figure {
 }
 
 /// Examples on the page, of all runs together.
-pub(super) const MOST_EXAMPLES: usize = 96;
+pub(super) const MAX_EXAMPLES: usize = 96;
 /// Letters of a prompt's name above its weights.
-const MOST_LETTERS: usize = 18;
+const MAX_LETTERS: usize = 18;
 
 const STYLE: &str = "
 :root { color-scheme: light; }
@@ -318,7 +318,7 @@ fn median_milliseconds(run: &History) -> String {
 }
 
 fn examples(runs: &[History]) -> Markup {
-    let each = MOST_EXAMPLES / runs.len().max(1);
+    let each = MAX_EXAMPLES / runs.len().max(1);
     html! {
         p {
             "The first validation rows as answered at the best step"
@@ -331,7 +331,7 @@ fn examples(runs: &[History]) -> Markup {
             "."
         }
         @for run in runs.iter().filter(|run| !run.examples.is_empty()) {
-            @let prompts = shortened(&run.columns(), MOST_LETTERS);
+            @let prompts = shortened(&run.columns(), MAX_LETTERS);
             @let has_labels = run.examples.iter().any(|example| example.label.is_some());
             @if runs.len() > 1 { h3 { (run.name) } }
             @if let Some(spread) = run.attention_spread() { p { (spread) } }

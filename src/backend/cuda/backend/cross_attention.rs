@@ -7,7 +7,7 @@ use super::attention::check_heads;
 use super::{Buffer, Cuda, Operand, Rows, Weight, read, write};
 use crate::backend::cuda::ops::attention::{
     Attention, AttentionBackward, AttentionGradient, AttentionInput, Columns, ColumnsMut, Delta,
-    InputGradient, MOST_SHORT_ROWS,
+    InputGradient, MAX_SHORT_ROWS,
 };
 use crate::backend::cuda::ops::cross_attention::{
     AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedPart,
@@ -62,12 +62,12 @@ impl CrossAttentionSaved {
 
 /// The most targets of an example that are absorbed: what is kept of a target, H·D numbers, grows with them, and from here on
 /// keys and values are fewer.
-const MOST_TARGETS: usize = 8;
+const MAX_TARGETS: usize = 8;
 
 /// Target rows of an example that a shape bucket has room for: few buckets. Up to some, cross attention is absorbed and self
 /// attention short.
 pub(super) fn target_room(longest: usize, decoder_rows: usize) -> usize {
-    [MOST_TARGETS / 2, MOST_TARGETS, MOST_SHORT_ROWS]
+    [MAX_TARGETS / 2, MAX_TARGETS, MAX_SHORT_ROWS]
         .into_iter()
         .find(|&room| longest <= room)
         .unwrap_or(decoder_rows.max(longest))
@@ -80,7 +80,7 @@ fn absorbs(batch: &Batch, heads: Heads, depth: usize) -> bool {
         (batch.rows(Side::Encoder), batch.rows(Side::Decoder), batch.longest_target());
     let absorbed = heads.count * depth * (longest * sources + targets * heads.width);
     let plain = sources * heads.total() * (depth + longest);
-    longest <= MOST_TARGETS && absorbed <= plain
+    longest <= MAX_TARGETS && absorbed <= plain
 }
 
 /// The gradient of the encoder's rows: what each absorbed layer's part is made of, until all are summed at once, and the sum of the

@@ -138,7 +138,7 @@ impl Cuda {
     /// Whether the backward pass of a self attention reads <d_o, o> of each head that the product before it can find: columns of a
     /// head are those of a partial sum, and tiles of rows are what it works on.
     fn wants_delta(&self, batch: &Batch, side: Side, heads: Heads) -> bool {
-        let short = side == Side::Decoder && batch.longest_target() <= attention::MOST_SHORT_ROWS;
+        let short = side == Side::Decoder && batch.longest_target() <= attention::MAX_SHORT_ROWS;
         self.precision() == Precision::Bf16 && heads.width == NORM_COLUMNS && !short
     }
 }

@@ -47,7 +47,7 @@ use crate::backend::{
 use crate::error::{Error, Result};
 
 /// Tiles that products in parts have counters for: those of some dozen products.
-const MOST_COUNTERS: usize = 4096;
+const MAX_COUNTERS: usize = 4096;
 /// Steps whose reports are kept until they are read.
 const PLACES: usize = super::ops::optimizer::PLACES;
 /// Steps that are issued before their reports are read, unless [`Cuda::set_steps_ahead`] says otherwise: some tenths of a
@@ -99,7 +99,7 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| driver("make a stream", error))?;
         let memory = Memory::pool(stream.clone(), poison);
-        let mut counters = memory.take::<i32>(MOST_COUNTERS)?;
+        let mut counters = memory.take::<i32>(MAX_COUNTERS)?;
         stream.memset_zeros(&mut counters).map_err(|error| driver("clear the counters", error))?;
         Ok(Self {
             kernels: Kernels::new(stream)?,

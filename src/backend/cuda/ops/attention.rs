@@ -12,7 +12,7 @@ use crate::backend::{Heads, Scope, Side};
 use crate::error::{Error, Result};
 
 /// The most rows of an example that a warp holds.
-pub(crate) const MOST_SHORT_ROWS: usize = short_attention::MOST_ROWS;
+pub(crate) const MAX_SHORT_ROWS: usize = short_attention::MAX_ROWS;
 /// Shared memory behind the tiles with dropout: two masks of a bit a query and key.
 const MASKS: usize = 2 * MASK_BYTES;
 /// And where rows are few, of a block's four warps.
@@ -20,7 +20,7 @@ const SHORT_MASKS: usize = 4 * short_attention::MASK_BYTES;
 /// The widest head: a warp's 32 lanes hold so many columns each.
 const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 /// Heads that a grid has room for in its second and third direction.
-const MOST_HEADS: usize = 65_535;
+const MAX_HEADS: usize = 65_535;
 /// Far more biases than shared memory has room for.
 const MAX_DISTANCE: usize = 1 << 20;
 
@@ -64,7 +64,7 @@ const KEYS: Pass = Pass {
     tiles: 6,
     side: SIDE_BYTES,
 };
-/// Forward where no example has more than [`MOST_SHORT_ROWS`].
+/// Forward where no example has more than [`MAX_SHORT_ROWS`].
 const SHORT: Pass = Pass {
     short: true,
     bf16: ["attention_short_64", "attention_short_128"],
@@ -117,8 +117,8 @@ pub(crate) fn check_heads(heads: Heads, advice: &str) -> Result<()> {
         let expected = format!("a head width up to {WIDEST_HEAD} that is a multiple of {WIDTH_MULTIPLE}");
         return Err(Error::tensor("q", expected, width.to_string(), advice));
     }
-    if !(1..=MOST_HEADS).contains(&count) {
-        return Err(Error::tensor("q", format!("1 to {MOST_HEADS} heads"), count.to_string(), advice));
+    if !(1..=MAX_HEADS).contains(&count) {
+        return Err(Error::tensor("q", format!("1 to {MAX_HEADS} heads"), count.to_string(), advice));
     }
     Ok(())
 }
@@ -240,7 +240,7 @@ impl<'s> Attention<'s> {
     /// Whether every example's rows fit a warp.
     fn is_short(&self, precision: Precision) -> bool {
         let decoder = [self.queries.side(), self.keys.side()] == [Side::Decoder; 2];
-        precision == Precision::Bf16 && decoder && self.queries.longest_target() <= MOST_SHORT_ROWS
+        precision == Precision::Bf16 && decoder && self.queries.longest_target() <= MAX_SHORT_ROWS
     }
 
     /// Fails unless queries, keys and heads go together.

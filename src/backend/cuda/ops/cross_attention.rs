@@ -6,7 +6,7 @@ use super::attention::check_heads;
 use super::linear::Norm;
 use super::packing::{Described, DropoutMask};
 use super::{CrossArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE};
-use crate::backend::cuda::runtime::arguments::cross_attention::{MOST_LAYERS, SLICE};
+use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, SLICE};
 use crate::backend::cuda::runtime::kernels::{Arguments, Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
 use crate::backend::{Heads, Side};
@@ -172,7 +172,7 @@ enum Step {
     Mix,
     /// d_q'.
     MixBackward,
-    /// d_h of up to [`MOST_LAYERS`] layers.
+    /// d_h of up to [`MAX_LAYERS`] layers.
     Sources,
 }
 
@@ -249,7 +249,7 @@ impl<'a> Steps<'a> {
 
     /// d_h, the sum of what these layers bring, or with `adds` what was there and that sum.
     fn sum(&self, layers: &[Places], adds: bool) -> Result<()> {
-        for (index, layers) in layers.chunks(MOST_LAYERS).enumerate() {
+        for (index, layers) in layers.chunks(MAX_LAYERS).enumerate() {
             let (count, adds) = (layers.len() as i32, i32::from(adds || index > 0));
             let mut arguments =
                 SourceArguments { of: self.of, layers: count, adds, ..SourceArguments::default() };

@@ -107,7 +107,7 @@ const LARGE_FROM: usize = 1024;
 /// The least depth of a part of k, of each group of warps: the four stages of the main loop.
 const LEAST_PART: usize = STAGES * DEPTH;
 /// The most parts of k, by all groups: each costs a tile of f32 written and read.
-const MOST_PARTS: usize = 8;
+const MAX_PARTS: usize = 8;
 /// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, each behind
 /// the one before.
 const JOIN: usize = 2_000;
@@ -146,7 +146,7 @@ impl Cut {
         }
         let is_large = m.min(n).min(k) >= LARGE_FROM;
         let tiles = if is_large { vec![LARGE] } else { vec![LARGE, MEDIUM, SMALL] };
-        let most = |tile: &Tile| MOST_PARTS / tile.groups;
+        let most = |tile: &Tile| MAX_PARTS / tile.groups;
         let cuts = tiles.into_iter().flat_map(|tile| (1..=most(&tile)).map(move |parts| (tile, parts)));
         let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
             // More parts than blocks that run at once gain nothing.

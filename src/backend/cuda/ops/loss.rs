@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 use super::packing::PackedRows;
 use super::{LossArguments, check_width};
 use crate::backend::cuda::runtime::arguments::loss::{
-    BLOCK_ROWS, MOST_RANGES, MOST_WARPS, TILE_BYTES, WARP_COLUMNS, WORDS,
+    BLOCK_ROWS, MAX_RANGES, MAX_WARPS, TILE_BYTES, WARP_COLUMNS, WORDS,
 };
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
@@ -64,16 +64,16 @@ impl Plan {
             let found = format!("{rows} rows, {vocabulary} words");
             return Err(Error::tensor("a cross entropy", "at least one row and one word", found, ""));
         }
-        let warps = width.div_ceil(WARP_COLUMNS).clamp(1, MOST_WARPS);
+        let warps = width.div_ceil(WARP_COLUMNS).clamp(1, MAX_WARPS);
         let slices = width.div_ceil(warps * WARP_COLUMNS);
         let wanted = match precision {
             // Two blocks of four warps fit a multiprocessor's registers.
             Precision::Bf16 => {
-                multiprocessors * (MOST_WARPS / warps).min(2) / (rows.div_ceil(BLOCK_ROWS) * slices)
+                multiprocessors * (MAX_WARPS / warps).min(2) / (rows.div_ceil(BLOCK_ROWS) * slices)
             }
             Precision::F32 => RANGES_F32,
         };
-        let words = vocabulary.div_ceil(wanted.clamp(1, MOST_RANGES)).next_multiple_of(WORDS);
+        let words = vocabulary.div_ceil(wanted.clamp(1, MAX_RANGES)).next_multiple_of(WORDS);
         let ranges = vocabulary.div_ceil(words);
         Ok(Self { precision, rows, vocabulary, width, warps, slices, words, ranges })
     }

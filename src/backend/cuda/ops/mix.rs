@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 
 const FILE: &str = "mix";
 /// The most source prompts of a mixture.
-pub const MOST_SOURCES: usize = 1024;
+pub const MAX_SOURCES: usize = 1024;
 /// The most bytes of shared memory that the scorer's rows may take: all a block has without asking.
 const SCORER_BYTES: usize = 48 * 1024;
 /// Columns that a block of `mix_rows` writes, four a thread.
@@ -24,10 +24,10 @@ const MIXED_COLUMNS: usize = 4 * MIXED_THREADS;
 
 /// Fails if there are more sources than a mixture takes.
 pub(crate) fn check_source_count(count: usize) -> Result<()> {
-    if count <= MOST_SOURCES {
+    if count <= MAX_SOURCES {
         return Ok(());
     }
-    Err(Error::tensor("the sources", format!("at most {MOST_SOURCES}"), count.to_string(), ""))
+    Err(Error::tensor("the sources", format!("at most {MAX_SOURCES}"), count.to_string(), ""))
 }
 
 /// The keys of prompts \[S, M, D\], \[S, D\]: each column's largest number over the M rows. Sources are frozen, so theirs are
