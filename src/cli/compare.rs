@@ -124,7 +124,7 @@ impl Arguments {
 
 /// Prints what the study is going to do, and how long its trainings take by a few steps like theirs, `at_a_time` of them.
 fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize) -> Result<ExitCode> {
-    let Plan { stages, judged, has_epochs, .. } = study.plan()?;
+    let Plan { stages, evaluated, has_epochs, .. } = study.plan()?;
     println!("{:<40} {:>9} {:>12}", "stage", "trainings", "steps");
     for (name, trainings, steps) in &stages {
         println!("{name:<40} {trainings:>9} {steps:>12}");
@@ -135,7 +135,7 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
     if has_epochs {
         println!("some trainings count in epochs; their steps are not among these");
     }
-    println!("{judged} runs answer test rows, once each");
+    println!("{evaluated} runs answer test rows, once each");
     let mut bars = Bars::quiet()?;
     let mut measure = || {
         let mut trainer = Trainer::new(frozen, &study.probe()?, &mut Silent)?;

@@ -58,7 +58,7 @@ pub(super) struct Arguments {
 }
 
 /// A task of a run, judged.
-struct Judged {
+struct Evaluated {
     task: String,
     prompts: Vec<String>,
     evaluation: Evaluation,
@@ -88,9 +88,9 @@ impl Arguments {
         let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
         super::say_moved(saved, &found.path, &model);
         let mut means = Vec::new();
-        self.judge(&frozen, found, saved, &mut |judged| {
-            means.extend(judged.evaluation.scores.mean());
-            self.print(None, &judged);
+        self.evaluate(&frozen, found, saved, &mut |evaluated| {
+            means.extend(evaluated.evaluation.scores.mean());
+            self.print(None, &evaluated);
         })?;
         if self.task.is_none() && saved.config.is_multi_task() && !self.json {
             let mean = means.iter().sum::<f64>() / means.len() as f64;
@@ -119,28 +119,29 @@ impl Arguments {
             for place in alike {
                 let name = &found[place].name;
                 let mut tasks = Vec::new();
-                let judged = match &loaded {
+                let evaluated = match &loaded {
                     Err(error) => Err(error.to_string()),
                     Ok((frozen, model)) => {
                         super::say_moved(&saved[place], &found[place].path, model);
-                        self.judge(frozen, &found[place], &saved[place], &mut |judged| {
+                        self.evaluate(frozen, &found[place], &saved[place], &mut |evaluated| {
                             if self.json {
-                                self.print(Some(name), &judged);
+                                self.print(Some(name), &evaluated);
                             }
-                            tasks.push(judged);
+                            tasks.push(evaluated);
                         })
                         .map_err(|error| error.to_string())
                     }
                 };
-                failed |= judged.is_err();
-                match judged {
+                failed |= evaluated.is_err();
+                match evaluated {
                     Err(error) if self.json => eprintln!("error: {name}: {error}"),
                     Err(error) => println!("{name:<width$}  not judged: {error}"),
                     Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
                     Ok(()) => {}
                 }
-                for judged in tasks.iter().filter(|judged| judged.needlessly_constant && !self.json) {
-                    eprintln!("warning: {name}: {}", judged.evaluation.spread.constant_warning());
+                for evaluated in tasks.iter().filter(|evaluated| evaluated.needlessly_constant && !self.json)
+                {
+                    eprintln!("warning: {name}: {}", evaluated.evaluation.spread.constant_warning());
                 }
                 results.push((place, tasks));
             }
@@ -168,12 +169,12 @@ impl Arguments {
     }
 
     /// Judges the tasks of a run that were asked for, and hands each on as it is done.
-    fn judge<B: Backend>(
+    fn evaluate<B: Backend>(
         &self,
         frozen: &Frozen<'_, B>,
         found: &FoundRun,
         saved: &RunManifest,
-        done: &mut dyn FnMut(Judged),
+        done: &mut dyn FnMut(Evaluated),
     ) -> Result<()> {
         // What could not be kept is refused before the work.
         Evaluations::read(&found.path)?;
@@ -211,7 +212,7 @@ impl Arguments {
         found: &FoundRun,
         saved: &RunManifest,
         is_own_task: bool,
-    ) -> Result<Judged> {
+    ) -> Result<Evaluated> {
         let names: Vec<&str> = run.tasks().iter().map(|task| task.name.as_str()).collect();
         let own = match names.len() {
             0 | 1 => run.config().data.clone(),
@@ -241,7 +242,7 @@ impl Arguments {
             let what = if is_own_task { "data" } else { "task" };
             eprintln!("not kept in evaluation.json: it is not the run's own {what}");
         }
-        Ok(Judged {
+        Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
             needlessly_constant: run.is_needlessly_constant(&evaluation),
@@ -250,8 +251,8 @@ impl Arguments {
     }
 
     /// Prints all that was found for a task; `run` names the run where there are several.
-    fn print(&self, run: Option<&str>, judged: &Judged) {
-        let Judged { task, prompts, evaluation, .. } = judged;
+    fn print(&self, run: Option<&str>, evaluated: &Evaluated) {
+        let Evaluated { task, prompts, evaluation, .. } = evaluated;
         let (scores, spread) = (&evaluation.scores, &evaluation.spread);
         if self.json {
             let metrics: serde_json::Map<String, serde_json::Value> =
@@ -283,7 +284,7 @@ impl Arguments {
         if spread.commonest.is_some() {
             println!("  {}", spread.describe_largest(prompts));
         }
-        if judged.needlessly_constant {
+        if evaluated.needlessly_constant {
             eprintln!("warning: {}", spread.constant_warning());
         }
     }
@@ -296,10 +297,10 @@ fn is_same_place(one: &Path, other: &Path) -> bool {
 }
 
 /// What the tasks of a run came to, in a line.
-fn line(tasks: &[Judged]) -> String {
-    let of_task = |judged: &Judged| {
-        let scores = &judged.evaluation.scores;
-        let mut text = judged.task.clone();
+fn line(tasks: &[Evaluated]) -> String {
+    let of_task = |evaluated: &Evaluated| {
+        let scores = &evaluated.evaluation.scores;
+        let mut text = evaluated.task.clone();
         for (metric, value) in &scores.values {
             match value {
                 Some(value) => text.push_str(&format!(" {metric} {value:.4}")),
@@ -315,11 +316,11 @@ fn line(tasks: &[Judged]) -> String {
 }
 
 /// Prints mean and standard deviation of every metric of every task over the runs that have it.
-fn summarise(results: &[(usize, Vec<Judged>)], saved: &[RunManifest]) {
+fn summarise(results: &[(usize, Vec<Evaluated>)], saved: &[RunManifest]) {
     let mut columns: Vec<(&str, String)> = Vec::new();
-    for judged in results.iter().flat_map(|(_, tasks)| tasks) {
-        for (metric, _) in &judged.evaluation.scores.values {
-            let column = (judged.task.as_str(), metric.to_string());
+    for evaluated in results.iter().flat_map(|(_, tasks)| tasks) {
+        for (metric, _) in &evaluated.evaluation.scores.values {
+            let column = (evaluated.task.as_str(), metric.to_string());
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -327,17 +328,17 @@ fn summarise(results: &[(usize, Vec<Judged>)], saved: &[RunManifest]) {
     }
     let mut differing: Vec<String> = Vec::new();
     for (task, metric) in &columns {
-        let having: Vec<(&RunManifest, &Judged)> = results
+        let having: Vec<(&RunManifest, &Evaluated)> = results
             .iter()
             .filter_map(|(place, tasks)| {
-                Some((&saved[*place], tasks.iter().find(|judged| judged.task == *task)?))
+                Some((&saved[*place], tasks.iter().find(|evaluated| evaluated.task == *task)?))
             })
             .collect();
-        let value = |judged: &Judged| {
-            let mut values = judged.evaluation.scores.values.iter();
+        let value = |evaluated: &Evaluated| {
+            let mut values = evaluated.evaluation.scores.values.iter();
             values.find(|(other, _)| other.to_string() == *metric)?.1
         };
-        let values: Vec<f64> = having.iter().filter_map(|(_, judged)| value(judged)).collect();
+        let values: Vec<f64> = having.iter().filter_map(|(_, evaluated)| value(evaluated)).collect();
         let of = match having.len() {
             all if all == values.len() => format!("{all} runs"),
             all => format!("the {} of {all} runs where it is defined", values.len()),

@@ -323,11 +323,11 @@ fn event(draw: &mut Draw, label: usize) -> String {
     let sentiment = draw.below(2);
     let (agent, object, opinion) = (draw.pick(EVENT_AGENT), draw.pick(EVENT_OBJECT), draw.opinion(sentiment));
     let (act, time) = act(draw, EVENT_ACT, [EVENT_BEFORE, EVENT_LATER], label);
-    let judged = with_article(opinion);
+    let evaluated = with_article(opinion);
     match draw.below(3) {
-        0 => format!("{time} the {agent} {act} {judged} {object} ."),
-        1 => format!("the {agent} {act} {judged} {object} {time} ."),
-        _ => format!("{judged} {agent} {act} the {object} {time} ."),
+        0 => format!("{time} the {agent} {act} {evaluated} {object} ."),
+        1 => format!("the {agent} {act} {evaluated} {object} {time} ."),
+        _ => format!("{evaluated} {agent} {act} the {object} {time} ."),
     }
 }
 

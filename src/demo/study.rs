@@ -17,7 +17,7 @@ use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
 use crate::experiment::{
-    Entry, Grid, Judging, Paired, Place, Progress, Runner, Tested, Workers, complete, first_best, mean,
+    Entry, EvaluationJob, Grid, Paired, Place, Progress, Runner, Tested, Workers, complete, first_best, mean,
 };
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
@@ -326,12 +326,14 @@ impl Study<'_> {
         let config = |source: usize, data: usize| {
             from_source(self.config(&Place::new("", data, settings.seeds[0]), 0.0, ""), &self.sources[source])
         };
-        let runs: Vec<Judging> =
-            jobs.iter().map(|&(data, source)| Judging::new(config(source, data), None, split)).collect();
+        let runs: Vec<EvaluationJob> = jobs
+            .iter()
+            .map(|&(data, source)| EvaluationJob::new(config(source, data), None, split))
+            .collect();
         progress.begin(what, jobs.len() as u64);
-        let judged = self.workers.judge(&runs, progress)?;
-        let accuracies = jobs.iter().zip(judged).map(|(&(data, _), judged)| {
-            let answers = &complete(judged)?[0].1.answers;
+        let evaluated = self.workers.evaluate(&runs, progress)?;
+        let accuracies = jobs.iter().zip(evaluated).map(|(&(data, _), evaluated)| {
+            let answers = &complete(evaluated)?[0].1.answers;
             let rows = task.generate(settings.rows, settings.data_seeds[data], Subject::OfKind)?;
             let rows = &rows[if split == Split::Test { 2 } else { 1 }];
             let accuracy = |kind: usize| {

@@ -77,7 +77,7 @@ pub struct Plan {
     /// Each stage: its name, trainings and their steps where they are given.
     pub stages: Vec<(String, usize, u64)>,
     /// Runs that are judged on test rows.
-    pub judged: usize,
+    pub evaluated: usize,
     /// Whether a training counts in epochs, whose steps are known only once its rows are read.
     pub has_epochs: bool,
 }
@@ -88,7 +88,7 @@ impl Study {
     /// # Errors
     /// As [`Study::read`].
     pub fn plan(&self) -> Result<Plan> {
-        let mut plan = Plan { stages: Vec::new(), judged: 0, has_epochs: false };
+        let mut plan = Plan { stages: Vec::new(), evaluated: 0, has_epochs: false };
         let mut stage = |name: String, configs: Vec<RunConfig>| {
             plan.has_epochs |= configs.iter().any(|config| config.steps.is_none());
             let steps = configs.iter().map(|config| config.steps.unwrap_or(0)).sum();
@@ -111,7 +111,7 @@ impl Study {
             }
             stage(target.name.clone(), configs);
         }
-        plan.judged = self.targets.len() * self.methods.len() * self.places.len();
+        plan.evaluated = self.targets.len() * self.methods.len() * self.places.len();
         Ok(plan)
     }
 

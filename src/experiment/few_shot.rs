@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
-use super::runner::{Judging, Runner, Training, metrics};
+use super::runner::{EvaluationJob, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
 use crate::config::RunConfig;
 use crate::data::Split;
@@ -141,20 +141,22 @@ impl FewShotRuns {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
         runs.write(out)?;
-        let (mut trainings, mut judgings) = (Vec::new(), Vec::new());
+        let (mut trainings, mut jobs) = (Vec::new(), Vec::new());
         for data_seed in config.draw_seeds() {
             let (folder, config) =
                 (out.join(folder_of(data_seed)), RunConfig { data_seed: Some(data_seed), ..config.clone() });
-            judgings.push(Judging::new(config.clone(), Some(folder.clone()), Split::Test));
+            jobs.push(EvaluationJob::new(config.clone(), Some(folder.clone()), Split::Test));
             let name = format!("data seed {data_seed}");
             trainings.push(Training { is_compared: !resume, ..Training::new(name, config, folder) });
         }
         progress.begin("draws", trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum());
         let outcomes = runner.train(&trainings, progress)?.into_iter().collect::<Result<Vec<_>>>()?;
-        progress.begin("test rows", judgings.len() as u64);
-        let judged = runner.judge(&judgings, progress)?;
-        for ((outcome, Training { config, .. }), judged) in outcomes.into_iter().zip(trainings).zip(judged) {
-            let test = metrics(judged?, progress);
+        progress.begin("test rows", jobs.len() as u64);
+        let evaluated = runner.evaluate(&jobs, progress)?;
+        for ((outcome, Training { config, .. }), evaluated) in
+            outcomes.into_iter().zip(trainings).zip(evaluated)
+        {
+            let test = metrics(evaluated?, progress);
             runs.draws.push(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::progress::Progress;
-use super::runner::{Judging, Runner, Training, complete, mean_metric};
+use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric};
 use super::statistics::mean;
 use crate::config::RunConfig;
 use crate::data::Split;
@@ -137,7 +137,7 @@ impl<'a> Grid<'a> {
                         cell.folder = Some(folder.clone());
                         trainings.push(Training::new(name, config, folder));
                     } else {
-                        untrained.push(Judging::new(config, None, Split::Validation));
+                        untrained.push(EvaluationJob::new(config, None, Split::Validation));
                     }
                     cells.push(cell);
                 }
@@ -148,7 +148,7 @@ impl<'a> Grid<'a> {
         // An untrained one ticks once.
         progress.begin(what, steps + untrained.len() as u64);
         let mut outcomes = self.runner.train(&trainings, progress)?.into_iter();
-        let mut judged = self.runner.judge(&untrained, progress)?.into_iter();
+        let mut evaluated = self.runner.evaluate(&untrained, progress)?.into_iter();
         for cell in own.iter_mut().flatten() {
             match cell.rate {
                 Some(_) => {
@@ -157,8 +157,8 @@ impl<'a> Grid<'a> {
                     }
                 }
                 None => {
-                    if let Some(judged) = judged.next() {
-                        cell.validation = mean_metric(&complete(judged)?);
+                    if let Some(evaluated) = evaluated.next() {
+                        cell.validation = mean_metric(&complete(evaluated)?);
                     }
                 }
             }
@@ -216,14 +216,15 @@ impl<'a> Grid<'a> {
             let (entry, _) = self.entry(name);
             for cell in self.choose(name) {
                 let config = (entry.config)(&self.places[cell.place], cell.rate.unwrap_or(0.0));
-                runs.push(Judging::new(config, cell.folder.clone(), Split::Test));
+                runs.push(EvaluationJob::new(config, cell.folder.clone(), Split::Test));
             }
         }
         progress.begin(what, runs.len() as u64);
-        let mut judged = self.runner.judge(&runs, progress)?.into_iter();
+        let mut evaluated = self.runner.evaluate(&runs, progress)?.into_iter();
         let tested = names.iter().map(|name| {
             let cells = self.choose(name);
-            let evaluations = judged.by_ref().take(cells.len()).map(complete).collect::<Result<Vec<_>>>()?;
+            let evaluations =
+                evaluated.by_ref().take(cells.len()).map(complete).collect::<Result<Vec<_>>>()?;
             Ok(Tested {
                 name: name.clone(),
                 rate: cells.first().and_then(|cell| cell.rate),

@@ -21,7 +21,7 @@ pub(crate) use grid::first_best;
 pub use grid::{Cell, Configure, Entry, Grid, Place, Tested};
 pub use progress::Progress;
 pub(crate) use runner::complete;
-pub use runner::{Judged, Judging, Runner, Together, Training};
+pub use runner::{Evaluated, EvaluationJob, Runner, Together, Training};
 pub use statistics::{Paired, mean, standard_deviation};
 pub use study::{Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};

@@ -43,7 +43,7 @@ impl Training {
 /// Rows to be answered by a run.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Judging {
+pub struct EvaluationJob {
     /// The settings of the run.
     pub config: RunConfig,
     /// The run's folder, whose best state answers; `None`: the state that training would start from.
@@ -52,7 +52,7 @@ pub struct Judging {
     pub split: Split,
 }
 
-impl Judging {
+impl EvaluationJob {
     /// The best state of the run by `config` in `folder` on `split`.
     pub fn new(config: RunConfig, folder: Option<PathBuf>, split: Split) -> Self {
         Self { config, folder, split }
@@ -60,7 +60,7 @@ impl Judging {
 }
 
 /// The tasks of a run, and what it answered to the rows of each.
-pub type Judged = Vec<(String, Result<Evaluation>)>;
+pub type Evaluated = Vec<(String, Result<Evaluation>)>;
 
 /// Who takes trainings and judges runs.
 pub trait Runner {
@@ -74,7 +74,8 @@ pub trait Runner {
     ///
     /// # Errors
     /// As [`train`](Self::train).
-    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>>;
+    fn evaluate(&self, runs: &[EvaluationJob], progress: &mut dyn Progress)
+    -> Result<Vec<Result<Evaluated>>>;
 }
 
 /// The run of a training, from its last checkpoint if it has begun before.
@@ -104,12 +105,12 @@ pub(super) fn open<'a, B: Backend>(
 }
 
 /// Answers the rows of one run, and keeps what came of it in the run's folder, if it has one, as `promptmix evaluate` does.
-pub(super) fn judge<B: Backend>(
+pub(super) fn evaluate<B: Backend>(
     frozen: &Frozen<'_, B>,
-    judging: &Judging,
+    job: &EvaluationJob,
     monitor: &mut dyn Monitor,
-) -> Result<Judged> {
-    let Judging { config, folder, split } = judging;
+) -> Result<Evaluated> {
+    let EvaluationJob { config, folder, split } = job;
     let Some(folder) = folder else {
         let trainer = Trainer::new(frozen, config, monitor)?;
         let parameters = trainer.parameters()?;
@@ -124,7 +125,7 @@ pub(super) fn judge<B: Backend>(
     let names: Vec<String> = run.tasks().iter().map(|task| task.name.clone()).collect();
     let of_tasks: Vec<&str> = names.iter().map(String::as_str).collect();
     let places = data_of_tasks(&config.data.to_string_lossy(), &of_tasks)?;
-    let mut judged = Vec::with_capacity(names.len());
+    let mut evaluated = Vec::with_capacity(names.len());
     for (name, place) in names.iter().zip(places) {
         run.select(name)?;
         let evaluation = run.evaluate(&place, *split, config.decoding, &mut |_, _| {});
@@ -132,25 +133,25 @@ pub(super) fn judge<B: Backend>(
             let record = EvaluationRecord::new(&run, &place, *split, config.decoding, evaluation);
             Evaluations::store(folder, record)?;
         }
-        judged.push((name.clone(), evaluation));
+        evaluated.push((name.clone(), evaluation));
     }
-    Ok(judged)
+    Ok(evaluated)
 }
 
 /// The evaluations of a run that answered the rows of all its tasks.
 ///
 /// # Errors
 /// The first task's that it did not.
-pub(crate) fn complete(judged: Result<Judged>) -> Result<Vec<(String, Evaluation)>> {
-    judged?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
+pub(crate) fn complete(evaluated: Result<Evaluated>) -> Result<Vec<(String, Evaluation)>> {
+    evaluated?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
 }
 
 /// Each metric of a run on its test rows, with the tasks' names before where there are several. What was not judged is noted:
 /// many data sets ship no test rows, or some without labels.
-pub(super) fn metrics(judged: Judged, progress: &mut dyn Progress) -> Vec<(String, Option<f64>)> {
-    let several = judged.len() > 1;
+pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<(String, Option<f64>)> {
+    let several = evaluated.len() > 1;
     let mut metrics = Vec::new();
-    for (task, evaluation) in judged {
+    for (task, evaluation) in evaluated {
         let of = if several { format!("{task} ") } else { String::new() };
         match evaluation {
             Ok(evaluation) => metrics.extend(
@@ -213,16 +214,20 @@ impl<B: Backend> Runner for Together<'_, B> {
         Ok(outcomes)
     }
 
-    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>> {
-        let mut judged = Vec::with_capacity(runs.len());
+    fn evaluate(
+        &self,
+        runs: &[EvaluationJob],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Result<Evaluated>>> {
+        let mut evaluated = Vec::with_capacity(runs.len());
         for run in runs {
             if progress.ends() {
-                return Err(interrupted(judged.len(), runs.len()));
+                return Err(interrupted(evaluated.len(), runs.len()));
             }
-            judged.push(judge(self.frozen, run, &mut Silent));
+            evaluated.push(evaluate(self.frozen, run, &mut Silent));
             progress.step();
         }
-        Ok(judged)
+        Ok(evaluated)
     }
 }
 

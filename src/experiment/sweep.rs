@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use toml::Table;
 
 use super::progress::Progress;
-use super::runner::{Judging, Runner, Training, metrics};
+use super::runner::{EvaluationJob, Runner, Training, metrics};
 use super::statistics::{mean, standard_deviation};
 use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
@@ -44,18 +44,18 @@ impl Sweep {
     pub fn run(runner: &dyn Runner, trainings: &[Training], progress: &mut dyn Progress) -> Result<Self> {
         progress.begin("sweep", trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum());
         let outcomes = runner.train(trainings, progress)?;
-        let judgings: Vec<Judging> = trainings
+        let jobs: Vec<EvaluationJob> = trainings
             .iter()
             .zip(&outcomes)
             .filter(|(_, outcome)| outcome.is_ok())
-            .map(|(run, _)| Judging::new(run.config.clone(), Some(run.folder.clone()), Split::Test))
+            .map(|(run, _)| EvaluationJob::new(run.config.clone(), Some(run.folder.clone()), Split::Test))
             .collect();
-        progress.begin("test rows", judgings.len() as u64);
-        let mut judged = runner.judge(&judgings, progress)?.into_iter();
+        progress.begin("test rows", jobs.len() as u64);
+        let mut evaluated = runner.evaluate(&jobs, progress)?.into_iter();
         let mut runs = Vec::with_capacity(trainings.len());
         for (Training { name, config, .. }, outcome) in trainings.iter().zip(outcomes) {
-            let judged = if outcome.is_ok() { judged.next().transpose()? } else { None };
-            let test = judged.map_or_else(Vec::new, |judged| metrics(judged, progress));
+            let evaluated = if outcome.is_ok() { evaluated.next().transpose()? } else { None };
+            let test = evaluated.map_or_else(Vec::new, |evaluated| metrics(evaluated, progress));
             runs.push(SweptRun { name: name.clone(), config: config.clone(), outcome, test });
         }
         Ok(Self { runs })

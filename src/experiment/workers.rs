@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use super::progress::Progress;
-use super::runner::{Judged, Judging, Runner, Training, interrupted, judge, open};
+use super::runner::{Evaluated, EvaluationJob, Runner, Training, evaluate, interrupted, open};
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
@@ -121,11 +121,15 @@ impl Runner for Workers<'_> {
         })
     }
 
-    fn judge(&self, runs: &[Judging], progress: &mut dyn Progress) -> Result<Vec<Result<Judged>>> {
+    fn evaluate(
+        &self,
+        runs: &[EvaluationJob],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Result<Evaluated>>> {
         self.run(runs, progress, |frozen, run, ticks| {
-            let judged = judge(frozen, run, &mut Silent);
+            let evaluated = evaluate(frozen, run, &mut Silent);
             ticks.done();
-            Ok(judged)
+            Ok(evaluated)
         })
     }
 }

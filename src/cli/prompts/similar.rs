@@ -9,7 +9,7 @@ use crate::cli::settings::TaskFlags;
 use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::experiment::{Judging, Progress, Runner, Together, complete};
+use crate::experiment::{EvaluationJob, Progress, Runner, Together, complete};
 use crate::metrics::Scores;
 use crate::model::Frozen;
 use crate::pretrained::{self, Checkpoint};
@@ -90,8 +90,8 @@ impl Arguments {
             Some(data) => {
                 let runs = self.runs(data, &prompts)?;
                 let device = self.device.open()?;
-                let judged = on_device!(device, backend => judge(backend, &checkpoint, &runs))?;
-                suited.iter_mut().zip(judged).for_each(|(source, scores)| source.scores = Some(scores));
+                let evaluated = on_device!(device, backend => evaluate(backend, &checkpoint, &runs))?;
+                suited.iter_mut().zip(evaluated).for_each(|(source, scores)| source.scores = Some(scores));
             }
             None if !self.task.0.is_empty() => {
                 let flags: Vec<String> = self.task.0.keys().map(|key| format!("--{key}")).collect();
@@ -114,7 +114,7 @@ impl Arguments {
     }
 
     /// A run for each source that starts from it and is judged before any step.
-    fn runs(&self, data: &Path, prompts: &[Prompt]) -> Result<Vec<Judging>> {
+    fn runs(&self, data: &Path, prompts: &[Prompt]) -> Result<Vec<EvaluationJob>> {
         let mut base = RunConfig::default().with(&self.task.0)?;
         if base.is_multi_task() {
             let advice = "ask for each task by itself";
@@ -129,23 +129,23 @@ impl Arguments {
             let (sources, prompt_length) = (vec![source.clone()], prompt.length());
             let config = RunConfig { sources, prompt_length, ..base.clone() };
             config.check()?;
-            Ok(Judging::new(config, None, Split::Validation))
+            Ok(EvaluationJob::new(config, None, Split::Validation))
         });
         runs.collect()
     }
 }
 
 /// Answers the validation rows with each source.
-fn judge<B: Backend>(backend: &B, checkpoint: &Checkpoint, runs: &[Judging]) -> Result<Vec<Scores>> {
+fn evaluate<B: Backend>(backend: &B, checkpoint: &Checkpoint, runs: &[EvaluationJob]) -> Result<Vec<Scores>> {
     let frozen = Frozen::of_checkpoint(backend, checkpoint)?;
     crate::cli::warn(&frozen.warnings);
     let mut bars = Bars::new()?;
     bars.begin("sources", runs.len() as u64);
-    let judged = Together::new(&frozen, 1)?.judge(runs, &mut bars);
+    let evaluated = Together::new(&frozen, 1)?.evaluate(runs, &mut bars);
     bars.finish();
     let mut scores = Vec::with_capacity(runs.len());
-    for judged in judged? {
-        scores.extend(complete(judged)?.into_iter().map(|(_, evaluation)| evaluation.scores));
+    for evaluated in evaluated? {
+        scores.extend(complete(evaluated)?.into_iter().map(|(_, evaluation)| evaluation.scores));
     }
     Ok(scores)
 }
