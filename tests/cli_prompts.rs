@@ -157,7 +157,7 @@ fn sources_are_merged_added_and_removed() {
 }
 
 #[test]
-fn two_tasks_one_from_a_file_train_are_judged_and_answer_together() {
+fn two_tasks_one_from_a_file_train_are_evaluated_and_answer_together() {
     let work = Work::new();
     let (tasks, data) = (format!("sst2,{}", work.path("stars.toml")), work.path("data"));
     work.train(
@@ -403,9 +403,9 @@ fn sources_are_sorted_by_what_compare_finds_for_each_as_it_is() {
     let mut means = Vec::new();
     for (name, source) in names.iter().zip(&compared) {
         assert_eq!((&source[0], source[1].as_f64()), (&(*name).into(), Some(mean(name))));
-        let judged = success(&["evaluate", "--run", &work.path(name), "--data", &films, "--json"]);
-        let judged: serde_json::Value = serde_json::from_str(judged.trim()).expect("JSON");
-        assert_eq!(judged["metrics"]["accuracy"].as_f64(), Some(mean(name)), "{judged}");
+        let evaluated = success(&["evaluate", "--run", &work.path(name), "--data", &films, "--json"]);
+        let evaluated: serde_json::Value = serde_json::from_str(evaluated.trim()).expect("JSON");
+        assert_eq!(evaluated["metrics"]["accuracy"].as_f64(), Some(mean(name)), "{evaluated}");
         means.push(mean(name));
     }
     assert!(means[0] < means[1] && means[1] < means[2], "sources that differ: {means:?}");
@@ -494,10 +494,10 @@ fn the_folder_of_a_run_stands_for_its_prompt() {
     work.train("run", &[&attempt[..], &["--sources", &sources]].concat());
     let as_files = format!("{one}/prompt.safetensors,{two}/prompt.safetensors");
     work.train("files", &[&attempt[..], &["--sources", &as_files]].concat());
-    let judge = |run: &str| success(&["evaluate", "--run", &work.path(run), "--json"]);
-    let judged: serde_json::Value = serde_json::from_str(judge("run").trim()).expect("JSON");
-    assert_eq!(judged["prompts"], serde_json::json!(["one-0.1", "one-0.2", "target"]));
-    assert_eq!(judge("run"), judge("files"));
+    let evaluate = |run: &str| success(&["evaluate", "--run", &work.path(run), "--json"]);
+    let evaluated: serde_json::Value = serde_json::from_str(evaluate("run").trim()).expect("JSON");
+    assert_eq!(evaluated["prompts"], serde_json::json!(["one-0.1", "one-0.2", "target"]));
+    assert_eq!(evaluate("run"), evaluate("files"));
     let twice = format!("{one},{one}/prompt.safetensors");
     let model = manifest().join("demo").display().to_string();
     let train = |sources: &str| {
@@ -512,7 +512,7 @@ fn the_folder_of_a_run_stands_for_its_prompt() {
     success(&["prompts", "remove", "--run", &run, "--source", "one-0.2", "--out", &less]);
     let said = success(&["prompts", "add", "--run", &less, "--source", &two, "--out", &more]);
     assert!(said.contains("one-0.1") && said.contains("one-0.2"), "{said}");
-    assert_eq!(judge("more"), judge("run"));
+    assert_eq!(evaluate("more"), evaluate("run"));
     assert!(success(&["prompts", "show", &one]).starts_with("one-0.1: 4 rows"));
 
     // Of several tasks none is the run's prompt.

@@ -575,7 +575,7 @@ fn no_example_left_is_an_error() {
 }
 
 #[test]
-fn a_file_whose_answers_are_all_hidden_is_no_data_to_judge_by() {
+fn a_file_whose_answers_are_all_hidden_is_no_data_to_evaluate_by() {
     let folder = folder();
     let rows = |answers: &[&str]| {
         let row = json!({"passage": "p", "query": "q", "entities": ["A"], "answers": answers});

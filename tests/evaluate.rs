@@ -1,4 +1,4 @@
-//! What `promptmix evaluate` finds is kept in the run's folder, and a folder of runs is judged as one.
+//! What `promptmix evaluate` finds is kept in the run's folder, and a folder of runs is evaluated as one.
 #![cfg(feature = "cli")]
 
 use std::fs;
@@ -136,7 +136,7 @@ fn what_was_found_is_kept_by_split_task_and_decoding() {
     fs::write(path.join("evaluation.json"), "{}").expect("written");
     let output = promptmix(&["--run", &run]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("evaluation.json") && said.contains("judge the run again"), "{said}");
+    assert!(said.contains("evaluation.json") && said.contains("evaluate the run again"), "{said}");
     assert!(!output.status.success() && output.stdout.is_empty(), "refused before the work");
 }
 
@@ -167,7 +167,7 @@ fn entries_that_are_written_at_a_time_do_not_drive_each_other_out() {
 }
 
 #[test]
-fn a_folder_of_few_shot_runs_is_judged_as_one() {
+fn a_folder_of_few_shot_runs_is_evaluated_as_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
     let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
@@ -202,7 +202,7 @@ fn a_folder_of_few_shot_runs_is_judged_as_one() {
     let names: Vec<&Value> = lines.iter().map(|line| &line["run"]).collect();
     assert_eq!(names, ["draw-9", "draw-10", "draw-11"]);
 
-    // One model serves all runs: a run that cannot find it by itself is judged with the others'.
+    // One model serves all runs: a run that cannot find it by itself is evaluated with the others'.
     for draw in ["draw-9", "draw-11"] {
         let settings = path.join(draw).join("run.json");
         let text = fs::read_to_string(&settings).expect("settings");
@@ -222,7 +222,7 @@ fn a_folder_of_few_shot_runs_is_judged_as_one() {
     let output = promptmix(&["--run", &run, "--split", "test"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("begun    not judged: ") && said.contains("best.safetensors"), "{said}");
+    assert!(said.contains("begun    not evaluated: ") && said.contains("best.safetensors"), "{said}");
     assert!(said.contains("over 4 runs") && said.contains("more than their seeds: learning-rate;"), "{said}");
 
     let empty = folder.path().join("empty");

@@ -305,8 +305,8 @@ fn a_model_and_its_data_come_from_the_hub_in_one_run() {
     ]);
     assert!(said.contains("hub: nyu-mll/glue/rte at main, commit"), "{said}");
     assert!(said.contains("36 examples from 36 rows"), "{said}");
-    let judged = setting.success(&["evaluate", "--run", &out, "--split", "validation", "--device", "cpu"]);
-    assert!(judged.contains("rte validation: 24 examples"), "{judged}");
+    let evaluated = setting.success(&["evaluate", "--run", &out, "--split", "validation", "--device", "cpu"]);
+    assert!(evaluated.contains("rte validation: 24 examples"), "{evaluated}");
     let hidden = setting.error(&["evaluate", "--run", &out, "--split", "test", "--device", "cpu"]);
     assert!(hidden.contains("-1 stands for a hidden label: --split-validation-test"), "{hidden}");
 }

@@ -47,7 +47,7 @@ fn one_class_alone_is_defined() {
 }
 
 #[test]
-fn nothing_to_judge_is_not_zero() {
+fn nothing_to_evaluate_is_not_zero() {
     for metric in ALL {
         let (predictions, references) = match metric.kind() {
             Kind::Classes => classes(&[], &[], 2),
@@ -126,7 +126,7 @@ fn the_mean_chooses_the_checkpoint() {
     assert_eq!((scores.values[0].1, scores.mean()), (None, Some(0.0)));
 }
 
-/// Cases of `scripts/peers/metrics_golden.py`, judged by the versions that its output names.
+/// Cases of `scripts/peers/metrics_golden.py`, evaluated by the versions that its output names.
 mod golden {
     use promptmix::metrics::{Metric, Predictions, References, answers, evaluate};
     use serde_json::Value;

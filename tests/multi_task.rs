@@ -221,8 +221,8 @@ fn a_run_on_several_tasks_leaves_a_prompt_a_task_and_answers_as_each() {
     for (index, task) in ["sst2", "rte"].into_iter().enumerate() {
         run.select(task).expect("one of its tasks");
         let folder = data.path().join(task);
-        let again = run.evaluate(&folder, Split::Test, Decoding::Labels, &mut |_, _| {}).expect("judged");
-        let here = trainer.evaluate_task(index, Split::Test, None, &mut |_| {}).expect("judged");
+        let again = run.evaluate(&folder, Split::Test, Decoding::Labels, &mut |_, _| {}).expect("evaluated");
+        let here = trainer.evaluate_task(index, Split::Test, None, &mut |_| {}).expect("evaluated");
         assert_eq!((again.answers, again.attention), (here.answers, here.attention), "{task}");
     }
     let error = run.select("cola").expect_err("not a task of it").to_string();

@@ -418,7 +418,7 @@ fn test_results_come_from_what_was_evaluated_and_say_when_they_are_outdated() {
         })
         .collect();
     let html = page(&paths, &out);
-    assert!(html.contains("promptmix evaluate --split test"), "nothing was judged yet");
+    assert!(html.contains("promptmix evaluate --split test"), "nothing was evaluated yet");
     evaluation(&paths[0], "test", "greedy", 8, 0.5);
     evaluation(&paths[1], "test", "greedy", 8, 0.7);
     evaluation(&paths[2], "validation", "greedy", 8, 0.9);
@@ -435,7 +435,7 @@ fn test_results_come_from_what_was_evaluated_and_say_when_they_are_outdated() {
     assert!(html.contains("accuracy 0.7000 (1 run)"), "the one that is left");
     fs::write(paths[0].join("evaluation.json"), "{").expect("written");
     let message = report::write(&paths, &out).expect_err("damaged").to_string();
-    assert!(message.contains("evaluation.json") && message.contains("judge the run again"), "{message}");
+    assert!(message.contains("evaluation.json") && message.contains("evaluate the run again"), "{message}");
 }
 
 #[test]
@@ -460,7 +460,7 @@ fn few_shot_draws_show_the_test_results_they_ended_with() {
     fs::write(runs.join("few_shot.json"), summary.to_string()).expect("written");
     let html = page(std::slice::from_ref(&runs), &out);
     assert!(html.contains("accuracy 0.5000 ± 0.3536") && html.contains("draw-*"));
-    // What was judged since stands before what the draws ended with.
+    // What was evaluated since stands before what the draws ended with.
     evaluation(&runs.join("draw-1"), "test", "greedy", 8, 0.5);
     assert!(page(&[runs], &out).contains("accuracy 0.6250 ± 0.1768"));
 }

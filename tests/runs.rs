@@ -245,7 +245,7 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
         success(&words(&setting.resume(signal)));
         let log = fs::read_to_string(folder.join("log.txt")).expect("a log");
         assert!(
-            log.contains(&format!("resumed behind step {step}\n")),
+            log.contains(&format!("resumed after step {step}\n")),
             "a checkpoint of that very step: {log}"
         );
         assert!(result(&folder) == expected, "{signal} after step {step}");
@@ -730,7 +730,7 @@ fn a_signal_ends_a_sweep_with_checkpoints() {
         let [ended, unbroken] =
             ["ended", "unbroken"].map(|sweep| PathBuf::from(setting.path(&format!("{sweep}/{run}"))));
         let log = fs::read_to_string(ended.join("log.txt")).expect("a log");
-        assert!(log.contains(&format!("resumed behind step {step}\n")), "{run}: {log}");
+        assert!(log.contains(&format!("resumed after step {step}\n")), "{run}: {log}");
         assert!(result(&ended) == result(&unbroken), "{run}");
     }
 }

@@ -257,13 +257,13 @@ fn answers_come_in_every_shape_the_hub_ships() {
 }
 
 #[test]
-fn record_trains_on_every_answer_and_is_judged_once_a_question() {
+fn record_trains_on_every_answer_and_is_evaluated_once_a_question() {
     let record = Task::named("record").unwrap();
     let question = row(json!({"passage": "p", "query": "q", "entities": ["A", "B"], "answers": ["A", "B"]}));
     assert_eq!(record.examples(&question, Purpose::Training).unwrap().len(), 2);
-    let judged = record.examples(&question, Purpose::Evaluation).unwrap();
-    assert_eq!(judged.len(), 1);
-    assert_eq!(judged[0].reference, Reference::Texts(vec!["A".into(), "B".into()]));
+    let evaluated = record.examples(&question, Purpose::Evaluation).unwrap();
+    assert_eq!(evaluated.len(), 1);
+    assert_eq!(evaluated[0].reference, Reference::Texts(vec!["A".into(), "B".into()]));
 }
 
 #[test]

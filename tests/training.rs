@@ -74,7 +74,7 @@ fn attempt(data: &Path, sources: Vec<PathBuf>) -> RunConfig {
     let mut config = config(data);
     config.method = Method::Attempt;
     config.sources = sources;
-    config.bottleneck_dim = 16;
+    config.rank = 16;
     config
 }
 
@@ -284,14 +284,14 @@ fn accumulation_gives_the_numbers_of_the_large_batch() {
 
 /// Two threads as ranks: each waits for the other's part of a sum.
 struct Pair {
-    bottleneck_dim: usize,
+    rank: usize,
     send: Sender<Vec<f64>>,
     receive: Receiver<Vec<f64>>,
 }
 
 impl Ranks for Pair {
-    fn bottleneck_dim(&self) -> usize {
-        self.bottleneck_dim
+    fn rank(&self) -> usize {
+        self.rank
     }
     fn count(&self) -> usize {
         2
@@ -320,12 +320,12 @@ fn two_ranks_give_the_numbers_of_one() {
     let ranks = [(to_one, at_zero), (to_zero, at_one)];
     let records: Vec<Vec<StepRecord>> = std::thread::scope(|scope| {
         let config = &config;
-        let run = |(bottleneck_dim, (send, receive)): (usize, (Sender<_>, Receiver<_>))| {
+        let run = |(rank, (send, receive)): (usize, (Sender<_>, Receiver<_>))| {
             scope.spawn(move || {
                 let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
                 let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
                 let trainer = Trainer::new(&frozen, config, &mut Silent).expect("a run");
-                steps(&mut trainer.on_ranks(Rc::new(Pair { bottleneck_dim, send, receive })), 4)
+                steps(&mut trainer.on_ranks(Rc::new(Pair { rank, send, receive })), 4)
             })
         };
         let threads: Vec<_> = ranks.into_iter().enumerate().map(run).collect();
@@ -364,7 +364,7 @@ fn a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() {
     let mut broken = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
     broken.resume(&out).expect("nothing is saved yet: the start");
     assert_eq!(broken.step_count(), 0);
-    // A crash behind step 5: the last checkpoint is that of the validation behind step 3.
+    // A crash after step 5: the last checkpoint is that of the validation after step 3.
     let mut crash = CrashAt(5);
     let crashed =
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| broken.run(Some(&mut folder), &mut crash)));

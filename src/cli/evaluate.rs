@@ -27,7 +27,7 @@ What is found for the run's own data and tasks is kept in evaluation.json in its
 which promptmix report shows. Other data (--data) and another task or labels (--task, --labels) are printed and not kept.
 
 Of several runs there is a line each, and the mean and standard deviation of every metric. The exit status is 1 if one of them
-could not be judged.")]
+could not be evaluated.")]
 pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote, or one with such folders at most three levels beneath it
     #[arg(long)]
@@ -35,13 +35,13 @@ pub(super) struct Arguments {
     /// Folder or hub id of the model that the run was trained with, where it is not found by itself
     #[arg(long)]
     model: Option<String>,
-    /// One of the run's tasks instead of all; or, of a run on a single task, judge as this one instead
+    /// One of the run's tasks instead of all; or, of a run on a single task, evaluate as this one instead
     #[arg(long)]
     task: Option<String>,
     /// Label strings of --task
     #[arg(long, requires = "task")]
     labels: Option<String>,
-    /// Data to judge, instead of the run's own
+    /// Data to evaluate, instead of the run's own
     #[arg(long)]
     data: Option<PathBuf>,
     /// train, validation or test
@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     device: Device,
 }
 
-/// A task of a run, judged.
+/// A task of a run, evaluated.
 struct Evaluated {
     task: String,
     prompts: Vec<String>,
@@ -74,17 +74,22 @@ impl Arguments {
         if let (Some(model), Some(other)) = (&self.model, other) {
             let expected = format!("runs that were all trained with {model}");
             let of_another = format!("{} and {}, of different models", found[0].name, found[other].name);
-            let advice = "leave it out, or judge the runs of each model by themselves";
+            let advice = "leave it out, or evaluate the runs of each model by themselves";
             return Err(Error::setting("--model", expected, of_another, advice));
         }
         let device = self.device.open()?;
         on_device!(device, backend => match &found[..] {
-            [one] if one.path == self.run => self.judge_one(backend, one, &saved[0]),
-            _ => self.judge_several(backend, &found, &saved),
+            [one] if one.path == self.run => self.evaluate_one(backend, one, &saved[0]),
+            _ => self.evaluate_several(backend, &found, &saved),
         })
     }
 
-    fn judge_one<B: Backend>(&self, backend: &B, found: &FoundRun, saved: &RunManifest) -> Result<ExitCode> {
+    fn evaluate_one<B: Backend>(
+        &self,
+        backend: &B,
+        found: &FoundRun,
+        saved: &RunManifest,
+    ) -> Result<ExitCode> {
         let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
         super::say_moved(saved, &found.path, &model);
         let mut means = Vec::new();
@@ -99,8 +104,8 @@ impl Arguments {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Judges the runs model by model, each of which is loaded once; a run that cannot be judged does not hold up the others.
-    fn judge_several<B: Backend>(
+    /// Evaluates the runs model by model, each of which is loaded once; a run that cannot be evaluated does not hold up the others.
+    fn evaluate_several<B: Backend>(
         &self,
         backend: &B,
         found: &[FoundRun],
@@ -135,7 +140,7 @@ impl Arguments {
                 failed |= evaluated.is_err();
                 match evaluated {
                     Err(error) if self.json => eprintln!("error: {name}: {error}"),
-                    Err(error) => println!("{name:<width$}  not judged: {error}"),
+                    Err(error) => println!("{name:<width$}  not evaluated: {error}"),
                     Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
                     Ok(()) => {}
                 }
@@ -168,7 +173,7 @@ impl Arguments {
         Ok((frozen, checkpoint.folder().to_owned()))
     }
 
-    /// Judges the tasks of a run that were asked for, and hands each on as it is done.
+    /// Evaluates the tasks of a run that were asked for, and hands each on as it is done.
     fn evaluate<B: Backend>(
         &self,
         frozen: &Frozen<'_, B>,
@@ -183,7 +188,7 @@ impl Arguments {
         let Some(task) = &self.task else {
             for name in &own {
                 run.select(name)?;
-                done(self.judge_task(&run, found, saved, true)?);
+                done(self.evaluate_task(&run, found, saved, true)?);
             }
             return Ok(());
         };
@@ -201,12 +206,12 @@ impl Arguments {
             config.labels.clone_from(&self.labels);
             run.set_task(train::task(&config)?)?;
         }
-        done(self.judge_task(&run, found, saved, is_own)?);
+        done(self.evaluate_task(&run, found, saved, is_own)?);
         Ok(())
     }
 
-    /// Judges the selected task, and keeps what came of it if task and data are the run's own.
-    fn judge_task<B: Backend>(
+    /// Evaluates the selected task, and keeps what came of it if task and data are the run's own.
+    fn evaluate_task<B: Backend>(
         &self,
         run: &TrainedRun<'_, B>,
         found: &FoundRun,

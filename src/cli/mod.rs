@@ -42,11 +42,11 @@ struct Arguments {
 enum Command {
     /// Learn a prompt: prompt tuning, SPoT or ATTEMPT
     Train(Box<train::Arguments>),
-    /// Learn many runs over tasks, seeds and rates, several in one batch
+    /// Train a sweep: many runs over tasks, seeds and rates, several in one batch
     Sweep(sweep::Arguments),
     /// Compare methods on targets over rates and seeds, as a study's file declares them
     Compare(compare::Arguments),
-    /// Judge a trained run on a split of its task's data
+    /// Evaluate a trained run on a split of its task's data
     Evaluate(evaluate::Arguments),
     /// Answer the rows of a file with a trained run
     Predict(predict::Arguments),

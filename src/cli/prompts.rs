@@ -357,7 +357,7 @@ impl Remove {
 fn change(run: &Path, out: &Path, sources: &[PathBuf]) -> Result<()> {
     let names = train::change_sources(run, out, sources)?;
     println!(
-        "{} mixes {}; judge it: promptmix evaluate --run {}",
+        "{} mixes {}; evaluate it: promptmix evaluate --run {}",
         out.display(),
         names.join(", "),
         out.display()

@@ -162,7 +162,7 @@ impl Arguments {
         };
         if ranks.rank() == 0 {
             println!(
-                "{} steps{why}; best validation {:.4}{of} behind step {}; written to {}",
+                "{} steps{why}; best validation {:.4}{of} after step {}; written to {}",
                 outcome.steps,
                 outcome.best,
                 outcome.best_step,
@@ -180,7 +180,7 @@ impl Arguments {
         for draw in &runs.draws {
             let folder = self.out.join(&draw.folder);
             println!(
-                "data seed {}: best validation {:.4} behind step {} of {}; {}",
+                "data seed {}: best validation {:.4} after step {} of {}; {}",
                 draw.data_seed,
                 draw.validation,
                 draw.best_step,

@@ -216,7 +216,7 @@ fn places(seeds: &[u64]) -> Vec<Place> {
     seeds.iter().map(|&seed| Place::new(format!("seed-{seed}"), 0, seed)).collect()
 }
 
-/// Learns a prompt from `path`, or judges it as it is.
+/// Learns a prompt from `path`, or evaluates it as it is.
 pub(super) fn from_source(config: RunConfig, path: &Path) -> RunConfig {
     RunConfig { method: Method::Spot, sources: vec![path.to_owned()], ..config }
 }

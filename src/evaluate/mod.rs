@@ -16,13 +16,13 @@ use crate::metrics::Scores;
 use crate::model::{Frozen, Mixture};
 use crate::tasks::Task;
 
-/// How a set of examples is answered and judged.
+/// How a set of examples is answered and evaluated.
 pub struct Evaluator<'a, B: Backend> {
     /// The frozen model and its tokenizer.
     pub frozen: &'a Frozen<'a, B>,
     /// The mixture before it.
     pub mixture: &'a Mixture<B>,
-    /// The task that judges.
+    /// The task that evaluates.
     pub task: &'a Task,
     /// Which of the run's target prompts stands before the examples.
     pub target_prompt: u32,
@@ -51,7 +51,7 @@ pub struct Evaluation {
 }
 
 impl<B: Backend> Evaluator<'_, B> {
-    /// Answers every example with `target_prompt` of the run's state, and judges the answers. `progress` hears how many
+    /// Answers every example with `target_prompt` of the run's state, and evaluates the answers. `progress` hears how many
     /// examples are done.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ pub struct Comparison {
 pub struct Plan {
     /// Each stage: its name, trainings and their steps where they are given.
     pub stages: Vec<(String, usize, u64)>,
-    /// Runs that are judged on test rows.
+    /// Runs that are evaluated on test rows.
     pub evaluated: usize,
     /// Whether a training counts in epochs, whose steps are known only once its rows are read.
     pub has_epochs: bool,

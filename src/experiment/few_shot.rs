@@ -123,7 +123,7 @@ impl FewShotRuns {
         Some(RunManifest { config: self.config.clone(), ..saved })
     }
 
-    /// Trains a run for each draw into folders below `out`, and judges it on the test rows if there are any. Goes on
+    /// Trains a run for each draw into folders below `out`, and evaluates it on the test rows if there are any. Goes on
     /// with what is there if `resume`.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::Evaluation;
 
-/// Where an entry is trained and judged: a data set and a seed.
+/// Where an entry is trained and evaluated: a data set and a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Place {
@@ -36,7 +36,7 @@ pub type Configure<'a> = Box<dyn Fn(&Place, f64) -> RunConfig + Sync + 'a>;
 pub struct Entry<'a> {
     /// What it is called; unique, and in lower case a part of its runs' folders.
     pub name: String,
-    /// The learning rates that it may choose from; none for one that is judged as it starts.
+    /// The learning rates that it may choose from; none for one that is evaluated as it starts.
     pub rates: Vec<f64>,
     /// The settings of a training in a place at a rate.
     pub config: Configure<'a>,
@@ -203,7 +203,7 @@ impl<'a> Grid<'a> {
         self.choose(name).iter().map(|cell| cell.validation).collect()
     }
 
-    /// Judges the chosen runs of the entries called `names` on the test rows.
+    /// Evaluates the chosen runs of the entries called `names` on the test rows.
     ///
     /// # Errors
     /// Those of the data and of evaluation.

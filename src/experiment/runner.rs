@@ -62,7 +62,7 @@ impl EvaluationJob {
 /// The tasks of a run, and what it answered to the rows of each.
 pub type Evaluated = Vec<(String, Result<Evaluation>)>;
 
-/// Who takes trainings and judges runs.
+/// Who takes trainings and evaluates runs.
 pub trait Runner {
     /// Takes all steps that the trainings have left; results are in their order. One that fails does not hold up the others.
     ///
@@ -146,7 +146,7 @@ pub(crate) fn complete(evaluated: Result<Evaluated>) -> Result<Vec<(String, Eval
     evaluated?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
 }
 
-/// Each metric of a run on its test rows, with the tasks' names before where there are several. What was not judged is noted:
+/// Each metric of a run on its test rows, with the tasks' names before where there are several. What was not evaluated is noted:
 /// many data sets ship no test rows, or some without labels.
 pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<(String, Option<f64>)> {
     let several = evaluated.len() > 1;
@@ -157,7 +157,7 @@ pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<
             Ok(evaluation) => metrics.extend(
                 evaluation.scores.values.iter().map(|(metric, value)| (format!("{of}{metric}"), *value)),
             ),
-            Err(error) => progress.note(&format!("the test rows were not judged: {error}")),
+            Err(error) => progress.note(&format!("the test rows were not evaluated: {error}")),
         }
     }
     metrics

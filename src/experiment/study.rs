@@ -73,7 +73,7 @@ pub struct StudyMethod {
     pub name: String,
     /// Which sources it takes.
     pub sources: Sources,
-    /// Whether it is judged as it starts.
+    /// Whether it is evaluated as it starts.
     pub is_untrained: bool,
     /// Whether its scorer starts from the one that was trained on the sources' tasks.
     pub has_pretrained_scorer: bool,

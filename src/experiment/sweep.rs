@@ -170,7 +170,7 @@ impl fmt::Display for Sweep {
                 Ok(Outcome { steps, best, best_step, .. }) => {
                     write!(
                         formatter,
-                        "{name:<width$}  best validation {best:.4} behind step {best_step} of {steps}"
+                        "{name:<width$}  best validation {best:.4} after step {best_step} of {steps}"
                     )?;
                     for (metric, value) in test {
                         write!(formatter, "; test {metric} {:.4}", value.unwrap_or(f64::NAN))?;

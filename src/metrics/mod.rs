@@ -1,4 +1,4 @@
-//! What a task is judged by: each metric as a function of predictions and references, in `f64`.
+//! What a task is evaluated by: each metric as a function of predictions and references, in `f64`.
 //!
 //! Scores are fractions, higher is better; multiply by 100 for the percentages of published tables. A generation that
 //! is none of the task's answers is *invalid*: a class of its own, never counted as the opposite label. Not for
@@ -56,7 +56,7 @@ pub const ALL: [Metric; 10] = [
     Metric::QuestionExactMatch,
 ];
 
-/// The kind of answer a metric judges.
+/// The kind of answer a metric evaluates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -93,7 +93,7 @@ impl Metric {
         }
     }
 
-    /// What it judges.
+    /// What it evaluates.
     pub fn kind(self) -> Kind {
         match self {
             Self::Pearson | Self::Spearman => Kind::Numbers,
@@ -289,7 +289,7 @@ pub struct Scores {
     pub values: Vec<(Metric, Option<f64>)>,
     /// Invalid generations among the examples.
     pub invalid: usize,
-    /// Examples judged.
+    /// Examples evaluated.
     pub examples: usize,
 }
 

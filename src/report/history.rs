@@ -21,7 +21,7 @@ pub(super) struct History {
     pub(super) saved: RunManifest,
     /// Numbers that train; `None` if an older version wrote the folder and nothing was validated yet.
     pub(super) trained: Option<usize>,
-    /// What it came to on test rows, where those were judged.
+    /// What it came to on test rows, where those were evaluated.
     pub(super) test: Option<Test>,
     pub(super) steps: Vec<Step>,
     pub(super) validations: Vec<Validation>,
@@ -143,7 +143,7 @@ impl History {
         Ok(history)
     }
 
-    /// What `promptmix evaluate` found on test rows: as the run itself gets its answers, if it was judged so.
+    /// What `promptmix evaluate` found on test rows: as the run itself gets its answers, if it was evaluated so.
     fn test_of(&self, stored: &Evaluations) -> Option<Test> {
         let own = self.saved.config.decoding;
         let on_test = || stored.evaluations.iter().filter(|record| record.split.name() == "test");

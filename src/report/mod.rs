@@ -1,6 +1,6 @@
 //! Pictures and tables of runs: one HTML page that needs nothing else, and its figures as SVG and PNG beside it.
 //!
-//! Everything is read from run folders; no model is loaded. Not for judging a run: that is evaluation.
+//! Everything is read from run folders; no model is loaded. Not for evaluating a run: that is evaluation.
 
 mod chart;
 mod groups;

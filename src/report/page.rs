@@ -269,7 +269,7 @@ fn results(runs: &[History]) -> Markup {
         } }
         p {
             "“No label” counts answers at the best step that are none of the task’s labels."
-            @if !has_test { " Test rows come in here when promptmix evaluate --split test has judged them." }
+            @if !has_test { " Test rows come in here when promptmix evaluate --split test has evaluated them." }
             @if is_shared {
                 " Where a step is “for” several runs, they shared its batch: the time is that of all of them together."
             }

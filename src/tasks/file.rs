@@ -41,7 +41,7 @@ impl Task {
         if is_file { Self::from_toml(path) } else { Self::named(name) }
     }
 
-    /// The task in the TOML file at `path`. Its name is the file's stem if it says none; it is judged by accuracy, by
+    /// The task in the TOML file at `path`. Its name is the file's stem if it says none; it is evaluated by accuracy, by
     /// Pearson and Spearman, or by exact match and F1, as its answers are, if it says no metrics.
     ///
     /// # Errors

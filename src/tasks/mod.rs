@@ -1,4 +1,4 @@
-//! Tasks: how a row of data becomes text to read and text to generate, and how the generated text is judged.
+//! Tasks: how a row of data becomes text to read and text to generate, and how the generated text is evaluated.
 //!
 //! [`Task::named`] knows the datasets of ATTEMPT (Asai et al. 2022), in the source format of the authors' release.
 //! Where that release has a defect the text differs on purpose: winogrande shows both options, piqa and social_i_qa the
@@ -44,7 +44,7 @@ pub struct Task {
     pub source: Template,
     /// The text the decoder is to generate.
     pub target: Target,
-    /// What it is judged by, most important first.
+    /// What it is evaluated by, most important first.
     pub metrics: Vec<Metric>,
     /// Where validation and test rows come from when the data has no labelled test file.
     #[serde(default)]
@@ -119,7 +119,7 @@ pub struct Example {
     pub target: String,
     /// The right answer, for the metrics.
     pub reference: Reference,
-    /// The group the example is judged in, if the task has groups.
+    /// The group the example is evaluated in, if the task has groups.
     pub group: Option<String>,
 }
 
@@ -133,8 +133,8 @@ impl Task {
     }
 
     /// A task of the user's own: `template` as in [`Template`], the answer in `label_field`. With `labels`
-    /// (`negative,positive` for 0 and 1, or `0=negative,1=positive`) it is a classification judged by accuracy; without,
-    /// the field is free text, judged by exact match and F1. `name` stands in logs only.
+    /// (`negative,positive` for 0 and 1, or `0=negative,1=positive`) it is a classification evaluated by accuracy; without,
+    /// the field is free text, evaluated by exact match and F1. `name` stands in logs only.
     ///
     /// # Errors
     /// [`Error::Setting`] if the template or the labels do not parse.
@@ -223,7 +223,7 @@ impl Task {
         self
     }
 
-    /// The task judged by other metrics.
+    /// The task evaluated by other metrics.
     ///
     /// # Errors
     /// [`Error::Setting`] if one does not fit the task's kind of answer.

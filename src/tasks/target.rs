@@ -96,7 +96,7 @@ pub enum Prediction {
 }
 
 impl Target {
-    /// Which metrics can judge it.
+    /// Which metrics can evaluate it.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Classes { .. } => Kind::Classes,
@@ -125,7 +125,7 @@ impl Target {
         }
     }
 
-    /// The targets to train on and the reference to be judged by; `None` for a row to leave out. `on_hidden` is what to do about a
+    /// The targets to train on and the reference to be evaluated by; `None` for a row to leave out. `on_hidden` is what to do about a
     /// label that is hidden.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `evaluation.json` in a run's folder: what its best state came to on the splits of its own data, kept for whoever shows
 //! or compares runs later.
 //!
-//! One entry a split, task and decoding; judging again replaces it. Other data than the run's own, and a task or labels that
+//! One entry a split, task and decoding; evaluating again replaces it. Other data than the run's own, and a task or labels that
 //! are not the run's own, never come in here: their numbers say nothing of how the run did what it was trained for.
 
 use std::fs::File;
@@ -26,7 +26,7 @@ const FILE: &str = "evaluation.json";
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct Evaluations {
-    /// One of each split, task and decoding, in the order in which they were first judged.
+    /// One of each split, task and decoding, in the order in which they were first evaluated.
     pub evaluations: Vec<EvaluationRecord>,
 }
 
@@ -35,7 +35,7 @@ pub struct Evaluations {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct EvaluationRecord {
-    /// Which rows were judged.
+    /// Which rows were evaluated.
     pub split: Split,
     /// The task, one of the run's own.
     pub task: String,
@@ -43,11 +43,11 @@ pub struct EvaluationRecord {
     pub decoding: Decoding,
     /// The run's own data, where it lay.
     pub data: PathBuf,
-    /// Steps before the state that was judged. A run that has found a better one since has outdated the entry.
+    /// Steps before the state that was evaluated. A run that has found a better one since has outdated the entry.
     pub best_step: u64,
     /// The program's version.
     pub promptmix: String,
-    /// Rows that were judged.
+    /// Rows that were evaluated.
     pub examples: usize,
     /// Answers that are no label of the task.
     pub invalid: usize,
@@ -93,7 +93,7 @@ impl EvaluationRecord {
 }
 
 impl Evaluations {
-    /// What was found for the run in `folder` so far; nothing if it was never judged.
+    /// What was found for the run in `folder` so far; nothing if it was never evaluated.
     ///
     /// # Errors
     /// If `evaluation.json` cannot be read.
@@ -105,7 +105,7 @@ impl Evaluations {
             Err(source) => return Err(Error::file("read", path, source)),
         };
         serde_json::from_slice(&json).map_err(|error| {
-            let advice = "the file was damaged or edited: remove it and judge the run again";
+            let advice = "the file was damaged or edited: remove it and evaluate the run again";
             let line = u64::try_from(error.line()).ok();
             Error::format(&path, line, "what promptmix evaluate found", error.to_string(), advice)
         })
@@ -116,7 +116,7 @@ impl Evaluations {
     /// # Errors
     /// If the file cannot be read or replaced; the old one then still stands.
     pub fn store(folder: &Path, record: EvaluationRecord) -> Result<()> {
-        // Two that judge different splits at a time must not lose each other's entry. `config.toml` is never replaced;
+        // Two that evaluate different splits at a time must not lose each other's entry. `config.toml` is never replaced;
         // where it is missing or the file system has no locks, the user sees to it.
         let lock = File::open(folder.join("config.toml")).and_then(|file| file.lock().map(|()| file));
         let mut stored = Self::read(folder)?;

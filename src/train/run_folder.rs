@@ -327,7 +327,7 @@ impl RunFolder {
             .collect();
         files::replace(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))?;
         self.lines = append(&self.path, "log.jsonl")?;
-        self.note(&format!("resumed behind step {step}"))
+        self.note(&format!("resumed after step {step}"))
     }
 
     /// Appends a step to both logs.

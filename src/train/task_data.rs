@@ -42,7 +42,7 @@ impl TaskData {
             let names =
                 |task: &Task| task.metrics.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
             monitor.note(&format!(
-                "--template makes {} a task of one's own, judged by {} and not by {}; a task file (promptmix tasks --help) names its metrics",
+                "--template makes {} a task of one's own, evaluated by {} and not by {}; a task file (promptmix tasks --help) names its metrics",
                 task.name,
                 names(&task),
                 names(&known)
@@ -143,7 +143,7 @@ pub(super) fn longest_target<B: Backend>(
     Ok(length)
 }
 
-/// The examples of a split of a task's data, to be judged.
+/// The examples of a split of a task's data, to be evaluated.
 pub(super) fn split_examples<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,

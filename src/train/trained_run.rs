@@ -1,4 +1,4 @@
-//! A trained run, opened to be judged.
+//! A trained run, opened to be evaluated.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub struct TrainedRun<'a, B: Backend> {
     config: RunConfig,
     /// The run's own tasks, in the order of their target prompts.
     tasks: Vec<Task>,
-    /// The task that is judged, and the target prompt that answers.
+    /// The task that is evaluated, and the target prompt that answers.
     task: Task,
     target_prompt: usize,
     mixture: Mixture<B>,
@@ -95,7 +95,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         &self.task
     }
 
-    /// Judges other data than it was trained on, as another task if need be.
+    /// Evaluates other data than it was trained on, as another task if need be.
     ///
     /// # Errors
     /// Those of the task's settings.
@@ -106,7 +106,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         Ok(())
     }
 
-    /// Answers a split of the data in `folder` and judges the answers.
+    /// Answers a split of the data in `folder` and evaluates the answers.
     ///
     /// # Errors
     /// Those of the data and of evaluation.

@@ -55,12 +55,12 @@ const fn count(name: &'static str) -> Operand {
     Operand { name, rows: Some(name), columns: None, step: 1 }
 }
 
-/// An operand by which others are judged: those are named.
-const fn judge(name: &'static str, rows: &'static str, columns: &'static str) -> Operand {
+/// An operand by which others are evaluated: those are named.
+const fn evaluate(name: &'static str, rows: &'static str, columns: &'static str) -> Operand {
     Operand { name, rows: Some(rows), columns: Some(columns), step: 1 }
 }
 
-/// A table that must have at least the rows of the tokens; its width is judged by what is named.
+/// A table that must have at least the rows of the tokens; its width is evaluated by what is named.
 const fn table(name: &'static str, columns: &'static str) -> Operand {
     Operand { name, rows: Some(name), columns: Some(columns), step: -1 }
 }
@@ -201,7 +201,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let mut z = m.rows("z", m.encoder(), TOTAL, Format::Operand)?;
                 m.device.project(Projection { batch, side, input, weight }, &mut z)
             },
-            operands: const { &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")] },
+            operands: const { &[own("x"), own("the norm of x"), evaluate("W", "z", "x"), own("z")] },
         },
         Op { name: "project_backward", run: |m| project_backward(m, Scope::All), operands: PROJECT_BACKWARD },
         Op {
@@ -221,7 +221,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 m.device.add_project(of, &mut next)
             },
             operands: const {
-                &[own("y"), own("x"), judge("W", "x", "y"), own("x_next"), own("the norm of x_next")]
+                &[own("y"), own("x"), evaluate("W", "x", "y"), own("x_next"), own("the norm of x_next")]
             },
         },
         Op {
@@ -235,7 +235,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: None, y };
                 m.device.add_project_backward(of, &mut d_y)
             },
-            operands: const { &[own("d_x"), judge("W", "d_x", "y"), own("y"), own("d_y")] },
+            operands: const { &[own("d_x"), evaluate("W", "d_x", "y"), own("y"), own("d_y")] },
         },
         Op {
             name: "feed_forward",
@@ -250,7 +250,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                     own("x"),
                     own("the norm of x"),
                     own("w_in"),
-                    judge("w_out", "w_in", "w_in"),
+                    evaluate("w_out", "w_in", "w_in"),
                     own("x_next"),
                     own("the norm of x_next"),
                 ]
@@ -280,7 +280,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                     own("x"),
                     own("the norm of x"),
                     own("w_in"),
-                    judge("w_out", "w_in", "w_in"),
+                    evaluate("w_out", "w_in", "w_in"),
                     own("x_next"),
                     own("d_x"),
                 ]
@@ -291,7 +291,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
 }
 
 const PROJECT_BACKWARD: &[Operand] =
-    &[own("dz"), own("x"), own("the norm of x"), judge("W", "dz", "x"), own("below"), own("d_x")];
+    &[own("dz"), own("x"), own("the norm of x"), evaluate("W", "dz", "x"), own("below"), own("d_x")];
 
 fn project_backward<B: Backend>(m: &Maker<'_, B>, scope: Scope) -> Result<()> {
     let (batch, side, rows) = (m.batch, Side::Encoder, m.encoder());
@@ -379,7 +379,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut q = m.rows("z", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_project(&cross_attention(m, &weights), &input, &weight, &mut q)
             },
-            operands: const { &[own("x"), own("the norm of x"), judge("W", "z", "x"), own("z")] },
+            operands: const { &[own("x"), own("the norm of x"), evaluate("W", "z", "x"), own("z")] },
         },
         Op {
             name: "cross_project_backward",
@@ -391,7 +391,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let of = cross_attention(m, &weights);
                 m.device.cross_project_backward(&of, &d_x, &weight, None, &mut d_o)
             },
-            operands: const { &[own("d_x"), judge("W", "d_x", "d_y"), own("d_y")] },
+            operands: const { &[own("d_x"), evaluate("W", "d_x", "d_y"), own("d_y")] },
         },
         Op {
             name: "cross_attention",
@@ -402,7 +402,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut o = m.rows("o", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_attention(&cross_attention(m, &weights), &q, &h, &mut o, true).map(drop)
             },
-            operands: const { &[judge("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")] },
+            operands: const { &[evaluate("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")] },
         },
         Op {
             name: "cross_attention_backward",
@@ -428,7 +428,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    judge("w_k", "w_k", "w_v"),
+                    evaluate("w_k", "w_k", "w_v"),
                     own("w_v"),
                     own("q"),
                     own("h"),
@@ -533,7 +533,12 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
                 m.device.final_norm(final_norm(m, &input, &norm_weight), &mut h)
             },
             operands: const {
-                &[judge("x", "x", "the norm's gain"), own("the norm of x"), own("the norm's gain"), own("h")]
+                &[
+                    evaluate("x", "x", "the norm's gain"),
+                    own("the norm of x"),
+                    own("the norm's gain"),
+                    own("h"),
+                ]
             },
         },
         Op {
@@ -549,7 +554,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    judge("x", "x", "the norm's gain"),
+                    evaluate("x", "x", "the norm's gain"),
                     own("the norm of x"),
                     own("the norm's gain"),
                     own("d_h"),

@@ -117,7 +117,7 @@ fn halts<B: Backend>(backend: &B) -> Result<()> {
             assert_eq!(
                 now[own.clone()],
                 states[last][part][own.clone()],
-                "run {run} is as behind step {last}"
+                "run {run} is as after step {last}"
             );
             assert!(last == 0 || now[own.clone()] != states[0][part][own]);
         }

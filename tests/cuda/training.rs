@@ -179,7 +179,7 @@ fn how_far_the_host_is_ahead_changes_no_bit_and_a_broken_run_goes_on_bit_for_bit
     let losses: Vec<u64> = unbroken.0.iter().map(|(_, numbers)| numbers[0]).collect();
     assert!(losses.windows(2).all(|pair| pair[0] != pair[1]), "the loss moves");
 
-    // Steps 4 to 6 are issued together; the run breaks off while step 5 is written down, and goes on behind step 3.
+    // Steps 4 to 6 are issued together; the run breaks off while step 5 is written down, and goes on after step 3.
     let runs = tempfile::tempdir().expect("a temporary folder");
     let out = runs.path().join("run");
     let mut folder = RunFolder::create(&out, &settings, &frozen.model_hash).expect("a folder");

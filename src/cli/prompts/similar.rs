@@ -113,7 +113,7 @@ impl Arguments {
         Ok(())
     }
 
-    /// A run for each source that starts from it and is judged before any step.
+    /// A run for each source that starts from it and is evaluated before any step.
     fn runs(&self, data: &Path, prompts: &[Prompt]) -> Result<Vec<EvaluationJob>> {
         let mut base = RunConfig::default().with(&self.task.0)?;
         if base.is_multi_task() {
