@@ -74,7 +74,7 @@ fn attempt(data: &Path, sources: Vec<PathBuf>) -> RunConfig {
     let mut config = config(data);
     config.method = Method::Attempt;
     config.sources = sources;
-    config.rank = 16;
+    config.bottleneck_dim = 16;
     config
 }
 
