@@ -32,10 +32,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
         let written =
             CrossEntropyRows { negative_log_likelihood: negative, loss: &mut losses, greedy: &mut greedy };
-        let gradient = match d_hidden {
-            Some(d_hidden) => Some(HiddenGradient { d_hidden, weighted: &mut weighted }),
-            None => None,
-        };
+        let gradient = d_hidden.map(|d_hidden| HiddenGradient { d_hidden, weighted: &mut weighted });
         entropy.launch(kernels, &hidden_device, scratch, written, gradient).expect("a launch");
     };
     launch(&mut negative, Some(&mut d_hidden));
