@@ -77,7 +77,10 @@ template <int Only> __device__ __forceinline__ int epilogue_of(const GemmArgumen
 struct RowInfo {
     int row;             // among the packed rows
     float r;             // 1 / rms, where a norm is folded
-    uint32_t seed;       // of its mask, or the bits of `along`: r^2 inner / D
+    union {
+        uint32_t seed;   // of its mask, where there is one
+        float along;     // r^2 inner / D, of the norm's backward
+    };
     uint32_t index;
     uint32_t mask_row;
 };
@@ -105,7 +108,7 @@ __device__ __forceinline__ void describe_rows(const GemmArguments& arguments, co
             for (int i = 0; i < arguments.inner_parts; ++i) {
                 inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
             }
-            own.seed = __float_as_uint(own.r * own.r * inner / static_cast<float>(arguments.n));
+            own.along = own.r * own.r * inner / static_cast<float>(arguments.n);
         }
     }
     info[threadIdx.x] = own;
@@ -216,7 +219,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
     case NORM_BACKWARD: {
         float sum = 0.0f;
         if (inside) {
-            const float along = __uint_as_float(info.seed);
+            const float along = info.along;
 #pragma unroll
             for (int i = 0; i < PACKED_COLUMNS; ++i) {
                 c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
