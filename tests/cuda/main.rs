@@ -2,6 +2,8 @@
 
 #[path = "../common/kernels.rs"]
 mod kernels;
+#[path = "../common/mismatch.rs"]
+mod every_shape;
 #[path = "../common/random.rs"]
 mod random;
 #[path = "../common/setting.rs"]
@@ -19,6 +21,7 @@ mod linear;
 mod loss;
 mod memory;
 mod mix;
+mod mismatch;
 mod model;
 mod norm;
 mod optimizer;
