@@ -177,7 +177,10 @@ pub fn every_op_names_the_operand_that_does_not_fit<B: Backend>(device: &B) -> V
             for (named, more) in axes.into_iter().filter_map(|(named, more)| Some((named?, more))) {
                 let case = format!("{}, {} of {more:?} more", op.name, operand.name);
                 let refused = (op.run)(&Maker { device, batch: &batch, other: Some((operand.name, more)) });
-                said.push(format!("{case}: {}", refused.as_ref().map_or_else(Error::to_string, |()| "nothing".into())));
+                said.push(format!(
+                    "{case}: {}",
+                    refused.as_ref().map_or_else(Error::to_string, |()| "nothing".into())
+                ));
                 match refused {
                     Err(Error::Tensor { tensor, expected, found, .. }) => {
                         assert_eq!(tensor, named, "{case}: expected {expected}, found {found}");
@@ -315,7 +318,7 @@ fn projection_gradient<B: Backend>(m: &Maker<'_, B>, scope: Scope, scoped: usize
         return Ok(dz);
     }
     let (heads, rows) = (Heads { count: 1, width: TOTAL / 3 }, m.encoder());
-    let bias = m.device.position_bias(vec![vec![0.0; 2 * REACH + 1]], REACH)?;
+    let bias = m.device.position_bias(vec![vec![0.0; 2 * MAX_DISTANCE + 1]], MAX_DISTANCE)?;
     let of = SelfAttention { batch: m.batch, side: Side::Encoder, heads, bias: &bias, mask: None };
     let qkv = &m.device.rows(rows, TOTAL, Format::Operand)?;
     let mut o = m.device.rows(rows, heads.width, Format::Operand)?;

@@ -1,9 +1,9 @@
 //! The CUDA backend against the CPU's, on the virtual GPU or a real one.
 
-#[path = "../common/kernels.rs"]
-mod kernels;
 #[path = "../common/mismatch.rs"]
 mod every_shape;
+#[path = "../common/kernels.rs"]
+mod kernels;
 #[path = "../common/random.rs"]
 mod random;
 #[path = "../common/setting.rs"]
@@ -20,8 +20,8 @@ mod graph;
 mod linear;
 mod loss;
 mod memory;
-mod mix;
 mod mismatch;
+mod mix;
 mod model;
 mod norm;
 mod optimizer;

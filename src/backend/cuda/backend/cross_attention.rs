@@ -18,7 +18,7 @@ use crate::backend::{
     Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, LinearOps, Mask,
     Matrix, Projection, Residual, ResidualProjectionBackward, Side,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What cross attention's backward needs beside q, h and o.
 #[derive(Debug)]
@@ -87,10 +87,16 @@ fn absorbs(batch: &Batch, heads: Heads, depth: usize) -> bool {
 /// parts of layers that are not absorbed.
 #[derive(Debug)]
 pub struct SourceGradient {
-    /// D.
-    width: usize,
+    /// R and D.
+    shape: [usize; 2],
     parts: Vec<Part>,
     sum: Option<Rows>,
+}
+
+impl Matrix for SourceGradient {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
 }
 
 /// An absorbed layer's part: ds^T q' + (p·mask)^T d_mixed.
@@ -104,6 +110,7 @@ struct Part {
 }
 
 /// Rows of H·D columns, which the product before may have made, and which the gradient of the encoder's rows keeps.
+#[allow(clippy::large_enum_variant)] // lives for one launch
 enum WideRows {
     Known(Arc<Rows>),
     New(Rows),
@@ -309,7 +316,7 @@ impl Cuda {
         }
         let sum = match &mut d_h.sum {
             Some(sum) => sum,
-            None => d_h.sum.insert(self.zeros(from.h.rows(), d_h.width)?),
+            None => d_h.sum.insert(self.zeros(from.h.rows(), of.depth())?),
         };
         for (gradient, weight) in [(&d_k, of.w_k), (&d_v, of.w_v)] {
             let epilogue = Epilogue::Accumulate { d_h: sum.float_mut()? };
@@ -425,8 +432,9 @@ impl CrossAttentionOps for Cuda {
         Ok(())
     }
 
-    fn source_gradient(&self, _batch: &Batch, width: usize) -> Result<SourceGradient> {
-        Ok(SourceGradient { width, parts: Vec::new(), sum: None })
+    fn source_gradient(&self, batch: &Batch, width: usize) -> Result<SourceGradient> {
+        let shape = [batch.rows(Side::Encoder), width];
+        Ok(SourceGradient { shape, parts: Vec::new(), sum: None })
     }
 
     fn cross_attention_backward(
@@ -437,10 +445,7 @@ impl CrossAttentionOps for Cuda {
         d_h: &mut SourceGradient,
     ) -> Result<()> {
         of.check_backward(&from, d_q.as_deref())?;
-        if d_h.width != of.depth() {
-            let (expected, found) = (format!("a width of {}", of.depth()), d_h.width.to_string());
-            return Err(Error::tensor("the gradient of the encoder's rows", expected, found, ""));
-        }
+        d_h.check("d_h", of.batch.rows(Side::Encoder), of.depth())?;
         match &from.saved.0 {
             Way::Absorbed(saved) => d_h.parts.push(self.attend_absorbed_backward(of, &from, saved, d_q)?),
             Way::Plain(saved) => self.attend_plain_backward(of, &from, saved, d_q, d_h)?,
@@ -449,8 +454,9 @@ impl CrossAttentionOps for Cuda {
     }
 
     fn source_rows(&self, batch: &Batch, d_h: SourceGradient) -> Result<Rows> {
-        let rows = batch.rows(Side::Encoder);
-        let SourceGradient { width, parts, sum } = d_h;
+        let (rows, [_, width]) = (batch.rows(Side::Encoder), d_h.shape);
+        d_h.check("d_h", rows, width)?;
+        let SourceGradient { parts, sum, .. } = d_h;
         let adds = sum.is_some();
         let mut rows = match sum {
             Some(sum) => sum,

@@ -8,6 +8,7 @@ use super::Cuda;
 use crate::backend::cuda::ops::{NORM_COLUMNS, WIDTH_MULTIPLE};
 use crate::backend::cuda::runtime::memory::Buffer;
 use crate::backend::cuda::runtime::operands::{Precision, ReadOperand, WriteOperand};
+use crate::backend::ops::check_weight;
 use crate::backend::{Format, Matrix};
 use crate::error::{Error, Result};
 
@@ -236,7 +237,7 @@ impl Cuda {
 
     /// A frozen matrix on the device, in the operand format and, for `lookup`, also in f32.
     pub(super) fn frozen(&self, values: &[f32], out: usize, input: usize, lookup: bool) -> Result<Weight> {
-        crate::backend::ops::check_length("a weight [out, in]", out * input, values.len())?;
+        check_weight(values.len(), out, input)?;
         if !input.is_multiple_of(WIDTH_MULTIPLE) {
             let expected = format!("a width that is a multiple of {WIDTH_MULTIPLE}, as the GPU kernels need");
             let advice = "leave --device out to compute on the CPU";

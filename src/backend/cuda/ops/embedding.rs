@@ -63,7 +63,6 @@ impl Embedding<'_> {
             mask: self.mask.read(&mut operands)?,
             side: side_number(self.rows.side()),
             width: self.width as i32,
-            ..EmbedArguments::default()
         };
         // SAFETY: lengths were checked, the batch's ids are below its vocabulary, and rows beyond the batch's exit.
         unsafe {

@@ -312,6 +312,7 @@ impl<'a> Linear<'a> {
     /// # Errors
     /// A width that does not fit, and what the driver says.
     pub fn new(kernels: &Kernels, rows: PackedRows<'a>, out: usize, input: usize) -> Result<Self> {
+        check_width(out)?;
         check_width(input)?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
         let device = devices::info(kernels.context())?;

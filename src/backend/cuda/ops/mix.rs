@@ -306,7 +306,7 @@ impl<'m> Mixture<'m> {
         operands: &mut Operands<'a>,
         sources: Option<FrozenSources<'a>>,
         values: &'a dyn DevicePtr<f32>,
-        saved: MixArguments,
+        saved: &MixArguments,
     ) -> Result<MixArguments>
     where
         'm: 'a,
@@ -348,7 +348,7 @@ impl<'m> Mixture<'m> {
             runs: runs as i32,
             temperature: mixing.temperature as f32,
             layer_norm_epsilon: mixing.layer_norm_epsilon as f32,
-            ..saved
+            ..*saved
         })
     }
 
@@ -370,7 +370,7 @@ impl<'m> Mixture<'m> {
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
             x: operands.write("x", of.x, self.encoder_rows())?,
-            ..self.arguments(&mut operands, of.sources, of.values, saved)?
+            ..self.arguments(&mut operands, of.sources, of.values, &saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
             let (kernel, grid) = (Kernel { file: FILE, name }, grid.map(|blocks| blocks as u32));
@@ -412,7 +412,7 @@ impl<'m> Mixture<'m> {
             d_h: write(&mut operands, "d_h", &mut scratch.d_h, lengths.rows)?,
             d_v: write(&mut operands, "d_v", &mut scratch.d_v, lengths.rows)?,
             d_down: write(&mut operands, "d_down", &mut scratch.d_down, lengths.scored_bottleneck)?,
-            ..self.arguments(&mut operands, of.sources, of.values, saved)?
+            ..self.arguments(&mut operands, of.sources, of.values, &saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
             let (kernel, grid) = (Kernel { file: FILE, name }, grid.map(|blocks| blocks as u32));
