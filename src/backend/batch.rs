@@ -79,9 +79,9 @@ fn fresh_id() -> u64 {
 }
 
 impl Batch {
-    /// Packs `examples`, which must be grouped by run, behind prompts of `prompt_length` rows.
+    /// Packs `examples`, which must be grouped by run, each after a prompt of `prompt_length` rows.
     ///
-    /// The decoder reads its labels shifted right behind `decoder_start`.
+    /// The decoder reads its labels shifted right after `decoder_start`.
     ///
     /// # Errors
     /// [`Error::Setting`] for no examples, an example without a source or target token, a token outside the
@@ -181,7 +181,7 @@ impl Batch {
     }
 
     /// The same encoder rows with other decoder rows: `decoder_ids[b]` are read by example b, and scored against
-    /// `labels[b]`. Used to rank label strings and to decode a token at a time behind one encoding.
+    /// `labels[b]`. Used to rank label strings and to decode a token at a time after one encoding.
     ///
     /// # Errors
     /// [`Error::Setting`] if there are not B of each, an example's lengths differ or are zero, or a token lies outside
@@ -264,7 +264,7 @@ impl Batch {
         }
     }
 
-    /// Two batches of one number have the same content: a device may keep what it was told of a batch under it.
+    /// Two batches of one number have the same content: a device may store a batch's descriptor under it.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -290,7 +290,7 @@ impl Batch {
     }
 
     /// The batch with room for `encoder` and `decoder` rows, and for `target` of the latter in one example: activations are
-    /// made for so many, ops leave those behind the real ones alone. One captured graph then serves every batch of that room.
+    /// made for so many, ops leave those after the real ones alone. One captured graph then serves every batch of that room.
     #[must_use]
     pub fn with_capacity(mut self, encoder: usize, decoder: usize, target: usize) -> Self {
         self.capacity = [encoder, decoder, target];

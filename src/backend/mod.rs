@@ -1,7 +1,7 @@
 //! What a device must be able to do: a dozen fused ops, each with its shapes.
 //!
 //! The model is written once over [`Backend`]. Every linear layer is frozen, so no op has a weight gradient, and a
-//! norm is never an op of its own: its gain is folded into the weights behind it, and what is left, r = 1 / rms, is
+//! norm is never an op of its own: its weight is folded into the weights that read it, and what is left, r = 1 / rms, is
 //! one number a row that the next projection applies.
 //!
 //! # Conventions
@@ -33,14 +33,14 @@ pub use ops::{
 };
 pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, StepStatistics};
 
-/// A micro-batch of a training step, as [`Backend::capture`] is told of it: all that may differ from one to the next.
+/// A micro-batch of a training step, as [`Backend::capture`] takes it: all that may differ from one to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct MicroBatch<'a> {
     /// Its examples, with the weights of their label rows.
     pub batch: &'a Batch,
     /// The step's dropout.
     pub dropout: Option<&'a DropoutStep>,
-    /// Whether it is the step's first: gradient and tally begin at zero.
+    /// Whether it is the step's first: gradient and statistics begin at zero.
     pub first: bool,
     /// Where it is the step's last: what the optimizer then does to each run.
     pub last: Option<&'a [OptimizerStep]>,
@@ -60,11 +60,11 @@ pub trait Backend:
     + SelfAttentionOps
     + StatisticsOps
 {
-    /// What was recorded of one caller's work, to be issued again for other batches.
+    /// What was captured of one caller's work, to be launched again for other batches.
     type GraphCache: Default;
 
-    /// Does `work` for a micro-batch, or issues again what an earlier time recorded for one of like shape, fed with this
-    /// one. Nothing is waited for. One recorder serves one piece of work: whatever else `work` uses must be what it was at
+    /// Does `work` for a micro-batch, or launches again what an earlier call captured for one of like shape, fed with this
+    /// one. Nothing is waited for. One graph cache serves one piece of work: whatever else `work` uses must be what it was at
     /// the first call, but for the content of device memory, and what `work` leaves must lie in such memory.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ pub trait Backend:
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()>;
     /// Bytes of device memory that [`Backend::capture`] would take for `micro` alone. Nothing is computed. Other shapes of the
-    /// same recorder share these bytes. 0 where [`Device::free_bytes`] is `None`.
+    /// same graph cache share these bytes. 0 where [`Device::free_bytes`] is `None`.
     ///
     /// # Errors
     /// As [`Backend::capture`].
@@ -88,7 +88,7 @@ pub trait Backend:
         Ok(0)
     }
     /// Floating-point operations of the matrix products that `work` takes for `micro`. Nothing is computed. `None` where
-    /// [`Device::operations`] says it: recorded work is counted there by the first batch of its shape.
+    /// [`Device::operations`] says it: captured work is counted there by the first batch of its shape.
     ///
     /// # Errors
     /// As [`Backend::capture`].

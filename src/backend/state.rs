@@ -53,7 +53,7 @@ pub struct Mixing {
 }
 
 impl Mixing {
-    /// Rows of attention of an example behind prompts of `prompt_length`.
+    /// Rows of attention of an example with a prompt of `prompt_length` rows.
     pub fn attention_rows(&self, prompt_length: usize) -> usize {
         match self.scorer {
             None => 0,
@@ -264,7 +264,7 @@ pub struct StepReport {
     pub statistics: StepStatistics,
     /// L2 norm of the trained segments' gradient, before the clip.
     pub gradient_norm: f64,
-    /// False if loss or gradient held a NaN or an infinity, or those of a step before that was not told of yet; the state
+    /// False if loss or gradient held a NaN or an infinity, or those of a step before that was not reported yet; the state
     /// is then as it was.
     pub applied: bool,
 }

@@ -1,4 +1,4 @@
-//! The decoder over its encoder rows, up to the rows that the head reads; and greedy decoding.
+//! The decoder over its encoder rows, up to the rows that `lm_head` reads; and greedy decoding.
 
 use super::{DecoderLayer, Encoding, Pass, SelfAttentionSaved, T5};
 use crate::backend::{
@@ -11,7 +11,7 @@ use crate::error::Result;
 
 /// The decoder's output for a batch.
 pub struct Decoding<B: Backend> {
-    /// \[T, D\]: what the head multiplies, final gain and D^-0.5 (when tied) included.
+    /// \[T, D\]: what `lm_head` multiplies, the final norm's weight and D^-0.5 (when tied) included.
     pub(super) hidden: B::Rows,
     tape: Option<Tape<B>>,
 }
@@ -32,7 +32,7 @@ struct LayerTape<B: Backend> {
 }
 
 impl<B: Backend> Decoding<B> {
-    /// \[T, D\]: what the head multiplies.
+    /// \[T, D\]: what `lm_head` multiplies.
     pub fn hidden(&self) -> &B::Rows {
         &self.hidden
     }
@@ -166,7 +166,7 @@ impl<B: Backend> T5<B> {
         }
     }
 
-    /// From d_hidden \[T, D\] to d_h \[R, D\], the gradient of the encoder's rows. `None` if the pass kept nothing.
+    /// From d_hidden \[T, D\] to d_h \[R, D\], the gradient of the encoder's rows. `None` if the pass saved nothing.
     pub(super) fn decoder_backward(
         &self,
         backend: &B,

@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// The encoder's output for a batch.
 pub struct Encoding<B: Backend> {
-    /// h \[R, D\]: normalised, without the final norm's gain.
+    /// h \[R, D\]: normalised, without the final norm's weight.
     pub(super) h: B::Rows,
     mix: B::MixSaved,
     /// Of each part of the batch, in order.
@@ -35,12 +35,12 @@ struct LayerTape<B: Backend> {
 }
 
 impl<B: Backend> Encoding<B> {
-    /// Normalised rows \[R, D\], without the final norm's gain.
+    /// Normalised rows \[R, D\], without the final norm's weight.
     pub fn rows(&self) -> &B::Rows {
         &self.h
     }
 
-    /// What the mixture kept: [`MixOps::attention`](crate::backend::MixOps::attention) reads its weights.
+    /// What the mixture saved: [`MixOps::attention`](crate::backend::MixOps::attention) reads its weights.
     pub fn mix(&self) -> &B::MixSaved {
         &self.mix
     }
@@ -60,7 +60,7 @@ fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_>
 }
 
 impl<B: Backend> T5<B> {
-    /// Mixes prompts, embeds the source tokens behind them, and runs the encoder over both.
+    /// Mixes prompts, embeds the source tokens after them, and runs the encoder over both.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if an example names a run or a target prompt that `state` does not have; what
@@ -86,7 +86,7 @@ impl<B: Backend> T5<B> {
         };
         backend.embed(embedding, &mut residual)?;
         pass.observe(|| "encoder input".into(), &residual.x)?;
-        // An observer is told of whole activations.
+        // An observer sees whole activations.
         let (h, tapes) = if pass.observe.is_some() {
             let (h, tape) =
                 self.encoder_stack(backend, batch.clone(), 0..batch.examples(), residual, pass)?;
@@ -139,7 +139,7 @@ impl<B: Backend> T5<B> {
     }
 
     /// From d_h \[R, D\] down to the encoder's input: its prompt rows hold the gradient, its token rows nothing of use.
-    /// No gradient if the pass kept nothing. Hands back what the mixture kept.
+    /// No gradient if the pass saved nothing. Hands back what the mixture saved.
     pub(super) fn encoder_backward(
         &self,
         backend: &B,
@@ -226,7 +226,7 @@ impl<B: Backend> T5<B> {
     }
 }
 
-/// The final norm without its gain, which was folded away.
+/// The final norm without its weight, which is folded into cross attention.
 fn encoder_norm<'a, B: Backend>(
     batch: &'a Batch,
     input: &'a Residual<B>,

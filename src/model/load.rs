@@ -1,4 +1,4 @@
-//! From stored tensors to frozen weights on a device, with the norms' gains folded in.
+//! From stored tensors to frozen weights on a device, with the norms' weights folded in.
 
 use super::position;
 use super::{DecoderLayer, EncoderLayer, T5};
@@ -23,7 +23,7 @@ pub trait Tensors {
         let shape = [self.config().vocab_size, self.config().d_model];
         self.read_into("shared.weight", &shape, values)
     }
-    /// Whether the head is the embedding; else it is read as `lm_head.weight`.
+    /// Whether `lm_head` is the embedding; else it is read as `lm_head.weight`.
     ///
     /// # Errors
     /// If that cannot be known.
@@ -47,11 +47,11 @@ impl Tensors for Checkpoint {
 }
 
 impl<B: Backend> T5<B> {
-    /// Reads every tensor once, folds each norm's gain into the weights that read the norm, and copies them to the
+    /// Reads every tensor once, folds each norm's weight into the weights that read the norm, and copies them to the
     /// device.
     ///
     /// Folded: encoder self q, k, v and wi; decoder self q, k, v, cross q and wi; and the encoder's final norm into cross
-    /// k and v of every decoder layer. The decoder's final norm is kept as it is, and the embedding is never altered.
+    /// k and v of every decoder layer. The decoder's final norm stays as it is, and the embedding is never altered.
     ///
     /// # Errors
     /// Those of `tensors` and of the device.
@@ -175,7 +175,7 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
         self.backend.weight(values, out, input, readers(block))
     }
 
-    /// The named \[out, D\] matrices stacked, with the gain of the block's own norm folded in.
+    /// The named \[out, D\] matrices stacked, with the weight of the block's own norm folded in.
     fn folded(&self, block: &str, names: &[&str], out: usize) -> Result<B::Weight> {
         let norm_weight = self.vector(&format!("{block}.layer_norm.weight"))?;
         self.with_norm_weight(block, names, out, &norm_weight)

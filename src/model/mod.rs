@@ -31,21 +31,21 @@ pub struct T5<B: Backend> {
     activation: Activation,
     embedding: B::Weight,
     encoder: Vec<EncoderLayer<B>>,
-    /// The encoder's final gain: folded into cross attention, kept to show the encoder's output.
+    /// The weight of the encoder's final norm: folded into cross attention, stored to show the encoder's output.
     encoder_norm_weight: Vec<f32>,
     encoder_bias: B::PositionBias,
     decoder: Vec<DecoderLayer<B>>,
     decoder_norm_weight: B::Weight,
     decoder_bias: B::PositionBias,
-    /// `None` when the head is the embedding.
+    /// `None` when `lm_head` is the embedding.
     lm_head: Option<B::Weight>,
-    /// The mean of the head's rows.
+    /// The mean of the rows of `lm_head`.
     lm_head_mean: B::Weight,
-    /// D^-0.5 exactly when the head is the embedding.
+    /// D^-0.5 exactly when `lm_head` is the embedding.
     lm_head_scale: f64,
 }
 
-/// Weights of an encoder layer, gains folded in.
+/// Weights of an encoder layer, norm weights folded in.
 struct EncoderLayer<B: Backend> {
     qkv: B::Weight,
     o: B::Weight,
@@ -53,7 +53,7 @@ struct EncoderLayer<B: Backend> {
     w_out: B::Weight,
 }
 
-/// Weights of a decoder layer, gains folded in.
+/// Weights of a decoder layer, norm weights folded in.
 struct DecoderLayer<B: Backend> {
     qkv: B::Weight,
     o: B::Weight,
@@ -71,7 +71,7 @@ impl<B: Backend> T5<B> {
         &self.config
     }
 
-    /// The gain of the encoder's final norm, \[D\]: [`Encoding::rows`] come without it.
+    /// The weight of the encoder's final norm, \[D\]: [`Encoding::rows`] come without it.
     pub fn encoder_norm_weight(&self) -> &[f32] {
         &self.encoder_norm_weight
     }
@@ -140,7 +140,7 @@ pub struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Pass<'_, B> {
-    /// A pass without dropout that keeps nothing.
+    /// A pass without dropout that saves nothing.
     pub fn evaluation() -> Self {
         Self { dropout: None, keep: false, observe: None }
     }

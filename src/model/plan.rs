@@ -37,7 +37,7 @@ impl<B: Backend> T5<B> {
     }
 
     /// Floating-point operations of the matrix products of a training step of `micro`, of its own rows, where the device counts
-    /// recorded steps by their shape; `None` where [`Device::operations`](crate::backend::Device::operations) says it.
+    /// captured steps by their shape; `None` where [`Device::operations`](crate::backend::Device::operations) says it.
     ///
     /// # Errors
     /// Those of [`T5::train`].

@@ -24,8 +24,8 @@ pub fn bucket(offset: i64, bidirectional: bool, buckets: usize, maximum_distance
     first + large.min(buckets - 1)
 }
 
-/// One row a head for key - query from -reach to +reach, from the model's `[buckets, H]` table; and the reach, beyond
-/// which the bias is constant.
+/// One row a head for key - query from -max_distance to max_distance, from the model's `[buckets, H]` table; and that
+/// distance, beyond which the bias is constant.
 pub fn bias_rows(config: &T5Config, table: &[f32], bidirectional: bool) -> (Vec<Vec<f32>>, usize) {
     let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
     let max_distance = distance.max(1);

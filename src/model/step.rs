@@ -121,8 +121,8 @@ impl<B: Backend> T5<B> {
         Ok((Issued { loss, mix }, d_input))
     }
 
-    /// A micro-batch of a training step, its rows weighted: passes, tally, and where it is the last, the update. Nothing is
-    /// waited for; [`OptimizerOps::reports`](crate::backend::OptimizerOps::reports) tells what the step came to.
+    /// A micro-batch of a training step, its rows weighted: passes, statistics, and where it is the last, the update. Nothing is
+    /// waited for; [`OptimizerOps::reports`](crate::backend::OptimizerOps::reports) returns what the step came to.
     ///
     /// # Errors
     /// As [`T5::loss`].
@@ -153,7 +153,7 @@ impl<B: Backend> T5<B> {
         micro.last.map_or(Ok(()), |steps| backend.optimizer_step(state, steps))
     }
 
-    /// log p(candidate) of each example's own candidates, all behind one encoding: \[B\]\[its candidates\].
+    /// log p(candidate) of each example's own candidates, all after one encoding: \[B\]\[its candidates\].
     ///
     /// # Errors
     /// If there are not B lists, a candidate has no token, or the device failed.

@@ -1,4 +1,4 @@
-//! Self attention: tiles of queries through the GEMM crate, one softmax pass a tile row, no H × n × n tensor kept.
+//! Self attention: tiles of queries through the GEMM crate, one softmax pass a tile row, no H × n × n tensor stored.
 //!
 //! o_i = sum_j softmax_j(q_i · k_j + bias\[j - i\]) v_j. Backward recomputes the probabilities from q, k and the row's
 //! log-sum-exp, and needs no gradient of the bias: it is frozen.
@@ -22,7 +22,7 @@ use crate::error::Result;
 /// Queries of a tile: its scores stay in the second-level cache for a few hundred keys.
 const TILE: usize = 256;
 
-/// One short row of bias a head, for key - query from -reach to +reach; beyond, the end values hold.
+/// One short row of bias a head, for key - query from -max_distance to max_distance; beyond, the end values hold.
 #[derive(Debug)]
 pub struct PositionBias<E> {
     per_head: Vec<Vec<E>>,
@@ -217,7 +217,7 @@ fn deltas<E: Element>(cpu: &Cpu<E>, heads: Heads, o: &[E], d_o: &[E]) -> Buffer<
     deltas
 }
 
-/// One example's part of what forward kept, and the gradient of its output.
+/// One example's part of what forward saved, and the gradient of its output.
 struct Saved<'a, E: Element> {
     qkv: &'a [E],
     /// Of all heads, as [`transposed_heads`] has them.

@@ -36,7 +36,7 @@ enum Way<E: Element> {
 }
 
 impl<E: Element> CrossAttentionSaved<E> {
-    /// Fails unless it was kept of a batch and heads of those shapes.
+    /// Fails unless it was saved of a batch and heads of those shapes.
     fn check(&self, of: &CrossAttention<'_, Cpu<E>>, ranges: &[Range<usize>]) -> Result<()> {
         let (batch, heads) = (of.batch, of.heads);
         self.p.check("the probabilities", 1, ranges.last().map_or(0, |range| range.end))?;

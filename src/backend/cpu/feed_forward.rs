@@ -15,14 +15,14 @@ use crate::error::{Error, Result};
 /// What a feed-forward's backward needs.
 #[derive(Debug)]
 pub struct FeedForwardSaved<E: Element> {
-    /// ReLU: one bit an element, set where it is positive and kept by dropout; rows of ceil(F / 8) bytes.
+    /// ReLU: one bit an element, set where it is positive and not dropped; rows of ceil(F / 8) bytes.
     positive: Vec<u8>,
     /// Gated: both pre-activations, \[rows, 2F\].
     pre_activations: Option<Rows<E>>,
 }
 
 impl<E: Element> FeedForwardSaved<E> {
-    /// Fails unless it was kept of so many rows and hidden values, before that activation.
+    /// Fails unless it was saved of so many rows and hidden values, before that activation.
     fn check(&self, activation: Activation, rows: usize, hidden: usize) -> Result<()> {
         let gated = activation != Activation::Relu;
         match &self.pre_activations {

@@ -121,7 +121,7 @@ impl<E: Element> LinearOps for Cpu<E> {
 
 /// z = x W^T.
 ///
-/// The GEMM crate packs a weight anew for every product unless its rows lie as in W^T. Where W^T is not kept, few rows read
+/// The GEMM crate packs a weight anew for every product unless its rows lie as in W^T. Where W^T is not stored, few rows read
 /// the weight: packing it would cost as much as the product, so z^T = W x^T is computed, and x and z, which are small, are
 /// transposed.
 pub(super) fn multiply_weight<E: Element>(

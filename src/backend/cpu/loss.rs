@@ -1,4 +1,4 @@
-//! The frozen head and cross entropy, chunk by chunk over the vocabulary: attention with K = V = E.
+//! The frozen `lm_head` and cross entropy, chunk by chunk over the vocabulary: attention with K = V = E.
 //!
 //! log_sum_exp = log sum_v e^(h·E_v), and in the same pass sum_v p_v E_v, from which
 //! d_hidden = weight·(sum_v p_v E_v - E_label). The logits of a chunk live only while it does. Label smoothing takes the mean
@@ -132,7 +132,7 @@ fn partial<E: Element>(
     let vocabulary = chunk * CHUNK..((chunk + 1) * CHUNK).min(lm_head.out);
     let n = vocabulary.len();
     let embedding = View::new(&lm_head.values()[vocabulary.start * width..], n, width, width);
-    // Transposed, \[words, rows\]: the head's rows, and those of hidden^T, then lie as the GEMM crate reads them.
+    // Transposed, \[words, rows\]: the rows of `lm_head`, and those of hidden^T, then lie as the GEMM crate reads them.
     let mut logits = cpu.pool.take(n * rows);
     let hidden = View::new(hidden_transposed, width, rows, rows);
     cpu.multiply_alone(ViewMut::new(&mut logits, n, rows, rows), false, embedding, hidden);

@@ -44,7 +44,7 @@ fn pool_key<E: Element>(prompt: &[E], width: usize) -> (Vec<E>, Vec<u32>) {
 /// What the mixture's backward needs.
 #[derive(Debug)]
 pub struct MixSaved<E> {
-    /// Of what it was kept.
+    /// The sizes of what it was saved of.
     sizes: Sizes,
     /// a, \[B, S + 1\] or \[B, M, S + 1\]; empty for a plain prompt.
     pub(super) attention: Vec<E>,
@@ -64,7 +64,7 @@ pub struct MixSaved<E> {
 }
 
 impl<E> MixSaved<E> {
-    /// Fails unless it was kept of so many examples as the batch has.
+    /// Fails unless it was saved of as many examples as the batch has.
     pub(super) fn check_examples(&self, batch: &Batch) -> Result<()> {
         if self.sizes.examples == batch.examples() {
             return Ok(());
@@ -502,7 +502,7 @@ impl<'a, E: Element> Mixture<'a, E> {
         d_attention
     }
 
-    /// d_h of every example; adds what reaches the target prompts by their keys.
+    /// d_h of every example; adds the gradient of the target prompts through their keys.
     fn score_backward(&self, saved: &MixSaved<E>, d_scores: &[E], state: &mut State<E>) -> Vec<E> {
         let Self { cpu, batch, sizes, .. } = *self;
         let mut d_h = vec![E::zero(); saved.h.len()];

@@ -67,7 +67,7 @@ impl<E: Element> Weight<E> {
         View::new(&self.values, self.out, self.input, self.input)
     }
 
-    /// W^T, where it is kept.
+    /// W^T, where it is stored.
     fn transposed(&self) -> Option<View<'_, E>> {
         self.transposed.as_ref().map(|values| View::new(values, self.input, self.out, self.out))
     }

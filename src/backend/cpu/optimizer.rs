@@ -20,7 +20,7 @@ pub struct State<E> {
     /// Updates applied, per run.
     pub(super) updates: Vec<u64>,
     pub(super) statistics: Vec<StepStatistics>,
-    /// Whether a run stands still since a step that nobody was told of.
+    /// Whether a run stands still since a step that was not reported yet.
     halted: Vec<bool>,
     /// Of every step since they were last asked for, one a run.
     reports: Vec<Vec<StepReport>>,

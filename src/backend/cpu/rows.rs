@@ -146,7 +146,7 @@ impl<'a> RowMask<'a> {
         mask.map(|(step, site)| Self { batch, side, step, site })
     }
 
-    /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`; 0 behind the last example.
+    /// Writes the multipliers (0 or 1 / (1 - p)) of packed rows `first..`, row by row of `width`; 0 after the last example.
     #[inline(always)]
     pub(super) fn fill<E: Element>(&self, first: usize, width: usize, multipliers: &mut [E]) {
         let saved = E::from_f64(self.step.scale());

@@ -1,4 +1,4 @@
-//! The CUDA backend: hand-written kernels, launched through cudarc, in three storeys.
+//! The CUDA backend: hand-written kernels, launched through cudarc, in three levels.
 //!
 //! [`Cuda`] is a [`Backend`](super::Backend): the whole model runs on it. Below it each op is a typed launcher on cudarc's own
 //! slices and views and the stream of a [`Kernels`], for any program: [`linear::Linear`], [`feed_forward::Gate`],

@@ -11,9 +11,9 @@ pub struct CrossAttention<'a, D: LinearOps> {
     pub batch: &'a Batch,
     /// Head count and width.
     pub heads: Heads,
-    /// \[H·K, D\], the encoder's final gain folded in.
+    /// \[H·K, D\], the weight of the encoder's final norm folded in.
     pub w_k: &'a D::Weight,
-    /// \[H·K, D\], the encoder's final gain folded in.
+    /// \[H·K, D\], the weight of the encoder's final norm folded in.
     pub w_v: &'a D::Weight,
     /// Dropout of the probabilities; one site a head.
     pub mask: Mask<'a>,
@@ -21,7 +21,7 @@ pub struct CrossAttention<'a, D: LinearOps> {
 
 /// What backward reads.
 pub struct CrossAttentionBackward<'a, D: CrossAttentionOps> {
-    /// What forward kept.
+    /// What forward saved.
     pub saved: &'a D::CrossAttentionSaved,
     /// What forward read, \[T, H·K\].
     pub q: &'a D::Rows,
@@ -66,7 +66,7 @@ impl<D: CrossAttentionOps> CrossAttention<'_, D> {
 pub trait CrossAttentionOps: LinearOps {
     /// What backward needs.
     type CrossAttentionSaved;
-    /// The gradient of the encoder's rows while the decoder's layers bring their parts of it: a device may keep the parts and sum
+    /// The gradient of the encoder's rows while the decoder's layers add their parts of it: a device may store the parts and sum
     /// them at once.
     type SourceGradient;
 

@@ -4,8 +4,8 @@ use super::{Device, Mask, Matrix, Residual, check_columns};
 use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
-/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, keep what
-/// x holds there. The mask goes over both.
+/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, stay as
+/// they are. The mask goes over both.
 pub struct Embedding<'a, D: Device> {
     /// \[V, D\], for [`Readers::Lookup`](super::Readers::Lookup).
     pub table: &'a D::Weight,

@@ -29,7 +29,7 @@ pub struct FeedForward<'a, D: Device> {
     pub batch: &'a Batch,
     /// Which of its rows.
     pub side: Side,
-    /// \[F, D\], or \[2F, D\] when gated, gain folded in.
+    /// \[F, D\], or \[2F, D\] when gated, the norm's weight folded in.
     pub w_in: &'a D::Weight,
     /// \[D, F\].
     pub w_out: &'a D::Weight,
@@ -45,7 +45,7 @@ pub struct FeedForward<'a, D: Device> {
 
 /// What backward reads beside the gradient.
 pub struct FeedForwardBackward<'a, D: FeedForwardOps> {
-    /// What forward kept.
+    /// What forward saved.
     pub saved: &'a D::FeedForwardSaved,
     /// x and r, which forward read.
     pub input: &'a Residual<D>,
@@ -81,7 +81,7 @@ pub trait FeedForwardOps: Device {
     /// What backward needs: one bit an element for ReLU, the pre-activations when gated.
     type FeedForwardSaved: Send;
 
-    /// Writes x_next \[rows, D\] and its norm. Keeps what backward needs if `keep`.
+    /// Writes x_next \[rows, D\] and its norm. Saves what backward needs if `keep`.
     ///
     /// # Errors
     /// A shape that does not fit, and what the driver says.

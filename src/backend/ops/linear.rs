@@ -4,7 +4,7 @@ use super::{Device, Heads, Mask, Matrix, Residual, scoped_rows};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
-/// z = r · x W^T: a projection of normalised rows, the norm's gain being folded into W.
+/// z = r · x W^T: a projection of normalised rows, the norm's weight being folded into W.
 pub struct Projection<'a, D: Device> {
     /// Whose rows.
     pub batch: &'a Batch,

@@ -1,10 +1,10 @@
-//! The frozen head and cross entropy.
+//! The frozen `lm_head` and cross entropy.
 
 use super::{Device, Matrix};
 use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
-/// The frozen head.
+/// The frozen `lm_head`.
 pub struct LmHead<'a, D: Device> {
     /// E, \[V, D\].
     pub weight: &'a D::Weight,
@@ -38,13 +38,13 @@ impl<D: Device> LmHead<'_, D> {
     }
 }
 
-/// Fails unless `hidden` has the batch's decoder rows, of the head's width.
+/// Fails unless `hidden` has the batch's decoder rows, of the width of `lm_head`.
 pub(crate) fn check_logits<D: Device>(batch: &Batch, hidden: &D::Rows, lm_head: &D::Weight) -> Result<()> {
     let [_, width] = lm_head.shape();
     hidden.check("hidden", batch.rows(Side::Decoder), width)
 }
 
-/// Head and loss in one pass over vocabulary chunks, no logits kept.
+/// `lm_head` and loss in one pass over vocabulary chunks; no logits are stored.
 pub trait LossOps: Device {
     /// The loss of a pass, on the device until [`LossOps::read_loss`] asks.
     type DeviceLoss;

@@ -63,11 +63,11 @@ pub enum Readers {
     Many,
     /// Decoder rows.
     Few,
-    /// Decoder rows, and single rows by index, which are wanted in f32: the embedding, a gain.
+    /// Decoder rows, and single rows by index, which are wanted in f32: the embedding, a norm's weight.
     Lookup,
 }
 
-/// What an activation is for: a device may choose its number format by that. The CPU keeps all of them alike.
+/// What an activation is for: a device may choose its number format by that. On the CPU all of them are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The residual stream or its gradient, in f32, and what products read of it.

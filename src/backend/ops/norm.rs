@@ -4,7 +4,7 @@ use super::{Device, Mask, Matrix, Residual};
 use crate::backend::{Batch, Side};
 use crate::error::Result;
 
-/// h = mask(x · r · gain · scale).
+/// h = mask(x · r · norm_weight · scale).
 pub struct FinalNorm<'a, D: Device> {
     /// Whose rows.
     pub batch: &'a Batch,
@@ -12,7 +12,7 @@ pub struct FinalNorm<'a, D: Device> {
     pub side: Side,
     /// x and r, \[rows, D\].
     pub input: &'a Residual<D>,
-    /// \[1, D\], for [`Readers::Lookup`](super::Readers::Lookup); without it the gain was folded away.
+    /// \[1, D\], for [`Readers::Lookup`](super::Readers::Lookup); none where the norm's weight is folded into the next weight.
     pub norm_weight: Option<&'a D::Weight>,
     /// What every number is multiplied by.
     pub scale: f64,
@@ -48,7 +48,7 @@ impl<D: Device> FinalNorm<'_, D> {
     }
 }
 
-/// The final norm, forward and backward; its gain has no gradient.
+/// The final norm, forward and backward; its weight has no gradient.
 pub trait NormOps: Device {
     /// Writes h \[rows, D\].
     ///

@@ -60,23 +60,23 @@ pub trait OptimizerOps: Device {
     /// # Errors
     /// Another number of values, and what the driver says.
     fn write_gradient(&self, state: &mut Self::State, values: &[f64]) -> Result<()>;
-    /// Begins a step: clears the gradient and the tally of all runs.
+    /// Begins a step: clears the gradient and the statistics of all runs.
     ///
     /// # Errors
     /// What the driver says.
     fn begin_step(&self, state: &mut Self::State) -> Result<()>;
-    /// Reads the tally of the step so far back, one a run.
+    /// Reads back the statistics of the step so far, one a run.
     ///
     /// # Errors
     /// What went wrong on the device meanwhile.
     fn read_statistics(&self, state: &Self::State) -> Result<Vec<StepStatistics>>;
-    /// Overwrites the tally, one a run.
+    /// Overwrites the statistics, one a run.
     ///
     /// # Errors
     /// Not one a run, and what the driver says.
     fn write_statistics(&self, state: &mut Self::State, statistics: &[StepStatistics]) -> Result<()>;
-    /// AdamW with decoupled decay and clip by global norm, by one of `steps` a run. A run whose tallied loss or whose
-    /// gradient is not finite is left as it is, and so it is by every later call until [`OptimizerOps::reports`] has told of it.
+    /// AdamW with decoupled decay and clip by global norm, by one of `steps` a run. A run whose summed loss or whose
+    /// gradient is not finite is left as it is, and so it is by every later call until [`OptimizerOps::reports`] has reported it.
     ///
     /// # Errors
     /// Not one step a run, and what the driver says.

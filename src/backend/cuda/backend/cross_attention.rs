@@ -31,10 +31,10 @@ enum Way {
     Plain(Plain),
 }
 
-/// What the absorbed way keeps.
+/// What absorbed cross attention saves for backward.
 #[derive(Debug)]
 struct Absorbed {
-    /// q' \[T, H·D\], which the gradient of the encoder's rows keeps beyond the layer's backward pass.
+    /// q' \[T, H·D\], which the gradient of the encoder's rows holds beyond the layer's backward pass.
     absorbed_q: Arc<Rows>,
     /// The scores of each example's t·H × n pairs; in f32 their softmax.
     scores: Buffer<f32>,
@@ -42,7 +42,7 @@ struct Absorbed {
     sums: Buffer<f32>,
 }
 
-/// What the way through keys and values keeps.
+/// What cross attention through keys and values saves for backward.
 #[derive(Debug)]
 struct Plain {
     /// \[R, H·K\].
@@ -60,7 +60,7 @@ impl CrossAttentionSaved {
     }
 }
 
-/// The most targets of an example that are absorbed: what is kept of a target, H·D numbers, grows with them, and from here on
+/// The most targets of an example that are absorbed: what is saved of a target, H·D numbers, grows with them, and from here on
 /// keys and values are fewer.
 const MAX_TARGETS: usize = 8;
 
@@ -109,7 +109,7 @@ struct Part {
     p: Operand,
 }
 
-/// Rows of H·D columns, which the product before may have made, and which the gradient of the encoder's rows keeps.
+/// Rows of H·D columns, which the product before may have made, and which the gradient of the encoder's rows holds.
 #[allow(clippy::large_enum_variant)] // lives for one launch
 enum WideRows {
     Known(Arc<Rows>),

@@ -13,7 +13,7 @@ use crate::error::Result;
 /// What a feed-forward's backward needs.
 #[derive(Debug)]
 pub enum FeedForwardSaved {
-    /// ReLU: one bit an element, positive and kept, \[rows, F / 8\] bytes.
+    /// ReLU: one bit an element, set where it is positive and not dropped, \[rows, F / 8\] bytes.
     Bits(Buffer<u8>),
     /// Gated: both pre-activations, \[rows, 2·F\].
     PreActivations(Rows),

@@ -1,7 +1,7 @@
-//! Recording a piece of work as a captured graph, one a shape bucket, and launching that for other batches.
+//! A piece of work is captured as a CUDA graph, one a shape bucket, and the graph is launched for other batches.
 //!
-//! The first micro-batch of a bucket is rehearsed, which says what memory it needs, and then captured; it and every later one
-//! are one copy and one launch. All buckets of a recorder share one arena. When a larger bucket comes the arena is
+//! A dry run with the first micro-batch of a bucket says what memory it needs; then it is captured. It and every later one are
+//! one copy and one launch. All buckets of a graph cache share one arena. When a larger bucket comes the arena is
 //! replaced, and graphs that were captured in the old one are captured again when they are next needed. What differs between
 //! batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.
 
@@ -17,7 +17,7 @@ use crate::backend::cuda::ops::packing::dropout_words;
 use crate::backend::{Batch, Device, MicroBatch, Objective, Side};
 use crate::error::{Error, Result};
 
-/// What makes two micro-batches alike: they share grids, the layout of what they are told, and a graph.
+/// What makes two micro-batches alike: they share grids, the layout of their input, and a graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bucket {
     examples: usize,
@@ -113,7 +113,7 @@ impl GraphCache {
         self.replays
     }
 
-    /// Captures so far: one a bucket, and one more for each that is needed again behind a larger one.
+    /// Captures so far: one a bucket, and one more for each that is needed again after a larger one.
     pub fn captures(&self) -> u64 {
         self.captures
     }
@@ -163,7 +163,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The recorder's arena, large enough for one of its buckets.
+    /// The cache's arena, large enough for one of its buckets.
     fn arena_of(&self, graph_cache: &mut GraphCache, index: usize) -> Result<Arc<Memory>> {
         let bytes = graph_cache.entries[index].needs.bytes;
         if let Some(arena) = graph_cache.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {

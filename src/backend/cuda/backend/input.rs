@@ -1,4 +1,4 @@
-//! What a device is told before a piece of work: the batch descriptor, the step's dropout and the optimizer's settings.
+//! What is copied to a device before a piece of work: the batch descriptor, the step's dropout and the optimizer's settings.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use crate::backend::cuda::runtime::staging::{Numbers, Staging};
 use crate::backend::{Batch, Mask, MicroBatch, OptimizerStep};
 use crate::error::{Error, Result};
 
-/// Something that the device was told, and where it keeps it.
+/// A parameter that was copied to the device, and where it lies there.
 #[derive(Debug)]
 pub(super) struct DeviceParameter<T> {
     what: T,
@@ -42,7 +42,7 @@ impl<T: PartialEq + Clone> DeviceParameter<T> {
 /// A batch's descriptor on the device.
 #[derive(Debug)]
 pub(super) struct DeviceBatch {
-    /// The descriptor, from the first on; maybe more behind it.
+    /// The descriptor, from the first on; maybe more after it.
     numbers: Numbers,
     id: u64,
     tiles: [usize; 3],
@@ -51,7 +51,7 @@ pub(super) struct DeviceBatch {
 /// Descriptors that stay on the device: the batch at hand, and those that share its encoder rows.
 const KEPT_BATCHES: usize = 4;
 
-/// All that recorded work of one bucket is told, at fixed places of one buffer that captured graphs read.
+/// The whole input of one bucket's captured work, at fixed places of one buffer that captured graphs read.
 #[derive(Debug)]
 pub(super) struct Input {
     described: Rc<DeviceBatch>,
@@ -63,7 +63,7 @@ pub(super) struct Input {
     turn: Cell<usize>,
 }
 
-/// The words that a device is told of a micro-batch, and where in them dropout and schedule begin.
+/// The words of a micro-batch's input, and where in them dropout and schedule begin.
 fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize, usize) {
     let (mut words, tiles) = describe(batch);
     let dropout = words.len();
@@ -76,7 +76,7 @@ fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize,
 }
 
 impl Input {
-    /// Room for what batches of the capacity of `batch` are told.
+    /// Room for the input of batches of the capacity of `batch`.
     pub(super) fn new(cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<Self> {
         let (words, tiles, dropout, schedule) = words(batch, micro);
         let numbers = Numbers::new(cuda.allocate(words.len())?);
@@ -91,7 +91,7 @@ impl Input {
         })
     }
 
-    /// Sends what `micro` is, packed as `batch`, once the work before it has read what it was told. Waits only for a copy
+    /// Sends what `micro` is, packed as `batch`, once the work before it has read its own input. Waits only for a copy
     /// of two times before.
     pub(super) fn send(&mut self, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
         let (words, ..) = words(batch, micro);
@@ -168,7 +168,7 @@ impl Cuda {
         batches.push_back(described.clone());
     }
 
-    /// Fails within recorded work, which is told everything beforehand.
+    /// Fails within captured work, whose input is all copied beforehand.
     fn expect_known(&self, what: &str) -> Result<()> {
         if self.arena.borrow().is_none() {
             return Ok(());

@@ -13,7 +13,7 @@ use crate::backend::{
 };
 use crate::error::{Error, Result};
 
-/// What of a norm's backward is behind the product.
+/// What the backward pass of a norm needs beside the product.
 pub(super) struct Gradient<'a> {
     /// \[rows, n\] of the sublayer's input, and its norm.
     pub(super) input: &'a Residual<Cuda>,
@@ -85,7 +85,7 @@ impl Cuda {
         Ok(Norm { partials: r.float()?, epsilon: r.epsilon })
     }
 
-    /// What a dX product reads of d_x: its operand copy, or with dropout a masked one, which is then kept in `masked`.
+    /// What a dX product reads of d_x: its operand copy, or with dropout a masked one, which then lies in `masked`.
     pub(super) fn masked_gradient<'a>(
         &self,
         rows: PackedRows<'_>,

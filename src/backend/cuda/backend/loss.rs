@@ -1,4 +1,4 @@
-//! The frozen head and cross entropy.
+//! The frozen `lm_head` and cross entropy.
 
 use super::{Buffer, Cuda, Rows, Weight, read};
 use crate::backend::cuda::ops::linear::Epilogue;

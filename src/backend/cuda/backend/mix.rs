@@ -43,7 +43,7 @@ impl MixSaved {
         self.saved.attention()
     }
 
-    /// Fails unless it was kept of so many examples as the batch has.
+    /// Fails unless it was saved of as many examples as the batch has.
     pub(super) fn check_examples(&self, batch: &Batch) -> Result<()> {
         if self.examples == batch.examples() {
             return Ok(());

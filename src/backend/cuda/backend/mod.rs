@@ -48,7 +48,7 @@ use crate::error::{Error, Result};
 
 /// Tiles that products in parts have counters for: those of some dozen products.
 const MAX_COUNTERS: usize = 4096;
-/// Steps whose reports are kept until they are read.
+/// Steps whose reports the device holds until they are read.
 const PLACES: usize = super::ops::optimizer::PLACES;
 /// Steps that are issued before their reports are read, unless [`Cuda::set_steps_ahead`] says otherwise: some tenths of a
 /// second of work, so that reading costs nothing and a log is still lively.
@@ -58,9 +58,9 @@ const STEPS_AHEAD: usize = 16;
 #[derive(Debug)]
 pub struct Cuda {
     kernels: Kernels,
-    /// What lasts, and unrecorded work.
+    /// Of what lasts, and of work that is not captured.
     memory: Arc<Memory>,
-    /// Where recorded work that is under way places its buffers.
+    /// Where captured work places its buffers while it is issued.
     arena: RefCell<Option<Arc<Memory>>>,
     precision: Precision,
     info: DeviceInfo,
@@ -138,7 +138,7 @@ impl Cuda {
         self.memory.totals().allocated()
     }
 
-    /// The most bytes that were in use at a time, recorded work's memory as a whole.
+    /// The most bytes that were in use at a time, captured work's memory as a whole.
     pub fn peak_bytes(&self) -> usize {
         self.memory.totals().peak()
     }
@@ -172,12 +172,12 @@ impl Cuda {
         Ok((2 * size * size * size * repeats) as f64 / started.elapsed().as_secs_f64())
     }
 
-    /// Whether [`Backend::capture`] captures graphs; it does unless told otherwise.
+    /// Whether [`Backend::capture`] captures graphs; the default is true.
     pub fn set_graphs(&self, capture: bool) {
         self.graphs.set(capture);
     }
 
-    /// Lets the host issue `steps` optimizer steps, 1 to 64, before it reads what they came to; 16 unless told otherwise.
+    /// Lets the host issue `steps` optimizer steps, 1 to 64, before it reads their reports; 16 by default.
     /// The numbers do not depend on it.
     pub fn set_steps_ahead(&self, steps: usize) {
         self.steps_ahead.set(steps.clamp(1, PLACES));
@@ -201,7 +201,7 @@ impl Cuda {
         self.download_part(buffer, 0..length)
     }
 
-    /// The numbers of `buffer` in `range`; of a rehearsal zeros.
+    /// The numbers of `buffer` in `range`; zeros in a dry run.
     fn download_part<T: DeviceRepr + Default + Clone>(
         &self,
         buffer: &Buffer<T>,

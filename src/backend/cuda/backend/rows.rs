@@ -182,7 +182,7 @@ impl Weight {
     }
 }
 
-/// One short row of bias a head: \[H, 2·reach + 1\] f32.
+/// One short row of bias a head: \[H, 2·max_distance + 1\] f32.
 #[derive(Debug)]
 pub struct PositionBias {
     pub(super) values: Buffer<f32>,

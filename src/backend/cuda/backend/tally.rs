@@ -1,4 +1,4 @@
-//! What a pass adds up of each run.
+//! The sums that a pass adds to each run's statistics.
 
 use super::{Cuda, DeviceLoss, MixSaved, State};
 use crate::backend::cuda::ops::tally::PassStatistics;

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// The most rows of an example that a warp holds.
 pub(crate) const MAX_SHORT_ROWS: usize = short_attention::MAX_ROWS;
-/// Shared memory behind the tiles with dropout: two masks of a bit a query and key.
+/// Shared memory after the tiles, with dropout: two masks of a bit a query and key.
 const MASKS: usize = 2 * MASK_BYTES;
 /// And where rows are few, of a block's four warps.
 const SHORT_MASKS: usize = 4 * short_attention::MASK_BYTES;
@@ -97,7 +97,7 @@ impl Pass {
     }
 
     /// The bf16 kernel for these arguments, and its dynamic shared memory: tiles, what lies beside them, and the bias, which is
-    /// constant for [`BIAS_MARGIN`] beyond either end of its reach.
+    /// constant for [`BIAS_MARGIN`] beyond its maximum distance at either end.
     fn instance(&self, arguments: &AttentionArguments) -> (&'static str, u32) {
         let (index, columns) = if arguments.width <= 64 { (0, 64) } else { (1, 128) };
         let (names, masks) = if arguments.mask.step != 0 { (&self.dropped, MASKS) } else { (&self.bf16, 0) };
@@ -217,7 +217,8 @@ pub struct Attention<'a> {
     pub keys: PackedRows<'a>,
     /// Head count and width; the width a multiple of 8, up to 128.
     pub heads: Heads,
-    /// \[H, 2·reach + 1\] in f32 and the reach: what is added for key - query from -reach on; beyond either end the end value holds.
+    /// \[H, 2·max_distance + 1\] in f32, and max_distance: what is added to the score, indexed by key - query from -max_distance on. Beyond
+    /// either end the end value holds.
     pub bias: Option<(&'a dyn DevicePtr<f32>, usize)>,
     /// Whether a row sees only itself and those before it; of rows over themselves.
     pub causal: bool,

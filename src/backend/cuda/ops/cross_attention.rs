@@ -15,11 +15,11 @@ use crate::error::{Error, Result};
 const FILE: &str = "cross_attention";
 /// Blocks that a product of heads should have at least: about the multiprocessors of a GPU of a data centre.
 const BLOCKS: usize = 108;
-/// Shared memory of a block in bytes: the products' stages, and behind them the log-sum-exp and delta of 64 rows.
+/// Shared memory of a block in bytes: the products' stages, and after them the log-sum-exp and delta of 64 rows.
 const SHARED: u32 = 48 * 1024 + 2 * 64 * 4;
-/// The same where the product before is made too: its stages, a tile of the weight behind it, and its result.
+/// The same where the product before is made too: its stages, a tile of the next product's weight, and its result.
 const SHARED_PROJECTED: u32 = (48 + 16 + 8) * 1024;
-/// The widest head whose product is made with the one behind it.
+/// The widest head whose product is computed in one kernel with the next.
 const WIDEST_PROJECTED: usize = 64;
 /// The widest row of a source: far beyond any model's, and no product of sizes overflows.
 const WIDEST_SOURCE: usize = 1 << 16;
@@ -242,7 +242,7 @@ impl<'a> Steps<'a> {
         let kernel = Kernel { file: FILE, name: self.precision.named(bf16, f32) };
         let grid = step.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
         // SAFETY: every operand was checked against the shape, which the grids follow; the kernels read counts from the descriptor and
-        // leave what lies behind them alone. Pairs begin at multiples of eight and lie a multiple of eight apart, so that rows of them
+        // leave what lies after them alone. Pairs begin at multiples of eight and lie a multiple of eight apart, so that rows of them
         // are aligned where the whole is.
         unsafe { self.kernels.launch(kernel, grid, 128, shared, arguments, &self.operands) }
     }
@@ -288,7 +288,7 @@ pub enum Wide<'a> {
     Made(&'a mut dyn WriteOperand),
 }
 
-/// A product with the one behind it, which widens it.
+/// Two products in a row: a projection, and the one that widens its result.
 pub struct AbsorbedProjection<'a> {
     /// \[T, D\]: x, or d_x.
     pub a: &'a dyn ReadOperand,
@@ -422,7 +422,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
     ///
     /// Costs 2·T·H·K·D operations for the second product, and as many for the first in every 128 columns of D, each of which makes it
     /// anew: little enough for few targets. Reads a once for every head and 128 columns, its weight for every 64 targets and 128
-    /// columns, and the weight behind it for every 64 targets.
+    /// columns, and the second product's weight for every 64 targets.
     ///
     /// # Errors
     /// Heads or a format that [`AbsorbedShape::projects`] says no of, a length that does not fit, and what the driver says.

@@ -106,10 +106,10 @@ const PLAIN_F32: Tile = Tile {
 const LARGE_FROM: usize = 1024;
 /// The least depth of a part of k, of each group of warps: the four stages of the main loop.
 const LEAST_PART: usize = STAGES * DEPTH;
-/// The most parts of k, by all groups: each costs a tile of f32 written and read.
+/// The most parts of k (split-K), by all groups: each costs a tile of f32 written and read.
 const MAX_PARTS: usize = 8;
-/// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, each behind
-/// the one before.
+/// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, one
+/// after the other.
 const JOIN: usize = 2_000;
 /// Cycles until the first stretch of k has come from memory.
 const FIRST_LOAD: usize = 800;
@@ -178,12 +178,12 @@ impl Cut {
         self.grid[0] as usize * self.grid[1] as usize
     }
 
-    /// Counters that must be zero before, and are zero behind; none where k is whole.
+    /// Counters that must be zero before and are zero afterwards; none without split-K.
     pub(crate) fn counters(&self) -> usize {
         if self.grid[2] > 1 { self.tiles() } else { 0 }
     }
 
-    /// Numbers of f32 that parts of k are kept in until they are summed.
+    /// Numbers of f32 that hold the parts of k (split-K) until they are summed.
     pub(crate) fn workspace(&self) -> usize {
         self.counters() * self.grid[2] as usize * self.tile.numbers()
     }

@@ -26,7 +26,8 @@ pub struct DecodeStep<'a> {
     pub length: usize,
     /// Where the new token stands, from 0.
     pub position: usize,
-    /// \[H, 2·reach + 1\] in f32, and reach: what is added for key - query from -reach on; beyond that the end value holds.
+    /// \[H, 2·max_distance + 1\] in f32, and max_distance: what is added to the score, indexed by key - query from -max_distance on. Beyond
+    /// that the end value holds.
     pub bias: (&'a dyn DevicePtr<f32>, usize),
 }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 /// An embedding of packed token rows, and what its dropout does to the gradient.
 ///
 /// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, have
-/// no id: what x holds there is kept. The mask goes over both.
+/// no id: x stays as it is there. The mask goes over both.
 #[derive(Clone, Copy, Debug)]
 pub struct Embedding<'a> {
     /// The rows, with their token ids.

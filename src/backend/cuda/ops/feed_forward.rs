@@ -108,7 +108,7 @@ pub struct EachRow<'a> {
 
 impl EachRow<'_> {
     /// `inner` \[rows\] = <d_x, x_next - x> of each row, all in f32: what
-    /// [`Epilogue::NormBackward`](super::linear::Epilogue::NormBackward) wants behind a ReLU, which is positively homogeneous, so
+    /// [`Epilogue::NormBackward`](super::linear::Epilogue::NormBackward) wants after a ReLU, which is positively homogeneous, so
     /// that this is <dz, z>. Moves 12 bytes a number.
     ///
     /// # Errors

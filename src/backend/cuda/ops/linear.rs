@@ -34,7 +34,7 @@ pub enum Epilogue<'a> {
         /// \[rows, n\] in f32.
         z: &'a mut dyn DevicePtrMut<f32>,
     },
-    /// z · r: a projection behind a norm whose gain is folded into the weight. Forward.
+    /// z · r: a projection of normalised rows, the norm's weight being folded into W. Forward.
     Project {
         /// Of a, over its width.
         norm: Norm<'a>,
@@ -49,7 +49,7 @@ pub enum Epilogue<'a> {
         mask: DropoutMask<'a>,
         /// \[rows, n\].
         z: &'a mut dyn WriteOperand,
-        /// \[rows, n / 8\]: a bit an element, positive and kept, for backward.
+        /// \[rows, n / 8\]: a bit an element, set where it is positive and not dropped, for backward.
         bits: &'a mut dyn DevicePtrMut<u8>,
     },
     /// x_next = x + mask(z): the end of a sublayer. Forward.
@@ -65,7 +65,7 @@ pub enum Epilogue<'a> {
         /// \[rows, ceil(n / 64)\] in f32, which make the next norm.
         partials_next: &'a mut dyn DevicePtrMut<f32>,
     },
-    /// dz = mask(z) where the forward pass kept a bit, 0 elsewhere. Backward.
+    /// dz = mask(z) where the forward pass set the bit, 0 elsewhere. Backward.
     ReluBackward {
         /// Dropout of the forward pass's result.
         mask: DropoutMask<'a>,
@@ -295,7 +295,7 @@ impl Product<'_> {
     }
 }
 
-/// Products of packed rows with weights of one shape, and the memory that thin ones are summed in: launches of one `Linear` belong
+/// Products of packed rows with weights of one shape, and the memory in which split-K sums their parts: launches of one `Linear` belong
 /// on one stream.
 #[derive(Debug)]
 pub struct Linear<'a> {

@@ -1,4 +1,4 @@
-//! The head and its cross entropy, without logits: `kernels/loss.cu`.
+//! `lm_head` and its cross entropy, without logits: `kernels/loss.cu`.
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
@@ -18,7 +18,7 @@ const RANGES_F32: usize = 16;
 /// Columns that a block of the second kernel joins.
 const JOINED_COLUMNS: usize = 512;
 
-/// How a head is cut up for a number of label rows: what one pass over it costs depends on the GPU's multiprocessors, which
+/// How `lm_head` is divided into blocks for a number of label rows: what one pass over it costs depends on the GPU's multiprocessors, which
 /// are asked for once, here.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -44,7 +44,7 @@ pub struct ScratchLengths {
 }
 
 impl Plan {
-    /// For T = `rows` label rows and a head of shape \[V, D\], D a multiple of 8, in `precision`.
+    /// For T = `rows` label rows and an `lm_head` of shape \[V, D\], D a multiple of 8, in `precision`.
     ///
     /// # Errors
     /// No row or word, a width that does not fit, and what the driver says.
@@ -90,7 +90,7 @@ impl Plan {
     }
 }
 
-/// A frozen head's cross entropy over labelled rows; no logits are kept.
+/// The cross entropy of a frozen `lm_head` over labelled rows; no logits are stored.
 ///
 /// -log p(label) with p = softmax(hidden E^T) for each row of `hidden` \[T, D\], and its gradient. Matrices are in the plan's
 /// precision.
@@ -98,7 +98,7 @@ impl Plan {
 pub struct CrossEntropy<'a> {
     /// The rows with their labels and weights: the decoder's side of a batch, or [`LabelRows`](super::packing::LabelRows).
     pub labels: PackedRows<'a>,
-    /// Made for so many rows and this head.
+    /// Made for so many rows and this `lm_head`.
     pub plan: Plan,
     /// E, \[V, D\].
     pub lm_head: &'a dyn ReadOperand,
@@ -108,7 +108,7 @@ pub struct CrossEntropy<'a> {
     pub mean: Option<&'a dyn DevicePtr<f32>>,
 }
 
-/// What a [`CrossEntropy`] works in; anything may be in it before, and is behind.
+/// What a [`CrossEntropy`] works in; its content is unspecified before and afterwards.
 pub struct LossScratch<'a> {
     /// [`ScratchLengths::partials`] numbers.
     pub partials: &'a mut dyn DevicePtrMut<f32>,
@@ -135,7 +135,7 @@ pub struct HiddenGradient<'a> {
 }
 
 impl CrossEntropy<'_> {
-    /// Fails unless the rows are labelled ones, as many as the plan's, with labels that the head has.
+    /// Fails unless the rows are labelled ones, as many as the plan's, with labels that `lm_head` has.
     fn check(&self) -> Result<()> {
         if self.labels.side() != Side::Decoder {
             let found = "those of the encoder, which have none";

@@ -96,7 +96,7 @@ fn write<'a, T>(
     if length == 0 { Ok(0) } else { operands.write(what, to, length) }
 }
 
-/// Numbers of what a mixture keeps and works in; 0 of what its scorer does not have.
+/// Numbers of what a mixture saves for backward and of its scratch memory; 0 of what its scorer does not have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lengths {
     /// The mixture's weights, \[B, P\] or \[B, M, P\], and their scores.
@@ -130,7 +130,7 @@ pub(crate) struct Saved<F, I> {
 }
 
 impl<F, I> Saved<F, I> {
-    /// In memory from `floats` and `integers`, which are told lengths.
+    /// In memory from `floats` and `integers`, which take a length.
     pub(crate) fn new(
         lengths: &Lengths,
         floats: impl Fn(usize) -> Result<F>,
@@ -204,7 +204,7 @@ pub(crate) struct Scratch<F> {
 }
 
 impl<F> Scratch<F> {
-    /// In memory from `floats`, which is told lengths.
+    /// In memory from `floats`, which takes a length.
     pub(crate) fn new(lengths: &Lengths, floats: impl Fn(usize) -> Result<F>) -> Result<Self> {
         Ok(Self {
             d_attention: floats(lengths.d_attention)?,
@@ -216,8 +216,8 @@ impl<F> Scratch<F> {
     }
 }
 
-/// A mixture for the examples of a batch, and the one place that launches its kernels: what they keep and work in is
-/// whoever's who has memory for it.
+/// A mixture for the examples of a batch, and the one place that launches its kernels. The caller brings what they save for
+/// backward and their scratch memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mixture<'a> {
     batch: Described<'a>,
@@ -273,7 +273,7 @@ impl<'m> Mixture<'m> {
         self.mixing.scorer.is_some_and(|scorer| scorer != Scorer::Uniform)
     }
 
-    /// What it keeps and works in.
+    /// How much it saves for backward, and how much scratch memory it needs.
     pub(crate) fn lengths(&self) -> Lengths {
         let (layout, prompts) = (self.layout, self.prompts());
         let attention = self.examples() * self.mixing.attention_rows(layout.prompt_length) * prompts;
@@ -509,7 +509,7 @@ impl<'a> PromptMix<'a> {
         mixture.forward(kernels, of, saved)
     }
 
-    /// Launches the backward pass: adds to the gradient what d_x makes of it behind the last forward pass. No atomics.
+    /// Launches the backward pass: adds to the gradient what follows from d_x, after the last forward pass. No atomics.
     ///
     /// Costs B·M·(S + 2)·D multiply-adds for the weights and the target, B·2·D·Q for the bottleneck; moves d_x twice.
     ///

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Columns that a block of the backward kernel holds in registers.
 const WIDEST: usize = 4096;
 
-/// A norm that nothing is folded into: h = mask(x / rms(x) · gain · scale).
+/// A norm that nothing is folded into: h = mask(x / rms(x) · norm_weight · scale).
 #[derive(Clone, Copy)]
 pub struct FinalNorm<'a> {
     /// The rows; how they are cut up matters to dropout alone.
@@ -23,7 +23,7 @@ pub struct FinalNorm<'a> {
     pub width: usize,
     /// Added to the mean square.
     pub epsilon: f32,
-    /// \[D\] in f32; none for a gain of 1.
+    /// \[D\] in f32; none for a weight of 1.
     pub norm_weight: Option<&'a dyn DevicePtr<f32>>,
     /// What every number is multiplied by.
     pub scale: f32,
@@ -79,7 +79,7 @@ impl FinalNorm<'_> {
         unsafe { launch_rows(kernels, kernel, rows, &arguments, &operands) }
     }
 
-    /// Launches the backward pass from `d_h` \[rows, D\] in f32. The gain has no gradient.
+    /// Launches the backward pass from `d_h` \[rows, D\] in f32. The norm's weight has no gradient.
     ///
     /// Costs 5·D multiply-adds a row; moves 8·D bytes in and 6·D out.
     ///

@@ -57,7 +57,7 @@ impl Update {
         self.length.div_ceil(BLOCK_NUMBERS)
     }
 
-    /// Numbers of [`Progress::partials`]: \[runs, blocks\], and behind them the norms, \[runs\].
+    /// Numbers of [`Progress::partials`]: \[runs, blocks\], and after them the norms, \[runs\].
     pub(crate) fn partials(self) -> usize {
         self.runs * (self.blocks() + 1)
     }
@@ -133,7 +133,7 @@ pub(crate) fn device_segments(segments: &[Segment]) -> Vec<words::Segment> {
     segments.iter().map(segment).collect()
 }
 
-/// The settings of a step, one a run, as integers that the device is told.
+/// The settings of a step, one a run, as integers for the device.
 pub(crate) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
     let settings = |step: &OptimizerStep| Settings {
         prompt_rate: step.prompt_learning_rate,
@@ -148,7 +148,7 @@ pub(crate) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
     bytemuck::pod_collect_to_vec(&settings)
 }
 
-/// What lets runs go on behind so many updates each, with no report in the ring.
+/// The status with which runs go on after so many updates each, with no report in the ring.
 pub(crate) fn going(updates: impl Iterator<Item = u64>) -> Vec<Status> {
     updates.map(|updates| Status { updates, ..Status::default() }).collect()
 }
@@ -245,7 +245,7 @@ impl AdamW {
     }
 
     /// Launches a step: two kernels. A run whose gradient is not finite is left as it is, by later steps too until
-    /// [`AdamW::reports`] has told of it.
+    /// [`AdamW::reports`] has reported it.
     ///
     /// Moves 4 bytes a number for the norm, then 16 in and 12 out; about 12 operations a number, with norms in f64.
     ///
@@ -265,8 +265,8 @@ impl AdamW {
 
     /// Waits for the steps since the last call, at most 64, and lets runs that halted go on: for each step, in order, one report
     /// a run, with its gradient's norm before the clip and whether the run was updated. A gradient that is not finite is in the
-    /// report of the step that had it: its norm is not finite, and the run was not updated, nor was it by the steps behind,
-    /// whatever the norm in their reports. Tallies are 0.
+    /// report of the step that had it: its norm is not finite, and the run was not updated, nor was it by the steps after it,
+    /// whatever the norm in their reports. Their statistics are 0.
     ///
     /// # Errors
     /// More steps than are remembered, and what the driver says.

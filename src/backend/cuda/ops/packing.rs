@@ -12,7 +12,7 @@ use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
 
-/// Integers that kernels read: a slice, or where the backend keeps them.
+/// Integers that kernels read: a slice, or their address in the backend's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Words<'a> {
     Slice(&'a CudaSlice<i32>),

@@ -1,4 +1,4 @@
-//! What a pass adds up of each run: `kernels/tally.cu`.
+//! The sums that a pass adds to each run's statistics: `kernels/tally.cu`.
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
@@ -44,7 +44,7 @@ impl PassStatistics<'_> {
             ..TallyArguments::default()
         };
         let kernel = Kernel { file: "tally", name: "tally" };
-        // SAFETY: every length was checked, and a block's run has a tally.
+        // SAFETY: every length was checked, and each block's run has its statistics.
         unsafe { kernels.launch(kernel, [runs as u32, 1, 1], THREADS as u32, 0, &arguments, &operands) }
     }
 }

@@ -90,12 +90,12 @@ impl Kernels {
         self.launches.get()
     }
 
-    /// While it rehearses, a launch loads its kernel and no more.
+    /// Sets whether this is a dry run, in which a launch loads its kernel and no more.
     pub(crate) fn dry_run(&self, is_dry_run: bool) {
         self.is_dry_run.set(is_dry_run);
     }
 
-    /// Whether it rehearses.
+    /// Whether this is a dry run.
     pub(crate) fn is_dry_run(&self) -> bool {
         self.is_dry_run.get()
     }

@@ -1,8 +1,8 @@
-//! Device memory: a pool of single allocations, and arenas, each one allocation in which recorded work places its buffers.
+//! Device memory: a pool of single allocations, and arenas, each one allocation in which captured work places its buffers.
 //!
-//! Work that is recorded takes and gives back the same sizes in the same order every time. So it is rehearsed: issued once
-//! with nothing launched and no memory behind its buffers, which says how large its arena must be. All shapes of one
-//! recorder share an arena of the largest one's size, and within a captured graph nothing is allocated.
+//! Captured work takes and gives back the same sizes in the same order every time. So a dry run issues it once with nothing
+//! launched and no memory in its buffers, which says how large its arena must be. All shapes of one graph cache share an
+//! arena of the largest one's size, and within a captured graph nothing is allocated.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -153,7 +153,7 @@ impl Memory {
         }))
     }
 
-    /// Memory without bytes behind it, for a rehearsal.
+    /// Addresses without memory, for a dry run.
     pub(crate) fn dry_run(&self) -> Arc<Self> {
         let source = Source::DryRun(Mutex::new(Places::new(usize::MAX / 2)));
         Arc::new(Self { stream: self.stream.clone(), source, totals: Arc::default(), poison: false })
@@ -213,7 +213,7 @@ impl Memory {
                         "",
                     )
                 })?;
-                // SAFETY: nothing is launched or copied in a rehearsal, so that the address is never used; null is kept
+                // SAFETY: nothing is launched or copied in a dry run, so that the address is never used; null is left
                 // for what kernels take as absent.
                 unsafe { self.stream.upgrade_device_ptr((GRANULE + start) as u64, bytes) }
             }

@@ -1,4 +1,4 @@
-//! Integers on their way to the device: copied by themselves or, for recorded work, asynchronously out of pinned memory.
+//! Integers on their way to the device: copied by themselves or, for captured work, asynchronously out of pinned memory.
 
 use std::cell::RefCell;
 use std::rc::Rc;
