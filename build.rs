@@ -1,5 +1,5 @@
-//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/kernels.rs` includes; and writes what
-//! kernels share with the host in Rust, for `backend/cuda/arguments.rs`.
+//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/kernels.rs` includes; and writes what
+//! kernels share with the host in Rust, for `backend/cuda/runtime/arguments.rs`.
 //!
 //! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU and says so when
 //! asked for a GPU. `PROMPTMIX_REQUIRE_CUDA=1` makes that an error.
