@@ -2,7 +2,7 @@
 //
 // One int32 array, written by the host once a batch: a header, then the arrays that the header points into. Grids are
 // sized for the largest batch of a shape bucket, so a kernel reads the true counts from here and surplus blocks exit;
-// that is what lets one captured graph serve every batch of its bucket. backend/cuda/batch.rs writes it.
+// that is what lets one captured graph serve every batch of its bucket. backend/cuda/ops/descriptor.rs writes it.
 #pragma once
 #include <cstdint>
 

@@ -554,15 +554,15 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             name: "final_norm",
             run: |m| {
                 let input = m.residual("x", m.decoder(), WIDTH)?;
-                let norm_weight = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
+                let norm_weight = m.weight("the norm's weight", 1, WIDTH, Readers::Lookup)?;
                 let mut h = m.rows("h", m.decoder(), WIDTH, Format::Operand)?;
                 m.device.final_norm(final_norm(m, &input, &norm_weight), &mut h)
             },
             operands: const {
                 &[
-                    evaluate("x", "x", "the norm's gain"),
+                    evaluate("x", "x", "the norm's weight"),
                     own("the norm of x"),
-                    own("the norm's gain"),
+                    own("the norm's weight"),
                     own("h"),
                 ]
             },
@@ -571,7 +571,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             name: "final_norm_backward",
             run: |m| {
                 let input = m.residual("x", m.decoder(), WIDTH)?;
-                let norm_weight = m.weight("the norm's gain", 1, WIDTH, Readers::Lookup)?;
+                let norm_weight = m.weight("the norm's weight", 1, WIDTH, Readers::Lookup)?;
                 let d_h = &m.rows("d_h", m.decoder(), WIDTH, Format::Float)?;
                 let below = Some(&m.rows("below", m.decoder(), WIDTH, Format::Residual)?);
                 let mut d_x = m.rows("d_x", m.decoder(), WIDTH, Format::Residual)?;
@@ -580,9 +580,9 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    evaluate("x", "x", "the norm's gain"),
+                    evaluate("x", "x", "the norm's weight"),
                     own("the norm of x"),
-                    own("the norm's gain"),
+                    own("the norm's weight"),
                     own("d_h"),
                     own("below"),
                     own("d_x"),

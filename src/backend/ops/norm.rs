@@ -36,7 +36,7 @@ impl<D: Device> FinalNorm<'_, D> {
     fn check_output(&self, what: &str, h: &D::Rows) -> Result<()> {
         let (rows, width) = (self.batch.rows(self.side), self.input.width());
         self.input.check("x", rows, width)?;
-        self.norm_weight.map_or(Ok(()), |norm_weight| norm_weight.check("the norm's gain", 1, width))?;
+        self.norm_weight.map_or(Ok(()), |norm_weight| norm_weight.check("the norm's weight", 1, width))?;
         h.check(what, rows, width)
     }
 

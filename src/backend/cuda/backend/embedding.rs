@@ -2,6 +2,7 @@
 
 use super::{Cuda, Rows};
 use crate::backend::cuda::ops::embedding as launch;
+use crate::backend::ops::check_embedding_gradient;
 use crate::backend::{Batch, Embedding, EmbeddingOps, Mask, Matrix, Residual, Side};
 use crate::error::Result;
 
@@ -17,7 +18,7 @@ impl EmbeddingOps for Cuda {
     }
 
     fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Rows) -> Result<()> {
-        d_x.check("d_x", batch.rows(Side::Encoder), d_x.width)?;
+        check_embedding_gradient(batch, d_x)?;
         let rows = self.described(batch)?.rows(Side::Encoder);
         let embedding = launch::Embedding { rows, width: d_x.width, mask: self.mask(mask)? };
         embedding.backward(self.kernels(), d_x.float_mut()?)

@@ -173,7 +173,7 @@ impl Cuda {
         if self.arena.borrow().is_none() {
             return Ok(());
         }
-        let found = format!("it uses {what} that the device was not told of before");
-        Err(Error::device("record work", found, "this is a defect of promptmix: report it"))
+        let found = format!("it uses {what} that was not uploaded before");
+        Err(Error::device("capture work", found, "this is a defect of promptmix: report it"))
     }
 }

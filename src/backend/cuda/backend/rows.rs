@@ -8,7 +8,7 @@ use super::Cuda;
 use crate::backend::cuda::ops::{NORM_COLUMNS, WIDTH_MULTIPLE};
 use crate::backend::cuda::runtime::memory::Buffer;
 use crate::backend::cuda::runtime::operands::{Precision, ReadOperand, WriteOperand};
-use crate::backend::ops::check_weight;
+use crate::backend::ops::{check_row, check_weight};
 use crate::backend::{Format, Matrix};
 use crate::error::{Error, Result};
 
@@ -254,10 +254,7 @@ impl Cuda {
 
     /// Row `row` of a frozen matrix, from its f32 copy where it has one.
     pub(super) fn download_weight_row(&self, weight: &Weight, row: usize) -> Result<Vec<f32>> {
-        if row >= weight.out {
-            let expected = format!("a row below {}", weight.out);
-            return Err(Error::tensor("a weight", expected, row.to_string(), ""));
-        }
+        check_row(row, weight.out)?;
         let range = row * weight.input..(row + 1) * weight.input;
         match &weight.float {
             Some(float) => self.download_part(float, range),

@@ -296,7 +296,7 @@ impl<'s> Attention<'s> {
         };
         let (bias, max_distance) = match self.bias {
             Some((_, max_distance)) if max_distance > MAX_DISTANCE => {
-                let expected = format!("a reach up to {MAX_DISTANCE}");
+                let expected = format!("a maximum distance up to {MAX_DISTANCE}");
                 return Err(Error::tensor("bias", expected, max_distance.to_string(), ""));
             }
             Some((values, max_distance)) => {

@@ -145,7 +145,7 @@ pub(crate) fn schedule_words(steps: &[OptimizerStep]) -> Vec<i32> {
         max_grad_norm: step.max_grad_norm,
     };
     let settings: Vec<Settings> = steps.iter().map(settings).collect();
-    bytemuck::pod_collect_to_vec(&settings)
+    bytemuck::cast_slice(&settings).to_vec()
 }
 
 /// The status with which runs go on after so many updates each, with no report in the ring.

@@ -195,8 +195,8 @@ impl Memory {
             Source::Arena { whole, places } => {
                 let start = locked(places).take(bytes).ok_or_else(|| {
                     Error::device(
-                        "place a buffer of recorded work",
-                        format!("{bytes} bytes more than its rehearsal took"),
+                        "place a buffer of captured work",
+                        format!("{bytes} bytes more than its dry run took"),
                         "this is a defect of promptmix: report it",
                     )
                 })?;

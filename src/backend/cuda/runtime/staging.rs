@@ -48,7 +48,7 @@ impl Staging {
 
     /// Writes `words` once the copy before is done, and issues theirs to `numbers`.
     pub(crate) fn send(&mut self, words: &[i32], numbers: &Numbers) -> Result<()> {
-        check_length("what recorded work is told", self.pinned.len(), words.len())?;
+        check_length("the parameters of captured work", self.pinned.len(), words.len())?;
         let wait = |error| driver("wait for a copy", error);
         self.copied.synchronize().map_err(wait)?;
         self.pinned.as_mut_slice().map_err(wait)?.copy_from_slice(words);
