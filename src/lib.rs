@@ -32,7 +32,7 @@ pub mod error;
 pub mod evaluate;
 #[cfg(feature = "training")]
 pub mod experiment;
-#[cfg(feature = "data")]
+#[cfg(feature = "files")]
 pub mod files;
 #[cfg(feature = "tasks")]
 pub mod metrics;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, is_culib_present};
+use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 
 use super::error::{self, driver};
 use super::kernels::COMPILER;
@@ -83,9 +83,14 @@ pub fn driver_version() -> Result<i32> {
     Ok(version)
 }
 
+/// Names of the driver's library. A missing one is a panic in cudarc, which asks for it itself only under some of its features:
+/// another crate of the program may have chosen others.
+const DRIVER: [&str; 2] =
+    if cfg!(windows) { ["nvcuda.dll", "nvcuda64.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+
 fn device_count() -> Result<usize> {
-    // SAFETY: looks for the library and opens it, which runs what every CUDA program runs.
-    if !unsafe { is_culib_present() } {
+    // SAFETY: opens the driver's library, which runs what every CUDA program runs.
+    if !DRIVER.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok()) {
         return Err(error::no_driver());
     }
     match cudarc::driver::result::init() {
