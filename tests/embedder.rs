@@ -94,6 +94,41 @@ fn a_product_is_the_sum_by_hand() {
 }
 
 #[test]
+fn an_operand_that_does_not_fit_is_named() {
+    let Some(program) = program() else { return };
+    let (rows, out, input) = (9, 16, 24);
+    let sequences = Sequences::new(&program.stream, &[rows]).expect("a sequence");
+    let ((_, a), (_, weight)) = (program.numbers(rows * input, 1), program.numbers(out * input, 2));
+    let mut linear = Linear::new(&program.kernels, sequences.rows(), out, input).expect("a product");
+    let mut z = program.poison_bf16(rows * out);
+    let float = program.poison(out * input);
+    let kernels = &program.kernels;
+    let refused = |result: promptmix::Result<()>, said: &str| {
+        let error = result.expect_err(said).to_string();
+        assert!(error.contains(said), "{error}");
+    };
+    let said = "weight: expected bf16, as the operands before it, found f32";
+    refused(linear.forward(kernels, &a, &float, Epilogue::Plain { z: &mut z }), said);
+    let said = "z: expected 144 numbers, found 136";
+    refused(linear.forward(kernels, &a, &weight, Epilogue::Plain { z: &mut z.slice_mut(8..) }), said);
+    let mut longer = program.poison_bf16(rows * out + 1);
+    let said = "z: expected an address that is a multiple of 16 bytes, found 2 bytes beyond one";
+    refused(linear.forward(kernels, &a, &weight, Epilogue::Plain { z: &mut longer.slice_mut(1..) }), said);
+    let mut d_h = program.poison(rows * out);
+    let said = "the epilogue: expected one of a forward product, found Accumulate";
+    refused(linear.forward(kernels, &a, &weight, Epilogue::Accumulate { d_h: &mut d_h }), said);
+    let other = CudaContext::new(0).expect("the same context").default_stream();
+    let same = other.clone_htod(&vec![bf16::ONE; rows * input]).expect("an upload");
+    linear
+        .forward(kernels, &same, &weight, Epilogue::Plain { z: &mut z })
+        .expect("another stream of the context");
+    // Nothing was written before that: a refused launch is none.
+    assert!(program.read_bf16(&z).iter().all(|value| value.is_finite()));
+    let untouched = program.stream.clone_dtoh(&d_h).expect("d_h");
+    assert!(untouched.iter().all(|value| value.is_nan()));
+}
+
+#[test]
 fn attention_is_the_sum_by_hand() {
     let Some(program) = program() else { return };
     let (heads, lengths) = (Heads { count: 2, width: 16 }, [5, 70]);
