@@ -256,6 +256,62 @@ fn files_of_a_module_do_not_use_one_another_in_a_circle() {
     assert!(edges_seen > 100, "{edges_seen} edges: the sources were read");
 }
 
+/// The storeys of the CUDA backend, each with those that it may use.
+const STOREYS: [(&str, &[&str]); 3] =
+    [("runtime", &["runtime"]), ("ops", &["runtime", "ops"]), ("backend", &["runtime", "ops", "backend"])];
+
+/// The storeys that a file of the CUDA backend names.
+fn storeys(place: &[String], text: &str) -> BTreeSet<String> {
+    let own = if place.last().is_some_and(|name| name == "mod") { &place[..place.len() - 1] } else { place };
+    let mut found = BTreeSet::new();
+    for path in paths(text) {
+        let mut whole = if path[0] == "crate" { Vec::new() } else { own.to_vec() };
+        for name in path {
+            match name.as_str() {
+                "crate" | "self" => {}
+                "super" => drop(whole.pop()),
+                _ => whole.push(name),
+            }
+        }
+        if whole.len() > 2 && whole[..2] == ["backend", "cuda"] {
+            found.insert(whole[2].clone());
+        }
+    }
+    found
+}
+
+#[test]
+fn each_storey_of_the_cuda_backend_uses_those_below_it_alone() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    placed(&source, &[], &mut found);
+    for (storey, allowed) in STOREYS {
+        let files: Vec<_> = found
+            .iter()
+            .filter(|(path, _)| path.len() > 3 && path[..3] == ["backend", "cuda", storey])
+            .collect();
+        assert!(files.len() > 7, "the files of {storey} were found");
+        for (place, text) in &files {
+            for to in storeys(place, text) {
+                assert!(allowed.contains(&to.as_str()), "{} uses {to}", place.join("/"));
+            }
+        }
+        if storey == "backend" {
+            continue; // One struct in many files.
+        }
+        let within: Vec<_> = files
+            .iter()
+            .map(|(place, text)| (place[2..].to_vec(), text.replace("crate::backend::cuda::", "crate::")))
+            .collect();
+        if let Some(way) = circle(&edges(storey, &within)) {
+            panic!("in {storey}: {}: what they share belongs in a file below them", way.join(" uses "));
+        }
+    }
+    let place = ["backend", "cuda", "runtime", "memory"].map(str::to_owned);
+    let planted = "use super::super::ops::linear::Product;\nuse crate::backend::cuda::backend::{Cuda, Rows};";
+    assert_eq!(storeys(&place, planted).into_iter().collect::<Vec<_>>(), ["backend", "ops"]);
+}
+
 #[test]
 fn a_circle_of_files_is_found_through_any_of_its_names() {
     let file = |path: &str, text: &str| (path.split('/').map(str::to_owned).collect(), text.to_owned());

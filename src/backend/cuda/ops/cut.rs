@@ -1,7 +1,6 @@
 //! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, and what they cost.
 
-use super::linear::Follows;
-use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, STAGES};
+use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, Epilogue as Follows, STAGES};
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
 

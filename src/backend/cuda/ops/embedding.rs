@@ -48,7 +48,7 @@ impl Embedding<'_> {
         check_width(self.width)?;
         let vocabulary = self.rows.batch().batch().vocabulary();
         super::check_rows("table", vocabulary, self.width, table.len())?;
-        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels));
+        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels.stream()));
         let numbers = rows * self.width;
         let arguments = EmbedArguments {
             batch: self.rows.read(&mut operands)?,
@@ -81,7 +81,7 @@ impl Embedding<'_> {
         }
         check_width(self.width)?;
         let batch = self.rows.batch().batch();
-        let mut operands = Operands::new(kernels);
+        let mut operands = Operands::new(kernels.stream());
         let arguments = EmbedBackwardArguments {
             batch: self.rows.read(&mut operands)?,
             d_x: operands.write("d_x", d_x, self.rows.all() * self.width)?,

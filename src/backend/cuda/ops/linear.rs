@@ -6,6 +6,7 @@ use super::cut::Cut;
 use super::packing::{DropoutMask, PackedRows, Words};
 use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
 use crate::backend::Scope;
+use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
@@ -111,9 +112,6 @@ pub struct NormBackward<'a> {
     /// below wants them.
     pub inner_next: Option<(&'a dyn DevicePtr<f32>, &'a mut dyn DevicePtrMut<f32>)>,
 }
-
-/// Which epilogue, as kernels number it.
-pub(super) use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 
 impl<'e> Epilogue<'e> {
     /// Its number, and whether it is of a forward product and of a backward one.
@@ -266,7 +264,7 @@ impl Product<'_> {
             return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
         }
         let precision = cut.precision();
-        let mut operands = Operands::new(kernels);
+        let mut operands = Operands::new(kernels.stream());
         let arguments = GemmArguments {
             batch: self.rows.read(&mut operands)?,
             a: operands.matrix("the rows that are multiplied", self.a, precision, self.rows.count() * k)?,

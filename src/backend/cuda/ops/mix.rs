@@ -365,7 +365,7 @@ impl<'m> Mixture<'m> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let (length, width) = (layout.prompt_length, layout.width);
         check_rows("table", pooled_vocabulary(self.batch.batch()), width, of.table.len())?;
-        let mut operands = Operands::new(kernels);
+        let mut operands = Operands::new(kernels.stream());
         let saved = saved.write(&lengths, &mut operands)?;
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
@@ -402,7 +402,7 @@ impl<'m> Mixture<'m> {
         scratch: &mut Scratch<F>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
-        let mut operands = Operands::new(kernels);
+        let mut operands = Operands::new(kernels.stream());
         let saved = saved.read(&lengths, &mut operands)?;
         let arguments = MixArguments {
             gradient: write(&mut operands, "gradient", of.gradient, self.runs * layout.len())?,

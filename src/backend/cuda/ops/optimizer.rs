@@ -89,7 +89,7 @@ impl Update {
         let (Self { runs, length, segments }, all) = (self, self.runs * self.length);
         let too_long = || Error::tensor("the trained state", "fewer numbers", length.to_string(), "");
         let blocks = i32::try_from(self.blocks()).map_err(|_| too_long())?;
-        let mut operands = Operands::new(kernels);
+        let mut operands = Operands::new(kernels.stream());
         let arguments = OptimizerArguments {
             values: operands.write("values", of.values, all)?,
             gradient: operands.read("gradient", of.gradient, all)?,

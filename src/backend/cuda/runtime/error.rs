@@ -3,7 +3,6 @@
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::kernels::ARCHITECTURES;
 use crate::error::Error;
 
 /// The oldest architecture that the kernels run on.
@@ -60,7 +59,7 @@ pub(crate) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
     )
 }
 
-pub(crate) fn load(file: &str, error: DriverError) -> Error {
+pub(crate) fn load(file: &str, architectures: &[u32], error: DriverError) -> Error {
     let advice = match error.0 {
         CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             "the driver is older than the toolkit that these kernels were built with: update the driver (R580 or newer for CUDA 13.0)"
@@ -70,7 +69,7 @@ pub(crate) fn load(file: &str, error: DriverError) -> Error {
         }
         _ => "update the NVIDIA driver, or build again",
     };
-    let archs: Vec<String> = ARCHITECTURES.iter().map(u32::to_string).collect();
+    let archs: Vec<String> = architectures.iter().map(u32::to_string).collect();
     Error::device(
         format!("load the kernels {file} (machine code for {}, PTX for 80)", archs.join(" ")),
         said(error),

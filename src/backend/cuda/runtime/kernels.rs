@@ -116,7 +116,7 @@ impl Kernels {
         let loaded = self
             .context()
             .load_module(Ptx::from_binary(image.to_vec()))
-            .map_err(|error| error::load(file, error))?;
+            .map_err(|error| error::load(file, ARCHITECTURES, error))?;
         Ok(module.get_or_init(|| loaded))
     }
 

@@ -4,7 +4,6 @@
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop};
 use half::bf16;
 
-use super::kernels::Kernels;
 use super::memory::Buffer;
 use crate::error::{Error, Result};
 
@@ -111,9 +110,9 @@ impl std::fmt::Debug for Guard<'_> {
 }
 
 impl<'a> Operands<'a> {
-    /// None yet, of a launch on the stream of `kernels`.
-    pub(crate) fn new(kernels: &'a Kernels) -> Self {
-        Self { stream: kernels.stream(), guards: Vec::new() }
+    /// None yet, of a launch on `stream`.
+    pub(crate) fn new(stream: &'a CudaStream) -> Self {
+        Self { stream, guards: Vec::new() }
     }
 
     /// Adds what the launch reads: its address.
