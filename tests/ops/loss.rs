@@ -170,6 +170,7 @@ fn large_logits_neither_overflow_nor_vanish() -> Result<()> {
 struct Golden {
     width: usize,
     hidden: Vec<f32>,
+    #[serde(rename = "head")]
     lm_head: Vec<f32>,
     labels: Vec<u32>,
     cases: Vec<GoldenCase>,
