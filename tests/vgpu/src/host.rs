@@ -103,7 +103,8 @@ fn has_real_gpu() -> bool {
     })
 }
 
-/// The shared library: `VGPU_LIBRARY`, or beside the running program, or a folder or two above it.
+/// The shared library: `VGPU_LIBRARY`, or beside the running program, or a folder or two above it, or where cargo built it: documentation
+/// tests run from a temporary folder.
 ///
 /// # Errors
 /// The folders that were searched.
@@ -113,7 +114,9 @@ pub fn find_library() -> Result<PathBuf, HostError> {
     }
     let program = std::env::current_exe().unwrap_or_default();
     let mut searched = Vec::new();
-    for folder in program.ancestors().skip(1).take(3) {
+    // The folder of this crate's build script lies in that of all, `debug/build/vgpu-.../out`.
+    let built = Path::new(env!("OUT_DIR")).ancestors().nth(3).map(|profile| profile.join("deps"));
+    for folder in program.ancestors().skip(1).take(3).chain(built.as_deref()) {
         for folder in [folder.to_path_buf(), folder.join("deps")] {
             let path = folder.join("libvgpu.so");
             if path.is_file() {

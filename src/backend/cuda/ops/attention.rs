@@ -208,6 +208,33 @@ pub struct AttentionGradient<'a> {
 }
 
 /// Attention of packed rows over packed rows: o = softmax(q k^T + bias) v for each example and head, without 1 / sqrt(K).
+///
+/// The first row of a sequence, which in a causal attention sees only itself, repeats its v:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Heads;
+/// use promptmix::cuda::attention::{Attention, AttentionInput};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::{Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let (sequences, heads) = (Sequences::new(stream, &[2, 3])?, Heads { count: 1, width: 8 });
+/// // q, k and v of five rows; every number of row i is i.
+/// let numbers: Vec<bf16> = (0..5 * 24).map(|n| bf16::from_f32((n / 24) as f32)).collect();
+/// let qkv = stream.clone_htod(&numbers)?;
+/// let mut o = stream.clone_htod(&[bf16::NAN; 5 * 8])?;
+/// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 5])?;
+/// let attention = Attention { causal: true, ..Attention::of_itself(sequences.rows(), heads) };
+/// attention.forward(&kernels, AttentionInput::Packed(&qkv), &mut o, &mut log_sum_exp)?;
+/// assert_eq!(stream.clone_dtoh(&o)?[2 * 8].to_f32(), 2.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Whose queries.

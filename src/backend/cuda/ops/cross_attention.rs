@@ -268,6 +268,46 @@ impl<'a> Steps<'a> {
 /// o = W_v mixed with mixed = softmax(q W_k · h) h for each target row and head, without 1 / sqrt(K): no key and no value of a
 /// source row is computed. Targets \[T, H·K\] and sources h \[R, D\] are packed end to end. It pays where a target has fewer
 /// rows than a head has columns. All matrices are in the format of `w_k`, bf16 or to verify f32.
+///
+/// A target over a single source row attends to nothing else, so that o = W_v h:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Heads;
+/// use promptmix::cuda::cross_attention::{AbsorbedCrossAttention, AbsorbedForward, AbsorbedShape, Wide};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::{DropoutMask, Kernels, PairedSequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let pairs = PairedSequences::new(stream, &[(1, 1)])?;
+/// let shape = AbsorbedShape { batch: pairs.described(), heads: Heads { count: 1, width: 8 }, depth: 16 };
+/// let upload = |value: f32, count: usize| stream.clone_htod(&vec![bf16::from_f32(value); count]);
+/// let (w_k, w_v) = (upload(1.0, 8 * 16)?, upload(0.5, 8 * 16)?);
+/// let attention = AbsorbedCrossAttention { shape, w_k: &w_k, w_v: &w_v, mask: DropoutMask::default() };
+/// let (lengths, q, h) = (attention.lengths()?, upload(1.0, 8)?, upload(3.0, 16)?);
+/// let (mut absorbed_q, mut mixed) = (upload(f32::NAN, lengths.wide)?, upload(f32::NAN, lengths.wide)?);
+/// let mut scores = stream.clone_htod(&vec![f32::NAN; lengths.pairs])?;
+/// let mut sums = stream.clone_htod(&vec![f32::NAN; lengths.sums])?;
+/// let (mut o, mut unused) = (upload(f32::NAN, 8)?, upload(f32::NAN, 1)?);
+/// let forward = AbsorbedForward {
+///     q: &q,
+///     h: &h,
+///     absorbed_q: Wide::Made(&mut absorbed_q),
+///     scores: &mut scores,
+///     sums: &mut sums,
+///     dropped: &mut unused.slice_mut(0..0), // In bf16 it has no numbers.
+///     mixed: &mut mixed,
+///     o: &mut o,
+/// };
+/// attention.forward(&kernels, forward)?;
+/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 16.0 * 0.5 * 3.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct AbsorbedCrossAttention<'a> {
     /// Which rows, and how wide.

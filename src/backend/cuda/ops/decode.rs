@@ -16,6 +16,34 @@ const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 /// values join a cache.
 ///
 /// o = sum over j of softmax_j(q · k_j + bias\[j - position\]) v_j, without 1 / sqrt(K).
+///
+/// At position 0 a token sees only itself, so that o repeats its v:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Heads;
+/// use promptmix::cuda::Kernels;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::decode::DecodeStep;
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let (heads, length, max_distance) = (Heads { count: 1, width: 8 }, 4, 1);
+/// // q, k and v are 1, 2 and 3.
+/// let qkv: Vec<bf16> = [[1.0; 8], [2.0; 8], [3.0; 8]].concat().into_iter().map(bf16::from_f32).collect();
+/// let qkv = stream.clone_htod(&qkv)?;
+/// let bias = stream.clone_htod(&vec![0.0_f32; 2 * max_distance + 1])?;
+/// let mut cache = stream.clone_htod(&vec![bf16::NAN; length * 2 * 8])?;
+/// let mut o = stream.clone_htod(&[bf16::NAN; 8])?;
+/// let step = DecodeStep { examples: 1, heads, length, position: 0, bias: (&bias, max_distance) };
+/// step.forward(&kernels, &qkv, &mut cache, &mut o)?;
+/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 3.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct DecodeStep<'a> {
     /// B.

@@ -12,6 +12,33 @@ use crate::error::Result;
 ///
 /// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, have
 /// no id: x stays as it is there. The mask goes over both.
+///
+/// Each token gets its row of the table:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use promptmix::backend::{Batch, Example, Side};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::embedding::{EmbeddedRows, Embedding};
+/// use promptmix::cuda::{DropoutMask, Kernels, Packed};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let example = Example { source: vec![2, 1], target: vec![1], ..Example::default() };
+/// let packed = Packed::new(stream, Batch::pack(&[example], 0, 0, 3)?)?;
+/// // Every number of the table's row i is i.
+/// let table = stream.clone_htod(&(0..3 * 8).map(|n| (n / 8) as f32).collect::<Vec<_>>())?;
+/// let mut x = stream.clone_htod(&[f32::NAN; 2 * 8])?;
+/// let mut partials = stream.clone_htod(&[f32::NAN; 2])?;
+/// let embedding = Embedding { rows: packed.rows(Side::Encoder), width: 8, mask: DropoutMask::default() };
+/// let written = EmbeddedRows { x: &mut x, copy: None, partials: &mut partials };
+/// embedding.forward(&kernels, &table, written)?;
+/// assert_eq!(stream.clone_dtoh(&x)?, [[2.0; 8], [1.0; 8]].concat());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Embedding<'a> {
     /// The rows, with their token ids.

@@ -13,6 +13,36 @@ const FILE: &str = "feed_forward";
 
 /// The gate between the two products of a gated feed-forward: a = mask(act(z0) · z1), with z = \[z0, z1\] the pre-activations,
 /// \[rows, 2·F\] in bf16, or to verify in f32.
+///
+/// Silu is 0 at 0, and far above 0 the identity:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Activation;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::feed_forward::Gate;
+/// use promptmix::cuda::{DropoutMask, Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let sequences = Sequences::new(stream, &[1])?;
+/// let z = [[0.0, 32.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.5; 8]].concat();
+/// let z = stream.clone_htod(&z.into_iter().map(bf16::from_f32).collect::<Vec<_>>())?;
+/// let mut a = stream.clone_htod(&[bf16::NAN; 8])?;
+/// let gate = Gate {
+///     rows: sequences.rows(),
+///     width: 8,
+///     activation: Activation::GatedSilu,
+///     mask: DropoutMask::default(),
+/// };
+/// gate.forward(&kernels, &z, &mut a)?;
+/// assert_eq!(stream.clone_dtoh(&a)?[..2], [0.0, 32.0 * 0.5].map(bf16::from_f32));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Gate<'a> {
     /// The rows; how they are cut up matters to dropout alone.
@@ -99,6 +129,28 @@ impl<'g> Gate<'g> {
 }
 
 /// Work on each row of `width` f32 numbers by itself.
+///
+/// Of eight columns with d_x = 1 and x_next - x = 2:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::feed_forward::EachRow;
+/// use promptmix::cuda::{Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let sequences = Sequences::new(stream, &[1])?;
+/// let d_x = stream.clone_htod(&[1.0_f32; 8])?;
+/// let (x, x_next) = (stream.clone_htod(&[3.0_f32; 8])?, stream.clone_htod(&[5.0_f32; 8])?);
+/// let mut inner = stream.clone_htod(&[f32::NAN])?;
+/// EachRow { rows: sequences.rows(), width: 8 }.inner(&kernels, [&d_x, &x, &x_next], &mut inner)?;
+/// assert_eq!(stream.clone_dtoh(&inner)?, [8.0 * 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EachRow<'a> {
     /// The rows; how they are cut up matters to dropout alone.

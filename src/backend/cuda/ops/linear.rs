@@ -295,6 +295,33 @@ impl Product<'_> {
 
 /// Products of packed rows with weights of one shape, and the memory in which split-K sums their parts: launches of one `Linear` belong
 /// on one stream.
+///
+/// A row of ones gives the sums of the weight's rows:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::linear::{Epilogue, Linear};
+/// use promptmix::cuda::{Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let (out, input) = (8, 16);
+/// let sequences = Sequences::new(stream, &[2])?;
+/// // Every number of the weight's row i is i.
+/// let numbers: Vec<bf16> = (0..out * input).map(|n| bf16::from_f32((n / input) as f32)).collect();
+/// let weight = stream.clone_htod(&numbers)?;
+/// let a = stream.clone_htod(&vec![bf16::ONE; 2 * input])?;
+/// let mut z = stream.clone_htod(&vec![f32::NAN; 2 * out])?;
+/// let mut linear = Linear::new(&kernels, sequences.rows(), out, input)?;
+/// linear.forward(&kernels, &a, &weight, Epilogue::Float { z: &mut z })?;
+/// assert_eq!(stream.clone_dtoh(&z)?[out + 3], 16.0 * 3.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Linear<'a> {
     rows: PackedRows<'a>,

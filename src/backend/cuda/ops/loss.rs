@@ -94,6 +94,45 @@ impl Plan {
 ///
 /// -log p(label) with p = softmax(hidden E^T) for each row of `hidden` \[T, D\], and its gradient. Matrices are in the plan's
 /// precision.
+///
+/// A row of zeros has equal logits, so that its loss is ln V:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Objective;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, LossScratch, Plan};
+/// use promptmix::cuda::{Kernels, LabelRows, Precision};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let (vocabulary, width) = (50, 8);
+/// let rows = LabelRows::new(stream, &[7], &[1.0])?;
+/// let hidden = stream.clone_htod(&vec![bf16::ZERO; width])?;
+/// let lm_head = stream.clone_htod(&vec![bf16::ONE; vocabulary * width])?;
+/// let plan = Plan::new(&kernels, Precision::Bf16, 1, [vocabulary, width])?;
+/// let mut partials = stream.clone_htod(&vec![f32::NAN; plan.scratch().partials])?;
+/// let [mut label_logits, mut likelihood, mut loss] =
+///     [(); 3].map(|()| stream.clone_htod(&[f32::NAN]).expect("an upload"));
+/// let mut greedy = stream.clone_htod(&[u32::MAX])?;
+/// let cross_entropy = CrossEntropy {
+///     labels: rows.rows(),
+///     plan,
+///     lm_head: &lm_head,
+///     objective: Objective::default(),
+///     mean: None,
+/// };
+/// let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
+/// let written =
+///     CrossEntropyRows { negative_log_likelihood: &mut likelihood, loss: &mut loss, greedy: &mut greedy };
+/// cross_entropy.launch(&kernels, &hidden, scratch, written, None)?;
+/// assert!((stream.clone_dtoh(&loss)?[0] - 50.0_f32.ln()).abs() < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct CrossEntropy<'a> {
     /// The rows with their labels and weights: the decoder's side of a batch, or [`LabelRows`](super::packing::LabelRows).

@@ -446,6 +446,37 @@ fn kind(scorer: Option<Scorer>) -> ScorerKind {
 ///
 /// The trained state of each run is one flat vector that a [`StateLayout`] cuts up; runs are stacked. It holds what backward
 /// needs of the forward pass before it, and what backward works in: launches of one `PromptMix` belong on one stream.
+///
+/// Uniform weights give the mean of the sources, here 1 and 3, and the target, here 2, to which the target is added:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use promptmix::backend::{Batch, Example, Mixing, Scorer, StateLayout};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::mix::{FrozenSources, MixForward, PromptMix, pooled_keys};
+/// use promptmix::cuda::{Kernels, Packed};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let example = Example { source: vec![0], target: vec![1], ..Example::default() };
+/// // A prompt row before each example's tokens.
+/// let packed = Packed::new(stream, Batch::pack(&[example], 1, 0, 2)?)?;
+/// let mixing = Mixing { scorer: Some(Scorer::Uniform), ..Mixing::plain() };
+/// let layout = StateLayout::new(&mixing, 1, 1, 8, 0, false);
+/// let prompts = [[1.0_f32; 8], [3.0; 8]].concat();
+/// let keys = stream.clone_htod(&pooled_keys(&prompts, 1, 8))?;
+/// let prompts = stream.clone_htod(&prompts)?;
+/// let (values, table) = (stream.clone_htod(&[2.0_f32; 8])?, stream.clone_htod(&[0.0_f32; 2 * 8])?);
+/// let mut x = stream.clone_htod(&[f32::NAN; 2 * 8])?;
+/// let mut mix = PromptMix::new(&kernels, packed.described(), &mixing, &layout, 2, 1)?;
+/// let sources = Some(FrozenSources { prompts: &prompts, keys: &keys });
+/// mix.forward(&kernels, MixForward { table: &table, sources, values: &values, x: &mut x })?;
+/// assert!((stream.clone_dtoh(&x)?[0] - 4.0).abs() < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct PromptMix<'a> {
     batch: Described<'a>,

@@ -15,6 +15,38 @@ use crate::error::{Error, Result};
 const WIDEST: usize = 4096;
 
 /// A norm that nothing is folded into: h = mask(x / rms(x) · norm_weight · scale).
+///
+/// A row of equal numbers becomes ones, times the scale:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::norm::{FinalNorm, NormedRows};
+/// use promptmix::cuda::{DropoutMask, Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let sequences = Sequences::new(stream, &[1])?;
+/// let x = stream.clone_htod(&[3.0_f32; 8])?;
+/// // The sum of the row's squares.
+/// let partials = stream.clone_htod(&[8.0_f32 * 9.0])?;
+/// let mut h = stream.clone_htod(&[bf16::NAN; 8])?;
+/// let norm = FinalNorm {
+///     rows: sequences.rows(),
+///     width: 8,
+///     epsilon: 1e-6,
+///     norm_weight: None,
+///     scale: 0.5,
+///     mask: DropoutMask::default(),
+/// };
+/// norm.forward(&kernels, NormedRows { x: &x, partials: &partials }, &mut h)?;
+/// assert_eq!(stream.clone_dtoh(&h)?[0].to_f32(), 0.5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct FinalNorm<'a> {
     /// The rows; how they are cut up matters to dropout alone.

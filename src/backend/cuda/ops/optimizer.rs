@@ -181,6 +181,38 @@ pub(crate) fn step_reports(ring: &[Report], runs: usize) -> Vec<Vec<StepReport>>
 /// It holds what a step needs beside the caller's values, gradient and moments, each \[runs, length\] in f32: segments, rates,
 /// partial norms, and on the device each run's count of updates and the reports of the steps that were not read yet. Launches
 /// of one `AdamW` belong on one stream.
+///
+/// The first step moves a number by the rate, against its gradient, however large that is:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use promptmix::backend::OptimizerStep;
+/// use promptmix::cuda::Kernels;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::optimizer::{AdamW, StepOperands};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let mut adamw = AdamW::vector(&kernels, 2)?;
+/// adamw.schedule(&kernels, &[OptimizerStep::new(0.25, 0.0)])?;
+/// let mut values = stream.clone_htod(&[1.0_f32, 1.0])?;
+/// let gradient = stream.clone_htod(&[0.01_f32, -5.0])?;
+/// let (mut first, mut second) = (stream.alloc_zeros::<f32>(2)?, stream.alloc_zeros::<f32>(2)?);
+/// let operands = StepOperands {
+///     values: &mut values,
+///     gradient: &gradient,
+///     first_moment: &mut first,
+///     second_moment: &mut second,
+/// };
+/// adamw.step(&kernels, operands)?;
+/// assert!(adamw.reports(&kernels)?[0][0].applied);
+/// let values = stream.clone_dtoh(&values)?;
+/// assert!((values[0] - 0.75).abs() < 1e-5 && (values[1] - 1.25).abs() < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct AdamW {
     update: Update,

@@ -136,6 +136,33 @@ impl<'a> PackedRows<'a> {
 }
 
 /// A batch of examples, described on the device in memory of cudarc's own: for launches that read token ids, prompts or runs.
+///
+/// The decoder reads the start token, here 0, and then its labels but the last:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use promptmix::backend::{Batch, Example, Side};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::embedding::{EmbeddedRows, Embedding};
+/// use promptmix::cuda::{DropoutMask, Kernels, Packed};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let example = Example { source: vec![1], target: vec![2, 1], ..Example::default() };
+/// let packed = Packed::new(stream, Batch::pack(&[example], 0, 0, 3)?)?;
+/// // Every number of the table's row i is i.
+/// let table = stream.clone_htod(&(0..3 * 8).map(|n| (n / 8) as f32).collect::<Vec<_>>())?;
+/// let mut x = stream.clone_htod(&[f32::NAN; 2 * 8])?;
+/// let mut partials = stream.clone_htod(&[f32::NAN; 2])?;
+/// let embedding = Embedding { rows: packed.rows(Side::Decoder), width: 8, mask: DropoutMask::default() };
+/// let written = EmbeddedRows { x: &mut x, copy: None, partials: &mut partials };
+/// embedding.forward(&kernels, &table, written)?;
+/// assert_eq!(stream.clone_dtoh(&x)?, [[0.0; 8], [2.0; 8]].concat());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Packed {
     descriptor: CudaSlice<i32>,
@@ -167,6 +194,38 @@ impl Packed {
 }
 
 /// Sequences packed end to end, described on the device: rows without token ids.
+///
+/// A row attends to its own sequence alone. With q = 0 it gets the mean of v there, here of 1 and 3:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Heads;
+/// use promptmix::cuda::attention::{Attention, AttentionInput};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::{Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let sequences = Sequences::new(stream, &[2, 1])?;
+/// // q, k and v of three rows.
+/// let row = |v: f32| [[0.0; 8], [1.0; 8], [v; 8]].concat();
+/// let qkv: Vec<bf16> = [1.0, 3.0, 8.0].into_iter().flat_map(row).map(bf16::from_f32).collect();
+/// let qkv = stream.clone_htod(&qkv)?;
+/// let mut o = stream.clone_htod(&[bf16::NAN; 3 * 8])?;
+/// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 3])?;
+/// Attention::of_itself(sequences.rows(), Heads { count: 1, width: 8 }).forward(
+///     &kernels,
+///     AttentionInput::Packed(&qkv),
+///     &mut o,
+///     &mut log_sum_exp,
+/// )?;
+/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 2.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Sequences(Packed);
 
@@ -198,6 +257,41 @@ impl Sequences {
 }
 
 /// Targets and the sources that they attend to, example by example, each side packed end to end, described on the device.
+///
+/// A target attends to the sources of its own example alone. With q = 0 it gets the mean of their v, here of 1 and 3:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::{Heads, Side};
+/// use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::{DropoutMask, Kernels, PairedSequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let pairs = PairedSequences::new(stream, &[(1, 2), (1, 1)])?;
+/// let v: Vec<bf16> = [[1.0; 8], [3.0; 8], [8.0; 8]].concat().into_iter().map(bf16::from_f32).collect();
+/// let (q, k) = (stream.clone_htod(&[bf16::ZERO; 2 * 8])?, stream.clone_htod(&[bf16::ONE; 3 * 8])?);
+/// let v = stream.clone_htod(&v)?;
+/// let mut o = stream.clone_htod(&[bf16::NAN; 2 * 8])?;
+/// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 2])?;
+/// let attention = Attention {
+///     queries: pairs.described().rows(Side::Decoder),
+///     keys: pairs.described().rows(Side::Encoder),
+///     heads: Heads { count: 1, width: 8 },
+///     bias: None,
+///     causal: false,
+///     mask: DropoutMask::default(),
+/// };
+/// let [q, k, v] = [&q, &k, &v].map(|matrix| Columns { matrix, first: 0, stride: 8 });
+/// attention.forward(&kernels, AttentionInput::Apart { q, k, v }, &mut o, &mut log_sum_exp)?;
+/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 2.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct PairedSequences(Packed);
 
@@ -237,6 +331,43 @@ impl PairedSequences {
 }
 
 /// Rows with a label and a weight each, described on the device.
+///
+/// With equal logits the gradient of a row is its weight, here 0.5, times the mean of the head's rows less the label's:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::Objective;
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan};
+/// use promptmix::cuda::{Kernels, LabelRows, Precision};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let rows = LabelRows::new(stream, &[3], &[0.5])?;
+/// let hidden = stream.clone_htod(&[bf16::ZERO; 8])?;
+/// // Every number of the head's row i is i.
+/// let numbers: Vec<bf16> = (0..4 * 8).map(|n| bf16::from_f32((n / 8) as f32)).collect();
+/// let lm_head = stream.clone_htod(&numbers)?;
+/// let plan = Plan::new(&kernels, Precision::Bf16, 1, [4, 8])?;
+/// let floats = |count: usize| stream.clone_htod(&vec![f32::NAN; count]);
+/// let (mut partials, mut weighted) = (floats(plan.scratch().partials)?, floats(plan.scratch().weighted)?);
+/// let (mut label_logits, mut likelihood, mut loss) = (floats(1)?, floats(1)?, floats(1)?);
+/// let (mut greedy, mut d_hidden) = (stream.clone_htod(&[u32::MAX])?, floats(8)?);
+/// let (labels, objective) = (rows.rows(), Objective::default());
+/// CrossEntropy { labels, plan, lm_head: &lm_head, objective, mean: None }.launch(
+///     &kernels,
+///     &hidden,
+///     LossScratch { partials: &mut partials, label_logits: &mut label_logits },
+///     CrossEntropyRows { negative_log_likelihood: &mut likelihood, loss: &mut loss, greedy: &mut greedy },
+///     Some(HiddenGradient { d_hidden: &mut d_hidden, weighted: &mut weighted }),
+/// )?;
+/// assert!((stream.clone_dtoh(&d_hidden)?[0] - 0.5 * (1.5 - 3.0)).abs() < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct LabelRows(Packed);
 
@@ -300,6 +431,35 @@ pub(crate) fn dropout_words(step: &DropoutStep) -> Vec<i32> {
 }
 
 /// A step's dropout on the device, in memory of cudarc's own.
+///
+/// Kernels drop what [`DropoutStep::row`] says, and with a probability of 0.5 double the rest:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
+/// # let _gpu = vgpu::load()?;
+/// use half::bf16;
+/// use promptmix::backend::{DropoutStep, Side, Site, SiteKind};
+/// use promptmix::cuda::cudarc::driver::CudaContext;
+/// use promptmix::cuda::feed_forward::EachRow;
+/// use promptmix::cuda::{DeviceDropout, Kernels, Sequences};
+///
+/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+/// let stream = kernels.stream();
+/// let step = DropoutStep::new(0.5, 1, &[42]).expect("a probability above 0");
+/// let site = Site::new(Side::Decoder, SiteKind::FinalNorm, 0);
+/// let dropout = DeviceDropout::new(stream, &step)?;
+/// let sequences = Sequences::new(stream, &[1])?;
+/// let d_x = stream.clone_htod(&[3.0_f32; 64])?;
+/// let mut copy = stream.clone_htod(&[bf16::NAN; 64])?;
+/// let each = EachRow { rows: sequences.rows(), width: 64 };
+/// each.masked_copy(&kernels, dropout.mask(site), &d_x, &mut copy)?;
+/// let mut expected = [bf16::NAN; 64];
+/// step.row(site, 0, 0, 0).fill(bf16::from_f32(6.0), bf16::ZERO, &mut expected);
+/// assert_eq!(stream.clone_dtoh(&copy)?, expected);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DeviceDropout {
     words: CudaSlice<i32>,
