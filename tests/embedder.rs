@@ -117,7 +117,8 @@ fn an_operand_that_does_not_fit_is_named() {
     let mut d_h = program.poison(rows * out);
     let said = "the epilogue: expected one of a forward product, found Accumulate";
     refused(linear.forward(kernels, &a, &weight, Epilogue::Accumulate { d_h: &mut d_h }), said);
-    let other = CudaContext::new(0).expect("the same context").default_stream();
+    // cudarc orders streams by events of one `CudaContext`; another one of the same device knows nothing of them.
+    let other = program.stream.context().new_stream().expect("a second stream");
     let same = other.clone_htod(&vec![bf16::ONE; rows * input]).expect("an upload");
     linear
         .forward(kernels, &same, &weight, Epilogue::Plain { z: &mut z })

@@ -1,11 +1,11 @@
 //! Every op of every family on operands that fit, and with one of them of another shape: an error that names the operand.
 
 use promptmix::backend::{
-    Activation, Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, Embedding, Example,
-    FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Heads, LmHead, Mix, Mixing,
-    OptimizerStep, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
-    ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward, Side, StateLayout,
-    StepStatistics,
+    Activation, Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding,
+    Example, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Heads, LmHead, Mask,
+    Mix, Mixing, OptimizerStep, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
+    ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
+    StateLayout, StepStatistics,
 };
 use promptmix::{Error, Result};
 
@@ -72,6 +72,8 @@ struct Maker<'a, B> {
     batch: &'a Batch,
     /// The operand of another shape, and its rows and columns more.
     other: Option<(&'static str, [isize; 2])>,
+    /// Dropout of every op that has one.
+    mask: Mask<'a>,
 }
 
 impl<B: Backend> Maker<'_, B> {
@@ -170,13 +172,14 @@ pub fn every_op_names_the_operand_that_does_not_fit<B: Backend>(device: &B) -> V
     let batch = batch(0);
     let mut said = Vec::new();
     for op in ops::<B>() {
-        let fitting = Maker { device, batch: &batch, other: None };
+        let fitting = Maker { device, batch: &batch, other: None, mask: None };
         (op.run)(&fitting).unwrap_or_else(|error| panic!("{} of what fits: {error}", op.name));
         for operand in op.operands {
             let axes = [(operand.rows, [operand.step, 0]), (operand.columns, [0, 8])];
             for (named, more) in axes.into_iter().filter_map(|(named, more)| Some((named?, more))) {
                 let case = format!("{}, {} of {more:?} more", op.name, operand.name);
-                let refused = (op.run)(&Maker { device, batch: &batch, other: Some((operand.name, more)) });
+                let refused =
+                    (op.run)(&Maker { device, batch: &batch, other: Some((operand.name, more)), mask: None });
                 said.push(format!(
                     "{case}: {}",
                     refused.as_ref().map_or_else(Error::to_string, |()| "nothing".into())
@@ -195,6 +198,27 @@ pub fn every_op_names_the_operand_that_does_not_fit<B: Backend>(device: &B) -> V
     }
     assert!(said.len() > 150, "{} cases", said.len());
     said
+}
+
+/// Every op that drops, on a batch of two runs, with a step's dropout that has a seed for one: their messages.
+pub fn every_op_that_drops_asks_for_a_seed_a_run<B: Backend>(device: &B) {
+    let examples: Vec<Example> = (0..2)
+        .map(|run| Example { source: vec![5; 3], target: vec![7], run, ..Example::default() })
+        .collect();
+    let batch = Batch::pack(&examples, PROMPT, 0, WORDS).expect("a batch");
+    let step = DropoutStep::new(0.1, 0, &[1]).expect("dropout");
+    let mask = Some((&step, Site::new(Side::Decoder, SiteKind::FinalNorm, 0)));
+    let said = "the dropout: expected a seed for each of 2 runs, found 1";
+    let refused = |op: &Op<B>| {
+        let result = (op.run)(&Maker { device, batch: &batch, other: None, mask });
+        result.is_err_and(|error| error.to_string().contains(said))
+    };
+    let names: Vec<&str> = ops::<B>().into_iter().filter(refused).map(|op| op.name).collect();
+    for part in ["add_project", "feed_forward", "self_attention", "cross_attention", "embed", "final_norm"] {
+        for name in [part.to_owned(), format!("{part}_backward")] {
+            assert!(names.iter().any(|found| found.starts_with(&name)), "{name} among {names:?}");
+        }
+    }
 }
 
 fn ops<B: Backend>() -> Vec<Op<B>> {
@@ -224,7 +248,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let x = &m.rows("x", rows, WIDTH, Format::Residual)?;
                 let weight = &m.weight("W", WIDTH, TOTAL, Readers::Few)?;
                 let mut next = m.residual("x_next", rows, WIDTH)?;
-                let of = ResidualProjection { batch, side, y, weight, mask: None, epsilon: EPSILON, x };
+                let of = ResidualProjection { batch, side, y, weight, mask: m.mask, epsilon: EPSILON, x };
                 m.device.add_project(of, &mut next)
             },
             operands: const {
@@ -239,7 +263,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let weight = &m.weight("W", WIDTH, TOTAL, Readers::Many)?;
                 let y = Some((&m.rows("y", rows, TOTAL, Format::Operand)?, HEADS));
                 let mut d_y = m.rows("d_y", rows, TOTAL, Format::Operand)?;
-                let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: None, y };
+                let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: m.mask, y };
                 m.device.add_project_backward(of, &mut d_y)
             },
             operands: const { &[own("d_x"), evaluate("W", "d_x", "y"), own("y"), own("d_y")] },
@@ -319,7 +343,7 @@ fn projection_gradient<B: Backend>(m: &Maker<'_, B>, scope: Scope, scoped: usize
     }
     let (heads, rows) = (Heads { count: 1, width: TOTAL / 3 }, m.encoder());
     let bias = m.device.position_bias(vec![vec![0.0; 2 * MAX_DISTANCE + 1]], MAX_DISTANCE)?;
-    let of = SelfAttention { batch: m.batch, side: Side::Encoder, heads, bias: &bias, mask: None };
+    let of = SelfAttention { batch: m.batch, side: Side::Encoder, heads, bias: &bias, mask: m.mask };
     let qkv = &m.device.rows(rows, TOTAL, Format::Operand)?;
     let mut o = m.device.rows(rows, heads.width, Format::Operand)?;
     let mut log_sum_exp = m.device.rows(rows, 1, Format::Float)?;
@@ -349,8 +373,8 @@ fn feed_forward<'a, B: Backend>(
         w_in,
         w_out,
         activation: Activation::Relu,
-        inner_mask: None,
-        output_mask: None,
+        inner_mask: m.mask,
+        output_mask: m.mask,
         epsilon: EPSILON,
     }
 }
@@ -497,7 +521,7 @@ fn self_attention<'a, B: Backend>(
     bias: &'a B::PositionBias,
     side: Side,
 ) -> SelfAttention<'a, B> {
-    SelfAttention { batch: m.batch, side, heads: HEADS, bias, mask: None }
+    SelfAttention { batch: m.batch, side, heads: HEADS, bias, mask: m.mask }
 }
 
 fn self_attention_backward<B: Backend>(m: &Maker<'_, B>, side: Side, scope: Scope) -> Result<()> {
@@ -520,7 +544,7 @@ fn cross_attention<'a, B: Backend>(
     m: &'a Maker<'_, B>,
     [w_k, w_v]: &'a [B::Weight; 2],
 ) -> CrossAttention<'a, B> {
-    CrossAttention { batch: m.batch, heads: HEADS, w_k, w_v, mask: None }
+    CrossAttention { batch: m.batch, heads: HEADS, w_k, w_v, mask: m.mask }
 }
 
 /// Of a batch with longer examples, where it is to have more rows.
@@ -537,7 +561,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             run: |m| {
                 let (batch, table) = (m.batch, &m.table()?);
                 let mut output = m.residual("x", m.decoder(), WIDTH)?;
-                let of = Embedding { table, batch, side: Side::Decoder, mask: None, epsilon: EPSILON };
+                let of = Embedding { table, batch, side: Side::Decoder, mask: m.mask, epsilon: EPSILON };
                 m.device.embed(of, &mut output)
             },
             operands: const { &[table("the embedding table", "x"), own("x"), own("the norm of x")] },
@@ -546,7 +570,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             name: "embed_backward",
             run: |m| {
                 let mut d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
-                m.device.embed_backward(m.batch, None, &mut d_x)
+                m.device.embed_backward(m.batch, m.mask, &mut d_x)
             },
             operands: const { &[count("d_x")] },
         },
@@ -643,7 +667,7 @@ fn final_norm<'a, B: Backend>(
     norm_weight: &'a B::Weight,
 ) -> FinalNorm<'a, B> {
     let (batch, side) = (m.batch, Side::Decoder);
-    FinalNorm { batch, side, input, norm_weight: Some(norm_weight), scale: 0.5, mask: None }
+    FinalNorm { batch, side, input, norm_weight: Some(norm_weight), scale: 0.5, mask: m.mask }
 }
 
 fn lm_head<B: Backend>(m: &Maker<'_, B>) -> Result<(B::Weight, B::Weight)> {

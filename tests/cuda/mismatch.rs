@@ -4,7 +4,9 @@ use promptmix::backend::cpu::Cpu;
 use promptmix::cuda::Precision;
 
 use crate::device::device;
-use crate::every_shape::every_op_names_the_operand_that_does_not_fit;
+use crate::every_shape::{
+    every_op_names_the_operand_that_does_not_fit, every_op_that_drops_asks_for_a_seed_a_run,
+};
 
 #[test]
 fn an_operand_of_another_shape_is_the_same_error_as_on_the_cpu() {
@@ -18,4 +20,10 @@ fn an_operand_of_another_shape_is_the_same_error_as_on_the_cpu() {
             assert_eq!(found, expected, "{precision:?}");
         }
     }
+}
+
+#[test]
+fn dropout_without_a_seed_for_every_run_is_an_error() {
+    let Some(device) = device(Precision::Bf16) else { return };
+    every_op_that_drops_asks_for_a_seed_a_run(&device.cuda);
 }

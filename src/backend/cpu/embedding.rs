@@ -49,7 +49,7 @@ impl<E: Element> EmbeddingOps for Cpu<E> {
     }
 
     fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Rows<E>) -> Result<()> {
-        check_embedding_gradient(batch, d_x)?;
+        check_embedding_gradient(batch, mask, d_x)?;
         let Some(mask) = RowMask::new(batch, Side::Encoder, mask) else { return Ok(()) };
         let width = d_x.width;
         for b in 0..batch.examples() {

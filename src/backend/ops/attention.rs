@@ -1,6 +1,6 @@
 //! Self attention.
 
-use super::{Device, Heads, Mask, Matrix, check_heads, check_length, scoped_rows};
+use super::{Device, Heads, Mask, Matrix, check_heads, check_length, check_mask, scoped_rows};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
@@ -35,6 +35,7 @@ pub struct SelfAttentionBackward<'a, D: Device> {
 
 impl<D: SelfAttentionOps> SelfAttention<'_, D> {
     pub(crate) fn check(&self, qkv: &D::Rows, o: &D::Rows, log_sum_exp: &D::Rows) -> Result<()> {
+        check_mask(self.mask, self.batch)?;
         let (rows, total) = (self.batch.rows(self.side), self.heads.total());
         check_heads("the position bias", self.heads, D::bias_heads(self.bias))?;
         qkv.check("qkv", rows, 3 * total)?;

@@ -1,6 +1,6 @@
 //! Cross attention over the encoder's rows.
 
-use super::{Heads, LinearOps, Mask, Matrix, Projection, Residual, ResidualProjectionBackward};
+use super::{Heads, LinearOps, Mask, Matrix, Projection, Residual, ResidualProjectionBackward, check_mask};
 use crate::backend::{Batch, Side};
 use crate::error::Result;
 
@@ -40,6 +40,7 @@ impl<D: CrossAttentionOps> CrossAttention<'_, D> {
     }
 
     pub(crate) fn check(&self, q: &D::Rows, h: &D::Rows, o: &D::Rows) -> Result<()> {
+        check_mask(self.mask, self.batch)?;
         let (total, depth) = (self.heads.total(), self.depth());
         self.w_k.check("w_k", total, depth)?;
         self.w_v.check("w_v", total, depth)?;

@@ -1,6 +1,6 @@
 //! Token embedding.
 
-use super::{Device, Mask, Matrix, Residual, check_columns};
+use super::{Device, Mask, Matrix, Residual, check_columns, check_mask};
 use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
@@ -22,6 +22,7 @@ pub struct Embedding<'a, D: Device> {
 impl<D: Device> Embedding<'_, D> {
     pub(crate) fn check(&self, output: &Residual<D>) -> Result<()> {
         let [vocabulary, width] = self.table.shape();
+        check_mask(self.mask, self.batch)?;
         check_vocabulary(self.batch.vocabulary(), vocabulary)?;
         output.check("x", self.batch.rows(self.side), width)
     }
@@ -37,7 +38,8 @@ pub(crate) fn check_vocabulary(needed: usize, found: usize) -> Result<()> {
 }
 
 /// Fails unless `d_x` has the batch's encoder rows, of at least one column.
-pub(crate) fn check_embedding_gradient<M: Matrix>(batch: &Batch, d_x: &M) -> Result<()> {
+pub(crate) fn check_embedding_gradient<M: Matrix>(batch: &Batch, mask: Mask<'_>, d_x: &M) -> Result<()> {
+    check_mask(mask, batch)?;
     let [_, width] = d_x.shape();
     check_columns("d_x", width)?;
     d_x.check("d_x", batch.rows(Side::Encoder), width)

@@ -1,6 +1,6 @@
 //! The feed-forward sublayer.
 
-use super::{Device, Mask, Matrix, Residual};
+use super::{Device, Mask, Matrix, Residual, check_mask};
 use crate::backend::{Batch, Side};
 use crate::error::Result;
 
@@ -56,6 +56,8 @@ pub struct FeedForwardBackward<'a, D: FeedForwardOps> {
 
 impl<D: FeedForwardOps> FeedForward<'_, D> {
     fn check_weights(&self) -> Result<()> {
+        check_mask(self.inner_mask, self.batch)?;
+        check_mask(self.output_mask, self.batch)?;
         let [width, inner] = self.w_out.shape();
         self.w_in.check("w_in", self.activation.projections() * inner, width)
     }

@@ -1,6 +1,6 @@
 //! Products of rows with frozen weights.
 
-use super::{Device, Heads, Mask, Matrix, Residual, scoped_rows};
+use super::{Device, Heads, Mask, Matrix, Residual, check_mask, scoped_rows};
 use crate::backend::{Batch, Scope, Side};
 use crate::error::Result;
 
@@ -90,6 +90,7 @@ impl<D: Device> ProjectionBackward<'_, D> {
 
 impl<D: Device> ResidualProjection<'_, D> {
     pub(crate) fn check(&self, next: &Residual<D>) -> Result<()> {
+        check_mask(self.mask, self.batch)?;
         let (rows, [out, input]) = (self.batch.rows(self.side), self.weight.shape());
         self.y.check("y", rows, input)?;
         self.x.check("x", rows, out)?;
@@ -99,6 +100,7 @@ impl<D: Device> ResidualProjection<'_, D> {
 
 impl<D: Device> ResidualProjectionBackward<'_, D> {
     pub(crate) fn check(&self, d_y: &D::Rows) -> Result<()> {
+        check_mask(self.mask, self.batch)?;
         let (rows, [out, input]) = (self.batch.rows(self.side), self.weight.shape());
         self.d_x.check("d_x", rows, out)?;
         self.y.map_or(Ok(()), |(y, _)| y.check("y", rows, input))?;

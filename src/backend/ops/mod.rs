@@ -202,6 +202,17 @@ impl<D: Device> Residual<D> {
     }
 }
 
+/// Fails unless a step's dropout has a seed for every run of the batch.
+pub(crate) fn check_mask(mask: Mask<'_>, batch: &Batch) -> Result<()> {
+    let Some((step, _)) = mask else { return Ok(()) };
+    let runs = (0..batch.examples()).map(|b| batch.run(b) + 1).max().unwrap_or(0);
+    if runs <= step.seeds().len() {
+        return Ok(());
+    }
+    let (expected, found) = (format!("a seed for each of {runs} runs"), step.seeds().len().to_string());
+    Err(Error::tensor("the dropout", expected, found, ""))
+}
+
 /// Fails unless `found` numbers make a weight `[out, in]`, of at least one row and column.
 pub(crate) fn check_weight(found: usize, out: usize, input: usize) -> Result<()> {
     if out == 0 || input == 0 {

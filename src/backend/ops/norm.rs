@@ -1,6 +1,6 @@
 //! A stack's final norm; every other norm is a part of the projection that reads it.
 
-use super::{Device, Mask, Matrix, Residual};
+use super::{Device, Mask, Matrix, Residual, check_mask};
 use crate::backend::{Batch, Side};
 use crate::error::Result;
 
@@ -34,6 +34,7 @@ impl<D: Device> FinalNorm<'_, D> {
     }
 
     fn check_output(&self, what: &str, h: &D::Rows) -> Result<()> {
+        check_mask(self.mask, self.batch)?;
         let (rows, width) = (self.batch.rows(self.side), self.input.width());
         self.input.check("x", rows, width)?;
         self.norm_weight.map_or(Ok(()), |norm_weight| norm_weight.check("the norm's weight", 1, width))?;

@@ -18,7 +18,7 @@ impl EmbeddingOps for Cuda {
     }
 
     fn embed_backward(&self, batch: &Batch, mask: Mask<'_>, d_x: &mut Rows) -> Result<()> {
-        check_embedding_gradient(batch, d_x)?;
+        check_embedding_gradient(batch, mask, d_x)?;
         let rows = self.described(batch)?.rows(Side::Encoder);
         let embedding = launch::Embedding { rows, width: d_x.width, mask: self.mask(mask)? };
         embedding.backward(self.kernels(), d_x.float_mut()?)
