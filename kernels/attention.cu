@@ -5,7 +5,7 @@
 //   d_q_i = sum_j ds_ij k_j;   d_k_j = sum_i ds_ij q_i;   inner = the row's <d_q, q> and <d_k, k> + <d_v, v>, for the norm's backward
 //
 // No 1 / sqrt(K). The bias is frozen: one short row a head, looked up by j - i, and no gradient of it.
-// Shapes: q [queries, H·K], k and v [keys, H·K] with strides, bias [H, 2·reach + 1] f32; K up to 128, a multiple of 8.
+// Shapes: q [queries, H·K], k and v [keys, H·K] with strides, bias [H, 2·max_distance + 1] f32; K up to 128, a multiple of 8.
 // Grid: x over tiles of 64 rows of one example (the descriptor's tile map), y over heads; 128 threads, a warp 16 rows.
 // bf16: flash style, tensor cores, keys and values (or queries and d_o) in two stages of cp.async, swizzled tiles; nothing
 // of size n x n leaves the chip. Backward is two kernels, one a tile of queries and one a tile of keys: no atomics.

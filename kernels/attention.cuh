@@ -12,7 +12,7 @@ struct AttentionArguments {
     const void* v;
     void* o;
     float* log_sum_exp;      // [query rows, H]
-    const float* bias;       // [H, 2·reach + 1] or null
+    const float* bias;       // [H, 2·max_distance + 1] or null
     const void* d_o;
     float* delta;            // [query rows, H]: sum of d_o·o
     void* d_q;
@@ -181,7 +181,7 @@ template <bool Value> struct Flag {
     static constexpr bool value = Value;
 };
 
-// The head's bias in shared memory, times log2 e, by key - query: constant beyond the reach, so that a tile of 64 queries by
+// The head's bias in shared memory, times log2 e, by key - query: constant beyond the maximum distance, so that a tile of 64 queries by
 // 64 keys finds its 127 numbers however far apart the two are (`shift_of`). Zeros where there is none.
 constexpr int BIAS_MARGIN = 2 * 63;
 __device__ __forceinline__ void load_bias(float* to, const AttentionArguments& arguments, int head) {

@@ -3,7 +3,7 @@
 //
 //   o = sum_j softmax_j(q · k_j + bias[j - position]) v_j,  j = 0 .. position
 //
-// Shapes: qkv [B, 3·H·K], cache of one layer [B, length, 2·H·K], o [B, H·K], all in the operand format; bias [H, 2·reach + 1].
+// Shapes: qkv [B, 3·H·K], cache of one layer [B, length, 2·H·K], o [B, H·K], all in the operand format; bias [H, 2·max_distance + 1].
 // Grid: x examples, y heads; a warp each: a lane a key of 32 at a time, then columns lane, lane + 32, .. (K up to 128).
 // Bytes: the cache's keys and values up to the position once.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:

@@ -6,7 +6,7 @@
 //
 // All of an example's scores are one 16x16 tile of the tensor cores, so that softmax, delta and every gradient come of one pass:
 // no tile map, no kernel for delta, nothing scored twice. What a warp works on is its own: no barrier of the block.
-// Shapes: q, k, v [rows, H·K] with strides, bias [H, 2·reach + 1] f32 or null; K up to 128, a multiple of 8; bf16.
+// Shapes: q, k, v [rows, H·K] with strides, bias [H, 2·max_distance + 1] f32 or null; K up to 128, a multiple of 8; bf16.
 // Grid: x over examples and heads, four a block of 128 threads. Warp w of a block has rows 16·w on of each shared tile.
 // Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.

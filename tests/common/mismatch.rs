@@ -56,12 +56,12 @@ const fn count(name: &'static str) -> Operand {
     Operand { name, rows: Some(name), columns: None, step: 1 }
 }
 
-/// An operand by which others are evaluated: those are named.
-const fn evaluate(name: &'static str, rows: &'static str, columns: &'static str) -> Operand {
+/// An operand that decides the shape of others: those are named.
+const fn decides(name: &'static str, rows: &'static str, columns: &'static str) -> Operand {
     Operand { name, rows: Some(rows), columns: Some(columns), step: 1 }
 }
 
-/// A table that must have at least the rows of the tokens; its width is evaluated by what is named.
+/// A table that must have at least the rows of the tokens; its width decides that of what is named.
 const fn table(name: &'static str, columns: &'static str) -> Operand {
     Operand { name, rows: Some(name), columns: Some(columns), step: -1 }
 }
@@ -232,7 +232,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let mut z = m.rows("z", m.encoder(), TOTAL, Format::Operand)?;
                 m.device.project(Projection { batch, side, input, weight }, &mut z)
             },
-            operands: const { &[own("x"), own("the norm of x"), evaluate("W", "z", "x"), own("z")] },
+            operands: const { &[own("x"), own("the norm of x"), decides("W", "z", "x"), own("z")] },
         },
         Op { name: "project_backward", run: |m| project_backward(m, Scope::All), operands: PROJECT_BACKWARD },
         Op {
@@ -252,7 +252,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 m.device.add_project(of, &mut next)
             },
             operands: const {
-                &[own("y"), own("x"), evaluate("W", "x", "y"), own("x_next"), own("the norm of x_next")]
+                &[own("y"), own("x"), decides("W", "x", "y"), own("x_next"), own("the norm of x_next")]
             },
         },
         Op {
@@ -266,7 +266,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                 let of = ResidualProjectionBackward { batch, side, d_x, weight, mask: m.mask, y };
                 m.device.add_project_backward(of, &mut d_y)
             },
-            operands: const { &[own("d_x"), evaluate("W", "d_x", "y"), own("y"), own("d_y")] },
+            operands: const { &[own("d_x"), decides("W", "d_x", "y"), own("y"), own("d_y")] },
         },
         Op {
             name: "feed_forward",
@@ -281,7 +281,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                     own("x"),
                     own("the norm of x"),
                     own("w_in"),
-                    evaluate("w_out", "w_in", "w_in"),
+                    decides("w_out", "w_in", "w_in"),
                     own("x_next"),
                     own("the norm of x_next"),
                 ]
@@ -311,7 +311,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
                     own("x"),
                     own("the norm of x"),
                     own("w_in"),
-                    evaluate("w_out", "w_in", "w_in"),
+                    decides("w_out", "w_in", "w_in"),
                     own("x_next"),
                     own("d_x"),
                 ]
@@ -322,7 +322,7 @@ fn ops<B: Backend>() -> Vec<Op<B>> {
 }
 
 const PROJECT_BACKWARD: &[Operand] =
-    &[own("dz"), own("x"), own("the norm of x"), evaluate("W", "dz", "x"), own("below"), own("d_x")];
+    &[own("dz"), own("x"), own("the norm of x"), decides("W", "dz", "x"), own("below"), own("d_x")];
 
 fn project_backward<B: Backend>(m: &Maker<'_, B>, scope: Scope) -> Result<()> {
     let (batch, side, rows) = (m.batch, Side::Encoder, m.encoder());
@@ -429,7 +429,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut q = m.rows("z", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_project(&cross_attention(m, &weights), &input, &weight, &mut q)
             },
-            operands: const { &[own("x"), own("the norm of x"), evaluate("W", "z", "x"), own("z")] },
+            operands: const { &[own("x"), own("the norm of x"), decides("W", "z", "x"), own("z")] },
         },
         Op {
             name: "cross_project_backward",
@@ -441,7 +441,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let of = cross_attention(m, &weights);
                 m.device.cross_project_backward(&of, &d_x, &weight, None, &mut d_o)
             },
-            operands: const { &[own("d_x"), evaluate("W", "d_x", "d_y"), own("d_y")] },
+            operands: const { &[own("d_x"), decides("W", "d_x", "d_y"), own("d_y")] },
         },
         Op {
             name: "cross_attention",
@@ -452,7 +452,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
                 let mut o = m.rows("o", m.decoder(), TOTAL, Format::Operand)?;
                 m.device.cross_attention(&cross_attention(m, &weights), &q, &h, &mut o, true).map(drop)
             },
-            operands: const { &[evaluate("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")] },
+            operands: const { &[decides("w_k", "w_k", "w_v"), own("w_v"), own("q"), own("h"), own("o")] },
         },
         Op {
             name: "cross_attention_backward",
@@ -478,7 +478,7 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    evaluate("w_k", "w_k", "w_v"),
+                    decides("w_k", "w_k", "w_v"),
                     own("w_v"),
                     own("q"),
                     own("h"),
@@ -584,7 +584,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    evaluate("x", "x", "the norm's weight"),
+                    decides("x", "x", "the norm's weight"),
                     own("the norm of x"),
                     own("the norm's weight"),
                     own("h"),
@@ -604,7 +604,7 @@ fn ends<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const {
                 &[
-                    evaluate("x", "x", "the norm's weight"),
+                    decides("x", "x", "the norm's weight"),
                     own("the norm of x"),
                     own("the norm's weight"),
                     own("d_h"),
