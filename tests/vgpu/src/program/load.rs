@@ -537,6 +537,7 @@ impl<'a> Loader<'a> {
             text: Arc::from(""),
         };
         super::fragments::mark(&mut program);
+        super::padding::mark(&mut program);
         super::definite::mark(&mut program);
         program.estimated_registers = super::live::estimate(&program, self.function.max_registers);
         Ok(program)

@@ -13,6 +13,7 @@ mod load;
 mod memory_forms;
 mod op;
 mod op_async;
+mod padding;
 mod register_forms;
 mod warp_forms;
 

@@ -235,3 +235,24 @@ fn every_planted_fault_of_the_gemm_is_caught() {
         }
     }
 }
+
+/// As nvcc widens a parameter that it loaded as one of a pair.
+#[test]
+fn a_half_that_nobody_reads_may_hold_nothing() {
+    let run = |read: &str| {
+        let text = format!(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry case(.param .u64 out, .param .u32 value)\n{{\n\
+             .reg .b32 %w<4>;\n.reg .b64 %d<6>;\nld.param.u32 %w1, [value];\nmov.b64 %d1, {{%w1, %w2}};\n{read}\n\
+             ld.param.u64 %d3, [out];\nst.global.u64 [%d3], %d2;\nret;\n}}\n"
+        );
+        let mut bench = Bench::of_text(&text);
+        let out = bench.empty(8);
+        let arguments = Arguments::new().pointer(out).int(-7);
+        let outcome = bench.launch("case", [1, 1, 1], [1, 1, 1], 0, &arguments);
+        (checks(&outcome.reports), bench.download::<u32>(out, 2))
+    };
+    assert_eq!(run("cvt.s64.s32 %d2, %d1;"), (vec![], vec![-7i32 as u32, u32::MAX]));
+    for whole in ["add.s64 %d2, %d1, 1;", "cvt.s64.s32 %d2, %d1;\nadd.s64 %d2, %d2, %d1;"] {
+        assert_eq!(run(whole).0, [Check::UninitializedRegister], "{whole}");
+    }
+}
