@@ -35,10 +35,12 @@ pub fn compare(actual: &[f64], expected: &[f64]) -> Comparison {
     let largest = expected.iter().fold(0.0_f64, |most, e| most.max(e.abs()));
     let product: f64 = pairs().map(|(a, e)| a * e).sum();
     let norms: f64 = [actual, expected].iter().map(|v| v.iter().map(|x| x * x).sum::<f64>().sqrt()).product();
+    let cosine_distance = if norms > 0.0 { 1.0 - product / norms } else { 0.0 };
     Comparison {
         worst_absolute,
         worst_relative: if largest > 0.0 { worst_absolute / largest } else { worst_absolute },
-        cosine_distance: if norms > 0.0 { 1.0 - product / norms } else { 0.0 },
+        // Of equal vectors it comes out a rounding below zero. NaN stays NaN.
+        cosine_distance: if cosine_distance < 0.0 { 0.0 } else { cosine_distance },
         defect: None,
     }
 }
@@ -55,23 +57,38 @@ pub enum Tolerance {
 }
 
 impl Comparison {
-    /// Whether the comparison is within `tolerance`; never when there is a defect or a NaN.
-    pub fn passes(&self, tolerance: Tolerance) -> bool {
-        let (value, bound) = match tolerance {
+    /// The figure that `tolerance` is about, and the most that it may be.
+    fn judged(&self, tolerance: Tolerance) -> (f64, f64) {
+        match tolerance {
             Tolerance::Absolute(bound) => (self.worst_absolute, bound),
             Tolerance::OfLargest(bound) => (self.worst_relative, bound),
             Tolerance::Cosine(bound) => (self.cosine_distance, bound),
-        };
+        }
+    }
+
+    /// Whether the comparison is within `tolerance`; never when there is a defect or a NaN.
+    pub fn passes(&self, tolerance: Tolerance) -> bool {
+        let (value, bound) = self.judged(tolerance);
         self.defect.is_none() && value <= bound
+    }
+
+    /// The figure that `tolerance` is about over its bound: at most 1 where the comparison passes. NaN when there is a defect; 0
+    /// where nothing may be off and nothing is.
+    pub fn ratio(&self, tolerance: Tolerance) -> f64 {
+        match self.judged(tolerance) {
+            (0.0, 0.0) => 0.0,
+            (value, bound) => value / bound,
+        }
     }
 }
 
 impl std::fmt::Display for Tolerance {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Absolute(bound) => write!(formatter, "{bound:.0e} absolute"),
-            Self::OfLargest(bound) => write!(formatter, "{bound:.0e} of the largest"),
-            Self::Cosine(bound) => write!(formatter, "{bound:.1e} from cosine 1"),
-        }
+        // Padded as the caller says.
+        formatter.pad(&match self {
+            Self::Absolute(bound) => format!("{bound:.0e} absolute"),
+            Self::OfLargest(bound) => format!("{bound:.0e} of the largest"),
+            Self::Cosine(bound) => format!("{bound:.2e} of 1 - cosine"),
+        })
     }
 }

@@ -1,10 +1,11 @@
 //! Whole passes against PyTorch's numbers, in both precisions.
 
 use promptmix::cuda::Precision;
-use promptmix::verify::verify;
+use promptmix::verify::{Fixture, Tolerance, verify};
 
 use crate::device::{device, project};
 
+/// Whole passes of the fixture. In bf16 each gradient is judged by what was measured of it, where that was.
 fn check(fixture: &str, precision: Precision) {
     let places = ["tests/fixtures", "../shared/fixtures"].map(|place| project().join(place).join(fixture));
     let Some(folder) = places.iter().find(|folder| folder.is_dir()) else {
@@ -15,6 +16,13 @@ fn check(fixture: &str, precision: Precision) {
     let report = verify(&device.cuda, folder).expect("a fixture");
     eprintln!("{fixture} {precision:?}\n{report}");
     assert!(report.passed(), "{fixture} {precision:?}\n{report}");
+    let measured = Fixture::open(folder).expect("a fixture");
+    for name in measured.names().filter_map(|name| name.strip_prefix("bf16_distance.")) {
+        let check = report.checks.iter().find(|check| check.name == format!("grad.{name}"));
+        let (_, tolerance) = check.and_then(|check| check.outcome.as_ref()).expect("a gradient");
+        let worst = measured.tensor(&format!("bf16_distance.{name}")).expect("a tensor").values[0];
+        assert_eq!(*tolerance == Tolerance::Cosine(worst), precision == Precision::Bf16, "{fixture} {name}");
+    }
 }
 
 #[test]
@@ -25,7 +33,7 @@ fn f32_follows_pytorch() {
 }
 
 #[test]
-fn bf16_is_as_close_as_pytorch_own() {
+fn bf16_is_as_close_as_some_draw_of_pytorch_own() {
     for fixture in ["gpu", "gpu_v11", "gpu_odd"] {
         check(fixture, Precision::Bf16);
     }
