@@ -67,20 +67,15 @@ pub fn images(of: Architecture) -> Result<Vec<Image>> {
             "install the CUDA toolkit (or run scripts/install-cuda-compiler in the sources) and build again",
         ));
     }
-    let image = |&(stem, fatbin): &(&'static str, &'static [u8])| {
-        let (extension, bytes) = match of {
-            Architecture::All => ("fatbin", fatbin),
-            Architecture::Machine(number) => {
-                ("cubin", find(fatbin, MACHINE, number).ok_or_else(|| missing(of))?)
-            }
-            Architecture::Ptx(number) => {
-                let text = find(fatbin, PTX, number).ok_or_else(|| missing(of))?;
-                ("ptx", text.split(|&byte| byte == 0).next().unwrap_or_default())
-            }
+    let image_of = |&(stem, fatbin): &(&'static str, &'static [u8])| {
+        let extension = match of {
+            Architecture::All => "fatbin",
+            Architecture::Machine(_) => "cubin",
+            Architecture::Ptx(_) => "ptx",
         };
-        Ok(Image { stem, extension, bytes })
+        Ok(Image { stem, extension, bytes: image(fatbin, of).ok_or_else(|| missing(of))? })
     };
-    FATBINS.iter().map(image).collect()
+    FATBINS.iter().map(image_of).collect()
 }
 
 fn missing(of: Architecture) -> Error {
@@ -102,13 +97,19 @@ const PTX: u16 = 1;
 const MACHINE: u16 = 2;
 const MAGIC: u32 = 0xBA55_ED50;
 
-/// An image in a fatbin: a header of 16 bytes, and images behind headers of their own. Our fatbins are uncompressed.
-fn find(fatbin: &[u8], kind: u16, architecture: u32) -> Option<&[u8]> {
+/// An image of a fatbin that is not compressed, as [`FATBINS`] are not: a header of 16 bytes, and images behind headers of their own.
+/// `None` where there is none of that architecture.
+pub fn image(fatbin: &[u8], of: Architecture) -> Option<&[u8]> {
     let half = |from: &[u8], at: usize| Some(u16::from_le_bytes(from.get(at..at + 2)?.try_into().ok()?));
     let word = |from: &[u8], at: usize| Some(u32::from_le_bytes(from.get(at..at + 4)?.try_into().ok()?));
     let long = |from: &[u8], at: usize| {
         let bytes = from.get(at..at + 8)?.try_into().ok()?;
         usize::try_from(u64::from_le_bytes(bytes)).ok()
+    };
+    let (kind, architecture) = match of {
+        Architecture::All => return Some(fatbin),
+        Architecture::Machine(number) => (MACHINE, number),
+        Architecture::Ptx(number) => (PTX, number),
     };
     if word(fatbin, 0)? != MAGIC {
         return None;
@@ -116,9 +117,12 @@ fn find(fatbin: &[u8], kind: u16, architecture: u32) -> Option<&[u8]> {
     let mut rest = fatbin.get(usize::from(half(fatbin, 6)?)..)?;
     while !rest.is_empty() {
         let (header, length) = (usize::try_from(word(rest, 4)?).ok()?, long(rest, 8)?);
-        let end = header.checked_add(length)?;
+        let end = header.checked_add(length).filter(|end| *end > 0)?;
         if half(rest, 0)? == kind && word(rest, 28)? == architecture {
-            return rest.get(header..end);
+            let bytes = rest.get(header..end)?;
+            // Text is padded with zeros.
+            let text = bytes.iter().position(|&byte| byte == 0).filter(|_| kind == PTX);
+            return bytes.get(..text.unwrap_or(bytes.len()));
         }
         rest = rest.get(end..)?;
     }

@@ -325,3 +325,25 @@ pub(super) struct AdamWHandle {
 pub(super) fn stream(stream: *mut c_void) -> CUstream {
     stream.cast()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::{Code, boundary, last_error};
+
+    #[test]
+    fn a_panic_ends_at_the_boundary_as_an_error() {
+        let _gpu = vgpu::load().expect("a GPU, virtual or real");
+        let code = boundary(|| {
+            let none: &[i32] = &[];
+            assert!(!none.is_empty(), "planted");
+            Ok(())
+        });
+        assert_eq!(code, Code::Defect);
+        // SAFETY: it is this thread's text, which ends in 0.
+        let text = unsafe { CStr::from_ptr(last_error()) }.to_string_lossy().into_owned();
+        assert_eq!(text, "promptmix panicked, which is a defect of it: report it (planted)");
+        assert_eq!(boundary(|| Ok(())), Code::Ok);
+    }
+}

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Attention {
-    /// A handle of [`super::handles::SequencesHandle`].
+    /// A `promptmix_sequences`.
     pub sequences: *mut std::ffi::c_void,
     /// \[query rows, heads · width\].
     pub q: u64,
