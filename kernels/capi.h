@@ -4,7 +4,8 @@
 // order, and nothing waits. Ordering with other streams is the caller's. The context is the one that is current when the handle is
 // made, PyTorch's primary context among them, and is current again when a function returns. Device memory stays the caller's: it
 // is read and written where it is, neither copied nor freed, and must live until the stream is past the launch. Its first number
-// lies on 16 bytes. Handles may be used from any thread, one thread at a time waits for the other.
+// lies on 16 bytes. Handles may be used from any thread; of two threads one waits. What is made with kernels is used with these, or with
+// others on the same stream.
 //
 // Each function but the destroying ones returns PROMPTMIX_OK or says what was wrong: promptmix_last_error() is the text, of this
 // thread's last failure. Nothing is launched where an operand does not fit.

@@ -24,6 +24,7 @@ mod arguments {
 }
 
 /// The structs of the functions for C, as the library has them.
+#[allow(dead_code)] // their layout alone is asked for
 #[path = "../../src/backend/cuda/capi/interface.rs"]
 mod interface;
 
@@ -337,21 +338,21 @@ fn what_c_gets_wrong_is_a_code_and_a_text_and_no_crash() {
     let printed = c::run(python.arg(script).arg(c::library().join("libpromptmix.so")).arg(folder.path()));
     let expected = [
         "2 PROMPTMIX_ABI: expected",
-        "1 tensor the thread's current context: expected a CUDA context, found none",
-        "1 tensor kernels: expected a pointer, found null",
-        "1 tensor cu_seqlens_q: expected 0, and then rising ends, one a sequence, found [0, 5, 3]",
-        "1 tensor cu_seqlens_q: expected 0, and then rising ends, one a sequence, found [1, 5, 9]",
-        "1 tensor batch: expected a number from 0 on, found -1",
-        "1 tensor sequences: expected a pointer, found null",
-        "1 tensor q: expected a pointer, found null",
-        "1 tensor q_stride: expected a number from 0 on, found -16",
+        "1 the thread's current context: expected a CUDA context, found none",
+        "1 kernels: expected a pointer, found null",
+        "1 cu_seqlens_q: expected 0, and then rising ends, one a sequence, found [0, 5, 3]",
+        "1 cu_seqlens_q: expected 0, and then rising ends, one a sequence, found [1, 5, 9]",
+        "1 batch: expected a number from 0 on, found -1",
+        "1 sequences: expected a pointer, found null",
+        "1 q: expected a pointer, found null",
+        "1 q_stride: expected a number from 0 on, found -16",
         "1 tensor q: expected 16 columns of a row",
-        "1 tensor precision: expected 0 for bf16 or 1 for f32, found 7",
-        "1 tensor causal and padding: expected 0 or 1, and 0, found 2 and 0",
+        "1 precision: expected 0 for bf16 or 1 for f32, found 7",
+        "1 causal and padding: expected 0 or 1, and 0, found 2 and 0",
         "1 tensor q: expected a head width up to 128",
         "1 tensor width: expected a multiple of 8, found 12",
-        "1 tensor labels: expected words below 20, found 20",
-        "1 tensor room: expected at least 64 reports, found 1",
+        "1 labels: expected words below 20, found 20",
+        "1 room: expected at least 64 reports, found 1",
         "the context that was current still is",
         "a context of the caller's own",
     ];

@@ -15,7 +15,7 @@ use promptmix::cuda::cross_attention::{
     AbsorbedBackward, AbsorbedCrossAttention, AbsorbedForward, AbsorbedGradient, AbsorbedShape,
     QueryGradient, Wide,
 };
-use promptmix::cuda::cudarc::driver::{CudaContext, CudaSlice, DeviceRepr, ValidAsZeroBits};
+use promptmix::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaViewMut, DeviceRepr, ValidAsZeroBits};
 use promptmix::cuda::decode::DecodeStep;
 use promptmix::cuda::feed_forward::{EachRow, Gate};
 use promptmix::cuda::linear::{Epilogue, Linear};
@@ -182,6 +182,7 @@ impl Watched {
     fn cross<T: DeviceRepr + ValidAsZeroBits>(&self)
     where
         CudaSlice<T>: ReadOperand + WriteOperand,
+        for<'v> CudaViewMut<'v, T>: WriteOperand,
     {
         let pairs = PairedSequences::new(self.kernels.stream(), &[(3, 70), (2, 80)]).expect("pairs");
         let (heads, depth) = (Heads { count: 2, width: 16 }, 136);

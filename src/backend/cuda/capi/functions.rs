@@ -78,7 +78,7 @@ fn precision(number: i32) -> Result<Precision> {
     match number {
         0 => Ok(Precision::Bf16),
         1 => Ok(Precision::F32),
-        _ => Err(Error::tensor("precision", "0 for bf16 or 1 for f32", number.to_string(), "")),
+        _ => Err(Error::setting("precision", "0 for bf16 or 1 for f32", number.to_string(), "")),
     }
 }
 
@@ -111,7 +111,7 @@ where
         let heads = Heads { count: length("heads", places.heads)?, width: length("width", places.width)? };
         if !(0..=1).contains(&places.causal) || places.padding != 0 {
             let found = format!("{} and {}", places.causal, places.padding);
-            return Err(Error::tensor("causal and padding", "0 or 1, and 0", found, ""));
+            return Err(Error::setting("causal and padding", "0 or 1, and 0", found, ""));
         }
         let max_distance = length("max_distance", places.max_distance)?;
         let of = Attention {
@@ -257,7 +257,7 @@ unsafe extern "C" fn promptmix_linear_create(
     boundary(|| {
         let (rows, out, input) = (length("rows", rows)?, length("out", out)?, length("in", input)?);
         if i32::try_from(rows).is_err() {
-            return Err(Error::tensor("rows", "fewer than 2^31", rows.to_string(), ""));
+            return Err(Error::setting("rows", "fewer than 2^31", rows.to_string(), ""));
         }
         held("kernels", kernels)?
             .with(|kernels| give(linear, || LinearHandle::new(kernels, rows, out, input)))
@@ -336,7 +336,7 @@ unsafe extern "C" fn promptmix_cross_entropy_create(
             if weights.is_null() { vec![1.0; rows] } else { host("weights", weights, rows)?.to_vec() };
         if let Some(label) = labels.iter().find(|label| **label as usize >= vocabulary) {
             let expected = format!("words below {vocabulary}");
-            return Err(Error::tensor("labels", expected, label.to_string(), ""));
+            return Err(Error::setting("labels", expected, label.to_string(), ""));
         }
         held("kernels", kernels)?.with(|kernels| {
             give(cross_entropy, || {
@@ -505,7 +505,7 @@ unsafe extern "C" fn promptmix_adamw_reports(
         }
         // Reports that were read are gone, so there must be room for all that there can be.
         if room < 64 {
-            return Err(Error::tensor("room", "at least 64 reports", room.to_string(), ""));
+            return Err(Error::setting("room", "at least 64 reports", room.to_string(), ""));
         }
         held("kernels", kernels)?.with(|kernels| {
             let found = handle.of.lock().unwrap_or_else(PoisonError::into_inner).reports(kernels)?;

@@ -114,12 +114,12 @@ pub(super) fn held<'a, T>(what: &str, handle: *const T) -> Result<&'a T> {
 
 /// A null pointer, where there must be none.
 pub(super) fn null(what: &str) -> Error {
-    Error::tensor(what, "a pointer", "null", "")
+    Error::setting(what, "a pointer", "null", "")
 }
 
 /// A number as a length.
 pub(super) fn length(what: &str, number: impl TryInto<usize> + Copy + std::fmt::Display) -> Result<usize> {
-    let refuse = |_| Error::tensor(what, "a number from 0 on", number.to_string(), "");
+    let refuse = |_| Error::setting(what, "a number from 0 on", number.to_string(), "");
     number.try_into().map_err(|_| ()).map_err(refuse)
 }
 
@@ -145,7 +145,7 @@ impl<T> Foreign<T> {
             return Err(null(what));
         }
         if numbers.checked_mul(size_of::<T>()).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-            return Err(Error::tensor(what, "numbers that memory has room for", numbers.to_string(), ""));
+            return Err(Error::setting(what, "numbers that memory has room for", numbers.to_string(), ""));
         }
         // SAFETY: by contract it is memory of the handle's context, with what the function says of it, until the stream is past the
         // launch. It is never freed here. A length that covers the gap behind the last row of a strided matrix is a bound alone: no
@@ -211,7 +211,7 @@ fn current() -> Result<Arc<CudaContext>> {
     let ask = |error| driver("find the current context", error);
     let current: CUcontext = result::ctx::get_current().map_err(ask)?.ok_or_else(|| {
         let advice = "make one current before: cuCtxSetCurrent, or in PyTorch torch.cuda.init()";
-        Error::tensor("the thread's current context", "a CUDA context", "none", advice)
+        Error::setting("the thread's current context", "a CUDA context", "none", advice)
     })?;
     let mut device = 0;
     // SAFETY: writes an int.
@@ -267,7 +267,7 @@ fn lengths(what: &str, cumulative: &[i32]) -> Result<Vec<usize>> {
     if cumulative.len() < 2 || !rises {
         let (few, rest) = cumulative.split_at(cumulative.len().min(8));
         let found = format!("{few:?}{}", if rest.is_empty() { "" } else { ".." });
-        return Err(Error::tensor(what, "0, and then rising ends, one a sequence", found, ""));
+        return Err(Error::setting(what, "0, and then rising ends, one a sequence", found, ""));
     }
     Ok(cumulative.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect())
 }
@@ -320,6 +320,16 @@ pub(super) struct AdamWHandle {
     pub(super) of: Mutex<AdamW>,
     pub(super) length: usize,
 }
+
+// Functions may be called from any thread.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<KernelsHandle>();
+    shared::<SequencesHandle>();
+    shared::<LinearHandle>();
+    shared::<CrossEntropyHandle>();
+    shared::<AdamWHandle>();
+};
 
 /// A stream as C gives it.
 pub(super) fn stream(stream: *mut c_void) -> CUstream {
