@@ -102,7 +102,7 @@ static void near(const char *what, const double *found, const double *expected, 
     for (int i = 0; i < count; ++i) {
         const double off = fabs(found[i] - expected[i]);
         largest = fmax(largest, fabs(expected[i]));
-        farthest = off <= farthest ? farthest : off; /* NaN is farther than anything. */
+        farthest = fmax(farthest, isnan(off) ? INFINITY : off);
     }
     printf("%s: off by %.2g of %.2g\n", what, farthest, largest);
     if (!(largest > 0.0) || !(farthest <= bound * largest)) {
