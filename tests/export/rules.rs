@@ -33,6 +33,9 @@ use super::c;
 /// A launch: kernel, blocks, threads, bytes of shared memory.
 type Launch = (String, u64, u32, u32);
 
+/// The same without the kernel.
+type Size = (u64, u32, u32);
+
 /// What launchers launch, by the virtual GPU's counters.
 struct Watched {
     kernels: Kernels,
@@ -45,7 +48,7 @@ impl Watched {
         self.kernels.stream().alloc_zeros(count.max(1)).expect("memory")
     }
 
-    fn counted(&self) -> BTreeMap<String, (u64, u32, u32)> {
+    fn counted(&self) -> BTreeMap<String, Size> {
         let counters = self.gpu.summary().expect("the virtual GPU").counters;
         let one =
             |of: vgpu::counters::Counters| (of.kernel, (of.blocks, of.block_threads, of.dynamic_shared));
@@ -326,7 +329,7 @@ fn the_rules_of_the_header_are_those_of_the_launchers() {
     let program = compiler.program(folder.path(), &source, "c11", &[]);
     let multiprocessors = devices().expect("a device")[0].multiprocessors.to_string();
     let printed = c::run(std::process::Command::new(program).arg(multiprocessors));
-    let mut rules: BTreeMap<&str, BTreeMap<&str, Vec<(u64, u32, u32)>>> = BTreeMap::new();
+    let mut rules: BTreeMap<&str, BTreeMap<&str, Vec<Size>>> = BTreeMap::new();
     for line in printed.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let launch = (
