@@ -1,5 +1,5 @@
 //! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/kernels.rs` includes; and writes what
-//! kernels share with the host in Rust, for `backend/cuda/runtime/arguments.rs`.
+//! kernels share with the host, in Rust for `backend/cuda/runtime/arguments.rs`, in C and as JSON for `backend/cuda/export.rs`.
 //!
 //! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU and says so when
 //! asked for a GPU. `PROMPTMIX_REQUIRE_CUDA=1` makes that an error.
@@ -62,9 +62,25 @@ fn main() {
 /// Writes what host and kernels share, which needs no nvcc.
 fn share(out: &Path) -> Result<(), String> {
     let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let shared = layout::Layout::of(&layout::read(&project.join("kernels"))?)?.rust()?;
-    let path = out.join("layout.rs");
-    std::fs::write(&path, shared).map_err(|error| format!("could not write {}: {error}", path.display()))
+    let kernels = project.join("kernels");
+    let shared = layout::Layout::of(&layout::read(&kernels)?)?;
+    let text = |name: &str| {
+        let path = kernels.join(name);
+        std::fs::read_to_string(&path).map_err(|error| format!("could not read {}: {error}", path.display()))
+    };
+    let interface = shared.interface(&[&text("launch.h")?, &text("capi.h")?])?;
+    let written = [
+        ("layout.rs", shared.rust()?),
+        ("promptmix.h", interface.header),
+        ("promptmix.json", interface.json),
+        ("abi.rs", format!("{:#x}", interface.abi)),
+    ];
+    for (name, text) in written {
+        let path = out.join(name);
+        std::fs::write(&path, text)
+            .map_err(|error| format!("could not write {}: {error}", path.display()))?;
+    }
+    Ok(())
 }
 
 struct Failure {

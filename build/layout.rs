@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+#[path = "header.rs"]
+pub mod header;
+
 /// One file of kernels: its name, and what stands in it.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -74,6 +77,8 @@ struct Body {
 struct Entry {
     name: String,
     takes: Token,
+    /// Threads of a block, where its launch bounds say so.
+    threads: Option<Value>,
 }
 
 /// What one file declares outside of functions and classes.
@@ -85,6 +90,8 @@ struct File {
     enums: Vec<Enum>,
     structs: Vec<Body>,
     kernels: Vec<Entry>,
+    /// What stands behind the code of a line.
+    comments: BTreeMap<usize, String>,
 }
 
 impl File {
@@ -147,6 +154,11 @@ impl File {
             };
             let token = &rest[..length.max(c.len_utf8())];
             let blank = c.is_whitespace() || token.starts_with("//") || token.starts_with("/*");
+            if let Some(comment) = token.strip_prefix("//")
+                && tokens.last().is_some_and(|last: &Token| last.line == line)
+            {
+                self.comments.insert(line, comment.trim().to_owned());
+            }
             if !blank && c != '"' && c != '\'' && !(c == '#' && begins) {
                 tokens.push(Token { text: token.to_owned(), line });
             }
@@ -330,8 +342,11 @@ impl Cursor<'_> {
 
     fn kernel(&mut self) -> Result<Entry, String> {
         self.expect("void")?;
+        let mut threads = None;
         if self.reads("__launch_bounds__") {
             self.expect("(")?;
+            let expression = self.expression(&[",", ")"])?;
+            threads = Some(Value { expression, more: 0 });
             self.within("(", ")")?;
         }
         let name = self.name("the name of a kernel")?;
@@ -343,7 +358,7 @@ impl Cursor<'_> {
         }
         self.name("the name of the one argument, taken by value")?;
         self.expect(")")?;
-        Ok(Entry { name: name.text, takes })
+        Ok(Entry { name: name.text, takes, threads })
     }
 }
 
@@ -365,6 +380,10 @@ struct Field {
     kind: Kind,
     /// Of an array, from the outside.
     counts: Vec<usize>,
+    /// Its type as the file has it.
+    of: String,
+    /// What the file says of it on its line.
+    comment: String,
 }
 
 /// A struct as host and kernels share it.
@@ -519,6 +538,7 @@ impl Layout {
 
     fn field(&self, file: usize, at: &mut Cursor<'_>) -> Result<(usize, Field), String> {
         const EXPECTED: &str = "a field of a number, a pointer, a struct of the kernels or an array of one";
+        let start = at.at;
         at.reads("const");
         let first = at.name(EXPECTED)?;
         let mut of = first.text.clone();
@@ -548,6 +568,7 @@ impl Layout {
                 None => return self.files[file].refuse(first.line, EXPECTED, &of),
             },
         };
+        let words: Vec<&str> = at.tokens[start..at.at].iter().map(|token| token.text.as_str()).collect();
         let name = at.name("the name of a field")?;
         let mut counts = Vec::new();
         while at.reads("[") {
@@ -564,7 +585,9 @@ impl Layout {
         if ["self", "Self", "super", "crate"].contains(&name.text.as_str()) {
             return self.files[file].refuse(name.line, "a name that Rust can have", &name.text);
         }
-        Ok((name.line, Field { name: name.text, kind, counts }))
+        let comment = self.files[file].comments.get(&name.line).cloned().unwrap_or_default();
+        let of = words.join(" ").replace(" *", "*");
+        Ok((name.line, Field { name: name.text, kind, counts, of, comment }))
     }
 
     /// Files of one stem share a module in Rust.
@@ -586,7 +609,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Each kernel's file, its name, and the bytes of what it takes. Kernels that a macro makes are not among them.
+    /// Each kernel's file, its name, and the bytes of what it takes.
     #[allow(dead_code)] // the build does not ask: the test compares it with what the compiler says
     pub fn kernels(&self) -> impl Iterator<Item = (&str, &str, usize)> {
         self.files.iter().enumerate().flat_map(move |(index, file)| {
@@ -629,7 +652,7 @@ impl Layout {
                 self.structure(file, of, kernels.get(key).map_or(&[], Vec::as_slice), text);
             }
         }
-        let mut whole = String::new();
+        let mut whole = self.offsets();
         for (stem, text) in modules.iter().filter(|(_, text)| !text.is_empty()) {
             let _ = write!(
                 whole,
@@ -637,6 +660,28 @@ impl Layout {
             );
         }
         Ok(whole)
+    }
+
+    /// The place of every field in Rust, for the test that compares it with C.
+    fn offsets(&self) -> String {
+        let mut text = String::from(
+            "/// Every struct: its name in C, size and alignment, and its fields with their places.\n#[allow(dead_code, clippy::type_complexity)]\n\
+             pub const STRUCTS: &[(&str, usize, usize, &[(&str, usize)])] = &[\n",
+        );
+        for ((file, _), of) in &self.structs {
+            let path = format!("{}::{}", self.files[*file].stem(), of.name);
+            let _ = write!(
+                text,
+                "({:?}, size_of::<{path}>(), align_of::<{path}>(), &[",
+                header::c_name(&of.name)
+            );
+            for Field { name, .. } in &of.fields {
+                let raw = if WORDS.contains(&name.as_str()) { "r#" } else { "" };
+                let _ = write!(text, "({name:?}, std::mem::offset_of!({path}, {raw}{name})), ");
+            }
+            text.push_str("]),\n");
+        }
+        text + "];\n"
     }
 
     fn enumeration(&self, file: usize, of: &Enum, text: &mut String) -> Result<(), String> {

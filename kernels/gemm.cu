@@ -488,20 +488,36 @@ extern "C" __global__ void __launch_bounds__(128, 3) gemm_backward_medium(GemmAr
     gemm<80, 128, 80, 32, true>(arguments);
 }
 // Thin products run each piece of their code once or twice, straight from memory: a kernel an epilogue.
-#define SMALL(name, backward, epilogue)                                                                  \
-    extern "C" __global__ void __launch_bounds__(256, 2) gemm_##name(GemmArguments arguments) {          \
-        gemm<64, 64, 32, 32, backward, 2, epilogue>(arguments);                                          \
-    }
-SMALL(forward_small_project, false, PROJECT)
-SMALL(forward_small_relu, false, RELU)
-SMALL(forward_small_add, false, ADD)
-SMALL(forward_small_plain, false, PLAIN)
-SMALL(forward_small_float, false, FLOAT)
-SMALL(backward_small_plain, true, PLAIN)
-SMALL(backward_small_delta, true, DELTA)
-SMALL(backward_small_relu, true, RELU_BACKWARD)
-SMALL(backward_small_norm, true, NORM_BACKWARD)
-SMALL(backward_small_accumulate, true, ACCUMULATE)
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_project(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false, 2, PROJECT>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_relu(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false, 2, RELU>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_add(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false, 2, ADD>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_plain(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false, 2, PLAIN>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_float(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, false, 2, FLOAT>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_plain(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true, 2, PLAIN>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_delta(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true, 2, DELTA>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_relu(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true, 2, RELU_BACKWARD>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_norm(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true, 2, NORM_BACKWARD>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_accumulate(GemmArguments arguments) {
+    gemm<64, 64, 32, 32, true, 2, ACCUMULATE>(arguments);
+}
 
 // f32: 256 threads, each 4x4 numbers of a 64x64 block, k in stretches of 16.
 template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArguments& arguments) {

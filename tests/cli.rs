@@ -98,7 +98,8 @@ fn words(command: &[String]) -> Vec<&str> {
 fn every_command_has_help_with_an_example() {
     let report = cfg!(feature = "report").then_some("report");
     let commands = ["train", "sweep", "evaluate", "predict", "verify", "tasks", "info", "demo"];
-    for command in commands.into_iter().chain(report) {
+    let kernels = cfg!(feature = "cuda").then_some("kernels");
+    for command in commands.into_iter().chain(report).chain(kernels) {
         let help = success(&[command, "--help"]);
         assert!(
             help.contains("Example") && help.contains(&format!("promptmix {command}")),

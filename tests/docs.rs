@@ -4,7 +4,7 @@
 //! generated rows. `<!-- not run: REASON -->` before a block says that more is needed; its commands are parsed. `<!-- run in: the
 //! repository -->` has a block run there. A TOML block that begins with a comment of a file's name is that file. What a block of
 //! the language `text` holds is output.
-#![cfg(all(feature = "cli", feature = "hub", feature = "report", unix))]
+#![cfg(all(feature = "cli", feature = "cuda", feature = "hub", feature = "report", unix))]
 
 #[path = "docs/page.rs"]
 mod page;
@@ -55,6 +55,9 @@ fn follow(page: &Page) -> (Vec<String>, BTreeSet<String>) {
             };
             if let Err(error) = promptmix::cli::check(arguments.iter().map(String::as_str)) {
                 wrong.push(format!("{place}\n{error}"));
+            } else if arguments[0] == "kernels" && promptmix::cuda::FATBINS.is_empty() {
+                eprintln!("skipped: {place}: this build has no kernels");
+                ran.insert(arguments[0].clone());
             } else if block.not_run.is_none() {
                 let folder = if block.in_repository { root() } else { world.folder() };
                 match world.run(&arguments, &folder) {
@@ -191,6 +194,7 @@ fn the_page_of_commands_has_a_section_for_each_with_flags_that_it_has() {
         assert!(text.contains(&format!("promptmix {command}")), "{command} has an example");
         let help: String = match &command[..] {
             "bench" => help(&["bench", "step"]),
+            "kernels" => help(&["kernels", "export"]),
             _ => help(&[command]),
         };
         let known = flags(&help);

@@ -8,6 +8,8 @@ mod demo;
 mod device;
 mod evaluate;
 mod info;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod predict;
 mod progress;
 mod prompts;
@@ -61,6 +63,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Look at prompts, exchange them with other programs, put them into trained runs
     Prompts(prompts::Arguments),
+    /// Write the GPU kernels and their interface for programs in C, C++ or Python
+    #[cfg(feature = "cuda")]
+    Kernels(kernels::Arguments),
     /// List the known tasks, or show one with rows of your data
     Tasks(tasks::Arguments),
     /// Versions, devices, threads, and what was compiled in
@@ -132,6 +137,8 @@ impl Command {
             Self::Bench(arguments) => arguments.run(),
             Self::Demo(arguments) => arguments.run(),
             Self::Prompts(arguments) => arguments.run(),
+            #[cfg(feature = "cuda")]
+            Self::Kernels(arguments) => arguments.run(),
             Self::Tasks(arguments) => arguments.run(),
             Self::Info(arguments) => arguments.run(),
         }

@@ -11,6 +11,9 @@
 //! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
 
 mod backend;
+#[cfg(feature = "capi")]
+mod capi;
+pub mod export;
 mod ops;
 mod runtime;
 
