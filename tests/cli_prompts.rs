@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use promptmix::backend::cpu::Cpu;
 use promptmix::pretrained::{Checkpoint, T5Config, Tokenizer};
@@ -14,6 +13,8 @@ use safetensors::tensor::TensorView;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod random;
+#[path = "common/program.rs"]
+mod program;
 
 use random::Random;
 
@@ -23,7 +24,7 @@ fn manifest() -> PathBuf {
 
 fn run(arguments: &[&str]) -> (bool, String, String) {
     let output =
-        Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs");
+        program::promptmix().args(arguments).output().expect("the binary runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }

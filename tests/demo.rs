@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use promptmix::demo::words::{
     ACT, AGENT, BEFORE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, FILM, FOOD, LATER, NEGATIVE,
@@ -12,6 +11,9 @@ use promptmix::demo::{
     AttentionByKind, Generated, GeneratedTask, Progress, QuestionsTask, Report, Rows, SOURCES, Settings,
     StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, study, write_model,
 };
+
+#[path = "common/program.rs"]
+mod program;
 
 const ROWS: Rows = Rows { train: 200, validation: 60, test: 100 };
 
@@ -240,7 +242,7 @@ fn the_model_that_comes_with_the_program_is_the_one_beside_its_sources() {
 fn the_command_leaves_a_folder_that_holds_files_alone() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("thesis.txt"), "mine").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    let mut command = program::promptmix();
     let output = command.arg("demo").arg("--out").arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();

@@ -10,10 +10,13 @@
 mod page;
 #[path = "docs/world.rs"]
 mod world;
+#[path = "common/program.rs"]
+mod program;
+#[path = "common/small_model.rs"]
+mod small_model;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 
 use page::{Page, flags, pages, root};
@@ -23,7 +26,7 @@ use world::World;
 const NEVER_RUN: [&str; 1] = ["demo"];
 
 fn help(words: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_promptmix")).args(words).arg("--help").output();
+    let output = program::promptmix().args(words).arg("--help").output();
     String::from_utf8(output.expect("the binary runs").stdout).expect("text")
 }
 

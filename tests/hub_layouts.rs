@@ -3,7 +3,6 @@
 #![cfg(all(feature = "cli", feature = "hub", feature = "parquet"))]
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use promptmix::data::{Split, SplitSource, Splits, data_of_task, data_of_tasks};
@@ -21,6 +20,8 @@ mod stand_in_hub;
 #[expect(dead_code, reason = "one small model is enough here")]
 #[path = "pretrained/tiny_checkpoint.rs"]
 mod tiny_checkpoint;
+#[path = "common/program.rs"]
+mod program;
 
 use hub_data::{DataSet, FEW, MANY, Place, TEST, VALIDATION, data_set, of_task};
 use stand_in_hub::{Files, StandInHub, commit_of_data};
@@ -56,7 +57,7 @@ impl Setting {
 
     /// Whether the program succeeds with these arguments, and what it says.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        let mut command = program::promptmix();
         command
             .args(arguments)
             .env_remove("HF_HUB_CACHE")

@@ -11,6 +11,8 @@ use serde_json::Value;
 #[cfg(feature = "cuda")]
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 fn setting(steps: u64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -33,7 +35,7 @@ fn setting(steps: u64) -> tempfile::TempDir {
 }
 
 fn mpirun(ranks: usize) -> Command {
-    let mut command = Command::new("mpirun");
+    let mut command = program::without_gpu(Command::new("mpirun"));
     command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -41,7 +43,7 @@ fn mpirun(ranks: usize) -> Command {
 
 fn start(ranks: usize, arguments: &[&str]) -> Child {
     let mut command = mpirun(ranks);
-    command.arg(env!("CARGO_BIN_EXE_promptmix")).args(arguments).args(["--threads", "1"]);
+    command.arg(program::PATH).args(arguments).args(["--threads", "1"]);
     command.spawn().expect("mpirun of the MPI that the feature was built with")
 }
 
@@ -173,7 +175,7 @@ fn each_rank_takes_a_gpu_of_its_own() {
             "VGPU_JSON={}/{out}-$OMPI_COMM_WORLD_RANK.json LD_PRELOAD={} exec {} train --config {config} --out {} --device cuda",
             folder.display(),
             library.display(),
-            env!("CARGO_BIN_EXE_promptmix"),
+            program::PATH,
             folder.join(out).display()
         );
         command.args(["bash", "-c", &script]).output().expect("an end")

@@ -1,14 +1,15 @@
 //! What a user is told where `--device cuda` cannot work: each cause has an error of its own, with what would help.
 #![cfg(all(feature = "cuda", feature = "cli", unix))]
 
-use std::process::Command;
 
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 /// The standard output and error of `promptmix`, on a virtual GPU changed by `setting`, and its exit status.
 fn promptmix(arguments: &[&str], setting: (&str, &str)) -> (String, String, Option<i32>) {
-    let end = Command::new(env!("CARGO_BIN_EXE_promptmix"))
+    let end = program::promptmix()
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("LD_PRELOAD", vgpu::find_library().expect("the virtual GPU's library"))

@@ -11,6 +11,7 @@
 //! trained are f32. Every reduction has a fixed order, so the same input gives the same bytes.
 
 mod backend;
+mod example;
 mod ops;
 mod runtime;
 
@@ -26,7 +27,11 @@ pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
     attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer,
 };
-pub use runtime::devices::{DeviceInfo, devices, driver_version, usable_device};
+pub use runtime::devices::{DeviceInfo, devices, driver_version, first_usable_device, usable_device};
+#[cfg(feature = "cli")]
+pub(crate) use runtime::error::OLDEST;
+#[cfg(feature = "cli")]
+pub(crate) use runtime::kernels::BUILD_COMMAND;
 pub use runtime::kernels::{ARCHITECTURES, COMPILER, FATBINS, Kernel, Kernels};
 pub use runtime::memory::Buffer;
 pub use runtime::operands::{Precision, ReadOperand, WriteOperand};

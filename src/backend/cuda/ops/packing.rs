@@ -141,8 +141,7 @@ impl<'a> PackedRows<'a> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::backend::{Batch, Example, Side};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::embedding::{EmbeddedRows, Embedding};
@@ -199,8 +198,7 @@ impl Packed {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Heads;
 /// use promptmix::cuda::attention::{Attention, AttentionInput};
@@ -262,8 +260,7 @@ impl Sequences {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::{Heads, Side};
 /// use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
@@ -336,8 +333,7 @@ impl PairedSequences {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Objective;
 /// use promptmix::cuda::cudarc::driver::CudaContext;
@@ -436,8 +432,7 @@ pub(crate) fn dropout_words(step: &DropoutStep) -> Vec<i32> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::{DropoutStep, Side, Site, SiteKind};
 /// use promptmix::cuda::cudarc::driver::CudaContext;

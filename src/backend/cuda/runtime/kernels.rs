@@ -19,6 +19,9 @@ mod table {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 pub use table::{ARCHITECTURES, COMPILER, FATBINS};
+#[cfg(feature = "cli")]
+pub(crate) use table::BUILD_COMMAND;
+pub(crate) use table::REMEDY;
 
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
