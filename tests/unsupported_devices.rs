@@ -28,7 +28,7 @@ fn each_cause_has_an_error_of_its_own_that_info_prints_too() {
     for (device, setting, parts) in [
         ("cuda", ("VGPU_DEVICES", "0"), ["the driver finds no GPU", "nvidia-smi"]),
         ("cuda", ("VGPU_DRIVER", "12080"), ["the driver speaks CUDA 12.8", "update the NVIDIA driver"]),
-        ("cuda", ("VGPU_CAPABILITY", "75"), ["need 8.0 or newer", "--device cpu, the default"]),
+        ("cuda", ("VGPU_CAPABILITY", "75"), ["need 8.0 or newer", "--device cpu computes without it"]),
         (
             "cuda:3",
             ("VGPU_DEVICES", "2"),
