@@ -285,7 +285,11 @@ fn info_ends_with_the_command_to_type_next() {
     let next = |mut command: Command| {
         let output = command.args(["info", "--product-size", "0"]).output().expect("an end").stdout;
         let text = String::from_utf8(output).expect("text");
-        text.lines().last().and_then(|line| line.strip_prefix("next      ")).expect("its last line").to_owned()
+        text.lines()
+            .last()
+            .and_then(|line| line.strip_prefix("next      "))
+            .expect("its last line")
+            .to_owned()
     };
     assert_eq!(next(program::promptmix()), "promptmix demo --out demo-run");
     let with = |variable: &str, value: &str| {

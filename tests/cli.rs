@@ -275,9 +275,9 @@ fn a_disk_that_fills_up_leaves_no_half_written_file() {
     let data = Data::new();
     let command = data.train("run", &[]);
     let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
-    let script =
-        format!("trap '' XFSZ; ulimit -f 4; exec '{}' {}", program::PATH, quoted.join(" "));
-    let output = program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
+    let script = format!("trap '' XFSZ; ulimit -f 4; exec '{}' {}", program::PATH, quoted.join(" "));
+    let output =
+        program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
     let message = text(&output.stderr);
     assert!(!output.status.success() && message.contains("could not write"), "{message}");
     assert!(!message.contains("panicked"), "{message}");

@@ -10,11 +10,11 @@ use promptmix::prompts::{Prompt, PromptMetadata, nearest};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod random;
-#[path = "common/program.rs"]
-mod program;
 
 use random::Random;
 
@@ -23,8 +23,7 @@ fn manifest() -> PathBuf {
 }
 
 fn run(arguments: &[&str]) -> (bool, String, String) {
-    let output =
-        program::promptmix().args(arguments).output().expect("the binary runs");
+    let output = program::promptmix().args(arguments).output().expect("the binary runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }

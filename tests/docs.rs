@@ -10,12 +10,12 @@
 mod kernels;
 #[path = "docs/page.rs"]
 mod page;
-#[path = "docs/world.rs"]
-mod world;
 #[path = "common/program.rs"]
 mod program;
 #[path = "common/small_model.rs"]
 mod small_model;
+#[path = "docs/world.rs"]
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -103,7 +103,11 @@ fn blocks_for_a_gpu_run_on_the_virtual_one_and_say_that_they_take_it() {
         for block in page.blocks.iter().filter(|block| block.on_gpu) {
             blocks += 1;
             if page.name == "README.md" {
-                assert_eq!(block.lines.iter().filter(|line| !line.trim().is_empty()).count(), 3, "a quick start");
+                assert_eq!(
+                    block.lines.iter().filter(|line| !line.trim().is_empty()).count(),
+                    3,
+                    "a quick start"
+                );
                 assert!(root().join(&block.lines[0]).is_file(), "{} is there", block.lines[0]);
             }
             for command in block.commands() {
@@ -115,7 +119,8 @@ fn blocks_for_a_gpu_run_on_the_virtual_one_and_say_that_they_take_it() {
                 let place = format!("{}:{}: {}", page.name, command.line, command.text);
                 let mut program = program::on_virtual_gpu();
                 let end = program.args(&arguments).current_dir(root()).output().expect("an end");
-                let (out, said) = (String::from_utf8_lossy(&end.stdout), String::from_utf8_lossy(&end.stderr));
+                let (out, said) =
+                    (String::from_utf8_lossy(&end.stdout), String::from_utf8_lossy(&end.stderr));
                 assert!(end.status.success(), "{place}\n{out}\n{said}");
                 if arguments[0] == "info" {
                     assert!(out.contains("cuda:0 Virtual GPU"), "{place}\n{out}");
@@ -136,14 +141,18 @@ fn the_page_of_gpus_lists_every_variable_that_is_read() {
     let named = |text: &str| -> BTreeSet<String> {
         let starts = text.match_indices("PROMPTMIX_");
         let name = |(at, _): (usize, &str)| {
-            text[at..].chars().take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_').collect()
+            text[at..]
+                .chars()
+                .take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_')
+                .collect()
         };
         starts.map(name).collect()
     };
     let page = std::fs::read_to_string(root().join("docs/gpu.md")).expect("the page");
     let (_, table) = page.split_once("| variable | effect |\n").expect("its table");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
-    let listed: BTreeSet<String> = rows.clone().flat_map(|row| named(row.split('|').nth(1).unwrap_or(""))).collect();
+    let listed: BTreeSet<String> =
+        rows.clone().flat_map(|row| named(row.split('|').nth(1).unwrap_or(""))).collect();
     let mut read = named(&std::fs::read_to_string(root().join("build.rs")).expect("build.rs"));
     let mut folders = vec![root().join("build"), root().join("src"), root().join("kernels")];
     while let Some(folder) = folders.pop() {

@@ -15,13 +15,13 @@ use tempfile::TempDir;
 mod hub_data;
 #[path = "common/parquet_rows.rs"]
 mod parquet_rows;
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/stand_in_hub.rs"]
 mod stand_in_hub;
 #[expect(dead_code, reason = "one small model is enough here")]
 #[path = "pretrained/tiny_checkpoint.rs"]
 mod tiny_checkpoint;
-#[path = "common/program.rs"]
-mod program;
 
 use hub_data::{DataSet, FEW, MANY, Place, TEST, VALIDATION, data_set, of_task};
 use stand_in_hub::{Files, StandInHub, commit_of_data};

@@ -1,10 +1,10 @@
 //! Labels that a tokenizer cannot write, writes as others, or writes otherwise than they were given.
 #![cfg(feature = "cli")]
 
-#[path = "common/sentencepiece.rs"]
-mod sentencepiece;
 #[path = "common/program.rs"]
 mod program;
+#[path = "common/sentencepiece.rs"]
+mod sentencepiece;
 
 use std::fs;
 use std::path::Path;

@@ -109,10 +109,8 @@ fn a_compiler_that_is_too_old_or_does_not_run_is_passed_over_and_named_where_it_
     let of = |name: &str| root.path().join(name);
     let old = compiler_of("11.5", of("path/nvcc"));
     program(&of("home/bin/nvcc"), "echo 'libnvvm is missing' >&2; exit 1");
-    let mut variables = HashMap::from([
-        ("CUDA_HOME", of("home").into_os_string()),
-        ("PATH", of("path").into_os_string()),
-    ]);
+    let mut variables =
+        HashMap::from([("CUDA_HOME", of("home").into_os_string()), ("PATH", of("path").into_os_string())]);
     if !Path::new("/usr/local/cuda/bin/nvcc").is_file() {
         let said = find(root.path(), &variables).expect_err("none that fits");
         for part in ["CUDA 12.8 or newer", "libnvvm is missing", &old.display().to_string(), "release 11.5"] {
@@ -121,7 +119,9 @@ fn a_compiler_that_is_too_old_or_does_not_run_is_passed_over_and_named_where_it_
         assert!(said.contains("pip install") && said.contains("require-nvcc"), "{said}");
     }
     variables.insert("VIRTUAL_ENV", of("venv").into());
-    for (release, is_taken) in [("12.7", false), ("9.9", false), ("12.8", true), ("12.10", true), ("20.0", true)] {
+    for (release, is_taken) in
+        [("12.7", false), ("9.9", false), ("12.8", true), ("12.10", true), ("20.0", true)]
+    {
         let path = compiler_of(release, of("path/nvcc"));
         let next = compiler(of("venv/bin/nvcc"));
         let of_machine = Path::new("/usr/local/cuda/bin/nvcc").is_file();
@@ -177,7 +177,9 @@ fn who_has_no_compiler_reads_where_it_was_looked_for_and_how_to_get_it() {
     ];
     let places: Vec<String> = expected.iter().map(|path| path.display().to_string()).collect();
     assert!(advice.contains(&format!("({})", places.join(", "))), "{advice}");
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "Python or conda environment"] {
+    for variable in
+        ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "Python or conda environment"]
+    {
         assert!(advice.contains(variable), "{variable} in {advice}");
     }
     // Where there is no script that installs one, as in a package.

@@ -445,9 +445,9 @@ fn a_run_whose_disk_fills_up_goes_on_when_there_is_room_again() {
     success(&words(&setting.train("unbroken", &["--prompt-length", "1"])));
     let quoted: Vec<String> = setting.train("run", &["--prompt-length", "1"]);
     let quoted: Vec<String> = quoted.iter().map(|word| format!("'{word}'")).collect();
-    let script =
-        format!("trap '' XFSZ; ulimit -f 5; exec '{}' {}", program::PATH, quoted.join(" "));
-    let output = program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
+    let script = format!("trap '' XFSZ; ulimit -f 5; exec '{}' {}", program::PATH, quoted.join(" "));
+    let output =
+        program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
     let message = said(&output);
     assert!(!output.status.success() && message.contains("could not"), "{message}");
     assert!(!message.contains("panicked"), "{message}");

@@ -1,7 +1,6 @@
 //! What a user is told where `--device cuda` cannot work: each cause has an error of its own, with what would help.
 #![cfg(all(feature = "cuda", feature = "cli", unix))]
 
-
 #[path = "common/kernels.rs"]
 mod kernels;
 #[path = "common/program.rs"]

@@ -73,7 +73,9 @@ impl Arguments {
         files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;
         println!("{text}");
         if chosen != Chosen::Cpu {
-            println!("computed on a GPU; the README shows the tables of --device cpu, which differ by roundings and what follows from them");
+            println!(
+                "computed on a GPU; the README shows the tables of --device cpu, which differ by roundings and what follows from them"
+            );
         }
         println!(
             "took {:.0} s; ATTEMPT's run of the first seed: {}",

@@ -175,9 +175,9 @@ impl Device {
             other => other.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
         let precision = self.precision.unwrap_or(Format::Bf16);
-        ordinal.map(|ordinal| Chosen::Cuda { ordinal, precision }).ok_or_else(|| {
-            Error::setting("--device", "auto, cpu, cuda or cuda:N", self.device.as_str(), "")
-        })
+        ordinal
+            .map(|ordinal| Chosen::Cuda { ordinal, precision })
+            .ok_or_else(|| Error::setting("--device", "auto, cpu, cuda or cuda:N", self.device.as_str(), ""))
     }
 
     /// A GPU if there is one to use, else the CPU.

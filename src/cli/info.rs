@@ -70,11 +70,15 @@ enum Missing {
 
 #[cfg(feature = "cuda")]
 fn missing() -> Missing {
-    use crate::backend::cuda::{BUILD_COMMAND, FATBINS, devices, OLDEST};
+    use crate::backend::cuda::{BUILD_COMMAND, FATBINS, OLDEST, devices};
 
     match devices() {
         _ if FATBINS.is_empty() => Missing::Kernels(BUILD_COMMAND),
-        Ok(devices) if !devices.is_empty() && devices.iter().all(|device| device.compute_capability < OLDEST) => Missing::NewerGpu,
+        Ok(devices)
+            if !devices.is_empty() && devices.iter().all(|device| device.compute_capability < OLDEST) =>
+        {
+            Missing::NewerGpu
+        }
         _ => Missing::Driver,
     }
 }

@@ -127,7 +127,9 @@ fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a St
         .filter(|(likeness, _)| *likeness > LIKENESS);
     let advice = match nearest {
         _ if ["device", "precision"].contains(&unknown.as_str()) => {
-            format!("a run's settings do not say where it is computed: leave it out, and give --{unknown} to the command")
+            format!(
+                "a run's settings do not say where it is computed: leave it out, and give --{unknown} to the command"
+            )
         }
         Some((_, key)) => format!("did you mean `{key}`?"),
         None => "promptmix train --help lists the settings".to_owned(),

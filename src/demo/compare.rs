@@ -235,10 +235,7 @@ pub(super) fn from_source(config: RunConfig, path: &Path) -> RunConfig {
     RunConfig { method: Method::Spot, sources: vec![path.to_owned()], ..config }
 }
 
-pub(super) fn prompt_tuning<'a>(
-    rates: &[f64],
-    base: &'a impl Fn(&Place, f64) -> RunConfig,
-) -> Entry<'a> {
+pub(super) fn prompt_tuning<'a>(rates: &[f64], base: &'a impl Fn(&Place, f64) -> RunConfig) -> Entry<'a> {
     Entry::new(PROMPT_TUNING, rates, |place, rate| RunConfig {
         method: Method::PromptTuning,
         ..base(place, rate)

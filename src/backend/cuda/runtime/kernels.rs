@@ -18,10 +18,10 @@ use crate::error::{Error, Result};
 mod table {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
-pub use table::{ARCHITECTURES, COMPILER, FATBINS};
 #[cfg(feature = "cli")]
 pub(crate) use table::BUILD_COMMAND;
 pub(crate) use table::REMEDY;
+pub use table::{ARCHITECTURES, COMPILER, FATBINS};
 
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
