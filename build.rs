@@ -1,4 +1,4 @@
-//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/kernels.rs` includes; and writes what
+//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/table.rs` includes; and writes what
 //! kernels share with the host in Rust, for `backend/cuda/runtime/arguments.rs`.
 //!
 //! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU, and says so where there is a

@@ -237,7 +237,6 @@ fn a_comparison_on_a_gpu_is_complete_and_its_runs_say_where_they_were_trained() 
     let devices = promptmix::train::trained_on(&out).unwrap();
     let [(_, on)] = &devices[..] else { panic!("one device: {devices:?}") };
     assert_eq!(on.to_string(), "cuda in bf16");
-    drop(together);
     drop(frozen);
     drop(cuda);
     gpu.finish();

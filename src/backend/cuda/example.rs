@@ -7,7 +7,7 @@
 #[macro_export]
 macro_rules! example_gpu {
     () => {
-        if $crate::cuda::FATBINS.is_empty() {
+        if $crate::backend::cuda::FATBINS.is_empty() {
             println!("skipped: this build has no kernels for the example to run");
             return Ok(());
         }
@@ -22,7 +22,7 @@ macro_rules! example_gpu {
 #[macro_export]
 macro_rules! example_gpu {
     () => {
-        if let Err(error) = $crate::cuda::usable_device(0) {
+        if let Err(error) = $crate::backend::cuda::usable_device(0) {
             println!("skipped: the example needs a GPU: {error}");
             return Ok(());
         }

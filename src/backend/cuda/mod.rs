@@ -30,8 +30,9 @@ pub use ops::{
 pub use runtime::devices::{DeviceInfo, devices, driver_version, first_usable_device, usable_device};
 #[cfg(feature = "cli")]
 pub(crate) use runtime::error::OLDEST;
-#[cfg(feature = "cli")]
-pub(crate) use runtime::kernels::BUILD_COMMAND;
-pub use runtime::kernels::{ARCHITECTURES, COMPILER, FATBINS, Kernel, Kernels};
+pub use runtime::kernels::{Kernel, Kernels};
 pub use runtime::memory::Buffer;
 pub use runtime::operands::{Precision, ReadOperand, WriteOperand};
+#[cfg(feature = "cli")]
+pub(crate) use runtime::table::BUILD_COMMAND;
+pub use runtime::table::{ARCHITECTURES, COMPILER, FATBINS};

@@ -6,7 +6,7 @@ use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, CUresult};
 use cudarc::driver::{CudaContext, result};
 
 use super::error::{self, driver};
-use super::kernels::COMPILER;
+use super::table::COMPILER;
 use crate::error::Result;
 
 /// What a machine's GPU is.

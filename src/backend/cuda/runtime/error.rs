@@ -3,7 +3,7 @@
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::kernels::REMEDY;
+use super::table::REMEDY;
 use crate::error::Error;
 
 /// The oldest architecture that the kernels run on.
