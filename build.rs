@@ -1,8 +1,8 @@
-//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/kernels.rs` includes; and writes what
+//! Compiles `kernels/*.cu` to fatbins and writes the table of them that `backend/cuda/runtime/table.rs` includes; and writes what
 //! kernels share with the host, in Rust for `backend/cuda/runtime/arguments.rs`, in C and as JSON for `backend/cuda/export.rs`.
 //!
-//! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU and says so when
-//! asked for a GPU. `PROMPTMIX_REQUIRE_CUDA=1` makes that an error.
+//! Without nvcc the build goes on, with a warning and an empty table: the program then trains on the CPU, and says so where there is a
+//! GPU. cargo hides the warnings of dependencies; the feature `require-nvcc`, or `PROMPTMIX_REQUIRE_CUDA=1`, makes that an error.
 
 #[path = "build/layout.rs"]
 mod layout;
@@ -31,16 +31,27 @@ fn main() {
     ] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
+    // Documentation tests run on the virtual GPU where it is: not in the package that registries have.
+    let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    println!("cargo:rustc-check-cfg=cfg(virtual_gpu)");
+    if project.join("tests/vgpu/Cargo.toml").is_file() {
+        println!("cargo:rustc-cfg=virtual_gpu");
+    } else if std::env::var_os("CARGO_FEATURE_CUDA").is_some() && std::env::var_os("DOCS_RS").is_none() {
+        // rustdoc shows nothing of what a test that passes prints.
+        println!(
+            "cargo:warning=skipped: documentation tests that need a GPU, where there is none (a checkout has a virtual one)"
+        );
+    }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
-    if let Err(message) = share(&out) {
+    if let Err(message) = share(&project, &out) {
         eprintln!("{message}");
         std::process::exit(1);
     }
-    let required = std::env::var("PROMPTMIX_REQUIRE_CUDA").is_ok_and(|value| value == "1");
-    let table = match compile(&out) {
+    let required = nvcc::is_required(|name| std::env::var_os(name));
+    let table = match compile(&project, &out) {
         Ok(table) => table,
         Err(Failure { message, fatal }) if fatal || required => {
             eprintln!("{message}");
@@ -50,7 +61,7 @@ fn main() {
             if std::env::var_os("DOCS_RS").is_none() {
                 println!("cargo:warning=built without GPU kernels: {message}");
             }
-            table("", &[], &[])
+            table("", &[], &[], &project)
         }
     };
     if let Err(error) = std::fs::write(out.join("kernels.rs"), table) {
@@ -60,8 +71,7 @@ fn main() {
 }
 
 /// Writes what host and kernels share, which needs no nvcc.
-fn share(out: &Path) -> Result<(), String> {
-    let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+fn share(project: &Path, out: &Path) -> Result<(), String> {
     let kernels = project.join("kernels");
     let shared = layout::Layout::of(&layout::read(&kernels)?)?;
     let text = |name: &str| {
@@ -92,17 +102,16 @@ fn fatal(message: String) -> Failure {
     Failure { message, fatal: true }
 }
 
-fn compile(out: &Path) -> Result<String, Failure> {
+fn compile(project: &Path, out: &Path) -> Result<String, Failure> {
     if std::env::var_os("DOCS_RS").is_some() {
         return Err(Failure { message: "documentation needs none".into(), fatal: false });
     }
-    let project = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let nvcc = nvcc::find(&project, |name| std::env::var_os(name))
-        .map_err(|searched| Failure { message: nvcc::advice(&searched), fatal: false })?;
+    let (nvcc, version) = nvcc::find(project, |name| std::env::var_os(name))
+        .map_err(|message| Failure { message, fatal: false })?;
     let architectures =
         nvcc::architectures(std::env::var("PROMPTMIX_CUDA_ARCHS").ok().as_deref()).map_err(fatal)?;
     let compiler = nvcc::Compiler {
-        version: nvcc::version(&nvcc).map_err(fatal)?,
+        version,
         nvcc,
         architectures,
         every_ptx: std::env::var("PROMPTMIX_EMBED_PTX").is_ok_and(|value| value == "all"),
@@ -123,13 +132,16 @@ fn compile(out: &Path) -> Result<String, Failure> {
             (source.file_stem().unwrap_or_default().to_string_lossy().into_owned(), fatbin)
         })
         .collect();
-    Ok(table(&compiler.version, &compiler.architectures, &pairs))
+    Ok(table(&compiler.version, &compiler.architectures, &pairs, project))
 }
 
-fn table(version: &str, architectures: &[u32], fatbins: &[(String, PathBuf)]) -> String {
+fn table(version: &str, architectures: &[u32], fatbins: &[(String, PathBuf)], project: &Path) -> String {
+    let (remedy, command) = (nvcc::remedy(project), nvcc::command(project));
     let mut text = format!(
         "/// What nvcc said of itself; empty if there was none.\npub const COMPILER: &str = {version:?};\n\
          /// Architectures that machine code was made for.\npub const ARCHITECTURES: &[u32] = &{architectures:?};\n\
+         /// How a build gets kernels that has none.\npub(crate) const REMEDY: &str = {remedy:?};\n\
+         /// The command for that.\n#[allow(dead_code)]\npub(crate) const BUILD_COMMAND: &str = {command:?};\n\
          /// The fatbin of each kernel file: its stem, and what `cuModuleLoadData` takes. Empty without nvcc.\n\
          pub static FATBINS: &[(&str, &[u8])] = &["
     );

@@ -12,25 +12,45 @@ use std::sync::Mutex;
 /// The architectures that machine code is made for; newer ones compile the PTX of the lowest themselves.
 pub const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
 
+/// The oldest release that knows all of them.
+pub const OLDEST: (u32, u32) = (12, 8);
+
 /// Where nvcc was looked for, and how to get it: what a user must read who has none.
-pub fn advice(searched: &[PathBuf]) -> String {
+pub fn advice(project: &Path, searched: &[PathBuf]) -> String {
     let mut places = String::new();
     for path in searched {
         let _ = write!(places, "{}{}", if places.is_empty() { "" } else { ", " }, path.display());
     }
     format!(
-        "nvcc was not found in NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda or a Python environment ({places}). Install the \
-         CUDA toolkit (12.8 or newer), or run `pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm \
-         nvidia-cuda-cccl` in an active environment, then build again"
+        "nvcc was not found in NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda or a Python or conda environment ({places}): {}",
+        remedy(project)
     )
 }
 
-/// Finds nvcc: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, /usr/local/cuda, then the `nvidia/cu13` folder of a Python
-/// environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, or `.cuda` in `project`). `variable` reads the environment.
-///
-/// # Errors
-/// The places that were searched.
-pub fn find(project: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Vec<PathBuf>> {
+/// How to get an nvcc that fits, and kernels with it.
+pub fn remedy(project: &Path) -> String {
+    format!("run `{}`, or install the CUDA toolkit (12.8 or newer) and build again", command(project))
+}
+
+/// What installs the compiler and builds again: in a checkout by its script, which packages do not have.
+pub fn command(project: &Path) -> &'static str {
+    if project.join("scripts/install-cuda-compiler").is_file() {
+        return "scripts/install-cuda-compiler && cargo build --release";
+    }
+    "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm nvidia-cuda-cccl && cargo install promptmix \
+     --force --features require-nvcc"
+}
+
+/// Whether a build without nvcc is to fail: the feature `require-nvcc`, or `PROMPTMIX_REQUIRE_CUDA=1`. Not for documentation.
+pub fn is_required(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let by_feature = variable("CARGO_FEATURE_REQUIRE_NVCC").is_some() && variable("DOCS_RS").is_none();
+    by_feature || variable("PROMPTMIX_REQUIRE_CUDA").is_some_and(|value| value == "1")
+}
+
+/// Where nvcc may be, the likeliest first: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, /usr/local/cuda, then Python and conda environments
+/// (`VIRTUAL_ENV`, `CONDA_PREFIX`, or `.cuda` in `project`), in their `bin` as conda has it and in `nvidia/cuNN` of their packages as
+/// pip has it, the newest first. `variable` reads the environment.
+fn candidates(project: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let mut candidates: Vec<PathBuf> = Vec::new();
     candidates.extend(variable("NVCC").filter(|value| !value.is_empty()).map(PathBuf::from));
     for home in ["CUDA_HOME", "CUDA_PATH"] {
@@ -45,18 +65,66 @@ pub fn find(project: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Resu
     let environments =
         [variable("VIRTUAL_ENV"), variable("CONDA_PREFIX"), Some(project.join(".cuda").into_os_string())];
     for environment in environments.into_iter().flatten().filter(|value| !value.is_empty()) {
-        let Ok(entries) = std::fs::read_dir(Path::new(&environment).join("lib")) else { continue };
-        let mut pythons: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        pythons.sort();
-        candidates.extend(pythons.iter().map(|python| python.join("site-packages/nvidia/cu13/bin/nvcc")));
+        let environment = Path::new(&environment);
+        candidates.push(environment.join("bin/nvcc"));
+        for python in inside(&environment.join("lib")) {
+            let mut toolkits: Vec<(u32, PathBuf)> = inside(&python.join("site-packages/nvidia"))
+                .into_iter()
+                .filter_map(|folder| {
+                    let release = folder.file_name()?.to_str()?.strip_prefix("cu")?.parse().ok()?;
+                    Some((release, folder))
+                })
+                .collect();
+            toolkits.sort();
+            candidates.extend(toolkits.into_iter().rev().map(|(_, folder)| folder.join("bin/nvcc")));
+        }
     }
-    match candidates.iter().find(|path| path.is_file()) {
-        Some(found) => Ok(found.clone()),
-        None => Err(candidates
-            .into_iter()
-            .filter(|path| !path.starts_with("/usr/bin") && !path.starts_with("/bin"))
-            .collect()),
+    candidates
+}
+
+/// What lies in a folder, in order; nothing where there is no such folder.
+fn inside(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Finds the first nvcc, in the order of `candidates`, that runs and is not too old: its path, and what it says of itself.
+///
+/// # Errors
+/// What a user must read who has none.
+pub fn find(
+    project: &Path,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(PathBuf, String), String> {
+    let candidates = candidates(project, variable);
+    let mut refused = String::new();
+    for path in candidates.iter().filter(|path| path.is_file()) {
+        match version(path) {
+            Ok(version) if release(&version) >= Some(OLDEST) => return Ok((path.clone(), version)),
+            Ok(version) => {
+                let _ = write!(refused, "{} is too old ({version}); ", path.display());
+            }
+            Err(error) => {
+                let _ = write!(refused, "{}; ", error.trim());
+            }
+        }
     }
+    if !refused.is_empty() {
+        return Err(format!("no nvcc of CUDA 12.8 or newer: {refused}{}", remedy(project)));
+    }
+    let is_of_system = |path: &PathBuf| path.starts_with("/usr/bin") || path.starts_with("/bin");
+    let searched: Vec<PathBuf> = candidates.into_iter().filter(|path| !is_of_system(path)).collect();
+    Err(advice(project, &searched))
+}
+
+/// The release that nvcc's line names: `release 13.0` is 13 and 0.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let (_, release) = version.split_once("release ")?;
+    let (major, rest) = release.split_once('.')?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    Some((major.parse().ok()?, rest[..digits].parse().ok()?))
 }
 
 /// What nvcc says of itself, its last line of release and build.

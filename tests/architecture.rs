@@ -353,3 +353,24 @@ fn unsafe_code_lies_only_where_it_must() {
         );
     }
 }
+
+/// A test that starts the program by itself would compute on a GPU that the machine happens to have.
+#[test]
+fn tests_start_the_program_in_one_place_alone() {
+    let (mut found, mut folders) = (Vec::new(), vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")]);
+    // In two parts, since this file is one of those that are read.
+    let name = ["CARGO_BIN_EXE_", "promptmix"].concat();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of tests") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && fs::read_to_string(&path).expect("text").contains(&name)
+            {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() == 1 && found[0].ends_with("tests/common/program.rs"), "{found:?}");
+}

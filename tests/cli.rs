@@ -7,12 +7,15 @@ use std::process::{Command, Output};
 
 use promptmix::prompts::{Prompt, PromptMetadata};
 
+#[path = "common/program.rs"]
+mod program;
+
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
 }
 
 fn promptmix(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs")
+    program::promptmix().args(arguments).output().expect("the binary runs")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -273,9 +276,9 @@ fn a_disk_that_fills_up_leaves_no_half_written_file() {
     let data = Data::new();
     let command = data.train("run", &[]);
     let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
-    let script =
-        format!("trap '' XFSZ; ulimit -f 4; exec '{}' {}", env!("CARGO_BIN_EXE_promptmix"), quoted.join(" "));
-    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    let script = format!("trap '' XFSZ; ulimit -f 4; exec '{}' {}", program::PATH, quoted.join(" "));
+    let output =
+        program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
     let message = text(&output.stderr);
     assert!(!output.status.success() && message.contains("could not write"), "{message}");
     assert!(!message.contains("panicked"), "{message}");

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use promptmix::backend::cpu::Cpu;
 use promptmix::pretrained::{Checkpoint, T5Config, Tokenizer};
@@ -11,6 +10,8 @@ use promptmix::prompts::{Prompt, PromptMetadata, nearest};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/random.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod random;
@@ -22,8 +23,7 @@ fn manifest() -> PathBuf {
 }
 
 fn run(arguments: &[&str]) -> (bool, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs");
+    let output = program::promptmix().args(arguments).output().expect("the binary runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }

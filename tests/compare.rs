@@ -12,6 +12,9 @@ use promptmix::experiment::{Paired, Study, mean};
 use promptmix::train::Evaluations;
 use serde_json::Value;
 
+#[path = "common/program.rs"]
+mod program;
+
 /// A folder with two data sets and a study of 24 runs: 2 targets x 3 methods x 2 rates x 2 seeds.
 struct Work {
     folder: tempfile::TempDir,
@@ -104,7 +107,7 @@ data = "room"
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        let mut command = program::promptmix();
         command.args(arguments).current_dir(self.folder.path());
         command
     }

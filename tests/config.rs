@@ -1,12 +1,15 @@
 //! Settings: one declaration gives the flag, the key, the default, the range and the page that describes them.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use promptmix::config::{RunConfig, SETTINGS, Values, reference_page};
 
+#[path = "common/program.rs"]
+mod program;
+
 fn promptmix(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the program")
+    program::promptmix().args(arguments).output().expect("the program")
 }
 
 fn of_toml(text: &str) -> promptmix::Result<RunConfig> {

@@ -2,16 +2,28 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use promptmix::backend::cpu::Cpu;
 use promptmix::demo::words::{
     ACT, AGENT, BEFORE, EVENT_ACT, EVENT_AGENT, EVENT_BEFORE, EVENT_LATER, FILM, FOOD, LATER, NEGATIVE,
     POSITIVE, SHOW, SPORT, STAY, TRAVEL,
 };
 use promptmix::demo::{
     AttentionByKind, Generated, GeneratedTask, Progress, QuestionsTask, Report, Rows, SOURCES, Settings,
-    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, study, write_model,
+    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, compare_with, study,
+    write_model,
 };
+use promptmix::experiment::Together;
+use promptmix::model::Frozen;
+
+#[cfg(feature = "cuda")]
+#[path = "common/kernels.rs"]
+mod kernels;
+#[path = "common/program.rs"]
+mod program;
+#[cfg(feature = "cuda")]
+#[path = "common/small_model.rs"]
+mod small_model;
 
 const ROWS: Rows = Rows { train: 200, validation: 60, test: 100 };
 
@@ -180,6 +192,54 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
     assert!(error.contains("name another folder"), "{error}");
 }
 
+/// What a GPU does with the demonstration's trainings, here on the CPU: it takes them in shared batches.
+#[test]
+fn trainings_that_share_batches_find_what_trainings_side_by_side_find() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let settings = tinier();
+    let apart = compare(&settings, &model(), one.path(), &mut Counted::default()).unwrap();
+    let cpu = Cpu::<f32>::new(Some(2)).unwrap();
+    let frozen = Frozen::load(&cpu, &model()).unwrap();
+    let together = Together::new(&frozen, 8).unwrap();
+    let mut progress = Counted::default();
+    let together = compare_with(&settings, &together, &model(), other.path(), &mut progress).unwrap();
+    assert_eq!(progress.done, progress.promised);
+    assert_eq!((&apart.few_shot, &apart.questions), (&together.few_shot, &together.questions));
+    assert_eq!((apart.transfer, apart.attention), (together.transfer, together.attention));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_comparison_on_a_gpu_is_complete_and_its_runs_say_where_they_were_trained() {
+    if !kernels::are_built() {
+        return;
+    }
+    let gpu = vgpu::load().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    small_model::write(&model);
+    let settings = tinier();
+    let cuda = promptmix::cuda::Cuda::new(0, promptmix::cuda::Precision::Bf16).unwrap();
+    let frozen = Frozen::load(&cuda, &model).unwrap();
+    let together = Together::new(&frozen, 8).unwrap();
+    let out = folder.path().join("out");
+    let report = compare_with(&settings, &together, &model, &out, &mut Counted::default()).unwrap();
+    for (table, rates) in [(&report.few_shot, [0.3]), (&report.questions, [0.3])] {
+        assert!(table.rows.len() >= 5, "{table:?}");
+        for row in &table.rows {
+            assert!(row.learning_rate.is_none_or(|rate| rates.contains(&rate)), "{row:?}");
+            assert!(row.test.iter().all(|value| (0.0..=1.0).contains(value)), "{row:?}");
+        }
+    }
+    assert!((report.attention.iter().sum::<f64>() - 1.0).abs() <= 1e-5, "{:?}", report.attention);
+    let devices = promptmix::train::trained_on(&out).unwrap();
+    let [(_, on)] = &devices[..] else { panic!("one device: {devices:?}") };
+    assert_eq!(on.to_string(), "cuda in bf16");
+    drop(frozen);
+    drop(cuda);
+    gpu.finish();
+}
+
 #[test]
 fn neither_the_workers_nor_the_test_rows_change_what_is_chosen() {
     let run = |workers, test| {
@@ -240,7 +300,7 @@ fn the_model_that_comes_with_the_program_is_the_one_beside_its_sources() {
 fn the_command_leaves_a_folder_that_holds_files_alone() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("thesis.txt"), "mine").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    let mut command = program::promptmix();
     let output = command.arg("demo").arg("--out").arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
@@ -259,6 +319,14 @@ fn tiny() -> Settings {
         (target.steps, target.validate_every) = (2, 1);
     }
     settings.shots = 2;
+    settings
+}
+
+/// As [`tiny`], with one rate and without the controls.
+fn tinier() -> Settings {
+    let mut settings = tiny();
+    (settings.target.learning_rates, settings.questions.learning_rates) = (vec![0.3], vec![0.3]);
+    settings.fixed_mixtures = false;
     settings
 }
 

@@ -2,18 +2,23 @@
 //!
 //! A page's commands run in order in a folder of its own, where `t5-small` and `t5-base` are small models and `data` holds a few
 //! generated rows. `<!-- not run: REASON -->` before a block says that more is needed; its commands are parsed. `<!-- run in: the
-//! repository -->` has a block run there. A TOML block that begins with a comment of a file's name is that file. What a block of
+//! repository -->` has a block run there, and `<!-- run on: the virtual GPU -->` there and on the virtual GPU. A TOML block that begins with a comment of a file's name is that file. What a block of
 //! the language `text` holds is output.
 #![cfg(all(feature = "cli", feature = "cuda", feature = "hub", feature = "report", unix))]
 
+#[path = "common/kernels.rs"]
+mod kernels;
 #[path = "docs/page.rs"]
 mod page;
+#[path = "common/program.rs"]
+mod program;
+#[path = "common/small_model.rs"]
+mod small_model;
 #[path = "docs/world.rs"]
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 
 use page::{Page, flags, pages, root};
@@ -23,7 +28,7 @@ use world::World;
 const NEVER_RUN: [&str; 1] = ["demo"];
 
 fn help(words: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_promptmix")).args(words).arg("--help").output();
+    let output = program::promptmix().args(words).arg("--help").output();
     String::from_utf8(output.expect("the binary runs").stdout).expect("text")
 }
 
@@ -58,7 +63,7 @@ fn follow(page: &Page) -> (Vec<String>, BTreeSet<String>) {
             } else if arguments[0] == "kernels" && promptmix::cuda::FATBINS.is_empty() {
                 eprintln!("skipped: {place}: this build has no kernels");
                 ran.insert(arguments[0].clone());
-            } else if block.not_run.is_none() {
+            } else if block.not_run.is_none() && !block.on_gpu {
                 let folder = if block.in_repository { root() } else { world.folder() };
                 match world.run(&arguments, &folder) {
                     Ok(()) => ran.extend(arguments.first().cloned()),
@@ -91,6 +96,87 @@ fn every_command_of_the_pages_runs_or_is_accepted() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     let expected = subcommands(&[]).into_iter().filter(|name| !NEVER_RUN.contains(&&name[..]));
     assert_eq!(ran, expected.collect(), "every command is run somewhere");
+}
+
+/// The quick start is one: three lines, a script that is there and two commands that take the GPU by themselves.
+#[test]
+fn blocks_for_a_gpu_run_on_the_virtual_one_and_say_that_they_take_it() {
+    let (mut blocks, mut computed) = (0, 0);
+    for page in pages() {
+        for block in page.blocks.iter().filter(|block| block.on_gpu) {
+            blocks += 1;
+            if page.name == "README.md" {
+                assert_eq!(
+                    block.lines.iter().filter(|line| !line.trim().is_empty()).count(),
+                    3,
+                    "a quick start"
+                );
+                assert!(root().join(&block.lines[0]).is_file(), "{} is there", block.lines[0]);
+            }
+            for command in block.commands() {
+                let arguments = command.arguments().expect("a command").expect("of promptmix");
+                promptmix::cli::check(arguments.iter().map(String::as_str)).expect("one that is accepted");
+                if !kernels::are_built() {
+                    continue;
+                }
+                let place = format!("{}:{}: {}", page.name, command.line, command.text);
+                let mut program = program::on_virtual_gpu();
+                let end = program.args(&arguments).current_dir(root()).output().expect("an end");
+                let (out, said) =
+                    (String::from_utf8_lossy(&end.stdout), String::from_utf8_lossy(&end.stderr));
+                assert!(end.status.success(), "{place}\n{out}\n{said}");
+                if arguments[0] == "info" {
+                    assert!(out.contains("cuda:0 Virtual GPU"), "{place}\n{out}");
+                } else {
+                    assert!(said.starts_with("computing on cuda:0"), "{place}\n{said}");
+                    computed += 1;
+                }
+            }
+        }
+    }
+    assert!(blocks > 0, "the README has a quick start for a GPU");
+    assert!(computed > 0 || promptmix::cuda::FATBINS.is_empty());
+}
+
+/// The table of docs/gpu.md has the variables that the build and the program read, and no others.
+#[test]
+fn the_page_of_gpus_lists_every_variable_that_is_read() {
+    let named = |text: &str| -> BTreeSet<String> {
+        let starts = text.match_indices("PROMPTMIX_");
+        let name = |(at, _): (usize, &str)| {
+            text[at..]
+                .chars()
+                .take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_')
+                .collect()
+        };
+        starts.map(name).collect()
+    };
+    let page = std::fs::read_to_string(root().join("docs/gpu.md")).expect("the page");
+    let (_, table) = page.split_once("| variable | effect |\n").expect("its table");
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let listed: BTreeSet<String> =
+        rows.clone().flat_map(|row| named(row.split('|').nth(1).unwrap_or(""))).collect();
+    let mut read = named(&std::fs::read_to_string(root().join("build.rs")).expect("build.rs"));
+    let mut folders = vec![root().join("build"), root().join("src"), root().join("kernels")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                read.extend(named(&text));
+            }
+        }
+    }
+    assert!(read.len() > 3, "{read:?}");
+    assert_eq!(listed, read);
+    // Those of others that the build asks cargo to watch are in it too.
+    let build = std::fs::read_to_string(root().join("build.rs")).expect("build.rs");
+    let (_, watched) = build.split_once("for variable in [").expect("a list");
+    let table: String = rows.collect();
+    for name in watched.split(']').next().expect("its end").split('"').skip(1).step_by(2) {
+        assert!(name == "DOCS_RS" || table.contains(&format!("`{name}")), "{name} is not in the table");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig};
@@ -14,6 +14,9 @@ use promptmix::train::{
     differing_settings, repeats,
 };
 use serde_json::Value;
+
+#[path = "common/program.rs"]
+mod program;
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
@@ -54,7 +57,7 @@ fn train(frozen: &Frozen<'_, Cpu<f32>>, config: &RunConfig, path: &Path) {
 }
 
 fn promptmix(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    let mut command = program::promptmix();
     command.arg("evaluate").args(["--threads", "1"]).args(arguments).output().expect("the binary runs")
 }
 

@@ -3,7 +3,6 @@
 #![cfg(all(feature = "cli", feature = "hub", feature = "parquet"))]
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use promptmix::data::{Split, SplitSource, Splits, data_of_task, data_of_tasks};
@@ -16,6 +15,8 @@ use tempfile::TempDir;
 mod hub_data;
 #[path = "common/parquet_rows.rs"]
 mod parquet_rows;
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/stand_in_hub.rs"]
 mod stand_in_hub;
 #[expect(dead_code, reason = "one small model is enough here")]
@@ -56,7 +57,7 @@ impl Setting {
 
     /// Whether the program succeeds with these arguments, and what it says.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        let mut command = program::promptmix();
         command
             .args(arguments)
             .env_remove("HF_HUB_CACHE")

@@ -1,12 +1,13 @@
 //! Labels that a tokenizer cannot write, writes as others, or writes otherwise than they were given.
 #![cfg(feature = "cli")]
 
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/sentencepiece.rs"]
 mod sentencepiece;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use promptmix::evaluate::Spellings;
 use promptmix::pretrained::{T5Config, Tokenizer};
@@ -83,7 +84,7 @@ fn a_run_learns_and_answers_a_label_that_is_read_back_otherwise() {
     }
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").display().to_string();
     let run = |labels: &str, out: &str, more: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_promptmix"))
+        let output = program::promptmix()
             .args([
                 "train",
                 "--model",

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use promptmix::demo::{Rows, Subject, TWO_QUESTIONS};
 use promptmix::evaluate::AttentionSpread;
@@ -11,6 +11,9 @@ use promptmix::pretrained::{T5Config, TensorFile, Tokenizer};
 use promptmix::prompts::{Prompt, PromptMetadata};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+#[path = "common/program.rs"]
+mod program;
 
 const LENGTH: usize = 4;
 const WIDTH: usize = 256;
@@ -20,7 +23,7 @@ fn model() -> PathBuf {
 }
 
 fn promptmix(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_promptmix")).args(arguments).output().expect("the binary runs")
+    program::promptmix().args(arguments).output().expect("the binary runs")
 }
 
 /// Rows that ask two questions, and two source prompts of random numbers.

@@ -7,8 +7,9 @@ mod nvcc;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
@@ -22,19 +23,30 @@ fn folder() -> TempDir {
 /// A file at `path` that does what `script` says.
 fn program(path: &Path, script: &str) {
     fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-    fs::write(path, format!("#!/bin/sh\n{script}\n")).expect("written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("may be run");
+    // Another process writes it: a thread of this one that starts a program just then would hand it the open file, and what is open
+    // for writing cannot be run.
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().expect("sh");
+    let text = format!("#!/bin/sh\n{script}\n");
+    writer.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+    assert!(writer.wait().expect("an end").success(), "{} may be run", path.display());
 }
 
-/// As [`program`], one that nothing runs.
-fn empty_program(path: PathBuf) -> PathBuf {
-    program(&path, "exit 1");
+/// A compiler of a release at `path`, which does nothing else than to name it.
+fn compiler_of(release: &str, path: PathBuf) -> PathBuf {
+    program(&path, &format!("echo '{}'", SAYS.replace("13.0,", &format!("{release},"))));
     path
 }
 
+/// One of 13.0.
+fn compiler(path: PathBuf) -> PathBuf {
+    compiler_of("13.0", path)
+}
+
 /// Finds nvcc where the environment is `variables` and nothing else.
-fn find(project: &Path, variables: &HashMap<&str, OsString>) -> Result<PathBuf, Vec<PathBuf>> {
-    nvcc::find(project, |name| variables.get(name).cloned())
+fn find(project: &Path, variables: &HashMap<&str, OsString>) -> Result<PathBuf, String> {
+    nvcc::find(project, |name| variables.get(name).cloned()).map(|(path, _)| path)
 }
 
 #[test]
@@ -45,19 +57,22 @@ fn each_place_is_looked_at_before_those_that_follow_it() {
     let project = of("project");
     let paths = std::env::join_paths([of("empty"), of("path"), of("later")]).expect("a PATH");
     // In the order of the documentation. /usr/local/cuda, which lies before the environments, is this machine's own.
-    let places: [(&str, OsString, PathBuf); 7] = [
+    let places: [(&str, OsString, PathBuf); 10] = [
         ("NVCC", of("own/my-nvcc").into(), of("own/my-nvcc")),
         ("CUDA_HOME", of("home").into(), of("home/bin/nvcc")),
         ("CUDA_PATH", of("toolkit").into(), of("toolkit/bin/nvcc")),
         ("PATH", paths, of("path/nvcc")),
+        ("VIRTUAL_ENV", of("venv").into(), of("venv/bin/nvcc")),
         ("VIRTUAL_ENV", of("venv").into(), of("venv").join(environment)),
+        ("CONDA_PREFIX", of("conda").into(), of("conda/bin/nvcc")),
         ("CONDA_PREFIX", of("conda").into(), of("conda").join(environment)),
+        ("", OsString::new(), project.join(".cuda/bin/nvcc")),
         ("", OsString::new(), project.join(".cuda").join(environment)),
     ];
-    empty_program(of("later/nvcc"));
+    compiler(of("later/nvcc"));
     let mut variables = HashMap::new();
     for (variable, value, path) in &places {
-        empty_program(path.clone());
+        compiler(path.clone());
         variables.insert(*variable, value.clone());
     }
     for (place, (variable, _, path)) in places.iter().enumerate() {
@@ -70,7 +85,7 @@ fn each_place_is_looked_at_before_those_that_follow_it() {
             assert_eq!(find(&project, &variables), Ok(of("later/nvcc")), "PATH's folders in their order");
             fs::remove_file(of("later/nvcc")).expect("removed");
         }
-        if place % 2 == 0 {
+        if place % 2 == 0 && place < 4 {
             variables.insert(*variable, OsString::new());
         }
     }
@@ -82,18 +97,64 @@ fn of_several_pythons_the_first_by_name_that_has_a_compiler_is_taken() {
     let of =
         |python: &str| root.path().join(".cuda/lib").join(python).join("site-packages/nvidia/cu13/bin/nvcc");
     fs::create_dir_all(root.path().join(".cuda/lib/python3.10")).expect("made");
-    let expected = empty_program(of("python3.11"));
-    empty_program(of("python3.12"));
+    let expected = compiler(of("python3.11"));
+    compiler(of("python3.12"));
+    // Of several toolkits in one environment the newest.
+    let toolkits = expected.ancestors().nth(3).expect("nvidia's folder").to_owned();
+    compiler(toolkits.join("cu9/bin/nvcc"));
+    compiler(toolkits.join("cudnn/bin/nvcc"));
     if !Path::new("/usr/local/cuda/bin/nvcc").is_file() {
         assert_eq!(find(root.path(), &HashMap::new()), Ok(expected));
+        let newest = compiler(toolkits.join("cu14/bin/nvcc"));
+        assert_eq!(find(root.path(), &HashMap::new()), Ok(newest));
     }
+}
+
+#[test]
+fn a_compiler_that_is_too_old_or_does_not_run_is_passed_over_and_named_where_it_is_the_only_one() {
+    let root = folder();
+    let of = |name: &str| root.path().join(name);
+    let old = compiler_of("11.5", of("path/nvcc"));
+    program(&of("home/bin/nvcc"), "echo 'libnvvm is missing' >&2; exit 1");
+    let mut variables =
+        HashMap::from([("CUDA_HOME", of("home").into_os_string()), ("PATH", of("path").into_os_string())]);
+    if !Path::new("/usr/local/cuda/bin/nvcc").is_file() {
+        let said = find(root.path(), &variables).expect_err("none that fits");
+        for part in ["CUDA 12.8 or newer", "libnvvm is missing", &old.display().to_string(), "release 11.5"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(said.contains("pip install") && said.contains("require-nvcc"), "{said}");
+    }
+    variables.insert("VIRTUAL_ENV", of("venv").into());
+    for (release, is_taken) in
+        [("12.7", false), ("9.9", false), ("12.8", true), ("12.10", true), ("20.0", true)]
+    {
+        let path = compiler_of(release, of("path/nvcc"));
+        let next = compiler(of("venv/bin/nvcc"));
+        let of_machine = Path::new("/usr/local/cuda/bin/nvcc").is_file();
+        let found = find(root.path(), &variables).expect("one");
+        assert!(found == if is_taken { path } else { next } || of_machine, "{release}: {}", found.display());
+    }
+}
+
+#[test]
+fn a_build_without_a_compiler_fails_by_the_feature_or_the_variable_and_never_for_documentation() {
+    let is_required = |set: &[(&str, &str)]| {
+        nvcc::is_required(|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.into()))
+    };
+    let feature = ("CARGO_FEATURE_REQUIRE_NVCC", "1");
+    assert!(!is_required(&[]) && !is_required(&[("CARGO_FEATURE_CUDA", "1")]));
+    assert!(is_required(&[feature]));
+    assert!(!is_required(&[feature, ("DOCS_RS", "1")]));
+    assert!(is_required(&[("PROMPTMIX_REQUIRE_CUDA", "1")]));
+    assert!(!is_required(&[("PROMPTMIX_REQUIRE_CUDA", "0")]));
 }
 
 #[test]
 fn a_folder_called_nvcc_is_no_compiler() {
     let root = folder();
     fs::create_dir_all(root.path().join("home/bin/nvcc")).expect("made");
-    let real = empty_program(root.path().join("path/nvcc"));
+    let real = compiler(root.path().join("path/nvcc"));
     let variables = HashMap::from([
         ("CUDA_HOME", root.path().join("home").into_os_string()),
         ("PATH", root.path().join("path").into_os_string()),
@@ -106,32 +167,46 @@ fn who_has_no_compiler_reads_where_it_was_looked_for_and_how_to_get_it() {
     let root = folder();
     let path = std::env::join_paths([Path::new("/usr/bin"), &root.path().join("tools")]).expect("a PATH");
     let variables = HashMap::from([("NVCC", root.path().join("gone").into_os_string()), ("PATH", path)]);
-    let searched = match find(root.path(), &variables) {
-        Err(searched) => searched,
+    let advice = match find(root.path(), &variables) {
+        Err(advice) => advice,
         // This machine has one where every machine is looked at.
         Ok(found) => {
             assert!(["/usr/bin/nvcc", "/usr/local/cuda/bin/nvcc"].map(Path::new).contains(&found.as_path()));
             return;
         }
     };
-    let expected =
-        [root.path().join("gone"), root.path().join("tools/nvcc"), "/usr/local/cuda/bin/nvcc".into()];
-    assert_eq!(searched, expected, "the system's own folders tell nobody anything");
-    let advice = nvcc::advice(&searched);
+    // The system's own folders tell nobody anything.
+    let expected = [
+        root.path().join("gone"),
+        root.path().join("tools/nvcc"),
+        "/usr/local/cuda/bin/nvcc".into(),
+        root.path().join(".cuda/bin/nvcc"),
+    ];
     let places: Vec<String> = expected.iter().map(|path| path.display().to_string()).collect();
     assert!(advice.contains(&format!("({})", places.join(", "))), "{advice}");
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "Python environment"] {
+    for variable in
+        ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "Python or conda environment"]
+    {
         assert!(advice.contains(variable), "{variable} in {advice}");
     }
+    // Where there is no script that installs one, as in a package.
     let (_, install) = advice.split_once("`pip install ").expect("a command");
-    let (packages, after) = install.split_once('`').expect("a command's end");
+    let (command, after) = install.split_once('`').expect("a command's end");
+    let (packages, build) = command.split_once(" && ").expect("two commands");
+    assert_eq!(build, "cargo install promptmix --force --features require-nvcc");
     let script =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install-cuda-compiler"));
     let script = script.expect("the script that installs the compiler");
     for package in packages.split_whitespace() {
         assert!(script.contains(&format!("\"{package}==")), "{package} is what the script installs too");
     }
-    assert!(after.contains("build again"), "{advice}");
+    assert!(after.contains("CUDA toolkit") && after.contains("build again"), "{advice}");
+    // In a checkout the script is named.
+    fs::create_dir(root.path().join("scripts")).expect("made");
+    fs::write(root.path().join("scripts/install-cuda-compiler"), "").expect("written");
+    let advice = find(root.path(), &variables).expect_err("no compiler");
+    assert!(advice.contains("`scripts/install-cuda-compiler && cargo build --release`"), "{advice}");
+    assert!(!advice.contains("pip"), "{advice}");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
+
+#[path = "common/program.rs"]
+mod program;
 
 /// A folder with a model, data and, after [`Project::train`], a run; all named by relative paths.
 struct Project(tempfile::TempDir);
@@ -44,7 +47,7 @@ impl Project {
     }
 
     fn run(&self, folder: &str, command: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_promptmix"))
+        program::promptmix()
             .current_dir(self.path(folder))
             .env("HF_HUB_OFFLINE", "1")
             .env("HF_HOME", self.path("no-cache"))

@@ -11,6 +11,9 @@ use promptmix::config::{Decoding, Method, RunConfig};
 use promptmix::model::Frozen;
 use promptmix::train::{Predictor, Request, RunFolder, Silent, Trainer};
 
+#[path = "common/program.rs"]
+mod program;
+
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
 }
@@ -92,7 +95,7 @@ fn rows_of_different_tasks_and_runs_answer_together_as_alone() {
 }
 
 fn promptmix(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    let mut command = program::promptmix();
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -11,6 +11,8 @@ use serde_json::Value;
 #[cfg(feature = "cuda")]
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 fn setting(steps: u64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -33,7 +35,7 @@ fn setting(steps: u64) -> tempfile::TempDir {
 }
 
 fn mpirun(ranks: usize) -> Command {
-    let mut command = Command::new("mpirun");
+    let mut command = program::without_gpu(Command::new("mpirun"));
     command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -41,7 +43,7 @@ fn mpirun(ranks: usize) -> Command {
 
 fn start(ranks: usize, arguments: &[&str]) -> Child {
     let mut command = mpirun(ranks);
-    command.arg(env!("CARGO_BIN_EXE_promptmix")).args(arguments).args(["--threads", "1"]);
+    command.arg(program::PATH).args(arguments).args(["--threads", "1"]);
     command.spawn().expect("mpirun of the MPI that the feature was built with")
 }
 
@@ -163,24 +165,28 @@ fn each_rank_takes_a_gpu_of_its_own() {
     let folder = folder.path();
     let config = folder.join("run.toml").display().to_string();
     let library = vgpu::find_library().expect("the virtual GPU's library");
-    let run = |ranks: usize, gpus: usize, out: &str| {
+    let run_on = |device: &str, ranks: usize, gpus: usize, out: &str| {
         let mut command = mpirun(ranks);
         for (name, value) in [("VGPU_DEVICES", gpus.to_string()), ("VGPU_THREADS", "1".to_string())] {
             command.arg("-x").arg(format!("{name}={value}"));
         }
         // Every rank leaves what its GPU counted in a file of its own.
         let script = format!(
-            "VGPU_JSON={}/{out}-$OMPI_COMM_WORLD_RANK.json LD_PRELOAD={} exec {} train --config {config} --out {} --device cuda",
+            "unset CUDA_VISIBLE_DEVICES; VGPU_JSON={}/{out}-$OMPI_COMM_WORLD_RANK.json LD_PRELOAD={} exec {} train --config {config} \
+             --out {} --device {device}",
             folder.display(),
             library.display(),
-            env!("CARGO_BIN_EXE_promptmix"),
+            program::PATH,
             folder.join(out).display()
         );
         command.args(["bash", "-c", &script]).output().expect("an end")
     };
-    for ranks in [1, 2] {
-        let end = run(ranks, ranks, &format!("gpus{ranks}"));
-        assert!(end.status.success(), "{ranks} ranks: {}", String::from_utf8_lossy(&end.stderr));
+    for (ranks, device) in [(1, "cuda"), (2, "auto")] {
+        let end = run_on(device, ranks, ranks, &format!("gpus{ranks}"));
+        let said = String::from_utf8_lossy(&end.stderr);
+        assert!(end.status.success(), "{ranks} ranks: {said}");
+        let lines = said.matches("computing on cuda:0").count();
+        assert_eq!(lines, usize::from(device == "auto"), "one rank says what was chosen: {said}");
         for rank in 0..ranks {
             let json =
                 fs::read(folder.join(format!("gpus{ranks}-{rank}.json"))).expect("what the GPU counted");
@@ -204,10 +210,15 @@ fn each_rank_takes_a_gpu_of_its_own() {
         assert!(off <= 2.0_f64.powi(-9), "losses {one} and {two}");
     }
 
-    let end = run(2, 1, "short");
+    let end = run_on("cuda", 2, 1, "short");
     assert!(!end.status.success());
     let said = String::from_utf8_lossy(&end.stderr).into_owned();
     assert!(said.contains("error on rank 1") && said.contains("GPU"), "{said}");
+    // Left to the program, the rank without a GPU does not compute on the CPU beside the other.
+    let end = run_on("auto", 2, 1, "mixed");
+    assert!(!end.status.success());
+    let said = String::from_utf8_lossy(&end.stderr).into_owned();
+    assert!(said.contains("expected a GPU for every rank or for none, found 1 of 2 ranks"), "{said}");
 }
 
 /// The processes that `parent` started.

@@ -14,12 +14,15 @@ use promptmix::train::{Checkpoint, LastState, RunFolder};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+#[path = "common/program.rs"]
+mod program;
+
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+    let mut command = program::promptmix();
     command.args(arguments);
     command
 }
@@ -442,9 +445,9 @@ fn a_run_whose_disk_fills_up_goes_on_when_there_is_room_again() {
     success(&words(&setting.train("unbroken", &["--prompt-length", "1"])));
     let quoted: Vec<String> = setting.train("run", &["--prompt-length", "1"]);
     let quoted: Vec<String> = quoted.iter().map(|word| format!("'{word}'")).collect();
-    let script =
-        format!("trap '' XFSZ; ulimit -f 5; exec '{}' {}", env!("CARGO_BIN_EXE_promptmix"), quoted.join(" "));
-    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    let script = format!("trap '' XFSZ; ulimit -f 5; exec '{}' {}", program::PATH, quoted.join(" "));
+    let output =
+        program::without_gpu(Command::new("bash")).args(["-c", &script]).output().expect("bash runs");
     let message = said(&output);
     assert!(!output.status.success() && message.contains("could not"), "{message}");
     assert!(!message.contains("panicked"), "{message}");
@@ -484,8 +487,8 @@ fn command_of_nobody(folder: &Path) -> Option<Command> {
     fs::write(folder.join("probe"), "").ok()?;
     fs::remove_file(folder.join("probe")).expect("removed");
     set_mode(folder.parent().expect("the setting's folder"), 0o755);
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_promptmix")]);
+    let mut command = program::without_gpu(Command::new("setpriv"));
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program::PATH]);
     Some(command)
 }
 

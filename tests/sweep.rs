@@ -13,6 +13,8 @@ use promptmix::train::{Member, Silent, StepRecord, SweepMonitor, Trainer, Valida
 #[cfg(all(feature = "cuda", feature = "cli", unix))]
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
@@ -300,7 +302,7 @@ fn a_gpu_takes_as_many_runs_into_a_batch_as_its_memory_holds() {
     let library = vgpu::find_library().expect("the virtual GPU's library");
     let sweep = |megabytes: usize| {
         let out = folder.join(megabytes.to_string());
-        let end = std::process::Command::new(env!("CARGO_BIN_EXE_promptmix"))
+        let end = program::promptmix()
             .args(["sweep", "sweep.toml", "--device", "cuda", "--out"])
             .arg(&out)
             .current_dir(folder)

@@ -1,14 +1,14 @@
 //! What a user is told where `--device cuda` cannot work: each cause has an error of its own, with what would help.
 #![cfg(all(feature = "cuda", feature = "cli", unix))]
 
-use std::process::Command;
-
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 /// The standard output and error of `promptmix`, on a virtual GPU changed by `setting`, and its exit status.
 fn promptmix(arguments: &[&str], setting: (&str, &str)) -> (String, String, Option<i32>) {
-    let end = Command::new(env!("CARGO_BIN_EXE_promptmix"))
+    let end = program::promptmix()
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("LD_PRELOAD", vgpu::find_library().expect("the virtual GPU's library"))
@@ -27,7 +27,7 @@ fn each_cause_has_an_error_of_its_own_that_info_prints_too() {
     for (device, setting, parts) in [
         ("cuda", ("VGPU_DEVICES", "0"), ["the driver finds no GPU", "nvidia-smi"]),
         ("cuda", ("VGPU_DRIVER", "12080"), ["the driver speaks CUDA 12.8", "update the NVIDIA driver"]),
-        ("cuda", ("VGPU_CAPABILITY", "75"), ["need 8.0 or newer", "--device cpu, the default"]),
+        ("cuda", ("VGPU_CAPABILITY", "75"), ["need 8.0 or newer", "--device cpu computes without it"]),
         (
             "cuda:3",
             ("VGPU_DEVICES", "2"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use super::device::{Device, on_device};
+use super::device::{Chosen, Device, on_device};
 use super::progress::Bars;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
@@ -16,7 +16,7 @@ use crate::pretrained;
 use crate::train::{Silent, Trainer};
 
 /// Runs in one batch, where nothing else is asked for.
-const TOGETHER: usize = 8;
+pub(super) const TOGETHER: usize = 8;
 /// Steps that an estimate is made by.
 const PROBE: u64 = 5;
 
@@ -86,9 +86,10 @@ impl Arguments {
             files::check_folder(out)?;
         }
         let model = pretrained::locate(&study.model()?)?;
-        if self.device.is_cpu() && self.together.is_none() {
-            // Says what is wrong with other flags; each worker starts a thread of its own.
-            self.device.open_cpu()?;
+        let chosen = self.device.choose(self.out.as_deref())?;
+        if chosen == Chosen::Cpu && self.together.is_none() {
+            // Says what is wrong with --threads; each worker starts a thread of its own.
+            Cpu::<f32>::with_caller(self.device.threads)?;
             let workers = Workers::new(&model, self.device.threads)?;
             if self.dry_run {
                 let cpu = Cpu::<f32>::new(Some(1))?;
@@ -96,7 +97,7 @@ impl Arguments {
             }
             return self.compare(&study, &workers);
         }
-        let device = self.device.open()?;
+        let device = self.device.start(chosen, self.device.threads)?;
         on_device!(device, backend => self.run_together(&study, &Frozen::load(backend, &model)?))
     }
 

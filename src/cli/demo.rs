@@ -5,16 +5,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use super::compare::TOGETHER;
+use super::device::{Chosen, Device, on_device};
 use super::progress::Bars;
 use crate::demo::{self, Settings, StudySettings};
 use crate::error::{Error, Result};
+use crate::experiment::Together;
 use crate::files;
+use crate::model::Frozen;
 
 /// Flags of `promptmix demo`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   promptmix demo --out demo-run
-  promptmix demo --study --out study-run")]
+  promptmix demo --study --out study-run
+
+On the CPU as many trainings go side by side as there are threads; on a GPU trainings share batches. The tables of the README are those
+of --device cpu.")]
 pub(super) struct Arguments {
     /// A new folder for the model, the generated data and the runs
     #[arg(long, default_value = "demo-run")]
@@ -26,9 +33,8 @@ pub(super) struct Arguments {
     /// data sets with five seeds each. More than an hour on two cores; the same command goes on with what was interrupted
     #[arg(long, conflicts_with = "long")]
     study: bool,
-    /// Trainings at a time; one a core if not given
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    device: Device,
 }
 
 impl Arguments {
@@ -45,16 +51,32 @@ impl Arguments {
             ));
         }
         let started = Instant::now();
+        let chosen = self.device.choose(None)?;
         let mut settings = if self.long { Settings::long() } else { Settings::short() };
-        settings.workers = self.threads;
+        settings.workers = self.device.threads;
         let model = self.out.join("model");
         demo::write_model(&model)?;
         let mut bars = Bars::quiet()?;
-        let report = demo::compare(&settings, &model, &self.out, &mut bars)?;
+        let report = match chosen {
+            Chosen::Cpu => demo::compare(&settings, &model, &self.out, &mut bars)?,
+            Chosen::Cuda { .. } => {
+                let device = self.device.start(chosen, None)?;
+                on_device!(device, backend => {
+                    let frozen = Frozen::load(backend, &model)?;
+                    let runner = Together::new(&frozen, TOGETHER)?;
+                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars)?
+                })
+            }
+        };
         bars.finish();
         let text = report.to_string();
         files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;
         println!("{text}");
+        if chosen != Chosen::Cpu {
+            println!(
+                "computed on a GPU; the README shows the tables of --device cpu, which differ by roundings and what follows from them"
+            );
+        }
         println!(
             "took {:.0} s; ATTEMPT's run of the first seed: {}",
             started.elapsed().as_secs_f64(),
@@ -69,11 +91,22 @@ impl Arguments {
 
     fn run_study(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let settings = StudySettings { workers: self.threads, ..StudySettings::default() };
+        let chosen = self.device.choose(Some(&self.out))?;
+        let settings = StudySettings { workers: self.device.threads, ..StudySettings::default() };
         let model = self.out.join("model");
         demo::write_model(&model)?;
         let mut bars = Bars::quiet()?;
-        let report = demo::study(&settings, &model, &self.out, &mut bars)?;
+        let report = match chosen {
+            Chosen::Cpu => demo::study(&settings, &model, &self.out, &mut bars)?,
+            Chosen::Cuda { .. } => {
+                let device = self.device.start(chosen, None)?;
+                on_device!(device, backend => {
+                    let frozen = Frozen::load(backend, &model)?;
+                    let runner = Together::new(&frozen, TOGETHER)?;
+                    demo::study_with(&settings, &runner, &model, &self.out, &mut bars)?
+                })
+            }
+        };
         bars.finish();
         let text = report.to_string();
         files::replace(&self.out.join("report.txt"), |file| file.write_all(text.as_bytes()))?;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::gpu::{self, Gpu};
 use crate::backend::cpu::Cpu;
 use crate::error::Result;
 
@@ -33,11 +34,58 @@ impl Arguments {
             ("parquet", cfg!(feature = "parquet")),
             ("report", cfg!(feature = "report")),
             ("mpi", cfg!(feature = "mpi")),
+            ("require-nvcc", cfg!(feature = "require-nvcc")),
         ];
         let built: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         println!("features  {}", built.join(" "));
+        println!("next      {}", next());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The command to type next: what is missing before a GPU that is there can be used, else the demonstration.
+fn next() -> String {
+    let demo = "promptmix demo --out demo-run";
+    match gpu::find() {
+        Gpu::None => demo.to_owned(),
+        Gpu::Usable { ordinal, .. } => format!("{demo}  # takes cuda:{ordinal}, as every command does"),
+        Gpu::Unused(_) => match missing() {
+            Missing::Kernels(command) => command.to_owned(),
+            #[cfg(feature = "cuda")]
+            Missing::Driver => "promptmix info  # when the NVIDIA driver is installed or updated".to_owned(),
+            #[cfg(feature = "cuda")]
+            Missing::NewerGpu => format!("{demo}  # takes the CPU: the GPU is too old"),
+        },
+    }
+}
+
+/// What a GPU that is there and cannot be used waits for.
+enum Missing {
+    Kernels(&'static str),
+    #[cfg(feature = "cuda")]
+    Driver,
+    #[cfg(feature = "cuda")]
+    NewerGpu,
+}
+
+#[cfg(feature = "cuda")]
+fn missing() -> Missing {
+    use crate::backend::cuda::{BUILD_COMMAND, FATBINS, OLDEST, devices};
+
+    match devices() {
+        _ if FATBINS.is_empty() => Missing::Kernels(BUILD_COMMAND),
+        Ok(devices)
+            if !devices.is_empty() && devices.iter().all(|device| device.compute_capability < OLDEST) =>
+        {
+            Missing::NewerGpu
+        }
+        _ => Missing::Driver,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn missing() -> Missing {
+    Missing::Kernels("cargo build --release --features cuda,require-nvcc")
 }
 
 /// What was compiled in, what the driver finds, and for each GPU that cannot be used why not.

@@ -7,9 +7,11 @@ mod compare;
 mod demo;
 mod device;
 mod evaluate;
+mod gpu;
 mod info;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod pci;
 mod predict;
 mod progress;
 mod prompts;

@@ -54,7 +54,7 @@ impl Arguments {
             }
         }
         files::check_folder(&self.out)?;
-        let device = self.device.open()?;
+        let device = self.device.start(self.device.choose(Some(&self.out))?, self.device.threads)?;
         on_device!(device, backend => self.run_on(backend, &runs))
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use toml::{Table, Value};
 
-use super::device::{Device, on_device};
+use super::device::{Chosen, Device, on_device};
 use super::progress::{Bars, Shown};
 use super::ranks;
 use super::settings::SettingFlags;
@@ -69,7 +69,7 @@ impl Arguments {
         done
     }
 
-    fn run_rank(mut self, ranks: &Rc<dyn Ranks>) -> Result<ExitCode> {
+    fn run_rank(self, ranks: &Rc<dyn Ranks>) -> Result<ExitCode> {
         let (config, begun) = if self.resume { self.begun()? } else { (self.config()?, None) };
         for (flag, is_missing) in
             [("--model", config.model.is_empty()), ("--data", config.data.as_os_str().is_empty())]
@@ -79,12 +79,14 @@ impl Arguments {
             }
         }
         config.check()?;
-        self.device.threads = self.device.threads.or(config.threads);
-        if ranks.count() > 1 && self.device.threads.is_none() {
+        let mut threads = self.device.threads.or(config.threads);
+        if ranks.count() > 1 && threads.is_none() {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            self.device.threads = Some((cores / ranks::local_count()).max(1));
+            threads = Some((cores / ranks::local_count()).max(1));
         }
-        let device = self.device.open()?;
+        let chosen = self.device.choose(self.resume.then_some(&self.out))?;
+        ranks::check_same(ranks.as_ref(), chosen != Chosen::Cpu)?;
+        let device = self.device.start(chosen, threads)?;
         if !self.resume && ranks.rank() == 0 {
             match config.draw_seeds().as_slice() {
                 [] => RunFolder::check_new(&self.out)?,

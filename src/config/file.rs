@@ -126,6 +126,11 @@ fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a St
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > LIKENESS);
     let advice = match nearest {
+        _ if ["device", "precision"].contains(&unknown.as_str()) => {
+            format!(
+                "a run's settings do not say where it is computed: leave it out, and give --{unknown} to the command"
+            )
+        }
         Some((_, key)) => format!("did you mean `{key}`?"),
         None => "promptmix train --help lists the settings".to_owned(),
     };

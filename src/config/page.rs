@@ -11,6 +11,11 @@ pub fn reference_page() -> String {
          A setting is a key of a TOML file for `promptmix train --config` (`learning-rate = 0.3`), a flag of `promptmix train`\n\
          (`--learning-rate 0.3`), and a column of a sweep or a study. Flags win over the file. A run's own settings are\n\
          `config.toml` in its folder. Keys of older versions go on working; they stand in brackets.\n\n\
+         `--device` and `--precision` are flags of every command that computes and no settings, since settings say what is computed and\n\
+         not where. `run.json` records what a run is trained on (`trained-on`: device and number format). With `--device auto`, the\n\
+         default, a run goes on on that: by `--resume`, and by the same `sweep`, `compare` or `demo --study` again. Where there is no such\n\
+         device the command ends with an error. `--device cpu` and `--device cuda` move runs, and say so. Runs of older versions, which did\n\
+         not record it, go on on the CPU.\n\n\
          `promptmix` writes this page from the declaration of the settings in `src/config/declared.rs`.\n",
     );
     let mut section = "";

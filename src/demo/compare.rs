@@ -11,7 +11,7 @@ use super::table::{ATTEMPT, AttentionByKind, Row, Table};
 use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::experiment::{Entry, Grid, Place, Progress, Workers, first_best, mean};
+use crate::experiment::{Entry, Grid, Place, Progress, Runner, Workers, first_best, mean};
 
 /// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with the T5 in
 /// `model`. The test rows of a target are read only once every choice on it is made.
@@ -19,6 +19,20 @@ use crate::experiment::{Entry, Grid, Place, Progress, Workers, first_best, mean}
 /// # Errors
 /// If `out` holds generated data already or cannot be written, and those of training.
 pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn Progress) -> Result<Report> {
+    compare_with(settings, &Workers::new(model, settings.workers)?, model, out, progress)
+}
+
+/// As [`compare`], with trainings that `runner` takes on the T5 in `model`; `settings.workers` has no effect.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_with(
+    settings: &Settings,
+    runner: &dyn Runner,
+    model: &Path,
+    out: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Report> {
     settings.check()?;
     let data = out.join("data");
     if data.exists() {
@@ -29,10 +43,9 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
             "name another folder, or remove this one",
         ));
     }
-    let workers = Workers::new(model, settings.workers)?;
-    let comparison = Comparison { settings, workers, out };
+    let comparison = Comparison { settings, runner, model, out };
     let names = SOURCES.map(|task| task.name);
-    let source_validation = settings.sources.train(&workers, &names, out, progress)?;
+    let source_validation = settings.sources.train(runner, model, &names, out, progress)?;
     let few_shot = comparison.few_shot(progress)?;
     let questions = comparison.questions(&THREE_QUESTIONS, progress)?;
     Ok(Report {
@@ -52,7 +65,8 @@ pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn
 
 struct Comparison<'a> {
     settings: &'a Settings,
-    workers: Workers<'a>,
+    runner: &'a dyn Runner,
+    model: &'a Path,
     out: &'a Path,
 }
 
@@ -85,10 +99,10 @@ impl Comparison<'_> {
             class_balanced: true,
             learning_rate: rate,
             seed: place.seed,
-            ..self.settings.sources.run(self.workers.model(), TARGET.name, TARGET.labels, data.clone())
+            ..self.settings.sources.run(self.model, TARGET.name, TARGET.labels, data.clone())
         };
         let places = places(&settings.seeds);
-        let mut grid = Grid::new(&self.workers, &places);
+        let mut grid = Grid::new(self.runner, &places);
         let runs = out.join("runs");
         let spot = |source: usize| format!("SPoT from {}", names[source]);
         let as_is = |source: usize| format!("{} as it is", names[source]);
@@ -160,10 +174,10 @@ impl Comparison<'_> {
             validate_every: Some(settings.validate_every),
             learning_rate: rate,
             seed: place.seed,
-            ..self.settings.sources.run(self.workers.model(), task.name, task.labels, data.clone())
+            ..self.settings.sources.run(self.model, task.name, task.labels, data.clone())
         };
         let places = places(&settings.seeds);
-        let mut grid = Grid::new(&self.workers, &places);
+        let mut grid = Grid::new(self.runner, &places);
         let runs = out.join("runs").join(task.name);
         let as_is = |source: usize| format!("{} as it is", task.sources[source]);
         let untrained = sources.iter().enumerate().map(|(source, path)| {
@@ -221,10 +235,7 @@ pub(super) fn from_source(config: RunConfig, path: &Path) -> RunConfig {
     RunConfig { method: Method::Spot, sources: vec![path.to_owned()], ..config }
 }
 
-pub(super) fn prompt_tuning<'a>(
-    rates: &[f64],
-    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
-) -> Entry<'a> {
+pub(super) fn prompt_tuning<'a>(rates: &[f64], base: &'a impl Fn(&Place, f64) -> RunConfig) -> Entry<'a> {
     Entry::new(PROMPT_TUNING, rates, |place, rate| RunConfig {
         method: Method::PromptTuning,
         ..base(place, rate)
@@ -233,7 +244,7 @@ pub(super) fn prompt_tuning<'a>(
 
 pub(super) fn attempt<'a>(
     rates: &[f64],
-    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
+    base: &'a impl Fn(&Place, f64) -> RunConfig,
     sources: &'a [PathBuf],
 ) -> Entry<'a> {
     Entry::new(ATTEMPT, rates, |place, rate| RunConfig { sources: sources.to_vec(), ..base(place, rate) })
@@ -242,7 +253,7 @@ pub(super) fn attempt<'a>(
 /// ATTEMPT without attention: weights of 1/(S+1), and learnt ones that no input moves.
 pub(super) fn fixed_mixtures<'a>(
     rates: &[f64],
-    base: &'a (impl Fn(&Place, f64) -> RunConfig + Sync),
+    base: &'a impl Fn(&Place, f64) -> RunConfig,
     sources: &'a [PathBuf],
 ) -> [Entry<'a>; 2] {
     [(UNIFORM, Scorer::Uniform), (CONSTANT, Scorer::Constant)].map(|(name, scorer)| {

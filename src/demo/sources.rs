@@ -8,7 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::generate::{GeneratedTask, Rows, SOURCES};
 use crate::config::{Decoding, Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::experiment::{Progress, Runner, Training, Workers};
+use crate::experiment::{Progress, Runner, Training};
 use crate::prompts::{Prompt, PromptMetadata};
 use crate::train::normal;
 
@@ -64,7 +64,8 @@ impl SourceSettings {
     /// are there; gives back the best validation of each.
     pub(super) fn train(
         &self,
-        workers: &Workers<'_>,
+        runner: &dyn Runner,
+        model: &Path,
         names: &[&str],
         out: &Path,
         progress: &mut dyn Progress,
@@ -84,12 +85,12 @@ impl SourceSettings {
                     validate_every: Some((self.steps / 3).max(1)),
                     learning_rate: self.learning_rate,
                     seed: self.seed,
-                    ..self.run(workers.model(), task.name, task.labels, data_folder(out, task.name))
+                    ..self.run(model, task.name, task.labels, data_folder(out, task.name))
                 };
                 Training::new(task.name, config, out.join("sources").join(task.name))
             })
             .collect();
-        let outcomes = workers.train(&trainings, progress)?.into_iter();
+        let outcomes = runner.train(&trainings, progress)?.into_iter();
         outcomes.map(|outcome| outcome.map(|outcome| outcome.best)).collect()
     }
 }

@@ -119,19 +119,33 @@ pub fn study(
     out: &Path,
     progress: &mut dyn Progress,
 ) -> Result<StudyReport> {
-    let workers = Workers::new(model, settings.workers)?;
-    settings.sources.train(&workers, settings.target.sources, out, progress)?;
+    study_with(settings, &Workers::new(model, settings.workers)?, model, out, progress)
+}
+
+/// As [`study`], with trainings that `runner` takes on the T5 in `model`; `settings.workers` has no effect.
+///
+/// # Errors
+/// As [`study`].
+pub fn study_with(
+    settings: &StudySettings,
+    runner: &dyn Runner,
+    model: &Path,
+    out: &Path,
+    progress: &mut dyn Progress,
+) -> Result<StudyReport> {
+    settings.sources.train(runner, model, settings.target.sources, out, progress)?;
     let places: Vec<Place> = (0..settings.data_seeds.len())
         .flat_map(|data| settings.seeds.iter().map(move |&seed| (data, seed)))
         .map(|(data, seed)| Place::new(format!("data-{}-seed-{seed}", settings.data_seeds[data]), data, seed))
         .collect();
-    Study { settings, workers, out, places, sources: source_paths(out, settings.target.sources) }
+    Study { settings, runner, model, out, places, sources: source_paths(out, settings.target.sources) }
         .run(progress)
 }
 
 struct Study<'a> {
     settings: &'a StudySettings,
-    workers: Workers<'a>,
+    runner: &'a dyn Runner,
+    model: &'a Path,
     out: &'a Path,
     places: Vec<Place>,
     sources: Vec<PathBuf>,
@@ -164,7 +178,7 @@ impl Study<'_> {
         let start =
             |place: &Place, rate: f64| from_source(base(place, rate), &self.sources[best[place.data]]);
         let many = self.as_many_rows();
-        let mut grid = Grid::new(&self.workers, &self.places);
+        let mut grid = Grid::new(self.runner, &self.places);
         let mut entries = vec![
             attempt(rates, &base, &self.sources),
             prompt_tuning(rates, &base),
@@ -276,7 +290,7 @@ impl Study<'_> {
             validate_every: Some(settings.validate_every),
             learning_rate: rate,
             seed: place.seed,
-            ..settings.sources.run(self.workers.model(), task.name, task.labels, data)
+            ..settings.sources.run(self.model, task.name, task.labels, data)
         }
     }
 
@@ -331,7 +345,7 @@ impl Study<'_> {
             .map(|&(data, source)| EvaluationJob::new(config(source, data), None, split))
             .collect();
         progress.begin(what, jobs.len() as u64);
-        let evaluated = self.workers.evaluate(&runs, progress)?;
+        let evaluated = self.runner.evaluate(&runs, progress)?;
         let accuracies = jobs.iter().zip(evaluated).map(|(&(data, _), evaluated)| {
             let answers = &complete(evaluated)?[0].1.answers;
             let rows = task.generate(settings.rows, settings.data_seeds[data], Subject::OfKind)?;

@@ -30,7 +30,7 @@ impl Place {
 }
 
 /// Makes the settings of a training in a place at a rate.
-pub type Configure<'a> = Box<dyn Fn(&Place, f64) -> RunConfig + Sync + 'a>;
+pub type Configure<'a> = Box<dyn Fn(&Place, f64) -> RunConfig + 'a>;
 
 /// One way to learn a target.
 pub struct Entry<'a> {
@@ -47,7 +47,7 @@ impl<'a> Entry<'a> {
     pub fn new(
         name: impl Into<String>,
         rates: &[f64],
-        config: impl Fn(&Place, f64) -> RunConfig + Sync + 'a,
+        config: impl Fn(&Place, f64) -> RunConfig + 'a,
     ) -> Self {
         Self { name: name.into(), rates: rates.to_vec(), config: Box::new(config) }
     }

@@ -17,6 +17,7 @@ mod setup;
 mod step;
 mod sweep;
 mod task_data;
+mod trained_on;
 mod trained_run;
 mod trainer;
 
@@ -34,9 +35,10 @@ pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, RunManifest};
 #[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;
-pub use runs_beneath::{FoundRun, runs_beneath};
+pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
+pub use trained_on::TrainedOn;
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};
 

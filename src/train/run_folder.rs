@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::events::Events;
 use super::log::{StepRecord, ValidationRecord};
+use super::trained_on::TrainedOn;
 use crate::backend::{Scorer, StateLayout};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
@@ -55,6 +56,9 @@ pub struct RunManifest {
     /// folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<RunConfig>,
+    /// What it was last trained on, written when training begins and when it goes on elsewhere. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<TrainedOn>,
 }
 
 impl RunManifest {
@@ -183,6 +187,7 @@ impl RunFolder {
                 model_is_folder: Some(Path::new(&config.model).is_dir()),
                 trained_numbers: None,
                 effective: None,
+                trained_on: None,
             },
         )
     }
@@ -198,10 +203,17 @@ impl RunFolder {
     }
 
     /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, the settings as they
-    /// work, and how long the run is now to be.
-    pub(super) fn record(&mut self, numbers: usize, config: &RunConfig, effective: &RunConfig) -> Result<()> {
+    /// work, how long the run is now to be, and what it goes on on, if it has steps to take.
+    pub(super) fn record(
+        &mut self,
+        numbers: usize,
+        config: &RunConfig,
+        effective: &RunConfig,
+        on: Option<TrainedOn>,
+    ) -> Result<()> {
         let before = Self::saved(&self.path)?;
         let mut saved = before.clone();
+        saved.trained_on = on.or(saved.trained_on);
         (saved.trained_numbers, saved.effective) = (Some(numbers), Some(effective.clone()));
         (saved.config.steps, saved.config.epochs) = (config.steps, config.epochs);
         if saved == before {

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::run_folder::RunFolder;
+use super::trained_on::TrainedOn;
 use crate::error::{Error, Result};
 
 /// How many folders lie one in another at most, down to a run's.
@@ -44,6 +46,30 @@ pub fn runs_beneath(folder: &Path) -> Result<Vec<FoundRun>> {
     }
     runs.sort_by_cached_key(|run| sort_key(&run.name));
     Ok(runs)
+}
+
+/// On what the runs in `folder` or beneath it have taken steps: one run for each device and number format, in the order of their
+/// names. Nothing where there are none.
+///
+/// # Errors
+/// If a folder cannot be read. A run whose `run.json` cannot be read is left to whoever opens it.
+pub fn trained_on(folder: &Path) -> Result<Vec<(PathBuf, TrainedOn)>> {
+    let runs = match runs_beneath(folder) {
+        Err(Error::Setting { .. }) => return Ok(Vec::new()),
+        runs => runs?,
+    };
+    let mut found: Vec<(PathBuf, TrainedOn)> = Vec::new();
+    for run in runs {
+        let Ok(saved) = RunFolder::saved(&run.path) else { continue };
+        let has_begun = || run.path.join("log.jsonl").metadata().is_ok_and(|log| log.len() > 0);
+        let on = saved.trained_on.or_else(|| has_begun().then(TrainedOn::unrecorded));
+        if let Some(on) = on
+            && found.iter().all(|(_, other)| *other != on)
+        {
+            found.push((run.path, on));
+        }
+    }
+    Ok(found)
 }
 
 fn is_run(folder: &Path) -> bool {

@@ -29,9 +29,11 @@ pub struct Block {
     pub not_run: Option<String>,
     /// Whether they run in the repository.
     pub in_repository: bool,
+    /// Whether they run on the virtual GPU.
+    pub on_gpu: bool,
     /// The number of its first line.
     first: usize,
-    lines: Vec<String>,
+    pub lines: Vec<String>,
 }
 
 /// A command line, joined where it is continued.
@@ -85,6 +87,7 @@ impl Page {
                     language: language.to_owned(),
                     not_run: mark("not run: "),
                     in_repository: mark("run in: the repository").is_some(),
+                    on_gpu: mark("run on: the virtual GPU").is_some(),
                     first,
                     lines: Vec::new(),
                 };

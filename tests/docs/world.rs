@@ -3,21 +3,17 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::page::{Page, root};
+use super::{program, small_model};
 
 pub struct World {
     folder: tempfile::TempDir,
 }
 
-/// Widths of the bundled model, and of the one with its vocabulary that most pages have in its place.
-const SMALLER: [(&str, u64, u64); 4] =
-    [("d_model", 256, 32), ("d_ff", 512, 32), ("num_heads", 4, 2), ("d_kv", 64, 16)];
 const ROWS_OF_PROMPT: usize = 100;
 
 impl World {
@@ -31,7 +27,7 @@ impl World {
             if page.name == "README.md" {
                 symlink(root().join("demo"), folder).expect("a link");
             } else {
-                write_small_model(&folder);
+                small_model::write(&folder);
             }
         }
         world.write_data();
@@ -84,7 +80,7 @@ impl World {
 
     /// Runs promptmix in `folder`, without a network.
     pub fn run(&self, arguments: &[String], folder: &Path) -> Result<(), String> {
-        let output = Command::new(env!("CARGO_BIN_EXE_promptmix"))
+        let output = program::promptmix()
             .args(arguments)
             .current_dir(folder)
             .env("HF_HUB_OFFLINE", "1")
@@ -148,7 +144,7 @@ impl World {
 
     /// A prompt as NumPy saves it, of the smaller model's width.
     fn write_numpy(&self, name: &str) {
-        let width = SMALLER[0].2 as usize;
+        let width = small_model::WIDTH;
         let mut header =
             format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({ROWS_OF_PROMPT}, {width}), }}");
         header.push_str(&" ".repeat(63 - (10 + header.len()) % 64));
@@ -165,46 +161,4 @@ fn row(fields: &[&str], i: usize, (last, value): (&str, Value)) -> Value {
     let text =
         |field: &&str| ((*field).to_owned(), json!(format!("a {} {field} {i}", ["bad", "good"][i % 2])));
     Value::Object(fields.iter().map(text).chain([(last.to_owned(), value)]).collect())
-}
-
-/// The first layer of each stack of the bundled model, cut down to narrow widths, before its own vocabulary: a step takes a
-/// millisecond.
-fn write_small_model(folder: &Path) {
-    let demo = root().join("demo");
-    fs::create_dir_all(folder).expect("a folder");
-    fs::copy(demo.join("tokenizer.json"), folder.join("tokenizer.json")).expect("copied");
-    let config = fs::read(demo.join("config.json")).expect("a configuration");
-    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
-    for (key, large, small) in SMALLER {
-        assert_eq!(config[key], large, "the bundled model's {key}");
-        config[key] = json!(small);
-    }
-    config["num_layers"] = json!(1);
-    config["num_decoder_layers"] = json!(1);
-    fs::write(folder.join("config.json"), config.to_string()).expect("written");
-
-    let cut = |size: usize| match size {
-        256 | 512 => 32,
-        4 => 2,
-        other => other,
-    };
-    let bytes = fs::read(demo.join("model.safetensors")).expect("a model");
-    let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
-    let mut parts = Vec::new();
-    for (name, tensor) in tensors.tensors() {
-        if name.contains(".block.") && !name.contains(".block.0.") {
-            continue;
-        }
-        let shape: Vec<usize> = tensor.shape().iter().map(|&size| cut(size)).collect();
-        let columns = *tensor.shape().last().expect("a dimension");
-        let size = tensor.data().len() / tensor.shape().iter().product::<usize>();
-        let narrow = shape[shape.len() - 1] * size;
-        let rows = if shape.len() == 1 { 1 } else { shape[0] };
-        let data = tensor.data().chunks_exact(columns * size).take(rows).flat_map(|row| &row[..narrow]);
-        parts.push((name, tensor.dtype(), shape, data.copied().collect::<Vec<u8>>()));
-    }
-    let views = parts.iter().map(|(name, element, shape, data)| {
-        (name.clone(), TensorView::new(*element, shape.clone(), data).expect("a tensor"))
-    });
-    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).expect("written");
 }

@@ -277,6 +277,10 @@ impl<E: Element> Device for Cpu<E> {
     type Weight = Weight<E>;
     type Rows = Rows<E>;
 
+    fn computes_on(&self) -> (&'static str, &'static str) {
+        ("cpu", if size_of::<E>() == size_of::<f64>() { "f64" } else { "f32" })
+    }
+
     fn operand_rounding(&self) -> f64 {
         E::epsilon().widen() / 2.0
     }

@@ -13,6 +13,7 @@
 mod backend;
 #[cfg(feature = "capi")]
 mod capi;
+mod example;
 pub mod export;
 mod ops;
 mod runtime;
@@ -29,7 +30,12 @@ pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
     attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer,
 };
-pub use runtime::devices::{DeviceInfo, devices, driver_version, usable_device};
-pub use runtime::kernels::{ARCHITECTURES, COMPILER, FATBINS, Kernel, Kernels};
+pub use runtime::devices::{DeviceInfo, devices, driver_version, first_usable_device, usable_device};
+#[cfg(feature = "cli")]
+pub(crate) use runtime::error::OLDEST;
+pub use runtime::kernels::{Kernel, Kernels};
 pub use runtime::memory::Buffer;
 pub use runtime::operands::{Precision, ReadOperand, WriteOperand};
+#[cfg(feature = "cli")]
+pub(crate) use runtime::table::BUILD_COMMAND;
+pub use runtime::table::{ARCHITECTURES, COMPILER, FATBINS};

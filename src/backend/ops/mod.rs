@@ -114,6 +114,9 @@ pub trait Device: Sized + 'static {
     /// An activation: a matrix of rows, in a number format that the device chooses by [`Format`].
     type Rows: Matrix + Send;
 
+    /// The device and the number format of its matrix operands, as `--device` and `--precision` name them: `cpu` and `f32`, `cuda` and
+    /// `bf16`.
+    fn computes_on(&self) -> (&'static str, &'static str);
     /// How far rounding to the format of matrix operands may move a number, relative to it: 2^-24 for f32, 2^-9 for bf16.
     fn operand_rounding(&self) -> f64;
     /// Copies a row-major `[out, in]` matrix to the device.

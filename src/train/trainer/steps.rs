@@ -9,6 +9,7 @@ use crate::train::log::{Monitor, StepRecord};
 use crate::train::run_folder::{LastState, RunFolder};
 use crate::train::schedule::factor;
 use crate::train::step::{self, RunPart, Taken};
+use crate::train::trained_on::TrainedOn;
 
 impl<B: Backend> Trainer<'_, B> {
     /// Takes all steps that are left, validating, logging and saving on the way.
@@ -45,7 +46,8 @@ impl<B: Backend> Trainer<'_, B> {
     /// Makes the folder hold what the run can go on from, before it goes on.
     pub(in crate::train) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
-        folder.record(self.trained(), &self.config, &self.effective())?;
+        let on = (!self.is_done()).then(|| TrainedOn::of(self.frozen.backend));
+        folder.record(self.trained(), &self.config, &self.effective(), on)?;
         if self.checkpoint.best.is_some() {
             // A kill may have come between the best's files and the checkpoint.
             self.save_best(folder)?;

@@ -250,6 +250,14 @@ impl Device for Cuda {
     type Weight = Weight;
     type Rows = Rows;
 
+    fn computes_on(&self) -> (&'static str, &'static str) {
+        let precision = match self.precision {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        ("cuda", precision)
+    }
+
     fn operand_rounding(&self) -> f64 {
         match self.precision {
             Precision::Bf16 => 1.0 / 512.0,

@@ -273,8 +273,7 @@ impl<'a> Steps<'a> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Heads;
 /// use promptmix::cuda::cross_attention::{AbsorbedCrossAttention, AbsorbedForward, AbsorbedShape, Wide};

@@ -21,8 +21,7 @@ const WIDEST_HEAD: usize = 32 * LANE_PARTS;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Heads;
 /// use promptmix::cuda::Kernels;

@@ -17,8 +17,7 @@ use crate::error::Result;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::backend::{Batch, Example, Side};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::embedding::{EmbeddedRows, Embedding};

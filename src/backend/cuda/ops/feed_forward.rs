@@ -18,8 +18,7 @@ const FILE: &str = "feed_forward";
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Activation;
 /// use promptmix::cuda::cudarc::driver::CudaContext;
@@ -134,8 +133,7 @@ impl<'g> Gate<'g> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::feed_forward::EachRow;
 /// use promptmix::cuda::{Kernels, Sequences};

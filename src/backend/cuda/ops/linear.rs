@@ -300,8 +300,7 @@ impl Product<'_> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::linear::{Epilogue, Linear};

@@ -99,8 +99,7 @@ impl Plan {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Objective;
 /// use promptmix::cuda::cudarc::driver::CudaContext;

@@ -465,8 +465,7 @@ fn kind(scorer: Option<Scorer>) -> ScorerKind {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::backend::{Batch, Example, Mixing, Scorer, StateLayout};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::mix::{FrozenSources, MixForward, PromptMix, pooled_keys};

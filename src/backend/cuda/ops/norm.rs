@@ -20,8 +20,7 @@ const WIDEST: usize = 4096;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::norm::{FinalNorm, NormedRows};

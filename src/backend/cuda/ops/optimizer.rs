@@ -186,8 +186,7 @@ pub(crate) fn step_reports(ring: &[Report], runs: usize) -> Vec<Vec<StepReport>>
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::backend::OptimizerStep;
 /// use promptmix::cuda::Kernels;
 /// use promptmix::cuda::cudarc::driver::CudaContext;

@@ -144,8 +144,7 @@ impl<'a> PackedRows<'a> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use promptmix::backend::{Batch, Example, Side};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::embedding::{EmbeddedRows, Embedding};
@@ -202,8 +201,7 @@ impl Packed {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Heads;
 /// use promptmix::cuda::attention::{Attention, AttentionInput};
@@ -265,8 +263,7 @@ impl Sequences {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::{Heads, Side};
 /// use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
@@ -339,8 +336,7 @@ impl PairedSequences {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::Objective;
 /// use promptmix::cuda::cudarc::driver::CudaContext;
@@ -439,8 +435,7 @@ pub(crate) fn dropout_words(step: &DropoutStep) -> Vec<i32> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # if promptmix::cuda::FATBINS.is_empty() { return Ok(()); }
-/// # let _gpu = vgpu::load()?;
+/// # promptmix::example_gpu!();
 /// use half::bf16;
 /// use promptmix::backend::{DropoutStep, Side, Site, SiteKind};
 /// use promptmix::cuda::cudarc::driver::CudaContext;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaContext;
-use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
+use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, CUresult};
+use cudarc::driver::{CudaContext, result};
 
 use super::error::{self, driver};
-use super::kernels::COMPILER;
+use super::table::COMPILER;
 use crate::error::Result;
 
 /// What a machine's GPU is.
@@ -30,20 +30,14 @@ pub struct DeviceInfo {
 /// # Errors
 /// No driver, or what it says.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    let count = device_count()?;
-    (0..count).map(|ordinal| context(ordinal).and_then(|context| info(&context))).collect()
+    (0..device_count()?).map(describe).collect()
 }
 
-/// What GPU number `ordinal` is, if the kernels of this build run on it.
+/// What GPU number `ordinal` is, if the kernels of this build run on it. No context is made.
 ///
 /// # Errors
 /// No kernels in this build, no driver or one too old, no such GPU or one too old, and what the driver says.
 pub fn usable_device(ordinal: usize) -> Result<DeviceInfo> {
-    open(ordinal).map(|(_, info)| info)
-}
-
-/// The context of a GPU that the kernels of this build run on, and what it is.
-pub(crate) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
     let release = compiler_release().ok_or_else(error::no_kernels)?;
     let count = device_count()?;
     if ordinal >= count {
@@ -53,11 +47,35 @@ pub(crate) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
     if speaks / 1000 < release / 1000 {
         return Err(error::old_driver(speaks, release));
     }
-    let context = context(ordinal)?;
-    let info = info(&context)?;
+    let info = describe(ordinal)?;
     if info.compute_capability < error::OLDEST {
         return Err(error::old_gpu(&info.name, info.compute_capability));
     }
+    Ok(info)
+}
+
+/// The first GPU that the kernels of this build run on; `None` on a machine without a driver, or whose driver finds no GPU.
+///
+/// # Errors
+/// There are GPUs and none can be used: why the first cannot.
+pub fn first_usable_device() -> Result<Option<DeviceInfo>> {
+    if !has_driver() {
+        return Ok(None);
+    }
+    let mut failure = None;
+    for ordinal in 0..device_count()? {
+        match usable_device(ordinal) {
+            Ok(info) => return Ok(Some(info)),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(None), Err)
+}
+
+/// The context of a GPU that the kernels of this build run on, and what it is.
+pub(crate) fn open(ordinal: usize) -> Result<(Arc<CudaContext>, DeviceInfo)> {
+    let info = usable_device(ordinal)?;
+    let context = CudaContext::new(ordinal).map_err(|error| error::busy(ordinal, error))?;
     Ok((context, info))
 }
 
@@ -88,33 +106,44 @@ pub fn driver_version() -> Result<i32> {
 const DRIVER: [&str; 2] =
     if cfg!(windows) { ["nvcuda.dll", "nvcuda64.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
 
-fn device_count() -> Result<usize> {
+fn has_driver() -> bool {
     // SAFETY: opens the driver's library, which runs what every CUDA program runs.
-    if !DRIVER.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok()) {
+    DRIVER.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
+}
+
+fn device_count() -> Result<usize> {
+    if !has_driver() {
         return Err(error::no_driver());
     }
-    match cudarc::driver::result::init() {
-        Err(error) if error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
+    match result::init() {
+        Err(error) if error.0 == CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
         other => other.map_err(|error| driver("start the driver", error))?,
     }
     let count = CudaContext::device_count().map_err(|error| driver("count the GPUs", error))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
-    CudaContext::new(ordinal).map_err(|error| driver(&format!("open GPU {ordinal}"), error))
-}
-
 /// What the GPU of a context is.
 pub(crate) fn info(context: &CudaContext) -> Result<DeviceInfo> {
-    let ask = |error| driver("describe the GPU", error);
-    let multiprocessors =
-        context.attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(ask)?;
+    describe(context.ordinal())
+}
+
+/// What a GPU is, of those that [`device_count`] has counted.
+fn describe(ordinal: usize) -> Result<DeviceInfo> {
+    let ask = |error| driver(&format!("describe GPU {ordinal}"), error);
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(ask)?;
+    // SAFETY: the driver has just given this handle.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(ask);
+    let multiprocessors = attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     Ok(DeviceInfo {
-        ordinal: context.ordinal(),
-        name: context.name().map_err(ask)?,
-        compute_capability: context.compute_capability().map_err(ask)?,
-        memory: context.total_mem().map_err(ask)?,
+        ordinal,
+        name: result::device::get_name(device).map_err(ask)?,
+        compute_capability: (
+            attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        // SAFETY: as above.
+        memory: unsafe { result::device::total_mem(device) }.map_err(ask)?,
         multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
     })
 }

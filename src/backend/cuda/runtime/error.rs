@@ -3,6 +3,7 @@
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
+use super::table::REMEDY;
 use crate::error::Error;
 
 /// The oldest architecture that the kernels run on.
@@ -12,8 +13,7 @@ pub(crate) fn no_kernels() -> Error {
     Error::unsupported(
         "--device cuda",
         "this program was built without nvcc and holds no GPU kernels",
-        "install the CUDA toolkit (or run scripts/install-cuda-compiler in the sources) and build again; --device cpu, the default, \
-         needs none",
+        format!("{REMEDY}; --device cpu needs none"),
     )
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn no_driver() -> Error {
     Error::unsupported(
         "--device cuda",
         "the NVIDIA driver's library libcuda.so was not found",
-        "install the NVIDIA driver; --device cpu, the default, needs none",
+        "install the NVIDIA driver, or start the container with its GPUs; --device cpu needs none",
     )
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn no_gpu(ordinal: usize, count: usize) -> Error {
     Error::unsupported(
         format!("--device cuda:{ordinal}"),
         found,
-        "run nvidia-smi to see which GPUs there are",
+        "run nvidia-smi to see which GPUs there are, of which CUDA_VISIBLE_DEVICES may hide some",
     )
 }
 
@@ -55,8 +55,14 @@ pub(crate) fn old_gpu(name: &str, (major, minor): (i32, i32)) -> Error {
     Error::unsupported(
         format!("{name} (compute capability {major}.{minor})"),
         format!("the kernels need {}.{} or newer", OLDEST.0, OLDEST.1),
-        "--device cpu, the default, computes without it",
+        "--device cpu computes without it",
     )
+}
+
+/// A GPU that fits and gives no context.
+pub(crate) fn busy(ordinal: usize, error: DriverError) -> Error {
+    let advice = "nvidia-smi shows whether other programs hold it and whether it is healthy; --device cuda:N takes another, --device cpu none";
+    Error::device(format!("open GPU {ordinal}"), said(error), advice)
 }
 
 pub(crate) fn load(file: &str, architectures: &[u32], error: DriverError) -> Error {

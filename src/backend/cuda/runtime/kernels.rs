@@ -13,12 +13,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::error::{self, driver};
 use super::operands::Operands;
+use super::table::{ARCHITECTURES, FATBINS};
 use crate::error::{Error, Result};
-
-mod table {
-    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-}
-pub use table::{ARCHITECTURES, COMPILER, FATBINS};
 
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;

@@ -7,3 +7,4 @@ pub(crate) mod kernels;
 pub(crate) mod memory;
 pub(crate) mod operands;
 pub(crate) mod staging;
+pub(crate) mod table;
