@@ -18,6 +18,8 @@ mod report;
 mod settings;
 mod sweep;
 mod tasks;
+#[cfg(feature = "cuda")]
+mod tiles;
 mod train;
 mod verify;
 
