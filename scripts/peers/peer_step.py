@@ -29,7 +29,7 @@ ap.add_argument("--compile", action="store_true")
 ap.add_argument("--compile-mode", default="default", choices=["default", "reduce-overhead"], help="reduce-overhead: CUDA graphs")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--reps", type=int, default=9)
-ap.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
+ap.add_argument("--attention", choices=["sdpa", "eager"], help="sdpa where this transformers has it for T5")
 ap.add_argument("--v11", action="store_true")
 ap.add_argument("--peft", action="store_true")
 ap.add_argument("--dropout", type=float, default=0.0)
@@ -55,7 +55,9 @@ def gemm_rate(n=2048 if not cuda else 8192):
         best = max(best, 2 * n**3 / (time.perf_counter() - t) / 1e9)
     return best
 
-if a.attention == "sdpa" and not getattr(transformers.T5PreTrainedModel, "_supports_sdpa", False):
+has_sdpa = getattr(transformers.T5PreTrainedModel, "_supports_sdpa", False)
+a.attention = a.attention or ("sdpa" if has_sdpa else "eager")
+if a.attention == "sdpa" and not has_sdpa:
     sys.exit(f"transformers {transformers.__version__} has no SDPA for T5: take --attention eager, or transformers 5")
 t5 = make_t5(a.dims, a.v11, attn=a.attention)
 if a.dropout:
