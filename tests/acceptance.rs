@@ -262,6 +262,14 @@ fn what_does_not_fit_a_call_is_left_for_the_next_and_said() {
     assert_eq!(end.status, Some(1), "{}", end.said);
     assert!(packed.table().contains("FAILED with 124: step-t5-base-dropout"), "{}", packed.table());
     assert_eq!([packed.results("step-t5-base"), packed.results("step-t5-base-runs")], [1, 0]);
+    let packed = Packed::new("NVIDIA H200");
+    packed.write("slow", "5");
+    let end = packed.run(&["step"], &[("ACCEPTANCE_SECONDS", "8")]);
+    assert_eq!(end.status, Some(3), "{}", end.said);
+    let said = "left for another call, which gives it more time: step-t5-base-dropout";
+    assert!(end.said.contains(said), "{}", end.said);
+    assert_eq!([packed.results("step-t5-small-dropout"), packed.results("step-t5-base-dropout")], [1, 0]);
+    assert!(packed.table().ends_with("NOT FINISHED: correct step tiles kernels profile dense peers\n"));
 }
 
 #[test]
