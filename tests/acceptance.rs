@@ -256,15 +256,23 @@ fn what_does_not_fit_a_call_is_left_for_the_next_and_said() {
         "{}",
         packed.table()
     );
-    // A step that has a call for itself and does not end in it has failed; one that had what was left over has not.
-    packed.write("slow", "20");
-    let end = packed.run(&["step"], &[("ACCEPTANCE_SECONDS", "4"), ("ACCEPTANCE_DIMS", "t5-base")]);
+}
+
+#[test]
+fn a_step_that_does_not_end_has_failed_if_it_had_the_time_of_its_stage() {
+    let packed = Packed::new("NVIDIA H200");
+    packed.write("slow", "60");
+    let end = packed.run(&["step"], &[("ACCEPTANCE_SECONDS", "12"), ("ACCEPTANCE_DIMS", "t5-base")]);
     assert_eq!(end.status, Some(1), "{}", end.said);
     assert!(packed.table().contains("FAILED with 124: step-t5-base-dropout"), "{}", packed.table());
     assert_eq!([packed.results("step-t5-base"), packed.results("step-t5-base-runs")], [1, 0]);
+}
+
+#[test]
+fn a_step_that_has_only_what_others_leave_over_is_left_for_another_call() {
     let packed = Packed::new("NVIDIA H200");
-    packed.write("slow", "5");
-    let end = packed.run(&["step"], &[("ACCEPTANCE_SECONDS", "8")]);
+    packed.write("slow", "8");
+    let end = packed.run(&["step"], &[("ACCEPTANCE_SECONDS", "14")]);
     assert_eq!(end.status, Some(3), "{}", end.said);
     let said = "left for another call, which gives it more time: step-t5-base-dropout";
     assert!(end.said.contains(said), "{}", end.said);
