@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
 use super::device::{Device, Opened, on_device};
-use super::random_model::RandomModel;
+use super::random_model::{RandomModel, dimensions};
 use crate::backend::{
     Backend, Batch, DropoutStep, Example, MicroBatch, Mixing, OptimizerStep, Scorer, StateLayout,
 };
@@ -301,19 +301,6 @@ impl Step {
         }
         Ok(lengths)
     }
-}
-
-/// Dimensions by name, or from a `config.json`.
-pub(super) fn dimensions(name: &str) -> Result<T5Config> {
-    Ok(match name {
-        "t5-small" => T5Config::t5_small(),
-        "t5-base" => T5Config::t5_base(),
-        "t5-large" => T5Config::t5_large(),
-        "t5-3b" => T5Config::t5_3b(),
-        "t5-v1_1-small" => T5Config::t5_v1_1_small(),
-        "t5-v1_1-base" => T5Config::t5_v1_1_base(),
-        path => T5Config::read(PathBuf::from(path).as_path())?,
-    })
 }
 
 /// A model, a mixture and an endless row of batches.

@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::bench::dimensions;
 use super::device::{Device, Opened};
 use super::progress::bar;
+use super::random_model::dimensions;
 use crate::backend::cuda::linear::TileTable;
 use crate::backend::cuda::tile_search::{Candidate, LayerProduct, ProductShape, TileSearch};
 use crate::backend::cuda::{Cuda, Precision};
@@ -157,7 +157,8 @@ impl<'a> Line<'a> {
         is_chosen: impl Fn(&Candidate) -> bool,
     ) -> Result<Self> {
         for candidate in candidates {
-            if !(candidate.apart <= Candidate::MOST_APART) {
+            let agrees = candidate.apart <= Candidate::MOST_APART; // which NaN does not
+            if !agrees {
                 let action = format!("multiply in tiles of {}", candidate.config);
                 let found = format!(
                     "a result {} of its largest entry away from the first tile's, in {} {}",
