@@ -3,6 +3,7 @@
   peer_step.py --dims small --batch 8 --source 128 --target 8                 equal shapes
   peer_step.py --dims small --batch 32 --lengths FILE --pad longest|256       real lengths, one integer a line
 Options: --device cpu|cuda --dtype f32|bf16 --compile --compile-mode reduce-overhead --threads 2 --reps 9 --v11 --dropout P --no-gemm
+--attention sdpa|eager (scaled_dot_product_attention with T5's bias as its mask, or products and a softmax)
 --peft (PEFT prompt tuning instead)
 Prints one JSON line: median, min and max in ms of forward and of a whole step (forward, backward, AdamW), tokens/s, counted
 GFLOP, GFLOP/s, this machine's GEMM rate just before and after, peak memory in MiB, versions.
@@ -28,6 +29,7 @@ ap.add_argument("--compile", action="store_true")
 ap.add_argument("--compile-mode", default="default", choices=["default", "reduce-overhead"], help="reduce-overhead: CUDA graphs")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--reps", type=int, default=9)
+ap.add_argument("--attention", choices=["sdpa", "eager"], help="sdpa where this transformers has it for T5")
 ap.add_argument("--v11", action="store_true")
 ap.add_argument("--peft", action="store_true")
 ap.add_argument("--dropout", type=float, default=0.0)
@@ -53,7 +55,11 @@ def gemm_rate(n=2048 if not cuda else 8192):
         best = max(best, 2 * n**3 / (time.perf_counter() - t) / 1e9)
     return best
 
-t5 = make_t5(a.dims, a.v11)
+has_sdpa = getattr(transformers.T5PreTrainedModel, "_supports_sdpa", False)
+a.attention = a.attention or ("sdpa" if has_sdpa else "eager")
+if a.attention == "sdpa" and not has_sdpa:
+    sys.exit(f"transformers {transformers.__version__} has no SDPA for T5: take --attention eager, or transformers 5")
+t5 = make_t5(a.dims, a.v11, attn=a.attention)
 if a.dropout:
     for module in t5.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -89,6 +95,8 @@ if a.lengths:
         for i in itertools.count(0, a.batch):
             l = [ns[(i + j) % len(ns)] for j in range(a.batch)]
             S = max(l) if a.pad == "longest" else int(a.pad)
+            if max(l) > S:
+                sys.exit(f"--pad {S} holds no source of {max(l)} tokens")
             g = torch.Generator().manual_seed(i)
             ids = torch.randint(2, V, (a.batch, S), generator=g)
             mask = (torch.arange(S)[None] < torch.tensor(l)[:, None]).long()

@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
 use super::device::{Device, Opened, on_device};
-use super::random_model::RandomModel;
+use super::random_model::{RandomModel, dimensions};
 use crate::backend::{
     Backend, Batch, DropoutStep, Example, MicroBatch, Mixing, OptimizerStep, Scorer, StateLayout,
 };
@@ -30,6 +30,9 @@ pub(super) struct Arguments {
 enum What {
     /// Time forward and whole training steps
     Step(Box<Step>),
+    /// Time every tile of every product on a GPU, and write the table that products choose by
+    #[cfg(feature = "cuda")]
+    Tiles(Box<super::tiles::Tiles>),
 }
 
 /// Flags of `promptmix bench step`.
@@ -39,7 +42,7 @@ enum What {
   promptmix bench step --dims t5-base --batch-size 32 --source-lengths lengths.txt --json
   promptmix bench step --dims t5-base --batch-size 32 --device cuda")]
 struct Step {
-    /// t5-small, t5-base, t5-large, t5-v1_1-small, t5-v1_1-base, or a config.json
+    /// t5-small, t5-base, t5-large, t5-3b, t5-v1_1-small, t5-v1_1-base, or a config.json
     #[arg(long, default_value = "t5-small")]
     dims: String,
     /// Examples a batch
@@ -75,6 +78,10 @@ struct Step {
     /// Leave out the measurement of the product rate, so that peak memory is the step's alone
     #[arg(long)]
     no_product: bool,
+    /// Tiles of products by this table, which bench tiles wrote, instead of the program's own
+    #[cfg(feature = "cuda")]
+    #[arg(long)]
+    tiles: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -86,6 +93,8 @@ impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         match self.what {
             What::Step(step) => step.run(),
+            #[cfg(feature = "cuda")]
+            What::Tiles(tiles) => tiles.run(),
         }
     }
 }
@@ -151,8 +160,29 @@ impl Step {
             let expected = format!("runs that share {} examples evenly", self.batch_size);
             return Err(Error::setting("--runs", expected, self.runs.to_string(), ""));
         }
-        let opened = self.device.open()?;
+        let opened = self.open()?;
         on_device!(opened, backend => self.measure(backend, &opened, &config, &lengths, started))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn open(&self) -> Result<Opened> {
+        self.device.open()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn open(&self) -> Result<Opened> {
+        use crate::backend::cuda::linear::TileTable;
+        let table = self.tiles.as_deref().map(TileTable::read).transpose()?;
+        let mut opened = self.device.open()?;
+        match (&mut opened, table) {
+            (Opened::Cuda(cuda), Some(table)) => cuda.set_tiles(table),
+            (Opened::Cpu(_), Some(_)) => {
+                let advice = "products on the CPU have no tiles; leave out --tiles, or name --device cuda";
+                return Err(Error::setting("--device", "cuda or cuda:N", "cpu", advice));
+            }
+            (_, None) => {}
+        }
+        Ok(opened)
     }
 
     fn measure<B: Backend>(
@@ -271,18 +301,6 @@ impl Step {
         }
         Ok(lengths)
     }
-}
-
-/// Dimensions by name, or from a `config.json`.
-fn dimensions(name: &str) -> Result<T5Config> {
-    Ok(match name {
-        "t5-small" => T5Config::t5_small(),
-        "t5-base" => T5Config::t5_base(),
-        "t5-large" => T5Config::t5_large(),
-        "t5-v1_1-small" => T5Config::t5_v1_1_small(),
-        "t5-v1_1-base" => T5Config::t5_v1_1_base(),
-        path => T5Config::read(PathBuf::from(path).as_path())?,
-    })
 }
 
 /// A model, a mixture and an endless row of batches.

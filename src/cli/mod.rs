@@ -22,6 +22,8 @@ mod report;
 mod settings;
 mod sweep;
 mod tasks;
+#[cfg(feature = "cuda")]
+mod tiles;
 mod train;
 mod verify;
 

@@ -1,11 +1,26 @@
 //! A model of given dimensions with made-up weights, for measuring.
 
+use std::path::Path;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::error::Result;
 use crate::model::Tensors;
 use crate::pretrained::T5Config;
+
+/// Dimensions by name, or from a `config.json`.
+pub(super) fn dimensions(name: &str) -> Result<T5Config> {
+    Ok(match name {
+        "t5-small" => T5Config::t5_small(),
+        "t5-base" => T5Config::t5_base(),
+        "t5-large" => T5Config::t5_large(),
+        "t5-3b" => T5Config::t5_3b(),
+        "t5-v1_1-small" => T5Config::t5_v1_1_small(),
+        "t5-v1_1-base" => T5Config::t5_v1_1_base(),
+        path => T5Config::read(Path::new(path))?,
+    })
+}
 
 /// Weights drawn by name, so that every tensor is its own and the same in each run.
 pub(super) struct RandomModel {

@@ -244,6 +244,11 @@ impl T5Config {
         Self::new(32_128, 1_024, 64, 4_096, 24, 16)
     }
 
+    /// T5 v1.0 3B: 2.8 billion parameters.
+    pub fn t5_3b() -> Self {
+        Self::new(32_128, 1_024, 128, 16_384, 24, 32)
+    }
+
     /// T5 v1.1 small (also LM-adapted and Flan): gated GELU, untied output.
     pub fn t5_v1_1_small() -> Self {
         Self::new(32_128, 512, 64, 1_024, 8, 6).gated_and_untied()

@@ -29,6 +29,7 @@ pub use ops::packing::{
 pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
     attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer,
+    tile_search,
 };
 pub use runtime::devices::{DeviceInfo, devices, driver_version, first_usable_device, usable_device};
 #[cfg(feature = "cli")]

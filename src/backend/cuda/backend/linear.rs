@@ -56,7 +56,7 @@ impl Cuda {
     ) -> Result<()> {
         let product = Product { rows, a, weight: weight.operand(), shape: weight.shape(), backward };
         let ([n, k], m) = (product.sizes(), rows.count());
-        let cut = Cut::new(self.precision(), self.info(), m, n, k);
+        let cut = Cut::new(self.precision(), self.info(), &self.tiles, backward, [m, n, k]);
         let mut parts: Buffer<f32> = self.allocate(cut.workspace())?;
         let counters = self.counters(cut.counters())?;
         self.count(2 * rows.real() * n * k);

@@ -34,7 +34,7 @@ pub use optimizer::State;
 pub use rows::{Operand, PositionBias, Rows, Weight};
 
 use self::input::{DeviceBatch, DeviceParameter};
-use super::ops::linear::Epilogue;
+use super::ops::linear::{Epilogue, TileTable};
 use super::runtime::devices::{self, DeviceInfo};
 use super::runtime::error::driver;
 use super::runtime::kernels::Kernels;
@@ -64,6 +64,8 @@ pub struct Cuda {
     arena: RefCell<Option<Arc<Memory>>>,
     precision: Precision,
     info: DeviceInfo,
+    /// Which tiles products take where they were measured.
+    tiles: TileTable,
     batches: RefCell<VecDeque<Rc<DeviceBatch>>>,
     dropout: RefCell<Option<DeviceParameter<DropoutStep>>>,
     schedule: RefCell<Option<DeviceParameter<Vec<OptimizerStep>>>>,
@@ -109,6 +111,7 @@ impl Cuda {
             steps_ahead: Cell::new(STEPS_AHEAD),
             precision,
             info,
+            tiles: TileTable::built_in().clone(),
             batches: RefCell::default(),
             dropout: RefCell::default(),
             schedule: RefCell::default(),
@@ -181,6 +184,11 @@ impl Cuda {
     /// The numbers do not depend on it.
     pub fn set_steps_ahead(&self, steps: usize) {
         self.steps_ahead.set(steps.clamp(1, PLACES));
+    }
+
+    /// Lets products take the tiles of another table of measurements than this build's.
+    pub fn set_tiles(&mut self, tiles: TileTable) {
+        self.tiles = tiles;
     }
 
     /// `length` numbers of unspecified content.

@@ -1,8 +1,10 @@
 //! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, and what they cost.
 
+use super::tiles::{TileConfig, TileShape, TileTable};
 use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, Epilogue as Follows, STAGES};
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
+use crate::error::{Error, Result};
 
 /// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,11 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// Blocks over columns, rows and parts of k.
+    fn grid(&self, m: usize, n: usize, parts: usize) -> [u32; 3] {
+        [n.div_ceil(self.columns) as u32, m.div_ceil(self.rows) as u32, parts as u32]
+    }
+
     /// Of the result, in a block.
     const fn numbers(&self) -> usize {
         self.rows * self.columns
@@ -27,6 +34,16 @@ impl Tile {
     /// Cycles that `DEPTH` steps in k keep a multiprocessor busy that does so many multiply-adds a cycle.
     fn cycles(&self, tensor_rate: usize) -> usize {
         self.passes.max(self.numbers() * DEPTH / tensor_rate)
+    }
+}
+
+impl TileShape {
+    fn tile(self) -> Tile {
+        match self {
+            Self::Large => LARGE,
+            Self::Medium => MEDIUM,
+            Self::Small => SMALL,
+        }
     }
 }
 
@@ -131,33 +148,79 @@ pub(crate) struct Cut {
     precision: Precision,
     tile: Tile,
     grid: [u32; 3],
+    /// What tables call it; none in f32, where there is no choice.
+    config: Option<TileConfig>,
+}
+
+/// The ways that are worth trying of cutting a bf16 product of \[m, k\] rows and n columns on that device.
+pub(crate) fn candidates(device: &DeviceInfo, [m, n, k]: [usize; 3]) -> Vec<TileConfig> {
+    let parts = |shape: TileShape| {
+        (1..=MAX_PARTS / shape.tile().groups).map(move |split_k| TileConfig { shape, split_k })
+    };
+    let all = TileShape::ALL.into_iter().flat_map(parts);
+    let worth = all.filter(|config| {
+        // More parts than blocks that run at once gain nothing.
+        let (cut, groups) = (Cut::of(*config, m, n), config.split_k * config.shape.tile().groups);
+        config.split_k == 1
+            || (k / groups >= LEAST_PART && cut.tiles() * groups <= 2 * device.multiprocessors)
+    });
+    worth.collect()
 }
 
 impl Cut {
-    /// For \[m, k\] rows and n columns on that device: the cut that takes the fewest cycles.
-    pub(crate) fn new(precision: Precision, device: &DeviceInfo, m: usize, n: usize, k: usize) -> Self {
-        let made = |tile: Tile, parts: usize| {
-            let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, parts as u32];
-            Self { precision, tile, grid }
-        };
+    /// For \[m, k\] rows and n columns on that device: the cut that the table has for the shape, otherwise the one that is expected
+    /// to take the fewest cycles.
+    pub(crate) fn new(
+        precision: Precision,
+        device: &DeviceInfo,
+        table: &TileTable,
+        backward: bool,
+        [m, n, k]: [usize; 3],
+    ) -> Self {
         if precision == Precision::F32 {
-            return made(PLAIN_F32, 1);
+            return Self { precision, tile: PLAIN_F32, grid: PLAIN_F32.grid(m, n, 1), config: None };
+        }
+        let mut configs = candidates(device, [m, n, k]);
+        // What was measured for nearly as many rows may have more parts than these have work for.
+        if let Some(measured) =
+            table.choice(device, backward, m, n, k).filter(|config| configs.contains(config))
+        {
+            return Self::of(measured, m, n);
         }
         let is_large = m.min(n).min(k) >= LARGE_FROM;
-        let tiles = if is_large { vec![LARGE] } else { vec![LARGE, MEDIUM, SMALL] };
-        let most = |tile: &Tile| MAX_PARTS / tile.groups;
-        let cuts = tiles.into_iter().flat_map(|tile| (1..=most(&tile)).map(move |parts| (tile, parts)));
-        let cuts = cuts.map(|(tile, parts)| made(tile, parts)).filter(|cut| {
-            // More parts than blocks that run at once gain nothing.
-            let parts = cut.grid[2] as usize;
-            let groups = parts * cut.tile.groups;
-            parts == 1 || (k / groups >= LEAST_PART && cut.tiles() * groups <= 2 * device.multiprocessors)
-        });
-        cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| made(LARGE, 1))
+        configs.retain(|config| !is_large || config.shape == TileShape::Large);
+        let cuts = configs.into_iter().map(|config| Self::of(config, m, n));
+        let large = TileConfig { shape: TileShape::Large, split_k: 1 };
+        cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| Self::of(large, m, n))
+    }
+
+    /// In bf16, as `config` says.
+    ///
+    /// # Errors
+    /// Parts of k that are too many for the kernel or too short for its loop.
+    pub(crate) fn forced(config: TileConfig, [m, n, k]: [usize; 3]) -> Result<Self> {
+        let groups = config.shape.tile().groups;
+        let most = (k / groups / LEAST_PART).clamp(1, MAX_PARTS / groups);
+        if !(1..=most).contains(&config.split_k) {
+            let tensor = format!("a product in tiles of {}", config.shape.name());
+            let expected = format!("split-K of 1 to {most} for a depth of {k}");
+            return Err(Error::tensor(tensor, expected, config.split_k.to_string(), ""));
+        }
+        Ok(Self::of(config, m, n))
+    }
+
+    fn of(config: TileConfig, m: usize, n: usize) -> Self {
+        let tile = config.shape.tile();
+        Self { precision: Precision::Bf16, tile, grid: tile.grid(m, n, config.split_k), config: Some(config) }
+    }
+
+    /// What tables call it; none in f32.
+    pub(crate) fn config(&self) -> Option<TileConfig> {
+        self.config
     }
 
     /// About how many cycles it takes: whole waves of a block on each multiprocessor.
-    fn cycles(&self, device: &DeviceInfo, k: usize) -> usize {
+    pub(super) fn cycles(&self, device: &DeviceInfo, k: usize) -> usize {
         let parts = self.grid[2] as usize;
         let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.

@@ -2,8 +2,9 @@
 
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
-use super::cut::Cut;
+use super::cut::{Cut, candidates};
 use super::packing::{DropoutMask, PackedRows, Words};
+pub use super::tiles::{TileConfig, TileShape, TileTable};
 use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
@@ -336,12 +337,67 @@ impl<'a> Linear<'a> {
     /// # Errors
     /// A width that does not fit, and what the driver says.
     pub fn new(kernels: &Kernels, rows: PackedRows<'a>, out: usize, input: usize) -> Result<Self> {
+        Self::with_table(kernels, rows, out, input, TileTable::built_in())
+    }
+
+    /// As [`Linear::new`], with the tiles of another table of measurements.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn with_table(
+        kernels: &Kernels,
+        rows: PackedRows<'a>,
+        out: usize,
+        input: usize,
+        table: &TileTable,
+    ) -> Result<Self> {
+        let device = devices::info(kernels.context())?;
+        Self::cut(kernels, rows, out, input, |backward, sizes| {
+            Ok(Cut::new(Precision::Bf16, &device, table, backward, sizes))
+        })
+    }
+
+    /// As [`Linear::new`], with these tiles forward and backward. The result is the same but for the order of its sums.
+    ///
+    /// # Errors
+    /// As [`Linear::new`]; a split-K that is beyond the depth.
+    pub fn with_tiles(
+        kernels: &Kernels,
+        rows: PackedRows<'a>,
+        out: usize,
+        input: usize,
+        tiles: [TileConfig; 2],
+    ) -> Result<Self> {
+        Self::cut(kernels, rows, out, input, |backward, sizes| {
+            Cut::forced(tiles[usize::from(backward)], sizes)
+        })
+    }
+
+    /// The tiles that are worth trying forward and backward for such a product on the device of `kernels`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn candidates(
+        kernels: &Kernels,
+        rows: usize,
+        out: usize,
+        input: usize,
+    ) -> Result<[Vec<TileConfig>; 2]> {
+        let device = devices::info(kernels.context())?;
+        Ok([[out, input], [input, out]].map(|[n, k]| candidates(&device, [rows, n, k])))
+    }
+
+    fn cut(
+        kernels: &Kernels,
+        rows: PackedRows<'a>,
+        out: usize,
+        input: usize,
+        cut: impl Fn(bool, [usize; 3]) -> Result<Cut>,
+    ) -> Result<Self> {
         check_width(out)?;
         check_width(input)?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
-        let device = devices::info(kernels.context())?;
-        let cuts =
-            [[out, input], [input, out]].map(|[n, k]| Cut::new(Precision::Bf16, &device, rows.count(), n, k));
+        let cuts = [cut(false, [rows.count(), out, input])?, cut(true, [rows.count(), input, out])?];
         let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace().max(1)).map_err(fail);
         let workspace = [room(&cuts[0])?, room(&cuts[1])?];
         let most = cuts.iter().map(Cut::counters).max().unwrap_or(0).max(1);
@@ -352,6 +408,12 @@ impl<'a> Linear<'a> {
             workspace,
             counters: stream.alloc_zeros(most).map_err(fail)?,
         })
+    }
+
+    /// The tiles that it takes, forward and backward.
+    pub fn tiles(&self) -> [TileConfig; 2] {
+        let of = |cut: &Cut| cut.config().unwrap_or(TileConfig { shape: TileShape::Large, split_k: 1 });
+        [of(&self.cuts[0]), of(&self.cuts[1])]
     }
 
     /// Launches a W^T: `a` \[rows, in\] and `weight` \[out, in\] in bf16.

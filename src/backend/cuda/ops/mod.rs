@@ -18,6 +18,8 @@ pub mod norm;
 pub mod optimizer;
 pub mod packing;
 pub mod tally;
+pub mod tile_search;
+mod tiles;
 
 use super::runtime::arguments::attention::AttentionArguments;
 use super::runtime::arguments::cross_attention::{CrossArguments, ProjectedArguments, SourceArguments};
