@@ -3,9 +3,7 @@
 use criterion::Criterion;
 use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, MixSaved, Rows, Sources, State, Weight};
-use promptmix::backend::{
-    Batch, Device, Mix, MixOps, Mixing, OptimizerOps, PromptRows, Readers, Residual, Scorer, StateLayout,
-};
+use promptmix::backend::{Batch, Device, Mix, MixOps, Mixing, OptimizerOps, Readers, Scorer, StateLayout};
 
 use crate::operands::{
     Op, PROMPT, VOCABULARY, WIDTH, activation, batch, bench, encoder_rows, numbers, weight,
@@ -42,7 +40,7 @@ struct Operands<E: Element> {
     table: Weight<E>,
     sources: Sources<E>,
     state: State<E>,
-    input: Residual<Cpu<E>>,
+    x: Rows<E>,
     saved: MixSaved<E>,
     d_x: Rows<E>,
 }
@@ -53,13 +51,11 @@ impl Op for Mixture {
     fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let (mixing, batch) = (mixing(), batch());
         let table = weight(cpu, 3, VOCABULARY, WIDTH, Readers::Lookup)?;
-        let ((sources, _), state, mut input) =
-            (sources(cpu)?, state(cpu)?, Residual::new(cpu, encoder_rows(), WIDTH)?);
+        let ((sources, _), state, mut x) = (sources(cpu)?, state(cpu)?, cpu.zeros(encoder_rows(), WIDTH)?);
         let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
-        let saved =
-            cpu.mix(&of, &table, &state, PromptRows { input: &mut input, mask: None, epsilon: 1e-6 })?;
+        let saved = cpu.mix(&of, &table, &state, &mut x)?;
         let d_x = activation(cpu, 4, encoder_rows(), WIDTH);
-        Ok(Operands { mixing, batch, table, sources, state, input, saved, d_x })
+        Ok(Operands { mixing, batch, table, sources, state, x, saved, d_x })
     }
 
     /// Backward adds to the gradient each time, which takes no longer.
@@ -68,13 +64,12 @@ impl Op for Mixture {
         if self.backward {
             return cpu.mix_backward(&of, &o.saved, &o.d_x, &mut o.state);
         }
-        let output = PromptRows { input: &mut o.input, mask: None, epsilon: 1e-6 };
-        o.saved = cpu.mix(&of, &o.table, &o.state, output)?;
+        o.saved = cpu.mix(&of, &o.table, &o.state, &mut o.x)?;
         Ok(())
     }
 
     fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
-        if self.backward { cpu.read_gradient(&o.state) } else { cpu.read(&o.input.x) }
+        if self.backward { cpu.read_gradient(&o.state) } else { cpu.read(&o.x) }
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::Mask;
-use super::descriptor::{Description, describe};
-use crate::backend::cuda::runtime::arguments::batch::Descriptor;
+use super::descriptor::describe;
 use crate::backend::cuda::runtime::arguments::dropout;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::operands::Operands;
@@ -34,16 +33,14 @@ impl<'a> Words<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Described<'a> {
     batch: &'a Batch,
-    data: Words<'a>,
-    common: Descriptor,
+    descriptor: Words<'a>,
     /// Tiles of 64 rows over the encoder, its prompt rows and the decoder: what grids must have at least.
     tiles: [usize; 3],
 }
 
 impl<'a> Described<'a> {
-    /// By the description's data on the device, what is common to its bucket, and its tiles.
-    pub(crate) fn new(batch: &'a Batch, data: Words<'a>, common: Descriptor, tiles: [usize; 3]) -> Self {
-        Self { batch, data, common, tiles }
+    pub(crate) fn new(batch: &'a Batch, descriptor: Words<'a>, tiles: [usize; 3]) -> Self {
+        Self { batch, descriptor, tiles }
     }
 
     /// What it describes.
@@ -61,9 +58,9 @@ impl<'a> Described<'a> {
         PackedRows { of: self, side, scope }
     }
 
-    /// Adds the descriptor to a launch.
-    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<Descriptor> {
-        Ok(Descriptor { data: self.data.read(operands, "the batch's descriptor")?, ..self.common })
+    /// Adds the descriptor to a launch: its address.
+    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<u64> {
+        self.descriptor.read(operands, "the batch's descriptor")
     }
 }
 
@@ -132,8 +129,8 @@ impl<'a> PackedRows<'a> {
         }
     }
 
-    /// Adds the descriptor to a launch.
-    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<Descriptor> {
+    /// Adds the descriptor to a launch: its address.
+    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<u64> {
         self.of.read(operands)
     }
 }
@@ -167,8 +164,7 @@ impl<'a> PackedRows<'a> {
 /// ```
 #[derive(Debug)]
 pub struct Packed {
-    data: CudaSlice<i32>,
-    common: Descriptor,
+    descriptor: CudaSlice<i32>,
     batch: Batch,
     tiles: [usize; 3],
 }
@@ -179,14 +175,15 @@ impl Packed {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, batch: Batch) -> Result<Self> {
-        let Description { data, common, tiles } = describe(&batch);
-        let data = stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
-        Ok(Self { data, common, batch, tiles })
+        let (data, tiles) = describe(&batch);
+        let descriptor =
+            stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
+        Ok(Self { descriptor, batch, tiles })
     }
 
     /// The batch, as ops take it.
     pub fn described(&self) -> Described<'_> {
-        Described::new(&self.batch, Words::Slice(&self.data), self.common, self.tiles)
+        Described::new(&self.batch, Words::Slice(&self.descriptor), self.tiles)
     }
 
     /// All rows of a side, as ops take them.
