@@ -9,6 +9,8 @@ use std::process::Command;
 
 #[path = "common/kernels.rs"]
 mod kernels;
+#[path = "common/program.rs"]
+mod program;
 
 const STAGES: [&str; 7] = ["correct", "step", "tiles", "kernels", "profile", "dense", "peers"];
 
@@ -316,7 +318,7 @@ fn on_the_virtual_gpu_fixtures_tiles_and_the_step_run_as_they_are_packed() {
     }
     let packed = Packed::new("");
     fs::remove_file(packed.path("pack/bin/promptmix")).expect("removed");
-    symlink(env!("CARGO_BIN_EXE_promptmix"), packed.path("pack/bin/promptmix")).expect("a link");
+    symlink(program::PATH, packed.path("pack/bin/promptmix")).expect("a link");
     symlink(vgpu::find_library().expect("the library"), packed.path("path/libcuda.so")).expect("a link");
     fs::remove_dir(packed.path("pack/tests/fixtures/gpu")).expect("removed");
     symlink(repository().join("tests/fixtures/gpu"), packed.path("pack/tests/fixtures/gpu")).expect("a link");

@@ -14,6 +14,9 @@ use vgpu::compiled::Tools;
 mod c;
 #[path = "../common/kernels.rs"]
 mod kernels;
+#[cfg(feature = "cli")]
+#[path = "../common/program.rs"]
+mod program;
 mod rules;
 
 /// The argument structs as the build makes them for Rust, once more.
@@ -223,7 +226,7 @@ fn the_command_writes_images_header_and_description() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("made/here");
     let export = |arch: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmix"));
+        let mut command = program::promptmix();
         command.args(["kernels", "export"]).arg(&out).args(["--arch", arch]);
         command
     };
