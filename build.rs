@@ -141,7 +141,7 @@ fn table(version: &str, architectures: &[u32], fatbins: &[(String, PathBuf)], pr
         "/// What nvcc said of itself; empty if there was none.\npub const COMPILER: &str = {version:?};\n\
          /// Architectures that machine code was made for.\npub const ARCHITECTURES: &[u32] = &{architectures:?};\n\
          /// How a build gets kernels that has none.\npub(crate) const REMEDY: &str = {remedy:?};\n\
-         /// The command for that.\n#[allow(dead_code)]\npub(crate) const BUILD_COMMAND: &str = {command:?};\n\
+         /// The command for that.\n#[allow(dead_code)] // the command line alone says it\npub(crate) const BUILD_COMMAND: &str = {command:?};\n\
          /// The fatbin of each kernel file: its stem, and what `cuModuleLoadData` takes. Empty without nvcc.\n\
          pub static FATBINS: &[(&str, &[u8])] = &["
     );

@@ -665,7 +665,8 @@ impl Layout {
     /// The place of every field in Rust, for the test that compares it with C.
     fn offsets(&self) -> String {
         let mut text = String::from(
-            "/// Every struct: its name in C, size and alignment, and its fields with their places.\n#[allow(dead_code, clippy::type_complexity)]\n\
+            "/// Every struct: its name in C, size and alignment, and its fields with their places.\n\
+             #[allow(dead_code, clippy::type_complexity)] // a test alone reads this table\n\
              pub const STRUCTS: &[(&str, usize, usize, &[(&str, usize)])] = &[\n",
         );
         for ((file, _), of) in &self.structs {
