@@ -1,46 +1,21 @@
 //! A program that embeds the kernels and nothing else: built with the feature `cuda` alone, it launches ops on cudarc's own buffers
 //! and compares each with sums by hand.
 
-use std::sync::Arc;
-
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use cudarc::driver::CudaSlice;
 use half::bf16;
 use promptmix::backend::{Heads, Objective, OptimizerStep};
 use promptmix::cuda::attention::{Attention, AttentionInput};
 use promptmix::cuda::linear::{Epilogue, Linear};
 use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, LossScratch, Plan};
 use promptmix::cuda::optimizer::{AdamW, StepOperands};
-use promptmix::cuda::{FATBINS, Kernels, LabelRows, Precision, Sequences};
+use promptmix::cuda::{LabelRows, Precision, Sequences};
 
-struct Program {
-    kernels: Kernels,
-    stream: Arc<CudaStream>,
-    // Dropped last: its checks fail the test.
-    _gpu: vgpu::Gpu,
-}
+#[path = "common/launching.rs"]
+mod launching;
 
-/// None, with a printed reason, in a build without kernels, which in CI fails.
-fn program() -> Option<Program> {
-    if FATBINS.is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "CI builds the kernels");
-        eprintln!("skipped: this build has no kernels, as nvcc was not found");
-        return None;
-    }
-    let gpu = vgpu::load().expect("a GPU, virtual or real");
-    let stream = CudaContext::new(0).expect("a context").new_stream().expect("a stream");
-    let kernels = Kernels::new(stream.clone()).expect("kernels");
-    Some(Program { kernels, stream, _gpu: gpu })
-}
+use launching::{Program, program};
 
 impl Program {
-    /// Numbers from -1 to 1 that bf16 has, and the same on the device.
-    fn numbers(&self, count: usize, key: usize) -> (Vec<f64>, CudaSlice<bf16>) {
-        let number = |i: usize| bf16::from_f64(((i + key) * 2_654_435_761 % 1_009) as f64 / 504.5 - 1.0);
-        let values: Vec<bf16> = (0..count).map(number).collect();
-        let uploaded = self.stream.clone_htod(&values).expect("an upload");
-        (values.into_iter().map(f64::from).collect(), uploaded)
-    }
-
     fn poison(&self, count: usize) -> CudaSlice<f32> {
         self.stream.clone_htod(&vec![f32::NAN; count]).expect("an upload")
     }

@@ -2,48 +2,20 @@
 //! is no table is refused.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use half::bf16;
 use promptmix::cuda::linear::{Epilogue, Linear, TileConfig, TileShape, TileTable};
 use promptmix::cuda::tile_search::{Candidate, LayerProduct, ProductShape, TileSearch};
-use promptmix::cuda::{DeviceInfo, Kernels, Sequences, devices};
+use promptmix::cuda::{Sequences, devices};
 
-#[path = "common/kernels.rs"]
-mod kernels;
+#[path = "common/launching.rs"]
+mod launching;
 
-struct Program {
-    kernels: Kernels,
-    stream: Arc<CudaStream>,
-    device: DeviceInfo,
-    // Dropped last: its checks fail the test.
-    _gpu: vgpu::Gpu,
-}
-
-fn program() -> Option<Program> {
-    if !kernels::are_built() {
-        return None;
-    }
-    let gpu = vgpu::load().expect("a GPU, virtual or real");
-    let stream = CudaContext::new(0).expect("a context").new_stream().expect("a stream");
-    let kernels = Kernels::new(stream.clone()).expect("kernels");
-    let device = devices().expect("devices").remove(0);
-    Some(Program { kernels, stream, device, _gpu: gpu })
-}
+use launching::{Program, program};
 
 impl Program {
-    /// Numbers from -1 to 1 that bf16 has, and the same on the device.
-    fn numbers(&self, count: usize, key: usize) -> (Vec<f64>, CudaSlice<bf16>) {
-        let number = |i: usize| bf16::from_f64(((i + key) * 2_654_435_761 % 1_009) as f64 / 504.5 - 1.0);
-        let values: Vec<bf16> = (0..count).map(number).collect();
-        let uploaded = self.stream.clone_htod(&values).expect("an upload");
-        (values.into_iter().map(f64::from).collect(), uploaded)
-    }
-
     fn table(&self, lines: &[&str]) -> TileTable {
-        let lines: Vec<String> =
-            lines.iter().map(|line| format!("{},2026-11-27,{line}\n", self.device.name)).collect();
+        let device = devices().expect("devices").remove(0).name;
+        let lines: Vec<String> = lines.iter().map(|line| format!("{device},2026-11-27,{line}\n")).collect();
         TileTable::parse(Path::new("a table"), &format!("{}\n{}", TileTable::HEADER, lines.concat()))
             .expect("a table")
     }
