@@ -6,7 +6,7 @@
 namespace promptmix {
 
 struct AttentionArguments {
-    const int* batch;
+    Descriptor batch;
     const void* q;
     const void* k;
     const void* v;
@@ -41,16 +41,15 @@ struct Tile {
 
     __device__ Tile(const AttentionArguments& arguments, const Batch& batch, bool over_keys) : any(false) {
         const int side = over_keys ? arguments.key_side : arguments.query_side;
-        const bool prompt = arguments.scope == PROMPT;
-        const int tiles = batch.header(side == DECODER ? DECODER_TILES : prompt ? PROMPT_TILES : ENCODER_TILES);
-        if (static_cast<int>(blockIdx.x) >= tiles) return;
-        const Header map = side == DECODER ? DECODER_TILE_MAP : prompt ? PROMPT_TILE_MAP : ENCODER_TILE_MAP;
-        example = __ldg(batch.array(map) + 2 * blockIdx.x);
-        first = __ldg(batch.array(map) + 2 * blockIdx.x + 1);
-        query_row = batch.offset(arguments.query_side, example);
-        queries = batch.offset(arguments.query_side, example + 1) - static_cast<int>(query_row);
-        key_row = batch.offset(arguments.key_side, example);
-        keys = batch.offset(arguments.key_side, example + 1) - static_cast<int>(key_row);
+        const TileEntry entry = batch.tile(side, arguments.scope, blockIdx.x);
+        if (entry.example < 0) return;
+        example = entry.example;
+        first = entry.first;
+        const bool queries_here = arguments.query_side == side, keys_here = arguments.key_side == side;
+        query_row = queries_here ? entry.row : entry.other_row;
+        queries = queries_here ? entry.rows : entry.other_rows;
+        key_row = keys_here ? entry.row : entry.other_row;
+        keys = keys_here ? entry.rows : entry.other_rows;
         any = true;
     }
 };

@@ -1,8 +1,10 @@
-// The batch descriptor: what every kernel must know about a ragged batch, in device memory.
+// The batch descriptor: what every kernel must know about a ragged batch.
 //
-// One int32 array, written by the host once a batch: a header, then the arrays that the header points into. Grids are
-// sized for the largest batch of a shape bucket, so a kernel reads the true counts from here and surplus blocks exit;
-// that is what lets one captured graph serve every batch of its bucket. backend/cuda/ops/descriptor.rs writes it.
+// One int32 array in device memory, written by the host once a batch: how many rows there really are, then arrays. Grids are
+// sized for the largest batch of a shape bucket, so a kernel reads the true counts from there and surplus blocks exit; that is
+// what lets one captured graph serve every batch of its bucket. What the batches of a bucket have in common, how many examples
+// there are and where each array lies, comes with the arguments: a block need not wait for one load to begin the next.
+// backend/cuda/ops/descriptor.rs writes both.
 #pragma once
 #include <cstdint>
 
@@ -16,58 +18,78 @@ enum Side : int { ENCODER = 0, DECODER = 1 };
 // Which encoder rows an op works on: every row, or the M prompt rows of each example (B·M in all, packed without gaps).
 enum Scope : int { ALL = 0, PROMPT = 1 };
 
-enum Header : int {
-    EXAMPLES,                // B
-    PROMPT_LENGTH,           // M
-    ENCODER_ROWS,            // R
-    DECODER_ROWS,            // T
-    ENCODER_TILES,           // entries of the tile maps
-    PROMPT_TILES,
-    DECODER_TILES,
-    // From here on: where in the array, in ints from its start, each of these lies.
-    ENCODER_OFFSETS,         // [B + 1] first encoder row of an example
-    DECODER_OFFSETS,         // [B + 1] first decoder row of an example
-    ENCODER_EXAMPLE,         // [R] the example of an encoder row
-    DECODER_EXAMPLE,         // [T] the example of a decoder row
-    ENCODER_IDS,             // [R] token id of an encoder row; -1 on prompt rows
-    DECODER_IDS,             // [T] token id that a decoder row reads
-    LABELS,                  // [T] token id that a decoder row should say
-    ROW_WEIGHTS,             // [T] as float bits: weight of a decoder row's loss
-    EXAMPLE_INDEX,           // [B] the example's index within its run's step: a dropout counter
-    EXAMPLE_RUN,             // [B] the example's run
-    EXAMPLE_TARGET,          // [B] the target prompt of its run that the example uses
-    POOLED_PADDING,          // [B] token whose embedding joins the pool, or -1
-    ENCODER_TILE_MAP,        // [ENCODER_TILES] pairs (example, first row within the example)
-    PROMPT_TILE_MAP,         // [PROMPT_TILES] the same over each example's prompt rows alone
-    DECODER_TILE_MAP,        // [DECODER_TILES]
-    HEADER_LENGTH
+// What the array begins with.
+enum Header : int { ENCODER_ROWS, DECODER_ROWS, HEADER_LENGTH };
+
+// The descriptor and what all batches of its bucket have in common; offsets count ints from the array's start.
+struct Descriptor {
+    const int* data;
+    int examples;            // B
+    int prompt_length;       // M
+    int encoder_offsets;     // [B + 1] first encoder row of an example
+    int decoder_offsets;     // [B + 1] first decoder row of an example
+    int encoder_example;     // [R] the example of an encoder row
+    int decoder_example;     // [T] the example of a decoder row
+    int encoder_ids;         // [R] token id of an encoder row; -1 on prompt rows
+    int decoder_ids;         // [T] token id that a decoder row reads
+    int labels;              // [T] token id that a decoder row should say
+    int row_weights;         // [T] as float bits: weight of a decoder row's loss
+    int example_index;       // [B] the example's index within its run's step: a dropout counter
+    int example_run;         // [B] the example's run
+    int example_target;      // [B] the target prompt of its run that the example uses
+    int pooled_padding;      // [B] token whose embedding joins the pool, or -1
+    int encoder_tiles;       // [tiles] a `TileEntry` each, from 16 bytes on
+    int prompt_tiles;        // the same over each example's prompt rows alone
+    int decoder_tiles;
+    int padding;
 };
+
+// A tile of rows of one example, with all that a block asks of the descriptor: its loads do not wait for each other. Entries
+// behind the last have no example.
+struct TileEntry {
+    int example;             // or -1
+    int first;               // its first row within the example
+    int row, rows;           // of the example on the tile's side: its first packed row, and how many
+    int other_row, other_rows;  // the same on the other side
+};
+constexpr int TILE_ENTRY = 8;  // ints from one to the next
 
 // A view of the descriptor; cheap to make, all reads go through the read-only cache.
 struct Batch {
-    const int* __restrict__ data;
+    Descriptor of;
 
-    __device__ int header(Header field) const { return __ldg(data + field); }
-    __device__ const int* array(Header field) const { return data + __ldg(data + field); }
-    __device__ int examples() const { return header(EXAMPLES); }
-    __device__ int prompt_length() const { return header(PROMPT_LENGTH); }
+    __device__ int examples() const { return of.examples; }
+    __device__ int prompt_length() const { return of.prompt_length; }
+    __device__ int at(int array, int index) const { return __ldg(of.data + array + index); }
     // Rows of `side`, or of its `scope`: R, T or B·M.
     __device__ int rows(int side, int scope = ALL) const {
-        if (scope == PROMPT) return examples() * prompt_length();
-        return header(side == ENCODER ? ENCODER_ROWS : DECODER_ROWS);
+        if (scope == PROMPT) return of.examples * of.prompt_length;
+        return __ldg(of.data + (side == ENCODER ? ENCODER_ROWS : DECODER_ROWS));
     }
     __device__ int offset(int side, int example) const {
-        return __ldg(array(side == ENCODER ? ENCODER_OFFSETS : DECODER_OFFSETS) + example);
+        return at(side == ENCODER ? of.encoder_offsets : of.decoder_offsets, example);
     }
     __device__ int example_of_row(int side, int row) const {
-        return __ldg(array(side == ENCODER ? ENCODER_EXAMPLE : DECODER_EXAMPLE) + row);
+        return at(side == ENCODER ? of.encoder_example : of.decoder_example, row);
     }
-    __device__ int example_field(Header field, int example) const { return __ldg(array(field) + example); }
+    __device__ int id(int side, int row) const { return at(side == ENCODER ? of.encoder_ids : of.decoder_ids, row); }
+    __device__ int label(int row) const { return at(of.labels, row); }
+    __device__ float row_weight(int row) const { return __int_as_float(at(of.row_weights, row)); }
+    __device__ int index(int example) const { return at(of.example_index, example); }
+    __device__ int run(int example) const { return at(of.example_run, example); }
+    __device__ int target(int example) const { return at(of.example_target, example); }
+    // Tile `tile` of `side`, or of its `scope`.
+    __device__ TileEntry tile(int side, int scope, int tile) const {
+        const int array = side == DECODER ? of.decoder_tiles : scope == PROMPT ? of.prompt_tiles : of.encoder_tiles;
+        const int* const from = of.data + array + tile * TILE_ENTRY;
+        const int4 entry = __ldg(reinterpret_cast<const int4*>(from));
+        const int2 other = __ldg(reinterpret_cast<const int2*>(from + 4));
+        return {entry.x, entry.y, entry.z, entry.w, other.x, other.y};
+    }
     // The packed row, among all rows, of row `row` of the prompt rows packed without gaps.
     __device__ int row_of_prompt_row(int row) const {
-        const int length = prompt_length();
-        const int example = row / length;
-        return offset(ENCODER, example) + row - example * length;
+        const int example = row / of.prompt_length;
+        return offset(ENCODER, example) + row - example * of.prompt_length;
     }
 };
 

@@ -36,7 +36,7 @@
 using namespace promptmix;
 
 struct CrossArguments {
-    const int* batch;
+    Descriptor batch;
     const void* from;        // what widen and narrow read
     const void* weight;      // W_k or W_v
     void* to;                // what widen, mix and narrow write
@@ -99,13 +99,18 @@ struct Pairs {
     int64_t start;           // of its first pair
     int64_t slot;            // of the sums of its first tile
 
-    __device__ Pairs(const CrossArguments& arguments, const Batch& batch, int example) {
-        const int target = batch.offset(DECODER, example);
+    // Of the example that a tile of keys is of.
+    __device__ Pairs(const CrossArguments& arguments, const TileEntry& tile)
+        : Pairs(arguments, tile.example, tile.other_row, tile.other_rows, tile.row, tile.rows) {}
+    __device__ Pairs(const CrossArguments& arguments, const Batch& batch, int example)
+        : Pairs(arguments, example, batch.offset(DECODER, example), batch.offset(DECODER, example + 1) - batch.offset(DECODER, example),
+                batch.offset(ENCODER, example), batch.offset(ENCODER, example + 1) - batch.offset(ENCODER, example)) {}
+    __device__ Pairs(const CrossArguments& arguments, int example, int target, int targets, int source, int sources) {
         const int most = arguments.longest * arguments.heads;
-        rows = (batch.offset(DECODER, example + 1) - target) * arguments.heads;
+        rows = targets * arguments.heads;
         row = static_cast<int64_t>(target) * arguments.heads;
-        key = batch.offset(ENCODER, example);
-        keys = batch.offset(ENCODER, example + 1) - static_cast<int>(key);
+        key = source;
+        keys = sources;
         stride = (keys + 7) / 8 * 8;
         // No example reaches into the next: rounding n up takes at most eight more, a tile that is not full one more.
         start = ((key + 7) / 8 * 8 + 8 * example) * most;
@@ -238,17 +243,16 @@ __device__ __forceinline__ int fragments_of(int rows) { return (min(rows, ROWS) 
 extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    if (static_cast<int>(blockIdx.x) >= batch.header(ENCODER_TILES)) return;
-    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x);
-    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x + 1);
-    const Pairs pairs(arguments, batch, example);
+    const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
+    if (entry.example < 0) return;
+    const Pairs pairs(arguments, entry);
     const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
     if (rows <= 0) return;
     const Operand left{static_cast<const bf16*>(arguments.absorbed_q) + (pairs.row + first_row) * depth, depth, rows};
-    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + first_key) * depth, depth, pairs.keys - first_key};
+    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + entry.first) * depth, depth, pairs.keys - entry.first};
     const int fragments = fragments_of(rows);
     const float* const tile = dot_products(shared, left, right, depth, fragments);
-    const int chunk = threadIdx.x % 8, key = first_key + chunk * 8;
+    const int chunk = threadIdx.x % 8, key = entry.first + chunk * 8;
     for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
         Columns<8> c = load_chunk(tile, row, chunk);
         float most = -INFINITY, sum = 0.0f;
@@ -268,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArgu
         }
         if (chunk == 0) {
             const int most_rows = arguments.longest * arguments.heads;
-            arguments.sums[pairs.slot + static_cast<int64_t>(first_key / ROWS) * most_rows + first_row + row] = make_float2(most, sum);
+            arguments.sums[pairs.slot + static_cast<int64_t>(entry.first / ROWS) * most_rows + first_row + row] = make_float2(most, sum);
         }
     }
 }
@@ -279,10 +283,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_backward_bf16(
     float* const log_sum_exp = reinterpret_cast<float*>(shared + STAGES * 2 * LEFT_BYTES);
     float* const delta = log_sum_exp + ROWS;
     const Batch batch{arguments.batch};
-    if (static_cast<int>(blockIdx.x) >= batch.header(ENCODER_TILES)) return;
-    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x);
-    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.x + 1);
-    const Pairs pairs(arguments, batch, example);
+    const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
+    if (entry.example < 0) return;
+    const Pairs pairs(arguments, entry);
     const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
     if (rows <= 0) return;
     const int fragments = fragments_of(rows), chunk = threadIdx.x % 8;
@@ -304,14 +307,14 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_backward_bf16(
         if (chunk == 0) delta[row] = sum;
     }
     const Operand left{static_cast<const bf16*>(arguments.d_mixed) + (pairs.row + first_row) * depth, depth, rows};
-    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + first_key) * depth, depth, pairs.keys - first_key};
+    const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + entry.first) * depth, depth, pairs.keys - entry.first};
     const float* const tile = dot_products(shared, left, right, depth, fragments);
-    const int key = first_key + chunk * 8;
+    const int key = entry.first + chunk * 8;
     if (key >= pairs.stride) return;
     for (int row = threadIdx.x / 8; row < min(rows, ROWS); row += 16) {
         const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
         Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);
-        const Columns<8> factor = factors(arguments, batch, example, first_row + row, key);
+        const Columns<8> factor = factors(arguments, batch, entry.example, first_row + row, key);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const float share = __expf(p.value[i] - log_sum_exp[row]);
@@ -550,12 +553,11 @@ struct Octet {
 extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __grid_constant__ SourceArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.of.batch};
-    if (static_cast<int>(blockIdx.y) >= batch.header(ENCODER_TILES)) return;
-    const int example = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y);
-    const int first_key = __ldg(batch.array(ENCODER_TILE_MAP) + 2 * blockIdx.y + 1);
+    const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.y);
+    if (entry.example < 0) return;
     const int first_column = blockIdx.x * SLICE, depth = arguments.of.depth;
-    const Pairs pairs(arguments.of, batch, example);
-    const int keys = pairs.keys - first_key, fragments = fragments_of(keys);
+    const Pairs pairs(arguments.of, entry);
+    const int keys = pairs.keys - entry.first, fragments = fragments_of(keys);
     const int of_part = (pairs.rows + 7) / 8, octets = 2 * arguments.layers * of_part;
     float sums[4][4][4] = {};
     mix_rows<true>(
@@ -567,10 +569,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __
                 const int within = i * 2 + threadIdx.x / 64, index = stage * 8 + within;
                 const Octet octet(min(index, octets - 1), of_part);
                 const int row = octet.row + left_row;
-                const bool any = index < octets && row < pairs.rows && first_key + left_chunk * 8 < pairs.stride;
+                const bool any = index < octets && row < pairs.rows && entry.first + left_chunk * 8 < pairs.stride;
                 const bf16* const from = static_cast<const bf16*>(arguments.weights[octet.part]) + pairs.start;
                 copy_async(to + swizzled<64>(within * 8 + left_row, left_chunk),
-                           any ? from + static_cast<int64_t>(row) * pairs.stride + first_key + left_chunk * 8 : from, any);
+                           any ? from + static_cast<int64_t>(row) * pairs.stride + entry.first + left_chunk * 8 : from, any);
             }
             const int chunk = threadIdx.x % 16, right_row = threadIdx.x / 16;
             const bool inside = first_column + chunk * 8 < depth;
@@ -587,7 +589,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __
         },
         [](unsigned char*, int) {});
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* const d_h = arguments.of.d_h + (pairs.key + first_key) * depth + first_column;
+    float* const d_h = arguments.of.d_h + (pairs.key + entry.first) * depth + first_column;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (i >= fragments) break;

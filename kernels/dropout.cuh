@@ -58,10 +58,10 @@ struct MaskRow {
     __device__ MaskRow(const Mask& mask, const Batch& batch, int example, int row_in_example, int head = 0)
         : any(mask.step != nullptr) {
         if (!any) return;
-        seed = mask.step->seeds[batch.example_field(EXAMPLE_RUN, example)];
+        seed = mask.step->seeds[batch.run(example)];
         site = mask.site | head;
         step = mask.step->step;
-        index = batch.example_field(EXAMPLE_INDEX, example);
+        index = batch.index(example);
         row = row_in_example;
         threshold = mask.step->threshold;
         scale = mask.step->scale;

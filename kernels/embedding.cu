@@ -1,7 +1,7 @@
 // Embedding: token rows of the residual stream from the frozen table, the embedding's dropout, and each row's partial sums
 // of squares; and the same dropout on the gradient of the prompt rows.
 //
-//   x[row] = mask(table[id[row]])  on token rows;  x[row] = mask(x[row])  on prompt rows, which the mixture wrote
+//   x[row] = mask(table[id[row]])  on token rows; prompt rows are the mixture's and stay as they are
 //   partials[row, i] = sum of x[row, 64 i .. 64 i + 63]^2
 //
 // Shapes: table [V, D] f32, x [rows, D] f32, copy [rows, D] bf16 (none in f32), partials [rows, ceil(D / 64)] f32.
@@ -14,7 +14,7 @@
 using namespace promptmix;
 
 struct EmbedArguments {
-    const int* batch;
+    Descriptor batch;
     const float* table;
     float* x;
     bf16* copy;
@@ -28,18 +28,18 @@ extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments
     const Batch batch{arguments.batch};
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
-    const int width = arguments.width;
-    const int id = __ldg(batch.array(arguments.side == ENCODER ? ENCODER_IDS : DECODER_IDS) + row);
+    const int width = arguments.width, id = batch.id(arguments.side, row);
+    if (id < 0) return;
     const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     float* const x = arguments.x + static_cast<int64_t>(row) * width;
-    const float* const from = id < 0 ? x : arguments.table + static_cast<int64_t>(id) * width;
+    const float* const from = arguments.table + static_cast<int64_t>(id) * width;
     for (int start = 0; start < width; start += 32 * FLOAT_COLUMNS) {
         const int column = start + lane * FLOAT_COLUMNS;
         Columns<FLOAT_COLUMNS> c = {};
         if (column < width) {
             c = load_columns<FLOAT_COLUMNS>(from + column);
             drop(c, mask, column);
-            if (id >= 0 || mask.any) store_columns(x + column, c);
+            store_columns(x + column, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + static_cast<int64_t>(row) * width + column, c);
         }
         write_partials(arguments.partials, row, width, column, c);
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments
 }
 
 struct EmbedBackwardArguments {
-    const int* batch;
+    Descriptor batch;
     float* d_x;
     Mask mask;
     int width;

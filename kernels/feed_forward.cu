@@ -17,7 +17,7 @@
 using namespace promptmix;
 
 struct GateArguments {
-    const int* batch;
+    Descriptor batch;
     void* z;
     void* a;       // a, or d_a
     void* dz;
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(128) gate_backward_bf16(GateArgumen
 extern "C" __global__ void __launch_bounds__(128) gate_backward_f32(GateArguments arguments) { gate_backward<float>(arguments); }
 
 struct RowArguments {
-    const int* batch;
+    Descriptor batch;
     const float* d_x;
     const float* x;
     const float* x_next;

@@ -39,7 +39,7 @@ enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, F
 
 // Where an epilogue does not need an operand, it is null.
 struct GemmArguments {
-    const int* batch;
+    Descriptor batch;
     const void* a;
     const void* weight;
     void* out;               // operand format; of `float`, f32

@@ -26,7 +26,7 @@
 using namespace promptmix;
 
 struct LossArguments {
-    const int* batch;
+    Descriptor batch;
     const void* hidden;
     const void* lm_head;
     const float* mean;                 // [D], or null without label smoothing
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS * 32, 1) loss_words_bf16(
         most[thread] = -INFINITY;
         sum[thread] = 0.0f;
         best[thread] = arguments.vocabulary;
-        labels[thread] = thread < rows ? __ldg(batch.array(LABELS) + first_row + thread) : -1;
+        labels[thread] = thread < rows ? batch.label(first_row + thread) : -1;
     }
     float weighted[2][16][4] = {};
     uint32_t left[2][8][4];
@@ -276,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments a
     const Batch batch{arguments.batch};
     const int64_t row = blockIdx.y;
     if (row >= batch.rows(DECODER)) return;
-    const int thread = threadIdx.x, width = arguments.width, label = __ldg(batch.array(LABELS) + row);
+    const int thread = threadIdx.x, width = arguments.width, label = batch.label(row);
     const int first_word = blockIdx.x * arguments.words, words = min(arguments.words, arguments.vocabulary - first_word);
     const float* const hidden = static_cast<const float*>(arguments.hidden) + row * width;
     const float* const lm_head = static_cast<const float*>(arguments.lm_head) + static_cast<int64_t>(first_word) * width;
@@ -375,7 +375,7 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     }
     const int column = (blockIdx.y * 128 + thread) * FLOAT_COLUMNS;
     if (arguments.d_hidden == nullptr || column >= width) return;
-    const float weight = __int_as_float(__ldg(batch.array(ROW_WEIGHTS) + row));
+    const float weight = batch.row_weight(row);
     const float of_words = weight * (1.0f + 2.0f * arguments.z_loss * log_sum_exp) / sum, of_label = weight * (1.0f - smoothing);
     const float* const weighted = arguments.weighted + row * width + column;
     Columns<FLOAT_COLUMNS> c = {};
@@ -395,7 +395,7 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
             for (int i = 0; i < FLOAT_COLUMNS; ++i) c.value[i] = fmaf(factor, some[j].value[i], c.value[i]);
         }
     }
-    const int label = __ldg(batch.array(LABELS) + row);
+    const int label = batch.label(row);
     const Columns<FLOAT_COLUMNS> e =
         load_columns<FLOAT_COLUMNS>(static_cast<const T*>(arguments.lm_head) + static_cast<int64_t>(label) * width + column);
 #pragma unroll

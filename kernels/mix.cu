@@ -2,35 +2,38 @@
 //
 //   x_b = max over the example's embedding rows, (max - mean) · scale in a run that standardizes its inputs;  h by the scorer;
 //   a = softmax_j(key_j · h / temperature), or of learnt logits alone
-//   Z_b = P_tgt + sum_j a_j P_j, written into the encoder's prompt rows
+//   Z_b = P_tgt + sum_j a_j P_j, times the embedding's mask: the encoder's prompt rows, with their partial sums of squares
 //   d_a_j = <d_Z_b, P_j>;  d_P_tgt by the value, the residual add and its key; the scorer's gradients
 //
 // Shapes: table [V, D], sources [S, M, D] with keys [S, D], the trained state [runs, length] by offsets, x and d_x [R, D];
 // attention and scores [B, P] ([B, M, P] for the token scorer), P = S + 1 with the target last, or S without it.
-// Kernels and grids: `target_keys` a thread a column of each target prompt; `mix_scores` and `mix_d_scores` a block of 1,024
+// Kernels and grids: `target_keys` a block 32 columns of a target prompt, its rows in eight parts; `mix_scores` and `mix_d_scores` a block of 1,024
 // threads an example; `token_scores` a block a prompt row and eight examples; `mix_rows` a block a prompt row and sixteen
 // examples, so that a source number is read once for sixteen; `mix_d_attention` a block a prompt row and eight examples;
 // `mix_d_state` a thread a number of the state, which sums over its run's examples in order, found once a block: no atomics.
-// Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M·D.
+// Bytes: forward reads the table rows of each example's tokens, the sources once for sixteen examples, and writes B·M rows of
+// 4·D + 2·D + D / 16.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   target_keys 32 0 8, mix_scores 58 4624 1, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
 //   mix_d_scores 32 6272 2, mix_d_state 40 1056 6
-#include "batch.cuh"
-#include "number.cuh"
+#include "rows.cuh"
 
 using namespace promptmix;
 
 enum ScorerKind : int { PLAIN_PROMPT = -1, BOTTLENECK = 0, LINEAR = 1, DOT = 2, TOKEN = 3, UNIFORM = 4, CONSTANT = 5 };
 
 struct MixArguments {
-    const int* batch;
+    Descriptor batch;
     const float* table;
     const float* sources;
     const float* source_keys;
     const float* values;        // the trained state
     float* gradient;
     float* x;                   // or d_x, which is read
+    bf16* copy;                 // of x, or null
+    float* partials;            // [R, ceil(D / 64)], or null
+    Mask mask;                  // of x
     float* attention;
     float* scores;
     float* pooled;              // [B, D]
@@ -77,12 +80,12 @@ constexpr int SCORE_THREADS = 1024;
 constexpr int SCORE_WARPS = SCORE_THREADS / 32;
 
 __device__ __forceinline__ int64_t target_index(const MixArguments& m, const Batch& batch, int b) {
-    return static_cast<int64_t>(batch.example_field(EXAMPLE_RUN, b)) * m.targets + batch.example_field(EXAMPLE_TARGET, b);
+    return static_cast<int64_t>(batch.run(b)) * m.targets + batch.target(b);
 }
 __device__ __forceinline__ int64_t target_start(const MixArguments& m, const Batch& batch, int b) {
     const int64_t prompt = static_cast<int64_t>(m.length) * m.width;
-    return batch.example_field(EXAMPLE_RUN, b) * m.state_length + m.target_prompts +
-           batch.example_field(EXAMPLE_TARGET, b) * prompt;
+    return batch.run(b) * m.state_length + m.target_prompts +
+           batch.target(b) * prompt;
 }
 __device__ __forceinline__ int attention_rows(const MixArguments& m) { return m.scorer == TOKEN ? m.length : 1; }
 __device__ __forceinline__ float inverse_temperature(const MixArguments& m, int run) {
@@ -101,19 +104,39 @@ template <int Warps> __device__ __forceinline__ float block_sum(float value, flo
     return sum;
 }
 
+constexpr int KEY_COLUMNS = 32;                   // of a block of `target_keys`
+constexpr int KEY_PARTS = THREADS / KEY_COLUMNS;  // of the prompt's rows
+
+// Each column's largest number and the lowest row that has it. A number that is none is never larger, and stays where it comes
+// first of all.
 extern "C" __global__ void __launch_bounds__(THREADS) target_keys(MixArguments m) {
-    const int column = blockIdx.x * THREADS + threadIdx.x;
-    if (column >= m.width) return;
+    __shared__ float largest[KEY_PARTS][KEY_COLUMNS];
+    __shared__ int largest_row[KEY_PARTS][KEY_COLUMNS];
+    const int of_block = threadIdx.x % KEY_COLUMNS, part = threadIdx.x / KEY_COLUMNS, column = blockIdx.x * KEY_COLUMNS + of_block;
     const int64_t prompt = blockIdx.y, run = prompt / m.targets, target = prompt % m.targets;
     const float* const values = m.values + run * m.state_length + m.target_prompts + target * m.length * m.width + column;
-    float most = values[0];
-    int kept = 0;
-#pragma unroll 8
-    for (int row = 1; row < m.length; ++row) {
-        const float value = values[static_cast<int64_t>(row) * m.width];
-        if (value > most) {
-            most = value;
-            kept = row;
+    const int rows = (m.length + KEY_PARTS - 1) / KEY_PARTS, first = part * rows, last = min(first + rows, m.length);
+    float most = -INFINITY;
+    int kept = first;
+    if (column < m.width) {
+        if (part == 0) most = values[0];
+#pragma unroll 16
+        for (int row = first; row < last; ++row) {
+            const float value = values[static_cast<int64_t>(row) * m.width];
+            if (value > most) {
+                most = value;
+                kept = row;
+            }
+        }
+    }
+    largest[part][of_block] = most;
+    largest_row[part][of_block] = kept;
+    __syncthreads();
+    if (part != 0 || column >= m.width) return;
+    for (int i = 1; i < KEY_PARTS; ++i) {
+        if (largest[i][of_block] > most) {
+            most = largest[i][of_block];
+            kept = largest_row[i][of_block];
         }
     }
     m.target_keys[prompt * m.width + column] = most;
@@ -135,11 +158,14 @@ __device__ __forceinline__ void warp_softmax(const float* from, float* to, int c
 
 __device__ __forceinline__ float dot(const float* a, const float* b, int width) {
     float sum = 0.0f;
+#pragma unroll 8
     for (int i = threadIdx.x % 32; i < width; i += 32) sum = fmaf(a[i], b[i], sum);
     return warp_sum(sum);
 }
 
-constexpr int DOTS = 4;  // that a warp takes at once, so that their loads do not wait for each other
+// Rows and columns that a warp takes at once, so that their loads do not wait for each other.
+constexpr int DOTS = 4;
+constexpr int AT_ONCE = 4;
 
 // Gives `to` the products of `rows` rows of `matrix` with `x`, four a warp at a time.
 template <typename To>
@@ -147,13 +173,18 @@ __device__ __forceinline__ void products(const float* matrix, int rows, const fl
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int first = warp; first < rows; first += SCORE_WARPS * DOTS) {
         float sums[DOTS] = {};
-#pragma unroll 4
-        for (int i = lane; i < width; i += 32) {
-            const float value = x[i];
+        // Columns behind the last count nothing: a loop that ends early would wait for its last columns one by one.
+        for (int start = lane; start < width; start += 32 * AT_ONCE) {
 #pragma unroll
-            for (int j = 0; j < DOTS; ++j) {
-                const int row = min(first + j * SCORE_WARPS, rows - 1);
-                sums[j] = fmaf(matrix[static_cast<int64_t>(row) * width + i], value, sums[j]);
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const int i = start + 32 * k;
+                const bool any = i < width;
+                const float value = any ? x[i] : 0.0f;
+#pragma unroll
+                for (int j = 0; j < DOTS; ++j) {
+                    const int row = min(first + j * SCORE_WARPS, rows - 1);
+                    sums[j] = fmaf(any ? matrix[static_cast<int64_t>(row) * width + i] : 0.0f, value, sums[j]);
+                }
             }
         }
 #pragma unroll
@@ -169,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= batch.examples()) return;
-    const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width;
+    const int run = batch.run(b), width = m.width;
     float *const x = shared, *const h = shared + width, *const down = h + width, *const sums = down + m.bottleneck_dim;
     if (m.scorer == UNIFORM) {
         for (int j = threadIdx.x; j < m.prompts; j += SCORE_THREADS) m.attention[b * m.prompts + j] = 1.0f / m.prompts;
@@ -181,13 +212,12 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
         return;
     }
     const int first = batch.offset(ENCODER, b) + m.length, last = batch.offset(ENCODER, b + 1);
-    const int padding = batch.example_field(POOLED_PADDING, b);
-    const int* const ids = batch.array(ENCODER_IDS);
+    const int padding = batch.at(batch.of.pooled_padding, b);
     for (int column = threadIdx.x; column < width; column += SCORE_THREADS) {
         float most = -INFINITY;
 #pragma unroll 8
         for (int row = first; row < last + (padding >= 0 ? 1 : 0); ++row) {
-            const int id = row < last ? __ldg(ids + row) : padding;
+            const int id = row < last ? batch.id(ENCODER, row) : padding;
             const float value = m.table[static_cast<int64_t>(id) * width + column];
             if (value > most || isnan(value)) most = value;
         }
@@ -245,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) token_scores(MixArguments 
     const int row = blockIdx.x, b = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= batch.examples()) return;
     const int width = m.width;
-    const float inverse = inverse_temperature(m, batch.example_field(EXAMPLE_RUN, b));
+    const float inverse = inverse_temperature(m, batch.run(b));
     const float* const h = m.h + static_cast<int64_t>(b) * width;
     const int64_t at = (static_cast<int64_t>(b) * m.length + row) * m.prompts;
     for (int j = 0; j < m.prompts; ++j) {
@@ -263,14 +293,27 @@ constexpr int MIXED = 16;       // examples that share one reading of the source
 constexpr int MIXED_THREADS = 128;
 constexpr int ATTENTION_PART = 64;  // prompts whose weights are in shared memory at a time
 
-// x[prompt row of b] = sum_j a_j P_j + (1 + a_own) P_tgt, for 16 examples; a thread four columns.
+// x[prompt row of b] = (sum_j a_j P_j + (1 + a_own) P_tgt)·mask, for 16 examples; a thread four columns.
 extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArguments m) {
     __shared__ float weights[MIXED][ATTENTION_PART];
+    __shared__ float own_weights[MIXED];
+    __shared__ int64_t starts[MIXED];  // of the target prompts
+    __shared__ int first_rows[MIXED];
     const Batch batch{m.batch};
-    const int row = blockIdx.x, first = blockIdx.z * MIXED, column = (blockIdx.y * MIXED_THREADS + threadIdx.x) * 4;
+    const int row = blockIdx.x, first = blockIdx.z * MIXED, column = (blockIdx.y * MIXED_THREADS + threadIdx.x) * FLOAT_COLUMNS;
     const int examples = min(MIXED, batch.examples() - first);
     if (examples <= 0) return;
     const int attention_row = m.scorer == TOKEN ? row : 0, rows = attention_rows(m);
+    if (static_cast<int>(threadIdx.x) < examples) {
+        const int example = first + threadIdx.x;
+        const int64_t own = (static_cast<int64_t>(example) * rows + attention_row) * m.prompts + m.source_count;
+        first_rows[threadIdx.x] = batch.offset(ENCODER, example);
+        if (m.target_prompts >= 0) {
+            own_weights[threadIdx.x] = 1.0f + (m.scorer == PLAIN_PROMPT ? 0.0f : m.attention[own]);
+            starts[threadIdx.x] = target_start(m, batch, example);
+        }
+    }
+    __syncthreads();
     float4 z[MIXED] = {};
     const int mixed = m.scorer == PLAIN_PROMPT ? 0 : m.source_count;
     for (int part = 0; part < mixed; part += ATTENTION_PART) {
@@ -283,6 +326,7 @@ extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArgument
         }
         __syncthreads();
         if (column < m.width) {
+#pragma unroll 2
             for (int j = 0; j < count; ++j) {
                 const float4 p = load4(m.sources + (static_cast<int64_t>(part + j) * m.length + row) * m.width + column);
 #pragma unroll
@@ -296,31 +340,33 @@ extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArgument
             }
         }
     }
-    if (column >= m.width) return;
     int64_t held = -1;  // where the target prompt that `p` is of begins: most examples share one
     float4 p = {};
 #pragma unroll
     for (int b = 0; b < MIXED; ++b) {
         if (b >= examples) break;
-        const int example = first + b;
-        if (m.target_prompts >= 0) {
-            float own = 1.0f;
-            if (m.scorer != PLAIN_PROMPT) {
-                own += m.attention[(static_cast<int64_t>(example) * rows + attention_row) * m.prompts + m.source_count];
+        Columns<FLOAT_COLUMNS> c = {};
+        if (column < m.width) {
+            if (m.target_prompts >= 0) {
+                const float own = own_weights[b];
+                if (starts[b] != held) {
+                    held = starts[b];
+                    const float* const from = m.values + held + static_cast<int64_t>(row) * m.width + column;
+                    // States are stacked without gaps: behind one of an odd length the next begins anywhere.
+                    p = m.state_length % 4 == 0 ? load4(from) : make_float4(from[0], from[1], from[2], from[3]);
+                }
+                z[b].x = fmaf(own, p.x, z[b].x);
+                z[b].y = fmaf(own, p.y, z[b].y);
+                z[b].z = fmaf(own, p.z, z[b].z);
+                z[b].w = fmaf(own, p.w, z[b].w);
             }
-            const int64_t start = target_start(m, batch, example);
-            if (start != held) {
-                held = start;
-                const float* const from = m.values + start + static_cast<int64_t>(row) * m.width + column;
-                // States are stacked without gaps: behind one of an odd length the next begins anywhere.
-                p = m.state_length % 4 == 0 ? load4(from) : make_float4(from[0], from[1], from[2], from[3]);
-            }
-            z[b].x = fmaf(own, p.x, z[b].x);
-            z[b].y = fmaf(own, p.y, z[b].y);
-            z[b].z = fmaf(own, p.z, z[b].z);
-            z[b].w = fmaf(own, p.w, z[b].w);
+            c = {{z[b].x, z[b].y, z[b].z, z[b].w}};
+            if (m.mask.step != nullptr) drop(c, MaskRow(m.mask, batch, first + b, row), column);
+            const int64_t at = static_cast<int64_t>(first_rows[b] + row) * m.width + column;
+            store_columns(m.x + at, c);
+            if (m.copy != nullptr) store_columns(m.copy + at, c);
         }
-        store4(m.x + static_cast<int64_t>(batch.offset(ENCODER, example) + row) * m.width + column, z[b]);
+        if (m.partials != nullptr) write_partials(m.partials, first_rows[b] + row, m.width, column, c);
     }
 }
 
@@ -343,6 +389,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArgumen
         for (int start = 0; start < m.width; start += D_COLUMNS) {
             const int columns = min(D_COLUMNS, m.width - start);
             __syncthreads();
+#pragma unroll
             for (int i = threadIdx.x; i < D_PROMPTS * D_COLUMNS; i += THREADS) {
                 const int j = i / D_COLUMNS, column = i % D_COLUMNS;
                 const bool some = j < count && column < columns;
@@ -351,6 +398,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArgumen
             }
             __syncthreads();
             if (any) {
+#pragma unroll 8
                 for (int column = lane; column < columns; column += 32) {
                     const float d = d_z[start + column];
 #pragma unroll
@@ -376,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, examples = batch.examples();
     if (b >= examples) return;
-    const int run = batch.example_field(EXAMPLE_RUN, b), width = m.width, rows = attention_rows(m);
+    const int run = batch.run(b), width = m.width, rows = attention_rows(m);
     float *const d_h = shared, *const sums = shared + width;
     const int64_t start = static_cast<int64_t>(b) * rows * m.prompts;
     float* const d_scores = m.d_scores + start;
@@ -449,7 +497,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
             const int q = first + number;
             float sum = 0.0f;
             if (q < m.bottleneck_dim) {
-#pragma unroll 8
+#pragma unroll 32
                 for (int column = share; column < width; column += Shares) {
                     sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.bottleneck_dim + q], sum);
                 }
@@ -499,38 +547,55 @@ __device__ __forceinline__ StateNumber state_number(const MixArguments& m, int64
     return cell(UNTRAINED, 0, 1);
 }
 
-// `sum` with what example `b` of `run` adds to the gradient of `number`.
-__device__ __forceinline__ float with_example(const MixArguments& m, const Batch& batch, int run, StateNumber number, int b, float sum) {
-    const int64_t wide = static_cast<int64_t>(b) * m.width, narrow = static_cast<int64_t>(b) * m.bottleneck_dim;
-    const int row = number.row, column = number.column;
+// `sum` with what `of` makes of it for each example in order; loads of several do not wait for each other.
+template <typename Of> __device__ __forceinline__ float over_examples(const int* examples, int count, float sum, const Of& of) {
+#pragma unroll 8
+    for (int i = 0; i < count; ++i) sum = of(examples[i], sum);
+    return sum;
+}
+
+// `sum` with what `examples` of `run` add to the gradient of `number`.
+__device__ __forceinline__ float with_examples(const MixArguments& m, const Batch& batch, int run, StateNumber number, const int* examples,
+                                               int count, float sum) {
+    const int row = number.row, column = number.column, width = m.width, bottleneck_dim = m.bottleneck_dim;
+    const auto wide = [&](int b) { return static_cast<int64_t>(b) * width; };
+    const auto narrow = [&](int b) { return static_cast<int64_t>(b) * bottleneck_dim; };
+    const auto over = [&](const auto& of) { return over_examples(examples, count, sum, of); };
     switch (number.part) {
         case TARGET_PROMPT: {
-            if (batch.example_field(EXAMPLE_TARGET, b) != number.target) return sum;
-            float own = 1.0f, by_key = 0.0f;
-            if (m.scorer != PLAIN_PROMPT) {
-                const int64_t at = (static_cast<int64_t>(b) * attention_rows(m) + (m.scorer == TOKEN ? row : 0)) * m.prompts + m.source_count;
-                own += m.attention[at];
-                const int64_t key = (static_cast<int64_t>(run) * m.targets + number.target) * m.width + column;
-                const bool reached = m.scorer == TOKEN || (m.scorer != UNIFORM && m.scorer != CONSTANT && m.target_rows[key] == row);
-                if (reached) by_key = m.d_scores[at] * inverse_temperature(m, run) * m.h[wide + column];
-            }
-            const float d_z = m.x[static_cast<int64_t>(batch.offset(ENCODER, b) + row) * m.width + column];
-            return sum + (own * d_z + by_key);
+            const bool weighted = m.scorer != PLAIN_PROMPT, token = m.scorer == TOKEN;
+            const int64_t key = (static_cast<int64_t>(run) * m.targets + number.target) * width + column;
+            const bool reached =
+                token || (weighted && m.scorer != UNIFORM && m.scorer != CONSTANT && m.target_rows[key] == row);
+            const float inverse = reached ? inverse_temperature(m, run) : 0.0f;
+            return over([&](int b, float sum) {
+                const bool own_target = batch.target(b) == number.target;
+                const int64_t at = (static_cast<int64_t>(b) * attention_rows(m) + (token ? row : 0)) * m.prompts + m.source_count;
+                const float own = 1.0f + (weighted ? m.attention[at] : 0.0f);
+                const float by_key = reached ? m.d_scores[at] * inverse * m.h[wide(b) + column] : 0.0f;
+                const float d_z = m.x[(batch.offset(ENCODER, b) + static_cast<int64_t>(row)) * width + column];
+                return own_target ? sum + (own * d_z + by_key) : sum;
+            });
         }
-        case DOWN: return fmaf(m.d_down[narrow + row], m.pooled[wide + column], sum);
-        case UP: {
-            const float u = m.down[narrow + column];
-            return fmaf(m.d_v[wide + row], u * sigmoid(u), sum);
-        }
-        case WEIGHT: return fmaf(m.d_v[wide + row], m.pooled[wide + column], sum);
-        case NORM_WEIGHT: return fmaf(m.d_h[wide + column], m.standardised[wide + column], sum);
-        case NORM_BIAS: return sum + m.d_h[wide + column];
+        case DOWN:
+            return over([&](int b, float sum) { return fmaf(m.d_down[narrow(b) + row], m.pooled[wide(b) + column], sum); });
+        case UP:
+            return over([&](int b, float sum) {
+                const float u = m.down[narrow(b) + column];
+                return fmaf(m.d_v[wide(b) + row], u * sigmoid(u), sum);
+            });
+        case WEIGHT: return over([&](int b, float sum) { return fmaf(m.d_v[wide(b) + row], m.pooled[wide(b) + column], sum); });
+        case NORM_WEIGHT:
+            return over([&](int b, float sum) { return fmaf(m.d_h[wide(b) + column], m.standardised[wide(b) + column], sum); });
+        case NORM_BIAS: return over([&](int b, float sum) { return sum + m.d_h[wide(b) + column]; });
         case LOG_TEMPERATURE: {
-            const int64_t count = static_cast<int64_t>(attention_rows(m)) * m.prompts;
-            for (int64_t i = b * count; i < (b + 1) * count; ++i) sum = fmaf(-m.d_scores[i], m.scores[i], sum);
+            const int64_t scores = static_cast<int64_t>(attention_rows(m)) * m.prompts;
+            for (int i = 0; i < count; ++i) {
+                for (int64_t j = examples[i] * scores; j < (examples[i] + 1) * scores; ++j) sum = fmaf(-m.d_scores[j], m.scores[j], sum);
+            }
             return sum;
         }
-        case LOGIT: return sum + m.d_scores[static_cast<int64_t>(b) * m.prompts + column];
+        case LOGIT: return over([&](int b, float sum) { return sum + m.d_scores[static_cast<int64_t>(b) * m.prompts + column]; });
         default: return sum;
     }
 }
@@ -546,7 +611,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m
     float sum = 0.0f;
     for (int first = 0; first < examples; first += THREADS) {
         const int candidate = first + threadIdx.x;
-        const bool is_own = candidate < examples && batch.example_field(EXAMPLE_RUN, candidate) == run;
+        const bool is_own = candidate < examples && batch.run(candidate) == run;
         const unsigned votes = __ballot_sync(0xffffffffu, is_own);
         if (lane == 0) counts[warp] = __popc(votes);
         __syncthreads();
@@ -557,7 +622,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m
         }
         if (is_own) found[before] = candidate;
         __syncthreads();
-        for (int i = 0; i < count; ++i) sum = with_example(m, batch, run, number, found[i], sum);
+        sum = with_examples(m, batch, run, number, found, count, sum);
     }
     if (index < m.state_length) m.gradient[run * m.state_length + index] += sum;
 }

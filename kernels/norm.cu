@@ -17,7 +17,7 @@
 using namespace promptmix;
 
 struct FinalNormArguments {
-    const int* batch;
+    Descriptor batch;
     const float* x;
     const float* partials;
     const float* norm_weight;
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_f32(FinalNormArgume
 }
 
 struct FinalNormBackwardArguments {
-    const int* batch;
+    Descriptor batch;
     const float* x;
     const float* partials;
     const float* norm_weight;

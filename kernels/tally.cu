@@ -15,7 +15,7 @@
 using namespace promptmix;
 
 struct TallyArguments {
-    const int* batch;
+    Descriptor batch;
     const float* objective;
     const float* attention;
     StepStatistics* statistics;
@@ -31,13 +31,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) tally(TallyArguments argum
     const int run = blockIdx.x;
     double loss = 0.0, entropy = 0.0;
     for (int row = threadIdx.x; row < batch.rows(DECODER); row += THREADS) {
-        if (batch.example_field(EXAMPLE_RUN, batch.example_of_row(DECODER, row)) != run) continue;
-        const double weight = __int_as_float(__ldg(batch.array(ROW_WEIGHTS) + row));
+        if (batch.run(batch.example_of_row(DECODER, row)) != run) continue;
+        const double weight = batch.row_weight(row);
         loss += weight * arguments.objective[row];
     }
     const int64_t weights = static_cast<int64_t>(batch.examples()) * arguments.per_example;
     for (int64_t i = threadIdx.x; i < weights; i += THREADS) {
-        if (batch.example_field(EXAMPLE_RUN, static_cast<int>(i / arguments.per_example)) != run) continue;
+        if (batch.run(static_cast<int>(i / arguments.per_example)) != run) continue;
         const float a = arguments.attention[i];
         if (a > 0.0f) entropy -= static_cast<double>(a) * logf(a);
     }

@@ -3,7 +3,9 @@
 use criterion::Criterion;
 use promptmix::Result;
 use promptmix::backend::cpu::{Cpu, Element, MixSaved, Rows, Sources, State, Weight};
-use promptmix::backend::{Batch, Device, Mix, MixOps, Mixing, OptimizerOps, Readers, Scorer, StateLayout};
+use promptmix::backend::{
+    Batch, Device, Mix, MixOps, Mixing, OptimizerOps, PromptRows, Readers, Residual, Scorer, StateLayout,
+};
 
 use crate::operands::{
     Op, PROMPT, VOCABULARY, WIDTH, activation, batch, bench, encoder_rows, numbers, weight,
@@ -40,7 +42,7 @@ struct Operands<E: Element> {
     table: Weight<E>,
     sources: Sources<E>,
     state: State<E>,
-    x: Rows<E>,
+    input: Residual<Cpu<E>>,
     saved: MixSaved<E>,
     d_x: Rows<E>,
 }
@@ -51,11 +53,13 @@ impl Op for Mixture {
     fn operands<E: Element>(&self, cpu: &Cpu<E>) -> Result<Operands<E>> {
         let (mixing, batch) = (mixing(), batch());
         let table = weight(cpu, 3, VOCABULARY, WIDTH, Readers::Lookup)?;
-        let ((sources, _), state, mut x) = (sources(cpu)?, state(cpu)?, cpu.zeros(encoder_rows(), WIDTH)?);
+        let ((sources, _), state, mut input) =
+            (sources(cpu)?, state(cpu)?, Residual::new(cpu, encoder_rows(), WIDTH)?);
         let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
-        let saved = cpu.mix(&of, &table, &state, &mut x)?;
+        let saved =
+            cpu.mix(&of, &table, &state, PromptRows { input: &mut input, mask: None, epsilon: 1e-6 })?;
         let d_x = activation(cpu, 4, encoder_rows(), WIDTH);
-        Ok(Operands { mixing, batch, table, sources, state, x, saved, d_x })
+        Ok(Operands { mixing, batch, table, sources, state, input, saved, d_x })
     }
 
     /// Backward adds to the gradient each time, which takes no longer.
@@ -64,12 +68,13 @@ impl Op for Mixture {
         if self.backward {
             return cpu.mix_backward(&of, &o.saved, &o.d_x, &mut o.state);
         }
-        o.saved = cpu.mix(&of, &o.table, &o.state, &mut o.x)?;
+        let output = PromptRows { input: &mut o.input, mask: None, epsilon: 1e-6 };
+        o.saved = cpu.mix(&of, &o.table, &o.state, output)?;
         Ok(())
     }
 
     fn results<E: Element>(&self, cpu: &Cpu<E>, o: &Operands<E>) -> Result<Vec<f64>> {
-        if self.backward { cpu.read_gradient(&o.state) } else { cpu.read(&o.x) }
+        if self.backward { cpu.read_gradient(&o.state) } else { cpu.read(&o.input.x) }
     }
 }
 

@@ -3,8 +3,8 @@
 use criterion::Criterion;
 use cudarc::driver::CudaSlice;
 use promptmix::backend::{Batch, Example, Mixing, Scorer, Side, StateLayout};
-use promptmix::cuda::Packed;
 use promptmix::cuda::mix::{FrozenSources, MixBackward, MixForward, PromptMix, pooled_keys};
+use promptmix::cuda::{DropoutMask, Packed};
 
 use crate::gpu::{Cost, Gpu, numbers};
 
@@ -34,7 +34,16 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (sources_known, values_known) =
         (Some(FrozenSources { prompts: &sources_device, keys: &keys }), &values_device);
     let forward = |mix: &mut PromptMix<'_>, x: &mut CudaSlice<f32>| {
-        let of = MixForward { table: &table, sources: sources_known, values: values_known, x };
+        let (copy, partials, mask) = (None, None, DropoutMask::default());
+        let of = MixForward {
+            table: &table,
+            sources: sources_known,
+            values: values_known,
+            x,
+            copy,
+            partials,
+            mask,
+        };
         mix.forward(kernels, of).expect("a launch");
     };
     forward(&mut mix, &mut x);

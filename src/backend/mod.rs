@@ -30,8 +30,8 @@ pub use ops::{
     Activation, CrossAttention, CrossAttentionBackward, CrossAttentionOps, DecodeOps, DecodeStep, Device,
     Embedding, EmbeddingOps, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
     Format, Heads, LinearOps, LmHead, Loss, LossOps, Mask, Matrix, Mix, MixOps, NormOps, OptimizerOps,
-    Projection, ProjectionBackward, Readers, Residual, ResidualProjection, ResidualProjectionBackward,
-    SelfAttention, SelfAttentionBackward, SelfAttentionOps, StatisticsOps,
+    Projection, ProjectionBackward, PromptRows, Readers, Residual, ResidualProjection,
+    ResidualProjectionBackward, SelfAttention, SelfAttentionBackward, SelfAttentionOps, StatisticsOps,
 };
 pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, StepStatistics};
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{EncoderLayer, Mixture, Pass, SelfAttentionSaved, T5};
 use crate::backend::{
     Backend, Batch, DropoutStep, Embedding, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward,
-    Format, Mask, Projection, ProjectionBackward, Residual, ResidualProjection, ResidualProjectionBackward,
-    Scope, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
+    Format, Mask, Projection, ProjectionBackward, PromptRows, Residual, ResidualProjection,
+    ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
 };
 use crate::error::Result;
 
@@ -76,14 +76,10 @@ impl<B: Backend> T5<B> {
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let dropout = pass.dropout;
         let mut residual = Residual::new(backend, rows, width)?;
-        let mix = backend.mix(&mixture.of(batch), &self.embedding, state, &mut residual.x)?;
-        let embedding = Embedding {
-            table: &self.embedding,
-            batch,
-            side: Side::Encoder,
-            mask: mask(dropout, SiteKind::Embedding, 0),
-            epsilon: self.epsilon(),
-        };
+        let (mask, epsilon) = (mask(dropout, SiteKind::Embedding, 0), self.epsilon());
+        let prompts = PromptRows { input: &mut residual, mask, epsilon };
+        let mix = backend.mix(&mixture.of(batch), &self.embedding, state, prompts)?;
+        let embedding = Embedding { table: &self.embedding, batch, side: Side::Encoder, mask, epsilon };
         backend.embed(embedding, &mut residual)?;
         pass.observe(|| "encoder input".into(), &residual.x)?;
         // An observer sees whole activations.

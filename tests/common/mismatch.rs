@@ -3,9 +3,9 @@
 use promptmix::backend::{
     Activation, Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding,
     Example, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Heads, LmHead, Mask,
-    Mix, Mixing, OptimizerStep, Projection, ProjectionBackward, Readers, Residual, ResidualProjection,
-    ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
-    StateLayout, StepStatistics,
+    Mix, Mixing, OptimizerStep, Projection, ProjectionBackward, PromptRows, Readers, Residual,
+    ResidualProjection, ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward,
+    Side, Site, SiteKind, StateLayout, StepStatistics,
 };
 use promptmix::{Error, Result};
 
@@ -682,12 +682,18 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
             name: "mix",
             run: |m| {
                 let (sources, table, state) = (m.sources()?, m.table()?, m.fitting().state()?);
-                let mut x = m.rows("x", m.encoder(), WIDTH, Format::Residual)?;
+                let mut x = m.residual("x", m.encoder(), WIDTH)?;
                 let of = Mix { mixing: &mixing(), sources: Some(&sources), batch: m.batch };
-                m.device.mix(&of, &table, &state, &mut x).map(drop)
+                let output = PromptRows { input: &mut x, mask: m.mask, epsilon: EPSILON };
+                m.device.mix(&of, &table, &state, output).map(drop)
             },
             operands: const {
-                &[own("the sources"), table("the embedding table", "the embedding table"), own("x")]
+                &[
+                    own("the sources"),
+                    table("the embedding table", "the embedding table"),
+                    own("x"),
+                    own("the norm of x"),
+                ]
             },
         },
         Op {
@@ -696,8 +702,9 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let fitting = m.fitting();
                 let (mixing, sources, mut state) = (mixing(), fitting.sources()?, fitting.state()?);
                 let of = Mix { mixing: &mixing, sources: Some(&sources), batch: m.batch };
-                let mut x = fitting.rows("x", m.encoder(), WIDTH, Format::Residual)?;
-                let saved = m.device.mix(&of, &fitting.table()?, &state, &mut x)?;
+                let mut x = fitting.residual("x", m.encoder(), WIDTH)?;
+                let output = PromptRows { input: &mut x, mask: None, epsilon: EPSILON };
+                let saved = m.device.mix(&of, &fitting.table()?, &state, output)?;
                 let sources = m.sources()?;
                 let of = Mix { sources: Some(&sources), ..of };
                 let d_x = m.rows("d_x", m.encoder(), WIDTH, Format::Residual)?;
@@ -766,8 +773,9 @@ fn trained<B: Backend>() -> Vec<Op<B>> {
                 let fitting = m.fitting();
                 let (mixing, sources, mut state) = (mixing(), fitting.sources()?, fitting.state()?);
                 let of = Mix { mixing: &mixing, sources: Some(&sources), batch: m.batch };
-                let mut x = fitting.rows("x", m.encoder(), WIDTH, Format::Residual)?;
-                let mix = m.device.mix(&of, &fitting.table()?, &state, &mut x)?;
+                let mut x = fitting.residual("x", m.encoder(), WIDTH)?;
+                let output = PromptRows { input: &mut x, mask: None, epsilon: EPSILON };
+                let mix = m.device.mix(&of, &fitting.table()?, &state, output)?;
                 // The loss of a batch with a longer target is another's.
                 let (batch, (weight, mean)) = (batch(m.count("the loss", 0)), lm_head(&fitting)?);
                 let hidden = fitting.rows("hidden", batch.rows(Side::Decoder), WIDTH, Format::Operand)?;

@@ -2,7 +2,8 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    Embedding, FinalNorm, FinalNormBackward, Format, Readers, Residual, Side, SiteKind,
+    Embedding, FinalNorm, FinalNormBackward, Format, Mix, Mixing, PromptRows, Readers, Residual, Side,
+    SiteKind, StateLayout,
 };
 use promptmix::cuda::embedding::{EmbeddedRows, Embedding as RawEmbedding};
 use promptmix::cuda::{DropoutMask, Packed};
@@ -12,7 +13,7 @@ use crate::device::{
     roundings, sums,
 };
 
-/// Rows of a table among prompt rows, dropped; then a final norm over them, and back through both.
+/// Rows of a table behind rows of a plain prompt, dropped; then a final norm over them, and back through both.
 #[derive(Debug)]
 struct Stack {
     lengths: Vec<(usize, usize)>,
@@ -33,11 +34,17 @@ impl Case for Stack {
         let table = backend.weight(table, vocabulary, width, Readers::Lookup)?;
         let norm_weight = backend.weight(narrowed(&numbers(2, width, 1.0)), 1, width, Readers::Lookup)?;
         let norm_weight = self.norm_weight.then_some(&norm_weight);
-        let x = backend.place(&numbers(3, rows * width, 1.0), width, Format::Residual)?;
-        let mut input = Residual { x, r: backend.rows(rows, width, Format::Norm)? };
+        let mut input = Residual::new(backend, rows, width)?;
         let mask = mask_of(&dropout, side, SiteKind::Embedding);
-        let batch = &batch;
-        backend.embed(Embedding { table: &table, batch, side, mask, epsilon: 1e-6 }, &mut input)?;
+        let (batch, epsilon) = (&batch, 1e-6);
+        if side == Side::Encoder {
+            let mixing = Mixing::plain();
+            let layout = StateLayout::new(&mixing, 1, batch.prompt_length(), width, 0, false);
+            let state = backend.state(&layout, &numbers(3, layout.len(), 1.0), 1)?;
+            let output = PromptRows { input: &mut input, mask, epsilon };
+            backend.mix(&Mix { mixing: &mixing, sources: None, batch }, &table, &state, output)?;
+        }
+        backend.embed(Embedding { table: &table, batch, side, mask, epsilon }, &mut input)?;
         let mut h = backend.rows(rows, width, Format::Operand)?;
         let last = mask_of(&dropout, side, SiteKind::FinalNorm);
         let norm = || FinalNorm { batch, side, input: &input, norm_weight, scale: 0.125, mask: last };
@@ -91,9 +98,10 @@ fn embedding_on_buffers_of_ones_own() {
         let described = packed.described();
         let (batch, rows) = (described.batch(), described.batch().rows(side));
         let table = numbers(1, vocabulary * width, 1.0);
-        // Prompt rows are there already; token rows are poisoned.
+        // Prompt rows are there already and stay; token rows are poisoned.
         let mut expected = numbers(2, rows * width, 1.0);
-        let mut x = expected.clone();
+        let parts = width.div_ceil(64);
+        let (mut x, mut sums_before) = (expected.clone(), vec![0.25; rows * parts]);
         for b in 0..batch.examples() {
             let range = batch.range(side, b);
             let (first, ids) = match side {
@@ -103,18 +111,22 @@ fn embedding_on_buffers_of_ones_own() {
             for (row, &id) in ids.iter().enumerate() {
                 let to = (first + row) * width..(first + row + 1) * width;
                 x[to.clone()].fill(f64::NAN);
+                sums_before[(first + row) * parts..(first + row + 1) * parts].fill(f64::NAN);
                 expected[to].copy_from_slice(&table[id as usize * width..(id as usize + 1) * width]);
             }
         }
-        let (mut x, mut copy) = (raw.floats(&x), raw.poisoned_halves(rows * width));
-        let mut partials = raw.poisoned_floats(rows * width.div_ceil(64));
+        let (mut x, mut copy) = (raw.floats(&x), raw.halves(&x));
+        let mut partials = raw.floats(&sums_before);
         let table = raw.floats(&table);
         let embedding = RawEmbedding { rows: packed.rows(side), width, mask: DropoutMask::default() };
         let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };
         embedding.forward(kernels, &table, written).expect("forward");
         assert_eq!(raw.read(&x), expected, "numbers that bf16 holds are copied as they are");
         assert_eq!(raw.read(&copy), expected);
-        raw.holds("partials", &partials, &partial_squares(&expected, width), sums(64));
+        let squares = partial_squares(&expected, width).into_iter().zip(&sums_before);
+        let squares: Vec<f64> =
+            squares.map(|(sum, before)| if before.is_nan() { sum } else { *before }).collect();
+        raw.holds("partials", &partials, &squares, sums(64));
 
         let few = table.slice(0..width * 10);
         let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };

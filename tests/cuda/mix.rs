@@ -1,12 +1,18 @@
 //! The mixture of prompts, forward and backward, for every scorer: `kernels/mix.cu`.
 
+use half::bf16;
 use promptmix::Result;
 use promptmix::backend::cpu::Cpu;
-use promptmix::backend::{Batch, Example, Format, Mix, Mixing, Readers, Scorer, Side, StateLayout};
-use promptmix::cuda::Packed;
+use promptmix::backend::{
+    Batch, Example, Format, Mix, Mixing, PromptRows, Readers, Residual, Scorer, Side, SiteKind, StateLayout,
+};
 use promptmix::cuda::mix::{FrozenSources, MixBackward, MixForward, PromptMix, pooled_keys};
+use promptmix::cuda::{DropoutMask, Packed};
 
-use crate::device::{Bounds, Case, Place, Raw, Results, follow, narrowed, numbers, roundings, sums};
+use crate::device::{
+    Bounds, Case, Place, Raw, Results, dropout, follow, mask_of, narrowed, numbers, partial_squares,
+    roundings, sums,
+};
 use crate::random::Random;
 use crate::setting::SCORERS;
 
@@ -27,6 +33,8 @@ struct Mixture {
     lengths: Vec<usize>,
     /// Width up to which the padding token joins the pool.
     padded: Option<usize>,
+    /// The share of numbers that dropout takes.
+    dropped: f64,
 }
 
 impl Mixture {
@@ -44,6 +52,7 @@ impl Mixture {
             targets: 1,
             lengths: vec![1, 7, 2, 40],
             padded: None,
+            dropped: 0.0,
         }
     }
 }
@@ -101,14 +110,19 @@ impl Case for Mixture {
         };
         let values = numbers(3, runs * layout.len(), (width as f64).powf(-0.5));
         let mut state = backend.state(&layout, &values, runs)?;
-        let mut x = backend.place(&vec![77.0; rows * width], width, Format::Residual)?;
+        let x = backend.place(&vec![77.0; rows * width], width, Format::Residual)?;
+        let mut input = Residual { x, r: backend.rows(rows, width, Format::Norm)? };
         let mix = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
-        let saved = backend.mix(&mix, &table, &state, &mut x)?;
+        let dropout = dropout(self.dropped);
+        let mask = mask_of(&dropout, Side::Encoder, SiteKind::Embedding);
+        let saved =
+            backend.mix(&mix, &table, &state, PromptRows { input: &mut input, mask, epsilon: 1e-6 })?;
         let d_x = backend.place(&numbers(4, rows * width, 1.0), width, Format::Residual)?;
         let before = numbers(6, runs * layout.len(), 1.0);
         backend.write_gradient(&mut state, &before)?;
         backend.mix_backward(&mix, &saved, &d_x, &mut state)?;
-        let mut results = vec![("x", backend.read(&x)?)];
+        let mut results = vec![("x", backend.read(&input.x)?)];
+        results.push(("r", prompt_rows(&batch, backend.read(&input.r)?, 1)));
         if scorer.is_some() {
             results.push(("attention", backend.attention(&saved)?));
         }
@@ -117,6 +131,15 @@ impl Case for Mixture {
         }
         Ok(results)
     }
+}
+
+/// The prompt rows of \[R, width\].
+fn prompt_rows(batch: &Batch, rows: Vec<f64>, width: usize) -> Vec<f64> {
+    let of_example = |b: usize| {
+        let first = batch.range(Side::Encoder, b).start;
+        rows[first * width..(first + batch.prompt_length()) * width].to_vec()
+    };
+    (0..batch.examples()).flat_map(of_example).collect()
 }
 
 fn mixture(case: &Mixture) {
@@ -131,6 +154,7 @@ fn every_scorer() {
     for scorer in SCORERS {
         mixture(&Mixture::of(Some(scorer)));
         mixture(&Mixture { without_target: true, ..Mixture::of(Some(scorer)) });
+        mixture(&Mixture { dropped: 0.2, ..Mixture::of(Some(scorer)) });
         mixture(&Mixture { padded: Some(20), learnt_temperature: true, ..Mixture::of(Some(scorer)) });
         mixture(&Mixture { runs: 2, targets: 2, lengths: vec![3; 19], ..Mixture::of(Some(scorer)) });
         if scorer.reads_input() {
@@ -185,7 +209,7 @@ fn raw_mixture(case: &Mixture) {
     let Mixture { sources, length, width, runs, .. } = *case;
     let (kernels, sources) = (raw.kernels(), if case.scorer.is_some() { sources } else { 0 });
     let packed = Packed::new(kernels.stream(), batch).expect("a batch");
-    let rows = packed.rows(Side::Encoder).count();
+    let (described, rows) = (packed.described(), packed.rows(Side::Encoder).count());
     let frozen = numbers(2, sources * length * width, 1.0);
     let keys: Vec<f64> = pooled_keys(&narrowed(&frozen), length, width).into_iter().map(f64::from).collect();
     // A slice of no numbers cannot be made.
@@ -199,7 +223,19 @@ fn raw_mixture(case: &Mixture) {
     let mut mix =
         PromptMix::new(kernels, packed.described(), &mixing, &layout, sources, runs).expect("a shape");
     let frozen = (sources > 0).then_some(FrozenSources { prompts: &frozen, keys: &keys });
-    let forward = MixForward { table: &table, sources: frozen, values: &values, x: &mut x };
+    let parts = width.div_ceil(64);
+    let (mut copied, mut summed) =
+        (raw.halves(&vec![77.0; rows * width]), raw.floats(&vec![77.0; rows * parts]));
+    let mask = DropoutMask::default();
+    let forward = MixForward {
+        table: &table,
+        sources: frozen,
+        values: &values,
+        x: &mut x,
+        copy: Some(&mut copied),
+        partials: Some(&mut summed),
+        mask,
+    };
     mix.forward(kernels, forward).expect("forward");
     let d_x = raw.floats(&numbers(4, rows * width, 1.0));
     let mut gradient = raw.floats(&numbers(6, runs * layout.len(), 1.0));
@@ -213,11 +249,26 @@ fn raw_mixture(case: &Mixture) {
                 raw.holds(what, &attention, &expected, sums(case.terms()));
             }
             "gradient" => raw.holds(what, &gradient, &expected, sums(case.terms())),
-            _ => raw.holds(what, &x, &expected, sums(case.terms())),
+            "x" => {
+                raw.holds(what, &x, &expected, sums(case.terms()));
+                let found = raw.read(&x);
+                // 77, which token rows keep, is a number of bf16.
+                let rounded: Vec<f64> = found.iter().map(|&x| bf16::from_f64(x).to_f64()).collect();
+                assert_eq!(raw.read(&copied), rounded);
+                let squares = partial_squares(&prompt_rows(described.batch(), found, width), width);
+                let all = raw.read(&summed);
+                let of_tokens = all.iter().filter(|&&sum| sum == 77.0).count();
+                assert_eq!(of_tokens, all.len() - squares.len(), "token rows are left alone");
+                let summed = raw.floats(&prompt_rows(described.batch(), all, parts));
+                raw.holds("partials", &summed, &squares, sums(64));
+            }
+            _ => {}
         }
     }
     let table = raw.floats(&vec![0.0; width]);
-    let forward = MixForward { table: &table, sources: frozen, values: &values, x: &mut x };
+    let (copy, partials) = (None, None);
+    let forward =
+        MixForward { table: &table, sources: frozen, values: &values, x: &mut x, copy, partials, mask };
     let refused = mix.forward(kernels, forward).expect_err("a table of one row").to_string();
     assert!(refused.contains("table: expected at least 60 rows"), "{refused}");
 }

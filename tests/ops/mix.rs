@@ -2,7 +2,8 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    Batch, Device, Example, Mix, MixOps, Mixing, OptimizerOps, Readers, Scorer, Side, StateLayout,
+    Batch, Device, Example, Mix, MixOps, Mixing, OptimizerOps, PromptRows, Readers, Residual, Scorer, Side,
+    StateLayout,
 };
 
 use crate::operands::{add_scaled, bound, close, cpu, dot, narrowed, numbers, rows, softmax};
@@ -118,16 +119,21 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
     let frozen = scorer.map(|_| cpu.sources(&narrowed(&frozen), sources, length, width)).transpose()?;
     let state = cpu.state(&layout, &values, 1)?;
     let untouched = 77.0;
-    let mut x = rows(&cpu, &vec![untouched; batch.rows(Side::Encoder) * width], width)?;
+    let count = batch.rows(Side::Encoder);
+    let x = rows(&cpu, &vec![untouched; count * width], width)?;
+    let mut input = Residual { x, r: rows(&cpu, &vec![untouched; count], 1)? };
     let of = Mix { mixing: &mixing, sources: frozen.as_ref(), batch: &batch };
-    let saved = cpu.mix(&of, &table, &state, &mut x)?;
-    let x = cpu.read(&x)?;
+    let saved = cpu.mix(&of, &table, &state, PromptRows { input: &mut input, mask: None, epsilon: 1e-6 })?;
+    let (x, r) = (cpu.read(&input.x)?, cpu.read(&input.r)?);
+    let (mut norms, mut expected_norms) = (Vec::new(), Vec::new());
     let (mut z, mut rest) = (Vec::new(), Vec::new());
     for b in 0..batch.examples() {
         let range = batch.range(Side::Encoder, b);
         let end = range.start + length;
         z.extend_from_slice(&x[range.start * width..end * width]);
         rest.extend_from_slice(&x[end * width..range.end * width]);
+        norms.extend_from_slice(&r[range.start..end]);
+        rest.extend_from_slice(&r[end..range.end]);
     }
     let what = format!("{scorer:?}, without target {without_target}, {sizes:?}");
     let bound = bound(width + bottleneck_dim + sources);
@@ -138,6 +144,10 @@ fn check(scorer: Option<Scorer>, without_target: bool, standardized: bool, sizes
         if scorer.is_some() { bound } else { 0.0 },
     );
     close(&format!("Z of {what}"), &z, &expected_z, bound);
+    for z in z.chunks_exact(width) {
+        expected_norms.push((z.iter().map(|z| z * z).sum::<f64>() / width as f64 + 1e-6).sqrt().recip());
+    }
+    close(&format!("norms of {what}"), &norms, &expected_norms, self::bound(width));
     assert!(rest.iter().all(|&value| value == untouched), "{what}: token rows are left alone");
     Ok(())
 }
@@ -174,10 +184,11 @@ fn a_plain_prompt_is_written_as_it_is() -> Result<()> {
     let example = Example { source: vec![1], target: vec![1], ..Example::default() };
     let batch = Batch::pack(&[example], 9, 0, 2).expect("a batch");
     let table = cpu.weight(vec![0.5; 14], 2, 7, Readers::Many)?;
-    let mut x = rows(&cpu, &[1.0; 70], 7)?;
+    let mut input = Residual::new(&cpu, 10, 7)?;
     let of = Mix { mixing: &Mixing::plain(), sources: None, batch: &batch };
-    let saved = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, &mut x)?;
-    assert_eq!(cpu.read(&x)?[..63], values);
+    let output = PromptRows { input: &mut input, mask: None, epsilon: 1e-6 };
+    let saved = cpu.mix(&of, &table, &cpu.state(&layout, &values, 1)?, output)?;
+    assert_eq!(cpu.read(&input.x)?[..63], values);
     assert!(cpu.attention(&saved)?.is_empty());
     check(None, false, false, Sizes { sources: 0, length: 9, width: 7, bottleneck_dim: 1 })?;
     Ok(())
@@ -200,9 +211,10 @@ fn a_tie_in_the_key_goes_to_the_lowest_row() -> Result<()> {
     let table = cpu.weight(vec![1.0, 0.5, 0.0, 0.0], 2, width, Readers::Many)?;
     let sources = cpu.sources(&[0.3; 8], 1, length, width)?;
     let mut state = cpu.state(&layout, &values, 1)?;
-    let mut x = cpu.zeros(5, width)?;
+    let mut input = Residual::new(&cpu, 5, width)?;
     let of = Mix { mixing: &mixing, sources: Some(&sources), batch: &batch };
-    let saved = cpu.mix(&of, &table, &state, &mut x)?;
+    let output = PromptRows { input: &mut input, mask: None, epsilon: 1e-6 };
+    let saved = cpu.mix(&of, &table, &state, output)?;
     let a = cpu.attention(&saved)?;
     // Only row 2 of Z has a gradient: what arrives in other rows came by the key.
     let d_x = rows(&cpu, &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], width)?;

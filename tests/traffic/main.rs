@@ -7,8 +7,8 @@ use promptmix::backend::{
     Activation, Batch, CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Embedding,
     EmbeddingOps, Example, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
     Format, Heads, LinearOps, LmHead, LossOps, Mix, MixOps, Mixing, NormOps, OptimizerOps, OptimizerStep,
-    Projection, ProjectionBackward, Readers, Residual, Scope, Scorer, SelfAttention, SelfAttentionBackward,
-    SelfAttentionOps, Side, StateLayout,
+    Projection, ProjectionBackward, PromptRows, Readers, Residual, Scope, Scorer, SelfAttention,
+    SelfAttentionBackward, SelfAttentionOps, Side, StateLayout,
 };
 use promptmix::cuda::linear::{Epilogue, Linear};
 use promptmix::cuda::{Cuda, Precision, Sequences};
@@ -57,8 +57,8 @@ fn work(cuda: &Cuda) -> Result<()> {
     let mut state = cuda.state(&layout, &values, 1)?;
     let sources = cuda.sources(&numbers(6 * 20 * WIDTH), 6, 20, WIDTH)?;
     let mix = Mix { mixing: &mixing, sources: Some(&sources), batch };
-    let mixed = cuda.mix(&mix, &table, &state, &mut input.x)?;
     let epsilon = 1e-6;
+    let mixed = cuda.mix(&mix, &table, &state, PromptRows { input: &mut input, mask: None, epsilon })?;
     cuda.embed(Embedding { table: &table, batch, side, mask: None, epsilon }, &mut input)?;
     let input = input;
 

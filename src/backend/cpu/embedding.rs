@@ -1,11 +1,13 @@
 //! Rows that enter a stack: token embedding, and dropout over tokens and prompts.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Cpu;
 use super::element::Element;
 use super::linear::masked;
-use super::rows::{Blocks, RowMask, Rows};
+use super::rows::{RowMask, Rows, split_rows};
 use super::vector::{reciprocal_rms, vectorised};
 use crate::backend::ops::check_embedding_gradient;
 use crate::backend::{Batch, Embedding, EmbeddingOps, Mask, Residual, Scope, Side};
@@ -15,8 +17,7 @@ impl<E: Element> EmbeddingOps for Cpu<E> {
     fn embed(&self, of: Embedding<'_, Self>, output: &mut Residual<Self>) -> Result<()> {
         of.check(output)?;
         let Embedding { table, batch, side, .. } = of;
-        let Residual { x, r } = output;
-        let width = table.input;
+        let x = &mut output.x;
         let mut write = |row: usize, id: u32| {
             x.row_mut(row).copy_from_slice(table.row(id as usize));
         };
@@ -29,22 +30,11 @@ impl<E: Element> EmbeddingOps for Cpu<E> {
                 }
             }
         }
-        let mask = RowMask::new(batch, side, of.mask);
-        let blocks = Blocks::of(x.rows, self.share);
-        self.run(|| {
-            let rows = x.data.par_chunks_mut(blocks.size * width).zip(r.data.par_chunks_mut(blocks.size));
-            rows.enumerate().for_each(|(block, (x, r))| {
-                if let Some(mask) = &mask {
-                    let dropped = masked(self, mask, block * blocks.size, width, x);
-                    x.copy_from_slice(&dropped);
-                }
-                vectorised!(self, {
-                    for (x, r) in x.chunks_exact(width).zip(r) {
-                        *r = reciprocal_rms(x, E::from_f64(of.epsilon));
-                    }
-                });
-            });
-        });
+        let rows = |b| match side {
+            Side::Decoder => batch.range(side, b),
+            Side::Encoder => batch.range(side, b).start + batch.prompt_length()..batch.range(side, b).end,
+        };
+        enter(self, batch, side, (of.mask, of.epsilon), rows, output);
         Ok(())
     }
 
@@ -60,4 +50,36 @@ impl<E: Element> EmbeddingOps for Cpu<E> {
         }
         Ok(())
     }
+}
+
+/// Drops `rows` of each example by a mask, and writes their norms of an epsilon: how rows enter a stack.
+pub(super) fn enter<E: Element>(
+    cpu: &Cpu<E>,
+    batch: &Batch,
+    side: Side,
+    (mask, epsilon): (Mask<'_>, f64),
+    rows: impl Fn(usize) -> Range<usize> + Sync,
+    output: &mut Residual<Cpu<E>>,
+) {
+    let Residual { x, r } = output;
+    let (mask, width) = (RowMask::new(batch, side, mask), x.width);
+    let lengths = || (0..batch.examples()).map(|b| batch.range(side, b).len());
+    let examples =
+        split_rows(&mut x.data, width, lengths()).into_iter().zip(split_rows(&mut r.data, 1, lengths()));
+    let examples: Vec<_> = examples.enumerate().collect();
+    cpu.run(|| {
+        examples.into_par_iter().for_each(|(b, (x, r))| {
+            let (rows, start) = (rows(b), batch.range(side, b).start);
+            let x = &mut x[(rows.start - start) * width..(rows.end - start) * width];
+            if let Some(mask) = &mask {
+                let dropped = masked(cpu, mask, rows.start, width, x);
+                x.copy_from_slice(&dropped);
+            }
+            vectorised!(cpu, {
+                for (x, r) in x.chunks_exact(width).zip(&mut r[rows.start - start..rows.end - start]) {
+                    *r = reciprocal_rms(x, E::from_f64(epsilon));
+                }
+            });
+        });
+    });
 }

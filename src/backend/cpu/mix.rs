@@ -8,13 +8,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::embedding::enter;
 use super::matrix::{View, ViewMut};
 use super::optimizer::State;
 use super::rows::{Blocks, Rows, split_rows};
 use super::vector::{add_scaled, dot, exponentials, maximum, maximum_or_nan_into, scale, vectorised};
 use super::{Cpu, Weight, widened};
 use crate::backend::ops::check_sources;
-use crate::backend::{Batch, Mix, MixOps, Mixing, Scope, Scorer, Side};
+use crate::backend::{Batch, Mix, MixOps, Mixing, PromptRows, Scope, Scorer, Side};
 use crate::error::{Error, Result};
 
 /// Frozen source prompts and their pooled keys.
@@ -131,11 +132,15 @@ impl<E: Element> MixOps for Cpu<E> {
         of: &Mix<'_, Self>,
         table: &Weight<E>,
         state: &State<E>,
-        x: &mut Rows<E>,
+        output: PromptRows<'_, Self>,
     ) -> Result<MixSaved<E>> {
-        let mixture = Mixture::new(self, of, state, ("x", &*x))?;
+        of.check(&state.layout, state.updates.len(), of.sources.map(|sources| sources.shape), &output)?;
         of.check_table(table, state.layout.width)?;
-        Ok(mixture.forward(table, state, x))
+        let PromptRows { input, mask, epsilon } = output;
+        let saved = Mixture::new(self, of, state).forward(table, state, &mut input.x);
+        let rows = |b| of.batch.scoped_range(Side::Encoder, Scope::Prompt, b);
+        enter(self, of.batch, Side::Encoder, (mask, epsilon), rows, input);
+        Ok(saved)
     }
 
     fn mix_backward(
@@ -145,7 +150,8 @@ impl<E: Element> MixOps for Cpu<E> {
         d_x: &Rows<E>,
         state: &mut State<E>,
     ) -> Result<()> {
-        let mixture = Mixture::new(self, of, state, ("d_x", d_x))?;
+        of.check_gradient(&state.layout, state.updates.len(), of.sources.map(|sources| sources.shape), d_x)?;
+        let mixture = Mixture::new(self, of, state);
         if saved.sizes != mixture.sizes {
             let expected = "what forward kept of the same scorer, batch and state";
             let advice = "give the backward what its forward returned";
@@ -170,15 +176,10 @@ struct Mixture<'a, E: Element> {
 }
 
 impl<'a, E: Element> Mixture<'a, E> {
-    fn new(
-        cpu: &'a Cpu<E>,
-        of: &Mix<'a, Cpu<E>>,
-        state: &State<E>,
-        (what, x): (&str, &Rows<E>),
-    ) -> Result<Self> {
+    /// Of operands that were checked.
+    fn new(cpu: &'a Cpu<E>, of: &Mix<'a, Cpu<E>>, state: &State<E>) -> Self {
         let (layout, runs) = (&state.layout, state.updates.len());
         let Mix { mixing, sources, batch } = *of;
-        of.check(layout, runs, sources.map(|sources| sources.shape), what, x)?;
         let count = sources.map_or(0, |sources| sources.shape[0]);
         let sizes = Sizes {
             scorer: mixing.scorer,
@@ -191,7 +192,7 @@ impl<'a, E: Element> Mixture<'a, E> {
             targets: runs * layout.targets,
             attention_rows: if mixing.scorer == Some(Scorer::Token) { layout.prompt_length } else { 1 },
         };
-        Ok(Self { cpu, mixing, sources, batch, sizes })
+        Self { cpu, mixing, sources, batch, sizes }
     }
 
     fn forward(&self, table: &Weight<E>, state: &State<E>, x: &mut Rows<E>) -> MixSaved<E> {

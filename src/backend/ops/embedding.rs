@@ -4,8 +4,8 @@ use super::{Device, Mask, Matrix, Residual, check_columns, check_mask};
 use crate::backend::{Batch, Side};
 use crate::error::{Error, Result};
 
-/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, stay as
-/// they are. The mask goes over both.
+/// x\[row\] = mask(table\[id of the row\]) on token rows. The encoder's prompt rows, which stand before each example's tokens, are
+/// the mixture's.
 pub struct Embedding<'a, D: Device> {
     /// \[V, D\], for [`Readers::Lookup`](super::Readers::Lookup).
     pub table: &'a D::Weight,
@@ -47,7 +47,7 @@ pub(crate) fn check_embedding_gradient<M: Matrix>(batch: &Batch, mask: Mask<'_>,
 
 /// The embedding, and what its dropout does to the gradient.
 pub trait EmbeddingOps: Device {
-    /// Writes the token rows of x \[rows, D\], drops all rows by the mask, and writes the norm of every row.
+    /// Writes the token rows of x \[rows, D\], dropped by the mask, and their norms; prompt rows are left alone.
     ///
     /// # Errors
     /// A shape that does not fit, and what the driver says.

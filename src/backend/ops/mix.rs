@@ -1,7 +1,7 @@
 //! The mixture of prompts.
 
 use super::embedding::check_vocabulary;
-use super::{Matrix, OptimizerOps, check_length};
+use super::{Device, Mask, Matrix, OptimizerOps, Residual, check_length, check_mask};
 use crate::backend::{Batch, Mixing, Scorer, Side, StateLayout};
 use crate::error::{Error, Result};
 
@@ -15,18 +15,40 @@ pub struct Mix<'a, D: MixOps> {
     pub batch: &'a Batch,
 }
 
+/// Where a mixture writes: the prompt rows of what the encoder reads. Token rows are the embedding's.
+pub struct PromptRows<'a, D: Device> {
+    /// x \[R, D\] and its norm.
+    pub input: &'a mut Residual<D>,
+    /// Dropout of the rows: the embedding's.
+    pub mask: Mask<'a>,
+    /// Epsilon of the norm of x.
+    pub epsilon: f64,
+}
+
 impl<D: MixOps> Mix<'_, D> {
-    /// Fails unless it fits a state, as [`check_mixture`] says, and `x` \[R, D\], which is called `what`, has the batch's rows.
+    /// Fails unless it fits a state, as [`check_mixture`] says, and what it writes has the batch's rows.
     pub(crate) fn check(
         &self,
         layout: &StateLayout,
         runs: usize,
         sources: Option<[usize; 3]>,
-        what: &str,
-        x: &D::Rows,
+        output: &PromptRows<'_, D>,
     ) -> Result<()> {
         check_mixture(self.mixing, self.batch, layout, runs, sources)?;
-        x.check(what, self.batch.rows(Side::Encoder), layout.width)
+        check_mask(output.mask, self.batch)?;
+        output.input.check("x", self.batch.rows(Side::Encoder), layout.width)
+    }
+
+    /// Fails unless it fits a state, as [`check_mixture`] says, and `d_x` \[R, D\] has the batch's rows.
+    pub(crate) fn check_gradient(
+        &self,
+        layout: &StateLayout,
+        runs: usize,
+        sources: Option<[usize; 3]>,
+        d_x: &D::Rows,
+    ) -> Result<()> {
+        check_mixture(self.mixing, self.batch, layout, runs, sources)?;
+        d_x.check("d_x", self.batch.rows(Side::Encoder), layout.width)
     }
 
     /// Fails unless `table` has a row of `width` for every token that inputs are pooled from.
@@ -134,7 +156,8 @@ pub trait MixOps: OptimizerOps {
         prompt_length: usize,
         width: usize,
     ) -> Result<Self::Sources>;
-    /// Writes the prompt rows of `x` \[R, D\]; its token rows are left alone. `table` \[V, D\] is what inputs are pooled from.
+    /// Writes the prompt rows of x \[R, D\], dropped by the mask, and their norms; token rows are left alone. `table` \[V, D\] is
+    /// what inputs are pooled from.
     ///
     /// # Errors
     /// A shape that does not fit, an example of a run or target prompt that `state` does not have, and what the driver says.
@@ -143,7 +166,7 @@ pub trait MixOps: OptimizerOps {
         of: &Mix<'_, Self>,
         table: &Self::Weight,
         state: &Self::State,
-        x: &mut Self::Rows,
+        output: PromptRows<'_, Self>,
     ) -> Result<Self::MixSaved>;
     /// Adds to the state's gradient, from the prompt rows of `d_x` \[R, D\].
     ///

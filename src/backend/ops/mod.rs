@@ -25,7 +25,7 @@ pub use feed_forward::{Activation, FeedForward, FeedForwardBackward, FeedForward
 pub use linear::{LinearOps, Projection, ProjectionBackward, ResidualProjection, ResidualProjectionBackward};
 pub(crate) use loss::check_logits;
 pub use loss::{LmHead, Loss, LossOps};
-pub use mix::{Mix, MixOps};
+pub use mix::{Mix, MixOps, PromptRows};
 #[cfg(feature = "cuda")]
 pub(crate) use mix::{check_mixture, pooled_vocabulary};
 pub(crate) use mix::{check_runs, check_sources};

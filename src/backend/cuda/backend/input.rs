@@ -4,9 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::Cuda;
-use crate::backend::cuda::ops::descriptor::describe;
+use crate::backend::cuda::ops::descriptor::{Description, describe};
 use crate::backend::cuda::ops::optimizer::schedule_words;
 use crate::backend::cuda::ops::packing::{Described, DropoutMask, Words, dropout_words};
+use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::staging::{Numbers, Staging};
 use crate::backend::{Batch, Mask, MicroBatch, OptimizerStep};
 use crate::error::{Error, Result};
@@ -45,6 +46,7 @@ pub(super) struct DeviceBatch {
     /// The descriptor, from the first on; maybe more after it.
     numbers: Numbers,
     id: u64,
+    common: Descriptor,
     tiles: [usize; 3],
 }
 
@@ -63,26 +65,27 @@ pub(super) struct Input {
     turn: Cell<usize>,
 }
 
-/// The words of a micro-batch's input, and where in them dropout and schedule begin.
-fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Vec<i32>, [usize; 3], usize, usize) {
-    let (mut words, tiles) = describe(batch);
+/// A micro-batch's description with the words of its whole input, and where in them dropout and schedule begin.
+fn words(batch: &Batch, micro: &MicroBatch<'_>) -> (Description, usize, usize) {
+    let mut description = describe(batch);
+    let words = &mut description.data;
     let dropout = words.len();
     words.extend(micro.dropout.iter().flat_map(|step| dropout_words(step)));
     // f64 numbers follow.
     words.resize(words.len().next_multiple_of(2), 0);
     let schedule = words.len();
     words.extend(micro.last.iter().flat_map(|steps| schedule_words(steps)));
-    (words, tiles, dropout, schedule)
+    (description, dropout, schedule)
 }
 
 impl Input {
     /// Room for the input of batches of the capacity of `batch`.
     pub(super) fn new(cuda: &Cuda, batch: &Batch, micro: &MicroBatch<'_>) -> Result<Self> {
-        let (words, tiles, dropout, schedule) = words(batch, micro);
-        let numbers = Numbers::new(cuda.allocate(words.len())?);
-        let staging = || Staging::new(cuda.kernels().stream(), words.len());
+        let (Description { data, common, tiles }, dropout, schedule) = words(batch, micro);
+        let numbers = Numbers::new(cuda.allocate(data.len())?);
+        let staging = || Staging::new(cuda.kernels().stream(), data.len());
         Ok(Self {
-            described: Rc::new(DeviceBatch { numbers: numbers.clone(), id: batch.id(), tiles }),
+            described: Rc::new(DeviceBatch { numbers: numbers.clone(), id: batch.id(), common, tiles }),
             numbers,
             dropout,
             schedule,
@@ -94,9 +97,15 @@ impl Input {
     /// Sends what `micro` is, packed as `batch`, once the work before it has read its own input. Waits only for a copy
     /// of two times before.
     pub(super) fn send(&mut self, batch: &Batch, micro: &MicroBatch<'_>) -> Result<()> {
-        let (words, ..) = words(batch, micro);
+        let (Description { data, common, .. }, ..) = words(batch, micro);
+        // The captured launches hold it.
+        debug_assert_eq!(
+            bytemuck::bytes_of(&common),
+            bytemuck::bytes_of(&self.described.common),
+            "common to a bucket"
+        );
         let turn = self.turn.replace(1 - self.turn.get());
-        self.staging[turn].send(&words, &self.numbers)
+        self.staging[turn].send(&data, &self.numbers)
     }
 
     /// Lets ops find what was sent.
@@ -136,13 +145,14 @@ impl Cuda {
             Some(known) => known,
             None => {
                 self.expect_known("a batch")?;
-                let (data, tiles) = describe(batch);
-                let made = Rc::new(DeviceBatch { numbers: self.numbers_of(&data)?, id: batch.id(), tiles });
+                let Description { data, common, tiles } = describe(batch);
+                let numbers = self.numbers_of(&data)?;
+                let made = Rc::new(DeviceBatch { numbers, id: batch.id(), common, tiles });
                 self.keep(&made);
                 made
             }
         };
-        Ok(Described::new(batch, Words::Saved(known.numbers.address(0)), known.tiles))
+        Ok(Described::new(batch, Words::Saved(known.numbers.address(0)), known.common, known.tiles))
     }
 
     /// One site's mask of a step; the step's numbers are uploaded unless the device has them.

@@ -5,7 +5,7 @@ use crate::backend::cuda::ops::mix::{
     FrozenSources, MixBackward, MixForward, Mixture, Saved, Scratch, check_source_count, pooled_keys,
 };
 use crate::backend::ops::check_sources;
-use crate::backend::{Batch, Matrix, Mix, MixOps, StateLayout};
+use crate::backend::{Batch, Mix, MixOps, PromptRows, StateLayout};
 use crate::error::{Error, Result};
 
 /// Frozen source prompts \[S, M, D\] and their pooled keys \[S, D\], in f32.
@@ -94,18 +94,30 @@ impl MixOps for Cuda {
         Ok(sources)
     }
 
-    fn mix(&self, of: &Mix<'_, Self>, table: &Weight, state: &State, x: &mut Rows) -> Result<MixSaved> {
-        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "x", x)?;
-        of.check_table(table, x.shape()[1])?;
+    fn mix(
+        &self,
+        of: &Mix<'_, Self>,
+        table: &Weight,
+        state: &State,
+        output: PromptRows<'_, Self>,
+    ) -> Result<MixSaved> {
+        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), &output)?;
+        of.check_table(table, state.layout.width)?;
         self.count_mixture(of, &state.layout, 2, true);
         let mixture = self.mixture(of, &state.layout, state.runs)?;
         let mut saved =
             Saved::new(&mixture.lengths(), |length| self.allocate(length), |length| self.allocate(length))?;
+        let PromptRows { input, mask, epsilon } = output;
+        input.r.epsilon = epsilon as f32;
+        let (x, copy) = input.x.residual_mut()?;
         let operands = MixForward {
             table: table.float()?,
             sources: of.sources.map(Sources::frozen),
             values: &state.values,
-            x: x.float_mut()?,
+            x,
+            copy,
+            partials: Some(input.r.float_mut()?),
+            mask: self.mask(mask)?,
         };
         mixture.forward(self.kernels(), operands, &mut saved)?;
         Ok(MixSaved { saved, examples: of.batch.examples() })
@@ -118,7 +130,7 @@ impl MixOps for Cuda {
         d_x: &Rows,
         state: &mut State,
     ) -> Result<()> {
-        of.check(&state.layout, state.runs, of.sources.map(|sources| sources.shape), "d_x", d_x)?;
+        of.check_gradient(&state.layout, state.runs, of.sources.map(|sources| sources.shape), d_x)?;
         let State { layout, runs, values, gradient, .. } = state;
         self.count_mixture(of, layout, 3, false);
         let mixture = self.mixture(of, layout, *runs)?;

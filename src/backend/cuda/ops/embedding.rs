@@ -10,8 +10,8 @@ use crate::error::Result;
 
 /// An embedding of packed token rows, and what its dropout does to the gradient.
 ///
-/// x\[row\] = table\[id of the row\] on token rows. The encoder's prompt rows, which stand before each example's tokens, have
-/// no id: x stays as it is there. The mask goes over both.
+/// x\[row\] = mask(table\[id of the row\]) on token rows. The encoder's prompt rows, which stand before each example's tokens, have
+/// no id and stay as they are: [`PromptMix`](super::mix::PromptMix) writes them.
 ///
 /// Each token gets its row of the table:
 ///

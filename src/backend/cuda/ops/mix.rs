@@ -2,14 +2,14 @@
 
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits};
 
-use super::packing::Described;
-use super::{MixArguments, check_rows, check_width};
+use super::packing::{Described, DropoutMask};
+use super::{MixArguments, NORM_COLUMNS, check_rows, check_width, copy_of};
 use crate::backend::cuda::runtime::arguments::mix::{
-    MIXED, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
+    KEY_COLUMNS, MIXED, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
 };
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::Operands;
+use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};
 use crate::backend::ops::{check_mixture, pooled_vocabulary};
 use crate::backend::{Mixing, Scorer, Side, StateLayout};
 use crate::error::{Error, Result};
@@ -62,6 +62,12 @@ pub struct MixForward<'a> {
     pub values: &'a dyn DevicePtr<f32>,
     /// \[encoder rows, D\] in f32: the M prompt rows of every example are written, its token rows left alone.
     pub x: &'a mut dyn DevicePtrMut<f32>,
+    /// The same rows in bf16, which products read.
+    pub copy: Option<&'a mut dyn WriteOperand>,
+    /// \[encoder rows, ceil(D / 64)\] in f32: the rows' sums of squares of 64 columns each, by which the next product norms them.
+    pub partials: Option<&'a mut dyn DevicePtrMut<f32>>,
+    /// Dropout of the rows: the embedding's.
+    pub mask: DropoutMask<'a>,
 }
 
 /// Operands of the backward pass.
@@ -290,9 +296,8 @@ impl<'m> Mixture<'m> {
         }
     }
 
-    /// Numbers of the encoder's rows.
     fn encoder_rows(&self) -> usize {
-        self.batch.batch().rows(Side::Encoder) * self.layout.width
+        self.batch.batch().rows(Side::Encoder)
     }
 
     /// Bytes of shared memory of `mix_scores`: x_b, h, W_down x_b, and a sum a warp.
@@ -365,11 +370,19 @@ impl<'m> Mixture<'m> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let (length, width) = (layout.prompt_length, layout.width);
         check_rows("table", pooled_vocabulary(self.batch.batch()), width, of.table.len())?;
-        let mut operands = Operands::new(kernels.stream());
+        let (rows, mut operands) = (self.encoder_rows(), Operands::new(kernels.stream()));
         let saved = saved.write(&lengths, &mut operands)?;
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
-            x: operands.write("x", of.x, self.encoder_rows())?,
+            x: operands.write("x", of.x, rows * width)?,
+            copy: copy_of(&mut operands, of.copy, rows * width)?,
+            partials: match of.partials {
+                Some(partials) => {
+                    operands.write("partials", partials, rows * width.div_ceil(NORM_COLUMNS))?
+                }
+                None => 0,
+            },
+            mask: of.mask.read(&mut operands)?,
             ..self.arguments(&mut operands, of.sources, of.values, &saved)?
         };
         let launch = |name, grid: [usize; 3], threads: usize, shared: usize| {
@@ -379,7 +392,8 @@ impl<'m> Mixture<'m> {
         };
         if let Some(scorer) = self.mixing.scorer {
             if lengths.target_keys > 0 {
-                launch("target_keys", [width.div_ceil(THREADS), self.runs * layout.targets, 1], THREADS, 0)?;
+                let grid = [width.div_ceil(KEY_COLUMNS), self.runs * layout.targets, 1];
+                launch("target_keys", grid, THREADS, 0)?;
             }
             launch("mix_scores", [examples, 1, 1], SCORE_THREADS, self.scores_shared())?;
             if scorer == Scorer::Token {
@@ -402,11 +416,11 @@ impl<'m> Mixture<'m> {
         scratch: &mut Scratch<F>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
-        let mut operands = Operands::new(kernels.stream());
+        let (width, mut operands) = (layout.width, Operands::new(kernels.stream()));
         let saved = saved.read(&lengths, &mut operands)?;
         let arguments = MixArguments {
             gradient: write(&mut operands, "gradient", of.gradient, self.runs * layout.len())?,
-            x: operands.read("d_x", of.d_x, self.encoder_rows())?,
+            x: operands.read("d_x", of.d_x, self.encoder_rows() * width)?,
             d_attention: write(&mut operands, "d_attention", &mut scratch.d_attention, lengths.d_attention)?,
             d_scores: write(&mut operands, "d_scores", &mut scratch.d_scores, lengths.d_scores)?,
             d_h: write(&mut operands, "d_h", &mut scratch.d_h, lengths.rows)?,
@@ -422,7 +436,7 @@ impl<'m> Mixture<'m> {
         if self.is_scored() {
             let grid = [layout.prompt_length, examples.div_ceil(WARPS), 1];
             launch("mix_d_attention", grid, THREADS, 0)?;
-            let shared = (layout.width + SCORE_WARPS) * size_of::<f32>();
+            let shared = (width + SCORE_WARPS) * size_of::<f32>();
             launch("mix_d_scores", [examples, 1, 1], SCORE_THREADS, shared)?;
         }
         launch("mix_d_state", [layout.len().div_ceil(THREADS), self.runs, 1], THREADS, 0)
@@ -455,7 +469,7 @@ fn kind(scorer: Option<Scorer>) -> ScorerKind {
 /// use promptmix::backend::{Batch, Example, Mixing, Scorer, StateLayout};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
 /// use promptmix::cuda::mix::{FrozenSources, MixForward, PromptMix, pooled_keys};
-/// use promptmix::cuda::{Kernels, Packed};
+/// use promptmix::cuda::{DropoutMask, Kernels, Packed};
 ///
 /// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
 /// let stream = kernels.stream();
@@ -471,7 +485,9 @@ fn kind(scorer: Option<Scorer>) -> ScorerKind {
 /// let mut x = stream.clone_htod(&[f32::NAN; 2 * 8])?;
 /// let mut mix = PromptMix::new(&kernels, packed.described(), &mixing, &layout, 2, 1)?;
 /// let sources = Some(FrozenSources { prompts: &prompts, keys: &keys });
-/// mix.forward(&kernels, MixForward { table: &table, sources, values: &values, x: &mut x })?;
+/// let (copy, partials, mask) = (None, None, DropoutMask::default());
+/// let of = MixForward { table: &table, sources, values: &values, x: &mut x, copy, partials, mask };
+/// mix.forward(&kernels, of)?;
 /// assert!((stream.clone_dtoh(&x)?[0] - 4.0).abs() < 1e-5);
 /// # Ok(())
 /// # }
@@ -529,7 +545,7 @@ impl<'a> PromptMix<'a> {
     /// Launches the forward pass: the prompt rows of x.
     ///
     /// Costs B·M·(S + 1)·D multiply-adds for the rows, 2·D·Q + (S + 1)·D an example for the scores of the bottleneck; moves
-    /// the sources once for sixteen examples and 4·B·M·D bytes out.
+    /// the sources once for sixteen examples and 4·B·M·D bytes out, 6·B·M·D + B·M·D / 16 with copy and partial sums.
     ///
     /// # Errors
     /// A length that does not fit, a table of fewer rows than the batch's vocabulary, and what the driver says.

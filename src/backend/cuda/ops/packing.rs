@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::Mask;
-use super::descriptor::describe;
+use super::descriptor::{Description, describe};
+use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::arguments::dropout;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::operands::Operands;
@@ -33,14 +34,16 @@ impl<'a> Words<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Described<'a> {
     batch: &'a Batch,
-    descriptor: Words<'a>,
+    data: Words<'a>,
+    common: Descriptor,
     /// Tiles of 64 rows over the encoder, its prompt rows and the decoder: what grids must have at least.
     tiles: [usize; 3],
 }
 
 impl<'a> Described<'a> {
-    pub(crate) fn new(batch: &'a Batch, descriptor: Words<'a>, tiles: [usize; 3]) -> Self {
-        Self { batch, descriptor, tiles }
+    /// By the description's data on the device, what is common to its bucket, and its tiles.
+    pub(crate) fn new(batch: &'a Batch, data: Words<'a>, common: Descriptor, tiles: [usize; 3]) -> Self {
+        Self { batch, data, common, tiles }
     }
 
     /// What it describes.
@@ -58,9 +61,9 @@ impl<'a> Described<'a> {
         PackedRows { of: self, side, scope }
     }
 
-    /// Adds the descriptor to a launch: its address.
-    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<u64> {
-        self.descriptor.read(operands, "the batch's descriptor")
+    /// Adds the descriptor to a launch.
+    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<Descriptor> {
+        Ok(Descriptor { data: self.data.read(operands, "the batch's descriptor")?, ..self.common })
     }
 }
 
@@ -129,8 +132,8 @@ impl<'a> PackedRows<'a> {
         }
     }
 
-    /// Adds the descriptor to a launch: its address.
-    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<u64> {
+    /// Adds the descriptor to a launch.
+    pub(crate) fn read(&self, operands: &mut Operands<'a>) -> Result<Descriptor> {
         self.of.read(operands)
     }
 }
@@ -164,7 +167,8 @@ impl<'a> PackedRows<'a> {
 /// ```
 #[derive(Debug)]
 pub struct Packed {
-    descriptor: CudaSlice<i32>,
+    data: CudaSlice<i32>,
+    common: Descriptor,
     batch: Batch,
     tiles: [usize; 3],
 }
@@ -175,15 +179,14 @@ impl Packed {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, batch: Batch) -> Result<Self> {
-        let (data, tiles) = describe(&batch);
-        let descriptor =
-            stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
-        Ok(Self { descriptor, batch, tiles })
+        let Description { data, common, tiles } = describe(&batch);
+        let data = stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
+        Ok(Self { data, common, batch, tiles })
     }
 
     /// The batch, as ops take it.
     pub fn described(&self) -> Described<'_> {
-        Described::new(&self.batch, Words::Slice(&self.descriptor), self.tiles)
+        Described::new(&self.batch, Words::Slice(&self.data), self.common, self.tiles)
     }
 
     /// All rows of a side, as ops take them.
