@@ -77,23 +77,48 @@ static inline int32_t promptmix_batch_longest(const promptmix_batch *batch) {
     return longest;
 }
 
-// int32 numbers of the descriptor.
-static inline int64_t promptmix_batch_length(const promptmix_batch *batch) {
-    const int64_t examples = batch->examples;
-    const int64_t sources = promptmix_batch_rows(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL);
-    const int64_t targets = promptmix_batch_rows(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL);
-    const int64_t tiles = (int64_t)promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL) +
-                          promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_PROMPT) +
-                          promptmix_batch_tiles(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL);
-    return PROMPTMIX_HEADER_HEADER_LENGTH + 2 * (examples + 1) + 2 * sources + 4 * targets + 4 * examples + 2 * tiles;
+// The place of an array of the descriptor behind those before, from 16 bytes on.
+static inline int32_t promptmix_batch_place(int64_t *end, int64_t length) {
+    const int64_t start = (*end + 3) / 4 * 4;
+    *end = start + length;
+    return (int32_t)start;
 }
 
-// Begins an array of the descriptor behind those before.
-static inline int32_t *promptmix_batch_array(int32_t *descriptor, int64_t *end, promptmix_header field, int64_t length) {
-    int32_t *const array = descriptor + *end;
-    descriptor[field] = (int32_t)*end;
-    *end += length;
-    return array;
+// Where the arrays of the descriptor lie, and in `length` how many int32 numbers they are in all; `data` is 0.
+static inline promptmix_descriptor promptmix_batch_places(const promptmix_batch *batch, int64_t *length) {
+    const int64_t examples = batch->examples, entry = PROMPTMIX_BATCH_TILE_ENTRY;
+    const int64_t sources = promptmix_batch_rows(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL);
+    const int64_t targets = promptmix_batch_rows(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL);
+    int64_t end = PROMPTMIX_HEADER_HEADER_LENGTH;
+    promptmix_descriptor of;
+    of.data = 0;
+    of.examples = batch->examples;
+    of.prompt_length = batch->prompt_length;
+    of.encoder_offsets = promptmix_batch_place(&end, examples + 1);
+    of.decoder_offsets = promptmix_batch_place(&end, examples + 1);
+    of.encoder_example = promptmix_batch_place(&end, sources);
+    of.decoder_example = promptmix_batch_place(&end, targets);
+    of.encoder_ids = promptmix_batch_place(&end, sources);
+    of.decoder_ids = promptmix_batch_place(&end, targets);
+    of.labels = promptmix_batch_place(&end, targets);
+    of.row_weights = promptmix_batch_place(&end, targets);
+    of.example_index = promptmix_batch_place(&end, examples);
+    of.example_run = promptmix_batch_place(&end, examples);
+    of.example_target = promptmix_batch_place(&end, examples);
+    of.pooled_padding = promptmix_batch_place(&end, examples);
+    of.encoder_tiles = promptmix_batch_place(&end, entry * promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL));
+    of.prompt_tiles = promptmix_batch_place(&end, entry * promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_PROMPT));
+    of.decoder_tiles = promptmix_batch_place(&end, entry * promptmix_batch_tiles(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL));
+    of.padding = 0;
+    *length = end;
+    return of;
+}
+
+// int32 numbers of the descriptor's array.
+static inline int64_t promptmix_batch_length(const promptmix_batch *batch) {
+    int64_t length;
+    promptmix_batch_places(batch, &length);
+    return length;
 }
 
 // Copies numbers, or writes `otherwise`, with `step` more from each to the next.
@@ -101,70 +126,67 @@ static inline void promptmix_batch_copy(int32_t *to, const int32_t *from, int64_
     for (int64_t i = 0; i < length; ++i) to[i] = from ? from[i] : otherwise + (int32_t)i * step;
 }
 
-// Writes pairs (example, first row within it) of tiles over the rows between the offsets, or over so many rows of each example
-// where there are no offsets; how many tiles there are.
-static inline int32_t promptmix_batch_map(int32_t *to, const int32_t *offsets, int32_t examples, int32_t rows) {
-    int32_t tiles = 0;
-    for (int32_t b = 0; b < examples; ++b) {
-        const int32_t length = offsets ? offsets[b + 1] - offsets[b] : rows;
-        for (int32_t first = 0; first < length; first += PROMPTMIX_BATCH_ATTENTION_TILE, ++tiles) {
-            to[2 * tiles] = b;
-            to[2 * tiles + 1] = first;
-        }
+// Writes the example of each row between the offsets.
+static inline void promptmix_batch_owners(int32_t *to, const int32_t *offsets, int32_t examples) {
+    for (int32_t b = 0; offsets && b < examples; ++b) {
+        for (int32_t row = offsets[b]; row < offsets[b + 1]; ++row) to[row] = b;
     }
-    return tiles;
 }
 
-// Writes the descriptor, promptmix_batch_length(batch) numbers, for a copy to the device: what the field `batch` of every
-// argument struct points to.
-static inline void promptmix_batch_write(const promptmix_batch *batch, int32_t *to) {
+// Writes the entries of `most` tiles over the rows between the offsets, or over so many rows of each example from them on; those that
+// are left over have no example.
+static inline void promptmix_batch_tile_entries(int32_t *to, uint32_t most, const int32_t *offsets, const int32_t *other,
+                                                int32_t examples, const int32_t *rows) {
+    const int32_t *const end = to + (size_t)most * PROMPTMIX_BATCH_TILE_ENTRY;
+    for (int32_t b = 0; offsets && b < examples; ++b) {
+        const int32_t length = offsets[b + 1] - offsets[b], tiled = rows ? *rows : length;
+        for (int32_t first = 0; first < tiled; first += PROMPTMIX_BATCH_ATTENTION_TILE, to += PROMPTMIX_BATCH_TILE_ENTRY) {
+            to[0] = b;
+            to[1] = first;
+            to[2] = offsets[b];
+            to[3] = length;
+            to[4] = other ? other[b] : 0;
+            to[5] = other ? other[b + 1] - other[b] : 0;
+            to[6] = to[7] = 0;
+        }
+    }
+    while (to < end) *to++ = -1;
+}
+
+// Writes the descriptor's array, promptmix_batch_length(batch) numbers, for a copy to the device. The result is the field `batch` of
+// every argument struct, once its own field `data` is set to the array's address on the device.
+static inline promptmix_descriptor promptmix_batch_write(const promptmix_batch *batch, int32_t *to) {
     const int32_t examples = batch->examples;
+    const int32_t *const from = batch->source_offsets, *const until = batch->target_offsets;
     const int64_t sources = promptmix_batch_rows(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL);
     const int64_t targets = promptmix_batch_rows(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL);
-    const int64_t tiles[3] = {promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL),
-                              promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_PROMPT),
-                              promptmix_batch_tiles(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL)};
-    int64_t end = promptmix_batch_length(batch);
-    memset(to, 0, (size_t)end * sizeof(int32_t));
-    to[PROMPTMIX_HEADER_EXAMPLES] = examples;
-    to[PROMPTMIX_HEADER_PROMPT_LENGTH] = batch->prompt_length;
+    int64_t length;
+    const promptmix_descriptor of = promptmix_batch_places(batch, &length);
+    memset(to, 0, (size_t)length * sizeof(int32_t));
     to[PROMPTMIX_HEADER_ENCODER_ROWS] = (int32_t)sources;
     to[PROMPTMIX_HEADER_DECODER_ROWS] = (int32_t)targets;
-    end = PROMPTMIX_HEADER_HEADER_LENGTH;
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_ENCODER_OFFSETS, examples + 1), batch->source_offsets,
-                         examples + 1, 0, 0);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_DECODER_OFFSETS, examples + 1), batch->target_offsets,
-                         examples + 1, 0, 0);
-    int32_t *const source_example = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_ENCODER_EXAMPLE, sources);
-    int32_t *const target_example = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_DECODER_EXAMPLE, targets);
-    for (int32_t b = 0; b < examples; ++b) {
-        if (batch->source_offsets) {
-            for (int32_t row = batch->source_offsets[b]; row < batch->source_offsets[b + 1]; ++row) source_example[row] = b;
-        }
-        if (batch->target_offsets) {
-            for (int32_t row = batch->target_offsets[b]; row < batch->target_offsets[b + 1]; ++row) target_example[row] = b;
-        }
-    }
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_ENCODER_IDS, sources), batch->source_ids, sources, 0, 0);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_DECODER_IDS, targets), batch->target_ids, targets, 0, 0);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_LABELS, targets), batch->labels, targets, 0, 0);
-    int32_t *const weights = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_ROW_WEIGHTS, targets);
+    promptmix_batch_copy(to + of.encoder_offsets, from, examples + 1, 0, 0);
+    promptmix_batch_copy(to + of.decoder_offsets, until, examples + 1, 0, 0);
+    promptmix_batch_owners(to + of.encoder_example, from, examples);
+    promptmix_batch_owners(to + of.decoder_example, until, examples);
+    promptmix_batch_copy(to + of.encoder_ids, batch->source_ids, sources, 0, 0);
+    promptmix_batch_copy(to + of.decoder_ids, batch->target_ids, targets, 0, 0);
+    promptmix_batch_copy(to + of.labels, batch->labels, targets, 0, 0);
     for (int64_t row = 0; row < targets; ++row) {
         const float weight = batch->weights ? batch->weights[row] : 1.0f;
-        memcpy(weights + row, &weight, sizeof weight);
+        memcpy(to + of.row_weights + row, &weight, sizeof weight);
     }
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_EXAMPLE_INDEX, examples), batch->index, examples, 0, 1);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_EXAMPLE_RUN, examples), batch->run, examples, 0, 0);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_EXAMPLE_TARGET, examples), batch->target_prompt, examples,
-                         0, 0);
-    promptmix_batch_copy(promptmix_batch_array(to, &end, PROMPTMIX_HEADER_POOLED_PADDING, examples), batch->pooled_padding, examples,
-                         -1, 0);
-    int32_t *map = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_ENCODER_TILE_MAP, 2 * tiles[0]);
-    if (batch->source_offsets) to[PROMPTMIX_HEADER_ENCODER_TILES] = promptmix_batch_map(map, batch->source_offsets, examples, 0);
-    map = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_PROMPT_TILE_MAP, 2 * tiles[1]);
-    to[PROMPTMIX_HEADER_PROMPT_TILES] = promptmix_batch_map(map, NULL, examples, batch->prompt_length);
-    map = promptmix_batch_array(to, &end, PROMPTMIX_HEADER_DECODER_TILE_MAP, 2 * tiles[2]);
-    if (batch->target_offsets) to[PROMPTMIX_HEADER_DECODER_TILES] = promptmix_batch_map(map, batch->target_offsets, examples, 0);
+    promptmix_batch_copy(to + of.example_index, batch->index, examples, 0, 1);
+    promptmix_batch_copy(to + of.example_run, batch->run, examples, 0, 0);
+    promptmix_batch_copy(to + of.example_target, batch->target_prompt, examples, 0, 0);
+    promptmix_batch_copy(to + of.pooled_padding, batch->pooled_padding, examples, -1, 0);
+    promptmix_batch_tile_entries(to + of.encoder_tiles, promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_ALL), from,
+                                 until, examples, NULL);
+    promptmix_batch_tile_entries(to + of.prompt_tiles, promptmix_batch_tiles(batch, PROMPTMIX_SIDE_ENCODER, PROMPTMIX_SCOPE_PROMPT),
+                                 from, until, examples, &batch->prompt_length);
+    promptmix_batch_tile_entries(to + of.decoder_tiles, promptmix_batch_tiles(batch, PROMPTMIX_SIDE_DECODER, PROMPTMIX_SCOPE_ALL), until,
+                                 from, examples, NULL);
+    return of;
 }
 
 // The passes of attention: o and log_sum_exp; delta, which the next two read; d_q; d_k and d_v. The short ones do the work of the
@@ -419,8 +441,8 @@ static inline promptmix_launch promptmix_mix_launch(promptmix_mix_step step, con
     const uint32_t scores = (uint32_t)(2 * a->width + a->bottleneck_dim + PROMPTMIX_MIX_SCORE_WARPS) * 4u;
     switch (step) {
         case PROMPTMIX_MIX_TARGET_KEYS:
-            return promptmix_launch_of("mix", "target_keys", promptmix_ceil(a->width, threads), (uint32_t)(a->runs * a->targets), 1,
-                                       threads, 0);
+            return promptmix_launch_of("mix", "target_keys", promptmix_ceil(a->width, PROMPTMIX_MIX_KEY_COLUMNS),
+                                       (uint32_t)(a->runs * a->targets), 1, threads, 0);
         case PROMPTMIX_MIX_SCORES:
             return promptmix_launch_of("mix", scores > 48 * 1024 ? NULL : "mix_scores", count, 1, 1, PROMPTMIX_MIX_SCORE_THREADS,
                                        scores);

@@ -248,10 +248,10 @@ int main(int count, char **words) {
     batch.examples = SEQUENCES;
     batch.target_offsets = ENDS;
     int32_t *const descriptor = room((size_t)promptmix_batch_length(&batch) * sizeof(int32_t));
-    promptmix_batch_write(&batch, descriptor);
     promptmix_attention_arguments arguments;
     memset(&arguments, 0, sizeof arguments);
-    arguments.batch = upload(descriptor, (size_t)promptmix_batch_length(&batch) * sizeof(int32_t));
+    arguments.batch = promptmix_batch_write(&batch, descriptor);
+    arguments.batch.data = upload(descriptor, (size_t)promptmix_batch_length(&batch) * sizeof(int32_t));
     arguments.q = attention.q;
     arguments.k = attention.k;
     arguments.v = attention.v;
@@ -285,7 +285,7 @@ int main(int count, char **words) {
     free(descriptor);
     promptmix_sequences_destroy(sequences);
     promptmix_kernels_destroy(kernels);
-    const uint64_t memory[] = {at,    at_bias, at_d_o, at_o, at_sum, at_d, gradient.delta, arguments.batch, arguments.o,
+    const uint64_t memory[] = {at,    at_bias, at_d_o, at_o, at_sum, at_d, gradient.delta, arguments.batch.data, arguments.o,
                                arguments.log_sum_exp};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; ++i) DRIVER(cuMemFree_v2(memory[i]));
     DRIVER(cuModuleUnload(module));

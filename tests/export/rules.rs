@@ -244,8 +244,9 @@ impl Watched {
         let (values, table) = (self.zeros(layout.len()), self.zeros(3 * 24));
         let (mut x, mut gradient) = (self.zeros(9 * 7 * 24), self.zeros(layout.len()));
         let sources = Some(FrozenSources { prompts: &prompts, keys: &keys });
-        mix.forward(&self.kernels, MixForward { table: &table, sources, values: &values, x: &mut x })
-            .expect("a launch");
+        let (copy, partials, mask) = (None, None, DropoutMask::default());
+        let of = MixForward { table: &table, sources, values: &values, x: &mut x, copy, partials, mask };
+        mix.forward(&self.kernels, of).expect("a launch");
         let of = MixBackward { sources, values: &values, d_x: &x, gradient: &mut gradient };
         mix.backward(&self.kernels, of).expect("a launch");
     }
