@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{Enum, Field, Kind, Layout, Struct};
+use super::source::Enum;
+use super::{Field, Kind, Layout, Struct};
 
 /// The interface of a build for other languages.
 #[derive(Clone, Debug)]
