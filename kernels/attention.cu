@@ -13,11 +13,11 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 127 42996 3, attention_dropped_64 151 44020 3, attention_128 129 83956 1, attention_dropped_128 168 84980 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 165 51188 3,
-//   attention_queries_dropped_64 163 52212 3, attention_queries_128 162 100340 1, attention_queries_dropped_128 158 101364 1,
-//   attention_keys_64 168 52212 3, attention_keys_dropped_64 199 53236 2, attention_keys_128 226 101364 1,
-//   attention_keys_dropped_128 242 102388 1, attention_f32 48 0 10, attention_queries_f32 64 0 8, attention_keys_f32 64 0 8
+//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 129 83956 1, attention_dropped_128 167 84980 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 167 51188 3,
+//   attention_queries_dropped_64 159 52212 3, attention_queries_128 161 100340 1, attention_queries_dropped_128 164 101364 1,
+//   attention_keys_64 164 52212 3, attention_keys_dropped_64 201 53236 2, attention_keys_128 218 101364 1,
+//   attention_keys_dropped_128 238 102388 1, attention_f32 44 0 10, attention_queries_f32 56 0 9, attention_keys_f32 79 0 6
 #include "attention.cuh"
 
 using namespace promptmix;
@@ -350,11 +350,10 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
     const int64_t first_row = tile.key_row + tile.first;
     const bf16* const k = static_cast<const bf16*>(arguments.k) + first_row * arguments.kv_stride + head * width;
     const bf16* const v = static_cast<const bf16*>(arguments.v) + first_row * arguments.kv_stride + head * width;
-    const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.keys;
-    const int rows = most_rows - tile.first;
+    const auto rows_of = [&](const Tile& of) { return arguments.scope == PROMPT ? batch.prompt_length() : of.keys; };
     const int from = arguments.causal ? tile.first / 64 : 0, stages = (tile.queries + 63) / 64;
-    copy_tile<Width>(base, k, rows, arguments.kv_stride, width);
-    copy_tile<Width>(base + TileBytes, v, rows, arguments.kv_stride, width);
+    copy_tile<Width>(base, k, rows_of(tile) - tile.first, arguments.kv_stride, width);
+    copy_tile<Width>(base + TileBytes, v, rows_of(tile) - tile.first, arguments.kv_stride, width);
     const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
     const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
     const auto load = [&](int stage) {
@@ -389,7 +388,11 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
     for (int stage = from + (arguments.causal ? 1 : 0); stage < stages; ++stage) stage_of(stage, Flag<false>());
     wait_for_copies<0>();
     __syncthreads();
-    const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
+    // Read again, so that none of it takes a register through the loop.
+    const Tile again(arguments, batch, true);
+    const int rows = rows_of(again) - again.first;
+    const int64_t before = arguments.scope == PROMPT ? static_cast<int64_t>(again.example) * rows_of(again) : again.key_row;
+    const int64_t to_row = before + again.first;
     if (arguments.inner_parts == 2) {
         const float2 of_k = row_products<Width>(shared, d_k), of_v = row_products<Width>(shared + TileBytes, d_v);
 #pragma unroll

@@ -25,10 +25,10 @@
 // writes. Backward keeps q', the scores and their tiles' sums.
 // f32: a block a row, sums in order of columns; for verification.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_scores_bf16 120 49664 3, cross_scores_backward_bf16 122 49664 3, cross_widen_bf16 108 49664 3,
-//   cross_project_bf16 116 73984 2, cross_project_backward_bf16 122 73984 2, cross_mix_bf16 114 49664 3,
-//   cross_backward_bf16 110 49664 3, cross_sources_bf16 128 49664 3, cross_narrow_bf16 124 49664 3, cross_widen_f32 32 0 16,
-//   cross_narrow_f32 45 128 10, cross_scores_f32 32 128 16, cross_mix_f32 32 0 16, cross_scores_backward_f32 54 128 9,
+//   cross_scores_bf16 120 49664 3, cross_scores_backward_bf16 120 49664 3, cross_widen_bf16 108 49664 3,
+//   cross_project_bf16 116 73984 2, cross_project_backward_bf16 122 73984 2, cross_mix_bf16 120 49664 3,
+//   cross_backward_bf16 109 49664 3, cross_sources_bf16 125 49664 3, cross_narrow_bf16 124 49664 3, cross_widen_f32 32 0 16,
+//   cross_narrow_f32 45 128 10, cross_scores_f32 46 128 10, cross_mix_f32 32 0 16, cross_scores_backward_f32 54 128 9,
 //   cross_backward_f32 32 0 16, cross_sources_f32 32 0 16
 #include "attention.cuh"
 #include "rows.cuh"

@@ -27,9 +27,9 @@
 //   gemm_forward_large 205 72320 2, gemm_backward_large 205 72320 2, gemm_forward_medium 153 54912 3,
 //   gemm_backward_medium 151 54912 3, gemm_forward_small_project 96 66944 2, gemm_forward_small_relu 96 66944 2,
 //   gemm_forward_small_add 92 66944 2, gemm_forward_small_plain 102 66944 2, gemm_forward_small_float 102 66944 2,
-//   gemm_backward_small_plain 96 66944 2, gemm_backward_small_delta 96 66944 2, gemm_backward_small_relu 96 66944 2,
-//   gemm_backward_small_norm 94 66944 2, gemm_backward_small_accumulate 96 66944 2, gemm_forward_f32 86 19840 2,
-//   gemm_backward_f32 88 19840 2
+//   gemm_backward_small_plain 90 66944 2, gemm_backward_small_delta 90 66944 2, gemm_backward_small_relu 90 66944 2,
+//   gemm_backward_small_norm 94 66944 2, gemm_backward_small_accumulate 90 66944 2, gemm_forward_f32 84 19840 2,
+//   gemm_backward_f32 86 19840 2
 #include "mma.cuh"
 #include "rows.cuh"
 

@@ -19,7 +19,7 @@
 // E twice, and 14·T·V.
 // loss_rows: grid x rows, y D / 512. f32: a block a row and range; for verification.
 // On sm_80, with D of 1,024; with D of 512 half of both, two blocks: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   loss_words_bf16 255 83584 1, loss_rows_bf16 34 2176 12, loss_words_f32 56 512 9, loss_rows_f32 34 2176 12
+//   loss_words_bf16 255 83584 1, loss_rows_bf16 33 2176 12, loss_words_f32 64 512 8, loss_rows_f32 33 2176 12
 #include "attention.cuh"
 #include "rows.cuh"
 

@@ -15,8 +15,8 @@
 // 4·D + 2·D + D / 16.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   target_keys 32 0 8, mix_scores 58 4624 1, token_scores 32 0 8, mix_rows 94 4096 5, mix_d_attention 48 16384 5,
-//   mix_d_scores 32 6272 2, mix_d_state 40 1056 6
+//   target_keys 32 2048 8, mix_scores 54 4624 1, token_scores 39 0 6, mix_rows 124 4352 4, mix_d_attention 40 16384 6,
+//   mix_d_scores 52 6272 1, mix_d_state 48 1056 5
 #include "rows.cuh"
 
 using namespace promptmix;

@@ -11,7 +11,7 @@
 // Grid: forward a warp a row; backward a block of 128 threads a row, which holds the row in registers (D up to 4,096).
 // Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (12 with `below`), writes 6 D. Backward keeps x and the partials.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   final_norm_bf16 40 0 12, final_norm_f32 40 0 12, final_norm_backward 90 16 5
+//   final_norm_bf16 44 0 10, final_norm_f32 44 0 10, final_norm_backward 90 16 5
 #include "rows.cuh"
 
 using namespace promptmix;
