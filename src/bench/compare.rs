@@ -46,7 +46,7 @@ pub(crate) fn compare(first: &Report, second: &Report) -> String {
     }
     let _ = writeln!(
         text,
-        "{:<12} {:<44} {:>25} {:>25} {:>6}  {:>6} {:>6}",
+        "{:<10} {:<46} {:>25} {:>25} {:>6}  {:>6} {:>6}",
         "shape", "kernel", "first, cold us", "second, cold us", "ratio", "cold", "warm"
     );
     let same = |one: &Measured, other: &Measured| one.shape == other.shape && one.kernel == other.kernel;
@@ -64,7 +64,7 @@ pub(crate) fn compare(first: &Report, second: &Report) -> String {
         }
         let _ = write!(
             text,
-            "{:<12} {:<44} {:>25} {:>25} {:>6.3}  {:>6} {:>6}",
+            "{:<10} {:<46} {:>25} {:>25} {:>6.3}  {:>6} {:>6}",
             kernel.shape,
             kernel.kernel,
             shown(&one.cold_us),

@@ -116,7 +116,7 @@ pub(crate) fn datasheet(device: &str) -> Result<Option<Datasheet>> {
 }
 
 /// What NVML says of GPUs.
-#[cfg(feature = "nvml")]
+#[cfg(feature = "vendor")]
 pub(crate) mod nvml {
     use nvml_wrapper::Device;
     use nvml_wrapper::Nvml as Library;
@@ -197,7 +197,7 @@ pub(crate) mod nvml {
 }
 
 /// A build without NVML.
-#[cfg(all(feature = "cuda", not(feature = "nvml")))]
+#[cfg(all(feature = "cuda", not(feature = "vendor")))]
 pub(crate) mod nvml {
     use super::{Nvml, Sample};
 
@@ -207,7 +207,7 @@ pub(crate) mod nvml {
     impl Monitor {
         /// Why there is none.
         pub(crate) fn open(_: String) -> Result<Self, String> {
-            Err("this program was built without the feature `nvml`".to_owned())
+            Err("this program was built without the feature `vendor`".to_owned())
         }
 
         /// What changes, as it is now.

@@ -321,7 +321,8 @@ impl<B: Filled> Bench<'_, B> {
         let of = SelfAttention { batch, side, heads, bias: &bias, mask: None };
         let mut forward = || backend.self_attention(&of, qkv, &mut o, &mut log_sum_exp);
         forward()?;
-        let kept = rows * (sizes.operand * 4 * total + 4 * heads.count);
+        let biases = 4 * heads.count * (2 * MAX_DISTANCE + 1);
+        let kept = rows * (sizes.operand * 4 * total + 4 * heads.count) + biases;
         self.time(&format!("{family}/forward"), kept, forward)?;
         let d_o = self.rows(rows, total, Format::Operand)?;
         let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient)?;

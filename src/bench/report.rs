@@ -145,7 +145,7 @@ impl Report {
         let mut text = self.heading();
         let _ = writeln!(
             text,
-            "{:<10} {:<40} {:>28} {:>10} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8}",
+            "{:<10} {:<46} {:>30} {:>10} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8}",
             "shape",
             "kernel",
             format!("{} us, cold p20..p80", self.times),
@@ -163,7 +163,7 @@ impl Report {
             let Some(Passes { cold_us, warm_us }) = kernel.passes() else { continue };
             let _ = writeln!(
                 text,
-                "{:<10} {:<40} {:>28} {:>10.2} {:>9} {:>9.1} {:>8} {:>8} {:>8} {:>8}",
+                "{:<10} {:<46} {:>30} {:>10.2} {:>9} {:>9.1} {:>8} {:>8} {:>8} {:>8}",
                 kernel.shape,
                 kernel.kernel,
                 format!("{:.2} ({:.2}..{:.2})", cold_us.p50, cold_us.p20, cold_us.p80),
@@ -179,7 +179,7 @@ impl Report {
                 let PeerTime { peer, cold_us, warm_us } = peer;
                 let _ = writeln!(
                     text,
-                    "{:<10} {:<40} {:>28} {:>10.2}",
+                    "{:<10} {:<46} {:>30} {:>10.2}",
                     "",
                     format!("  {peer}"),
                     format!("{:.2} ({:.2}..{:.2})", cold_us.p50, cold_us.p20, cold_us.p80),
@@ -223,7 +223,7 @@ impl Report {
         }
         let Ceilings { product_tflop_per_s, product, copy_gb_per_s, copy, datasheet } = &self.ceilings;
         let rate =
-            |rate: Option<f64>, unit: &str| rate.map_or(String::new(), |rate| format!("{rate:.1} {unit} "));
+            |rate: Option<f64>, unit: &str| rate.map_or(String::new(), |rate| format!("{rate:.1} {unit}, "));
         let _ = writeln!(text, "largest product: {}{product}", rate(*product_tflop_per_s, "TFLOP/s"));
         let predicted = if self.is_predicted() { "predicted " } else { "" };
         let _ = writeln!(text, "copy: {predicted}{}{copy}", rate(*copy_gb_per_s, "GB/s"));

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::device::{Device, Opened};
+use super::device::{Device, Opened, tells_model_time};
 use super::progress::bar;
 use super::random_model::dimensions;
 use crate::backend::cuda::linear::TileTable;
@@ -96,8 +96,11 @@ impl Tiles {
             return Err(Error::setting("--precision", "bf16", "f32", advice));
         }
         let device = cuda.info();
-        // A virtual GPU's events tell the time of the host.
-        let is_measured = !device.is_virtual();
+        let times = match (device.is_virtual(), tells_model_time()) {
+            (false, _) => None,
+            (true, true) => Some("of the virtual GPU's model"),
+            (true, false) => Some("of the host: the GPU is virtual"),
+        };
         let mut search = TileSearch::new(cuda.kernels())?;
         let date = today();
         let (mut lines, mut table) = (Vec::new(), vec![TileTable::HEADER.to_owned()]);
@@ -119,7 +122,7 @@ impl Tiles {
             "schema": "promptmix bench tiles 1", "device": device.name,
             "compute_capability": format!("{}.{}", device.compute_capability.0, device.compute_capability.1),
             "multiprocessors": device.multiprocessors, "version": env!("CARGO_PKG_VERSION"), "measured": date,
-            "times": if is_measured { "of the device" } else { "of the host: the GPU is virtual" },
+            "times": times.unwrap_or("of the device"),
             "repeats": self.repeats, "products": lines,
         });
         if let Some(path) = &self.table {
@@ -130,8 +133,8 @@ impl Tiles {
         }
         if self.json {
             println!("{report}");
-        } else if !is_measured {
-            println!("the times are of the host: {} is virtual", device.name);
+        } else if let Some(times) = times {
+            println!("the times of {} are {times}", device.name);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -8,12 +8,11 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{Cuda, EventClock, Precision, linear, pci_place, peak::Vendor};
 use crate::bench::{self, Environment, HostClock, Measured, Only, Peers, Report, Shape};
 use crate::cli::device::{Device, Opened};
+#[cfg(feature = "cuda")]
+use crate::cli::device::{TIMING, tells_model_time};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// The variable by which the virtual GPU keeps the time that its events then tell.
-#[cfg(feature = "cuda")]
-const TIMING: &str = "VGPU_TIMING";
 /// Flushes of the cache before a pass on a GPU: some hundred microseconds.
 #[cfg(feature = "cuda")]
 const FLUSHES: usize = 4;
@@ -136,7 +135,7 @@ impl Kernels {
             return Err(Error::setting("--precision", "bf16", "f32", advice));
         }
         let is_predicted = info.is_virtual();
-        if is_predicted && !std::env::var(TIMING).is_ok_and(|value| value == "1") {
+        if is_predicted && !tells_model_time() {
             let advice = format!("run it with {TIMING}=1");
             let expected = "1 on the virtual GPU, so that its events tell the time of its model";
             return Err(Error::setting(TIMING, expected, std::env::var(TIMING).unwrap_or_default(), advice));

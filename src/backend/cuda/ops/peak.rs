@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "vendor")]
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
+#[cfg(feature = "vendor")]
 use half::bf16;
 
+#[cfg(feature = "vendor")]
 use super::tile_search::Numbers;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::event_clock::{EventClock, Times};
@@ -15,12 +18,43 @@ fn fail(error: DriverError) -> Error {
     driver("time a copy", error)
 }
 
+/// cuBLASLt on a stream: what this crate's own products are compared with, and used for nothing else. A build without the feature
+/// `vendor` has none.
+#[cfg(not(feature = "vendor"))]
+#[derive(Debug)]
+pub enum Vendor {}
+
+#[cfg(not(feature = "vendor"))]
+impl Vendor {
+    /// Why there is none.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn open(_: &Arc<CudaStream>) -> std::result::Result<Self, String> {
+        Err("this program was built without the feature `vendor`".to_owned())
+    }
+
+    /// Times a product.
+    ///
+    /// # Errors
+    /// None, as there is no such library.
+    pub fn time(&self, _: &mut EventClock<'_>, _: [usize; 3], _: bool, _: usize) -> Result<Times> {
+        match *self {}
+    }
+}
+
 /// cuBLASLt on a stream: what this crate's own products are compared with, and used for nothing else.
+#[cfg(feature = "vendor")]
 #[derive(Debug)]
 pub struct Vendor {
     library: CudaBlasLT,
 }
 
+/// Names of the library. A missing one is a panic in cudarc, which looks for these among others.
+#[cfg(feature = "vendor")]
+const NAMES: [&str; 3] = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
+
+#[cfg(feature = "vendor")]
 impl Vendor {
     /// The library, loaded now; or why there is none.
     ///
@@ -28,7 +62,7 @@ impl Vendor {
     /// A sentence for people.
     pub fn open(stream: &Arc<CudaStream>) -> std::result::Result<Self, String> {
         // SAFETY: opens NVIDIA's library, whose initialisers any program that is linked with it runs.
-        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        if !NAMES.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok()) {
             return Err("libcublasLt was not found".to_owned());
         }
         let library = CudaBlasLT::new(stream.clone());
