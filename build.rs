@@ -43,7 +43,7 @@ fn main() {
             "cargo:warning=skipped: documentation tests that need a GPU, where there is none (a checkout has a virtual one)"
         );
     }
-    println!("cargo:rustc-env=PROMPTMIX_BUILT_FROM={}", commit(&project));
+    println!("cargo:rustc-env=BUILT_FROM_COMMIT={}", commit(&project));
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }

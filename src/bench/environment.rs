@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 /// The commit that this program was built from, or that it is not known.
-const COMMIT: &str = env!("PROMPTMIX_BUILT_FROM");
+const COMMIT: &str = env!("BUILT_FROM_COMMIT");
 
 /// Device, driver and build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
