@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cuda")]
 use crate::error::Result;
 
 /// The commit that this program was built from, or that it is not known.
@@ -95,6 +96,7 @@ impl Environment {
 ///
 /// # Errors
 /// A table of this build that cannot be read.
+#[cfg(feature = "cuda")]
 pub(crate) fn datasheet(device: &str) -> Result<Option<Datasheet>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "kebab-case")]

@@ -14,9 +14,9 @@ mod shapes;
 mod stopwatch;
 
 pub(crate) use compare::compare;
+pub(crate) use environment::Environment;
 #[cfg(feature = "cuda")]
-pub(crate) use environment::nvml;
-pub(crate) use environment::{Environment, datasheet};
+pub(crate) use environment::{datasheet, nvml};
 pub(crate) use kernels::{Only, measure};
 #[cfg(feature = "cuda")]
 pub(crate) use products::{ceilings, layer_products, measure_products};

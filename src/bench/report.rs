@@ -115,6 +115,7 @@ impl Measured {
     }
 
     /// Sets what it reaches of the ceilings, and whether its times are predictions.
+    #[cfg(feature = "cuda")]
     pub(crate) fn judge(&mut self, ceilings: &Ceilings, is_predicted: bool) {
         if is_predicted {
             self.predicted = self.measured.take();
