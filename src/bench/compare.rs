@@ -124,7 +124,7 @@ fn differences(first: &Report, second: &Report) -> String {
     ];
     let mut text = String::new();
     for (name, one, two) in rows.iter().filter(|(_, one, two)| one != two) {
-        let _ = writeln!(text, "{name} differ: {one} in the first file, {two} in the second");
+        let _ = writeln!(text, "{name}: {one} in the first file, {two} in the second");
     }
     text
 }
