@@ -28,6 +28,7 @@ fn main() {
         "PROMPTMIX_CUDA_ARCHS",
         "PROMPTMIX_EMBED_PTX",
         "PROMPTMIX_CUDA_STRICT",
+        "PROMPTMIX_COMMIT",
     ] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -42,6 +43,7 @@ fn main() {
             "cargo:warning=skipped: documentation tests that need a GPU, where there is none (a checkout has a virtual one)"
         );
     }
+    println!("cargo:rustc-env=BUILT_FROM_COMMIT={}", commit(&project));
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
@@ -68,6 +70,39 @@ fn main() {
         eprintln!("could not write the table of kernels: {error}");
         std::process::exit(1);
     }
+}
+
+/// What the program says that it was built from: `PROMPTMIX_COMMIT`, or in a release build of a checkout what git says of it. Other
+/// builds would have to run this at every commit, and all that depends on it.
+fn commit(project: &Path) -> String {
+    if let Some(named) = std::env::var("PROMPTMIX_COMMIT").ok().filter(|named| !named.trim().is_empty()) {
+        return named.split_whitespace().collect::<Vec<_>>().join(" ");
+    }
+    // A package that lies within another repository is none of its commits.
+    if std::env::var("PROFILE").is_ok_and(|profile| profile != "release") || !project.join(".git").exists() {
+        return "unknown".to_owned();
+    }
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).current_dir(project).output().ok()?;
+        let text =
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())?;
+        Some(text)
+    };
+    for watched in ["HEAD", "index", "logs/HEAD"] {
+        // A path that does not exist would have the build begin anew each time.
+        if let Some(path) = git(&["rev-parse", "--git-path", watched])
+            && project.join(&path).exists()
+        {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
+    println!("cargo:rerun-if-changed=src");
+    println!("cargo:rerun-if-changed=Cargo.toml");
+    let Some(head) = git(&["rev-parse", "HEAD"]).filter(|head| !head.is_empty()) else {
+        return "unknown".to_owned();
+    };
+    let changes = git(&["status", "--porcelain", "--untracked-files=no"]);
+    head + if changes.is_some_and(|changes| changes.is_empty()) { "" } else { " with changes" }
 }
 
 /// Writes what host and kernels share, which needs no nvcc.

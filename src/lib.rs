@@ -18,6 +18,8 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable)]
 
 pub mod backend;
+#[cfg(feature = "cli")]
+mod bench;
 pub mod choice;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -40,7 +40,7 @@ esac
 case "$1 $2" in
   "info "*) [[ -f "$folder/no-gpu" ]] && { echo "no driver here"; exit 0; }
     echo "          cuda:0 $(cat "$folder/gpu"), compute capability 9.0, 132 multiprocessors, 139.8 GiB" ;;
-  "bench --help") echo "  step   Time" ;;
+  "bench --help") echo "  step   Time"; [[ -f "$folder/old" ]] || echo "  kernels  Time" ;;
   "bench tiles")
     while [[ $# -gt 0 ]]; do [[ "$1" == --table ]] && echo "device,measured" >"$2"; shift; done
     echo "m qkv forward 1x2x3: 64x64, split-K 1 2.0 us; 80x128, split-K 1 1.0 us is fastest, the choice takes 100 % more"
@@ -149,7 +149,7 @@ fn predicted_stands_beside_measured_and_what_is_far_off_is_marked() {
         "promptmix 1.2.3, commit abc, on NVIDIA H200",
         "tiles: the choice is the fastest of all for 1 of 2 products",
         "m qkv forward 1x2x3",
-        "skipped: kernels: this build has no bench kernels",
+        "skipped: kernels-peers: python3 has no torch that finds a GPU",
         "skipped: peer-t5-base-torch: ModuleNotFoundError: No module named 'torch'",
         "skipped: peer-t5-base-jax: ModuleNotFoundError",
         "skipped: sanitizer: compute-sanitizer is not on the path",
@@ -165,14 +165,30 @@ fn predicted_stands_beside_measured_and_what_is_far_off_is_marked() {
         "step-t5-small-runs",
         "step-t5-base-tiles",
         "dense-t5-large",
+        "kernels",
     ] {
         assert_eq!(packed.results(step), 1, "{step}");
     }
+    let kernels = "bench kernels --shapes t5-small,t5-base,t5-large,t5-3b --repeats 20 --device cuda --json ";
+    assert!(packed.read("calls").contains(kernels), "{}", packed.read("calls"));
     // All of it has results: nothing is done again.
     let calls = packed.read("calls");
     let end = packed.run(&[], &[]);
     assert_eq!(end.status, Some(0), "{}", end.said);
     assert_eq!(packed.read("calls"), format!("{calls}info --product-size 0\n"));
+}
+
+#[test]
+fn a_build_without_bench_kernels_skips_their_stage() {
+    let packed = Packed::new("NVIDIA H200");
+    packed.write("old", "");
+    let end = packed.run(&["kernels"], &[]);
+    assert_eq!(end.status, Some(0), "{}", end.said);
+    assert!(
+        packed.table().contains("skipped: kernels: this build has no bench kernels"),
+        "{}",
+        packed.table()
+    );
 }
 
 #[test]

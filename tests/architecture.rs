@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 /// Everything may also use `choice`, `error`, `files` and `panics`.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     (
         "cli",
         &[
             "backend",
+            "bench",
             "config",
             "data",
             "demo",
@@ -25,6 +26,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "verify",
         ],
     ),
+    ("bench", &["backend"]),
     ("report", &["evaluate", "experiment", "prompts", "train"]),
     ("demo", &["backend", "config", "data", "experiment", "prompts", "train"]),
     ("experiment", &["backend", "config", "data", "evaluate", "model", "train"]),

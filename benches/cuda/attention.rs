@@ -1,4 +1,4 @@
-//! Self attention over the encoder's rows.
+//! Self attention: over the encoder's rows, and causal over a few target rows, which have kernels of their own.
 
 use criterion::Criterion;
 use cudarc::driver::CudaSlice;
@@ -13,17 +13,31 @@ use crate::gpu::{Cost, Gpu, lengths, numbers};
 
 const MAX_DISTANCE: usize = 127;
 
+/// Label rows of the decoder's examples, in turn.
+const TARGETS: [usize; 3] = [2, 1, 3];
+
 pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
-    let (kernels, lengths) = (gpu.kernels(), lengths(gpu));
-    let sequences = Sequences::new(kernels.stream(), &lengths).expect("sequences");
+    let lengths = lengths(gpu);
+    let short: Vec<usize> = (0..lengths.len()).map(|i| TARGETS[i % TARGETS.len()]).collect();
+    attention(gpu, criterion, "attention", &lengths, false);
+    attention(gpu, criterion, "short attention", &short, true);
+}
+
+fn attention(gpu: &Gpu, criterion: &mut Criterion, name: &str, lengths: &[usize], causal: bool) {
+    let kernels = gpu.kernels();
+    let sequences = Sequences::new(kernels.stream(), lengths).expect("sequences");
     let heads = Heads { count: gpu.size(12, 2), width: 64 };
     let (rows, total) = (sequences.count(), heads.total());
+    gpu.say(
+        name,
+        &[("rows", rows), ("sequences", lengths.len()), ("heads", heads.count), ("width", heads.width)],
+    );
     let qkv = numbers(1, rows * 3 * total, 0.5);
     let biases = numbers(2, heads.count * (2 * MAX_DISTANCE + 1), 1.0);
     let d_o = numbers(3, rows * total, 1.0);
     let (qkv_device, bias, d_device) = (gpu.halves(&qkv), gpu.floats(&biases), gpu.halves(&d_o));
-    let attention =
-        Attention { bias: Some((&bias, MAX_DISTANCE)), ..Attention::of_itself(sequences.rows(), heads) };
+    let bias = Some((&bias as _, MAX_DISTANCE));
+    let attention = Attention { bias, causal, ..Attention::of_itself(sequences.rows(), heads) };
     let input = AttentionInput::Packed(&qkv_device);
     let mut o = gpu.unwritten_halves(rows * total);
     let mut sums = gpu.unwritten_floats(rows * heads.count);
@@ -33,11 +47,15 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let starts: Vec<usize> =
         lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
     let at = |row: usize, part: usize, column: usize| qkv[(row * 3 + part) * total + column];
-    // The keys of a row's sequence, and their weights.
-    let weights = |row: usize, head: usize| -> (usize, Vec<f64>) {
+    let sequence_of = |row: usize| {
         let sequence = starts.partition_point(|&start| start <= row) - 1;
-        let (first, n) = (starts[sequence], lengths[sequence]);
-        let scores = (first..first + n).map(|key| {
+        starts[sequence]..starts[sequence] + lengths[sequence]
+    };
+    // The first key that a row sees, and the weights of all that it sees.
+    let weights = |row: usize, head: usize| -> (usize, Vec<f64>) {
+        let all = sequence_of(row);
+        let (first, end) = (all.start, if causal { row + 1 } else { all.end });
+        let scores = (first..end).map(|key| {
             let columns = head * heads.width..(head + 1) * heads.width;
             let product: f64 = columns.map(|column| at(row, 0, column) * at(key, 1, column)).sum();
             let distance = (key as i64 - row as i64).clamp(-(MAX_DISTANCE as i64), MAX_DISTANCE as i64);
@@ -49,28 +67,28 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         (first, scores.iter().map(|score| score / sum).collect())
     };
     // Weights are rounded to bf16 before they meet the values, and so is the result.
-    gpu.check("attention", &o, (heads.width, 3.0), |i| {
+    gpu.check(name, &o, (heads.width, 3.0), |i| {
         let (row, column) = (i / total, i % total);
         let (first, weights) = weights(row, column / heads.width);
         weights.iter().enumerate().map(|(key, weight)| weight * at(first + key, 2, column)).sum()
     });
-    let squares: usize = lengths.iter().map(|n| n * n).sum();
+    let squares: usize = lengths.iter().map(|n| if causal { n * (n + 1) / 2 } else { n * n }).sum();
     let cost = Cost { operations: 4 * squares * total, bytes: rows * (8 * total + 4 * heads.count) };
     let forward = || attention.forward(kernels, input, &mut o, &mut sums).expect("a launch");
-    gpu.measure(criterion, "attention", "forward", cost, forward);
+    gpu.measure(criterion, name, "forward", cost, forward);
 
     let mut delta = gpu.unwritten_floats(rows * heads.count);
     let mut d_qkv = gpu.unwritten_halves(rows * 3 * total);
-    assert!(attention.needs_delta(Precision::Bf16));
+    assert_eq!(attention.needs_delta(Precision::Bf16), !causal, "short sequences have kernels of their own");
     let backward = |delta: &mut CudaSlice<f32>, d_qkv: &mut CudaSlice<bf16>| {
-        let delta = Some(Delta::Scratch(delta));
+        let delta = (!causal).then_some(Delta::Scratch(delta));
         let from = AttentionBackward { input, o: &o, log_sum_exp: &sums, d_o: &d_device, delta };
         let gradient = AttentionGradient { of_input: InputGradient::Packed(d_qkv), inner: None };
         attention.backward(kernels, from, gradient).expect("a launch");
     };
     backward(&mut delta, &mut d_qkv);
     // d_q of a row needs its own weights alone; d_k and d_v sum over all rows, d_v is checked.
-    gpu.check("attention backward", &d_qkv, (heads.width, 6.0), |i| {
+    gpu.check(&format!("{name} backward"), &d_qkv, (heads.width, 6.0), |i| {
         let (row, part, column) = (i / (3 * total), i / total % 3, i % total);
         let head = column / heads.width;
         let columns = || head * heads.width..(head + 1) * heads.width;
@@ -87,8 +105,9 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
             let (first, d) = d_scores(row);
             return d.iter().enumerate().map(|(key, d)| d * at(first + key, 1, column)).sum();
         }
-        let (first, own) = weights(row, head);
-        (first..first + own.len())
+        let all = sequence_of(row);
+        let first = all.start;
+        (if causal { row } else { first }..all.end)
             .map(|query| match part {
                 1 => d_scores(query).1[row - first] * at(query, 0, column),
                 _ => weights(query, head).1[row - first] * d_o[query * total + column],
@@ -96,7 +115,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
             .sum()
     });
     let cost = Cost { operations: 10 * squares * total, bytes: rows * (16 * total + 8 * heads.count) };
-    gpu.measure(criterion, "attention", "backward", cost, || {
+    gpu.measure(criterion, name, "backward", cost, || {
         backward(&mut delta, &mut d_qkv);
     });
 }

@@ -22,6 +22,9 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let pairs: Vec<(usize, usize)> = sources.iter().map(|&n| (TARGETS, n)).collect();
     let sequences = PairedSequences::new(kernels.stream(), &pairs).expect("examples");
     let (rows, targets) = (sequences.sources(), sequences.targets());
+    let sizes =
+        [("rows", rows), ("targets", targets), ("depth", depth), ("heads", heads.count), ("width", width)];
+    gpu.say("cross attention", &sizes);
     let fan_in = (depth as f64).powf(-0.5);
     let (q, d_o) =
         (numbers(1, targets * total, 3.0 * (width as f64).powf(-0.5)), numbers(2, targets * total, 1.0));

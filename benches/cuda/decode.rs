@@ -13,6 +13,10 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (examples, length) = (gpu.size(64, 2), gpu.size(64, 34));
     let heads = Heads { count: gpu.size(12, 2), width: 64 };
     let (total, position) = (heads.total(), length - 1);
+    gpu.say(
+        "decode",
+        &[("examples", examples), ("tokens", length), ("heads", heads.count), ("width", heads.width)],
+    );
     let (qkv, cache) =
         (numbers(1, examples * 3 * total, 0.5), numbers(2, examples * length * 2 * total, 0.5));
     let biases = numbers(3, heads.count * (2 * MAX_DISTANCE + 1), 1.0);

@@ -18,6 +18,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let batch = Batch::pack(&examples, 0, 0, vocabulary).expect("a batch");
     let packed = Packed::new(kernels.stream(), batch).expect("a batch on the device");
     let rows = packed.rows(Side::Encoder).count();
+    gpu.say("embedding", &[("rows", rows), ("vocabulary", vocabulary), ("width", width)]);
     let table = numbers(1, vocabulary * width, 1.0);
     let table_device = gpu.floats(&table);
     let embedding = Embedding { rows: packed.rows(Side::Encoder), width, mask: DropoutMask::default() };

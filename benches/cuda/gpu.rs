@@ -113,6 +113,12 @@ impl Gpu {
         assert!(comparison.passes(tolerance), "{what}: {comparison:?}, wanted {tolerance}");
     }
 
+    /// Says which sizes the kernels that come next are at.
+    pub fn say(&self, group: &str, sizes: &[(&str, usize)]) {
+        let sizes: Vec<String> = sizes.iter().map(|(name, size)| format!("{name} {size}")).collect();
+        println!("{group}: {}", sizes.join(", "));
+    }
+
     /// Times `launch` under `group/name`.
     pub fn measure(
         &self,

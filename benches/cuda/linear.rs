@@ -27,6 +27,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
 }
 
 fn product(gpu: &Gpu, criterion: &mut Criterion, name: &str, [rows, out, input]: [usize; 3]) {
+    gpu.say(&format!("linear/{name}"), &[("rows", rows), ("out", out), ("in", input)]);
     let kernels = gpu.kernels();
     let sequences = Sequences::new(kernels.stream(), &[rows]).expect("rows");
     let mut linear = Linear::new(kernels, sequences.rows(), out, input).expect("widths that fit");
@@ -62,6 +63,7 @@ fn product(gpu: &Gpu, criterion: &mut Criterion, name: &str, [rows, out, input]:
 fn gate(gpu: &Gpu, criterion: &mut Criterion, rows: usize, width: usize) {
     let kernels = gpu.kernels();
     let sequences = Sequences::new(kernels.stream(), &[rows]).expect("rows");
+    gpu.say("linear/gate", &[("rows", rows), ("width", width)]);
     let (activation, mask) = (Activation::GatedSilu, DropoutMask::default());
     let gate = Gate { rows: sequences.rows(), width, activation, mask };
     let (z, d) = (numbers(1, rows * 2 * width, 2.0), numbers(2, rows * width, 1.0));

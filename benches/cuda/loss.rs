@@ -11,6 +11,7 @@ use crate::gpu::{Cost, Gpu, numbers};
 pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let kernels = gpu.kernels();
     let (rows, vocabulary, width) = (gpu.size(64, 5), gpu.size(32_128, 100), gpu.size(768, 72));
+    gpu.say("loss", &[("rows", rows), ("vocabulary", vocabulary), ("width", width)]);
     let labels: Vec<u32> = (0..rows).map(|row| (row * 7_919 % vocabulary) as u32).collect();
     let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / rows as f32).collect();
     let label_rows = LabelRows::new(kernels.stream(), &labels, &weights).expect("labels");

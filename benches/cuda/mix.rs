@@ -29,6 +29,14 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let (values_device, sources_device, keys) =
         (gpu.floats(&values), gpu.floats(&sources), gpu.floats(&keys));
     let rows = batch.rows(Side::Encoder);
+    let sizes = [
+        ("examples", batch.examples()),
+        ("prompt", length),
+        ("width", width),
+        ("sources", SOURCES),
+        ("bottleneck", bottleneck_dim),
+    ];
+    gpu.say("mix", &sizes);
     let mut x = gpu.floats(&vec![0.0; rows * width]);
     let mut mix = PromptMix::new(kernels, packed.described(), &mixing, &layout, SOURCES, 1).expect("a shape");
     let (sources_known, values_known) =

@@ -12,6 +12,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
     let kernels = gpu.kernels();
     let sequences = Sequences::new(kernels.stream(), &lengths(gpu)).expect("sequences");
     let (rows, width) = (sequences.count(), gpu.size(768, 72));
+    gpu.say("norm", &[("rows", rows), ("width", width)]);
     let (x, d_h, norm_weights) =
         (numbers(1, rows * width, 1.0), numbers(2, rows * width, 1.0), numbers(3, width, 1.0));
     let (x_device, d_device, partials) =

@@ -13,6 +13,7 @@ pub fn benches(gpu: &Gpu, criterion: &mut Criterion) {
         let mixing = Mixing { scorer: Some(Scorer::Bottleneck), ..Mixing::plain() };
         let layout = StateLayout::new(&mixing, 1, gpu.size(100, 30), gpu.size(768, 72), 100, false);
         let count = runs * layout.len();
+        gpu.say("optimizer", &[("runs", runs), ("numbers", count)]);
         let mut optimizer = AdamW::new(kernels, layout.segments(), runs).expect("segments");
         // Equal rates and no clip, so that one formula checks them all.
         let step = OptimizerStep::new(0.1, 0.1);

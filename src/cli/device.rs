@@ -63,6 +63,16 @@ impl Chosen {
     }
 }
 
+/// The variable by which the virtual GPU keeps the time that its events then tell.
+#[cfg(feature = "cuda")]
+pub(super) const TIMING: &str = "VGPU_TIMING";
+
+/// Whether the events of a virtual GPU tell the time of its model, and not the host's.
+#[cfg(feature = "cuda")]
+pub(super) fn tells_model_time() -> bool {
+    std::env::var(TIMING).is_ok_and(|value| value == "1")
+}
+
 /// A device that was opened: [`on_device`] runs code that is generic over it.
 pub(super) enum Opened {
     /// The CPU.

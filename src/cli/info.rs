@@ -33,6 +33,7 @@ impl Arguments {
             ("hub", cfg!(feature = "hub")),
             ("parquet", cfg!(feature = "parquet")),
             ("report", cfg!(feature = "report")),
+            ("vendor", cfg!(feature = "vendor")),
             ("mpi", cfg!(feature = "mpi")),
             ("require-nvcc", cfg!(feature = "require-nvcc")),
         ];

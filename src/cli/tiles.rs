@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::device::{Device, Opened};
+use super::device::{Device, Opened, tells_model_time};
 use super::progress::bar;
 use super::random_model::dimensions;
 use crate::backend::cuda::linear::TileTable;
-use crate::backend::cuda::tile_search::{Candidate, LayerProduct, ProductShape, TileSearch};
+use crate::backend::cuda::tile_search::{Candidate, ProductShape, TileSearch};
 use crate::backend::cuda::{Cuda, Precision};
+use crate::bench;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{Activation, T5Config};
@@ -95,8 +96,11 @@ impl Tiles {
             return Err(Error::setting("--precision", "bf16", "f32", advice));
         }
         let device = cuda.info();
-        // A virtual GPU's events tell the time of the host.
-        let is_measured = !device.name.starts_with("Virtual GPU");
+        let times = match (device.is_virtual(), tells_model_time()) {
+            (false, _) => None,
+            (true, true) => Some("of the virtual GPU's model"),
+            (true, false) => Some("of the host: the GPU is virtual"),
+        };
         let mut search = TileSearch::new(cuda.kernels())?;
         let date = today();
         let (mut lines, mut table) = (Vec::new(), vec![TileTable::HEADER.to_owned()]);
@@ -118,7 +122,7 @@ impl Tiles {
             "schema": "promptmix bench tiles 1", "device": device.name,
             "compute_capability": format!("{}.{}", device.compute_capability.0, device.compute_capability.1),
             "multiprocessors": device.multiprocessors, "version": env!("CARGO_PKG_VERSION"), "measured": date,
-            "times": if is_measured { "of the device" } else { "of the host: the GPU is virtual" },
+            "times": times.unwrap_or("of the device"),
             "repeats": self.repeats, "products": lines,
         });
         if let Some(path) = &self.table {
@@ -129,8 +133,8 @@ impl Tiles {
         }
         if self.json {
             println!("{report}");
-        } else if !is_measured {
-            println!("the times are of the host: {} is virtual", device.name);
+        } else if let Some(times) = times {
+            println!("the times of {} are {times}", device.name);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -236,38 +240,10 @@ fn usual_rows(config: &T5Config) -> [usize; 2] {
 }
 
 /// The products of a model's layers, forward and backward.
-fn of_model(dims: &str, config: &T5Config, [encoder, decoder]: [usize; 2]) -> Vec<Named> {
-    let (width, inner, d_ff) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
-    let first =
-        if config.activation == Activation::Relu { LayerProduct::Relu } else { LayerProduct::Project };
-    let last =
-        if config.activation == Activation::Relu { LayerProduct::ReluBackward } else { LayerProduct::Plain };
-    let stacked = if config.activation == Activation::Relu { d_ff } else { 2 * d_ff };
-    let sides = [("encoder", encoder), ("decoder", decoder)];
-    let of_side = |(side, rows): (&str, usize)| {
-        let named = |encoder, decoder| if side == "encoder" { encoder } else { decoder };
-        let mut products = vec![
-            (named("encoder qkv", "decoder qkv"), LayerProduct::Project, 3 * inner, width),
-            (named("encoder output", "decoder output"), LayerProduct::Add, width, inner),
-            (named("encoder feed-forward in", "decoder feed-forward in"), first, stacked, width),
-            (named("encoder feed-forward out", "decoder feed-forward out"), LayerProduct::Add, width, d_ff),
-            (named("encoder feed-forward out", "decoder feed-forward out"), last, d_ff, width),
-            (
-                named("encoder feed-forward in", "decoder feed-forward in"),
-                LayerProduct::NormBackward,
-                width,
-                stacked,
-            ),
-            (named("encoder output", "decoder output"), LayerProduct::Plain, inner, width),
-            (named("encoder qkv", "decoder qkv"), LayerProduct::NormBackward, width, 3 * inner),
-        ];
-        if side == "decoder" {
-            products.push(("decoder cross query", LayerProduct::Project, inner, width));
-            products.push(("decoder cross query", LayerProduct::NormBackward, width, inner));
-        }
-        products.into_iter().map(move |(name, product, n, k)| (name, ProductShape { product, rows, n, k }))
-    };
-    let all = sides.into_iter().flat_map(of_side);
+fn of_model(dims: &str, config: &T5Config, rows: [usize; 2]) -> Vec<Named> {
+    let sizes = [config.d_model, config.num_heads * config.d_kv, config.d_ff];
+    let is_gated = config.activation != Activation::Relu;
+    let all = bench::layer_products(sizes, is_gated, rows).into_iter();
     all.map(|(name, shape)| Named { dims: dims.to_owned(), name, shape }).collect()
 }
 

@@ -28,12 +28,15 @@ pub use ops::packing::{
 };
 pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
-    attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer,
+    attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer, peak,
     tile_search,
 };
+#[cfg(feature = "cli")]
+pub(crate) use runtime::devices::pci_place;
 pub use runtime::devices::{DeviceInfo, devices, driver_version, first_usable_device, usable_device};
 #[cfg(feature = "cli")]
 pub(crate) use runtime::error::OLDEST;
+pub use runtime::event_clock::{EventClock, Times};
 pub use runtime::kernels::{Kernel, Kernels};
 pub use runtime::memory::Buffer;
 pub use runtime::operands::{Precision, ReadOperand, WriteOperand};

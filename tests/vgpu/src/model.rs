@@ -255,6 +255,11 @@ pub fn time(profile: &Profile, constants: &Constants, counters: &Counters, regis
     Time { seconds: seconds + launch, range, limit }
 }
 
+/// Seconds that the device takes to read or write so many bytes of its memory by a copy or a fill.
+pub fn moving(profile: &Profile, constants: &Constants, bytes: usize) -> f64 {
+    constants.launch - PROFILER + bytes as f64 / (profile.bandwidth * MEMORY_SHARE)
+}
+
 /// One line of the table of the fit.
 #[derive(Clone, Debug)]
 pub struct Fitted {

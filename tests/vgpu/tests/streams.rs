@@ -404,3 +404,72 @@ fn tensor_maps_have_the_limits_of_the_manual() {
     assert_eq!(encode(address, 128, 128, widest), refused, "a row wider than the span");
     assert_eq!(turn.found(), []);
 }
+
+/// With time kept, events tell the model's time: the same each time, what a stream was given added up, and of two streams the later.
+#[test]
+fn events_tell_the_time_of_the_model_where_it_is_kept() {
+    let Some(turn) = Turn::take() else { return };
+    let (one, other) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
+    let (address, elsewhere) = (memory(), memory());
+    let recorded = |stream| {
+        let event = event();
+        // SAFETY: handles that were just made.
+        ok(unsafe { cu::cuEventRecord(event, stream) });
+        event
+    };
+    let between = |start, end| {
+        let mut milliseconds = f32::NAN;
+        // SAFETY: events that were recorded, and room for one number.
+        ok(unsafe { cu::cuEventElapsedTime_v2(&mut milliseconds, start, end) });
+        f64::from(milliseconds)
+    };
+    let fill = |stream| launch(turn.fill, stream, address, 1, false);
+    turn.gpu.change(&Change { timing: Some(true), ..Change::default() });
+    let of = |times: usize| {
+        let start = recorded(one);
+        (0..times).for_each(|_| fill(one));
+        between(start, recorded(one))
+    };
+    let single = of(1);
+    assert!(single > 1e-4 && single < 1e-2, "a launch by itself takes a microsecond or some: {single} ms");
+    // Milliseconds of f32.
+    let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-6 * expected;
+    assert!(near(of(1), single) && near(of(3), 3.0 * single), "{single}, {}", of(3));
+    assert_eq!(of(0), 0.0);
+
+    // Two streams side by side, joined: the longer one's time. Else the copy would add to it.
+    let start = recorded(one);
+    // SAFETY: handles that were made above.
+    ok(unsafe { cu::cuStreamWaitEvent(other, start, 0) });
+    (0..3).for_each(|_| fill(one));
+    // SAFETY: the copy stays within the allocation.
+    ok(unsafe { cu::cuMemcpyDtoDAsync_v2(elsewhere + 128, elsewhere, 64, other) });
+    wait(other, one);
+    assert!(near(between(start, recorded(one)), 3.0 * single));
+    // A copy takes longer the more it copies.
+    let copy = |bytes: usize| {
+        let start = recorded(other);
+        // SAFETY: the fill stays within the allocation.
+        ok(unsafe { cu::cuMemsetD8Async(elsewhere, 0, bytes, other) });
+        between(start, recorded(other))
+    };
+    assert!(copy(ROOM) > copy(1), "{} {}", copy(ROOM), copy(1));
+
+    // A graph of the same: two kernels one behind the other.
+    let (mut graph, mut executable) = (null_mut(), null_mut());
+    // SAFETY: handles that were made above, and room for two more.
+    unsafe {
+        ok(cu::cuStreamBeginCapture_v2(one, cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED));
+        (0..2).for_each(|_| fill(one));
+        ok(cu::cuStreamEndCapture(one, &mut graph));
+        ok(cu::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+    }
+    let start = recorded(one);
+    for _ in 0..2 {
+        // SAFETY: a graph that was made above.
+        ok(unsafe { cu::cuGraphLaunch(executable, one) });
+    }
+    assert!(near(between(start, recorded(one)), 4.0 * single));
+    turn.gpu.change(&Change { timing: Some(false), ..Change::default() });
+    assert_eq!(turn.found(), []);
+}

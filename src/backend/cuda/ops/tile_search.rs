@@ -1,18 +1,19 @@
 //! Every tile that a product may take, launched and timed on the device: what the table of measured tiles is made from.
 
-use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUevent_flags};
 use cudarc::driver::{CudaSlice, DeviceRepr, DriverError};
 use half::bf16;
 
 use super::NORM_COLUMNS;
 use super::cut::{Cut, candidates};
+use super::feed_forward::Gate;
 use super::linear::{Epilogue, Linear, Norm, NormBackward, TileConfig, TileTable};
 use super::packing::{DropoutMask, Sequences};
 use crate::backend::cuda::runtime::devices::{self, DeviceInfo};
 use crate::backend::cuda::runtime::error::driver;
+use crate::backend::cuda::runtime::event_clock::{EventClock, Times};
 use crate::backend::cuda::runtime::kernels::Kernels;
 use crate::backend::cuda::runtime::operands::Precision;
-use crate::backend::philox;
+use crate::backend::{Activation, philox};
 use crate::error::{Error, Result};
 
 /// A product of a T5 layer, with the epilogue that it has there. The number of columns is n, the depth k.
@@ -57,6 +58,23 @@ impl ProductShape {
     pub fn operations(self) -> usize {
         2 * self.rows * self.n * self.k
     }
+
+    /// Bytes of its operands, each read and written once, in bf16.
+    pub fn bytes(self) -> usize {
+        let Self { product, rows, n, k } = self;
+        let partials = |width: usize| 4 * rows * width.div_ceil(NORM_COLUMNS);
+        let epilogue = match product {
+            LayerProduct::Project => partials(k) + 2 * rows * n,
+            LayerProduct::Relu => partials(k) + 2 * rows * n + rows * n / 8,
+            // x, then x_next with its copy.
+            LayerProduct::Add => (4 + 4 + 2) * rows * n + partials(n),
+            LayerProduct::ReluBackward => rows * n / 8 + 2 * rows * n,
+            // x, then d_x as it was and as it is, with its copy.
+            LayerProduct::NormBackward => (4 + 8 + 2) * rows * n + partials(n) + 4 * rows,
+            LayerProduct::Plain => 2 * rows * n,
+        };
+        2 * (rows * k + n * k) + epilogue
+    }
 }
 
 /// One tile of one product, timed.
@@ -99,8 +117,7 @@ const EPSILON: f32 = 1e-6;
 pub struct TileSearch<'k> {
     kernels: &'k Kernels,
     device: DeviceInfo,
-    /// Twice the level-2 cache: filling it leaves nothing else there.
-    flush: CudaSlice<u8>,
+    clock: EventClock<'k>,
 }
 
 /// Operands of a product and its result, on the device.
@@ -129,11 +146,8 @@ impl<'k> TileSearch<'k> {
     /// # Errors
     /// What the driver says.
     pub fn new(kernels: &'k Kernels) -> Result<Self> {
-        let cache =
-            kernels.context().attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(fail)?;
-        let flush =
-            kernels.stream().alloc_zeros(2 * usize::try_from(cache).unwrap_or(0).max(1)).map_err(fail)?;
-        Ok(Self { kernels, device: devices::info(kernels.context())?, flush })
+        let clock = EventClock::new(kernels, 1)?;
+        Ok(Self { kernels, device: devices::info(kernels.context())?, clock })
     }
 
     /// The tile that the product takes by `table`.
@@ -161,26 +175,66 @@ impl<'k> TileSearch<'k> {
             on_device.launch(self.kernels, &mut linear, product)?;
             let result = on_device.result(self.kernels, product)?;
             let apart = apart(&result, first.get_or_insert_with(|| result.clone()));
-            let (mut cold_us, mut warm_us) = (Vec::new(), Vec::new());
-            for _ in 0..repeats {
-                let stream = self.kernels.stream();
-                stream.memset_zeros(&mut self.flush).map_err(fail)?;
-                let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(fail);
-                let begin = event()?;
-                on_device.launch(self.kernels, &mut linear, product)?;
-                let between = event()?;
-                on_device.launch(self.kernels, &mut linear, product)?;
-                let end = event()?;
-                cold_us.push(f64::from(begin.elapsed_ms(&between).map_err(fail)?) * 1e3);
-                warm_us.push(f64::from(between.elapsed_ms(&end).map_err(fail)?) * 1e3);
-            }
-            cold_us.sort_by(f64::total_cmp);
-            warm_us.sort_by(f64::total_cmp);
+            let kernels = self.kernels;
+            let Times { cold_us, warm_us } =
+                self.clock.measure(repeats, || on_device.launch(kernels, &mut linear, product))?;
             let expected_cycles = Cut::forced(config, [rows, n, k])?.cycles(&self.device, k);
             measured.push(Candidate { config, expected_cycles, cold_us, warm_us, apart });
         }
         Ok(measured)
     }
+}
+
+/// Times a product of a layer with the tile that it takes by `table`, `repeats` cold and as many warm launches; the tile comes with them.
+///
+/// # Errors
+/// A width that does not fit, a result that is not finite or all zeros, no memory, and what the driver says.
+pub fn time_product(
+    clock: &mut EventClock<'_>,
+    table: &TileTable,
+    shape: ProductShape,
+    repeats: usize,
+) -> Result<(Times, TileConfig)> {
+    let ProductShape { product, rows, n, k } = shape;
+    let kernels = clock.kernels();
+    let sequences = Sequences::new(kernels.stream(), &[rows])?;
+    let [out, input] = if product.is_backward() { [k, n] } else { [n, k] };
+    let mut linear = Linear::with_table(kernels, sequences.rows(), out, input, table)?;
+    let tile = linear.tiles()[usize::from(product.is_backward())];
+    let mut on_device = OnDevice::new(kernels, shape)?;
+    on_device.clear(kernels, product)?;
+    on_device.launch(kernels, &mut linear, product)?;
+    let result = on_device.result(kernels, product)?;
+    if apart(&result, &result).is_nan() {
+        let found = format!("numbers that are not finite, or zeros alone, in tiles of {tile}");
+        return Err(Error::device("multiply", found, "run promptmix verify on this device"));
+    }
+    Ok((clock.measure(repeats, || on_device.launch(kernels, &mut linear, product))?, tile))
+}
+
+/// Times the gate of a gated feed-forward, gelu, over `rows` rows of `width`, forward or backward.
+///
+/// # Errors
+/// As [`time_product`].
+pub fn time_gate(
+    clock: &mut EventClock<'_>,
+    [rows, width]: [usize; 2],
+    backward: bool,
+    repeats: usize,
+) -> Result<Times> {
+    let kernels = clock.kernels();
+    let sequences = Sequences::new(kernels.stream(), &[rows])?;
+    let (activation, mask) = (Activation::GatedGelu, DropoutMask::default());
+    let gate = Gate { rows: sequences.rows(), width, activation, mask };
+    let numbers = Numbers::new(kernels);
+    let (z, d) = (numbers.halves(2 * rows * width, 0)?, numbers.halves(rows * width, 7)?);
+    // a, or dz.
+    let mut written = numbers.halves(if backward { 2 * rows * width } else { rows * width }, 0)?;
+    let mut inner = numbers.floats(rows)?;
+    clock.measure(repeats, || match backward {
+        false => gate.forward(kernels, &z, &mut written),
+        true => gate.backward(kernels, &z, &d, &mut written, &mut inner),
+    })
 }
 
 /// The largest difference as a part of the largest entry expected; NaN if there is nothing to compare.
@@ -197,38 +251,57 @@ fn apart(found: &[f32], expected: &[f32]) -> f64 {
     pairs().fold(0.0, |most: f64, (found, expected)| most.max((found - expected).abs())) / largest
 }
 
+/// Random numbers between -1 and 1 for operands.
+pub(super) struct Numbers<'k> {
+    kernels: &'k Kernels,
+    /// Random bits that repeat after a prime number of words, so that no two rows are alike.
+    words: Vec<u32>,
+}
+
+impl<'k> Numbers<'k> {
+    pub(super) fn new(kernels: &'k Kernels) -> Self {
+        let words = (0..16_384).flat_map(|i| philox([1, 0], [i, 0, 0, 0])).take(65_521).collect();
+        Self { kernels, words }
+    }
+
+    fn number(word: &u32) -> f32 {
+        *word as i32 as f32 / (1u32 << 31) as f32
+    }
+
+    pub(super) fn floats(&self, count: usize) -> Result<CudaSlice<f32>> {
+        let values: Vec<f32> = self.words.iter().map(Self::number).cycle().take(count.max(1)).collect();
+        self.kernels.stream().clone_htod(&values).map_err(fail)
+    }
+
+    /// Those behind the first `skip`.
+    pub(super) fn halves(&self, count: usize, skip: usize) -> Result<CudaSlice<bf16>> {
+        let of = |word| bf16::from_f32(Self::number(word));
+        let values: Vec<bf16> = self.words.iter().map(of).cycle().skip(skip).take(count.max(1)).collect();
+        self.kernels.stream().clone_htod(&values).map_err(fail)
+    }
+}
+
 impl OnDevice {
     fn new(kernels: &Kernels, ProductShape { product, rows, n, k }: ProductShape) -> Result<Self> {
         let stream = kernels.stream();
-        // Random bits that repeat after a prime number of words, so that no two rows are alike.
-        let words: Vec<u32> = (0..16_384).flat_map(|i| philox([1, 0], [i, 0, 0, 0])).take(65_521).collect();
-        let number = |word: &u32| *word as i32 as f32 / (1u32 << 31) as f32;
-        let floats = |count: usize| -> Result<CudaSlice<f32>> {
-            let values: Vec<f32> = words.iter().map(number).cycle().take(count.max(1)).collect();
-            stream.clone_htod(&values).map_err(fail)
-        };
-        let halves = |count: usize, skip: usize| -> Result<CudaSlice<bf16>> {
-            let of = |word| bf16::from_f32(number(word));
-            let values: Vec<bf16> = words.iter().map(of).cycle().skip(skip).take(count.max(1)).collect();
-            stream.clone_htod(&values).map_err(fail)
-        };
+        let numbers = Numbers::new(kernels);
         let parts = |width: usize| rows * width.div_ceil(NORM_COLUMNS);
         let is_float = matches!(product, LayerProduct::Add | LayerProduct::NormBackward);
         let has_bits = matches!(product, LayerProduct::Relu | LayerProduct::ReluBackward);
         let bytes = if has_bits { rows * n / 8 } else { 1 };
-        let bits: Vec<u8> = words.iter().map(|word| *word as u8).cycle().take(bytes).collect();
+        let bits: Vec<u8> = numbers.words.iter().map(|word| *word as u8).cycle().take(bytes).collect();
         // Sums of squares are positive: those of columns that are uniform between -1 and 1.
         let squares = |count: usize| stream.clone_htod(&vec![NORM_COLUMNS as f32 / 3.0; count]).map_err(fail);
         Ok(Self {
-            a: halves(rows * k, 0)?,
-            weight: halves(n * k, 7)?,
-            x: floats(if is_float { rows * n } else { 1 })?,
-            float: floats(if is_float { rows * n } else { 1 })?,
-            z: halves(rows * n, 0)?,
+            a: numbers.halves(rows * k, 0)?,
+            weight: numbers.halves(n * k, 7)?,
+            x: numbers.floats(if is_float { rows * n } else { 1 })?,
+            float: numbers.floats(if is_float { rows * n } else { 1 })?,
+            z: numbers.halves(rows * n, 0)?,
             // Of the rows that are multiplied, or backward of the projection's input.
             partials: squares(parts(if product.is_backward() { n } else { k }))?,
             partials_next: squares(parts(n))?,
-            inner: floats(rows)?,
+            inner: numbers.floats(rows)?,
             bits: stream.clone_htod(&bits).map_err(fail)?,
         })
     }

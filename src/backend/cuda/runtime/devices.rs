@@ -25,6 +25,23 @@ pub struct DeviceInfo {
     pub multiprocessors: usize,
 }
 
+impl DeviceInfo {
+    /// Whether it is the virtual GPU of this project's tests, whose events tell no device's time.
+    pub fn is_virtual(&self) -> bool {
+        self.name.starts_with("Virtual GPU")
+    }
+}
+
+/// Where the GPU of a context is on the PCI bus, as tools name it.
+#[cfg(feature = "cli")]
+pub(crate) fn pci_place(context: &CudaContext) -> Result<String> {
+    let number = |which| context.attribute(which).map_err(|error| driver("say where the GPU is", error));
+    let domain = number(DeviceAttribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = number(DeviceAttribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let device = number(DeviceAttribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:08x}:{bus:02x}:{device:02x}.0"))
+}
+
 /// The GPUs that the driver finds.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 pub(crate) mod arguments;
 pub(crate) mod devices;
 pub(crate) mod error;
+pub(crate) mod event_clock;
 pub(crate) mod kernels;
 pub(crate) mod memory;
 pub(crate) mod operands;

@@ -18,6 +18,9 @@ use crate::program::Program;
 pub struct Change {
     /// Turns checks and memory counters on or off.
     pub checks: Option<bool>,
+    /// Turns the time of warps, and the model's time between events, on or off.
+    #[serde(default)]
+    pub timing: Option<bool>,
     /// Sets the seed of the order of blocks and warps.
     pub seed: Option<u64>,
     /// Sets where kernels may write: address and bytes. An empty list means anywhere.
@@ -268,6 +271,9 @@ exported! {
         let settings = &mut state.device.settings;
         if let Some(checks) = change.checks {
             settings.checks = checks;
+        }
+        if let Some(timing) = change.timing {
+            settings.timing = timing;
         }
         if let Some(seed) = change.seed {
             settings.seed = seed;

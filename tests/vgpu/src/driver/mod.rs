@@ -7,6 +7,7 @@ mod extension;
 pub use extension::{Calls, Change, Summary};
 mod launch;
 mod memory;
+mod model_time;
 mod modules;
 mod order;
 mod state;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::extension::Calls;
+use super::model_time::ModelTime;
 use super::order::{Clock, Order};
 use crate::check::Report;
 use crate::codes::*;
@@ -62,6 +63,8 @@ pub struct Event {
     pub captured: Option<(usize, usize)>,
     /// What came before it.
     pub clock: Clock,
+    /// When that is done by the model, in seconds.
+    pub done: f64,
 }
 
 /// What a copy out of pinned memory is still to read, for all that the program knows: nothing has waited for the copy yet.
@@ -117,6 +120,8 @@ pub struct State {
     pub pinned: HashMap<usize, usize>,
     /// What orders work on different streams.
     pub order: Order,
+    /// When what each stream was given is done, where time is kept.
+    pub model_time: ModelTime,
     pub readings: Vec<Reading>,
     /// Copies out of pinned memory so far.
     pub copies: u64,
@@ -176,6 +181,7 @@ impl State {
             pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
             pinned: HashMap::new(),
             order: Order::default(),
+            model_time: ModelTime::default(),
             readings: Vec::new(),
             copies: 0,
             reports: Vec::new(),

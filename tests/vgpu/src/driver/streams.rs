@@ -34,6 +34,7 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
     }
     let copies = state.copies;
     let clock = if capture.is_none() { state.before(stream) } else { Clock::new() };
+    let done = state.model_time.of(stream);
     if let Some(capture) = capture.and_then(|id| state.captures.get_mut(&id)) {
         capture.work.push(Node::Record(stream, event));
     }
@@ -45,6 +46,7 @@ fn record(event: usize, stream: usize) -> Result<(), u32> {
             event.recorded = Some(Instant::now());
             event.behind = Some((stream, copies));
             event.clock = clock;
+            event.done = done;
         }
     }
     Ok(())
@@ -158,6 +160,7 @@ exported! {
         match (own, event.captured) {
             (None, None) => {
                 state.order.learn(stream, &event.clock);
+                state.model_time.wait(stream, event.done);
                 check(state.sticky)
             }
             // A wait for work inside a capture brings the stream into it.
@@ -276,7 +279,7 @@ exported! {
     }
 }
 
-/// The host's time between two events, in milliseconds: it says nothing of a device.
+/// The time between two events, in milliseconds: the model's where time is kept, else the host's, which says nothing of a device.
 fn elapsed(to: *mut f32, start: usize, end: usize) -> Result<(), u32> {
     let state = state();
     let (start, end) =
@@ -285,5 +288,8 @@ fn elapsed(to: *mut f32, start: usize, end: usize) -> Result<(), u32> {
         return Err(INVALID_HANDLE);
     }
     let (Some(from), Some(until)) = (start.recorded, end.recorded) else { return Err(INVALID_HANDLE) };
+    if state.device.settings.timing {
+        return give(to, ((end.done - start.done) * 1e3) as f32);
+    }
     give(to, until.saturating_duration_since(from).as_secs_f32() * 1e3)
 }

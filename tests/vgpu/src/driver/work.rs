@@ -98,6 +98,7 @@ pub fn perform(work: &Work, stream: usize) -> u32 {
         }
     }
     let code = carry_out(work, stream);
+    state().has_moved(stream, work);
     if code == SUCCESS && !ordered { LAUNCH_FAILED } else { code }
 }
 
@@ -117,6 +118,7 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
             let outcome = prepared.run();
             let mut state = state();
             state.device.count(program, &outcome.counters);
+            state.has_launched(stream, program, &outcome.counters);
             state.device.count_waits(program, &outcome.waits);
             let mut code = SUCCESS;
             if outcome.device_error != 0 {
@@ -193,9 +195,12 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
 pub fn replay(nodes: &[Node], stream: usize) -> u32 {
     // Handles of streams are small multiples of 16: these are none of them.
     let branch = |captured: usize| stream << 32 | captured | 1;
-    let start = state().before(stream);
+    let (start, begins) = {
+        let mut state = state();
+        (state.before(stream), state.model_time.of(stream))
+    };
     let mut begun: Vec<usize> = Vec::new();
-    let mut events: HashMap<usize, Clock> = HashMap::new();
+    let mut events: HashMap<usize, (Clock, f64)> = HashMap::new();
     let mut code = SUCCESS;
     for node in nodes {
         let (Node::Work(captured, _) | Node::Record(captured, _) | Node::Wait(captured, _)) = node;
@@ -205,6 +210,7 @@ pub fn replay(nodes: &[Node], stream: usize) -> u32 {
             let mut state = state();
             state.order.set(lane, start.clone());
             state.order.pass(lane);
+            state.model_time.wait(lane, begins);
         }
         match node {
             Node::Work(_, work) => {
@@ -214,12 +220,15 @@ pub fn replay(nodes: &[Node], stream: usize) -> u32 {
                 }
             }
             Node::Record(_, event) => {
-                let clock = state().before(lane);
-                events.insert(*event, clock);
+                let mut state = state();
+                let known = (state.before(lane), state.model_time.of(lane));
+                events.insert(*event, known);
             }
             Node::Wait(_, event) => {
-                if let Some(clock) = events.get(event) {
-                    state().order.learn(lane, clock);
+                if let Some((clock, done)) = events.get(event) {
+                    let mut state = state();
+                    state.order.learn(lane, clock);
+                    state.model_time.wait(lane, *done);
                 }
             }
         }
@@ -228,6 +237,8 @@ pub fn replay(nodes: &[Node], stream: usize) -> u32 {
     for lane in begun {
         let clock = state.before(lane);
         state.order.learn(stream, &clock);
+        let done = state.model_time.of(lane);
+        state.model_time.wait(stream, done);
     }
     state.order.pass(stream);
     code

@@ -1,5 +1,7 @@
 //! `promptmix bench`: the training step on given dimensions with random weights, timed.
 
+mod kernels;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -20,7 +22,8 @@ use crate::pretrained::T5Config;
 /// Flags of `promptmix bench`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  promptmix bench step --dims t5-small")]
+  promptmix bench step --dims t5-small
+  promptmix bench kernels --shapes t5-base --device cuda --json kernels.json")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     what: What,
@@ -30,6 +33,10 @@ pub(super) struct Arguments {
 enum What {
     /// Time forward and whole training steps
     Step(Box<Step>),
+    /// Time every kernel at the shapes of models, with the environment that others need to cite it
+    Kernels(Box<kernels::Kernels>),
+    /// Compare two files that bench kernels wrote: what differs beyond the spread of passes
+    Compare(kernels::Compare),
     /// Time every tile of every product on a GPU, and write the table that products choose by
     #[cfg(feature = "cuda")]
     Tiles(Box<super::tiles::Tiles>),
@@ -93,6 +100,8 @@ impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         match self.what {
             What::Step(step) => step.run(),
+            What::Kernels(kernels) => kernels.run(),
+            What::Compare(compare) => compare.run(),
             #[cfg(feature = "cuda")]
             What::Tiles(tiles) => tiles.run(),
         }
