@@ -10,6 +10,8 @@ use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, LossScratch, Plan};
 use promptmix::cuda::optimizer::{AdamW, StepOperands};
 use promptmix::cuda::{LabelRows, Precision, Sequences};
 
+#[path = "embedder/graphs.rs"]
+mod graphs;
 #[path = "common/launching.rs"]
 mod launching;
 

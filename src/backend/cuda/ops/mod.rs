@@ -17,6 +17,7 @@ pub mod mix;
 pub mod norm;
 pub mod optimizer;
 pub mod packing;
+pub mod sequences;
 pub mod tally;
 pub mod tile_search;
 mod tiles;
