@@ -14,6 +14,8 @@ use promptmix::cuda::{LabelRows, Precision, Sequences};
 mod graphs;
 #[path = "common/launching.rs"]
 mod launching;
+#[path = "embedder/streams.rs"]
+mod streams;
 
 use launching::{Program, program};
 

@@ -385,7 +385,7 @@ fn scratch_and_refilled_rows_belong_to_one_stream() {
     let sequences = Sequences::with_capacity(&program.stream, 1, 8).expect("room");
     let fixed = Sequences::new(&program.stream, &[8]).expect("sequences");
     let mut step = Step::new(&program, 8);
-    let mut refused = |result: promptmix::Result<()>, said: &str| {
+    let refused = |result: promptmix::Result<()>, said: &str| {
         let error = result.expect_err(said).to_string();
         assert!(error.contains(said) && error.contains("its own stream"), "{error}");
     };

@@ -9,6 +9,7 @@ use super::descriptor::{Description, describe};
 use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::arguments::dropout;
 use crate::backend::cuda::runtime::error::driver;
+use crate::backend::cuda::runtime::kernels::check_not_capturing;
 use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
@@ -185,6 +186,7 @@ impl Packed {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, batch: Batch) -> Result<Self> {
+        check_not_capturing(stream, "describe a batch")?;
         let Description { data, common, tiles } = describe(&batch);
         let data = stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
         Ok(Self { data, common, batch, tiles })
@@ -340,6 +342,7 @@ impl DeviceDropout {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, step: &DropoutStep) -> Result<Self> {
+        check_not_capturing(stream, "copy dropout")?;
         let words = stream
             .clone_htod(&dropout_words(step))
             .map_err(|error| driver("copy dropout to the GPU", error))?;

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
@@ -51,6 +51,8 @@ pub struct Kernels {
     functions: RefCell<HashMap<Kernel, (CudaFunction, u32)>>,
     launches: Cell<u64>,
     is_dry_run: Cell<bool>,
+    /// Bytes of shared memory that a block may ask for.
+    most_shared: OnceCell<u32>,
     /// A stream that nothing is ever asked of: see [`Kernels::unordered`].
     unordered: Arc<CudaStream>,
 }
@@ -102,6 +104,7 @@ impl Kernels {
             functions: RefCell::default(),
             launches: Cell::new(0),
             is_dry_run: Cell::new(false),
+            most_shared: OnceCell::new(),
             unordered,
         })
     }
@@ -241,6 +244,30 @@ impl Kernels {
             *most = shared;
         }
         Ok(function.clone())
+    }
+
+    /// Fails if blocks of the device have less than `shared` bytes of dynamic shared memory; `advice` says what takes less. For ops of
+    /// several launches, before the first.
+    pub(crate) fn check_shared(&self, name: &str, shared: u32, advice: &str) -> Result<()> {
+        let which = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        if shared <= SHARED_WITHOUT_ASKING {
+            return Ok(());
+        }
+        let most = match self.most_shared.get() {
+            Some(most) => *most,
+            None => {
+                let asked = self
+                    .context()
+                    .attribute(which)
+                    .map_err(|error| driver("ask for shared memory", error))?;
+                *self.most_shared.get_or_init(|| u32::try_from(asked).unwrap_or(0))
+            }
+        };
+        if shared <= most {
+            return Ok(());
+        }
+        let expected = format!("at most {most} bytes of shared memory, which a block of this GPU has");
+        Err(Error::tensor(name, expected, shared.to_string(), advice))
     }
 
     /// Launches `kernel` with one argument on the stream, while `operands` holds the guards of what it reads and writes; a grid
