@@ -14,6 +14,10 @@ use promptmix::cuda::{LabelRows, Precision, Sequences};
 mod graphs;
 #[path = "common/launching.rs"]
 mod launching;
+#[path = "embedder/layer.rs"]
+mod layer;
+#[path = "../examples/embed_layer/layer.rs"]
+mod layer_of_example;
 #[path = "embedder/streams.rs"]
 mod streams;
 

@@ -64,12 +64,12 @@ const OPS: [Op; 7] = [
     ("attention backward", &["qkv", "o", "log_sum_exp", "d_o", "d_qkv", "delta"], attention_backward),
     ("a product", &["the rows that are multiplied", "weight", "x", "x_next", "partials_next"], product),
     ("a norm", &["x", "partials", "h"], norm),
-    ("the mixture", &["table", "source prompts", "pooled keys", "values", "x"], mixture),
+    ("the mixture", &["table", "the sources", "the sources' keys", "values", "x"], mixture),
     (
         "the loss",
         &[
             "hidden",
-            "lm_head",
+            "head",
             "partials",
             "label_logits",
             "negative_log_likelihood",

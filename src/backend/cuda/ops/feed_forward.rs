@@ -3,7 +3,7 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::packing::{DropoutMask, PackedRows};
-use super::{GateArguments, RowArguments, check_width, launch_rows, side_number};
+use super::{GateArguments, NORM_COLUMNS, RowArguments, check_width, copy_of, launch_rows, side_number};
 use crate::backend::Activation;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, ReadOperand, WriteOperand};
@@ -184,6 +184,37 @@ impl EachRow<'_> {
         };
         // SAFETY: every length was checked; rows beyond the batch's exit.
         unsafe { launch_rows(kernels, Kernel { file: FILE, name: "row_inner" }, rows, &arguments, &operands) }
+    }
+
+    /// `partials` \[rows, ceil(width / 64)\] in f32, the sums of squares of 64 columns each, and `copy` \[rows, width\], the rows in bf16:
+    /// what a product with a [`Norm`](super::linear::Norm) reads of rows that no op of these has made. Moves 4 bytes a number in and 2
+    /// out.
+    ///
+    /// # Errors
+    /// A length that does not fit, and what the driver says.
+    pub fn squares(
+        &self,
+        kernels: &Kernels,
+        x: &dyn DevicePtr<f32>,
+        copy: Option<&mut dyn WriteOperand>,
+        partials: &mut dyn DevicePtrMut<f32>,
+    ) -> Result<()> {
+        check_width(self.width)?;
+        let (mut operands, rows) = (Operands::new(kernels), self.rows.count());
+        let numbers = rows * self.width;
+        let arguments = RowArguments {
+            batch: self.rows.read(&mut operands)?,
+            x: operands.read("x", x, numbers)?,
+            inner: operands.write("partials", partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
+            copy: copy_of(&mut operands, copy, numbers)?,
+            side: side_number(self.rows.side()),
+            width: self.width as i32,
+            ..RowArguments::default()
+        };
+        // SAFETY: every length was checked; rows beyond the batch's exit.
+        unsafe {
+            launch_rows(kernels, Kernel { file: FILE, name: "row_squares" }, rows, &arguments, &operands)
+        }
     }
 
     /// `copy` \[rows, width\] in bf16, or to verify in f32: `d_x` with `mask` on it, as the product of a masked sublayer reads its
