@@ -1,6 +1,6 @@
 //! The layer of `examples/embed_layer`, forward and backward, beside the same sums in f64.
 //!
-//! What bf16 does to the gradient has two parts. Rounding of each stage is one: a relative 2^-9 a number, 2^-8 at most. The gates of the ReLU
+//! What bf16 does to the gradient has two parts. Rounding of each stage is one: a relative 2^-8 a number at most. The gates of the ReLU
 //! are the other: where z is nearer to 0 than its own rounding, the kernel may find the other sign, and then a whole number of d_a
 //! comes or goes. A gate in a few hundred flips, and as errors add up by their squares, a fraction p of flips makes a relative error of
 //! about sqrt(p) in dz: several per cent, at single numbers more. So the gradient is compared twice: with the kernel's own gates within
@@ -187,9 +187,9 @@ fn a_layer_of_public_ops_is_the_layer_in_f64() {
     let (x, d) = (wide(&x), wide(&d));
     let (z, expected, _) = reference(&x, &d, &reference_weights, None);
     let (_, _, d_expected) = reference(&x, &d, &reference_weights, Some(&gates));
-    // Six matrices are rounded to bf16 on the way down, five on the way up and six again: errors add up by their squares, each 2^-9 or less
-    // by the root of the squares, and sublayers are added to what is exact.
-    let rounding = (17.0_f64).sqrt() / 512.0;
+    // Six matrices are rounded to bf16 on the way down (rows, qkv, probabilities, o, rows, a), five on the way up (d_x, dz, d_x, d_o,
+    // d_qkv), which reads the six again: errors add up by their squares, each 2^-8 or less.
+    let rounding = (17.0_f64).sqrt() / 256.0;
     let (by_squares, farthest) = off(&output, &expected);
     assert!(by_squares < rounding, "the output is {by_squares} off, at most {farthest}");
     let (by_squares, farthest) = off(&d_x, &d_expected);
@@ -198,7 +198,7 @@ fn a_layer_of_public_ops_is_the_layer_in_f64() {
     let size = (z.iter().map(|z| z * z).sum::<f64>() / z.len() as f64).sqrt();
     let flipped: Vec<f64> =
         z.iter().zip(&gates).filter(|(z, open)| (**z > 0.0) != **open).map(|(z, _)| z.abs() / size).collect();
-    assert!(flipped.iter().all(|&z| z < 6.0 * rounding), "{flipped:?}");
+    assert!(flipped.iter().all(|&z| z < 2.0 * rounding), "{flipped:?}");
     assert!(flipped.len() * 50 < z.len(), "{} of {} gates", flipped.len(), z.len());
     println!("output and gradient within {rounding:.4}; {} of {} gates flipped", flipped.len(), z.len());
 }
