@@ -14,6 +14,8 @@ use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
 
+pub use super::sequences::{PairedSequences, Sequences};
+
 /// Integers that kernels read: a slice, or their address in the backend's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Words<'a> {

@@ -158,7 +158,7 @@ const MOST_ROWS: usize = 1 << 24;
 /// Lengths that stay, or those that are refilled.
 #[derive(Debug)]
 enum Lengths {
-    Fixed(Packed),
+    Fixed(Box<Packed>),
     Refill(Box<Refill>),
 }
 
@@ -229,7 +229,7 @@ impl Sequences {
         }
         let example = |&length| Example { source: vec![0], target: vec![0; length], ..Example::default() };
         let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 1, 0, 1)?;
-        Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(packed)))
+        Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(Box::new(packed))))
     }
 
     /// Room for `examples` sequences of `rows` rows in all, which are filled on `stream`, again and again; empty until then. So one
@@ -371,7 +371,7 @@ impl PairedSequences {
             ..Example::default()
         };
         let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 0, 0, 1)?;
-        Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(packed)))
+        Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(Box::new(packed))))
     }
 
     /// Room for so many examples of `targets` and `sources` rows in all, which are filled on `stream`, again and again; empty until then.
