@@ -14,7 +14,8 @@ use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
 
-pub use super::sequences::{PairedSequences, Sequences};
+#[cfg(feature = "capi")]
+pub(in crate::backend::cuda) use super::sequences::{PairedSequences, Sequences};
 
 /// Integers that kernels read: a slice, or their address in the backend's memory.
 #[derive(Clone, Copy, Debug)]
