@@ -4,13 +4,14 @@
 //   gate backward  dz0 = d_a·mask·z1·act'(z0), dz1 = d_a·mask·act(z0); inner = <dz, z>
 //   row inner      inner = <d_x, x_next - x>: with ReLU, which is positively homogeneous, that is <dz, z>
 //   mask copy      the operand copy of d_x times the output mask of the sublayer below
+//   row squares    inner[row, i] = sum of x[row, 64 i .. 64 i + 63]^2, and x in bf16: what a norm's first product reads
 //
 // Shapes: z, dz [rows, 2 F] in the operand format, a, d_a [rows, F], inner [rows, 1] f32; x, x_next, d_x [rows, D] f32.
 // Grid: a warp a row, four rows a block; rows beyond the batch's exit.
 // Bytes a row, in bf16: gate reads 4 F, writes 2 F; its backward reads 6 F, writes 4 F; row inner reads 12 D; mask copy
 // reads 4 D, writes 2 D. Backward keeps z.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gate_bf16 40 0 12, gate_backward_bf16 62 0 8, row_inner 38 0 12, mask_copy_bf16 38 0 12, gate_f32 52 0 9,
+//   gate_bf16 40 0 12, gate_backward_bf16 62 0 8, row_inner 38 0 12, mask_copy_bf16 38 0 12, row_squares 40 0 12, gate_f32 52 0 9,
 //   gate_backward_f32 62 0 8, mask_copy_f32 40 0 12
 #include "rows.cuh"
 
@@ -122,6 +123,23 @@ extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments argumen
     }
     inner = warp_sum(inner);
     if (lane == 0) arguments.inner[row] = inner;
+}
+
+extern "C" __global__ void __launch_bounds__(128) row_squares(RowArguments arguments) {
+    const Batch batch{arguments.batch};
+    const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= batch.rows(arguments.side)) return;
+    const int width = arguments.width;
+    const int64_t first = static_cast<int64_t>(row) * width;
+    for (int start = 0; start < width; start += 32 * FLOAT_COLUMNS) {
+        const int column = start + lane * FLOAT_COLUMNS;
+        Columns<FLOAT_COLUMNS> c = {};
+        if (column < width) {
+            c = load_columns<FLOAT_COLUMNS>(arguments.x + first + column);
+            if (arguments.copy != nullptr) store_columns(static_cast<bf16*>(arguments.copy) + first + column, c);
+        }
+        write_partials(arguments.inner, row, width, column, c);
+    }
 }
 
 template <typename T> __device__ __forceinline__ void mask_copy(const RowArguments& arguments) {

@@ -10,8 +10,16 @@ use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, LossScratch, Plan};
 use promptmix::cuda::optimizer::{AdamW, StepOperands};
 use promptmix::cuda::{LabelRows, Precision, Sequences};
 
+#[path = "embedder/graphs.rs"]
+mod graphs;
 #[path = "common/launching.rs"]
 mod launching;
+#[path = "embedder/layer.rs"]
+mod layer;
+#[path = "../examples/embed_layer/layer.rs"]
+mod layer_of_example;
+#[path = "embedder/streams.rs"]
+mod streams;
 
 use launching::{Program, program};
 

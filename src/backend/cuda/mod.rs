@@ -23,9 +23,8 @@ pub use backend::{
     PositionBias, Rows, SourceGradient, Sources, State, Weight,
 };
 pub use cudarc;
-pub use ops::packing::{
-    Described, DeviceDropout, DropoutMask, LabelRows, Packed, PackedRows, PairedSequences, Sequences,
-};
+pub use ops::packing::{Described, DeviceDropout, DropoutMask, LabelRows, Packed, PackedRows};
+pub use ops::sequences::{PairedSequences, Sequences};
 pub use ops::{ATTENTION_TILE, NORM_COLUMNS};
 pub use ops::{
     attention, cross_attention, decode, embedding, feed_forward, linear, loss, mix, norm, optimizer, peak,

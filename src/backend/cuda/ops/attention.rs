@@ -24,6 +24,10 @@ const MAX_HEADS: usize = 65_535;
 /// Far more biases than shared memory has room for.
 const MAX_DISTANCE: usize = 1 << 20;
 
+/// What attention of less shared memory is.
+const LESS_SHARED: &str =
+    "a bias of a shorter maximum distance, heads up to 64 wide and no dropout take less";
+
 /// The kernels of a pass.
 struct Pass {
     /// Whether a warp has an example and head; otherwise a block a tile of rows and head.
@@ -402,11 +406,15 @@ impl<'s> Attention<'s> {
         if self.queries.scope() == Scope::Prompt {
             return Err(Error::tensor("an attention", "all rows of a side", "its prompt rows", ""));
         }
-        let (mut operands, rows) = (Operands::new(kernels.stream()), self.queries.all());
+        let (mut operands, rows) = (Operands::new(kernels), self.queries.all());
         let (mut arguments, precision) = self.arguments(&mut operands, input)?;
         arguments.o = operands.matrix_mut("o", o, precision, rows * self.heads.total())?;
         arguments.log_sum_exp = operands.write("log_sum_exp", log_sum_exp, rows * self.heads.count)?;
         let pass = if self.is_short(precision) { &SHORT } else { &FORWARD };
+        if precision == Precision::Bf16 {
+            let (name, shared) = pass.instance(&arguments);
+            kernels.check_shared(name, shared, LESS_SHARED)?;
+        }
         self.launch(kernels, &operands, pass, self.queries, precision, &arguments)
     }
 
@@ -426,7 +434,7 @@ impl<'s> Attention<'s> {
     where
         's: 'a,
     {
-        let (mut operands, rows) = (Operands::new(kernels.stream()), self.queries.all());
+        let (mut operands, rows) = (Operands::new(kernels), self.queries.all());
         let (mut arguments, precision) = self.arguments(&mut operands, from.input)?;
         let (total, count) = (self.heads.total(), self.heads.count);
         arguments.o = operands.matrix("o", from.o, precision, rows * total)?;
@@ -449,6 +457,12 @@ impl<'s> Attention<'s> {
             None if is_short => 0,
             None => return Err(Error::tensor("delta", "the numbers, or room for them", "none", "")),
         };
+        if !is_short && precision == Precision::Bf16 {
+            for pass in [&QUERIES, &KEYS] {
+                let (name, shared) = pass.instance(&arguments);
+                kernels.check_shared(name, shared, LESS_SHARED)?;
+            }
+        }
         if is_short {
             return self.launch(kernels, &operands, &SHORT_BACKWARD, self.queries, precision, &arguments);
         }

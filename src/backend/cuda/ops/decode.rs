@@ -79,8 +79,7 @@ impl DecodeStep<'_> {
             let found = format!("{position}, {}", heads.width);
             return Err(Error::tensor("a decoding step", expected, found, ""));
         }
-        let (total, precision, mut operands) =
-            (heads.total(), qkv.precision(), Operands::new(kernels.stream()));
+        let (total, precision, mut operands) = (heads.total(), qkv.precision(), Operands::new(kernels));
         let arguments = DecodeArguments {
             qkv: operands.matrix("qkv", qkv, precision, examples * 3 * total)?,
             cache: operands.matrix_mut("cache", cache, precision, examples * length * 2 * total)?,

@@ -104,3 +104,61 @@ pub(crate) fn describe(batch: &Batch) -> Description {
     };
     Description { data: arrays.0, common, tiles: most }
 }
+
+/// Rows and tiles that a description has room for, of the encoder and of the decoder, and tiles of prompt rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) rows: [usize; 2],
+    pub(crate) tiles: [usize; 2],
+    prompt_tiles: usize,
+}
+
+impl Room {
+    /// That of a batch's capacity.
+    pub(crate) fn of(batch: &Batch) -> Self {
+        let rows = [Side::Encoder, Side::Decoder].map(|side| batch.rows(side));
+        let prompt_tiles = batch.examples() * batch.prompt_length().div_ceil(ATTENTION_TILE);
+        Self { rows, tiles: rows.map(|rows| most_tiles(rows, batch.examples())), prompt_tiles }
+    }
+
+    /// Tiles of the encoder, its prompt rows and the decoder.
+    pub(crate) fn all_tiles(self) -> [usize; 3] {
+        [self.tiles[0], self.prompt_tiles, self.tiles[1]]
+    }
+}
+
+/// Writes other lengths into a description: those of the encoder and of the decoder, which have room in it. The kernels of
+/// `kernels/sequences.cu` write the same.
+pub(crate) fn write_lengths(data: &mut [i32], common: &Descriptor, room: Room, lengths: &[Vec<usize>; 2]) {
+    let starts = lengths.each_ref().map(|lengths| {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect::<Vec<usize>>()
+    });
+    let places = [
+        (Header::EncoderRows, common.encoder_offsets, common.encoder_example, common.encoder_tiles),
+        (Header::DecoderRows, common.decoder_offsets, common.decoder_example, common.decoder_tiles),
+    ];
+    for (side, (rows, offsets, examples, tiles)) in places.into_iter().enumerate() {
+        let (own, others) = (&starts[side], &starts[1 - side]);
+        let (offsets, examples, tiles) = (offsets as usize, examples as usize, tiles as usize);
+        data[rows as usize] = own[lengths[side].len()] as i32;
+        for (to, start) in data[offsets..].iter_mut().zip(own) {
+            *to = *start as i32;
+        }
+        data[examples..examples + room.rows[side]].fill(0);
+        data[tiles..tiles + room.tiles[side] * TILE_ENTRY].fill(-1);
+        let mut entries = tiles;
+        for (example, &length) in lengths[side].iter().enumerate() {
+            data[examples + own[example]..examples + own[example + 1]].fill(example as i32);
+            for first in (0..length).step_by(ATTENTION_TILE) {
+                let other = [others[example], others[example + 1] - others[example]];
+                let entry = [example, first, own[example], length, other[0], other[1], 0, 0];
+                data[entries..entries + TILE_ENTRY].copy_from_slice(&entry.map(|number| number as i32));
+                entries += TILE_ENTRY;
+            }
+        }
+    }
+}

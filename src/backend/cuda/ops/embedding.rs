@@ -74,7 +74,7 @@ impl Embedding<'_> {
         check_width(self.width)?;
         let vocabulary = self.rows.batch().batch().vocabulary();
         super::check_rows("table", vocabulary, self.width, table.len())?;
-        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels.stream()));
+        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels));
         let numbers = rows * self.width;
         let arguments = EmbedArguments {
             batch: self.rows.read(&mut operands)?,
@@ -107,7 +107,7 @@ impl Embedding<'_> {
         }
         check_width(self.width)?;
         let batch = self.rows.batch().batch();
-        let mut operands = Operands::new(kernels.stream());
+        let mut operands = Operands::new(kernels);
         let arguments = EmbedBackwardArguments {
             batch: self.rows.read(&mut operands)?,
             d_x: operands.write("d_x", d_x, self.rows.all() * self.width)?,

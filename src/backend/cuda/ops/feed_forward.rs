@@ -3,7 +3,7 @@
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::packing::{DropoutMask, PackedRows};
-use super::{GateArguments, RowArguments, check_width, launch_rows, side_number};
+use super::{GateArguments, NORM_COLUMNS, RowArguments, check_width, copy_of, launch_rows, side_number};
 use crate::backend::Activation;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, ReadOperand, WriteOperand};
@@ -93,7 +93,7 @@ impl<'g> Gate<'g> {
     /// # Errors
     /// A length, width or activation that does not fit, and what the driver says.
     pub fn forward(&self, kernels: &Kernels, z: &dyn ReadOperand, a: &mut dyn WriteOperand) -> Result<()> {
-        let (mut operands, precision) = (Operands::new(kernels.stream()), z.precision());
+        let (mut operands, precision) = (Operands::new(kernels), z.precision());
         let mut arguments = self.arguments(&mut operands, z)?;
         arguments.a = operands.matrix_mut("a", a, precision, self.rows.count() * self.width)?;
         self.launch(kernels, precision.named("gate_bf16", "gate_f32"), &arguments, &operands)
@@ -112,8 +112,7 @@ impl<'g> Gate<'g> {
         dz: &mut dyn WriteOperand,
         inner: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
-        let (mut operands, precision, rows) =
-            (Operands::new(kernels.stream()), z.precision(), self.rows.count());
+        let (mut operands, precision, rows) = (Operands::new(kernels), z.precision(), self.rows.count());
         let mut arguments = self.arguments(&mut operands, z)?;
         arguments.a = operands.matrix("d_a", d_a, precision, rows * self.width)?;
         arguments.dz = operands.matrix_mut("dz", dz, precision, rows * 2 * self.width)?;
@@ -171,7 +170,7 @@ impl EachRow<'_> {
         inner: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows) = (Operands::new(kernels.stream()), self.rows.count());
+        let (mut operands, rows) = (Operands::new(kernels), self.rows.count());
         let numbers = rows * self.width;
         let arguments = RowArguments {
             batch: self.rows.read(&mut operands)?,
@@ -187,6 +186,37 @@ impl EachRow<'_> {
         unsafe { launch_rows(kernels, Kernel { file: FILE, name: "row_inner" }, rows, &arguments, &operands) }
     }
 
+    /// `partials` \[rows, ceil(width / 64)\] in f32, the sums of squares of 64 columns each, and `copy` \[rows, width\], the rows in bf16:
+    /// what a product with a [`Norm`](super::linear::Norm) reads of rows that no op of these has made. Moves 4 bytes a number in and 2
+    /// out.
+    ///
+    /// # Errors
+    /// A length that does not fit, and what the driver says.
+    pub fn squares(
+        &self,
+        kernels: &Kernels,
+        x: &dyn DevicePtr<f32>,
+        copy: Option<&mut dyn WriteOperand>,
+        partials: &mut dyn DevicePtrMut<f32>,
+    ) -> Result<()> {
+        check_width(self.width)?;
+        let (mut operands, rows) = (Operands::new(kernels), self.rows.count());
+        let numbers = rows * self.width;
+        let arguments = RowArguments {
+            batch: self.rows.read(&mut operands)?,
+            x: operands.read("x", x, numbers)?,
+            inner: operands.write("partials", partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
+            copy: copy_of(&mut operands, copy, numbers)?,
+            side: side_number(self.rows.side()),
+            width: self.width as i32,
+            ..RowArguments::default()
+        };
+        // SAFETY: every length was checked; rows beyond the batch's exit.
+        unsafe {
+            launch_rows(kernels, Kernel { file: FILE, name: "row_squares" }, rows, &arguments, &operands)
+        }
+    }
+
     /// `copy` \[rows, width\] in bf16, or to verify in f32: `d_x` with `mask` on it, as the product of a masked sublayer reads its
     /// gradient. Moves 4 bytes a number in and 2 out.
     ///
@@ -200,8 +230,7 @@ impl EachRow<'_> {
         copy: &mut dyn WriteOperand,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows, precision) =
-            (Operands::new(kernels.stream()), self.rows.count(), copy.precision());
+        let (mut operands, rows, precision) = (Operands::new(kernels), self.rows.count(), copy.precision());
         let numbers = rows * self.width;
         let arguments = RowArguments {
             batch: self.rows.read(&mut operands)?,

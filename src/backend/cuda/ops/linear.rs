@@ -10,8 +10,8 @@ use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
+use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand, check_stream};
 use crate::error::{Error, Result};
 
 /// The norm of the rows that a product reads, which it applies.
@@ -265,7 +265,7 @@ impl Product<'_> {
             return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
         }
         let precision = cut.precision();
-        let mut operands = Operands::new(kernels.stream());
+        let mut operands = Operands::new(kernels);
         let arguments = GemmArguments {
             batch: self.rows.read(&mut operands)?,
             a: operands.matrix("the rows that are multiplied", self.a, precision, self.rows.count() * k)?,
@@ -295,7 +295,7 @@ impl Product<'_> {
 }
 
 /// Products of packed rows with weights of one shape, and the memory in which split-K sums their parts: launches of one `Linear` belong
-/// on one stream.
+/// on the stream of the kernels that it was made with; others are refused.
 ///
 /// A row of ones gives the sums of the weight's rows:
 ///
@@ -396,6 +396,7 @@ impl<'a> Linear<'a> {
     ) -> Result<Self> {
         check_width(out)?;
         check_width(input)?;
+        check_not_capturing(kernels.stream(), "make a Linear")?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare a product", error));
         let cuts = [cut(false, [rows.count(), out, input])?, cut(true, [rows.count(), input, out])?];
         let room = |cut: &Cut| stream.alloc_zeros::<f32>(cut.workspace().max(1)).map_err(fail);
@@ -452,6 +453,7 @@ impl<'a> Linear<'a> {
         backward: bool,
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
+        check_stream("a Linear with its workspace", self.counters.stream(), kernels.stream())?;
         let way = usize::from(backward);
         let workspace =
             Workspace { parts: &mut self.workspace[way], counters: Some(Words::Slice(&self.counters)) };

@@ -212,7 +212,7 @@ impl CrossEntropy<'_> {
         gradient: Option<HiddenGradient<'_>>,
     ) -> Result<()> {
         self.check()?;
-        let (plan, lengths, mut operands) = (self.plan, self.plan.scratch(), Operands::new(kernels.stream()));
+        let (plan, lengths, mut operands) = (self.plan, self.plan.scratch(), Operands::new(kernels));
         let Plan { precision, rows, vocabulary, width, .. } = plan;
         let Objective { label_smoothing, z_loss } = self.objective;
         let with_gradient = gradient.is_some();

@@ -8,8 +8,8 @@ use crate::backend::cuda::runtime::arguments::mix::{
     KEY_COLUMNS, MIXED, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
 };
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
+use crate::backend::cuda::runtime::operands::{Operands, WriteOperand, check_stream};
 use crate::backend::ops::{check_mixture, pooled_vocabulary};
 use crate::backend::{Mixing, Scorer, Side, StateLayout};
 use crate::error::{Error, Result};
@@ -370,7 +370,7 @@ impl<'m> Mixture<'m> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let (length, width) = (layout.prompt_length, layout.width);
         check_rows("table", pooled_vocabulary(self.batch.batch()), width, of.table.len())?;
-        let (rows, mut operands) = (self.encoder_rows(), Operands::new(kernels.stream()));
+        let (rows, mut operands) = (self.encoder_rows(), Operands::new(kernels));
         let saved = saved.write(&lengths, &mut operands)?;
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
@@ -416,7 +416,7 @@ impl<'m> Mixture<'m> {
         scratch: &mut Scratch<F>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
-        let (width, mut operands) = (layout.width, Operands::new(kernels.stream()));
+        let (width, mut operands) = (layout.width, Operands::new(kernels));
         let saved = saved.read(&lengths, &mut operands)?;
         let arguments = MixArguments {
             gradient: write(&mut operands, "gradient", of.gradient, self.runs * layout.len())?,
@@ -523,6 +523,7 @@ impl<'a> PromptMix<'a> {
             let room = kernels.stream().alloc_zeros(length.max(1));
             room.map_err(|error| driver("prepare a mixture", error))
         }
+        check_not_capturing(kernels.stream(), "make a PromptMix")?;
         let lengths = Mixture::new(batch, mixing, layout, source_count, runs)?.lengths();
         Ok(Self {
             batch,
@@ -534,6 +535,10 @@ impl<'a> PromptMix<'a> {
             saved: Saved::new(&lengths, |length| room(kernels, length), |length| room(kernels, length))?,
             scratch: Scratch::new(&lengths, |length| room(kernels, length))?,
         })
+    }
+
+    fn check_stream(&self, kernels: &Kernels) -> Result<()> {
+        check_stream("a PromptMix with its scratch", self.saved.attention().stream(), kernels.stream())
     }
 
     /// The weights of the last forward pass: \[B, P\], or \[B, M, P\] of the token scorer, P = S + 1 with the target last (S
@@ -550,6 +555,7 @@ impl<'a> PromptMix<'a> {
     /// # Errors
     /// A length that does not fit, a table of fewer rows than the batch's vocabulary, and what the driver says.
     pub fn forward(&mut self, kernels: &Kernels, of: MixForward<'_>) -> Result<()> {
+        self.check_stream(kernels)?;
         let Self { batch, mixing, layout, runs, source_count, saved, .. } = self;
         let mixture = Mixture { batch: *batch, mixing, layout, runs: *runs, source_count: *source_count };
         mixture.forward(kernels, of, saved)
@@ -562,6 +568,7 @@ impl<'a> PromptMix<'a> {
     /// # Errors
     /// A length that does not fit, and what the driver says.
     pub fn backward(&mut self, kernels: &Kernels, of: MixBackward<'_>) -> Result<()> {
+        self.check_stream(kernels)?;
         let Self { batch, mixing, layout, runs, source_count, saved, scratch, .. } = self;
         let mixture = Mixture { batch: *batch, mixing, layout, runs: *runs, source_count: *source_count };
         mixture.backward(kernels, of, saved, scratch)

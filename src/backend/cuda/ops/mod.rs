@@ -18,6 +18,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod packing;
 pub mod peak;
+pub mod sequences;
 pub mod tally;
 pub mod tile_search;
 mod tiles;

@@ -9,8 +9,8 @@ use crate::backend::cuda::runtime::arguments::optimizer::{
 };
 use crate::backend::cuda::runtime::arguments::tally::StepStatistics as DeviceStatistics;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::Operands;
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
+use crate::backend::cuda::runtime::operands::{Operands, check_stream};
 use crate::backend::ops::check_one_a_run;
 use crate::backend::{Group, OptimizerStep, Segment, StepReport, StepStatistics};
 use crate::error::{Error, Result};
@@ -89,7 +89,7 @@ impl Update {
         let (Self { runs, length, segments }, all) = (self, self.runs * self.length);
         let too_long = || Error::tensor("the trained state", "fewer numbers", length.to_string(), "");
         let blocks = i32::try_from(self.blocks()).map_err(|_| too_long())?;
-        let mut operands = Operands::new(kernels.stream());
+        let mut operands = Operands::new(kernels);
         let arguments = OptimizerArguments {
             values: operands.write("values", of.values, all)?,
             gradient: operands.read("gradient", of.gradient, all)?,
@@ -180,7 +180,7 @@ pub(crate) fn step_reports(ring: &[Report], runs: usize) -> Vec<Vec<StepReport>>
 ///
 /// It holds what a step needs beside the caller's values, gradient and moments, each \[runs, length\] in f32: segments, rates,
 /// partial norms, and on the device each run's count of updates and the reports of the steps that were not read yet. Launches
-/// of one `AdamW` belong on one stream.
+/// of one `AdamW` belong on the stream of the kernels that it was made with; others are refused.
 ///
 /// The first step moves a number by the rate, against its gradient, however large that is:
 ///
@@ -240,6 +240,7 @@ impl AdamW {
             let found = format!("{} segments up to {length}, {runs} runs", segments.len());
             return Err(Error::tensor("segments", expected, found, ""));
         }
+        check_not_capturing(kernels.stream(), "make an AdamW")?;
         let (stream, fail) = (kernels.stream(), |error| driver("prepare the optimizer", error));
         let update = Update { runs, length, segments: segments.len() };
         let settings = schedule_words(&vec![OptimizerStep::new(0.0, 0.0); runs]);
@@ -265,12 +266,18 @@ impl AdamW {
         Self::new(kernels, &[whole], 1)
     }
 
+    fn check_stream(&self, kernels: &Kernels) -> Result<()> {
+        check_stream("an AdamW with its counts", self.counters.stream(), kernels.stream())
+    }
+
     /// Sets rates, decay, moments and clip of the steps from now on, one a run. Until it is called, rates are 0.
     ///
     /// # Errors
     /// Not one a run, and what the driver says.
     pub fn schedule(&mut self, kernels: &Kernels, steps: &[OptimizerStep]) -> Result<()> {
         check_one_a_run("the optimizer's steps", self.update.runs, steps.len())?;
+        self.check_stream(kernels)?;
+        check_not_capturing(kernels.stream(), "schedule a step")?;
         let copied = kernels.stream().memcpy_htod(&schedule_words(steps), &mut self.settings);
         copied.map_err(|error| driver("copy to the GPU", error))
     }
@@ -283,6 +290,7 @@ impl AdamW {
     /// # Errors
     /// A length that does not fit, and what the driver says.
     pub fn step(&mut self, kernels: &Kernels, of: StepOperands<'_>) -> Result<()> {
+        self.check_stream(kernels)?;
         let progress = Progress {
             segments: &self.segments,
             statistics: &self.statistics,
@@ -302,6 +310,8 @@ impl AdamW {
     /// # Errors
     /// More steps than are remembered, and what the driver says.
     pub fn reports(&mut self, kernels: &Kernels) -> Result<Vec<Vec<StepReport>>> {
+        self.check_stream(kernels)?;
+        check_not_capturing(kernels.stream(), "read the optimizer's reports")?;
         let (stream, fail) = (kernels.stream(), |error| driver("read the optimizer's reports", error));
         let statuses = stream.clone_dtoh(&self.statuses).map_err(fail)?;
         let ring = stream.clone_dtoh(&self.ring).map_err(fail)?;

@@ -9,14 +9,20 @@ use super::descriptor::{Description, describe};
 use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::arguments::dropout;
 use crate::backend::cuda::runtime::error::driver;
+use crate::backend::cuda::runtime::kernels::check_not_capturing;
 use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
+
+#[cfg(feature = "capi")]
+pub(in crate::backend::cuda) use super::sequences::{PairedSequences, Sequences};
 
 /// Integers that kernels read: a slice, or their address in the backend's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Words<'a> {
     Slice(&'a CudaSlice<i32>),
+    /// That launches on the slice's stream write, behind cudarc's back, and so only launches there may read.
+    Refilled(&'a CudaSlice<i32>),
     Saved(u64),
 }
 
@@ -25,6 +31,10 @@ impl<'a> Words<'a> {
     pub(crate) fn read(self, operands: &mut Operands<'a>, what: &str) -> Result<u64> {
         match self {
             Self::Slice(slice) => operands.read::<i32>(what, slice, slice.len()),
+            Self::Refilled(slice) => {
+                operands.check_stream(what, slice.stream())?;
+                operands.read::<i32>(what, slice, slice.len())
+            }
             Self::Saved(address) => Ok(address),
         }
     }
@@ -179,6 +189,7 @@ impl Packed {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, batch: Batch) -> Result<Self> {
+        check_not_capturing(stream, "describe a batch")?;
         let Description { data, common, tiles } = describe(&batch);
         let data = stream.clone_htod(&data).map_err(|error| driver("describe a batch on the GPU", error))?;
         Ok(Self { data, common, batch, tiles })
@@ -192,141 +203,6 @@ impl Packed {
     /// All rows of a side, as ops take them.
     pub fn rows(&self, side: Side) -> PackedRows<'_> {
         self.described().rows(side)
-    }
-}
-
-/// Sequences packed end to end, described on the device: rows without token ids.
-///
-/// A row attends to its own sequence alone. With q = 0 it gets the mean of v there, here of 1 and 3:
-///
-/// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # promptmix::example_gpu!();
-/// use half::bf16;
-/// use promptmix::backend::Heads;
-/// use promptmix::cuda::attention::{Attention, AttentionInput};
-/// use promptmix::cuda::cudarc::driver::CudaContext;
-/// use promptmix::cuda::{Kernels, Sequences};
-///
-/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
-/// let stream = kernels.stream();
-/// let sequences = Sequences::new(stream, &[2, 1])?;
-/// // q, k and v of three rows.
-/// let row = |v: f32| [[0.0; 8], [1.0; 8], [v; 8]].concat();
-/// let qkv: Vec<bf16> = [1.0, 3.0, 8.0].into_iter().flat_map(row).map(bf16::from_f32).collect();
-/// let qkv = stream.clone_htod(&qkv)?;
-/// let mut o = stream.clone_htod(&[bf16::NAN; 3 * 8])?;
-/// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 3])?;
-/// Attention::of_itself(sequences.rows(), Heads { count: 1, width: 8 }).forward(
-///     &kernels,
-///     AttentionInput::Packed(&qkv),
-///     &mut o,
-///     &mut log_sum_exp,
-/// )?;
-/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 2.0);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug)]
-pub struct Sequences(Packed);
-
-impl Sequences {
-    /// Sequences of the given lengths, uploaded on `stream`. Where a launch does not care how rows are cut up, one of
-    /// all rows will do.
-    ///
-    /// # Errors
-    /// No sequence, or an empty one; what the driver says.
-    pub fn new(stream: &Arc<CudaStream>, lengths: &[usize]) -> Result<Self> {
-        if lengths.is_empty() || lengths.contains(&0) {
-            let expected = "at least one sequence, of at least one row each";
-            return Err(Error::tensor("lengths", expected, format!("{lengths:?}"), ""));
-        }
-        let example = |&length| Example { source: vec![0], target: vec![0; length], ..Example::default() };
-        let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 1, 0, 1)?;
-        Packed::new(stream, batch).map(Self)
-    }
-
-    /// How many rows all sequences have.
-    pub fn count(&self) -> usize {
-        self.rows().count()
-    }
-
-    /// The rows, as ops take them.
-    pub fn rows(&self) -> PackedRows<'_> {
-        self.0.rows(Side::Decoder)
-    }
-}
-
-/// Targets and the sources that they attend to, example by example, each side packed end to end, described on the device.
-///
-/// A target attends to the sources of its own example alone. With q = 0 it gets the mean of their v, here of 1 and 3:
-///
-/// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # promptmix::example_gpu!();
-/// use half::bf16;
-/// use promptmix::backend::{Heads, Side};
-/// use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
-/// use promptmix::cuda::cudarc::driver::CudaContext;
-/// use promptmix::cuda::{DropoutMask, Kernels, PairedSequences};
-///
-/// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
-/// let stream = kernels.stream();
-/// let pairs = PairedSequences::new(stream, &[(1, 2), (1, 1)])?;
-/// let v: Vec<bf16> = [[1.0; 8], [3.0; 8], [8.0; 8]].concat().into_iter().map(bf16::from_f32).collect();
-/// let (q, k) = (stream.clone_htod(&[bf16::ZERO; 2 * 8])?, stream.clone_htod(&[bf16::ONE; 3 * 8])?);
-/// let v = stream.clone_htod(&v)?;
-/// let mut o = stream.clone_htod(&[bf16::NAN; 2 * 8])?;
-/// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 2])?;
-/// let attention = Attention {
-///     queries: pairs.described().rows(Side::Decoder),
-///     keys: pairs.described().rows(Side::Encoder),
-///     heads: Heads { count: 1, width: 8 },
-///     bias: None,
-///     causal: false,
-///     mask: DropoutMask::default(),
-/// };
-/// let [q, k, v] = [&q, &k, &v].map(|matrix| Columns { matrix, first: 0, stride: 8 });
-/// attention.forward(&kernels, AttentionInput::Apart { q, k, v }, &mut o, &mut log_sum_exp)?;
-/// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 2.0);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug)]
-pub struct PairedSequences(Packed);
-
-impl PairedSequences {
-    /// Examples of the given lengths, targets before sources, uploaded on `stream`.
-    ///
-    /// # Errors
-    /// No example, or an empty side; what the driver says.
-    pub fn new(stream: &Arc<CudaStream>, lengths: &[(usize, usize)]) -> Result<Self> {
-        if lengths.is_empty() || lengths.iter().any(|&(targets, sources)| targets == 0 || sources == 0) {
-            let expected = "at least one example, of at least one target and one source row each";
-            return Err(Error::tensor("lengths", expected, format!("{lengths:?}"), ""));
-        }
-        let example = |&(targets, sources): &(usize, usize)| Example {
-            source: vec![0; sources],
-            target: vec![0; targets],
-            ..Example::default()
-        };
-        let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 0, 0, 1)?;
-        Packed::new(stream, batch).map(Self)
-    }
-
-    /// Both sides, as ops take them.
-    pub fn described(&self) -> Described<'_> {
-        self.0.described()
-    }
-
-    /// R: source rows of all examples.
-    pub fn sources(&self) -> usize {
-        self.0.rows(Side::Encoder).count()
-    }
-
-    /// T: target rows of all examples.
-    pub fn targets(&self) -> usize {
-        self.0.rows(Side::Decoder).count()
     }
 }
 
@@ -469,6 +345,7 @@ impl DeviceDropout {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<CudaStream>, step: &DropoutStep) -> Result<Self> {
+        check_not_capturing(stream, "copy dropout")?;
         let words = stream
             .clone_htod(&dropout_words(step))
             .map_err(|error| driver("copy dropout to the GPU", error))?;

@@ -33,7 +33,7 @@ impl PassStatistics<'_> {
         statistics: &mut dyn DevicePtrMut<DeviceStatistics>,
     ) -> Result<()> {
         let (batch, runs) = (self.batch.batch(), statistics.len());
-        let mut operands = Operands::new(kernels.stream());
+        let mut operands = Operands::new(kernels);
         let attention = batch.examples() * self.per_example;
         let arguments = TallyArguments {
             batch: self.batch.read(&mut operands)?,

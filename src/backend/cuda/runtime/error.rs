@@ -94,6 +94,12 @@ pub(crate) fn driver(action: &str, error: DriverError) -> Error {
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS => {
             "this is a defect of promptmix: run with --device cpu, and report it"
         }
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+        | CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION
+        | CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+            "a stream captures: load, allocate and copy before the capture, and order streams outside of it"
+        }
         _ => "see whether nvidia-smi reports the GPU as healthy",
     };
     Error::device(action, said(error), advice)

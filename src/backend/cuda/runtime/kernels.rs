@@ -6,8 +6,9 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -50,17 +51,52 @@ pub struct Kernels {
     functions: RefCell<HashMap<Kernel, (CudaFunction, u32)>>,
     launches: Cell<u64>,
     is_dry_run: Cell<bool>,
+    /// Bytes of shared memory that a block may ask for.
+    most_shared: OnceCell<u32>,
+    /// A stream that nothing is ever asked of: see [`Kernels::unordered`].
+    unordered: Arc<CudaStream>,
+}
+
+/// Whether work on the stream goes into a graph.
+fn is_capturing(stream: &CudaStream) -> bool {
+    // Where the driver will not say, the launch itself gets to know.
+    stream.capture_status().is_ok_and(|status| status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+/// Fails within a capture, with what was found there, before the driver breaks the capture over it.
+fn refuse_capture(stream: &CudaStream, action: &str, found: &str, advice: &str) -> Result<()> {
+    if is_capturing(stream) {
+        return Err(Error::device(format!("{action} within a capture"), found, advice));
+    }
+    Ok(())
+}
+
+/// Fails within a capture, of an `action` that allocates or copies from the host.
+pub(crate) fn check_not_capturing(stream: &CudaStream, action: &str) -> Result<()> {
+    let found = "a graph can hold launches alone";
+    refuse_capture(stream, action, found, "do this before CudaStream::begin_capture, or after end_capture")
+}
+
+/// A stream of a `CudaContext` of its own that has failed. cudarc reports a context's error before it asks the driver for anything, so
+/// that waits and records on this stream reach no driver; and a wait that fails leaves the error there for the next.
+fn unordered(stream: &CudaStream) -> std::result::Result<Arc<CudaStream>, DriverError> {
+    let context = CudaContext::new(stream.context().ordinal())?;
+    context.record_err::<()>(Err(DriverError(CUresult::CUDA_ERROR_NOT_PERMITTED)));
+    // The new one has become the thread's.
+    stream.context().bind_to_thread()?;
+    Ok(context.default_stream())
 }
 
 impl Kernels {
     /// The kernels of this build for launches on `stream`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if this build has none.
+    /// [`Error::Unsupported`] if this build has none; what the driver says.
     pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
         if FATBINS.is_empty() {
             return Err(error::no_kernels());
         }
+        let unordered = unordered(&stream).map_err(|error| driver("hold the GPU's context", error))?;
         let modules = FATBINS.iter().map(|(stem, _)| (*stem, OnceCell::new())).collect();
         Ok(Self {
             stream,
@@ -68,6 +104,8 @@ impl Kernels {
             functions: RefCell::default(),
             launches: Cell::new(0),
             is_dry_run: Cell::new(false),
+            most_shared: OnceCell::new(),
+            unordered,
         })
     }
 
@@ -84,6 +122,65 @@ impl Kernels {
     /// Launches so far, those into a graph being captured included.
     pub fn launches(&self) -> u64 {
         self.launches.get()
+    }
+
+    /// Loads what `work` launches, and launches nothing: before a capture, which must not load a kernel.
+    ///
+    /// `work` makes the same calls as the capture will, on operands of the same sizes. Their content does not matter and stays as it is.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # promptmix::example_gpu!();
+    /// use promptmix::backend::OptimizerStep;
+    /// use promptmix::cuda::Kernels;
+    /// use promptmix::cuda::cudarc::driver::CudaContext;
+    /// use promptmix::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+    /// use promptmix::cuda::optimizer::{AdamW, StepOperands};
+    ///
+    /// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
+    /// let stream = kernels.stream();
+    /// let mut adamw = AdamW::vector(&kernels, 1)?;
+    /// adamw.schedule(&kernels, &[OptimizerStep::new(0.25, 0.0)])?;
+    /// let (mut values, gradient) = (stream.clone_htod(&[1.0_f32])?, stream.clone_htod(&[0.5_f32])?);
+    /// let (mut first, mut second) = (stream.alloc_zeros::<f32>(1)?, stream.alloc_zeros::<f32>(1)?);
+    /// let mut step = || {
+    ///     adamw.step(&kernels, StepOperands {
+    ///         values: &mut values,
+    ///         gradient: &gradient,
+    ///         first_moment: &mut first,
+    ///         second_moment: &mut second,
+    ///     })
+    /// };
+    /// kernels.preload(&mut step)?;
+    /// stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    /// let captured = step();
+    /// let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    /// captured?;
+    /// let graph = graph?.ok_or("no graph")?;
+    /// graph.launch()?;
+    /// graph.launch()?;
+    /// // Two steps against a gradient that stays the same.
+    /// assert!((stream.clone_dtoh(&values)?[0] - 0.5).abs() < 1e-5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` says; a kernel that cannot be loaded; a stream that captures already.
+    pub fn preload(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        check_not_capturing(&self.stream, "load kernels")?;
+        let before = self.is_dry_run.replace(true);
+        let done = work();
+        self.is_dry_run.set(before);
+        done
+    }
+
+    /// Where an operand may be had without ordering its stream: the stream captures, and cudarc would have it wait for events from
+    /// outside of the capture, which no graph can, and would record events that nothing outside of it can wait for.
+    pub(crate) fn unordered(&self) -> Option<&CudaStream> {
+        // Without tracking there are no events, and the question need not be asked.
+        let orders = self.context().is_managing_stream_synchronization();
+        (orders && is_capturing(&self.stream)).then_some(&*self.unordered)
     }
 
     /// Sets whether this is a dry run, in which a launch loads its kernel and no more.
@@ -119,6 +216,16 @@ impl Kernels {
     /// The function, ready for `shared` bytes of dynamic shared memory.
     fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction> {
         let mut functions = self.functions.borrow_mut();
+        let is_ready = functions.get(&kernel).is_some_and(|(_, most)| shared <= *most);
+        if !is_ready {
+            let found = format!("{} is launched for the first time", kernel.name);
+            refuse_capture(
+                &self.stream,
+                "launch a kernel",
+                &found,
+                "call Kernels::preload with the same work before",
+            )?;
+        }
         let (function, most) = match functions.entry(kernel) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
@@ -137,6 +244,30 @@ impl Kernels {
             *most = shared;
         }
         Ok(function.clone())
+    }
+
+    /// Fails if blocks of the device have less than `shared` bytes of dynamic shared memory; `advice` says what takes less. For ops of
+    /// several launches, before the first.
+    pub(crate) fn check_shared(&self, name: &str, shared: u32, advice: &str) -> Result<()> {
+        let which = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        if shared <= SHARED_WITHOUT_ASKING {
+            return Ok(());
+        }
+        let most = match self.most_shared.get() {
+            Some(most) => *most,
+            None => {
+                let asked = self
+                    .context()
+                    .attribute(which)
+                    .map_err(|error| driver("ask for shared memory", error))?;
+                *self.most_shared.get_or_init(|| u32::try_from(asked).unwrap_or(0))
+            }
+        };
+        if shared <= most {
+            return Ok(());
+        }
+        let expected = format!("at most {most} bytes of shared memory, which a block of this GPU has");
+        Err(Error::tensor(name, expected, shared.to_string(), advice))
     }
 
     /// Launches `kernel` with one argument on the stream, while `operands` holds the guards of what it reads and writes; a grid

@@ -4,6 +4,7 @@
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop};
 use half::bf16;
 
+use super::kernels::Kernels;
 use super::memory::Buffer;
 use crate::error::{Error, Result};
 
@@ -93,10 +94,12 @@ write_operand!(f32: CudaSlice<f32>, CudaViewMut<'_, f32>, Buffer<f32>);
 
 /// The operands of a launch, or of several in a row. Each is checked as it is added. Until this is dropped, which must be after
 /// the launch, it holds cudarc's guards: work of other streams on the same memory waits for the launch, as the launch does for
-/// what they did before.
+/// what they did before. Within a capture there are none: who launches the graph orders it.
 #[derive(Debug)]
 pub struct Operands<'a> {
     stream: &'a CudaStream,
+    /// Within a capture, what takes the stream's place: [`Kernels::unordered`].
+    unordered: Option<&'a CudaStream>,
     guards: Vec<Guard<'a>>,
 }
 
@@ -110,9 +113,14 @@ impl std::fmt::Debug for Guard<'_> {
 }
 
 impl<'a> Operands<'a> {
-    /// None yet, of a launch on `stream`.
-    pub(crate) fn new(stream: &'a CudaStream) -> Self {
-        Self { stream, guards: Vec::new() }
+    /// None yet, of a launch on the stream of `kernels`.
+    pub(crate) fn new(kernels: &'a Kernels) -> Self {
+        Self { stream: kernels.stream(), unordered: kernels.unordered(), guards: Vec::new() }
+    }
+
+    /// Fails unless the launch is on the stream `of`, to which alone `what` belongs.
+    pub(crate) fn check_stream(&self, what: &str, of: &CudaStream) -> Result<()> {
+        check_stream(what, of, self.stream)
     }
 
     /// Adds what the launch reads: its address.
@@ -121,7 +129,7 @@ impl<'a> Operands<'a> {
     /// Not `length` numbers, memory of another context, or an address that is no multiple of 16 bytes.
     pub(crate) fn read<T>(&mut self, what: &str, from: &'a dyn DevicePtr<T>, length: usize) -> Result<u64> {
         self.check(what, from.stream(), from.len(), length)?;
-        let (address, guard) = from.device_ptr(self.stream);
+        let (address, guard) = from.device_ptr(self.unordered.unwrap_or(self.stream));
         self.add(what, address, guard)
     }
 
@@ -136,7 +144,7 @@ impl<'a> Operands<'a> {
         length: usize,
     ) -> Result<u64> {
         self.check(what, to.stream(), to.len(), length)?;
-        let (address, guard) = to.device_ptr_mut(self.stream);
+        let (address, guard) = to.device_ptr_mut(self.unordered.unwrap_or(self.stream));
         self.add(what, address, guard)
     }
 
@@ -181,16 +189,19 @@ impl<'a> Operands<'a> {
     }
 
     fn check(&self, what: &str, of: &CudaStream, found: usize, length: usize) -> Result<()> {
-        if of.context().cu_ctx() != self.stream.context().cu_ctx() {
-            let advice = "give it memory of the context that the kernels were loaded into";
-            return Err(Error::tensor(what, "memory of the kernels' context", "another context's", advice));
+        if !std::ptr::eq(&**of.context(), &**self.stream.context()) {
+            // One of the same device would do as memory; but its events are not known to ours.
+            let advice = "make one CudaContext for a device, and clone its Arc";
+            return Err(Error::tensor(what, "memory of the kernels' CudaContext", "another's", advice));
         }
         crate::backend::ops::check_length(what, length, found)
     }
 
     fn add(&mut self, what: &str, address: u64, guard: SyncOnDrop<'a>) -> Result<u64> {
-        // A guard without an event has nothing to say.
-        if !matches!(guard, SyncOnDrop::Record(None)) {
+        if self.unordered.is_some() {
+            // It borrows, and owns nothing: forgotten, it records no event within the capture.
+            std::mem::forget(guard);
+        } else if !matches!(guard, SyncOnDrop::Record(None)) {
             self.guards.push(Guard(guard));
         }
         if address.is_multiple_of(ACCESS) {
@@ -200,6 +211,15 @@ impl<'a> Operands<'a> {
         let expected = format!("an address that is a multiple of {ACCESS} bytes");
         Err(Error::tensor(what, expected, found, "begin the view at a multiple of 8 numbers"))
     }
+}
+
+/// Fails unless a launch on `stream` is on the one that `what` belongs to.
+pub(crate) fn check_stream(what: &str, of: &CudaStream, stream: &CudaStream) -> Result<()> {
+    if of.cu_stream() == stream.cu_stream() && of.context().cu_ctx() == stream.context().cu_ctx() {
+        return Ok(());
+    }
+    let advice = "launch on the stream that it was made for, or make one for each stream";
+    Err(Error::tensor(what, "a launch on its own stream", "one on another", advice))
 }
 
 fn check_precision(what: &str, expected: Precision, found: Precision) -> Result<()> {
