@@ -11,7 +11,7 @@
 // Bytes a row, in bf16: gate reads 4 F, writes 2 F; its backward reads 6 F, writes 4 F; row inner reads 12 D; mask copy
 // reads 4 D, writes 2 D. Backward keeps z.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gate_bf16 40 0 12, gate_backward_bf16 62 0 8, row_inner 38 0 12, mask_copy_bf16 38 0 12, row_squares 40 0 12, gate_f32 52 0 9,
+//   gate_bf16 40 0 12, gate_backward_bf16 62 0 8, row_inner 38 0 12, mask_copy_bf16 38 0 12, row_squares 24 0 16, gate_f32 52 0 9,
 //   gate_backward_f32 62 0 8, mask_copy_f32 40 0 12
 #include "rows.cuh"
 

@@ -12,7 +12,7 @@
 // tiles, whichever are more, 256 a block, y over sides; a thread finds the example of its row, and of its tile, by bisection.
 // Bytes: reads 4 B a side, writes 4 B + 4 rows + 32 tiles. Backward keeps nothing.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   sequence_offsets 32 2048 8, sequence_rows 32 0 8
+//   sequence_offsets 22 2048 8, sequence_rows 22 0 8
 #include "batch.cuh"
 
 using namespace promptmix;
