@@ -196,12 +196,12 @@ fn memory_of_another_context_is_refused_by_name() {
     let input = AttentionInput::Packed(&foreign);
     let refused = attention.forward(&kernels, input, &mut own.o, &mut own.log_sum_exp);
     let said = refused.expect_err("qkv of another context").to_string();
-    assert!(said.contains("qkv: expected memory of the kernels' context"), "{said}");
+    assert!(said.contains("qkv: expected memory of the kernels' CudaContext"), "{said}");
     let mut foreign: CudaSlice<f32> = stream.alloc_zeros(ROWS * HEADS.count).expect("a fill");
     let input = AttentionInput::Packed(&own.qkv);
     let refused = attention.forward(&kernels, input, &mut own.o, &mut foreign);
     let said = refused.expect_err("sums of another context").to_string();
-    assert!(said.contains("log_sum_exp: expected memory of the kernels' context"), "{said}");
+    assert!(said.contains("log_sum_exp: expected memory of the kernels' CudaContext"), "{said}");
     assert_eq!(kernels.launches(), before, "nothing was launched");
     own.launch(&kernels).expect("a launch on the context's own");
     a.synchronize().expect("a healthy device");
