@@ -37,6 +37,52 @@ fn a_program_runs_and_its_counters_are_written() {
     assert_eq!(summary.predictions[0].floor_bytes, 24);
 }
 
+/// Runs a program of another language under `vgpu run`.
+fn run_foreign(program: &[&str]) -> (String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vgpu")).args(["run", "--"]).args(program).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), errors)
+}
+
+fn is_there(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("skipped: no {program}");
+    }
+    found
+}
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+
+#[test]
+fn a_python_program_runs() {
+    if !is_there("python3") {
+        return;
+    }
+    let (out, errors) = run_foreign(&["python3", &format!("{EXAMPLES}/square.py")]);
+    assert_eq!(out, "[1.0, 4.0, 9.0]\n");
+    assert!(errors.contains("no check failed") && errors.contains("square"), "{errors}");
+}
+
+#[test]
+fn a_c_program_runs() {
+    if !is_there("cc") {
+        return;
+    }
+    let program = format!("{}/square-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let built = Command::new("cc")
+        .args(["-Wall", "-Werror", "-o", &program])
+        .args([&format!("{EXAMPLES}/square.c"), "-ldl"])
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let (out, errors) = run_foreign(&[&program]);
+    std::fs::remove_file(&program).unwrap();
+    assert_eq!(out, "[1.0, 4.0, 9.0]\n");
+    assert!(errors.contains("no check failed") && errors.contains("square"), "{errors}");
+}
+
 #[test]
 fn the_table_has_what_ptxas_says_where_it_is_installed() {
     let json = std::env::temp_dir().join(format!("vgpu-ptxas-{}.json", std::process::id()));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use vgpu::compiled::{FOLDER_VARIABLE, Tools};
@@ -166,13 +166,23 @@ fn parse(arguments: Vec<OsString>) -> Result<Options, String> {
 /// Replaces this process by the program, with the virtual GPU in the place of libcuda.
 fn run(options: Options) -> Result<std::convert::Infallible, String> {
     let library = vgpu::find_library().map_err(|error| error.to_string())?;
+    // The library's own name is libcuda.so; CUDA's runtime and Python's packages open libcuda.so.1.
+    let mut folders = numbered(&library)?.into_os_string();
+    if let Some(others) = std::env::var_os("LD_LIBRARY_PATH").filter(|others| !others.is_empty()) {
+        folders.push(":");
+        folders.push(others);
+    }
     let mut preload = library.into_os_string();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
         preload.push(others);
     }
     let mut command = Command::new(&options.program[0]);
-    command.args(&options.program[1..]).env("LD_PRELOAD", preload).env("VGPU_TABLE", "1");
+    command
+        .args(&options.program[1..])
+        .env("LD_PRELOAD", preload)
+        .env("LD_LIBRARY_PATH", folders)
+        .env("VGPU_TABLE", "1");
     let start = std::env::current_exe().unwrap_or_default();
     match Tools::find(&start) {
         Some(tools) if !options.no_ptxas => command.env(FOLDER_VARIABLE, tools.folders()),
@@ -185,4 +195,22 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
     command.env("PROMPTMIX_TEST_DEVICE", "vgpu").envs(options.settings);
     let error = command.exec();
     Err(format!("{}: {error}", options.program[0].to_string_lossy()))
+}
+
+/// A folder beside the library in which it is called `libcuda.so.1`.
+fn numbered(library: &Path) -> Result<PathBuf, String> {
+    let library = library.canonicalize().map_err(|error| format!("{}: {error}", library.display()))?;
+    let folder = library.with_file_name("vgpu-libcuda");
+    let link = folder.join("libcuda.so.1");
+    let fails = |error: std::io::Error| {
+        format!("{}: {error}; it must be a link to {}", link.display(), library.display())
+    };
+    std::fs::create_dir_all(&folder).map_err(fails)?;
+    let name = library.file_name().unwrap_or_default();
+    match std::os::unix::fs::symlink(Path::new("..").join(name), &link) {
+        // Another run may have made it.
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(fails(error)),
+        _ if link.canonicalize().is_ok_and(|found| found == library) => Ok(folder),
+        _ => Err(format!("{} is no link to {}; remove it", link.display(), library.display())),
+    }
 }

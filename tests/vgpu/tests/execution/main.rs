@@ -9,6 +9,7 @@ mod tools;
 
 mod async_faults;
 mod block_opcodes;
+mod boxes;
 mod calls;
 mod compare;
 mod compiled;
