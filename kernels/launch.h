@@ -482,7 +482,7 @@ static inline promptmix_launch promptmix_decode_launch(promptmix_precision preci
 }
 
 // Kernels with a warp a row, over rows of a multiple of 8 columns: embed, embed_backward (over prompt rows), gate_bf16, gate_f32,
-// gate_backward_bf16, gate_backward_f32, row_inner, mask_copy_bf16, mask_copy_f32, final_norm_bf16, final_norm_f32.
+// gate_backward_bf16, gate_backward_f32, row_inner, row_squares, mask_copy_bf16, mask_copy_f32, final_norm_bf16, final_norm_f32.
 static inline promptmix_launch promptmix_rows_launch(const char *file, const char *kernel, int64_t rows) {
     return promptmix_launch_of(file, kernel, promptmix_ceil(rows, PROMPTMIX_ROWS_ROW_WARPS), 1, 1, 128, 0);
 }
@@ -490,6 +490,17 @@ static inline promptmix_launch promptmix_rows_launch(const char *file, const cha
 // The backward of the final norm: a block a row of up to 4,096 columns.
 static inline promptmix_launch promptmix_final_norm_backward_launch(const promptmix_final_norm_backward_arguments *a, int64_t rows) {
     return promptmix_launch_of("norm", a->width > 4096 ? NULL : "final_norm_backward", (uint32_t)rows, 1, 1, 128, 0);
+}
+
+// The two launches that write the descriptor anew from cumulative lengths on the device, in order: `rows` 0 and then 1. Uses capacities
+// and tiles of the arguments.
+static inline promptmix_launch promptmix_sequences_launch(int rows, const promptmix_sequences_arguments *a) {
+    int32_t most = a->target_capacity > a->source_capacity ? a->target_capacity : a->source_capacity;
+    if (a->target_tiles > most) most = a->target_tiles;
+    if (a->source_tiles > most) most = a->source_tiles;
+    if (!rows) return promptmix_launch_of("sequences", "sequence_offsets", 2, 1, 1, PROMPTMIX_SEQUENCES_THREADS, 0);
+    return promptmix_launch_of("sequences", "sequence_rows", promptmix_ceil(most, PROMPTMIX_SEQUENCES_THREADS), 2, 1,
+                               PROMPTMIX_SEQUENCES_THREADS, 0);
 }
 
 // The kernel `tally`, which adds up the loss of this program's own training step, has no rule here.

@@ -155,5 +155,13 @@ int main(int count, char **words) {
     print(promptmix_final_norm_backward_launch(&norm, 106));
     print(promptmix_rows_launch("feed_forward", "gate_bf16", 106));
     print(promptmix_rows_launch("feed_forward", "row_inner", 106));
+    print(promptmix_rows_launch("feed_forward", "row_squares", 106));
+
+    promptmix_sequences_arguments lengths;
+    memset(&lengths, 0, sizeof lengths);
+    lengths.target_capacity = 600;
+    of_case = "sequences";
+    print(promptmix_sequences_launch(0, &lengths));
+    print(promptmix_sequences_launch(1, &lengths));
     return 0;
 }

@@ -295,7 +295,15 @@ impl Watched {
             let gate =
                 Gate { rows, width: 72, activation: Activation::GatedSilu, mask: DropoutMask::default() };
             gate.forward(&watched.kernels, &z, &mut a).expect("a launch");
-            EachRow { rows, width: 72 }.inner(&watched.kernels, [&x, &x, &x], &mut inner).expect("a launch");
+            let each = EachRow { rows, width: 72 };
+            each.inner(&watched.kernels, [&x, &x, &x], &mut inner).expect("a launch");
+            let mut partials = watched.zeros(106 * 2);
+            each.squares(&watched.kernels, &x, None, &mut partials).expect("a launch");
+        });
+        self.case("sequences", |watched| {
+            let refilled = Sequences::with_capacity(&stream, 3, 600).expect("sequences");
+            let lengths = stream.clone_htod(&[0, 5, 75, 106]).expect("memory");
+            refilled.update_on_device(&watched.kernels, &lengths).expect("a launch");
         });
     }
 }

@@ -406,7 +406,7 @@ impl<'s> Attention<'s> {
         if self.queries.scope() == Scope::Prompt {
             return Err(Error::tensor("an attention", "all rows of a side", "its prompt rows", ""));
         }
-        let (mut operands, rows) = (Operands::new(kernels), self.queries.all());
+        let (mut operands, rows) = (kernels.operands(), self.queries.all());
         let (mut arguments, precision) = self.arguments(&mut operands, input)?;
         arguments.o = operands.matrix_mut("o", o, precision, rows * self.heads.total())?;
         arguments.log_sum_exp = operands.write("log_sum_exp", log_sum_exp, rows * self.heads.count)?;
@@ -434,7 +434,7 @@ impl<'s> Attention<'s> {
     where
         's: 'a,
     {
-        let (mut operands, rows) = (Operands::new(kernels), self.queries.all());
+        let (mut operands, rows) = (kernels.operands(), self.queries.all());
         let (mut arguments, precision) = self.arguments(&mut operands, from.input)?;
         let (total, count) = (self.heads.total(), self.heads.count);
         arguments.o = operands.matrix("o", from.o, precision, rows * total)?;

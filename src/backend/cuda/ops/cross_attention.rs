@@ -223,7 +223,7 @@ struct Steps<'a> {
 
 impl<'a> Steps<'a> {
     fn new(kernels: &'a Kernels, shape: AbsorbedShape<'a>, precision: Precision) -> Result<Self> {
-        let mut operands = Operands::new(kernels);
+        let mut operands = kernels.operands();
         let of = CrossArguments {
             batch: shape.batch.read(&mut operands)?,
             heads: shape.heads.count as i32,

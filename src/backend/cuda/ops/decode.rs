@@ -6,7 +6,7 @@ use super::DecodeArguments;
 use crate::backend::Heads;
 use crate::backend::cuda::runtime::arguments::decode::LANE_PARTS;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, ReadOperand, WriteOperand};
+use crate::backend::cuda::runtime::operands::{ReadOperand, WriteOperand};
 use crate::error::{Error, Result};
 
 /// Widest head: a lane of a warp holds so many columns.
@@ -79,7 +79,7 @@ impl DecodeStep<'_> {
             let found = format!("{position}, {}", heads.width);
             return Err(Error::tensor("a decoding step", expected, found, ""));
         }
-        let (total, precision, mut operands) = (heads.total(), qkv.precision(), Operands::new(kernels));
+        let (total, precision, mut operands) = (heads.total(), qkv.precision(), kernels.operands());
         let arguments = DecodeArguments {
             qkv: operands.matrix("qkv", qkv, precision, examples * 3 * total)?,
             cache: operands.matrix_mut("cache", cache, precision, examples * length * 2 * total)?,

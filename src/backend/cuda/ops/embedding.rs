@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 use super::packing::{DropoutMask, PackedRows};
 use super::{EmbedArguments, EmbedBackwardArguments, NORM_COLUMNS, check_width, launch_rows, side_number};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};
+use crate::backend::cuda::runtime::operands::WriteOperand;
 use crate::error::Result;
 
 /// An embedding of packed token rows, and what its dropout does to the gradient.
@@ -74,7 +74,7 @@ impl Embedding<'_> {
         check_width(self.width)?;
         let vocabulary = self.rows.batch().batch().vocabulary();
         super::check_rows("table", vocabulary, self.width, table.len())?;
-        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels));
+        let (rows, mut operands) = (self.rows.count(), kernels.operands());
         let numbers = rows * self.width;
         let arguments = EmbedArguments {
             batch: self.rows.read(&mut operands)?,
@@ -107,7 +107,7 @@ impl Embedding<'_> {
         }
         check_width(self.width)?;
         let batch = self.rows.batch().batch();
-        let mut operands = Operands::new(kernels);
+        let mut operands = kernels.operands();
         let arguments = EmbedBackwardArguments {
             batch: self.rows.read(&mut operands)?,
             d_x: operands.write("d_x", d_x, self.rows.all() * self.width)?,

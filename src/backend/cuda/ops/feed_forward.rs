@@ -93,7 +93,7 @@ impl<'g> Gate<'g> {
     /// # Errors
     /// A length, width or activation that does not fit, and what the driver says.
     pub fn forward(&self, kernels: &Kernels, z: &dyn ReadOperand, a: &mut dyn WriteOperand) -> Result<()> {
-        let (mut operands, precision) = (Operands::new(kernels), z.precision());
+        let (mut operands, precision) = (kernels.operands(), z.precision());
         let mut arguments = self.arguments(&mut operands, z)?;
         arguments.a = operands.matrix_mut("a", a, precision, self.rows.count() * self.width)?;
         self.launch(kernels, precision.named("gate_bf16", "gate_f32"), &arguments, &operands)
@@ -112,7 +112,7 @@ impl<'g> Gate<'g> {
         dz: &mut dyn WriteOperand,
         inner: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
-        let (mut operands, precision, rows) = (Operands::new(kernels), z.precision(), self.rows.count());
+        let (mut operands, precision, rows) = (kernels.operands(), z.precision(), self.rows.count());
         let mut arguments = self.arguments(&mut operands, z)?;
         arguments.a = operands.matrix("d_a", d_a, precision, rows * self.width)?;
         arguments.dz = operands.matrix_mut("dz", dz, precision, rows * 2 * self.width)?;
@@ -170,7 +170,7 @@ impl EachRow<'_> {
         inner: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows) = (Operands::new(kernels), self.rows.count());
+        let (mut operands, rows) = (kernels.operands(), self.rows.count());
         let numbers = rows * self.width;
         let arguments = RowArguments {
             batch: self.rows.read(&mut operands)?,
@@ -200,7 +200,7 @@ impl EachRow<'_> {
         partials: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows) = (Operands::new(kernels), self.rows.count());
+        let (mut operands, rows) = (kernels.operands(), self.rows.count());
         let numbers = rows * self.width;
         let arguments = RowArguments {
             batch: self.rows.read(&mut operands)?,
@@ -230,7 +230,7 @@ impl EachRow<'_> {
         copy: &mut dyn WriteOperand,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows, precision) = (Operands::new(kernels), self.rows.count(), copy.precision());
+        let (mut operands, rows, precision) = (kernels.operands(), self.rows.count(), copy.precision());
         let numbers = rows * self.width;
         let arguments = RowArguments {
             batch: self.rows.read(&mut operands)?,

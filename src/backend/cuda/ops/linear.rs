@@ -8,9 +8,10 @@ pub use super::tiles::{TileConfig, TileShape, TileTable};
 use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
+use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand, check_stream};
 use crate::error::{Error, Result};
 
@@ -265,7 +266,7 @@ impl Product<'_> {
             return Err(Error::tensor("a product", "all rows of a side", "its prompt rows", ""));
         }
         let precision = cut.precision();
-        let mut operands = Operands::new(kernels);
+        let mut operands = kernels.operands();
         let arguments = GemmArguments {
             batch: self.rows.read(&mut operands)?,
             a: operands.matrix("the rows that are multiplied", self.a, precision, self.rows.count() * k)?,

@@ -9,7 +9,7 @@ use crate::backend::cuda::runtime::arguments::loss::{
 };
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand};
+use crate::backend::cuda::runtime::operands::{Precision, ReadOperand};
 use crate::backend::{Objective, Side};
 use crate::error::{Error, Result};
 
@@ -212,7 +212,7 @@ impl CrossEntropy<'_> {
         gradient: Option<HiddenGradient<'_>>,
     ) -> Result<()> {
         self.check()?;
-        let (plan, lengths, mut operands) = (self.plan, self.plan.scratch(), Operands::new(kernels));
+        let (plan, lengths, mut operands) = (self.plan, self.plan.scratch(), kernels.operands());
         let Plan { precision, rows, vocabulary, width, .. } = plan;
         let Objective { label_smoothing, z_loss } = self.objective;
         let with_gradient = gradient.is_some();

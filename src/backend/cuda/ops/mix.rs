@@ -7,8 +7,9 @@ use super::{MixArguments, NORM_COLUMNS, check_rows, check_width, copy_of};
 use crate::backend::cuda::runtime::arguments::mix::{
     KEY_COLUMNS, MIXED, MIXED_THREADS, SCORE_THREADS, SCORE_WARPS, ScorerKind, THREADS, WARPS,
 };
+use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, WriteOperand, check_stream};
 use crate::backend::ops::{check_mixture, pooled_vocabulary};
 use crate::backend::{Mixing, Scorer, Side, StateLayout};
@@ -370,7 +371,7 @@ impl<'m> Mixture<'m> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
         let (length, width) = (layout.prompt_length, layout.width);
         check_rows("table", pooled_vocabulary(self.batch.batch()), width, of.table.len())?;
-        let (rows, mut operands) = (self.encoder_rows(), Operands::new(kernels));
+        let (rows, mut operands) = (self.encoder_rows(), kernels.operands());
         let saved = saved.write(&lengths, &mut operands)?;
         let arguments = MixArguments {
             table: operands.read("table", of.table, of.table.len())?,
@@ -416,7 +417,7 @@ impl<'m> Mixture<'m> {
         scratch: &mut Scratch<F>,
     ) -> Result<()> {
         let (layout, lengths, examples) = (self.layout, self.lengths(), self.examples());
-        let (width, mut operands) = (layout.width, Operands::new(kernels));
+        let (width, mut operands) = (layout.width, kernels.operands());
         let saved = saved.read(&lengths, &mut operands)?;
         let arguments = MixArguments {
             gradient: write(&mut operands, "gradient", of.gradient, self.runs * layout.len())?,

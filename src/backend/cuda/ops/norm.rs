@@ -8,7 +8,7 @@ use super::{
     side_number,
 };
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::{Operands, WriteOperand};
+use crate::backend::cuda::runtime::operands::WriteOperand;
 use crate::error::{Error, Result};
 
 /// Columns that a block of the backward kernel holds in registers.
@@ -91,7 +91,7 @@ impl FinalNorm<'_> {
     /// A length or width that does not fit, and what the driver says.
     pub fn forward(&self, kernels: &Kernels, input: NormedRows<'_>, h: &mut dyn WriteOperand) -> Result<()> {
         check_width(self.width)?;
-        let (rows, precision, mut operands) = (self.rows.count(), h.precision(), Operands::new(kernels));
+        let (rows, precision, mut operands) = (self.rows.count(), h.precision(), kernels.operands());
         let numbers = rows * self.width;
         let arguments = FinalNormArguments {
             batch: self.rows.read(&mut operands)?,
@@ -127,7 +127,7 @@ impl FinalNorm<'_> {
         if self.width > WIDEST {
             return Err(Error::tensor("x", format!("at most {WIDEST} columns"), self.width.to_string(), ""));
         }
-        let (rows, mut operands) = (self.rows.count(), Operands::new(kernels));
+        let (rows, mut operands) = (self.rows.count(), kernels.operands());
         let numbers = rows * self.width;
         let (below, inner) = match written.inner {
             Some((below, inner)) => {

@@ -8,9 +8,10 @@ use crate::backend::cuda::runtime::arguments::optimizer::{
     self as words, BLOCK_NUMBERS, COUNTERS, Report, Settings, Status, THREADS,
 };
 use crate::backend::cuda::runtime::arguments::tally::StepStatistics as DeviceStatistics;
+use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
-use crate::backend::cuda::runtime::operands::{Operands, check_stream};
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
+use crate::backend::cuda::runtime::operands::check_stream;
 use crate::backend::ops::check_one_a_run;
 use crate::backend::{Group, OptimizerStep, Segment, StepReport, StepStatistics};
 use crate::error::{Error, Result};
@@ -89,7 +90,7 @@ impl Update {
         let (Self { runs, length, segments }, all) = (self, self.runs * self.length);
         let too_long = || Error::tensor("the trained state", "fewer numbers", length.to_string(), "");
         let blocks = i32::try_from(self.blocks()).map_err(|_| too_long())?;
-        let mut operands = Operands::new(kernels);
+        let mut operands = kernels.operands();
         let arguments = OptimizerArguments {
             values: operands.write("values", of.values, all)?,
             gradient: operands.read("gradient", of.gradient, all)?,

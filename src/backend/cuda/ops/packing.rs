@@ -8,14 +8,11 @@ use super::Mask;
 use super::descriptor::{Description, describe};
 use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::arguments::dropout;
+use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::check_not_capturing;
 use crate::backend::cuda::runtime::operands::Operands;
 use crate::backend::{Batch, DropoutStep, Example, Scope, Side, Site};
 use crate::error::{Error, Result};
-
-#[cfg(feature = "capi")]
-pub(in crate::backend::cuda) use super::sequences::{PairedSequences, Sequences};
 
 /// Integers that kernels read: a slice, or their address in the backend's memory.
 #[derive(Clone, Copy, Debug)]

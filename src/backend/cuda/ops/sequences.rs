@@ -8,9 +8,9 @@ use super::descriptor::{Room, describe, write_lengths};
 use super::packing::{Described, Packed, PackedRows, Words};
 use crate::backend::cuda::runtime::arguments::batch::Descriptor;
 use crate::backend::cuda::runtime::arguments::sequences::{SequencesArguments, THREADS};
+use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::error::driver;
-use crate::backend::cuda::runtime::kernels::{Kernel, Kernels, check_not_capturing};
-use crate::backend::cuda::runtime::operands::Operands;
+use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::{Batch, Example, Side};
 use crate::error::{Error, Result};
 
@@ -86,7 +86,7 @@ impl Refill {
         targets: (&str, &dyn DevicePtr<i32>),
         sources: Option<(&str, &dyn DevicePtr<i32>)>,
     ) -> Result<()> {
-        let (mut operands, examples) = (Operands::new(kernels), self.batch.examples());
+        let (mut operands, examples) = (kernels.operands(), self.batch.examples());
         let batch = self.described().read(&mut operands)?;
         let arguments = SequencesArguments {
             batch,

@@ -7,7 +7,6 @@ use super::packing::Described;
 use crate::backend::Side;
 use crate::backend::cuda::runtime::arguments::tally::{StepStatistics as DeviceStatistics, THREADS};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::Operands;
 use crate::error::Result;
 
 /// What a pass left that is added up, all in f32.
@@ -33,7 +32,7 @@ impl PassStatistics<'_> {
         statistics: &mut dyn DevicePtrMut<DeviceStatistics>,
     ) -> Result<()> {
         let (batch, runs) = (self.batch.batch(), statistics.len());
-        let mut operands = Operands::new(kernels);
+        let mut operands = kernels.operands();
         let attention = batch.examples() * self.per_example;
         let arguments = TallyArguments {
             batch: self.batch.read(&mut operands)?,

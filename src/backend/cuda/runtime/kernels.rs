@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
-use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
 
+use super::capture::{check_not_capturing, is_capturing, refuse_capture, unordered};
 use super::error::{self, driver};
 use super::operands::Operands;
 use super::table::{ARCHITECTURES, FATBINS};
@@ -53,38 +54,8 @@ pub struct Kernels {
     is_dry_run: Cell<bool>,
     /// Bytes of shared memory that a block may ask for.
     most_shared: OnceCell<u32>,
-    /// A stream that nothing is ever asked of: see [`Kernels::unordered`].
+    /// A stream that nothing is ever asked of: operands within a capture.
     unordered: Arc<CudaStream>,
-}
-
-/// Whether work on the stream goes into a graph.
-fn is_capturing(stream: &CudaStream) -> bool {
-    // Where the driver will not say, the launch itself gets to know.
-    stream.capture_status().is_ok_and(|status| status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-}
-
-/// Fails within a capture, with what was found there, before the driver breaks the capture over it.
-fn refuse_capture(stream: &CudaStream, action: &str, found: &str, advice: &str) -> Result<()> {
-    if is_capturing(stream) {
-        return Err(Error::device(format!("{action} within a capture"), found, advice));
-    }
-    Ok(())
-}
-
-/// Fails within a capture, of an `action` that allocates or copies from the host.
-pub(crate) fn check_not_capturing(stream: &CudaStream, action: &str) -> Result<()> {
-    let found = "a graph can hold launches alone";
-    refuse_capture(stream, action, found, "do this before CudaStream::begin_capture, or after end_capture")
-}
-
-/// A stream of a `CudaContext` of its own that has failed. cudarc reports a context's error before it asks the driver for anything, so
-/// that waits and records on this stream reach no driver; and a wait that fails leaves the error there for the next.
-fn unordered(stream: &CudaStream) -> std::result::Result<Arc<CudaStream>, DriverError> {
-    let context = CudaContext::new(stream.context().ordinal())?;
-    context.record_err::<()>(Err(DriverError(CUresult::CUDA_ERROR_NOT_PERMITTED)));
-    // The new one has become the thread's.
-    stream.context().bind_to_thread()?;
-    Ok(context.default_stream())
 }
 
 impl Kernels {
@@ -175,12 +146,13 @@ impl Kernels {
         done
     }
 
-    /// Where an operand may be had without ordering its stream: the stream captures, and cudarc would have it wait for events from
-    /// outside of the capture, which no graph can, and would record events that nothing outside of it can wait for.
-    pub(crate) fn unordered(&self) -> Option<&CudaStream> {
-        // Without tracking there are no events, and the question need not be asked.
+    /// The operands of a launch, none yet.
+    pub(crate) fn operands(&self) -> Operands<'_> {
+        // Within a capture cudarc would have the stream wait for events from outside of it, which no graph can, and would record events
+        // that nothing outside of it can wait for. Without tracking there are no events, and the question need not be asked.
         let orders = self.context().is_managing_stream_synchronization();
-        (orders && is_capturing(&self.stream)).then_some(&*self.unordered)
+        let unordered = (orders && is_capturing(&self.stream)).then_some(&*self.unordered);
+        Operands::new(&self.stream, unordered)
     }
 
     /// Sets whether this is a dry run, in which a launch loads its kernel and no more.

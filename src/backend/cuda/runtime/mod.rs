@@ -1,6 +1,7 @@
 //! What every launch stands on: devices, modules and launching, memory, operands, errors.
 
 pub(crate) mod arguments;
+pub(crate) mod capture;
 pub(crate) mod devices;
 pub(crate) mod error;
 pub(crate) mod event_clock;

@@ -4,7 +4,6 @@
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop};
 use half::bf16;
 
-use super::kernels::Kernels;
 use super::memory::Buffer;
 use crate::error::{Error, Result};
 
@@ -98,7 +97,7 @@ write_operand!(f32: CudaSlice<f32>, CudaViewMut<'_, f32>, Buffer<f32>);
 #[derive(Debug)]
 pub struct Operands<'a> {
     stream: &'a CudaStream,
-    /// Within a capture, what takes the stream's place: [`Kernels::unordered`].
+    /// Within a capture, what takes the stream's place, so that nothing is ordered.
     unordered: Option<&'a CudaStream>,
     guards: Vec<Guard<'a>>,
 }
@@ -113,9 +112,9 @@ impl std::fmt::Debug for Guard<'_> {
 }
 
 impl<'a> Operands<'a> {
-    /// None yet, of a launch on the stream of `kernels`.
-    pub(crate) fn new(kernels: &'a Kernels) -> Self {
-        Self { stream: kernels.stream(), unordered: kernels.unordered(), guards: Vec::new() }
+    /// None yet, of a launch on `stream`; within a capture guards are those of `unordered` instead.
+    pub(crate) fn new(stream: &'a CudaStream, unordered: Option<&'a CudaStream>) -> Self {
+        Self { stream, unordered, guards: Vec::new() }
     }
 
     /// Fails unless the launch is on the stream `of`, to which alone `what` belongs.

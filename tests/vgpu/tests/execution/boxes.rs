@@ -86,10 +86,9 @@ impl Case {
         (0..counts.iter().product())
             .map(|index: usize| {
                 let (mut left, mut source) = (index, Some(0));
-                for axis in 0..self.rank() {
-                    let at =
-                        i64::from(self.start[axis]) + (left % counts[axis]) as i64 * i64::from(step(axis));
-                    left /= counts[axis];
+                for (axis, count) in counts.iter().enumerate() {
+                    let at = i64::from(self.start[axis]) + (left % count) as i64 * i64::from(step(axis));
+                    left /= count;
                     let inside = (0..self.dimensions[axis] as i64).contains(&at);
                     let stride = if axis == 0 { size } else { self.strides[axis - 1] as usize };
                     source = source.filter(|_| inside).map(|source| source + at as usize * stride);
