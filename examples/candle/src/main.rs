@@ -56,7 +56,7 @@ impl CustomOp2 for Product {
         let weight = weight.as_cuda_slice::<bf16>()?.slice(from..to);
         let columns = if self.backward { input } else { out };
         let kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let wrap = candle_core::Error::wrap::<promptmix::Error>;
+        let wrap = |error: promptmix::Error| candle_core::Error::wrap(error);
         let mut z = a.device.alloc_zeros::<bf16>(rows * columns)?;
         let sequences = Sequences::new(kernels.stream(), &[rows]).map_err(wrap)?;
         // A program that calls it often keeps these: they hold the scratch of products that are cut along their depth.
