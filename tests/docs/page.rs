@@ -206,7 +206,7 @@ impl CommandLine {
             let known = match &flag[..] {
                 "--test" => exists(&[format!("tests/{name}.rs"), format!("tests/{name}/main.rs")]),
                 "--bench" => exists(&[format!("benches/{name}/main.rs")]),
-                "--example" => exists(&[format!("examples/{name}.rs")]),
+                "--example" => exists(&[format!("examples/{name}.rs"), format!("examples/{name}/main.rs")]),
                 "-p" => exists(&[format!("tests/{name}/Cargo.toml")]),
                 _ => true,
             };
