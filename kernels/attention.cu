@@ -13,7 +13,7 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 129 83956 1, attention_dropped_128 167 84980 1,
+//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 129 83956 1, attention_dropped_128 180 84980 1,
 //   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 167 51188 3,
 //   attention_queries_dropped_64 159 52212 3, attention_queries_128 161 100340 1, attention_queries_dropped_128 164 101364 1,
 //   attention_keys_64 164 52212 3, attention_keys_dropped_64 201 53236 2, attention_keys_128 218 101364 1,
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64(Attent
     attention_forward<64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_128(AttentionArguments arguments) { attention_forward<128, false>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_dropped_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 1) attention_dropped_128(AttentionArguments arguments) {
     attention_forward<128, true>(arguments);
 }
 
