@@ -52,6 +52,20 @@ fn the_header_compiles_without_warnings_in_c_and_in_cpp() {
     assert!(HEADER.contains(&format!("#define PROMPTMIX_ABI {ABI:#010x}u")), "the header's number");
 }
 
+/// The batch that a test of the library describes as well: its places, and then the array.
+#[test]
+fn a_batch_is_described_in_c_as_by_hand() {
+    let Some(compiler) = c::compiler("gcc") else { return };
+    let folder = c::folder();
+    let source = root().join("tests/export/descriptor.c");
+    let printed = c::run(&mut Command::new(compiler.program(folder.path(), &source, "c11", &[])));
+    let by_hand = include_str!("../../src/backend/cuda/ops/descriptor_by_hand.txt");
+    let expected = by_hand.lines().filter_map(|line| line.split_once(':'));
+    let expected: Vec<&str> = expected.flat_map(|(_, numbers)| numbers.split_whitespace()).collect();
+    assert!(expected.len() > 100, "the file was read");
+    assert_eq!(printed.split_whitespace().collect::<Vec<_>>(), expected);
+}
+
 macro_rules! layout {
     ($c:literal, $rust:ty: $($field:ident),*) => {
         ($c, size_of::<$rust>(), align_of::<$rust>(), vec![$((stringify!($field), std::mem::offset_of!($rust, $field))),*])

@@ -36,51 +36,39 @@ impl Arrays {
     }
 }
 
-/// Entries of the tiles over `lengths` rows an example, as `TileEntry` has them.
-fn tiles(batch: &Batch, side: Side, lengths: impl Fn(usize) -> usize) -> Vec<i32> {
-    let other = match side {
-        Side::Encoder => Side::Decoder,
-        Side::Decoder => Side::Encoder,
-    };
-    let of_example = |example: usize| {
-        let (rows, others) = (batch.range(side, example), batch.range(other, example));
-        (0..lengths(example)).step_by(ATTENTION_TILE).flat_map(move |first| {
-            [example, first, rows.start, rows.len(), others.start, others.len(), 0, 0]
-                .map(|number| number as i32)
-        })
-    };
-    (0..batch.examples()).flat_map(of_example).collect()
+/// Entries of tiles over `tiled` rows of each example, as `TileEntry` has them. `own` and `others` are where the examples' rows begin on
+/// the tiles' side and on the other, and the end.
+fn tiles(own: &[usize], others: &[usize], tiled: impl Fn(usize) -> usize) -> impl Iterator<Item = i32> {
+    (0..own.len() - 1).flat_map(move |b| {
+        let (length, other) = (own[b + 1] - own[b], [others[b], others[b + 1] - others[b]]);
+        let entry = move |first| [b, first, own[b], length, other[0], other[1], 0, 0];
+        let firsts = (0..tiled(b)).step_by(ATTENTION_TILE);
+        firsts.flat_map(move |first| entry(first).map(|number| number as i32))
+    })
 }
 
 /// Describes `batch`.
 pub(crate) fn describe(batch: &Batch) -> Description {
-    let (examples, prompt_length) = (batch.examples(), batch.prompt_length());
-    let (encoder, decoder) = (batch.rows(Side::Encoder), batch.rows(Side::Decoder));
-    let length = |side: Side| move |b: usize| batch.range(side, b).len();
-    let offsets = |side: Side| {
-        let starts = (0..examples).map(move |b| batch.range(side, b).start);
-        starts.chain([batch.real_rows(side)]).map(|row| row as i32)
-    };
-    let owners = |side: Side| (0..examples).flat_map(move |b| std::iter::repeat_n(b as i32, length(side)(b)));
+    let (examples, prompt_length, room) = (batch.examples(), batch.prompt_length(), Room::of(batch));
+    let [encoder, decoder] = room.rows;
+    let lengths = [Side::Encoder, Side::Decoder]
+        .map(|side| (0..examples).map(|b| batch.range(side, b).len()).collect::<Vec<usize>>());
+    let [own, others] = lengths.each_ref().map(|lengths| starts(lengths));
     let encoder_ids = (0..examples).flat_map(|b| {
         std::iter::repeat_n(-1, prompt_length).chain(batch.source(b).iter().map(|&id| id as i32))
     });
     let integers = |ids: &'_ [u32]| bytemuck::cast_slice::<u32, i32>(ids).to_vec();
     let weights = batch.row_weights().iter().map(|&weight| bytemuck::cast::<f32, i32>(weight as f32));
     let padding = |b| batch.pooled_padding(b).map_or(-1, |id| id as i32);
-    let prompt_tiles = tiles(batch, Side::Encoder, |_| prompt_length);
-    let most =
-        [most_tiles(encoder, examples), prompt_tiles.len() / TILE_ENTRY, most_tiles(decoder, examples)];
     let mut arrays = Arrays(vec![0; Header::HeaderLength as usize]);
-    arrays.0[Header::EncoderRows as usize] = batch.real_rows(Side::Encoder) as i32;
-    arrays.0[Header::DecoderRows as usize] = batch.real_rows(Side::Decoder) as i32;
+    // What lengths decide is written behind.
     let common = Descriptor {
         examples: examples as i32,
         prompt_length: prompt_length as i32,
-        encoder_offsets: arrays.add(offsets(Side::Encoder), examples + 1, 0),
-        decoder_offsets: arrays.add(offsets(Side::Decoder), examples + 1, 0),
-        encoder_example: arrays.add(owners(Side::Encoder), encoder, 0),
-        decoder_example: arrays.add(owners(Side::Decoder), decoder, 0),
+        encoder_offsets: arrays.add([], examples + 1, 0),
+        decoder_offsets: arrays.add([], examples + 1, 0),
+        encoder_example: arrays.add([], encoder, 0),
+        decoder_example: arrays.add([], decoder, 0),
         encoder_ids: arrays.add(encoder_ids, encoder, 0),
         decoder_ids: arrays.add(integers(batch.decoder_ids()), decoder, 0),
         labels: arrays.add(integers(batch.labels()), decoder, 0),
@@ -89,20 +77,22 @@ pub(crate) fn describe(batch: &Batch) -> Description {
         example_run: arrays.add((0..examples).map(|b| batch.run(b) as i32), examples, 0),
         example_target: arrays.add((0..examples).map(|b| batch.target_prompt(b) as i32), examples, 0),
         pooled_padding: arrays.add((0..examples).map(padding), examples, 0),
-        encoder_tiles: arrays.add(
-            tiles(batch, Side::Encoder, length(Side::Encoder)),
-            most[0] * TILE_ENTRY,
-            -1,
-        ),
-        prompt_tiles: arrays.add(prompt_tiles, most[1] * TILE_ENTRY, -1),
-        decoder_tiles: arrays.add(
-            tiles(batch, Side::Decoder, length(Side::Decoder)),
-            most[2] * TILE_ENTRY,
-            -1,
-        ),
+        encoder_tiles: arrays.add([], room.tiles[0] * TILE_ENTRY, -1),
+        prompt_tiles: arrays.add(tiles(&own, &others, |_| prompt_length), room.prompt_tiles * TILE_ENTRY, -1),
+        decoder_tiles: arrays.add([], room.tiles[1] * TILE_ENTRY, -1),
         ..Descriptor::default()
     };
-    Description { data: arrays.0, common, tiles: most }
+    write_lengths(&mut arrays.0, &common, room, &lengths);
+    Description { data: arrays.0, common, tiles: room.all_tiles() }
+}
+
+/// Where rows of examples so long begin, and their end.
+fn starts(lengths: &[usize]) -> Vec<usize> {
+    let ends = lengths.iter().scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 /// Rows and tiles that a description has room for, of the encoder and of the decoder, and tiles of prompt rows.
@@ -130,35 +120,73 @@ impl Room {
 /// Writes other lengths into a description: those of the encoder and of the decoder, which have room in it. The kernels of
 /// `kernels/sequences.cu` write the same.
 pub(crate) fn write_lengths(data: &mut [i32], common: &Descriptor, room: Room, lengths: &[Vec<usize>; 2]) {
-    let starts = lengths.each_ref().map(|lengths| {
-        let ends = lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end)
-        });
-        std::iter::once(0).chain(ends).collect::<Vec<usize>>()
-    });
+    let starts = lengths.each_ref().map(|lengths| starts(lengths));
     let places = [
         (Header::EncoderRows, common.encoder_offsets, common.encoder_example, common.encoder_tiles),
         (Header::DecoderRows, common.decoder_offsets, common.decoder_example, common.decoder_tiles),
     ];
-    for (side, (rows, offsets, examples, tiles)) in places.into_iter().enumerate() {
-        let (own, others) = (&starts[side], &starts[1 - side]);
-        let (offsets, examples, tiles) = (offsets as usize, examples as usize, tiles as usize);
-        data[rows as usize] = own[lengths[side].len()] as i32;
+    for (side, (rows, offsets, examples, entries)) in places.into_iter().enumerate() {
+        let (own, others, lengths) = (&starts[side], &starts[1 - side], &lengths[side]);
+        let (offsets, examples, entries) = (offsets as usize, examples as usize, entries as usize);
+        data[rows as usize] = own[lengths.len()] as i32;
         for (to, start) in data[offsets..].iter_mut().zip(own) {
             *to = *start as i32;
         }
         data[examples..examples + room.rows[side]].fill(0);
-        data[tiles..tiles + room.tiles[side] * TILE_ENTRY].fill(-1);
-        let mut entries = tiles;
-        for (example, &length) in lengths[side].iter().enumerate() {
-            data[examples + own[example]..examples + own[example + 1]].fill(example as i32);
-            for first in (0..length).step_by(ATTENTION_TILE) {
-                let other = [others[example], others[example + 1] - others[example]];
-                let entry = [example, first, own[example], length, other[0], other[1], 0, 0];
-                data[entries..entries + TILE_ENTRY].copy_from_slice(&entry.map(|number| number as i32));
-                entries += TILE_ENTRY;
-            }
+        for b in 0..lengths.len() {
+            data[examples + own[b]..examples + own[b + 1]].fill(b as i32);
         }
+        let entries = &mut data[entries..entries + room.tiles[side] * TILE_ENTRY];
+        entries.fill(-1);
+        for (to, number) in entries.iter_mut().zip(tiles(own, others, |b| lengths[b])) {
+            *to = number;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+    use crate::backend::{Batch, Example};
+
+    /// The example by hand, which the header for C is held to as well.
+    #[test]
+    fn a_small_batch_is_described_as_by_hand() {
+        let example = |source: &[u32], target: &[u32], index| Example {
+            source: source.to_vec(),
+            target: target.to_vec(),
+            index,
+            ..Example::default()
+        };
+        let examples = [example(&[7, 8], &[3], 0), example(&[9], &[4, 5], 1)];
+        let batch = Batch::pack(&examples, 1, 0, 10).expect("a batch");
+        let batch = batch.weighted(vec![0.5, 1.0, 2.0]).expect("a weight a row");
+        let by_hand: Vec<i32> = include_str!("descriptor_by_hand.txt")
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .flat_map(|(_, numbers)| numbers.split_whitespace().map(|number| number.parse().expect("i32")))
+            .collect();
+        let found = describe(&batch);
+        let of = found.common;
+        let places = [
+            of.encoder_offsets,
+            of.decoder_offsets,
+            of.encoder_example,
+            of.decoder_example,
+            of.encoder_ids,
+            of.decoder_ids,
+            of.labels,
+            of.row_weights,
+            of.example_index,
+            of.example_run,
+            of.example_target,
+            of.pooled_padding,
+            of.encoder_tiles,
+            of.prompt_tiles,
+            of.decoder_tiles,
+        ];
+        let (expected_places, expected) = by_hand.split_at(places.len());
+        assert_eq!(places, expected_places);
+        assert_eq!(found.data, expected);
     }
 }
