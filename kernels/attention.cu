@@ -1,10 +1,10 @@
 // Attention over packed examples: of an encoder or decoder to itself, or of decoder rows to encoder rows.
 //
-//   s_ij = q_i · k_j + bias[j - i],  p = softmax_j(s)·mask,  o_i = sum_j p_ij v_j,  log_sum_exp_i
+//   s_ij = softmax_scale q_i · k_j + bias[j - i],  p = softmax_j(s)·mask,  o_i = sum_j p_ij v_j,  log_sum_exp_i
 //   d_v_j = sum_i p_ij d_o_i;  ds_ij = softmax_ij·(d_o_i · v_j·mask - delta_i), delta_i = d_o_i · o_i
-//   d_q_i = sum_j ds_ij k_j;   d_k_j = sum_i ds_ij q_i;   inner = the row's <d_q, q> and <d_k, k> + <d_v, v>, for the norm's backward
+//   d_q_i = softmax_scale sum_j ds_ij k_j;  d_k_j = softmax_scale sum_i ds_ij q_i;  inner = the row's <d_q, q> and <d_k, k> + <d_v, v>, for the norm's backward
 //
-// No 1 / sqrt(K). The bias is frozen: one short row a head, looked up by j - i, and no gradient of it.
+// T5's softmax_scale is 1. The bias is frozen: one short row a head, looked up by j - i, and no gradient of it.
 // Shapes: q [queries, H·K], k and v [keys, H·K] with strides, bias [H, 2·max_distance + 1] f32; K up to 128, a multiple of 8.
 // Grid: x over tiles of 64 rows of one example (the descriptor's tile map), y over heads; 128 threads, a warp 16 rows.
 // bf16: flash style, tensor cores, keys and values (or queries and d_o) in two stages of cp.async, swizzled tiles; nothing
@@ -13,11 +13,11 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 129 83956 1, attention_dropped_128 180 84980 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 167 51188 3,
-//   attention_queries_dropped_64 159 52212 3, attention_queries_128 161 100340 1, attention_queries_dropped_128 164 101364 1,
-//   attention_keys_64 164 52212 3, attention_keys_dropped_64 201 53236 2, attention_keys_128 218 101364 1,
-//   attention_keys_dropped_128 238 102388 1, attention_f32 44 0 10, attention_queries_f32 56 0 9, attention_keys_f32 79 0 6
+//   attention_64 128 42996 3, attention_dropped_64 152 44020 3, attention_128 163 83956 1, attention_dropped_128 180 84980 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 165 51188 3,
+//   attention_queries_dropped_64 164 52212 3, attention_queries_128 160 100340 1, attention_queries_dropped_128 164 101364 1,
+//   attention_keys_64 166 52212 3, attention_keys_dropped_64 201 53236 2, attention_keys_128 218 101364 1,
+//   attention_keys_dropped_128 236 102388 1, attention_f32 44 0 10, attention_queries_f32 48 0 10, attention_keys_f32 56 0 9
 #include "attention.cuh"
 
 using namespace promptmix;
@@ -31,7 +31,7 @@ constexpr int SIDE_BYTES = 4 * 64 * 4;
 // each of a thread's two rows sees; only a stage that is Masked asks.
 template <int Width, bool Dropped, bool Masked>
 __device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2], uint32_t queries, uint32_t keys,
-                                             const float* bias, const int (&left)[2], const uint8_t* bits, float scale) {
+                                             const float* bias, const int (&left)[2], float scale_log2, const uint8_t* bits, float scale) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     float scores[8][4] = {};
     rows_by_rows<Width>(scores, queries, warp_row, keys);
@@ -43,7 +43,7 @@ __device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (
         const float of_bias[2] = {bias[j * 8], bias[j * 8 + 1]};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            scores[j][e] = fmaf(scores[j][e], LOG2_E, e / 2 == 0 ? of_bias[e % 2] : before[e % 2]);
+            scores[j][e] = fmaf(scores[j][e], scale_log2, e / 2 == 0 ? of_bias[e % 2] : before[e % 2]);
             if (Masked && j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = -INFINITY;
             next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
         }
@@ -100,7 +100,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_for
     copy_tile<Width>(base, q, rows, arguments.q_stride, width);
     keys.load(base + TileBytes);
     load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     float out[Width / 8][4] = {};
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
     int left[2] = {64, 64};
@@ -113,8 +113,8 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_for
         __syncthreads();
         const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
         if (!Masked) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
-        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left, bits,
-                                             scale);
+        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
+                                             scale_log2, bits, scale);
     };
     for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
     // Only the last stage has keys that do not exist, or that lie behind a query.
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_64(AttentionArgum
 extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64(AttentionArguments arguments) {
     attention_forward<64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_128(AttentionArguments arguments) { attention_forward<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 1) attention_128(AttentionArguments arguments) { attention_forward<128, false>(arguments); }
 extern "C" __global__ void __launch_bounds__(128, 1) attention_dropped_128(AttentionArguments arguments) {
     attention_forward<128, true>(arguments);
 }
@@ -174,8 +174,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionA
 // A stage of d_q: probabilities anew, then what a score's gradient brings.
 template <int Width, bool Dropped, bool Masked>
 __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
-                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], const uint8_t* bits,
-                                              float scale) {
+                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], float scale_log2,
+                                              const uint8_t* bits, float scale) {
     constexpr int TileBytes = 64 * Width * 2;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     uint2 kept[2];
@@ -197,7 +197,7 @@ __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const 
             for (int e = 0; e < 4; ++e) {
                 const int half = e / 2, column = j * 8 + lane % 4 * 2 + e % 2;
                 const float added = (half == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[half];
-                float p = power_of_two(fmaf(scores[j][e], LOG2_E, added));
+                float p = power_of_two(fmaf(scores[j][e], scale_log2, added));
                 if (Masked && from + column >= left[half]) p = 0.0f;
                 if (Dropped) d_p[j][e] *= factor_of_bit(from == 0 ? kept[half].x : kept[half].y, column, scale);
                 scores[j][e] = p * (d_p[j][e] - delta[half]);
@@ -233,7 +233,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_que
     copy_tile<Width>(base + TileBytes, d_o, rows, static_cast<int>(total), width);
     keys.load(base + 2 * TileBytes);
     load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     float log_sum_exp[2] = {}, delta[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -255,7 +255,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_que
         const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
         if (!Masked) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
         queries_stage<Width, Dropped, Masked>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
-                                              bits, scale);
+                                              scale_log2, bits, scale);
     };
     for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
 #pragma unroll
@@ -265,18 +265,19 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_que
     }
     stage_of(last, Flag<true>());
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
+    const float to_scale = arguments.softmax_scale;
     if (arguments.inner != nullptr) {
         const float2 inner = row_products<Width>(shared, d_q);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                arguments.inner[(to_row + row) * arguments.inner_parts * arguments.heads + head] = half == 0 ? inner.x : inner.y;
+                arguments.inner[(to_row + row) * arguments.inner_parts * arguments.heads + head] = (half == 0 ? inner.x : inner.y) * to_scale;
             }
         }
     }
     bf16* const to = static_cast<bf16*>(arguments.d_q) + to_row * arguments.q_stride + head * width;
-    store_rows<Width>(shared, d_q, 1.0f, 1.0f, to, arguments.q_stride, rows, width);
+    store_rows<Width>(shared, d_q, to_scale, to_scale, to, arguments.q_stride, rows, width);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 3) attention_queries_64(AttentionArguments arguments) {
@@ -297,7 +298,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_dropped_128(
 // Masked leaves out queries before their keys.
 template <int Width, bool Dropped, bool Masked>
 __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d_v)[Width / 8][4], const float* of_queries, uint32_t keys,
-                                           uint32_t queries, const float* bias, const uint8_t* bits, float scale) {
+                                           uint32_t queries, const float* bias, float scale_log2, const uint8_t* bits, float scale) {
     constexpr int TileBytes = 64 * Width * 2;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     float before[2] = {bias[8], bias[7]};
@@ -318,7 +319,7 @@ __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d
             for (int e = 0; e < 4; ++e) {
                 const int column = first + lane % 4 * 2 + e % 2;
                 const float added = (e / 2 == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[e % 2];
-                float weight = power_of_two(fmaf(p[j][e], LOG2_E, added));
+                float weight = power_of_two(fmaf(p[j][e], scale_log2, added));
                 if (Masked && warp_row + lane / 4 + e / 2 * 8 > column) weight = 0.0f;
                 float factor = 1.0f;
                 if (Dropped) factor = factor_of_bit(kept_of_keys(bits, column), e / 2 * 8 + lane / 4, scale);
@@ -365,7 +366,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
     };
     if (from < stages) load(from);
     load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     float d_k[Width / 8][4] = {}, d_v[Width / 8][4] = {};
     const float* const own = bias_of_zero(table, arguments.max_distance) + warp_row + lane / 4 - lane % 4 * 2;
     const float* const of_query = (threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta) + tile.query_row * arguments.heads + head;
@@ -381,7 +382,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
         __syncthreads();
         if (stage + 1 < stages) load(stage + 1);
         keys_stage<Width, Dropped, decltype(masked)::value>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
-                                                            own + shift_of(tile.first - stage * 64, arguments.max_distance), bits, scale);
+                                                            own + shift_of(tile.first - stage * 64, arguments.max_distance), scale_log2, bits, scale);
     };
     // Only the first stage of a causal tile has queries before its keys.
     if (arguments.causal) stage_of(from, Flag<true>());
@@ -393,18 +394,19 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_key
     const int rows = rows_of(again) - again.first;
     const int64_t before = arguments.scope == PROMPT ? static_cast<int64_t>(again.example) * rows_of(again) : again.key_row;
     const int64_t to_row = before + again.first;
+    const float to_scale = arguments.softmax_scale;
     if (arguments.inner_parts == 2) {
         const float2 of_k = row_products<Width>(shared, d_k), of_v = row_products<Width>(shared + TileBytes, d_v);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] = half == 0 ? of_k.x + of_v.x : of_k.y + of_v.y;
+                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] = half == 0 ? fmaf(of_k.x, to_scale, of_v.x) : fmaf(of_k.y, to_scale, of_v.y);
             }
         }
     }
     const int64_t start = to_row * arguments.kv_stride + head * width;
-    store_rows<Width>(shared, d_k, 1.0f, 1.0f, static_cast<bf16*>(arguments.d_k) + start, arguments.kv_stride, rows, width);
+    store_rows<Width>(shared, d_k, to_scale, to_scale, static_cast<bf16*>(arguments.d_k) + start, arguments.kv_stride, rows, width);
     store_rows<Width>(shared + TileBytes, d_v, 1.0f, 1.0f, static_cast<bf16*>(arguments.d_v) + start, arguments.kv_stride, rows, width);
 }
 
@@ -463,7 +465,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
             // Every lane works, one behind the last key on that: a warp that shuffles must not part.
             const int key = first + lane, safe = min(key, tile.keys - 1);
             const float product = dot_f32(q, k + static_cast<int64_t>(safe) * arguments.kv_stride, width);
-            const float score = sees(arguments, tile, query, key) ? product + bias_f32(arguments, head, query, key) : -INFINITY;
+            const float added = bias_f32(arguments, head, query, key);
+            const float score = sees(arguments, tile, query, key) ? fmaf(product, arguments.softmax_scale, added) : -INFINITY;
             const float next = fmaxf(most, warp_max(score));
             if (next == -INFINITY) continue;
             const float shrink = expf(most - next), p = expf(score - next);
@@ -508,7 +511,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(Attentio
         for (int first = 0; first < tile.keys; first += 32) {
             const int key = first + lane, safe = min(key, tile.keys - 1);
             const int64_t skipped = static_cast<int64_t>(safe) * arguments.kv_stride;
-            const float score = dot_f32(q, k + skipped, width) + bias_f32(arguments, head, query, safe);
+            const float score = fmaf(dot_f32(q, k + skipped, width), arguments.softmax_scale, bias_f32(arguments, head, query, safe));
             const float p = sees(arguments, tile, query, key) ? expf(score - log_sum_exp) : 0.0f;
             const float ds = p * (dot_f32(d_o, v + skipped, width) * mask_f32(arguments, batch, tile, head, query, safe) - delta);
             for (int j = 0; j < 32 && first + j < tile.keys; ++j) {
@@ -524,6 +527,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(Attentio
         for (int part = 0; part < LANE_PARTS; ++part) {
             const int column = lane + part * 32;
             if (column < width) {
+                out[part] *= arguments.softmax_scale;
                 d_q[column] = out[part];
                 inner = fmaf(out[part], q[column], inner);
             }
@@ -552,8 +556,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionAr
         for (int first = 0; first < tile.queries; first += 32) {
             const int query = first + lane, safe = min(query, tile.queries - 1);
             const int64_t at = (tile.query_row + safe) * arguments.heads + head;
-            const float score = dot_f32(q + static_cast<int64_t>(safe) * arguments.q_stride, k, width) +
-                                bias_f32(arguments, head, safe, key);
+            const float product = dot_f32(q + static_cast<int64_t>(safe) * arguments.q_stride, k, width);
+            const float score = fmaf(product, arguments.softmax_scale, bias_f32(arguments, head, safe, key));
             const bool any = query < tile.queries && sees(arguments, tile, query, key);
             const float p = any ? expf(score - arguments.log_sum_exp[at]) : 0.0f;
             const float factor = mask_f32(arguments, batch, tile, head, safe, key), kept = p * factor;
@@ -574,6 +578,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionAr
         for (int part = 0; part < LANE_PARTS; ++part) {
             const int column = lane + part * 32;
             if (column < width) {
+                d_k[part] *= arguments.softmax_scale;
                 static_cast<float*>(arguments.d_k)[start + column] = d_k[part];
                 static_cast<float*>(arguments.d_v)[start + column] = d_v[part];
                 inner = fmaf(d_k[part], k[column], fmaf(d_v[part], v[column], inner));

@@ -30,6 +30,8 @@ struct AttentionArguments {
     int max_distance;
     int causal;
     int inner_parts;         // 2 where queries and keys are the same rows, 1 where only the queries' part is wanted
+    float softmax_scale;     // of q · k: 1, or 1 / sqrt(K)
+    int padding;
 };
 
 // The example and first row of a tile, and where its rows lie.

@@ -42,7 +42,7 @@ promptmix_result promptmix_sequences_create(promptmix_kernels *kernels, const in
                                             int32_t batch, promptmix_sequences **sequences);
 void promptmix_sequences_destroy(promptmix_sequences *sequences);
 
-// Attention: o = softmax(q k^T + bias) v for each sequence and head. The scores are not scaled: scale q for 1 / sqrt(width).
+// Attention: o = softmax(softmax_scale q k^T + bias) v for each sequence and head.
 typedef struct promptmix_attention {
     promptmix_sequences *sequences;
     promptmix_device_pointer q;            // [query rows, heads * width], rows q_stride numbers apart
@@ -58,7 +58,7 @@ typedef struct promptmix_attention {
     int32_t max_distance;                  // beyond it the bias's end values hold
     int32_t causal;                        // 1: a row sees itself and those before it
     int32_t precision;                     // promptmix_precision of q, k, v, o and their gradients
-    int32_t padding;                       // 0
+    float softmax_scale;                   // above zero: 1 for T5, 1 / sqrt(width) for most other models
 } promptmix_attention;
 
 typedef struct promptmix_attention_gradient {

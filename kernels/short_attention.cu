@@ -1,8 +1,9 @@
 // Self attention of examples of at most 16 rows each, as a decoder's short targets are: a warp an example and head.
 //
-//   s_ij = q_i · k_j + bias[j - i],  p = softmax_j(s),  o_i = sum_j p_ij mask_ij v_j,  log_sum_exp_i
+//   s_ij = softmax_scale q_i · k_j + bias[j - i],  p = softmax_j(s),  o_i = sum_j p_ij mask_ij v_j,  log_sum_exp_i
 //   dp_ij = mask_ij d_o_i · v_j,  delta_i = sum_j p_ij dp_ij = d_o_i · o_i,  ds_ij = p_ij (dp_ij - delta_i)
-//   d_v_j = sum_i p_ij mask_ij d_o_i;  d_q_i = sum_j ds_ij k_j;  d_k_j = sum_i ds_ij q_i;  inner as kernels/attention.cu has it
+//   d_v_j = sum_i p_ij mask_ij d_o_i;  d_q_i = softmax_scale sum_j ds_ij k_j;  d_k_j = softmax_scale sum_i ds_ij q_i
+//   inner as kernels/attention.cu has it
 //
 // All of an example's scores are one 16x16 tile of the tensor cores, so that softmax, delta and every gradient come of one pass:
 // no tile map, no kernel for delta, nothing scored twice. What a warp works on is its own: no barrier of the block.
@@ -104,7 +105,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     short_biases(biases, arguments, of);
     uint8_t* const bits = shared + 3 * TileBytes + threadIdx.x / 32 * MASK_BYTES;
     if (Dropped) draw_short(bits, arguments, batch, of);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     wait_for_copies<0>();
     __syncwarp();
     float p[2][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -113,7 +114,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            p[j][e] = fmaf(p[j][e], LOG2_E, biases[j][e]);
+            p[j][e] = fmaf(p[j][e], scale_log2, biases[j][e]);
             most[e / 2] = fmaxf(most[e / 2], p[j][e]);
         }
     }
@@ -206,7 +207,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     }
     uint8_t* const bits = shared + 4 * TileBytes + threadIdx.x / 32 * MASK_BYTES;
     if (Dropped) draw_short(bits, arguments, batch, of);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f;
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     wait_for_copies<0>();
     __syncwarp();
     float p[2][4] = {}, ds[2][4] = {}, delta[2] = {};
@@ -217,7 +218,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const float factor = Dropped ? short_factor(bits, j, e, scale) : 1.0f;
-            p[j][e] = power_of_two(fmaf(p[j][e], LOG2_E, biases[j][e] - log_sum_exp[e / 2]));
+            p[j][e] = power_of_two(fmaf(p[j][e], scale_log2, biases[j][e] - log_sum_exp[e / 2]));
             ds[j][e] *= factor;
             delta[e / 2] = fmaf(p[j][e], ds[j][e], delta[e / 2]);
         }
@@ -250,6 +251,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     float d_q[Width / 8][4] = {}, d_k[Width / 8][4] = {};
     weighted_rows<Width, 2>(d_q, ds, k, of.warp_row);
     turned_rows<Width>(d_k, turned_ds, q, of.warp_row);
+    const float to_scale = arguments.softmax_scale;
     const float2 inner_q = row_products<Width>(shared, d_q), inner_k = row_products<Width>(shared + TileBytes, d_k);
     if (arguments.inner != nullptr && lane % 4 == 0) {
 #pragma unroll
@@ -257,14 +259,15 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
             const int row = lane / 4 + half * 8;
             if (row >= of.rows) continue;
             float* const to = arguments.inner + (of.row + row) * arguments.inner_parts * arguments.heads + of.head;
-            to[0] = half == 0 ? inner_q.x : inner_q.y;
-            if (arguments.inner_parts == 2) to[arguments.heads] = half == 0 ? inner_k.x + inner_v.x : inner_k.y + inner_v.y;
+            to[0] = (half == 0 ? inner_q.x : inner_q.y) * to_scale;
+            const float of_k = half == 0 ? inner_k.x : inner_k.y, of_v = half == 0 ? inner_v.x : inner_v.y;
+            if (arguments.inner_parts == 2) to[arguments.heads] = fmaf(of_k, to_scale, of_v);
         }
     }
     bf16* const to_q = static_cast<bf16*>(arguments.d_q) + first * arguments.q_stride + of.head * width;
     bf16* const to_k = static_cast<bf16*>(arguments.d_k) + first * arguments.kv_stride + of.head * width;
-    store_rows<Width>(shared, d_q, 1.0f, 1.0f, to_q, arguments.q_stride, rows, width);
-    store_rows<Width>(shared + TileBytes, d_k, 1.0f, 1.0f, to_k, arguments.kv_stride, rows, width);
+    store_rows<Width>(shared, d_q, to_scale, to_scale, to_q, arguments.q_stride, rows, width);
+    store_rows<Width>(shared + TileBytes, d_k, to_scale, to_scale, to_k, arguments.kv_stride, rows, width);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_short_backward_64(AttentionArguments arguments) {
@@ -273,9 +276,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_short_backward_64(At
 extern "C" __global__ void __launch_bounds__(128) attention_short_backward_dropped_64(AttentionArguments arguments) {
     attention_short_backward<64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_short_backward_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_short_backward_128(AttentionArguments arguments) {
     attention_short_backward<128, false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_short_backward_dropped_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_short_backward_dropped_128(AttentionArguments arguments) {
     attention_short_backward<128, true>(arguments);
 }

@@ -18,6 +18,8 @@ mod launching;
 mod layer;
 #[path = "../examples/embed_layer/layer.rs"]
 mod layer_of_example;
+#[path = "embedder/scale.rs"]
+mod scale;
 #[path = "embedder/streams.rs"]
 mod streams;
 

@@ -37,6 +37,8 @@ extern CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsi
                                unsigned block_z, unsigned shared, CUstream stream, void **arguments, void **extra);
 enum { CU_STREAM_NON_BLOCKING = 1, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };
 
+/* 1 / sqrt(WIDTH). */
+static const double SOFTMAX_SCALE = 0.25;
 enum { SEQUENCES = 3, HEADS = 2, WIDTH = 16, MAX_DISTANCE = 4, TOTAL = HEADS * WIDTH, STRIDE = 3 * TOTAL, ROWS = 106 };
 static const int32_t ENDS[SEQUENCES + 1] = {0, 5, 75, ROWS};
 
@@ -127,7 +129,7 @@ static void by_hand(const uint16_t *qkv, const float *bias, const uint16_t *d_o,
                     for (int c = 0; c < WIDTH; ++c) {
                         score += from_bf16(qkv[q + c]) * from_bf16(qkv[key * STRIDE + TOTAL + head * WIDTH + c]);
                     }
-                    p[key] = exp(score + bias[head * (2 * MAX_DISTANCE + 1) + distance + MAX_DISTANCE]);
+                    p[key] = exp(SOFTMAX_SCALE * score + bias[head * (2 * MAX_DISTANCE + 1) + distance + MAX_DISTANCE]);
                     sum += p[key];
                 }
                 log_sum_exp[row * HEADS + head] = log(sum);
@@ -144,7 +146,7 @@ static void by_hand(const uint16_t *qkv, const float *bias, const uint16_t *d_o,
                     const double weight = p[key] / sum;
                     double d_weight = 0.0;
                     for (int c = 0; c < WIDTH; ++c) d_weight += from_bf16(d_o[out + c]) * from_bf16(qkv[v + c]);
-                    const double d_score = weight * (d_weight - delta);
+                    const double d_score = SOFTMAX_SCALE * weight * (d_weight - delta);
                     for (int c = 0; c < WIDTH; ++c) {
                         d_qkv[q + c] += d_score * from_bf16(qkv[k + c]);
                         d_qkv[k + c] += d_score * from_bf16(qkv[q + c]);
@@ -218,6 +220,7 @@ int main(int count, char **words) {
     attention.width = WIDTH;
     attention.max_distance = MAX_DISTANCE;
     attention.precision = PROMPTMIX_BF16;
+    attention.softmax_scale = (float)SOFTMAX_SCALE;
     PROMPTMIX(promptmix_attention_forward(kernels, &attention));
     promptmix_attention_gradient gradient;
     gradient.d_o = at_d_o;

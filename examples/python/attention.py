@@ -27,6 +27,7 @@ from promptmix_kernels import (
 )
 
 ENDS, HEADS, WIDTH, MAX_DISTANCE = [0, 3, 25], 2, 8, 2
+SOFTMAX_SCALE = WIDTH**-0.5
 ROWS, TOTAL = ENDS[-1], HEADS * WIDTH
 
 
@@ -67,13 +68,13 @@ def by_hand(q, k, v, bias, d_o):
                 for key in range(first, end):
                     near_key = max(-MAX_DISTANCE, min(MAX_DISTANCE, key - row)) + MAX_DISTANCE
                     score = sum(q[row][c] * k[key][c] for c in columns)
-                    weights.append(math.exp(score + bias[head * (2 * MAX_DISTANCE + 1) + near_key]))
+                    weights.append(math.exp(SOFTMAX_SCALE * score + bias[head * (2 * MAX_DISTANCE + 1) + near_key]))
                 weights = [weight / sum(weights) for weight in weights]
                 for c in columns:
                     o[row][c] = sum(weight * v[first + j][c] for j, weight in enumerate(weights))
                 delta = sum(o[row][c] * d_o[row][c] for c in columns)
                 for key, weight in enumerate(weights, first):
-                    d_score = weight * (sum(d_o[row][c] * v[key][c] for c in columns) - delta)
+                    d_score = SOFTMAX_SCALE * weight * (sum(d_o[row][c] * v[key][c] for c in columns) - delta)
                     for c in columns:
                         d_q[row][c] += d_score * k[key][c]
                         d_k[key][c] += d_score * q[row][c]
@@ -162,6 +163,7 @@ def with_ctypes(library, inputs, expected):
         width=WIDTH,
         max_distance=MAX_DISTANCE,
         precision=BF16,
+        softmax_scale=SOFTMAX_SCALE,
     )
     gradient = AttentionGradientStruct(
         driver.bf16(d_o), driver.poison(4 * ROWS * HEADS), *(driver.poison(size) for _ in range(3))
@@ -255,7 +257,7 @@ def with_torch(library, inputs, expected):
     q, k, v = (make(values).requires_grad_() for values in (q, k, v))
     bias = torch.tensor(bias, dtype=torch.float32, device="cuda").view(HEADS, -1)
     kernels = Kernels(library, torch.cuda.current_stream().cuda_stream)
-    o = promptmix_kernels.attention(kernels, Sequences(kernels, ENDS), q, k, v, bias)
+    o = promptmix_kernels.attention(kernels, Sequences(kernels, ENDS), q, k, v, bias, softmax_scale=SOFTMAX_SCALE)
     o.backward(make(d_o))
     for name, tensor, rows, roundings in zip(("o", "d_q", "d_k", "d_v"), (o, q.grad, k.grad, v.grad), expected, (2, 4, 4, 4)):
         near(f"torch's {name}", tensor.detach().float().flatten().tolist(), flat(rows), roundings / 256)

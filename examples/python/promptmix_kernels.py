@@ -49,7 +49,7 @@ class AttentionStruct(ctypes.Structure):
         ("max_distance", ctypes.c_int32),
         ("causal", ctypes.c_int32),
         ("precision", ctypes.c_int32),
-        ("padding", ctypes.c_int32),
+        ("softmax_scale", ctypes.c_float),
     ]
 
 
@@ -182,7 +182,7 @@ if torch is not None:
 
     class _Attention(torch.autograd.Function):
         @staticmethod
-        def _struct(kernels, sequences, tensors, bias, causal):
+        def _struct(tensors, bias, sequences, causal, softmax_scale):
             q, k, v, o, log_sum_exp = tensors
             _, heads, width = q.shape
             return AttentionStruct(
@@ -200,36 +200,37 @@ if torch is not None:
                 max_distance=0 if bias is None else bias.shape[1] // 2,
                 causal=int(causal),
                 precision=BF16 if q.dtype == torch.bfloat16 else F32,
+                softmax_scale=softmax_scale,
             )
 
         @staticmethod
-        def forward(ctx, q, k, v, bias, kernels, sequences, causal):
+        def forward(ctx, q, k, v, bias, kernels, *settings):
             o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
             log_sum_exp = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
             tensors = (q, k, v, o, log_sum_exp)
-            struct = _Attention._struct(kernels, sequences, tensors, bias, causal)
+            struct = _Attention._struct(tensors, bias, *settings)
             kernels.call("attention_forward", ctypes.byref(struct))
             ctx.save_for_backward(*tensors, bias)
-            ctx.of = (kernels, sequences, causal)
+            ctx.kernels, ctx.settings = kernels, settings
             return o
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx, d_o):
             *tensors, bias = ctx.saved_tensors
-            kernels, sequences, causal = ctx.of
             q, k, v = tensors[:3]
             d_o, delta = d_o.contiguous(), torch.empty_like(tensors[4])
             # A gradient lies as its input does.
             gradients = [torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device) for one in (q, k, v)]
-            struct = _Attention._struct(kernels, sequences, tensors, bias, causal)
+            struct = _Attention._struct(tensors, bias, *ctx.settings)
             addresses = [one.data_ptr() for one in (d_o, delta, *gradients)]
             gradient = AttentionGradientStruct(*addresses)
-            kernels.call("attention_backward", ctypes.byref(struct), ctypes.byref(gradient))
-            return (*gradients, None, None, None, None)
+            ctx.kernels.call("attention_backward", ctypes.byref(struct), ctypes.byref(gradient))
+            return (*gradients, None, None, None, None, None)
 
-    def attention(kernels, sequences, q, k, v, bias=None, causal=False):
-        """softmax(q k^T + bias) v of packed sequences, with gradients of q, k and v; scale q yourself where scores are scaled.
+    def attention(kernels, sequences, q, k, v, bias=None, causal=False, softmax_scale=1.0):
+        """softmax(softmax_scale q k^T + bias) v of packed sequences, with gradients of q, k and v. T5's scale is 1, that of most
+        other models 1 / sqrt(width).
 
         q: [query rows, heads, width]; k and v: [key rows, heads, width], of bf16 or, to verify, float32. Columns of a packed qkv
         will do. bias: float32 [heads, 2 * max_distance + 1], without a gradient. The kernels' stream must be the current one.
@@ -250,4 +251,4 @@ if torch is not None:
                 raise ValueError(f"bias: expected ({heads}, an odd number) of torch.float32 on {device}, found {found}")
             if bias.requires_grad:
                 raise ValueError("bias: expected one that does not train, as it has no gradient here, found requires_grad")
-        return _Attention.apply(q, k, v, bias, kernels, sequences, causal)
+        return _Attention.apply(q, k, v, bias, kernels, sequences, causal, softmax_scale)

@@ -4,6 +4,8 @@
 mod every_shape;
 #[path = "../common/kernels.rs"]
 mod kernels;
+#[path = "../../examples/embed_layer/layer.rs"]
+mod layer_of_example;
 #[path = "../common/random.rs"]
 mod random;
 #[path = "../common/setting.rs"]
@@ -17,6 +19,7 @@ mod device;
 mod embedding;
 mod fixtures;
 mod graph;
+mod layer;
 mod linear;
 mod loss;
 mod memory;

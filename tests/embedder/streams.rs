@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream};
 use half::bf16;
-use promptmix::backend::{Batch, Example, Heads, Mixing, Objective, OptimizerStep, Scorer, StateLayout};
+use promptmix::backend::{
+    Batch, DropoutStep, Example, Heads, Mixing, Objective, OptimizerStep, Scorer, Side, Site, SiteKind,
+    StateLayout,
+};
 use promptmix::cuda::attention::{
     Attention, AttentionBackward, AttentionGradient, AttentionInput, Delta, InputGradient,
 };
@@ -15,7 +18,7 @@ use promptmix::cuda::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, Loss
 use promptmix::cuda::mix::{FrozenSources, MixForward, PromptMix, pooled_keys};
 use promptmix::cuda::norm::{FinalNorm, NormedRows};
 use promptmix::cuda::optimizer::{AdamW, StepOperands};
-use promptmix::cuda::{DropoutMask, LabelRows, Packed, Precision, Sequences};
+use promptmix::cuda::{DeviceDropout, DropoutMask, LabelRows, Packed, Precision, Sequences};
 
 use crate::launching::{Program, program};
 
@@ -293,4 +296,65 @@ fn a_bias_without_room_in_shared_memory_is_refused_before_anything_is_launched()
         assert!(error.contains("a shorter maximum distance"), "{error}");
     }
     assert_eq!(program.kernels.launches(), 0);
+}
+
+/// Heads 128 wide with a bias as T5's take 101,364 bytes backward, which a block has on compute capability 8.9; with dropout they take
+/// 102,388, which it has not. Refused is the pass whose kernels do not fit, before any of them is launched.
+#[test]
+fn a_block_of_99_kb_has_room_for_wide_heads_but_for_those_with_dropout() {
+    if std::env::var_os("PROMPTMIX_TEST_DEVICE").is_some_and(|device| device == "cuda") {
+        println!("skipped: the virtual GPU alone can be of another kind");
+        return;
+    }
+    // The virtual GPU's kind is that of a process.
+    if std::env::var("VGPU_PROFILE").as_deref() != Ok("sm_89") {
+        let name = "streams::a_block_of_99_kb_has_room_for_wide_heads_but_for_those_with_dropout";
+        let mut again = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let end = again.args(["--exact", name, "--nocapture"]).env("VGPU_PROFILE", "sm_89").output();
+        let end = end.expect("an end");
+        let printed =
+            String::from_utf8_lossy(&end.stdout).into_owned() + &String::from_utf8_lossy(&end.stderr);
+        assert!(end.status.success() && printed.contains("1 passed"), "{printed}");
+        return;
+    }
+    let Some(program) = program() else { return };
+    let (rows, heads, max_distance) = (70, Heads { count: 1, width: 128 }, 128);
+    let total = heads.total();
+    let sequences = Sequences::new(&program.stream, &[rows]).expect("a sequence");
+    let halves =
+        |count: usize| program.stream.clone_htod(&vec![bf16::from_f32(0.01); count]).expect("an upload");
+    let floats = |count: usize| program.stream.clone_htod(&vec![f32::NAN; count]).expect("an upload");
+    let (qkv, mut o, d_o, mut d_qkv) =
+        (halves(rows * 3 * total), halves(rows * total), halves(rows * total), halves(rows * 3 * total));
+    let (mut log_sum_exp, mut delta) = (floats(rows), floats(rows));
+    let bias = program.stream.clone_htod(&vec![0.5_f32; 2 * max_distance + 1]).expect("an upload");
+    let plain =
+        Attention { bias: Some((&bias, max_distance)), ..Attention::of_itself(sequences.rows(), heads) };
+    let step = DropoutStep::new(0.1, 1, &[1]).expect("dropout");
+    let dropout = DeviceDropout::new(&program.stream, &step).expect("dropout");
+    let mask = dropout.mask(Site::new(Side::Encoder, SiteKind::SelfAttention, 0));
+    let input = AttentionInput::Packed(&qkv);
+    let mut backward = |attention: Attention<'_>| {
+        attention.forward(&program.kernels, input, &mut o, &mut log_sum_exp).expect("forward fits");
+        let launched = program.kernels.launches();
+        let from = AttentionBackward {
+            input,
+            o: &o,
+            log_sum_exp: &log_sum_exp,
+            d_o: &d_o,
+            delta: Some(Delta::Scratch(&mut delta)),
+        };
+        let gradient = AttentionGradient { of_input: InputGradient::Packed(&mut d_qkv), inner: None };
+        let end = attention.backward(&program.kernels, from, gradient);
+        (end, program.kernels.launches() - launched)
+    };
+    let (end, launches) = backward(plain);
+    end.expect("heads without dropout fit");
+    assert_eq!(launches, 3);
+    let (end, launches) = backward(Attention { mask, ..plain });
+    let said = end.expect_err("with dropout they do not").to_string();
+    assert!(said.contains("attention_keys_dropped_128") && said.contains("102388"), "{said}");
+    assert!(said.contains("101376") && said.contains("no dropout"), "{said}");
+    assert_eq!(launches, 0);
+    program.stream.synchronize().expect("a healthy device");
 }

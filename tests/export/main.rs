@@ -81,7 +81,7 @@ fn structs_lie_in_c_as_they_do_in_rust() {
     assert!(structs.len() > 15, "{} structs", structs.len());
     structs.extend([
         layout!("promptmix_attention", interface::Attention: sequences, q, k, v, bias, o, log_sum_exp, q_stride, kv_stride, heads,
-            width, max_distance, causal, precision, padding),
+            width, max_distance, causal, precision, softmax_scale),
         layout!("promptmix_attention_gradient", interface::AttentionGradient: d_o, delta, d_q, d_k, d_v),
         layout!("promptmix_adamw_settings", interface::AdamWSettings: learning_rate, weight_decay, beta1, beta2, epsilon,
             max_grad_norm),
@@ -368,7 +368,8 @@ fn what_c_gets_wrong_is_a_code_and_a_text_and_no_crash() {
         "1 q_stride: expected a number from 0 on, found -16",
         "1 tensor q: expected 16 columns of a row",
         "1 precision: expected 0 for bf16 or 1 for f32, found 7",
-        "1 causal and padding: expected 0 or 1, and 0, found 2 and 0",
+        "1 causal: expected 0 or 1, found 2",
+        "1 softmax_scale: expected a finite number above zero, found 0",
         "1 tensor q: expected a head width up to 128",
         "1 tensor width: expected a multiple of 8, found 12",
         "1 labels: expected words below 20, found 20",

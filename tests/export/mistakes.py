@@ -41,7 +41,7 @@ memory = driver.poison(2 * 5 * 16)
 
 def attention(**changed):
     fields = dict.fromkeys(("q", "k", "v", "o", "log_sum_exp"), memory)
-    fields.update(sequences=two.address, q_stride=16, kv_stride=16, heads=2, width=8)
+    fields.update(sequences=two.address, q_stride=16, kv_stride=16, heads=2, width=8, softmax_scale=1.0)
     fields.update(changed)
     return AttentionStruct(**fields)
 
@@ -53,6 +53,7 @@ for changed in (
     {"q_stride": 8, "kv_stride": 8},
     {"precision": 7},
     {"causal": 2},
+    {"softmax_scale": 0.0},
     {"width": 136, "heads": 1, "q_stride": 136, "kv_stride": 136},
 ):
     refused(lambda: kernels.call("attention_forward", ctypes.byref(attention(**changed))))

@@ -173,7 +173,7 @@ impl Cuda {
         check_heads(of.heads)?;
         let (batch, mask) = (self.described(of.batch)?, self.mask(of.mask)?);
         let (queries, keys) = (batch.rows(Side::Decoder), batch.rows(Side::Encoder));
-        Ok(Attention { queries, keys, heads: of.heads, bias: None, causal: false, mask })
+        Ok(Attention { mask, ..Attention::new(queries, keys, of.heads) })
     }
 
     /// Room for `rows` rows of H·D columns.

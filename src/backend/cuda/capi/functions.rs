@@ -14,7 +14,7 @@ use super::super::ops::attention::{
 use super::super::ops::linear::Epilogue;
 use super::super::ops::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan};
 use super::super::ops::optimizer::{AdamW, StepOperands};
-use super::super::ops::packing::{DropoutMask, LabelRows};
+use super::super::ops::packing::LabelRows;
 use super::super::runtime::error::driver;
 use super::super::runtime::kernels::Kernels;
 use super::super::runtime::operands::{Precision, ReadOperand, WriteOperand};
@@ -109,18 +109,15 @@ where
             }
         };
         let heads = Heads { count: length("heads", places.heads)?, width: length("width", places.width)? };
-        if !(0..=1).contains(&places.causal) || places.padding != 0 {
-            let found = format!("{} and {}", places.causal, places.padding);
-            return Err(Error::setting("causal and padding", "0 or 1, and 0", found, ""));
+        if !(0..=1).contains(&places.causal) {
+            return Err(Error::setting("causal", "0 or 1", places.causal.to_string(), ""));
         }
         let max_distance = length("max_distance", places.max_distance)?;
         let of = Attention {
-            queries,
-            keys,
-            heads,
             bias: bias.map(|bias| (bias, max_distance)),
             causal: places.causal == 1,
-            mask: DropoutMask::default(),
+            softmax_scale: places.softmax_scale,
+            ..Attention::new(queries, keys, heads)
         };
         let strides = [length("q_stride", places.q_stride)?, length("kv_stride", places.kv_stride)?];
         Ok(Self {

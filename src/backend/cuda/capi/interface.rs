@@ -32,8 +32,8 @@ pub struct Attention {
     pub causal: i32,
     /// 0 for bf16, 1 for f32.
     pub precision: i32,
-    /// 0.
-    pub padding: i32,
+    /// Above zero.
+    pub softmax_scale: f32,
 }
 
 /// `promptmix_attention_gradient`.

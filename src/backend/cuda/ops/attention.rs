@@ -211,7 +211,7 @@ pub struct AttentionGradient<'a> {
     pub inner: Option<&'a mut dyn DevicePtrMut<f32>>,
 }
 
-/// Attention of packed rows over packed rows: o = softmax(q k^T + bias) v for each example and head, without 1 / sqrt(K).
+/// Attention of packed rows over packed rows: o = softmax(softmax_scale q k^T + bias) v for each example and head.
 ///
 /// The first row of a sequence, which in a causal attention sees only itself, repeats its v:
 ///
@@ -252,14 +252,22 @@ pub struct Attention<'a> {
     pub bias: Option<(&'a dyn DevicePtr<f32>, usize)>,
     /// Whether a row sees only itself and those before it; of rows over themselves.
     pub causal: bool,
+    /// What q · k is multiplied by before the bias is added, above zero: 1 for T5, 1 / sqrt(K) for most other models.
+    pub softmax_scale: f32,
     /// Dropout of the probabilities.
     pub mask: DropoutMask<'a>,
 }
 
 impl<'s> Attention<'s> {
-    /// Of rows over themselves, which all see each other: no bias, and nothing is dropped.
+    /// Of queries over keys, which all see each other: no bias, a softmax scale of 1, and nothing is dropped.
+    pub fn new(queries: PackedRows<'s>, keys: PackedRows<'s>, heads: Heads) -> Self {
+        let mask = DropoutMask::default();
+        Self { queries, keys, heads, bias: None, causal: false, softmax_scale: 1.0, mask }
+    }
+
+    /// [`Attention::new`] of rows over themselves.
     pub fn of_itself(rows: PackedRows<'s>, heads: Heads) -> Self {
-        Self { queries: rows, keys: rows, heads, bias: None, causal: false, mask: DropoutMask::default() }
+        Self::new(rows, rows, heads)
     }
 
     /// Whether backward in that format works with <d_o, o> of each row and head, which [`Delta`] gives or has room for. With few rows
@@ -284,6 +292,11 @@ impl<'s> Attention<'s> {
         if self.causal && sides[0] != sides[1] {
             let found = "rows of the other side";
             return Err(Error::tensor("the keys of a causal attention", "the queries' own rows", found, ""));
+        }
+        if !(self.softmax_scale.is_finite() && self.softmax_scale > 0.0) {
+            let found = self.softmax_scale.to_string();
+            let advice = "T5 has 1, most other models 1 / sqrt(K)";
+            return Err(Error::setting("softmax_scale", "a finite number above zero", found, advice));
         }
         let scopes = [self.queries.scope(), self.keys.scope()];
         let prompts = scopes == [Scope::Prompt; 2] && sides == [Side::Encoder; 2];
@@ -351,6 +364,7 @@ impl<'s> Attention<'s> {
             kv_stride: kv_stride as i32,
             max_distance: max_distance as i32,
             causal: i32::from(self.causal),
+            softmax_scale: self.softmax_scale,
             ..AttentionArguments::default()
         };
         Ok((arguments, precision))

@@ -147,9 +147,19 @@ fn roomy(examples: usize, prompt_length: usize, [sources, targets]: [usize; 2]) 
         let found = format!("{examples} examples, {targets} rows (sources: {sources})");
         return Err(Error::tensor("the capacity", expected, found, ""));
     }
-    let example = Example { source: vec![0], target: vec![0], ..Example::default() };
-    let batch = Batch::pack(&vec![example; examples], prompt_length, 0, 1)?;
+    let batch = pack((0..examples).map(|_| (1, 1)), prompt_length)?;
     Ok(batch.with_capacity(sources, targets, targets))
+}
+
+/// Examples of so many (targets, sources), numbered in order: dropout draws for each by its number.
+fn pack(lengths: impl Iterator<Item = (usize, usize)>, prompt_length: usize) -> Result<Batch> {
+    let example = |(index, (targets, sources))| Example {
+        source: vec![0; sources],
+        target: vec![0; targets],
+        index: index as u32,
+        ..Example::default()
+    };
+    Batch::pack(&lengths.enumerate().map(example).collect::<Vec<_>>(), prompt_length, 0, 1)
 }
 
 /// So that every number of a description is an i32.
@@ -227,8 +237,7 @@ impl Sequences {
             let expected = "at least one sequence, of at least one row each";
             return Err(Error::tensor("lengths", expected, format!("{lengths:?}"), ""));
         }
-        let example = |&length| Example { source: vec![0], target: vec![0; length], ..Example::default() };
-        let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 1, 0, 1)?;
+        let batch = pack(lengths.iter().map(|&length| (length, 1)), 1)?;
         Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(Box::new(packed))))
     }
 
@@ -328,7 +337,7 @@ impl Sequences {
 /// use promptmix::backend::{Heads, Side};
 /// use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
 /// use promptmix::cuda::cudarc::driver::CudaContext;
-/// use promptmix::cuda::{DropoutMask, Kernels, PairedSequences};
+/// use promptmix::cuda::{Kernels, PairedSequences};
 ///
 /// let kernels = Kernels::new(CudaContext::new(0)?.new_stream()?)?;
 /// let stream = kernels.stream();
@@ -338,14 +347,8 @@ impl Sequences {
 /// let v = stream.clone_htod(&v)?;
 /// let mut o = stream.clone_htod(&[bf16::NAN; 2 * 8])?;
 /// let mut log_sum_exp = stream.clone_htod(&[f32::NAN; 2])?;
-/// let attention = Attention {
-///     queries: pairs.described().rows(Side::Decoder),
-///     keys: pairs.described().rows(Side::Encoder),
-///     heads: Heads { count: 1, width: 8 },
-///     bias: None,
-///     causal: false,
-///     mask: DropoutMask::default(),
-/// };
+/// let (queries, keys) = (pairs.described().rows(Side::Decoder), pairs.described().rows(Side::Encoder));
+/// let attention = Attention::new(queries, keys, Heads { count: 1, width: 8 });
 /// let [q, k, v] = [&q, &k, &v].map(|matrix| Columns { matrix, first: 0, stride: 8 });
 /// attention.forward(&kernels, AttentionInput::Apart { q, k, v }, &mut o, &mut log_sum_exp)?;
 /// assert_eq!(stream.clone_dtoh(&o)?[0].to_f32(), 2.0);
@@ -365,12 +368,7 @@ impl PairedSequences {
             let expected = "at least one example, of at least one target and one source row each";
             return Err(Error::tensor("lengths", expected, format!("{lengths:?}"), ""));
         }
-        let example = |&(targets, sources): &(usize, usize)| Example {
-            source: vec![0; sources],
-            target: vec![0; targets],
-            ..Example::default()
-        };
-        let batch = Batch::pack(&lengths.iter().map(example).collect::<Vec<_>>(), 0, 0, 1)?;
+        let batch = pack(lengths.iter().copied(), 0)?;
         Packed::new(stream, batch).map(|packed| Self(Lengths::Fixed(Box::new(packed))))
     }
 
