@@ -26,6 +26,7 @@ mod tensor;
 mod timing;
 mod warp;
 mod wgmma;
+mod wide_mma;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};

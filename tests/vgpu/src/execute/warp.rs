@@ -492,6 +492,18 @@ impl Warp {
                     self.mma(mma);
                     Next::Continue
                 }
+                Op::WideMma(mma) => {
+                    self.whole_warp(room, me, here, mask);
+                    room.counters.tensor_multiply_adds += (mma.rows * 8 * mma.depth) as u64;
+                    self.wide_mma(mma);
+                    Next::Continue
+                }
+                Op::Turn(to, from) => {
+                    self.whole_warp(room, me, here, mask);
+                    let turned = super::product::turned(&self.registers.words[*from as usize].0);
+                    self.registers.words[*to as usize].0 = turned;
+                    Next::Continue
+                }
                 Op::Wmma(wmma) => {
                     self.whole_warp(room, me, here, mask);
                     self.wmma::<CHECKS>(room, me, here, wmma)
