@@ -42,6 +42,7 @@ use order::Releases;
 pub use cluster::MOST_BLOCKS;
 pub use early::{Begun, Early};
 pub use product::multiply_add_tile;
+pub use timing::LATENCIES;
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
