@@ -30,10 +30,10 @@ macro_rules! exported {
     ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $body:block)*) => {$(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
-            let body = || -> Result<(), u32> {
+            let body = || -> Result<(), u32> { $body };
+            let body = || {
                 let late = $crate::driver::early::before_call(stringify!($name));
-                let done: Result<(), u32> = (|| $body)();
-                done.and($crate::driver::check(late))
+                body().and($crate::driver::check(late))
             };
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
                 Ok(Ok(())) => $crate::codes::SUCCESS,

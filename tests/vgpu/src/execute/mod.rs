@@ -16,6 +16,7 @@ mod global;
 mod group;
 mod meeting;
 mod order;
+mod places;
 mod pool;
 mod product;
 mod proxy;

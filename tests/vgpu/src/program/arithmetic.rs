@@ -34,16 +34,16 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
     // A modifier that no line below asks for would be passed over.
     let float = matches!(kind, "f16" | "bf16" | "f16x2" | "bf16x2" | "f32" | "f32x2" | "f64");
     if float && !matches!(name, "set" | "setp" | "selp" | "slct" | "testp") {
-        let known = |part: &&str| {
+        let known = |part: &str| {
             matches!(
-                *part,
+                part,
                 "rn" | "rz" | "rm" | "rp" | "approx" | "full" | "NaN" | "relu" | "xorsign" | "abs" | "ftz"
             )
         };
         let modifiers = parts.get(1..parts.len() - 1).unwrap_or_default();
         let signs = [modifiers.contains(&"xorsign"), modifiers.contains(&"abs")];
         let fits = kind == "f32" && signs == [true; 2] && matches!(name, "min" | "max");
-        if !modifiers.iter().all(|part| known(&part)) || signs.contains(&true) && !fits {
+        if !modifiers.iter().all(|part| known(part)) || signs.contains(&true) && !fits {
             return None;
         }
     }
