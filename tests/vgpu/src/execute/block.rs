@@ -1,10 +1,11 @@
 //! One block, or the blocks of a cluster: their warps, their barriers, and who runs next.
 
+use std::collections::HashMap;
+
 use super::cluster::{Cluster, inside};
 use super::dependent::Dependency;
 use super::gate::Gate;
 use super::order::Knowledge;
-use super::places::Places;
 use super::proxy::Proxies;
 use super::shared::{Clocks, Shared};
 use super::timing::{Times, behind_barrier};
@@ -49,7 +50,7 @@ pub(super) struct Room<'a> {
     /// By block of the cluster and number.
     pub barriers: Vec<Rendezvous>,
     /// By place in the shared memory of all blocks.
-    pub gates: Places<Gate>,
+    pub gates: HashMap<usize, Gate>,
     /// Gates whose phase ended while a warp ran.
     pub turned: Vec<usize>,
     /// Warpgroups of which a warp committed products while it ran.
@@ -62,7 +63,7 @@ pub(super) struct Room<'a> {
     stalled_at: Option<u64>,
     /// What stores and asynchronous accesses know of each other; none where the kernel has none of the latter.
     pub proxies: Option<Proxies>,
-    pub warpgroups: Places<Warpgroup>,
+    pub warpgroups: HashMap<usize, Warpgroup>,
     pub dependency: Option<Dependency>,
     /// Whether accesses to global memory may meet other launches.
     pub watched: bool,
@@ -105,14 +106,14 @@ impl<'a> Block<'a> {
             clocks: Clocks::new(warps + readers),
             barriers: vec![Rendezvous::default(); BARRIERS * cluster.size],
             cluster,
-            gates: Places::default(),
+            gates: HashMap::new(),
             turned: Vec::new(),
             committed: Vec::new(),
             registers_freed: false,
             progress: 0,
             stalled_at: None,
             proxies,
-            warpgroups: Places::default(),
+            warpgroups: HashMap::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
             times: timed.then(|| Times::new(launch.program, cluster_size)),

@@ -16,7 +16,6 @@ mod global;
 mod group;
 mod meeting;
 mod order;
-mod places;
 mod pool;
 mod product;
 mod proxy;
