@@ -11,7 +11,7 @@ use crate::codes::{
     COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_CLUSTER_SIZE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES,
 };
 use crate::counters::Counters;
-use crate::execute::{self, MOST_BLOCKS, Outcome, Settings, Shape};
+use crate::execute::{self, Begun, Early, MOST_BLOCKS, Outcome, Settings, Shape};
 use crate::memory::{Concurrent, Memory, StreamBit, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
@@ -115,6 +115,8 @@ pub struct Prepared {
     arguments: Vec<u8>,
     view: View,
     settings: Settings,
+    /// Clusters that the device runs at once.
+    resident: u64,
 }
 
 impl Prepared {
@@ -132,7 +134,30 @@ impl Prepared {
 
     /// Runs the launch.
     pub fn run(&self) -> Outcome {
-        execute::run(&self.program, &self.shape, &self.arguments, &self.view, &self.settings)
+        self.run_from(None)
+    }
+
+    fn run_from(&self, early: Option<&Early>) -> Outcome {
+        execute::run_from(&self.program, &self.shape, &self.arguments, &self.view, &self.settings, early)
+    }
+
+    /// Whether launches begin early where they may.
+    pub fn keeps_early(&self) -> bool {
+        self.settings.early
+    }
+
+    /// Whether it can stand still on its way. The blocks of a cooperative launch wait for each other, which the earlier
+    /// grids leave no room for.
+    pub fn may_begin_early(&self) -> bool {
+        !self.shape.cooperative
+    }
+
+    /// Runs as many blocks as the device runs at once up to `griddepcontrol.wait`, where they stand still.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
+    pub fn begin_early(self) -> std::io::Result<Begun> {
+        Begun::new(self.resident, move |early| self.run_from(Some(early)))
     }
 }
 
@@ -142,8 +167,8 @@ pub(crate) fn number(name: &str) -> Option<u64> {
 }
 
 impl Settings {
-    /// The defaults, changed by `VGPU_CHECKS`, `VGPU_SEED`, `VGPU_THREADS`, `VGPU_SAMPLE_BLOCKS`, `VGPU_TIMING` and
-    /// `VGPU_TIMEOUT` (seconds).
+    /// The defaults, changed by `VGPU_CHECKS`, `VGPU_SEED`, `VGPU_THREADS`, `VGPU_SAMPLE_BLOCKS`, `VGPU_TIMING`,
+    /// `VGPU_EARLY` and `VGPU_TIMEOUT` (seconds).
     pub fn from_environment(profile: &Profile) -> Self {
         let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -154,6 +179,7 @@ impl Settings {
             timeout: Duration::from_secs(number("VGPU_TIMEOUT").unwrap_or(300)),
             multiprocessors: profile.multiprocessors,
             timing: number("VGPU_TIMING") == Some(1),
+            early: number("VGPU_EARLY") == Some(1),
             outputs: None,
         }
     }
@@ -371,12 +397,19 @@ impl Device {
 
     /// Takes everything that a launch needs.
     pub fn prepare(&mut self, program: &Arc<Program>, shape: &Shape, arguments: &[u8]) -> Prepared {
+        let shared = program.static_shared as u32 + shape.dynamic_shared;
+        let fit = self.profile.occupancy(shape.threads(), registers_of(program), shared);
+        let resident = match shape.cluster_blocks() {
+            0 | 1 => u64::from(fit) * u64::from(self.profile.multiprocessors),
+            size => u64::from(self.profile.clusters(size, fit)),
+        };
         Prepared {
             program: program.clone(),
             shape: shape.clone(),
             arguments: arguments.to_vec(),
             view: self.memory.view(),
             settings: self.settings.clone(),
+            resident,
         }
     }
 

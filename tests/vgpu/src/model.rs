@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::counters::Counters;
+pub use crate::execute::LATENCIES;
 use crate::profile::Profile;
 
 /// Warp instructions that a multiprocessor issues in a cycle.
@@ -38,25 +39,59 @@ pub struct Assumed {
     pub source: &'static str,
 }
 
+/// Constants of the throughput that were measured on an H200 alone, or not at all; those of other devices are taken to be alike.
+pub const THROUGHPUT: [Assumed; 5] = [
+    Assumed {
+        name: "warp instructions a multiprocessor issues in a cycle",
+        value: ISSUES,
+        range: [4.0, 4.0],
+        source: "NVIDIA Hopper Architecture In-Depth, developer.nvidia.com/blog/nvidia-hopper-architecture-in-depth: four schedulers",
+    },
+    Assumed {
+        name: "passes over shared memory in a cycle",
+        value: PASSES,
+        range: [1.0, 1.0],
+        source: "CUDA C++ Programming Guide, docs.nvidia.com/cuda/cuda-c-programming-guide: 32 banks of four bytes",
+    },
+    Assumed {
+        name: "share of the tensor rate that mma.sync reaches on 9.0",
+        value: WARP_TENSOR_SHARE,
+        range: [0.58, 0.68],
+        source: "measured here on an H200; arxiv.org/abs/2402.13499 has 0.62 for an H800. On other devices 1 is taken, not measured",
+    },
+    Assumed {
+        name: "share of the data sheet's bandwidth that kernels reach",
+        value: MEMORY_SHARE,
+        range: [0.85, 0.94],
+        source: "measured here on an H200; not measured on other devices",
+    },
+    Assumed {
+        name: "bytes a cycle that the level-2 cache gives a multiprocessor",
+        value: CACHE_BYTES,
+        range: [20.0, 34.0],
+        source: "measured here on an H200 (23.7); arxiv.org/abs/2402.13499 has 30 to 34 for an H800",
+    },
+];
+
 /// Constants behind predictions of `wgmma` and clusters, which therefore come as a range.
 pub const ASSUMED: [Assumed; 3] = [
     Assumed {
         name: "share of the data sheet's tensor rate that wgmma reaches",
         value: 0.92,
         range: [0.82, 0.97],
-        source: "published single-instruction tests: 0.96 on zeros, 0.88 on random data; whole products 0.77",
+        source: "arxiv.org/abs/2402.13499: one instruction alone, 0.96 on zeros, 0.88 on random data; whole products 0.77",
     },
     Assumed {
         name: "bytes a cycle that bulk copies bring to a multiprocessor while all of them copy",
         value: 39.0,
         range: [30.0, 46.0],
-        source: "published measurements of an H800 (30 to 34), published products of an H100 (39 to 46)",
+        source: "arxiv.org/abs/2402.13499: 30 to 34 on an H800; products of an H100 in public repositories: 39 to 46",
     },
     Assumed {
         name: "cycles of a barrier of a cluster",
         value: 250.0,
         range: [150.0, 400.0],
-        source: "published round trips of distributed shared memory, 180 to 213 cycles, and an arrival",
+        source: "arxiv.org/abs/2402.13499: round trips of distributed shared memory, 180 to 213 cycles; and an arrival",
     },
 ];
 
@@ -93,6 +128,31 @@ pub struct Group {
     pub launches: Vec<Launches>,
 }
 
+/// A whole step that was measured and is in no fit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds that were measured.
+    pub measured_ms: f64,
+    /// Its launches, in graphs; those of all groups where there are none.
+    #[serde(default)]
+    pub launches: Vec<Launches>,
+}
+
+impl Step {
+    /// Milliseconds that the model says.
+    pub fn predict_ms(&self, profile: &Profile, constants: &Constants) -> f64 {
+        let of = |one: &Launches| one.often * time(profile, constants, &one.counters, one.registers).seconds;
+        let sum: f64 = if self.launches.is_empty() {
+            measured().groups.iter().flat_map(|group| &group.launches).map(of).sum()
+        } else {
+            self.launches.iter().map(of).sum()
+        };
+        sum * 1e3
+    }
+}
+
 /// What was measured on one device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
@@ -102,6 +162,9 @@ pub struct Measured {
     pub source: String,
     /// The groups.
     pub groups: Vec<Group>,
+    /// Whole steps, to check the model against what it was not fitted to.
+    #[serde(default)]
+    pub steps: Vec<Step>,
 }
 
 /// What was measured, as the data file has it.
@@ -113,6 +176,7 @@ pub fn measured() -> &'static Measured {
             profile: String::new(),
             source: String::new(),
             groups: Vec::new(),
+            steps: Vec::new(),
         })
     })
 }
@@ -258,6 +322,14 @@ pub fn time(profile: &Profile, constants: &Constants, counters: &Counters, regis
 /// Seconds that the device takes to read or write so many bytes of its memory by a copy or a fill.
 pub fn moving(profile: &Profile, constants: &Constants, bytes: usize) -> f64 {
     constants.launch - PROFILER + bytes as f64 / (profile.bandwidth * MEMORY_SHARE)
+}
+
+/// The steps that were measured: name, milliseconds measured, milliseconds of the model.
+pub fn steps() -> Vec<(&'static str, f64, f64)> {
+    let Some(profile) = Profile::by_name(&measured().profile) else { return Vec::new() };
+    let constants = Constants::fitted();
+    let each = measured().steps.iter();
+    each.map(|step| (step.name.as_str(), step.measured_ms, step.predict_ms(profile, &constants))).collect()
 }
 
 /// One line of the table of the fit.

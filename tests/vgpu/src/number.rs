@@ -26,6 +26,15 @@ pub struct Format {
     pub has_infinity: bool,
 }
 
+/// The bits of a number with the exclusive or of two signs; a NaN is the canonical one.
+pub fn with_sign_of_both(magnitude: f32, a: f32, b: f32) -> u32 {
+    if magnitude.is_nan() {
+        0x7fff_ffff
+    } else {
+        magnitude.to_bits() | (a.to_bits() ^ b.to_bits()) & 0x8000_0000
+    }
+}
+
 /// bfloat16.
 pub const BF16: Format = Format { exponent: 8, fraction: 7, has_infinity: true };
 /// IEEE half.

@@ -2,6 +2,47 @@
 
 use serde::Serialize;
 
+/// Where figures of a profile come from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Source {
+    /// Which figures.
+    pub of: &'static str,
+    /// The document, or what was done.
+    pub title: &'static str,
+    /// Its public address; empty for what was measured here or assumed.
+    pub link: &'static str,
+}
+
+const fn source(of: &'static str, title: &'static str, link: &'static str) -> Source {
+    Source { of, title, link }
+}
+
+const LIMITS: Source = source(
+    "threads, blocks and shared memory of a multiprocessor",
+    "CUDA C++ Programming Guide, compute capabilities",
+    "https://docs.nvidia.com/cuda/cuda-c-programming-guide/",
+);
+const HOPPER: Source = source(
+    "multiprocessors, level-2 cache, bus",
+    "NVIDIA Hopper Architecture In-Depth",
+    "https://developer.nvidia.com/blog/nvidia-hopper-architecture-in-depth/",
+);
+const HOPPER_LAYOUT: Source = source(
+    "processing clusters: clusters of eight reach 120 of 132 multiprocessors of an H100; the sizes are one layout that agrees",
+    "Add SM->GPC mapping query and ubench tool",
+    "https://github.com/accel-sim/gpu-app-collection/pull/87",
+);
+const NO_LAYOUT: Source = source(
+    "processing clusters",
+    "assumed: the multiprocessors dealt out evenly in pairs; nobody measured them here",
+    "",
+);
+const NOT_FITTED: Source = source(
+    "time",
+    "not fitted: nothing was measured on this device, and the sustained clock is the data sheet's",
+    "",
+);
+
 /// A device, by what matters to a program and to the predictions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Profile {
@@ -41,6 +82,8 @@ pub struct Profile {
     pub tensor_rate: f64,
     /// f32 multiply-adds a second.
     pub single_rate: f64,
+    /// Where all this comes from.
+    pub sources: &'static [Source],
 }
 
 /// Registers of a multiprocessor.
@@ -74,6 +117,15 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 2.039e12,
         tensor_rate: 156e12,
         single_rate: 9.75e12,
+        sources: &[
+            source(
+                "rates, bandwidth, clocks",
+                "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM",
+                "https://www.nvidia.com/en-us/data-center/a100/",
+            ),
+            LIMITS,
+            NOT_FITTED,
+        ],
     },
     // L4: 121 TFLOP/s bf16, 30.3 f32, 300 GB/s.
     Profile {
@@ -95,6 +147,15 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 0.3e12,
         tensor_rate: 60.5e12,
         single_rate: 15.1e12,
+        sources: &[
+            source(
+                "rates, bandwidth, clocks",
+                "NVIDIA L4 Tensor Core GPU data sheet",
+                "https://www.nvidia.com/en-us/data-center/l4/",
+            ),
+            LIMITS,
+            NOT_FITTED,
+        ],
     },
     // Clusters of eight blocks of a multiprocessor each reach 120 of 132 multiprocessors; how an H100 is cut beyond that differs
     // from one to the next.
@@ -118,6 +179,17 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 3.35e12,
         tensor_rate: 494.5e12,
         single_rate: 33.5e12,
+        sources: &[
+            source(
+                "rates, bandwidth, clocks",
+                "NVIDIA H100 Tensor Core GPU data sheet, SXM",
+                "https://www.nvidia.com/en-us/data-center/h100/",
+            ),
+            HOPPER,
+            HOPPER_LAYOUT,
+            LIMITS,
+            NOT_FITTED,
+        ],
     },
     // H200 SXM: an H100 with 4,800 GB/s; 1,755 MHz is what it was measured to hold under ncu.
     Profile {
@@ -139,6 +211,17 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 4.8e12,
         tensor_rate: 494.5e12,
         single_rate: 33.5e12,
+        sources: &[
+            source(
+                "rates, bandwidth",
+                "NVIDIA H200 Tensor Core GPU data sheet, SXM",
+                "https://www.nvidia.com/en-us/data-center/h200/",
+            ),
+            HOPPER,
+            HOPPER_LAYOUT,
+            LIMITS,
+            source("time, sustained clock", "measured on an H200: data/measured.json", ""),
+        ],
     },
     // B200: 2,250 TFLOP/s bf16, 80 f32, 8,000 GB/s. Its tensor memory is not modelled, its older instructions are.
     Profile {
@@ -160,6 +243,21 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 8.0e12,
         tensor_rate: 1125e12,
         single_rate: 40e12,
+        sources: &[
+            source(
+                "rates, bandwidth, clocks",
+                "NVIDIA HGX B200 specifications",
+                "https://www.nvidia.com/en-us/data-center/hgx/",
+            ),
+            source(
+                "shared memory, registers, level-2 cache",
+                "Blackwell Tuning Guide",
+                "https://docs.nvidia.com/cuda/blackwell-tuning-guide/",
+            ),
+            NO_LAYOUT,
+            LIMITS,
+            NOT_FITTED,
+        ],
     },
     // RTX 5090: 209.5 TFLOP/s bf16 with f32 accumulation, 104.8 f32, 1,792 GB/s.
     Profile {
@@ -181,6 +279,16 @@ pub const PROFILES: [Profile; 6] = [
         bandwidth: 1.792e12,
         tensor_rate: 104.8e12,
         single_rate: 52.4e12,
+        sources: &[
+            source(
+                "rates, bandwidth, clocks, level-2 cache",
+                "NVIDIA RTX Blackwell GPU Architecture",
+                "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+            ),
+            NO_LAYOUT,
+            LIMITS,
+            NOT_FITTED,
+        ],
     },
 ];
 

@@ -7,14 +7,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
     self as cu, CUdeviceptr, CUevent, CUfunction, CUlaunchAttribute, CUlaunchAttributeID,
-    CUlaunchAttributeValue, CUlaunchConfig, CUresult, CUstream,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstream,
 };
 use vgpu::check::Check;
 use vgpu::memory::{Concurrent, Stretch};
 use vgpu::{Change, Gpu};
 
 /// `fill` writes a number to 64 words, `add` adds it, `add_behind` waits for earlier grids first, `rank` writes each block's
-/// rank in its cluster.
+/// rank in its cluster. `add_by_one` waits by one thread
+/// and a barrier. `add_too_early` and `fill_too_early` read and write before they wait; `let_others` lets dependent grids
+/// begin before it waits and adds.
 const KERNELS: &str = "\
 .version 8.0\n.target sm_90\n.address_size 64\n\
 .visible .entry fill(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
@@ -27,6 +29,20 @@ ld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\nre
 ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
 griddepcontrol.wait;\nld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\n\
 griddepcontrol.launch_dependents;\nret;\n}\n\
+.visible .entry add_by_one(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\n.reg .pred %q;\n\
+ld.param.u64 %d1, [p];\nld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+setp.eq.u32 %q, %r1, 40;\n@%q griddepcontrol.wait;\nbar.sync 0;\n\
+ld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\nret;\n}\n\
+.visible .entry add_too_early(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+ld.global.u32 %r3, [%d1];\ngriddepcontrol.wait;\nadd.u32 %r3, %r3, %r2;\nst.global.u32 [%d1], %r3;\nret;\n}\n\
+.visible .entry fill_too_early(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nadd.u32 %r2, %r2, %r1;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+st.global.u32 [%d1], %r2;\ngriddepcontrol.wait;\nret;\n}\n\
+.visible .entry let_others(.param .u64 p, .param .u32 v)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
+ld.param.u32 %r2, [v];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
+griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\nld.global.u32 %r3, [%d1];\nadd.u32 %r3, %r3, %r2;\n\
+st.global.u32 [%d1], %r3;\nret;\n}\n\
 .visible .entry rank(.param .u64 p)\n{\n.reg .b32 %r<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d1, [p];\n\
 mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %cluster_ctarank;\nmul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\n\
 st.global.u32 [%d1], %r2;\nret;\n}\n";
@@ -40,6 +56,7 @@ struct Turn {
     add: CUfunction,
     add_behind: CUfunction,
     rank: CUfunction,
+    module: CUmodule,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -67,12 +84,7 @@ impl Turn {
             ok(cu::cuCtxSetCurrent(context));
             ok(cu::cuModuleLoadData(&mut module, text.as_ptr().cast()));
         }
-        let function = |name: &std::ffi::CStr| {
-            let mut function = null_mut();
-            // SAFETY: the module is loaded, and the name ends in 0.
-            ok(unsafe { cu::cuModuleGetFunction(&mut function, module, name.as_ptr()) });
-            function
-        };
+        let function = |name| function(module, name);
         let (fill, add) = (function(c"fill"), function(c"add"));
         Some(Self {
             gpu,
@@ -80,6 +92,7 @@ impl Turn {
             add,
             add_behind: function(c"add_behind"),
             rank: function(c"rank"),
+            module,
             _turn: turn,
         })
     }
@@ -94,6 +107,13 @@ impl Turn {
         found.dedup();
         found
     }
+}
+
+fn function(module: CUmodule, name: &std::ffi::CStr) -> CUfunction {
+    let mut function = null_mut();
+    // SAFETY: the module is loaded, and the name ends in 0.
+    ok(unsafe { cu::cuModuleGetFunction(&mut function, module, name.as_ptr()) });
+    function
 }
 
 fn stream(flags: u32) -> CUstream {
@@ -317,6 +337,140 @@ fn a_dependent_launch_must_wait_before_it_reads() {
         }
         assert_eq!(turn.found(), found);
     }
+}
+
+/// What an order of execution makes of launches of which all but the first are dependent, on a stream and in a graph: word 5
+/// of 64, each of which holds what a kernel made of its number.
+fn word_behind(turn: &Turn, early: bool, in_graph: bool, launches: &[(CUfunction, u32)]) -> u32 {
+    let (stream, address) = (stream(NON_BLOCKING), memory());
+    let mut words = [0u32; ROOM / 4];
+    turn.gpu.change(&Change { early: Some(early), ..Change::default() });
+    // SAFETY: the fill stays within the allocation, and handles were just made.
+    unsafe { ok(cu::cuMemsetD32Async(address, 1000, ROOM / 4, stream)) };
+    let start = || {
+        launches.iter().enumerate().for_each(|(place, &(function, value))| {
+            launch(function, stream, address, value, place > 0);
+        });
+    };
+    if in_graph {
+        let (mut graph, mut executable) = (null_mut(), null_mut());
+        // SAFETY: handles that were just made.
+        unsafe {
+            ok(cu::cuStreamBeginCapture_v2(stream, cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED));
+            start();
+            ok(cu::cuStreamEndCapture(stream, &mut graph));
+            ok(cu::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            cu::cuGraphLaunch(executable, stream);
+        }
+    } else {
+        start();
+    }
+    // SAFETY: the copy stays within both sides. A launch that a check failed has the copy fail first.
+    unsafe {
+        cu::cuStreamSynchronize(stream);
+        ok(cu::cuMemcpyDtoH_v2(words.as_mut_ptr().cast(), address, ROOM));
+    }
+    turn.gpu.change(&Change { early: Some(false), ..Change::default() });
+    let alike = |(at, &word): (usize, &u32)| [word, word.wrapping_sub(at as u32)].contains(&words[0]);
+    assert!(words.iter().enumerate().all(alike), "{words:?}");
+    words[5]
+}
+
+/// A dependent launch that begins before the grid before it: what waits stays right, what does not shows in the numbers.
+#[test]
+fn a_launch_that_begins_early_shows_in_its_numbers_what_it_does_before_its_wait() {
+    let Some(turn) = Turn::take() else { return };
+    let named = |name| function(turn.module, name);
+    let (fill, late) = (turn.fill, turn.add_behind);
+    let (by_one, peeks) = (named(c"add_by_one"), named(c"add_too_early"));
+    let (overwritten, lets) = (named(c"fill_too_early"), named(c"let_others"));
+    // Launches, word 5 by the order they were given in, by the early order, and whether today's check sees it in either.
+    type Case<'a> = (&'a [(CUfunction, u32)], u32, u32, [bool; 2]);
+    let cases: &[Case<'_>] = &[
+        (&[(fill, 7), (late, 2)], 14, 14, [false, false]),
+        (&[(fill, 7), (by_one, 2)], 14, 14, [false, false]),
+        (
+            &[(fill, 7), (late, 2), (lets, 3), (late, 4), (lets, 5), (lets, 6), (late, 7)],
+            39,
+            39,
+            [false, false],
+        ),
+        // It adds to what was there before the fill.
+        (&[(fill, 7), (peeks, 2)], 14, 1002, [true, false]),
+        // The fill behind it in time overwrites it.
+        (&[(fill, 7), (overwritten, 50)], 55, 12, [true, true]),
+        // Behind a grid that lets it, it begins before the fill; behind one that does not, between the two.
+        (&[(fill, 7), (lets, 2), (peeks, 3)], 17, 1003, [true, false]),
+        (&[(fill, 7), (late, 2), (peeks, 3)], 17, 15, [true, true]),
+    ];
+    for (place, (launches, given, early, seen)) in cases.iter().enumerate() {
+        for in_graph in [false, true] {
+            for (begins, word, seen) in [(false, given, seen[0]), (true, early, seen[1])] {
+                let found = word_behind(&turn, begins, in_graph, launches);
+                assert_eq!(found, *word, "case {place}, early {begins}, graph {in_graph}");
+                let expected: &[Check] = if seen { &[Check::DependentTooEarly] } else { &[] };
+                assert_eq!(turn.found(), expected, "case {place}, early {begins}, graph {in_graph}");
+            }
+        }
+    }
+    // A launch that depends on nothing, one of another stream, and one behind a call that waits begin in their turn.
+    turn.gpu.change(&Change { early: Some(true), ..Change::default() });
+    let (one, other, address) = (stream(NON_BLOCKING), stream(NON_BLOCKING), memory());
+    let word = || {
+        let mut word = 0u32;
+        // SAFETY: the copy stays within both sides.
+        unsafe {
+            ok(cu::cuCtxSynchronize());
+            ok(cu::cuMemcpyDtoH_v2((&raw mut word).cast(), address, 4));
+        }
+        word
+    };
+    launch(fill, one, address, 1, false);
+    launch(peeks, one, address, 2, false);
+    assert_eq!(word(), 3, "no dependent launch");
+    launch(fill, one, address, 10, false);
+    wait(one, other);
+    launch(peeks, other, address, 2, true);
+    assert_eq!(word(), 12, "another stream");
+    launch(fill, other, address, 20, false);
+    // SAFETY: a stream that was made above.
+    unsafe { ok(cu::cuStreamSynchronize(other)) };
+    launch(peeks, other, address, 2, true);
+    assert_eq!(word(), 22, "behind a wait of the host");
+    turn.gpu.change(&Change { early: Some(false), ..Change::default() });
+    assert_eq!(turn.found(), []);
+}
+
+/// Of a grid larger than the device, as many blocks begin early as fit; the others come in their turn.
+#[test]
+fn a_grid_that_begins_early_begins_with_what_fits() {
+    let Some(turn) = Turn::take() else { return };
+    const BLOCKS: u32 = 5000;
+    let rank = turn.rank;
+    let (stream, mut address) = (stream(NON_BLOCKING), 0);
+    let mut words = vec![1u32; BLOCKS as usize];
+    turn.gpu.change(&Change { early: Some(true), ..Change::default() });
+    // SAFETY: the fills and copies stay within the allocation.
+    unsafe {
+        ok(cu::cuMemAlloc_v2(&mut address, 4 * words.len()));
+        ok(cu::cuMemsetD32Async(address, 7, words.len(), stream));
+    }
+    launch(turn.fill, stream, memory(), 1, false);
+    let mut attributes =
+        [attribute(CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, |value| {
+            value.programmaticStreamSerializationAllowed = 1
+        })];
+    let config = config(BLOCKS, stream, &mut attributes);
+    let mut arguments: [*mut c_void; 1] = [(&raw const address) as _];
+    // SAFETY: the kernel takes an address and writes a word a block.
+    unsafe {
+        ok(cu::cuLaunchKernelEx(&config, rank, arguments.as_mut_ptr(), null_mut()));
+        cu::cuStreamSynchronize(stream);
+        ok(cu::cuMemcpyDtoH_v2(words.as_mut_ptr().cast(), address, 4 * words.len()));
+    }
+    turn.gpu.change(&Change { early: Some(false), ..Change::default() });
+    assert!(words.iter().all(|&word| word == 0), "every block wrote");
+    assert_eq!(turn.found(), [Check::DependentTooEarly], "it writes and never waits");
 }
 
 #[test]

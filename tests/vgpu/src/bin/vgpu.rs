@@ -94,13 +94,22 @@ fn fit() -> String {
         );
     }
     out += &format!(
-        "{:<28} {:>9.0} {:>9.0} {:>5.0} %\n\nassumed, not measured here:\n",
+        "{:<28} {:>9.0} {:>9.0} {:>5.0} %\n\n{:<40} {:>9} {:>9} {:>7}\n",
         "sum",
         whole,
         model,
-        off(model, whole)
+        off(model, whole),
+        "steps that are in no fit, in graphs",
+        "measured",
+        "model ms",
+        "off by"
     );
-    for one in vgpu::model::ASSUMED {
+    for (name, measured, model) in vgpu::model::steps() {
+        out += &format!("{name:<40} {measured:>9.2} {model:>9.2} {:>5.0} %\n", off(model, measured));
+    }
+    out += "\nassumed, not measured here or on an H200 alone; the least and the most that is likely, and where it comes from:\n";
+    use vgpu::model::{ASSUMED, LATENCIES, THROUGHPUT};
+    for one in ASSUMED.iter().chain(&THROUGHPUT).chain(&LATENCIES) {
         out += &format!(
             "  {} = {} ({} to {}): {}\n",
             one.name, one.value, one.range[0], one.range[1], one.source

@@ -5,8 +5,8 @@ use std::sync::{Arc, Once};
 
 use serde::{Deserialize, Serialize};
 
-use super::exported;
 use super::state::{Work, state, this_thread};
+use super::{early, exported};
 use crate::check::Report;
 use crate::compiled::{self, Compiled, Tools};
 use crate::device::{WaitingLine, registers_of};
@@ -21,6 +21,9 @@ pub struct Change {
     /// Turns the time of warps, and the model's time between events, on or off.
     #[serde(default)]
     pub timing: Option<bool>,
+    /// Turns launches that begin before the grids before them on or off.
+    #[serde(default)]
+    pub early: Option<bool>,
     /// Sets the seed of the order of blocks and warps.
     pub seed: Option<u64>,
     /// Sets where kernels may write: address and bytes. An empty list means anywhere.
@@ -161,6 +164,7 @@ pub fn watch_exit() {
 
 extern "C" fn at_exit() {
     let outcome = std::panic::catch_unwind(|| {
+        early::before_call("exit");
         let table = std::env::var_os("VGPU_TABLE").is_some();
         let summary = summary(if table { compile() } else { Vec::new() });
         if let Some(path) = std::env::var_os("VGPU_JSON") {
@@ -227,6 +231,7 @@ extern "C" fn vgpu_build_id() -> *const c_char {
 /// The failed checks of the calling thread's launches, as JSON, which are thereby claimed.
 #[unsafe(no_mangle)]
 extern "C" fn vgpu_take_reports() -> *mut c_char {
+    early::before_call("vgpu_take_reports");
     let mut state = state();
     let thread = this_thread();
     let (mine, others) =
@@ -240,6 +245,7 @@ extern "C" fn vgpu_take_reports() -> *mut c_char {
 /// Everything counted so far, as JSON.
 #[unsafe(no_mangle)]
 extern "C" fn vgpu_summary() -> *mut c_char {
+    early::before_call("vgpu_summary");
     give_text(serde_json::to_string(&summary(Vec::new())).unwrap_or_default())
 }
 
@@ -274,6 +280,9 @@ exported! {
         }
         if let Some(timing) = change.timing {
             settings.timing = timing;
+        }
+        if let Some(early) = change.early {
+            settings.early = early;
         }
         if let Some(seed) = change.seed {
             settings.seed = seed;

@@ -3,6 +3,7 @@
 //! Streams carry out work at once and in order; what a program may not do on a device (capture rules,
 //! handles, limits, errors that stick) is refused here with the number a device gives.
 
+mod early;
 mod extension;
 pub use extension::{Calls, Change, Summary};
 mod launch;
@@ -30,6 +31,10 @@ macro_rules! exported {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
             let body = || -> Result<(), u32> { $body };
+            let body = || {
+                let late = $crate::driver::early::before_call(stringify!($name));
+                body().and($crate::driver::check(late))
+            };
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
                 Ok(Ok(())) => $crate::codes::SUCCESS,
                 Ok(Err(code)) => code,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use super::early::KeptBack;
 use super::extension::Calls;
 use super::model_time::ModelTime;
 use super::order::{Clock, Order};
@@ -118,6 +119,8 @@ pub struct State {
     pub executables: HashMap<usize, Vec<Node>>,
     pub pools: HashMap<usize, HashMap<u32, u64>>,
     pub pinned: HashMap<usize, usize>,
+    /// Launches that are kept back.
+    pub kept: KeptBack,
     /// What orders work on different streams.
     pub order: Order,
     /// When what each stream was given is done, where time is kept.
@@ -180,6 +183,7 @@ impl State {
             executables: HashMap::new(),
             pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
             pinned: HashMap::new(),
+            kept: KeptBack::default(),
             order: Order::default(),
             model_time: ModelTime::default(),
             readings: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::early;
 use super::order::Clock;
 use super::state::{Node, State, Work, running, state, this_thread};
 use crate::check::Report;
@@ -71,16 +72,17 @@ fn note(state: &mut State, stream: usize, clock: &Clock, stretch: Stretch, name:
     let report = state.order.touch(stream, clock, stretch, name, allocation.as_deref());
     match report.filter(|_| checks) {
         Some(report) => {
-            publish(state, report);
+            publish(state, this_thread(), report);
             false
         }
         None => true,
     }
 }
 
-fn publish(state: &mut State, report: Report) {
+/// Keeps a report for the thread whose work it is of.
+pub fn publish(state: &mut State, owner: usize, report: Report) {
     eprintln!("vgpu: {report}");
-    state.reports.push((this_thread(), report));
+    state.reports.push((owner, report));
 }
 
 /// Carries out work of a stream.
@@ -88,6 +90,10 @@ pub fn perform(work: &Work, stream: usize) -> u32 {
     let _running = running();
     let mut ordered = true;
     if !matches!(work, Work::Launch { .. }) {
+        let code = early::end_all();
+        if code != SUCCESS {
+            return code;
+        }
         let mut state = state();
         let clock = state.before(stream);
         if matches!(work, Work::Call { .. }) {
@@ -106,32 +112,20 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
     match work {
         Work::Launch { program, shape, arguments } => {
             // The state is free while the kernel runs, so that other threads may prepare their work.
-            let prepared = {
+            let (prepared, overtakes) = {
                 let mut state = state();
                 let clock = state.before(stream);
                 let mut prepared = state.device.prepare(program, shape, arguments);
                 let concurrent = state.order.concurrent(&clock);
                 let unfinished = state.order.launch(stream, prepared.epoch(), &program.name, shape.dependent);
                 prepared.order(state.order.bit(stream), concurrent, unfinished);
-                prepared
+                (prepared, unfinished.is_some())
             };
+            if prepared.keeps_early() {
+                return early::keep(prepared, program, stream, overtakes);
+            }
             let outcome = prepared.run();
-            let mut state = state();
-            state.device.count(program, &outcome.counters);
-            state.has_launched(stream, program, &outcome.counters);
-            state.device.count_waits(program, &outcome.waits);
-            let mut code = SUCCESS;
-            if outcome.device_error != 0 {
-                state.sticky = outcome.device_error;
-                code = outcome.device_error;
-            } else if !outcome.reports.is_empty() {
-                code = LAUNCH_FAILED;
-            }
-            state.failed_launches += u64::from(code != SUCCESS);
-            for report in outcome.reports {
-                publish(&mut state, report);
-            }
-            code
+            early::ended(&mut state(), stream, program, this_thread(), outcome)
         }
         Work::Fill { address, pattern, count } => {
             let state = state();
@@ -220,6 +214,7 @@ pub fn replay(nodes: &[Node], stream: usize) -> u32 {
                 }
             }
             Node::Record(_, event) => {
+                early::before_time();
                 let mut state = state();
                 let known = (state.before(lane), state.model_time.of(lane));
                 events.insert(*event, known);
@@ -233,6 +228,7 @@ pub fn replay(nodes: &[Node], stream: usize) -> u32 {
             }
         }
     }
+    early::before_time();
     let mut state = state();
     for lane in begun {
         let clock = state.before(lane);

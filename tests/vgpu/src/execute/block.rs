@@ -82,6 +82,8 @@ pub(super) struct Block<'a> {
     room: Room<'a>,
     warps: Vec<Warp>,
     order: Vec<usize>,
+    /// Whether all that it can do before the grids before this one have ended is done.
+    still: bool,
 }
 
 impl<'a> Block<'a> {
@@ -122,7 +124,7 @@ impl<'a> Block<'a> {
             live_lanes: vec![0; warps],
         };
         let warps = (0..warps).map(|_| Warp::new(launch.program, checks, timed)).collect();
-        let mut block = Self { room, warps, order: Vec::new() };
+        let mut block = Self { room, warps, order: Vec::new(), still: false };
         block.fix_constants();
         block
     }
@@ -213,6 +215,7 @@ impl<'a> Block<'a> {
             }
         }
         room.enter(0);
+        self.still = false;
         room.start_time();
         self.order = (0..self.warps.len()).collect();
         let seed = room.launch.settings.seed;
@@ -257,6 +260,10 @@ impl<'a> Block<'a> {
     /// When all wait: lets those go on that a device would not suspend for ever, or reports that nobody will; `true` when
     /// the cluster is done.
     fn stall(&mut self) -> bool {
+        if self.room.launch.holds() && self.warps.iter().any(|warp| warp.waits_for(Hold::Grids)) {
+            self.still = true;
+            return false;
+        }
         let room = &mut self.room;
         let again = room.stalled_at == Some(room.progress);
         room.stalled_at = Some(room.progress);
@@ -371,7 +378,23 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn wake(&mut self, hold: Hold) {
+    /// Whether it does no more until the grids before this one have ended.
+    pub fn stands_still(&self) -> bool {
+        self.still
+    }
+
+    /// Whether its blocks have ended or let dependent launches begin.
+    pub fn has_triggered(&self) -> bool {
+        let cluster = &self.room.cluster;
+        let lives = |block: usize| {
+            let own = block * cluster.warps..(block + 1) * cluster.warps;
+            self.room.live_lanes[own].iter().any(|&lanes| lanes != 0)
+        };
+        (0..).zip(&cluster.members).all(|(block, member)| member.triggered || !lives(block))
+    }
+
+    /// Lets those go on that wait for something.
+    pub fn wake(&mut self, hold: Hold) {
         for warp in &mut self.warps {
             warp.wake(hold);
         }

@@ -24,6 +24,8 @@ pub(super) struct Member {
     /// the instruction and the lane; 0 for never.
     touched: Vec<(u16, usize, usize)>,
     ended: bool,
+    /// Whether it has let dependent launches begin.
+    pub triggered: bool,
     /// Registers of the block that no warp has, in units of a warp's.
     pub free_registers: u32,
 }
@@ -87,6 +89,7 @@ impl Cluster {
             member.touched.clear();
             member.touched.resize(if self.size > 1 { warps } else { 0 }, (0, 0, 0));
             member.ended = false;
+            member.triggered = false;
             member.free_registers = 0;
         }
         self.current = 0;

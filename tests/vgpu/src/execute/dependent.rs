@@ -6,7 +6,7 @@
 
 use super::Shape;
 use super::block::Room;
-use super::warp::Warp;
+use super::warp::{Hold, Next, Warp};
 use crate::check::{Check, Log, Report};
 use crate::memory::{Allocation, Stretch, View};
 use crate::program::Program;
@@ -32,7 +32,10 @@ impl Dependency {
 
 impl Warp {
     /// `griddepcontrol.wait`.
-    pub(super) fn wait_for_grids(&mut self, room: &mut Room<'_>, me: usize) {
+    pub(super) fn wait_for_grids(&mut self, room: &mut Room<'_>, me: usize) -> Next {
+        if room.launch.holds() {
+            return Next::Park(Hold::Grids);
+        }
         room.counters.dependency_waits += 1;
         self.waited.set(true);
         let now = room.clocks.now(me);
@@ -40,6 +43,7 @@ impl Warp {
             dependency.waits.push((me, now));
             room.clocks.advance(me);
         }
+        Next::Continue
     }
 
     /// Reports an access to global memory that needs grids which may not have ended, or meets work on other streams.

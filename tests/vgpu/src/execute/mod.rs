@@ -9,6 +9,7 @@ mod cluster;
 mod copies;
 mod dependent;
 mod descriptor;
+mod early;
 mod flight;
 mod gate;
 mod global;
@@ -25,9 +26,10 @@ mod tensor;
 mod timing;
 mod warp;
 mod wgmma;
+mod wide_mma;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::check::{Check, Log, Report};
@@ -38,7 +40,9 @@ use block::Block;
 use order::Releases;
 
 pub use cluster::MOST_BLOCKS;
+pub use early::{Begun, Early};
 pub use product::multiply_add_tile;
+pub use timing::LATENCIES;
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
@@ -104,6 +108,8 @@ pub struct Settings {
     pub multiprocessors: u32,
     /// Whether the time of warps is kept, for predictions and for where they wait; it needs checks.
     pub timing: bool,
+    /// Whether launches that may begin before the grids before them do so.
+    pub early: bool,
     /// Where kernels may write, as address and size; none for anywhere.
     pub outputs: Option<Vec<(u64, u64)>>,
 }
@@ -133,8 +139,10 @@ pub(crate) struct Launch<'a> {
     pub synchronizes: bool,
     /// Registers of a thread when a block begins.
     pub registers: u32,
+    /// Where it stands still, if it began before the grids before it have ended.
+    pub early: Option<&'a Early>,
     stop: AtomicBool,
-    deadline: Instant,
+    deadline: Mutex<Instant>,
 }
 
 impl Launch<'_> {
@@ -147,7 +155,16 @@ impl Launch<'_> {
     }
 
     pub fn late(&self) -> bool {
-        Instant::now() > self.deadline
+        Instant::now() > *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_deadline(&self, deadline: Instant) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// Whether `griddepcontrol.wait` waits.
+    pub fn holds(&self) -> bool {
+        self.early.is_some_and(Early::holds)
     }
 }
 
@@ -158,6 +175,18 @@ pub fn run(
     arguments: &[u8],
     memory: &View,
     settings: &Settings,
+) -> Outcome {
+    run_from(program, shape, arguments, memory, settings, None)
+}
+
+/// Runs a launch to its end, which may stand still on its way.
+pub fn run_from(
+    program: &Program,
+    shape: &Shape,
+    arguments: &[u8],
+    memory: &View,
+    settings: &Settings,
+    early: Option<&Early>,
 ) -> Outcome {
     let blocks = shape.blocks();
     // Clusters run as blocks do.
@@ -173,24 +202,30 @@ pub fn run(
         releases: Releases::default(),
         synchronizes: order::synchronizes(program),
         registers: pool::at_entry(program, shape),
+        early,
         stop: AtomicBool::new(false),
-        deadline: Instant::now() + settings.timeout,
+        deadline: Mutex::new(Instant::now() + settings.timeout),
     };
     let order = Order::new(clusters, sample, settings.seed);
-    let next = AtomicU64::new(0);
-    let merged: Mutex<(Log, Counters, Vec<u64>)> = Mutex::default();
+    let next = AtomicU64::new(early.map_or(0, |early| early.begins(sample)));
+    let merged: Mutex<Merged> = Mutex::default();
     // Blocks that wait for each other must all be under way; they are dealt out to the workers.
     let workers = settings.workers.clamp(1, 64).min(usize::try_from(sample).unwrap_or(usize::MAX));
+    if let Some(early) = early {
+        early.expect(workers);
+    }
     let work = |worker: usize| {
-        let (log, counters, waits) = if shape.cooperative {
+        let mut found = Merged::default();
+        if let Some(early) = early {
+            found = early::run_share(&launch, early, &order, worker, workers);
+        }
+        found.add(if shape.cooperative {
             together(&launch, &order, worker, workers)
         } else {
             one_by_one(&launch, &order, &next)
-        };
+        });
         if let Ok(mut merged) = merged.lock() {
-            merged.0.merge(log);
-            merged.1.add(&counters);
-            add_waits(&mut merged.2, &waits);
+            merged.add((found.log, found.counters, found.waits));
         }
     };
     if workers == 1 {
@@ -204,7 +239,7 @@ pub fn run(
             work(0);
         });
     }
-    let (mut log, mut counters, waits) = merged.into_inner().unwrap_or_default();
+    let Merged { mut log, mut counters, waits } = merged.into_inner().unwrap_or_default();
     counters.kernel.clone_from(&program.name);
     counters.launches = 1;
     counters.blocks = blocks;
@@ -223,11 +258,23 @@ pub fn run(
     Outcome { reports: log.reports, counters, device_error, waits }
 }
 
-/// Adds up waits by instruction.
-fn add_waits(into: &mut Vec<u64>, from: &[u64]) {
-    into.resize(into.len().max(from.len()), 0);
-    for (into, from) in into.iter_mut().zip(from) {
-        *into += from;
+/// What several blocks or workers found and counted.
+#[derive(Default)]
+struct Merged {
+    log: Log,
+    counters: Counters,
+    waits: Vec<u64>,
+}
+
+impl Merged {
+    fn add(&mut self, (log, counters, waits): (Log, Counters, Vec<u64>)) {
+        self.log.merge(log);
+        self.counters.add(&counters);
+        // By instruction.
+        self.waits.resize(self.waits.len().max(waits.len()), 0);
+        for (into, from) in self.waits.iter_mut().zip(&waits) {
+            *into += from;
+        }
     }
 }
 
@@ -271,16 +318,11 @@ fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -
             launch.stop();
         }
     }
-    let mut log = Log::default();
-    let mut counters = Counters::default();
-    let mut waits = Vec::new();
+    let mut merged = Merged::default();
     for block in blocks {
-        let (more, counted, waited) = block.finish();
-        log.merge(more);
-        counters.add(&counted);
-        add_waits(&mut waits, &waited);
+        merged.add(block.finish());
     }
-    (log, counters, waits)
+    (merged.log, merged.counters, merged.waits)
 }
 
 /// The order in which blocks run: a permutation by seed, without a table of it; and which of them.

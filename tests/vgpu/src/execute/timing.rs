@@ -3,6 +3,7 @@
 
 use super::block::Room;
 use super::warp::Warp;
+use crate::model::Assumed;
 use crate::program::{InstructionClass, Op, Program};
 
 /// Times are in half cycles.
@@ -23,6 +24,36 @@ const BULK: u64 = 900 * CYCLE;
 const BULK_BYTES: u64 = 39;
 const GATE: u64 = 20 * CYCLE;
 const CLUSTER: u64 = 250 * CYCLE;
+
+/// A latency in cycles, of half cycles.
+const fn latency(name: &'static str, halves: u64, range: [f64; 2], source: &'static str) -> Assumed {
+    Assumed { name, value: halves as f64 / CYCLE as f64, range, source }
+}
+
+const AMPERE: &str = "arxiv.org/abs/2208.11174, instruction by instruction on an A100";
+const HOPPER: &str = "arxiv.org/abs/2402.13499, on an H800";
+const CHOSEN: &str =
+    "no public figure is known to us; chosen, and scaled with the rest of the path by the fit";
+
+/// Cycles until a result is ready. Nobody measured them here: the fit scales all of them by one factor.
+pub const LATENCIES: [Assumed; 11] = [
+    latency("cycles of arithmetic", ARITHMETIC, [4.0, 6.0], AMPERE),
+    latency("cycles of special functions", SPECIAL, [17.0, 40.0], AMPERE),
+    latency("cycles of f64", DOUBLE, [4.0, 48.0], AMPERE),
+    latency("cycles of a branch", BRANCH, [2.0, 15.0], CHOSEN),
+    latency("cycles of shared memory and ldmatrix", SHARED, [23.0, 33.0], HOPPER),
+    latency("cycles of mma.sync m16n8k16", TENSOR, [17.0, 35.0], HOPPER),
+    latency("cycles of a shuffle", SHUFFLE, [22.0, 32.0], AMPERE),
+    latency("cycles of a barrier of a block", BARRIER, [20.0, 50.0], CHOSEN),
+    latency(
+        "cycles of global memory",
+        GLOBAL,
+        [260.0, 1000.0],
+        "arxiv.org/abs/2402.13499: 260 (level-2 cache) to 480 (memory) with nobody else there; longer under load",
+    ),
+    latency("cycles of a bulk copy's first bytes", BULK, [600.0, 1200.0], CHOSEN),
+    latency("cycles of a wait at an mbarrier", GATE, [10.0, 40.0], CHOSEN),
+];
 
 /// The time of a warp.
 #[derive(Default)]

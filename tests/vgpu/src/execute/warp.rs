@@ -55,6 +55,8 @@ pub(super) enum Hold {
     Registers,
     /// Products that the other warps of the warpgroup, named by its first warp, have yet to issue; likewise.
     Warpgroup(usize),
+    /// The end of the grids before this one; likewise.
+    Grids,
 }
 
 /// Why a warp stopped running.
@@ -241,6 +243,11 @@ impl Warp {
             any = true;
         }
         any
+    }
+
+    /// Whether lanes wait for something.
+    pub fn waits_for(&self, hold: Hold) -> bool {
+        self.paths.iter().any(|path| path.hold == Some(hold))
     }
 
     /// Lets those go on that a device would not suspend for ever, without what they wait for; `true` when there are any.
@@ -472,16 +479,29 @@ impl Warp {
                 Op::WgmmaWait(leave) => self.wait_for_products(room, me, *leave),
                 Op::ClusterBarrier(op) => self.cluster_barrier(room, me, here, *op, mask),
                 Op::Registers(up, count) => self.change_registers(room, me, here, *up, *count),
-                Op::DependencyWait => {
-                    self.wait_for_grids(room, me);
+                Op::DependencyWait => self.wait_for_grids(room, me),
+                Op::LaunchDependents => {
+                    let block = room.cluster.current;
+                    room.cluster.members[block].triggered = true;
                     Next::Continue
                 }
-                Op::LaunchDependents => Next::Continue,
                 Op::Matrix(matrix) => self.matrix::<CHECKS>(room, me, here, matrix, mask),
                 Op::Mma(mma) => {
                     self.whole_warp(room, me, here, mask);
                     room.counters.tensor_multiply_adds += (16 * 8 * mma.depth) as u64;
                     self.mma(mma);
+                    Next::Continue
+                }
+                Op::WideMma(mma) => {
+                    self.whole_warp(room, me, here, mask);
+                    room.counters.tensor_multiply_adds += (mma.rows * 8 * mma.depth) as u64;
+                    self.wide_mma(mma);
+                    Next::Continue
+                }
+                Op::Turn(to, from) => {
+                    self.whole_warp(room, me, here, mask);
+                    let turned = super::product::turned(&self.registers.words[*from as usize].0);
+                    self.registers.words[*to as usize].0 = turned;
                     Next::Continue
                 }
                 Op::Wmma(wmma) => {

@@ -2,7 +2,7 @@
 //!
 //! [`lookup`] takes an opcode without `.ftz` and `.sat`, which loading composes around it.
 
-use super::floating::{double, half, pair, single};
+use super::floating::{double, half, pair, single, two_singles};
 use super::lanes::{Brain, Half, LaneOp, lane_op};
 use crate::number::Rounding;
 
@@ -31,12 +31,33 @@ pub fn lookup(opcode: &str) -> Option<LaneOp> {
     let (&name, &kind) = (parts.first()?, parts.last()?);
     let rounding = rounding(&parts);
     let has = |word: &str| parts.contains(&word);
+    // A modifier that no line below asks for would be passed over.
+    let float = matches!(kind, "f16" | "bf16" | "f16x2" | "bf16x2" | "f32" | "f32x2" | "f64");
+    if float && !matches!(name, "set" | "setp" | "selp" | "slct" | "testp") {
+        let known = |part: &str| {
+            matches!(
+                part,
+                "rn" | "rz" | "rm" | "rp" | "approx" | "full" | "NaN" | "relu" | "xorsign" | "abs" | "ftz"
+            )
+        };
+        let modifiers = parts.get(1..parts.len() - 1).unwrap_or_default();
+        let signs = [modifiers.contains(&"xorsign"), modifiers.contains(&"abs")];
+        let fits = kind == "f32" && signs == [true; 2] && matches!(name, "min" | "max");
+        if !modifiers.iter().all(|part| known(part)) || signs.contains(&true) && !fits {
+            return None;
+        }
+    }
     match kind {
         "pred" => logic(name, "b1"),
+        "f32x2" => two_singles(name, &parts),
         "b16" | "b32" | "b64"
-            if !matches!(name, "prmt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk" | "fns") =>
+            if !matches!(name, "prmt" | "cvt" | "shf" | "lop3" | "selp" | "bfi" | "bfe" | "bmsk" | "fns") =>
         {
-            if matches!(name, "brev" | "popc" | "clz") { integer(&parts) } else { logic(name, kind) }
+            if matches!(name, "brev" | "popc" | "clz") {
+                integer(&parts)
+            } else {
+                logic(name, kind)
+            }
         }
         "f32" => match name {
             "set" | "slct" | "selp" | "testp" => compare(&parts),
@@ -135,6 +156,9 @@ fn integer(parts: &[&str]) -> Option<LaneOp> {
             }
         };
     }
+    if has("relu") || kind.ends_with("16x2") {
+        return packed(&parts.join("."));
+    }
     if name == "mul" && has("wide") {
         return Some(match kind {
             "s16" => lane_op!(|a: i16, b: i16| -> i32 { i32::from(a) * i32::from(b) }),
@@ -176,6 +200,33 @@ fn integer(parts: &[&str]) -> Option<LaneOp> {
         "s32" => family!(i32, u32, i64, 32),
         "u64" | "b64" => family!(u64, u64, u128, 64),
         "s64" => family!(i64, u64, i128, 64),
+        _ => return None,
+    })
+}
+
+/// Integers two a register, and those that fall no lower than 0.
+fn packed(opcode: &str) -> Option<LaneOp> {
+    macro_rules! each {
+        ($type:ty, |$a:ident, $b:ident| $value:expr) => {
+            lane_op!(|a: u32, b: u32| -> u32 {
+                let one = |shift: u32| {
+                    let ($a, $b) = ((a >> shift) as $type, (b >> shift) as $type);
+                    u32::from($value as u16) << shift
+                };
+                one(0) | one(16)
+            })
+        };
+    }
+    Some(match opcode {
+        "min.relu.s32" => lane_op!(|a: i32, b: i32| -> i32 { a.min(b).max(0) }),
+        "max.relu.s32" => lane_op!(|a: i32, b: i32| -> i32 { a.max(b).max(0) }),
+        "add.s16x2" | "add.u16x2" => each!(u16, |x, y| x.wrapping_add(y)),
+        "min.s16x2" => each!(i16, |x, y| x.min(y)),
+        "max.s16x2" => each!(i16, |x, y| x.max(y)),
+        "min.relu.s16x2" => each!(i16, |x, y| x.min(y).max(0)),
+        "max.relu.s16x2" => each!(i16, |x, y| x.max(y).max(0)),
+        "min.u16x2" => each!(u16, |x, y| x.min(y)),
+        "max.u16x2" => each!(u16, |x, y| x.max(y)),
         _ => return None,
     })
 }
@@ -278,8 +329,42 @@ fn fields(parts: &[&str]) -> Option<LaneOp> {
             if a == 0 { u32::MAX } else { a.leading_zeros() }
         })),
         "fns.b32" => Some(lane_op!(|mask: u32, base: u32, n: i32| -> u32 { nth_set(mask, base, n) })),
-        "dp2a.lo.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c) })),
-        "dp2a.hi.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c) })),
+        "dp2a.lo.s32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c, true, true) })),
+        "dp2a.hi.s32.s32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c, true, true) }))
+        }
+        "dp2a.lo.u32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c, false, false) })),
+        "dp2a.hi.u32.u32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c, false, false) }))
+        }
+        "dp2a.lo.s32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c, true, false) })),
+        "dp2a.hi.s32.u32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c, true, false) }))
+        }
+        "dp2a.lo.u32.s32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b, c, false, true) })),
+        "dp2a.hi.u32.s32" => {
+            Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c, false, true) }))
+        }
+        // Of the instructions on four bytes, the two that nvcc writes for its intrinsics.
+        "vabsdiff4.u32.u32.u32" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 {
+            let _ = c;
+            join_bytes(distances(a, b))
+        })),
+        "vabsdiff4.u32.u32.u32.add" => Some(lane_op!(|a: u32, b: u32, c: u32| -> u32 {
+            distances(a, b).iter().fold(c, |sum, &byte| sum.wrapping_add(byte))
+        })),
+        "cvt.pack.sat.u16.s32" => {
+            Some(lane_op!(|a: i32, b: i32| -> u32 { within(a, 0, 65_535) << 16 | within(b, 0, 65_535) }))
+        }
+        "cvt.pack.sat.s16.s32" => Some(lane_op!(|a: i32, b: i32| -> u32 {
+            within(a, -32_768, 32_767) << 16 | within(b, -32_768, 32_767) & 0xffff
+        })),
+        "cvt.pack.sat.u8.s32.b32" => Some(lane_op!(|a: i32, b: i32, c: u32| -> u32 {
+            c << 16 | within(a, 0, 255) << 8 | within(b, 0, 255)
+        })),
+        "cvt.pack.sat.s8.s32.b32" => Some(lane_op!(|a: i32, b: i32, c: u32| -> u32 {
+            c << 16 | (within(a, -128, 127) & 0xff) << 8 | within(b, -128, 127) & 0xff
+        })),
         _ => None,
     } {
         return Some(op);
@@ -399,9 +484,30 @@ fn dot4(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
 }
 
 #[inline(always)]
-fn dot2(a: u32, b: u32, c: u32) -> u32 {
-    let product = |at: u32| i32::from((a >> (16 * at)) as i16) * i32::from((b >> (8 * at)) as i8);
+fn dot2(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
+    let product = |at: u32| {
+        let (half, byte) = ((a >> (16 * at)) as u16, (b >> (8 * at)) as u8);
+        let half = if a_signed { i32::from(half as i16) } else { i32::from(half) };
+        let byte = if b_signed { i32::from(byte as i8) } else { i32::from(byte) };
+        half * byte
+    };
     c.wrapping_add(product(0) as u32).wrapping_add(product(1) as u32)
+}
+
+/// How far each byte lies from the other's.
+#[inline(always)]
+fn distances(a: u32, b: u32) -> [u32; 4] {
+    std::array::from_fn(|at| (a >> (8 * at) & 0xff).abs_diff(b >> (8 * at) & 0xff))
+}
+
+#[inline(always)]
+fn join_bytes(bytes: [u32; 4]) -> u32 {
+    bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24
+}
+
+#[inline(always)]
+fn within(value: i32, least: i32, most: i32) -> u32 {
+    value.clamp(least, most) as u32
 }
 
 /// Whether two numbers cannot be compared.

@@ -67,6 +67,26 @@ pub(super) fn single(name: &str, parts: &[&str], rounding: Rounding) -> Option<L
         "neg" => lane_op!(|a: u32| -> u32 { a ^ 0x8000_0000 }),
         "mov" => lane_op!(|a: u32| -> u32 { a }),
         "copysign" => lane_op!(|a: u32, b: u32| -> u32 { (a & 0x8000_0000) | (b & 0x7fff_ffff) }),
+        "min" if has("xorsign") && has("NaN") => lane_op!(|a: f32, b: f32| -> u32 {
+            number::with_sign_of_both(
+                if a.is_nan() || b.is_nan() { f32::NAN } else { a.abs().min(b.abs()) },
+                a,
+                b,
+            )
+        }),
+        "max" if has("xorsign") && has("NaN") => lane_op!(|a: f32, b: f32| -> u32 {
+            number::with_sign_of_both(
+                if a.is_nan() || b.is_nan() { f32::NAN } else { a.abs().max(b.abs()) },
+                a,
+                b,
+            )
+        }),
+        "min" if has("xorsign") => {
+            lane_op!(|a: f32, b: f32| -> u32 { number::with_sign_of_both(least(a.abs(), b.abs()), a, b) })
+        }
+        "max" if has("xorsign") => {
+            lane_op!(|a: f32, b: f32| -> u32 { number::with_sign_of_both(greatest(a.abs(), b.abs()), a, b) })
+        }
         "min" if has("NaN") => {
             lane_op!(|a: f32, b: f32| -> f32 {
                 if a.is_nan() || b.is_nan() { f32::NAN } else { least(a, b) }
@@ -114,6 +134,7 @@ pub(super) fn double(name: &str, parts: &[&str], rounding: Rounding) -> Option<L
         "copysign" => lane_op!(|a: u64, b: u64| -> u64 { (a & (1 << 63)) | (b & !(1 << 63)) }),
         "min" => lane_op!(|a: f64, b: f64| -> f64 { least_f64(a, b) }),
         "max" => lane_op!(|a: f64, b: f64| -> f64 { -least_f64(-a, -b) }),
+        "saturate" => lane_op!(|a: f64| -> f64 { if a > 0.0 { if a < 1.0 { a } else { 1.0 } } else { 0.0 } }),
         _ => return None,
     })
 }
@@ -138,6 +159,35 @@ fn narrow_fma(a: f32, b: f32, c: f32, format: Format) -> f32 {
 #[inline(always)]
 fn relu(value: f32) -> f32 {
     if value.is_nan() || value > 0.0 { value } else { 0.0 }
+}
+
+/// Between 0 and 1, and 0 for NaN.
+#[inline(always)]
+fn unit(value: f32) -> f32 {
+    if value > 0.0 { value.min(1.0) } else { 0.0 }
+}
+
+/// Two f32 in a 64-bit register, rounded to nearest.
+pub(super) fn two_singles(name: &str, parts: &[&str]) -> Option<LaneOp> {
+    #[inline(always)]
+    fn each(a: u64, b: u64, c: u64, op: impl Fn(f32, f32, f32) -> f32) -> u64 {
+        let one = |shift: u32| {
+            let part = |value: u64| f32::from_bits((value >> shift) as u32);
+            let value = op(part(a), part(b), part(c));
+            u64::from(if value.is_nan() { 0x7fff_ffff } else { value.to_bits() }) << shift
+        };
+        one(0) | one(32)
+    }
+    if parts.iter().any(|part| matches!(*part, "rz" | "rm" | "rp" | "ftz" | "sat")) {
+        return None;
+    }
+    Some(match name {
+        "add" => lane_op!(|a: u64, b: u64| -> u64 { each(a, b, 0, |a, b, _| a + b) }),
+        "sub" => lane_op!(|a: u64, b: u64| -> u64 { each(a, b, 0, |a, b, _| a - b) }),
+        "mul" => lane_op!(|a: u64, b: u64| -> u64 { each(a, b, 0, |a, b, _| a * b) }),
+        "fma" => lane_op!(|a: u64, b: u64, c: u64| -> u64 { each(a, b, c, |a, b, c| a.mul_add(b, c)) }),
+        _ => return None,
+    })
 }
 
 pub(super) fn half(name: &str, kind: &str, with_relu: bool, with_nan: bool) -> Option<LaneOp> {
@@ -166,6 +216,9 @@ pub(super) fn half(name: &str, kind: &str, with_relu: bool, with_nan: bool) -> O
                 "ex2" => lane_op!(|a: $type| -> $type { $type(a.0.exp2()) }),
                 "tanh" => lane_op!(|a: $type| -> $type { $type(a.0.tanh()) }),
                 "mov" => lane_op!(|a: u16| -> u16 { a }),
+                // Parts of composed opcodes, of f16 alone.
+                "flush" => lane_op!(|a: u16| -> u16 { if a & 0x7c00 == 0 { a & 0x8000 } else { a } }),
+                "saturate" => lane_op!(|a: $type| -> $type { $type(unit(a.0)) }),
                 _ => return None,
             }
         };
@@ -209,6 +262,11 @@ pub(super) fn pair(name: &str, kind: &str, with_relu: bool, with_nan: bool) -> O
                 "abs" => lane_op!(|a: u32| -> u32 { a & 0x7fff_7fff }),
                 "ex2" => lane_op!(|a: u32| -> u32 { two(a, a, |x, _| x.exp2()) }),
                 "tanh" => lane_op!(|a: u32| -> u32 { two(a, a, |x, _| x.tanh()) }),
+                "flush" => lane_op!(|a: u32| -> u32 {
+                    let one = |half: u32| if half & 0x7c00 == 0 { half & 0x8000 } else { half };
+                    one(a & 0xffff) | one(a >> 16) << 16
+                }),
+                "saturate" => lane_op!(|a: u32| -> u32 { two(a, a, |x, _| unit(x)) }),
                 _ => return None,
             }
         }};

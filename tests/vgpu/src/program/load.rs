@@ -77,7 +77,7 @@ pub(super) struct Loader<'a> {
     /// The carry register, once an instruction uses it.
     pub(super) carry: Option<u32>,
     opcodes: HashMap<String, Arc<str>>,
-    instruction: Option<&'a Instruction>,
+    pub(super) instruction: Option<&'a Instruction>,
 }
 
 type Result<T> = std::result::Result<T, LoadError>;
@@ -454,13 +454,19 @@ impl<'a> Loader<'a> {
             }
             "mov" => self.mov(instruction)?,
             "cvta" => self.cvta(instruction)?,
+            "setp" if opcode.ends_with("x2") => self.setp_packed(instruction)?,
             "setp" => self.setp(instruction)?,
+            "set" => self.set(instruction)?,
+            "cvt" if opcode.starts_with("cvt.pack.") => {
+                self.lanes(instruction, opcode, InstructionClass::Convert)?;
+            }
             "cvt" => self.cvt(instruction)?,
             "addc" | "subc" | "madc" => self.carry(instruction)?,
             "add" | "sub" | "mad" if opcode.contains(".cc.") => self.carry(instruction)?,
-            "lop3" if matches!(self.operand(4), Ok(Operand::Integer(_))) => {
+            "lop3" if opcode == "lop3.b32" && matches!(self.operand(4), Ok(Operand::Integer(_))) => {
                 self.lanes(instruction, "lop3.b32", InstructionClass::Integer)?;
             }
+            "lop3" if opcode != "lop3.b32" => self.lop3_with_predicate(instruction)?,
             _ => {
                 if self.async_form(instruction)?
                     || self.memory_form(instruction)?

@@ -15,7 +15,9 @@ mod op;
 mod op_async;
 mod padding;
 mod register_forms;
+mod set_forms;
 mod warp_forms;
+mod wide_mma_forms;
 
 use crate::ptx::Location;
 pub use convert::Conversion;

@@ -176,6 +176,99 @@ pub struct Mma {
     pub b: Vec<u32>,
 }
 
+/// An element of the factors of a [`WideMma`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Narrow {
+    /// s8
+    S8,
+    /// u8
+    U8,
+    /// s4
+    S4,
+    /// u4
+    U4,
+    /// e4m3
+    E4M3,
+    /// e5m2
+    E5M2,
+    /// f64
+    Double,
+}
+
+impl Narrow {
+    /// The element of a type name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "s8" => Self::S8,
+            "u8" => Self::U8,
+            "s4" => Self::S4,
+            "u4" => Self::U4,
+            "e4m3" => Self::E4M3,
+            "e5m2" => Self::E5M2,
+            "f64" => Self::Double,
+            _ => return None,
+        })
+    }
+
+    /// Elements of a register.
+    pub fn per_register(self) -> usize {
+        match self {
+            Self::S4 | Self::U4 => 8,
+            Self::Double => 1,
+            _ => 4,
+        }
+    }
+
+    /// Types that one product may mix have the same number.
+    pub fn family(self) -> u32 {
+        match self {
+            Self::S8 | Self::U8 => 0,
+            Self::S4 | Self::U4 => 1,
+            Self::E4M3 | Self::E5M2 => 2,
+            Self::Double => 3,
+        }
+    }
+}
+
+/// What a [`WideMma`] sums in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WideSum {
+    /// s32, which wraps or stays at its limits.
+    Integer {
+        /// Whether it stays at its limits.
+        saturate: bool,
+    },
+    /// f32
+    Single,
+    /// f16, two a register.
+    Half,
+    /// f64
+    Double,
+}
+
+/// `mma.sync`, row.col, of integers, 8-bit floats or f64.
+#[derive(Clone, Debug)]
+pub struct WideMma {
+    /// Elements of A.
+    pub a_kind: Narrow,
+    /// Elements of B.
+    pub b_kind: Narrow,
+    /// What sums are.
+    pub sum: WideSum,
+    /// Rows of A: 8 or 16.
+    pub rows: usize,
+    /// Columns of A.
+    pub depth: usize,
+    /// D, C, A, B slots.
+    pub d: Vec<u32>,
+    /// C.
+    pub c: Vec<u32>,
+    /// A.
+    pub a: Vec<u32>,
+    /// B.
+    pub b: Vec<u32>,
+}
+
 /// Which matrix a `wmma` instruction moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WmmaMatrix {
@@ -313,6 +406,10 @@ pub enum Op {
     Matrix(Box<MatrixMove>),
     /// `mma.sync`.
     Mma(Box<Mma>),
+    /// `mma.sync` of integers, 8-bit floats or f64.
+    WideMma(Box<WideMma>),
+    /// `movmatrix`: to, from.
+    Turn(u32, u32),
     /// `wmma`.
     Wmma(Box<Wmma>),
     /// `shfl.sync`.
@@ -485,7 +582,9 @@ impl Op {
             Self::Vote(op) => Members::Named(op.members),
             Self::Match(op) => Members::Named(op.members),
             Self::Reduce(op) => Members::Named(op.members),
-            Self::Matrix(_) | Self::Mma(_) | Self::Wmma(_) => Members::All,
+            Self::Matrix(_) | Self::Mma(_) | Self::WideMma(_) | Self::Turn(..) | Self::Wmma(_) => {
+                Members::All
+            }
             Self::Wgmma(_) | Self::WgmmaFence | Self::WgmmaCommit | Self::WgmmaWait(_) => Members::All,
             Self::Registers(..) => Members::All,
             Self::Barrier(op) if op.aligned => Members::All,

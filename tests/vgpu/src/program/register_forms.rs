@@ -16,8 +16,9 @@ impl<'a> Loader<'a> {
         let parts = arithmetic::parts(opcode);
         let kind = parts.last().copied().unwrap_or_default();
         let class = classify(&parts);
-        let float = kind == "f32" || kind == "f64";
-        let flush = parts.contains(&"ftz") && kind == "f32";
+        let half = matches!(kind, "f16" | "f16x2");
+        let float = half || matches!(kind, "f32" | "f64");
+        let flush = parts.contains(&"ftz") && (half || kind == "f32");
         let saturate = parts.contains(&"sat") && float;
         let bare: Vec<&str> =
             parts.iter().copied().filter(|part| *part != "ftz" && !(float && *part == "sat")).collect();
@@ -27,22 +28,28 @@ impl<'a> Loader<'a> {
         }
         let op = arithmetic::lookup(&bare).ok_or_else(|| self.unknown())?;
         let guard = guard_of(instruction);
+        let (flush_of, saturate_of) = match kind {
+            "f16" => ("flush.f16", "saturate.f16"),
+            "f16x2" => ("flush.f16x2", "saturate.f16x2"),
+            "f64" => ("", "saturate.f64"),
+            _ => ("flush.f32", "saturate.f32"),
+        };
         let (mut sources, mut uses) = (Vec::new(), Vec::new());
         for (index, kind) in op.sources.iter().enumerate() {
             let slot = self.source(self.operand(index + 1)?, *kind)?;
             uses.push(Self::unified(kind.class, slot));
             let is_float = flush && kind.class == Class::Word;
-            sources.push(if is_float { self.flushed(slot, guard)? } else { slot });
+            sources.push(if is_float { self.flushed(slot, guard, flush_of)? } else { slot });
         }
         let destination = self.destination(self.operand(0)?, op.destination.class)?;
         let defines = [Self::unified(op.destination.class, destination)];
         self.emit(lanes_op(&op, destination, &sources), guard, class, opcode, &uses, &defines);
         let mut after = Vec::new();
         if flush && op.destination.class == Class::Word {
-            after.push("flush.f32");
+            after.push(flush_of);
         }
         if saturate {
-            after.push("saturate.f32");
+            after.push(saturate_of);
         }
         for part in after {
             let op = arithmetic::lookup(part).ok_or_else(|| self.unknown())?;
@@ -58,11 +65,11 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn flushed(&mut self, slot: u32, guard: Option<(u32, bool)>) -> Result<u32> {
-        let op = arithmetic::lookup("flush.f32").ok_or_else(|| self.unknown())?;
+    fn flushed(&mut self, slot: u32, guard: Option<(u32, bool)>, name: &str) -> Result<u32> {
+        let op = arithmetic::lookup(name).ok_or_else(|| self.unknown())?;
         let fresh = self.fresh(Class::Word);
         let (from, to) = (Self::unified(Class::Word, slot), Self::unified(Class::Word, fresh));
-        self.emit(lanes_op(&op, fresh, &[slot]), guard, InstructionClass::Part, "flush.f32", &[from], &[to]);
+        self.emit(lanes_op(&op, fresh, &[slot]), guard, InstructionClass::Part, name, &[from], &[to]);
         Ok(fresh)
     }
 
@@ -225,7 +232,8 @@ impl<'a> Loader<'a> {
             let mut slot = self.source(self.operand(index)?, kind)?;
             uses.push(Self::unified(kind.class, slot));
             if parts.contains(&"ftz") && kind.class == Class::Word {
-                slot = self.flushed(slot, guard)?;
+                let name = if parts.last() == Some(&"f16") { "flush.f16" } else { "flush.f32" };
+                slot = self.flushed(slot, guard, name)?;
             }
             sources.push(slot);
         }
@@ -371,7 +379,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
+pub(super) fn lanes_op(op: &LaneOp, destination: u32, sources: &[u32]) -> Op {
     let mut slots = Slots { destination, sources: [0; 4] };
     slots.sources[..sources.len()].copy_from_slice(sources);
     Op::Lanes { run: op.run, slots }

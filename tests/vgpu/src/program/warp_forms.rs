@@ -52,6 +52,7 @@ impl Loader<'_> {
             "match" => self.match_values(&parts)?,
             "redux" => self.reduce(&parts)?,
             "mma" => self.mma(&instruction.opcode, &parts)?,
+            "movmatrix" => self.move_matrix(&instruction.opcode)?,
             "wmma" => self.wmma(&parts)?,
             _ => return Ok(false),
         }
@@ -197,9 +198,12 @@ impl Loader<'_> {
     }
 
     fn mma(&mut self, opcode: &str, parts: &[&str]) -> Result<()> {
+        if self.wide_mma(parts)? {
+            return Ok(());
+        }
         let unknown = |loader: &Self| {
             loader.fail(format!(
-                "{opcode} is not known: m16n8k4, k8 and k16 of bf16, f16 and tf32, row.col, are"
+                "{opcode} is not known: m16n8 of bf16, f16, tf32, integers, 8-bit floats and f64, row.col, are; so are m8n8 of integers and f64"
             ))
         };
         let [_, "sync", "aligned", shape, "row", "col", to, a_kind, b_kind, c_kind] = *parts else {

@@ -87,6 +87,10 @@ pub fn tokens(text: &str) -> Result<Vec<Placed<'_>>, PtxError> {
                 let start = at;
                 at += 1;
                 while let Some(&b) = bytes.get(at) {
+                    // Directives may follow each other without a space, as `.reg.b32` does.
+                    if byte == b'.' && b == b'.' {
+                        break;
+                    }
                     if starts_word(b) || b.is_ascii_digit() {
                         at += 1;
                     } else if b == b':'

@@ -270,9 +270,13 @@ impl<'a> Parser<'a> {
             }
             if word == ".attribute" {
                 self.expect(b'(')?;
-                while !self.accept(b')') {
-                    if self.next() == Token::End {
-                        return self.error("')'");
+                let mut depth = 1;
+                while depth > 0 {
+                    match self.next() {
+                        Token::Mark(b'(') => depth += 1,
+                        Token::Mark(b')') => depth -= 1,
+                        Token::End => return self.error("')'"),
+                        _ => {}
                     }
                 }
             }

@@ -53,6 +53,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                     "min.s32 %w1, %w2, %w3",
                     "max.u64 %d1, %d2, %d3",
                     "min.s16x2 %w1, %w2, %w3",
+                    "add.u16x2 %w1, %w2, %w3",
                     "max.relu.s32 %w1, %w2, %w3",
                 ],
             ),
@@ -74,6 +75,14 @@ const FORMS: &[(&str, &[Instructions])] = &[
                     "bmsk.clamp.b32 %w1, %w2, %w3",
                     "szext.wrap.s32 %w1, %w2, %w3",
                     "fns.b32 %w1, %w2, %w3, %w4",
+                ],
+            ),
+            (
+                "cvt.pack, instructions on four bytes",
+                &[
+                    "cvt.pack.sat.u8.s32.b32 %w1, %w2, %w3, %w4",
+                    "vabsdiff4.u32.u32.u32.add %w1, %w2, %w3, %w4",
+                    "vadd4.u32.u32.u32 %w1, %w2, %w3, %w4",
                 ],
             ),
             ("dp4a, dp2a", &["dp4a.u32.s32 %w1, %w2, %w3, %w4", "dp2a.lo.s32.u32 %w1, %w2, %w3, %w4"]),
@@ -115,6 +124,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                     "sqrt.rn.f32 %w1, %w2",
                     "sqrt.approx.f32 %w1, %w2",
                     "rsqrt.approx.ftz.f64 %d1, %d2",
+                    "sqrt.rz.f64 %d1, %d2",
                 ],
             ),
             (
@@ -123,6 +133,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                     "abs.ftz.f32 %w1, %w2",
                     "neg.f64 %d1, %d2",
                     "min.NaN.f32 %w1, %w2, %w3",
+                    "min.xorsign.abs.f32 %w1, %w2, %w3",
                     "max.f32 %w1, %w2, %w3",
                     "copysign.f32 %w1, %w2, %w3",
                     "testp.finite.f32 %p1, %w2",
@@ -145,6 +156,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                 "f16 and bf16 arithmetic",
                 &[
                     "add.f16 %w1, %w2, %w3",
+                    "add.ftz.sat.f16x2 %w1, %w2, %w3",
                     "fma.rn.bf16x2 %w1, %w2, %w3, %w4",
                     "mul.rn.f16x2 %w1, %w2, %w3",
                     "fma.rn.relu.f16x2 %w1, %w2, %w3, %w4",
@@ -162,6 +174,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                 "set, setp, selp, slct",
                 &[
                     "set.lt.u32.f32 %w1, %w2, %w3",
+                    "set.gtu.bf16x2.bf16x2 %w1, %w2, %w3",
                     "setp.ge.and.s32 %p1|%p2, %w2, %w3, %p3",
                     "setp.eq.f16x2 %p1|%p2, %w2, %w3",
                     "setp.neu.f64 %p1, %d2, %d3",
@@ -470,8 +483,16 @@ const FORMS: &[(&str, &[Instructions])] = &[
             (
                 "mma.sync of integers, 8-bit floats, f64",
                 &[
+                    "mma.sync.aligned.m16n8k64.row.col.satfinite.s32.s4.u4.s32 {%w1, %w2, %w3, %w4}, {%w5, %w6, %w7, %w8}, {%w9, %w10}, {%w1, %w2, %w3, %w4}",
+                    "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%d1, %d2, %d3, %d4}, {%d1, %d2, %d3, %d4}, {%d5, %d6}, {%d1, %d2, %d3, %d4}",
                     "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%w1, %w2, %w3, %w4}, {%w5, %w6, %w7, %w8}, {%w9, %w10}, {%w1, %w2, %w3, %w4}",
                     "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%w1, %w2, %w3, %w4}, {%w5, %w6, %w7, %w8}, {%w9, %w10}, {%w1, %w2, %w3, %w4}",
+                ],
+            ),
+            (
+                "mma.sync of bits, m8n8k4 of f16",
+                &[
+                    "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%w1, %w2, %w3, %w4}, {%w5, %w6, %w7, %w8}, {%w9, %w10}, {%w1, %w2, %w3, %w4}",
                 ],
             ),
             (
@@ -514,7 +535,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
         "Video",
         &[(
             "vadd, vset, vmad and their kind",
-            &["vadd4.u32.u32.u32 %w1, %w2, %w3, %w4", "vabsdiff4.u32.u32.u32.add %w1, %w2, %w3, %w4"],
+            &["vadd.s32.u32.s32.sat %w1, %w2, %w3", "vmad.s32.s32.u32 %w1, %w2, %w3, %w4"],
         )],
     ),
     (
@@ -571,6 +592,99 @@ const FORMS: &[(&str, &[Instructions])] = &[
     ),
 ];
 
+/// Directives and what else is written outside of instructions, as pieces of a module before its kernel, and of the kernel:
+/// between its parameters and its body, and at the beginning of the body.
+type Pieces = (&'static str, &'static [[&'static str; 3]]);
+
+const DIRECTIVES: &[Pieces] = &[
+    (
+        "of launches: .maxntid, .reqntid, .minnctapersm, .maxnctapersm, .maxnreg",
+        &[
+            [".pragma \"nounroll\";", ".maxntid 128, 1, 1 .minnctapersm 2", ""],
+            ["", ".reqntid 64 .maxnreg 64", ""],
+            ["", ".maxntid 128 .maxnctapersm 2", ""],
+        ],
+    ),
+    (
+        ".reqnctapercluster, .explicitcluster, .maxclusterrank, .blocksareclusters",
+        &[
+            ["", ".reqnctapercluster 2, 1, 1", ""],
+            ["", ".explicitcluster .maxclusterrank 8", ""],
+            ["", ".reqntid 32, 1, 1 .reqnctapercluster 2 .blocksareclusters", ""],
+        ],
+    ),
+    (
+        ".pragma, .file, .loc, .section",
+        &[
+            [".file 1 \"a.cu\"\n.section .debug_str { .b8 97, 0 }", "", ".loc 1 3 4"],
+            ["", "", ".pragma \"nounroll\";"],
+        ],
+    ),
+    (
+        ".visible, .extern, .weak, .common, .alias, .noreturn",
+        &[
+            [".common .global .align 4 .b32 shared_word;", "", ""],
+            [".weak .global .align 4 .u32 weak_word = 3;", "", ""],
+            [".extern .shared .align 16 .b8 room[];", "", ""],
+            [".extern .func (.param .b32 r) elsewhere (.param .b32 x);", "", ""],
+            [".visible .func quiet () .noreturn { trap; }", "", ""],
+            [".func one () { ret; }\n.alias other, one;", "", ""],
+        ],
+    ),
+    (
+        "variables: .global, .const, .shared, .local, .align, .v2, .v4, .attribute, initial values",
+        &[
+            [".global .attribute(.managed) .align 4 .b32 word;", "", ""],
+            [".global .attribute(.unified(1, 2)) .align 4 .b32 word;", "", ""],
+            [".const .align 8 .f64 two[2] = {0d3FF8000000000000, 2.5};", "", ""],
+            [".global .align 16 .v4 .f32 vector;", "", ".local .align 8 .b8 depot[24];"],
+            [".global .align 8 .u64 to = generic(of);\n.global .align 4 .u32 of;", "", ""],
+        ],
+    ),
+    (
+        ".branchtargets, .calltargets, .callprototype",
+        &[
+            ["", "", "brx.idx %w1, list;\nlist: .branchtargets one, two;\none: two:"],
+            ["", "", "proto: .callprototype _ (.param .b32 _);"],
+        ],
+    ),
+    (
+        "calls through pointers",
+        &[["", "", "call (%w1), %d1, (%w2), proto;\nproto: .callprototype (.reg .b32 _) _ (.reg .b32 _);"]],
+    ),
+    ("functions that call themselves", &[[".func again () { call again; ret; }", "", "call again;"]]),
+    (
+        "printf, malloc, free",
+        &[
+            [
+                ".extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 a);",
+                "",
+                "{ .param .b64 f; .param .b64 a; .param .b32 r; st.param.b64 [f], 0; st.param.b64 [a], 0; call.uni (r), vprintf, (f, a); }",
+            ],
+            [
+                ".extern .func (.param .b64 r) malloc (.param .b64 s);",
+                "",
+                "{ .param .b64 s; .param .b64 r; st.param.b64 [s], 8; call.uni (r), malloc, (s); }",
+            ],
+        ],
+    ),
+    (
+        "textures, surfaces and samplers that are parameters",
+        &[["", "", "tex.1d.v4.s32.s32 {%w1, %w2, %w3, %w4}, [%d1, {%w5}];"]],
+    ),
+    (".b128", &[["", "", ".reg .b128 %q<2>;\nmov.b128 %q1, {%d1, %d2};"]]),
+];
+
+/// Whether such a module loads.
+fn module_is_known([before, between, inside]: &[&str; 3]) -> bool {
+    let text = format!(
+        ".version 9.0\n.target sm_90a\n.address_size 64\n{before}\n.visible .entry case(.param .u64 arg) {between}\n{{\n\
+         .reg .b32 %w<16>;\n.reg .b64 %d<8>;\n.reg .pred %p<4>;\n{inside}\nret;\n}}\n"
+    );
+    let mut device = Device::new(Profile::by_name("sm_90").unwrap());
+    device.load(&text).is_ok()
+}
+
 /// Whether a form loads: in a kernel for 9.0a, and none for newer architectures.
 fn is_known(form: &str) -> bool {
     let text = format!(
@@ -600,6 +714,13 @@ fn table() -> String {
         }
         writeln!(out, "| {section} | {} | {} |", known.join("; "), left.join("; ")).unwrap();
     }
+    let (mut known, mut left) = (Vec::new(), Vec::new());
+    for (name, pieces) in DIRECTIVES {
+        let loads = pieces.iter().filter(|pieces| module_is_known(pieces)).count();
+        assert!(loads == 0 || loads == pieces.len(), "{name}: {loads} of {} load", pieces.len());
+        if loads == 0 { left.push(*name) } else { known.push(*name) }
+    }
+    writeln!(out, "| Directives, calls, types | {} | {} |", known.join("; "), left.join("; ")).unwrap();
     out
 }
 

@@ -25,3 +25,4 @@ mod launch;
 mod model;
 mod opcodes;
 mod warpgroup;
+mod wide_mma;

@@ -419,6 +419,103 @@ fn shared_atomics_and_narrow_accesses() {
 }
 
 #[test]
+fn comparisons_set_ones_and_compare_two_halves() {
+    // Halves: 1, 2 and NaN.
+    let (one, two, nan) = (0x3c00u64, 0x4000u64, 0x7e00u64);
+    check(
+        "set.lt.u32.f32",
+        W2,
+        &[(&[f(1.0), f(2.0)], 0xffff_ffff), (&[f(2.0), f(1.0)], 0), (&[NAN, f(1.0)], 0)],
+    );
+    check("set.ltu.u32.f32", W2, &[(&[NAN, f(1.0)], 0xffff_ffff)]);
+    check("set.ge.f32.s32", W2, &[(&[i(-1), i(-1)], f(1.0)), (&[i(-2), i(-1)], 0)]);
+    check("set.ge.f32.u32", W2, &[(&[i(-1), 5], f(1.0))]);
+    check("set.eq.ftz.s32.f32", W2, &[(&[TINY, MINUS_ZERO], 0xffff_ffff)]);
+    check("set.eq.s32.f32", W2, &[(&[TINY, MINUS_ZERO], 0)]);
+    check("set.nan.f16.f16", H2, &[(&[nan, nan], 0x3c00), (&[one, one], 0)]);
+    check("set.gt.bf16.bf16", H2, &[(&[0x4000, 0x3f80], 0x3f80), (&[0x3f80, 0x4000], 0)]);
+    check(
+        "set.gt.f16x2.f16x2",
+        W2,
+        &[(&[one << 16 | two, two << 16 | one], 0x3c00), (&[two << 16, 0], 0x3c00_0000)],
+    );
+    check("set.le.bf16x2.bf16x2", W2, &[(&[0x3f80_4000, 0x4000_3f80], 0x3f80_0000)]);
+    check(
+        "set.neu.u32.f16x2",
+        W2,
+        &[(&[nan << 16 | one, nan << 16 | one], 0xffff_0000), (&[one, two], 0xffff)],
+    );
+    let packed = |body: &str| warp(&format!("mov.b32 %w1, 0x3C004000;\nmov.b32 %w2, 0x40003C00;\n{body}"))[0];
+    let both = "selp.b32 %w3, 1, 0, %p1;\nselp.b32 %w4, 2, 0, %p2;\nadd.s32 %w0, %w3, %w4;";
+    assert_eq!(packed(&format!("setp.gt.f16x2 %p1|%p2, %w1, %w2;\n{both}")), 1);
+    assert_eq!(packed(&format!("setp.lt.f16x2 %p1|%p2, %w1, %w2;\n{both}")), 2);
+    assert_eq!(
+        packed(&format!("setp.eq.u32 %p3, %w1, 0;\nsetp.ne.xor.f16x2 %p1|%p2, %w1, %w2, !%p3;\n{both}")),
+        0
+    );
+    // Halves that are too small to be normal are zeros to .ftz, and no others are.
+    check("set.eq.ftz.u32.f16", &["b32", "b16", "b16"], &[(&[1, 0x8000], 0xffff_ffff), (&[one, 0], 0)]);
+    let half = |op: &str, a: u32, b: u32| {
+        warp(&format!(
+            "mov.b32 %w1, {a};\nmov.b32 %w2, {b};\nsetp.{op}.f16 %p1, %w1, %w2;\nselp.b32 %w0, 1, 0, %p1;"
+        ))[0]
+    };
+    assert_eq!((half("lt.ftz", 0x3c00, 0x4000), half("eq.ftz", 1, 0), half("eq", 1, 0)), (1, 1, 0));
+    // A logic of three with a predicate.
+    let lop =
+        |body: &str| warp(&format!("mov.b32 %w1, 12;\nmov.b32 %w2, 10;\nmov.b32 %w3, 3;\n{body}\n{both}"))[0];
+    let with = "setp.eq.u32 %p3, %w1, 0;\nmov.pred %p2, %p3;\nlop3";
+    assert_eq!(lop(&format!("{with}.or.b32 %w5|%p1, %w1, %w2, %w3, 0x80, %p3;")), 0, "12 & 10 & 3 is 0");
+    assert_eq!(lop(&format!("{with}.or.b32 %w5|%p1, %w1, %w2, %w3, 0xfe, %p3;")), 1);
+    assert_eq!(lop(&format!("{with}.and.b32 %w5|%p1, %w1, %w2, %w3, 0xfe, %p3;")), 0);
+}
+
+#[test]
+fn packed_integers_and_modifiers_of_halves() {
+    const HALF3: &[&str] = &["b16", "b16", "b16", "b16"];
+    check("dp2a.lo.u32.u32", W3, &[(&[0xffff_0002, 0x00ff_ff03, 1], 0xffff * 0xff + 7)]);
+    check("dp2a.hi.u32.u32", W3, &[(&[0xffff_0002, 0x0203_0000, 1], 2 * 0xffff + 7)]);
+    check("dp2a.lo.s32.u32", W3, &[(&[0xffff_0002, 0x0000_ff03, 0], i(6 - 255))]);
+    check("dp2a.hi.u32.s32", W3, &[(&[0xffff_0002, 0xff03_0000, 0], i(6 - 0xffff))]);
+    check("vabsdiff4.u32.u32.u32", W3, &[(&[0x0102_ff00, 0x0201_00ff, 9], 0x0101_ffff)]);
+    check("vabsdiff4.u32.u32.u32.add", W3, &[(&[0x0102_ff00, 0x0201_00ff, 9], 521)]);
+    check("cvt.pack.sat.u16.s32", W2, &[(&[70_000, i(-1)], 0xffff_0000), (&[3, 4], 0x3_0004)]);
+    check("cvt.pack.sat.s16.s32", W2, &[(&[i(-70_000), i(-1)], 0x8000_ffff)]);
+    check("cvt.pack.sat.u8.s32.b32", W3, &[(&[300, i(-5), 0xabcd_1234], 0x1234_ff00)]);
+    check("cvt.pack.sat.s8.s32.b32", W3, &[(&[300, i(-5), 0xabcd_1234], 0x1234_7ffb)]);
+    check("max.relu.s32", W2, &[(&[i(-5), i(-7)], 0), (&[5, i(-7)], 5)]);
+    check("min.relu.s32", W2, &[(&[i(-5), 7], 0), (&[5, 7], 5)]);
+    check("add.s16x2", W2, &[(&[0xffff_0001, 0x0001_ffff], 0)]);
+    check("max.s16x2", W2, &[(&[0xffff_0001, 0x0001_ffff], 0x0001_0001)]);
+    check("min.u16x2", W2, &[(&[0xffff_0001, 0x0001_ffff], 0x0001_0001)]);
+    check("min.relu.s16x2", W2, &[(&[0xffff_0005, 0x0001_0007], 5)]);
+    // 1.5 + 1 stays at 1, and what is below 0 at 0.
+    check(
+        "add.sat.f16",
+        H2,
+        &[(&[0x3e00, 0x3c00], 0x3c00), (&[0xbe00, 0x3c00], 0), (&[0x3400, 0x3400], 0x3800)],
+    );
+    check("add.sat.f16x2", W2, &[(&[0x3e00_be00, 0x3c00_3c00], 0x3c00_0000)]);
+    check("fma.rn.sat.f16", HALF3, &[(&[0x4000, 0x4000, 0x3c00], 0x3c00)]);
+    check("add.ftz.f16", H2, &[(&[1, 1], 0), (&[1, 0x3c00], 0x3c00)]);
+    check("add.f16", H2, &[(&[1, 1], 2)]);
+    check("mul.ftz.f16x2", W2, &[(&[0x3c00_0001, 0x3c00_3c00], 0x3c00_0000)]);
+    check("fma.rn.sat.f64", &["b64", "b64", "b64", "b64"], &[(&[d(2.0), d(3.0), d(1.0)], d(1.0))]);
+    check("min.xorsign.abs.f32", W2, &[(&[f(-3.0), f(2.0)], f(-2.0)), (&[f(-3.0), f(-2.0)], f(2.0))]);
+    check("max.xorsign.abs.f32", W2, &[(&[f(-3.0), f(2.0)], f(-3.0)), (&[NAN, NAN], NAN)]);
+    check("max.NaN.xorsign.abs.f32", W2, &[(&[NAN, f(-2.0)], NAN), (&[f(1.0), f(-2.0)], f(-2.0))]);
+    check("add.rn.f32x2", D2, &[(&[f(1.0) << 32 | f(2.0), f(3.0) << 32 | f(-5.0)], f(4.0) << 32 | f(-3.0))]);
+    // A modifier that is not known is none that may be passed over.
+    for opcode in ["add.rn.oob.f16", "min.abs.f32", "min.xorsign.abs.f16"] {
+        let text = format!(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{{\n.reg.b32 %r<3>;\n{opcode} %r0, %r1, %r2;\nret;\n}}\n"
+        );
+        let error = crate::bench::device().load(&text).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(opcode), "{error}");
+    }
+}
+
+#[test]
 fn an_unknown_opcode_is_named() {
     let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r<3>;\nvadd4.u32.u32.u32 %r1, %r2, 0, 1;\nret;\n}\n";
     let error = crate::bench::device().load(text).map(|_| ()).unwrap_err().to_string();
