@@ -17,6 +17,7 @@ mod device;
 mod embedding;
 mod fixtures;
 mod graph;
+mod hopper;
 mod linear;
 mod loss;
 mod memory;
