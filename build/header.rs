@@ -89,7 +89,7 @@ impl Layout {
             "// The kernels of promptmix for C11 and C++17: their argument structs, how they are launched, and the functions of the\n\
              // library libpromptmix. `promptmix kernels export` writes this file; it is made from the kernels' sources.\n\
              #ifndef PROMPTMIX_H\n#define PROMPTMIX_H\n\
-             #include <assert.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n\n\
+             #include <assert.h>\n#include <stdalign.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n\n\
              // What all of this file comes to. Kernels, library and header that belong together have the same number.\n\
              #define PROMPTMIX_ABI {abi:#010x}u\n\n\
              #ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n\
@@ -162,7 +162,8 @@ impl Layout {
             self.structure_before(*key, &mut done);
         }
         for (place, key) in done.iter().enumerate() {
-            let (file, Struct { name, fields, size, alignment }) = (&self.files[key.0], &self.structs[key]);
+            let (file, Struct { name, fields, size, alignment, asked }) =
+                (&self.files[key.0], &self.structs[key]);
             let of = c_name(name);
             let _ = write!(body, "\n// {name} of kernels/{}.\ntypedef struct {of} {{\n", file.name);
             let _ = write!(
@@ -181,7 +182,10 @@ impl Layout {
                     .collect();
                 let comment =
                     if says.is_empty() { String::new() } else { format!("  // {}", says.join(": ")) };
-                let _ = writeln!(body, "    {kind} {}{counts};{comment}", field.name);
+                // C has no alignment of a struct; that of its first field is as good.
+                let aligned =
+                    asked.filter(|_| place == 0).map_or(String::new(), |bytes| format!("alignas({bytes}) "));
+                let _ = writeln!(body, "    {aligned}{kind} {}{counts};{comment}", field.name);
                 let count = field.counts.iter().product::<usize>();
                 let _ = write!(
                     json,

@@ -50,6 +50,8 @@ struct Struct {
     fields: Vec<Field>,
     size: usize,
     alignment: usize,
+    /// The alignment that its file asks for beyond that of its fields.
+    asked: Option<usize>,
 }
 
 /// All that host and kernels share.
@@ -152,7 +154,20 @@ impl Layout {
         }
         let mut at = Cursor { file: &file.name, tokens: &body.tokens, at: 0 };
         at.expect("{")?;
-        let (mut fields, mut size, mut alignment, mut behind) = (Vec::new(), 0, 1, Vec::new());
+        let (mut fields, mut size, mut behind) = (Vec::new(), 0, Vec::new());
+        let stated = match &body.alignment {
+            Some(value) => self.value(key.0, value, 0)?,
+            None => 1,
+        };
+        if !(1..=128).contains(&stated) || stated.count_ones() != 1 {
+            return file.refuse(
+                body.line,
+                "an alignment that is a power of two up to 128",
+                &stated.to_string(),
+            );
+        }
+        let asked = body.alignment.is_some().then_some(stated as usize);
+        let mut alignment = stated as usize;
         while !at.reads("}") {
             let (line, field) = self.field(key.0, &mut at)?;
             let (one, aligned) = match field.kind {
@@ -180,7 +195,7 @@ impl Layout {
             let expected = format!("{} of a multiple of {alignment} bytes", body.name);
             return file.refuse(body.line, &expected, &found);
         }
-        self.structs.insert(key, Struct { name: body.name, fields, size, alignment });
+        self.structs.insert(key, Struct { name: body.name, fields, size, alignment, asked });
         for key in behind {
             self.lay_out(key, 0)?;
         }

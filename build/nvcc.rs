@@ -12,6 +12,13 @@ use std::sync::Mutex;
 /// The architectures that machine code is made for; newer ones compile the PTX of the lowest themselves.
 pub const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
 
+/// What the name of a kernel file ends in that is for compute capability 9.0 alone, and its architecture: no other device runs
+/// any of its code.
+const HOPPER: (&str, u32) = ("_hopper", 90);
+
+/// What ptxas says where it ignores `setmaxnreg`, which takes registers from warps that copy for those that multiply.
+const IGNORED: [&str; 2] = ["(C7508)", "(C7510)"];
+
 /// The oldest release that knows all of them.
 pub const OLDEST: (u32, u32) = (12, 8);
 
@@ -173,11 +180,12 @@ pub struct Compiler {
     pub nvcc: PathBuf,
     /// What it says of itself.
     pub version: String,
-    /// Architectures of machine code; PTX of the lowest that is known comes with it.
+    /// Architectures of machine code; PTX of the lowest that is known comes with it. A file for Hopper has PTX of 90a, and machine code
+    /// of that where 90 is among them.
     pub architectures: Vec<u32>,
     /// Embed the PTX of every architecture: for tests.
     pub every_ptx: bool,
-    /// A kernel that spills registers is an error.
+    /// A kernel that spills registers is an error, and so is one whose `setmaxnreg` ptxas ignored.
     pub strict: bool,
     /// The host compiler, if not nvcc's own choice.
     pub host_compiler: Option<OsString>,
@@ -186,18 +194,22 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    fn flags(&self) -> Vec<String> {
+    fn flags(&self, stem: &str) -> Vec<String> {
         let mut flags: Vec<String> =
             ["-fatbin", "-O3", "-std=c++17", "--compress-mode=none"].map(str::to_owned).to_vec();
         // For reports that name source lines. Beside machine code it would make a fatbin three times as large.
         if self.architectures.is_empty() || self.every_ptx {
             flags.push("-lineinfo".to_owned());
         }
-        let lowest = ARCHITECTURES[0];
+        let (suffix, hopper) = HOPPER;
+        let is_hopper = stem.ends_with(suffix);
+        let lowest = if is_hopper { format!("{hopper}a") } else { ARCHITECTURES[0].to_string() };
         flags.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}"));
-        for architecture in &self.architectures {
+        let runs = |architecture: &&u32| !is_hopper || **architecture == hopper;
+        for architecture in self.architectures.iter().filter(runs) {
+            let architecture = if is_hopper { lowest.clone() } else { architecture.to_string() };
             flags.push(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
-            if self.every_ptx && *architecture != lowest {
+            if self.every_ptx && architecture != lowest {
                 flags.push(format!("-gencode=arch=compute_{architecture},code=compute_{architecture}"));
             }
         }
@@ -215,7 +227,8 @@ impl Compiler {
     /// # Errors
     /// What nvcc said.
     pub fn fatbin(&self, source: &Path, headers: &[PathBuf]) -> Result<PathBuf, String> {
-        let flags = self.flags();
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let flags = self.flags(&stem);
         let mut hasher = DefaultHasher::new();
         (&self.version, &flags).hash(&mut hasher);
         for path in headers.iter().map(PathBuf::as_path).chain([source]) {
@@ -224,7 +237,6 @@ impl Compiler {
                 .map_err(|error| format!("could not read {}: {error}", path.display()))?
                 .hash(&mut hasher);
         }
-        let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         std::fs::create_dir_all(&self.cache)
             .map_err(|error| format!("could not create {}: {error}", self.cache.display()))?;
         let cached = self.cache.join(format!("{stem}-{:016x}.fatbin", hasher.finish()));
@@ -239,10 +251,13 @@ impl Compiler {
             .arg(&fresh)
             .output()
             .map_err(|error| format!("{} could not be run: {error}", self.nvcc.display()))?;
-        if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        // ptxas calls it information, so that no flag makes an error of it.
+        let ignored = self.strict && IGNORED.iter().any(|code| said.contains(code));
+        if !output.status.success() || ignored {
             let _ = std::fs::remove_file(&fresh);
-            let said = [output.stdout, output.stderr].concat();
-            return Err(format!("nvcc failed on {}:\n{}", source.display(), String::from_utf8_lossy(&said)));
+            return Err(format!("nvcc failed on {}:\n{said}", source.display()));
         }
         std::fs::rename(&fresh, &cached)
             .map_err(|error| format!("could not move {} into place: {error}", fresh.display()))?;

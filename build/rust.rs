@@ -101,14 +101,15 @@ impl Layout {
     }
 
     fn structure(&self, file: &File, of: &Struct, kernels: &[&str], text: &mut String) {
-        let Struct { name, fields, size, .. } = of;
+        let Struct { name, fields, size, asked, .. } = of;
         let _ = write!(text, "/// `{name}` of `kernels/{}`, {size} bytes", file.name);
         if !kernels.is_empty() {
             let _ = write!(text, ": what {} take", kernels.join(", "));
         }
+        let aligned = asked.map_or(String::new(), |bytes| format!(", align({bytes})"));
         let _ = write!(
             text,
-            ".\n#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]\n#[repr(C)]\npub struct {name} {{\n"
+            ".\n#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]\n#[repr(C{aligned})]\npub struct {name} {{\n"
         );
         for field in fields {
             let kind = match field.kind {

@@ -63,6 +63,8 @@ pub(super) struct Enum {
 pub(super) struct Body {
     pub(super) name: String,
     pub(super) line: usize,
+    /// What `alignas` says of it.
+    pub(super) alignment: Option<Value>,
     pub(super) tokens: Vec<Token>,
 }
 
@@ -180,6 +182,12 @@ impl File {
                     continue;
                 }
                 "struct" => {
+                    let mut alignment = None;
+                    if at.reads("alignas") {
+                        at.expect("(")?;
+                        alignment = Some(Value { expression: at.expression(&[")"])?, more: 0 });
+                        at.expect(")")?;
+                    }
                     let name = at.name("the name of a struct")?;
                     let mut tokens = Vec::new();
                     while let Some(token) = at.next() {
@@ -195,7 +203,7 @@ impl File {
                     }
                     // A declaration says nothing, and a template has no one layout.
                     if !template && tokens.last().is_some_and(|token| token.text != ";") {
-                        file.structs.push(Body { name: name.text, line: name.line, tokens });
+                        file.structs.push(Body { name: name.text, line: name.line, alignment, tokens });
                     }
                 }
                 // Between `template` and what it is of.

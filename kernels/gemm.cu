@@ -30,288 +30,10 @@
 //   gemm_backward_small_plain 90 66944 2, gemm_backward_small_delta 90 66944 2, gemm_backward_small_relu 90 66944 2,
 //   gemm_backward_small_norm 94 66944 2, gemm_backward_small_accumulate 90 66944 2, gemm_forward_f32 84 19840 2,
 //   gemm_backward_f32 86 19840 2
+#include "gemm.cuh"
 #include "mma.cuh"
-#include "rows.cuh"
 
 using namespace promptmix;
-
-enum Epilogue : int { PROJECT, RELU, ADD, PLAIN, RELU_BACKWARD, NORM_BACKWARD, FLOAT, ACCUMULATE, DELTA };
-
-// Where an epilogue does not need an operand, it is null.
-struct GemmArguments {
-    Descriptor batch;
-    const void* a;
-    const void* weight;
-    void* out;               // operand format; of `float`, f32
-    const float* x;          // [rows, n] residual rows
-    float* x_next;           // [rows, n], or d_x
-    bf16* copy;              // bf16 copy of x_next or d_x
-    const float* partials;   // of the norm that is read
-    float* partials_next;    // of x_next
-    const float* inner;      // [m, inner_parts]
-    const float* below;      // [rows, n], or null
-    const bf16* y;           // [rows, n]: of delta; of norm backward without `below` x's copy, or null
-    float* inner_next;       // [rows, ceil(n / 64)]: of `below`, or of y
-    uint8_t* bits;           // [rows, n / 8]
-    float* workspace;        // [tiles, parts, tile]
-    int* counters;           // [tiles], zero before and after
-    Mask mask;
-    int side;
-    int scope;
-    int n;
-    int k;
-    int a_stride;
-    int epilogue;
-    int inner_parts;
-    float epsilon;
-};
-
-// The epilogue of a launch; or of a kernel that has but one, whose code is then straight.
-constexpr int ANY = -1;
-template <int Only> __device__ __forceinline__ int epilogue_of(const GemmArguments& arguments) {
-    return Only == ANY ? arguments.epilogue : Only;
-}
-
-// What an epilogue asks of a row: found for all rows of a tile at once, a thread a row, while the product's first operands
-// are on their way, so that the epilogue itself waits for no chain of loads.
-struct RowInfo {
-    int row;             // among the packed rows
-    float r;             // 1 / rms, where a norm is folded
-    union {
-        uint32_t seed;   // of its mask, where there is one
-        float along;     // r^2 inner / D, of the norm's backward
-    };
-    uint32_t index;
-    uint32_t mask_row;
-};
-
-template <int Only, int Rows, int Threads>
-__device__ __forceinline__ void describe_rows(const GemmArguments& arguments, const Batch& batch, RowInfo* info, int first_row, int rows) {
-    static_assert(Rows <= Threads, "a thread a row");
-    const int a_row = first_row + threadIdx.x, epilogue = epilogue_of<Only>(arguments);
-    if (threadIdx.x >= Rows) return;
-    RowInfo own = {};
-    if (a_row < rows) {
-        own.row = arguments.scope == PROMPT ? batch.row_of_prompt_row(a_row) : a_row;
-        if (epilogue == PROJECT || epilogue == RELU || epilogue == NORM_BACKWARD) {
-            // Before a projection the norm's rows are as wide as the product is deep.
-            const int width = epilogue == NORM_BACKWARD ? arguments.n : arguments.k;
-            own.r = Norm{arguments.partials, width, arguments.epsilon}.reciprocal_rms(own.row);
-        }
-        if (epilogue == RELU || epilogue == ADD) {
-            const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, own.row);
-            own.seed = mask.seed;
-            own.index = mask.index;
-            own.mask_row = mask.row;
-        } else if (epilogue == NORM_BACKWARD) {
-            float inner = 0.0f;
-            for (int i = 0; i < arguments.inner_parts; ++i) {
-                inner += arguments.inner[static_cast<int64_t>(a_row) * arguments.inner_parts + i];
-            }
-            own.along = own.r * own.r * inner / static_cast<float>(arguments.n);
-        }
-    }
-    info[threadIdx.x] = own;
-}
-
-// What an epilogue reads at eight columns of a row beside the product.
-struct Before {
-    Columns<PACKED_COLUMNS> x;     // the residual row
-    Columns<PACKED_COLUMNS> next;  // what is added to
-    Columns<PACKED_COLUMNS> below; // the residual row before that
-    uint32_t bits;
-};
-
-template <int Only>
-__device__ __forceinline__ Before load_before(const GemmArguments& arguments, int row, int column, bool inside) {
-    Before before = {};
-    if (!inside) return before;
-    const int64_t at = static_cast<int64_t>(row) * arguments.n + column;
-    const int epilogue = epilogue_of<Only>(arguments);
-    // Where x stands in no difference, its copy says enough of it.
-    const bool copied = epilogue == DELTA || (epilogue == NORM_BACKWARD && arguments.y != nullptr);
-    if (copied) {
-        before.x = load_columns<PACKED_COLUMNS>(arguments.y + at);
-    } else if (epilogue == ADD || epilogue == NORM_BACKWARD) {
-        before.x = load_columns<PACKED_COLUMNS>(arguments.x + at);
-    }
-    if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
-    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) before.below = load_columns<PACKED_COLUMNS>(arguments.below + at);
-    if (epilogue == RELU_BACKWARD) before.bits = arguments.bits[at / 8];
-    return before;
-}
-
-// Writes an inner product of 64 columns, the sum of what their lanes bring; called by all of them.
-__device__ __forceinline__ void write_inner(const GemmArguments& arguments, int row, int column, float sum, bool inside) {
-#pragma unroll
-    for (int step = NORM_COLUMNS / PACKED_COLUMNS / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    const int count = (arguments.n + NORM_COLUMNS - 1) / NORM_COLUMNS;
-    if (inside && column % NORM_COLUMNS == 0) arguments.inner_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
-}
-
-// Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
-template <typename T, int Only>
-__device__ __forceinline__ void finish(const GemmArguments& arguments, const RowInfo& info, const Before& before, int column,
-                                       Columns<PACKED_COLUMNS> c, bool inside) {
-    const int n = arguments.n;
-    const int64_t at = static_cast<int64_t>(info.row) * n + column;
-    const MaskRow mask(arguments.mask, info.seed, info.index, info.mask_row);
-    const int epilogue = epilogue_of<Only>(arguments);
-    switch (epilogue) {
-    case PROJECT:
-    case RELU: {
-        if (!inside) break;
-#pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] *= info.r;
-        if (epilogue == RELU) {
-#pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = fmaxf(c.value[i], 0.0f);
-            drop(c, mask, column);
-            if (arguments.bits != nullptr) {
-                uint32_t bits = 0;
-#pragma unroll
-                for (int i = 0; i < PACKED_COLUMNS; ++i) bits |= (c.value[i] > 0.0f ? 1u : 0u) << i;
-                arguments.bits[at / 8] = static_cast<uint8_t>(bits);
-            }
-        }
-        store_columns(static_cast<T*>(arguments.out) + at, c);
-        break;
-    }
-    case ADD: {
-        if (inside) {
-            drop(c, mask, column);
-#pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.x.value[i];
-            store_columns(arguments.x_next + at, c);
-            if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
-        } else {
-            c = {};
-        }
-        const float sum = squares(c);
-        if (inside && column % NORM_COLUMNS == 0) {
-            const int count = (n + NORM_COLUMNS - 1) / NORM_COLUMNS;
-            arguments.partials_next[static_cast<int64_t>(info.row) * count + column / NORM_COLUMNS] = sum;
-        }
-        break;
-    }
-    case PLAIN:
-        if (inside) store_columns(static_cast<T*>(arguments.out) + at, c);
-        break;
-    case DELTA: {
-        float sum = 0.0f;
-        if (inside) {
-            store_columns(static_cast<T*>(arguments.out) + at, c);
-            // As attention will read it.
-#pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) sum = fmaf(to_float(from_float<T>(c.value[i])), before.x.value[i], sum);
-        }
-        write_inner(arguments, info.row, column, sum, inside);
-        break;
-    }
-    case RELU_BACKWARD: {
-        if (!inside) break;
-        const float scale = mask.any ? mask.scale : 1.0f;
-#pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = (before.bits >> i & 1u) != 0 ? c.value[i] * scale : 0.0f;
-        store_columns(static_cast<T*>(arguments.out) + at, c);
-        break;
-    }
-    case NORM_BACKWARD: {
-        float sum = 0.0f;
-        if (inside) {
-            const float along = info.along;
-#pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) {
-                c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
-                sum = fmaf(c.value[i], before.x.value[i] - before.below.value[i], sum);
-            }
-            store_columns(arguments.x_next + at, c);
-            if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
-        }
-        if (arguments.below != nullptr) write_inner(arguments, info.row, column, sum, inside);
-        break;
-    }
-    case ACCUMULATE: {
-        if (!inside) break;
-#pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.next.value[i];
-        store_columns(arguments.x_next + at, c);
-        break;
-    }
-    case FLOAT: {
-        if (!inside) break;
-        float* const out = static_cast<float*>(arguments.out) + at;
-        if (n % 4 == 0 && column + PACKED_COLUMNS <= n) {
-            store_columns(out, c);
-        } else {
-            for (int i = 0; i < PACKED_COLUMNS && column + i < n; ++i) out[i] = c.value[i];
-        }
-        break;
-    }
-    }
-}
-
-// Runs the epilogue over a tile of f32 in shared memory, eight columns a lane and some rows at once, whose loads do not wait
-// for each other; first sums the parts of k if there are any.
-template <typename T, int Only, int Rows, int Width, int Stride, int Threads>
-__device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const RowInfo* info, float* tile, int first_row,
-                                            int first_column, int rows) {
-    constexpr int Lanes = Width / PACKED_COLUMNS;  // of a row
-    constexpr int Step = Threads / Lanes, AtOnce = Rows / Step % 4 == 0 ? 4 : 2;
-    static_assert(Rows % (Step * AtOnce) == 0, "whole groups of rows");
-    const int parts = gridDim.z;
-    const int lane = threadIdx.x % Lanes, start = threadIdx.x / Lanes;
-    if (parts > 1) {
-        __shared__ int came;
-        const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-        float* const slabs = arguments.workspace + tile_index * parts * Rows * Width;
-        for (int row = start; row < Rows; row += Step) {
-            const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
-            store_columns(slabs + (static_cast<int64_t>(blockIdx.z) * Rows + row) * Width + lane * PACKED_COLUMNS, c);
-        }
-        // One thread's fences stand for the block's: what others wrote before the barrier comes before them.
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            came = atomicAdd(arguments.counters + tile_index, 1);
-            __threadfence();
-        }
-        __syncthreads();
-        if (came != parts - 1) return;
-        if (threadIdx.x == 0) arguments.counters[tile_index] = 0;
-        for (int group = start; group < Rows; group += Step * AtOnce) {
-            Columns<PACKED_COLUMNS> sums[AtOnce] = {};
-            const float* const slab = slabs + static_cast<int64_t>(group) * Width + lane * PACKED_COLUMNS;
-#pragma unroll 2
-            for (int part = 0; part < parts; ++part) {
-#pragma unroll
-                for (int g = 0; g < AtOnce; ++g) {
-                    const Columns<PACKED_COLUMNS> c = load_columns<PACKED_COLUMNS>(slab + (part * Rows + g * Step) * Width);
-#pragma unroll
-                    for (int i = 0; i < PACKED_COLUMNS; ++i) sums[g].value[i] += c.value[i];
-                }
-            }
-#pragma unroll
-            for (int g = 0; g < AtOnce; ++g) store_shared(tile + (group + g * Step) * Stride + lane * PACKED_COLUMNS, lane, sums[g]);
-        }
-        // Each lane reads back what it wrote itself.
-    }
-    const int column = first_column + lane * PACKED_COLUMNS;
-    for (int group = start; group < Rows; group += Step * AtOnce) {
-        Before before[AtOnce];
-#pragma unroll
-        for (int g = 0; g < AtOnce; ++g) {
-            const int row = group + g * Step;
-            before[g] = load_before<Only>(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
-        }
-#pragma unroll
-        for (int g = 0; g < AtOnce; ++g) {
-            const int row = group + g * Step;
-            const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
-            finish<T, Only>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
-        }
-    }
-}
 
 constexpr int DEPTH = 32;   // of a stage, in k
 constexpr int STAGES = 4;
@@ -410,7 +132,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
         if (first + stage * Groups < last) load(base + stage * BytesStage);
         commit_copies();
     }
-    describe_rows<Only, Rows, Threads * Groups>(arguments, batch, info, first_row, rows);
+    describe_rows<Only, Rows, Threads * Groups>(arguments, batch, info, first_row, rows, threadIdx.x);
     uint32_t full = base, empty = base + (STAGES - 1) * BytesStage;
     for (int left_over = (last - first + Groups - 1) / Groups; left_over > 0; --left_over) {
         wait_for_copies<STAGES - 2>();
@@ -472,7 +194,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
         }
         __syncthreads();
     }
-    finish_tile<bf16, Only, Rows, Width, Stride, Threads * Groups>(arguments, info, tile, first_row, first_column, rows);
+    finish_tile<bf16, Only, Rows, Width, Stride, Threads * Groups>(arguments, info, tile, first_row, first_column, rows, threadIdx.x);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArguments arguments) {
@@ -534,7 +256,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
     const float* const a = static_cast<const float*>(arguments.a);
     const float* const weight = static_cast<const float*>(arguments.weight);
     const int own_row = thread / 16 * 4, own_column = thread % 16 * 4;
-    describe_rows<ANY, Side64, 256>(arguments, batch, info, first_row, rows);
+    describe_rows<ANY, Side64, 256>(arguments, batch, info, first_row, rows, threadIdx.x);
     float sums[4][4] = {};
     for (int depth = 0; depth < k; depth += Depth) {
         for (int i = thread; i < Side64 * Depth; i += 256) {
@@ -571,7 +293,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
         store4(tile + (own_row + i) * Stride + own_column, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
     }
     __syncthreads();
-    finish_tile<float, ANY, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows);
+    finish_tile<float, ANY, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows, threadIdx.x);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }

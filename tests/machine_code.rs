@@ -1,5 +1,6 @@
 //! What ptxas makes of the kernels: on sm_80 the main loop of the product's large tile, instruction by instruction, and what
-//! every kernel takes of a multiprocessor, against what its file says; on sm_80 and sm_90 a stage of attention.
+//! every kernel takes of a multiprocessor, on sm_80 or the architecture that it is for alone, against what its file says; on sm_80
+//! and sm_90 a stage of attention; on sm_90a the main loop of products by warpgroups.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,9 +83,9 @@ fn loops(kernel: &[Instruction]) -> Vec<&[Instruction]> {
     bodies.collect()
 }
 
-/// The loop with the most tensor-core instructions; of those that lie within each other, the outermost.
-fn main_loop(kernel: &[Instruction]) -> &[Instruction] {
-    loops(kernel).into_iter().max_by_key(|body| (count(body, "HMMA"), body.len())).expect("a loop")
+/// The loop with the most tensor-core instructions of that name; of those that lie within each other, the outermost.
+fn main_loop<'a>(kernel: &'a [Instruction], name: &str) -> &'a [Instruction] {
+    loops(kernel).into_iter().max_by_key(|body| (count(body, name), body.len())).expect("a loop")
 }
 
 fn count(body: &[Instruction], name: &str) -> usize {
@@ -104,7 +105,7 @@ fn tools() -> Option<Tools> {
     tools
 }
 
-/// What a kernel's file says that it takes on sm_80.
+/// What a kernel's file says that it takes on sm_80, or on the architecture that alone runs it.
 #[derive(Debug)]
 struct Stated {
     kernel: String,
@@ -113,10 +114,11 @@ struct Stated {
     blocks: u32,
 }
 
-/// The statements in the comment that a kernel file opens with.
-fn stated(source: &str) -> Vec<Stated> {
+/// The statements about an architecture in the comment that a kernel file opens with.
+fn stated(source: &str, architecture: &str) -> Vec<Stated> {
     let opening = source.lines().take_while(|line| line.starts_with("//"));
-    let lines = opening.skip_while(|line| !line.starts_with("// On sm_80")).skip(1);
+    let begins = format!("// On {architecture}");
+    let lines = opening.skip_while(|line| !line.starts_with(&begins)).skip(1);
     let lines = lines.take_while(|line| line.starts_with("//   ")).flat_map(|line| line[2..].split(','));
     let words = lines.map(|one| one.split_whitespace().collect::<Vec<_>>()).filter(|words| !words.is_empty());
     words
@@ -147,16 +149,18 @@ fn threads(ptx: &str, kernel: &str) -> u32 {
 #[test]
 fn every_kernel_takes_what_its_file_says() {
     let Some(tools) = tools() else { return };
-    let profile = Profile::by_name("sm_80").expect("a profile");
     let mut checked = 0;
     for (file, fatbin) in FATBINS {
+        let (device, architecture) =
+            if file.ends_with("_hopper") { ("sm_90", "sm_90a") } else { ("sm_80", "sm_80") };
+        let profile = Profile::by_name(device).expect("a profile");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
-        let stated = stated(&std::fs::read_to_string(&path).expect("a kernel file"));
+        let stated = stated(&std::fs::read_to_string(&path).expect("a kernel file"), architecture);
         let ptx = ptx(fatbin);
         let names: Vec<&str> =
             ptx.split(".entry ").skip(1).filter_map(|entry| entry.split('(').next().map(str::trim)).collect();
         assert_eq!(stated.len(), names.len(), "{file}: as many statements as kernels, {names:?}");
-        for compiled in compile(&tools, &ptx, &names, "sm_80").expect("machine code") {
+        for compiled in compile(&tools, &ptx, &names, architecture).expect("machine code") {
             let name = &compiled.kernel;
             let says = stated.iter().find(|stated| stated.kernel == *name);
             let says = says.unwrap_or_else(|| panic!("{file}: nothing is said of {name}, {compiled:?}"));
@@ -198,7 +202,7 @@ fn disassembled(
 fn the_main_loops_of_attention() {
     let Some(tools) = tools() else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/attention.cu");
-    let stated = stated(&std::fs::read_to_string(path).expect("a kernel file"));
+    let stated = stated(&std::fs::read_to_string(path).expect("a kernel file"), "sm_80");
     let (_, fatbin) = FATBINS.iter().find(|(file, _)| *file == "attention").expect("attention");
     // Instructions of a stage of 64 keys or queries, and blocks of a multiprocessor on sm_80 and sm_90.
     for (name, most, blocks) in [
@@ -209,7 +213,7 @@ fn the_main_loops_of_attention() {
         for (architecture, blocks) in ["sm_80", "sm_90"].into_iter().zip(blocks) {
             let kernels = disassembled(&tools, "attention", &[name], architecture);
             let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
-            let body = main_loop(all);
+            let body = main_loop(all, "HMMA");
             // A loop within works on half of a stage, twice.
             let within =
                 loops(body).into_iter().filter(|one| one.len() < body.len() && count(one, "HMMA") > 0);
@@ -252,7 +256,7 @@ fn the_main_loop_of_large_products() {
     let kernels = disassembled(&tools, "gemm", &names, "sm_80");
     for name in names {
         let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
-        let body = main_loop(all);
+        let body = main_loop(all, "HMMA");
         let (products, loads) = (count(body, "HMMA"), count(body, "LDSM"));
         let share = products as f64 / body.len() as f64;
         eprintln!(
@@ -284,6 +288,33 @@ fn the_main_loop_of_large_products() {
             let divides = ["MUFU", "I2F", "F2I", "CALL", "IDIV"]
                 .contains(&one.name.split('.').next().unwrap_or_default());
             assert!(!divides, "{name}: {}", one.text);
+        }
+    }
+}
+
+/// A stretch of 64 in k is four products of 64x192 by 16, with next to nothing between them; registers go from the warps that copy
+/// to those that multiply, and none spill.
+#[test]
+fn the_main_loop_of_products_by_warpgroups() {
+    let Some(tools) = tools() else { return };
+    let names = ["gemm_forward_hopper", "gemm_backward_hopper"];
+    let kernels = disassembled(&tools, "gemm_hopper", &names, "sm_90a");
+    for name in names {
+        let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");
+        let body = main_loop(all, "HGMMA");
+        // Those loops that lie within a loop over tiles are shorter.
+        let least =
+            loops(all).into_iter().filter(|body| count(body, "HGMMA") > 0).min_by_key(|body| body.len());
+        let least = least.unwrap_or(body);
+        eprintln!("{name}: {} instructions a stretch, {} HGMMA", least.len(), count(least, "HGMMA"));
+        assert_eq!(count(least, "HGMMA"), 4, "{name}: products a stretch");
+        assert_eq!(count(all, "HGMMA"), 4, "{name}: products of the whole kernel");
+        assert!(least.len() <= 120, "{name}: {} instructions a stretch", least.len());
+        assert_eq!(count(all, "USETMAXREG"), 2, "{name}: registers are passed on");
+        assert!(count(all, "UTMALDG") >= 2, "{name}: tensor copies of both operands");
+        for one in all {
+            let local = ["LDL", "STL"].contains(&one.name.split('.').next().unwrap_or_default());
+            assert!(!local, "{name}: local memory: {}", one.text);
         }
     }
 }

@@ -413,6 +413,34 @@ fn the_compiler_is_told_architectures_ptx_and_what_else_was_asked_for() {
 }
 
 #[test]
+fn a_file_for_hopper_has_code_of_that_architecture_alone() {
+    let kernels = Kernels::new();
+    kernels.write("a_hopper.cu", "a");
+    let targets = |compiler: nvcc::Compiler| {
+        let fatbin = compiler.fatbin(&kernels.path("kernels/a_hopper.cu"), &[]).expect("compiled");
+        let text = fs::read_to_string(fatbin).expect("what the compiler wrote");
+        let words = text.split_whitespace().filter_map(|word| word.strip_prefix("-gencode=arch="));
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ptx = "compute_90a,code=compute_90a";
+    assert_eq!(targets(kernels.compiler()), [ptx, "compute_90a,code=sm_90a"]);
+    let others = nvcc::Compiler { architectures: vec![80, 100], every_ptx: true, ..kernels.compiler() };
+    assert_eq!(targets(others), [ptx], "PTX, which a device of another architecture does not take");
+    assert_eq!(targets(nvcc::Compiler { architectures: Vec::new(), ..kernels.compiler() }), [ptx]);
+}
+
+#[test]
+fn registers_that_ptxas_does_not_pass_on_are_an_error_where_it_is_strict() {
+    let kernels = Kernels::new();
+    kernels.compiles("echo whole >\"$out\"; echo \"ptxas info : (C7508) 'setmaxnreg' ignored\" >&2");
+    let strict = nvcc::Compiler { strict: true, ..kernels.compiler() };
+    let error = kernels.compile(&strict).expect_err("ignored");
+    assert!(error.contains("a.cu") && error.contains("'setmaxnreg' ignored"), "{error}");
+    assert_eq!(fs::read_dir(kernels.path("cache")).expect("the cache").count(), 0);
+    kernels.compile(&kernels.compiler()).expect("compiled");
+}
+
+#[test]
 fn a_kernel_that_does_not_compile_leaves_nothing_in_the_cache() {
     let kernels = Kernels::new();
     kernels.compiles("echo half >\"$out\"; echo 'expected a semicolon' >&2; exit 2");

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use cudarc::driver::sys::CUdevice_attribute;
 use promptmix::cuda::linear::{Epilogue, Linear, TileConfig, TileShape, TileTable};
 use promptmix::cuda::tile_search::{Candidate, LayerProduct, ProductShape, TileSearch};
 use promptmix::cuda::{Sequences, devices};
@@ -21,6 +22,7 @@ impl Program {
     }
 }
 
+const CAPABILITY_MAJOR: CUdevice_attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
 const LARGE: TileConfig = TileConfig { shape: TileShape::Large, split_k: 1 };
 const MEDIUM: TileConfig = TileConfig { shape: TileShape::Medium, split_k: 1 };
 const SMALL: TileConfig = TileConfig { shape: TileShape::Small, split_k: 1 };
@@ -40,7 +42,11 @@ fn every_tile_and_split_gives_the_product_that_sums_by_hand_give() {
     // 128 and 80 wide tiles in up to eight parts, of two groups of warps in up to four.
     assert!(forward.contains(&TileConfig { shape: TileShape::Large, split_k: 8 }), "{forward:?}");
     assert!(forward.contains(&TileConfig { shape: TileShape::Small, split_k: 4 }), "{forward:?}");
-    assert!(TileShape::ALL.iter().all(|shape| backward.iter().any(|config| config.shape == *shape)));
+    let hopper = program.kernels.context().attribute(CAPABILITY_MAJOR).expect("a device") == 9;
+    for shape in TileShape::ALL {
+        let is_tried = backward.iter().any(|config| config.shape == shape);
+        assert_eq!(is_tried, hopper || shape != TileShape::Hopper, "{shape:?}");
+    }
     for config in forward {
         let mut linear = Linear::with_tiles(&program.kernels, sequences.rows(), out, input, [config, LARGE])
             .expect("tiles");
@@ -139,7 +145,7 @@ fn what_is_no_table_is_refused_with_its_line() {
         ),
         (
             format!("{header}\nA,B,forward,1,8,8,8x8,1,1\n"),
-            "expected 128x128, 80x128 or 64x64, found \"8x8\"",
+            "expected 128x128, 80x128, 64x64 or 128x192, found \"8x8\"",
         ),
         (format!("{header}\nA,B,forward,1,8,8,64x64,1,NaN\n"), "expected microseconds, found \"NaN\""),
         (
@@ -162,6 +168,19 @@ fn the_table_of_this_build_is_read_whole() {
     assert_eq!(table.len() + 1, lines);
     assert_eq!(&table, TileTable::built_in());
     assert_eq!(table.is_empty(), lines == 1);
+}
+
+#[test]
+fn a_tile_that_the_device_has_no_kernel_of_is_refused() {
+    let Some(program) = program() else { return };
+    if program.kernels.context().attribute(CAPABILITY_MAJOR).expect("a device") == 9 {
+        return;
+    }
+    let sequences = Sequences::new(&program.stream, &[9]).expect("a sequence");
+    let tile = TileConfig { shape: TileShape::Hopper, split_k: 1 };
+    let linear = Linear::with_tiles(&program.kernels, sequences.rows(), 64, 128, [LARGE, tile]);
+    let error = linear.expect_err("another device").to_string();
+    assert!(error.contains("a product in tiles of 128x192") && error.contains("they need 9.0"), "{error}");
 }
 
 #[test]

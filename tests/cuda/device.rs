@@ -165,6 +165,19 @@ impl Raw {
         self.0.cuda.kernels()
     }
 
+    pub fn is_virtual(&self) -> bool {
+        self.0.gpu.is_virtual()
+    }
+
+    pub fn capability(&self) -> (i32, i32) {
+        self.0.cuda.info().compute_capability
+    }
+
+    /// Has the virtual GPU run blocks and warps in another order.
+    pub fn order(&self, seed: u64) {
+        self.0.gpu.change(&vgpu::Change { seed: Some(seed), ..Default::default() });
+    }
+
     pub fn floats(&self, values: &[f64]) -> CudaSlice<f32> {
         self.kernels().stream().clone_htod(&narrowed(values)).expect("an upload")
     }

@@ -19,6 +19,7 @@ mod device;
 mod embedding;
 mod fixtures;
 mod graph;
+mod hopper;
 mod layer;
 mod linear;
 mod loss;

@@ -1,5 +1,6 @@
 //! The kernels for programs in other languages: images for their loaders, and the interface as a C header and as JSON.
 
+use super::runtime::kernels::HOPPER;
 use super::{ARCHITECTURES, FATBINS};
 use crate::error::{Error, Result};
 
@@ -47,7 +48,7 @@ pub struct Image {
     pub bytes: &'static [u8],
 }
 
-/// The images of all kernel files.
+/// The images of all kernel files; those for compute capability 9.0 alone, `..._hopper`, only where they have such an image.
 ///
 /// ```
 /// use promptmix::cuda::export::{Architecture, images};
@@ -73,9 +74,13 @@ pub fn images(of: Architecture) -> Result<Vec<Image>> {
             Architecture::Machine(_) => "cubin",
             Architecture::Ptx(_) => "ptx",
         };
-        Ok(Image { stem, extension, bytes: image(fatbin, of).ok_or_else(|| missing(of))? })
+        match image(fatbin, of) {
+            Some(bytes) => Some(Ok(Image { stem, extension, bytes })),
+            None if stem.ends_with(HOPPER) => None,
+            None => Some(Err(missing(of))),
+        }
     };
-    FATBINS.iter().map(image_of).collect()
+    FATBINS.iter().filter_map(image_of).collect()
 }
 
 fn missing(of: Architecture) -> Error {

@@ -1,7 +1,8 @@
-//! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, and what they cost.
+//! How a product is cut into blocks: the tiles of `kernels/gemm.cu` and `kernels/gemm_hopper.cu`, and what they cost.
 
 use super::tiles::{TileConfig, TileShape, TileTable};
 use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, Epilogue as Follows, STAGES};
+use crate::backend::cuda::runtime::arguments::gemm_hopper as hopper;
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
 use crate::error::{Error, Result};
@@ -16,14 +17,28 @@ pub(super) struct Tile {
     shared: u32,
     /// Groups of warps that take turns at k, with stages each.
     groups: usize,
-    /// Passes over shared memory, one a cycle, for `DEPTH` steps in k: what is copied in, and the fragments that warps read.
+    /// Passes over shared memory, one a cycle, for `DEPTH` steps in k: what is copied in, and the fragments that warps read. Of a tile
+    /// whose operands the tensor cores read themselves, cycles until they have come from the cache.
     passes: usize,
 }
 
 impl Tile {
-    /// Blocks over columns, rows and parts of k.
-    fn grid(&self, m: usize, n: usize, parts: usize) -> [u32; 3] {
-        [n.div_ceil(self.columns) as u32, m.div_ceil(self.rows) as u32, parts as u32]
+    /// Tiles over columns and rows.
+    fn tiles(&self, m: usize, n: usize) -> [usize; 2] {
+        [n.div_ceil(self.columns), m.div_ceil(self.rows)]
+    }
+
+    /// Blocks over columns, rows and parts of k; or at most one a multiprocessor, which take several tiles.
+    fn grid(&self, device: &DeviceInfo, m: usize, n: usize, parts: usize) -> [u32; 3] {
+        let [across, along] = self.tiles(m, n);
+        if self.is_hopper() {
+            return [(across * along).min(device.multiprocessors) as u32, 1, 1];
+        }
+        [across as u32, along as u32, parts as u32]
+    }
+
+    fn is_hopper(&self) -> bool {
+        matches!(self.kernels, Names::Hopper(_))
     }
 
     /// Of the result, in a block.
@@ -31,9 +46,10 @@ impl Tile {
         self.rows * self.columns
     }
 
-    /// Cycles that `DEPTH` steps in k keep a multiprocessor busy that does so many multiply-adds a cycle.
-    fn cycles(&self, tensor_rate: usize) -> usize {
-        self.passes.max(self.numbers() * DEPTH / tensor_rate)
+    /// Cycles that `DEPTH` steps in k keep a multiprocessor of that compute capability busy.
+    fn cycles(&self, compute_capability: (i32, i32)) -> usize {
+        let rate = if self.is_hopper() { WARPGROUP_RATE } else { tensor_rate(compute_capability) };
+        self.passes.max(self.numbers() * DEPTH / rate)
     }
 }
 
@@ -43,6 +59,7 @@ impl TileShape {
             Self::Large => LARGE,
             Self::Medium => MEDIUM,
             Self::Small => SMALL,
+            Self::Hopper => HOPPER,
         }
     }
 }
@@ -52,6 +69,8 @@ impl TileShape {
 enum Names {
     /// Forward and backward, each with every epilogue.
     Two([&'static str; 2]),
+    /// The same, in the file for compute capability 9.0.
+    Hopper([&'static str; 2]),
     /// A kernel an epilogue.
     Small,
 }
@@ -59,7 +78,7 @@ enum Names {
 impl Names {
     fn of(self, backward: bool, follows: Follows) -> &'static str {
         match (self, backward, follows) {
-            (Self::Two(names), ..) => names[usize::from(backward)],
+            (Self::Two(names) | Self::Hopper(names), ..) => names[usize::from(backward)],
             (Self::Small, false, Follows::Project) => "gemm_forward_small_project",
             (Self::Small, false, Follows::Relu) => "gemm_forward_small_relu",
             (Self::Small, false, Follows::Add) => "gemm_forward_small_add",
@@ -107,6 +126,15 @@ const SMALL: Tile = Tile {
     groups: 2,
     passes: 64 + 128,
 };
+const HOPPER: Tile = Tile {
+    kernels: Names::Hopper(["gemm_forward_hopper", "gemm_backward_hopper"]),
+    rows: hopper::ROWS,
+    columns: hopper::COLUMNS,
+    threads: 3 * hopper::GROUP as u32,
+    shared: hopper::SHARED as u32,
+    groups: 1,
+    passes: (hopper::ROWS + hopper::COLUMNS) * DEPTH * 2 / CACHE_RATE,
+};
 const PLAIN_F32: Tile = Tile {
     kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
     rows: 64,
@@ -142,27 +170,45 @@ fn tensor_rate(compute_capability: (i32, i32)) -> usize {
     }
 }
 
+/// The same of products of a warpgroup, which compute capability 9.0 alone has.
+const WARPGROUP_RATE: usize = 2_048;
+/// Bytes a cycle that reach each multiprocessor of compute capability 9.0 from the cache when all ask, less than the products of a
+/// large tile eat (30 to 46 were measured by others; arXiv 2402.13499 has 30 to 34).
+const CACHE_RATE: usize = 39;
+
 /// How a product is cut up: its tile, and its blocks over columns, rows and parts of k.
 #[derive(Debug)]
 pub(crate) struct Cut {
     precision: Precision,
     tile: Tile,
+    /// Of the result.
+    tiles: usize,
     grid: [u32; 3],
     /// What tables call it; none in f32, where there is no choice.
     config: Option<TileConfig>,
 }
 
+/// The most parts of k that a tile can be cut into.
+fn most_parts(shape: TileShape) -> usize {
+    match shape {
+        TileShape::Hopper => 1,
+        _ => MAX_PARTS / shape.tile().groups,
+    }
+}
+
+/// Whether the device has kernels of that tile.
+fn runs(shape: TileShape, device: &DeviceInfo) -> bool {
+    shape != TileShape::Hopper || device.compute_capability == (9, 0)
+}
+
 /// The ways that are worth trying of cutting a bf16 product of \[m, k\] rows and n columns on that device.
 pub(crate) fn candidates(device: &DeviceInfo, [m, n, k]: [usize; 3]) -> Vec<TileConfig> {
-    let parts = |shape: TileShape| {
-        (1..=MAX_PARTS / shape.tile().groups).map(move |split_k| TileConfig { shape, split_k })
-    };
-    let all = TileShape::ALL.into_iter().flat_map(parts);
+    let parts = |shape: TileShape| (1..=most_parts(shape)).map(move |split_k| TileConfig { shape, split_k });
+    let all = TileShape::ALL.into_iter().filter(|shape| runs(*shape, device)).flat_map(parts);
     let worth = all.filter(|config| {
         // More parts than blocks that run at once gain nothing.
-        let (cut, groups) = (Cut::of(*config, m, n), config.split_k * config.shape.tile().groups);
-        config.split_k == 1
-            || (k / groups >= LEAST_PART && cut.tiles() * groups <= 2 * device.multiprocessors)
+        let (cut, groups) = (Cut::of(*config, device, m, n), config.split_k * config.shape.tile().groups);
+        config.split_k == 1 || (k / groups >= LEAST_PART && cut.tiles * groups <= 2 * device.multiprocessors)
     });
     worth.collect()
 }
@@ -178,40 +224,61 @@ impl Cut {
         [m, n, k]: [usize; 3],
     ) -> Self {
         if precision == Precision::F32 {
-            return Self { precision, tile: PLAIN_F32, grid: PLAIN_F32.grid(m, n, 1), config: None };
+            return Self::with(precision, PLAIN_F32, device, [m, n, 1], None);
         }
         let mut configs = candidates(device, [m, n, k]);
         // What was measured for nearly as many rows may have more parts than these have work for.
         if let Some(measured) =
             table.choice(device, backward, m, n, k).filter(|config| configs.contains(config))
         {
-            return Self::of(measured, m, n);
+            return Self::of(measured, device, m, n);
         }
+        // Hopper's is taken where it was measured to be fastest: what is expected of it no device has confirmed.
+        configs.retain(|config| config.shape != TileShape::Hopper);
         let is_large = m.min(n).min(k) >= LARGE_FROM;
         configs.retain(|config| !is_large || config.shape == TileShape::Large);
-        let cuts = configs.into_iter().map(|config| Self::of(config, m, n));
+        let cuts = configs.into_iter().map(|config| Self::of(config, device, m, n));
         let large = TileConfig { shape: TileShape::Large, split_k: 1 };
-        cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| Self::of(large, m, n))
+        cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| Self::of(large, device, m, n))
     }
 
     /// In bf16, as `config` says.
     ///
     /// # Errors
-    /// Parts of k that are too many for the kernel or too short for its loop.
-    pub(crate) fn forced(config: TileConfig, [m, n, k]: [usize; 3]) -> Result<Self> {
+    /// A tile that the device has no kernel of; parts of k that are too many for the kernel or too short for its loop.
+    pub(crate) fn forced(config: TileConfig, device: &DeviceInfo, [m, n, k]: [usize; 3]) -> Result<Self> {
+        if !runs(config.shape, device) {
+            let (major, minor) = device.compute_capability;
+            return Err(Error::unsupported(
+                format!("a product in tiles of {}", config.shape.name()),
+                format!("{} has compute capability {major}.{minor}, and they need 9.0", device.name),
+                "choose a tile of Linear::candidates",
+            ));
+        }
         let groups = config.shape.tile().groups;
-        let most = (k / groups / LEAST_PART).clamp(1, MAX_PARTS / groups);
+        let most = (k / groups / LEAST_PART).clamp(1, most_parts(config.shape));
         if !(1..=most).contains(&config.split_k) {
             let tensor = format!("a product in tiles of {}", config.shape.name());
             let expected = format!("split-K of 1 to {most} for a depth of {k}");
             return Err(Error::tensor(tensor, expected, config.split_k.to_string(), ""));
         }
-        Ok(Self::of(config, m, n))
+        Ok(Self::of(config, device, m, n))
     }
 
-    fn of(config: TileConfig, m: usize, n: usize) -> Self {
-        let tile = config.shape.tile();
-        Self { precision: Precision::Bf16, tile, grid: tile.grid(m, n, config.split_k), config: Some(config) }
+    fn of(config: TileConfig, device: &DeviceInfo, m: usize, n: usize) -> Self {
+        let sizes = [m, n, config.split_k];
+        Self::with(Precision::Bf16, config.shape.tile(), device, sizes, Some(config))
+    }
+
+    fn with(
+        precision: Precision,
+        tile: Tile,
+        device: &DeviceInfo,
+        [m, n, parts]: [usize; 3],
+        config: Option<TileConfig>,
+    ) -> Self {
+        let tiles = tile.tiles(m, n).iter().product();
+        Self { precision, tile, tiles, grid: tile.grid(device, m, n, parts), config }
     }
 
     /// What tables call it; none in f32.
@@ -225,9 +292,9 @@ impl Cut {
         let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
         let (moved, join) = if parts > 1 { (2 + parts, JOIN) } else { (1, 0) };
-        let block = stretches * self.tile.cycles(tensor_rate(device.compute_capability))
+        let block = stretches * self.tile.cycles(device.compute_capability)
             + moved * self.tile.numbers() / EPILOGUE_RATE;
-        (self.tiles() * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
+        (self.tiles * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
     }
 
     /// Which format it cuts products of.
@@ -235,14 +302,14 @@ impl Cut {
         self.precision
     }
 
-    /// Tiles of the result.
-    fn tiles(&self) -> usize {
-        self.grid[0] as usize * self.grid[1] as usize
+    /// Whether it is a product of `kernels/gemm_hopper.cu`, of `kernels/gemm.cu` otherwise.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.tile.is_hopper()
     }
 
     /// Counters that must be zero before and are zero afterwards; none without split-K.
     pub(crate) fn counters(&self) -> usize {
-        if self.grid[2] > 1 { self.tiles() } else { 0 }
+        if self.grid[2] > 1 { self.tiles } else { 0 }
     }
 
     /// Numbers of f32 that hold the parts of k (split-K) until they are summed.

@@ -1,4 +1,4 @@
-//! Products with frozen weights: `kernels/gemm.cu`.
+//! Products with frozen weights: `kernels/gemm.cu`, and `kernels/gemm_hopper.cu` where the device has compute capability 9.0.
 
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
@@ -8,11 +8,13 @@ pub use super::tiles::{TileConfig, TileShape, TileTable};
 use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
+use crate::backend::cuda::runtime::arguments::gemm_hopper::{self as hopper, GemmHopperArguments};
 use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand, check_stream};
+use crate::backend::cuda::runtime::tensor_map::tensor_map;
 use crate::error::{Error, Result};
 
 /// The norm of the rows that a product reads, which it applies.
@@ -288,6 +290,22 @@ impl Product<'_> {
             ..epilogue.read(&mut operands, self.rows, precision, [n, k])?
         };
         let (name, grid, threads, shared) = cut.launch(self.backward, follows);
+        if cut.is_hopper() && !grid.contains(&0) {
+            // Boxes of the weight lie as it is stored: along k, or backward 64 columns wide at a time.
+            let (stored, rows_at_once) = match self.backward {
+                false => ([n, k], hopper::COLUMNS),
+                true => ([k, n], hopper::DEPTH),
+            };
+            let arguments = GemmHopperArguments {
+                a: tensor_map(arguments.a, [self.rows.count(), k], [hopper::ROWS, hopper::DEPTH])?,
+                weight: tensor_map(arguments.weight, stored, [rows_at_once, hopper::DEPTH])?,
+                of: arguments,
+                ..GemmHopperArguments::default()
+            };
+            let kernel = Kernel { file: "gemm_hopper", name };
+            // SAFETY: as below; the maps are of those operands, whose rows, as many as were checked, copies do not leave.
+            return unsafe { kernels.launch(kernel, grid, threads, shared, &arguments, &operands) };
+        }
         let kernel = Kernel { file: "gemm", name };
         // SAFETY: all operands were checked against n, k and the rows, workspace and counters are of the cut's sizes, and rows
         // beyond the batch's exit.
@@ -361,7 +379,7 @@ impl<'a> Linear<'a> {
     /// As [`Linear::new`], with these tiles forward and backward. The result is the same but for the order of its sums.
     ///
     /// # Errors
-    /// As [`Linear::new`]; a split-K that is beyond the depth.
+    /// As [`Linear::new`]; a tile that the device has no kernel of; a split-K that is beyond the depth.
     pub fn with_tiles(
         kernels: &Kernels,
         rows: PackedRows<'a>,
@@ -369,8 +387,9 @@ impl<'a> Linear<'a> {
         input: usize,
         tiles: [TileConfig; 2],
     ) -> Result<Self> {
+        let device = devices::info(kernels.context())?;
         Self::cut(kernels, rows, out, input, |backward, sizes| {
-            Cut::forced(tiles[usize::from(backward)], sizes)
+            Cut::forced(tiles[usize::from(backward)], &device, sizes)
         })
     }
 

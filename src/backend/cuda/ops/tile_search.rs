@@ -179,7 +179,7 @@ impl<'k> TileSearch<'k> {
             let kernels = self.kernels;
             let Times { cold_us, warm_us } =
                 self.clock.measure(repeats, || on_device.launch(kernels, &mut linear, product))?;
-            let expected_cycles = Cut::forced(config, [rows, n, k])?.cycles(&self.device, k);
+            let expected_cycles = Cut::forced(config, &self.device, [rows, n, k])?.cycles(&self.device, k);
             measured.push(Candidate { config, expected_cycles, cold_us, warm_us, apart });
         }
         Ok(measured)

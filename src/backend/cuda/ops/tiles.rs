@@ -17,11 +17,13 @@ pub enum TileShape {
     Medium,
     /// 64 rows, 64 columns; two groups of warps take turns at k.
     Small,
+    /// 128 rows, 192 columns by a block that stays for several tiles: compute capability 9.0 alone, and without split-K.
+    Hopper,
 }
 
 impl TileShape {
-    /// All of them, the largest first.
-    pub const ALL: [Self; 3] = [Self::Large, Self::Medium, Self::Small];
+    /// All of them; those of every device first, the largest first.
+    pub const ALL: [Self; 4] = [Self::Large, Self::Medium, Self::Small, Self::Hopper];
 
     /// Rows by columns, as tables have it.
     pub fn name(self) -> &'static str {
@@ -29,6 +31,7 @@ impl TileShape {
             Self::Large => "128x128",
             Self::Medium => "80x128",
             Self::Small => "64x64",
+            Self::Hopper => "128x192",
         }
     }
 }
@@ -185,7 +188,7 @@ impl Entry {
             _ => return Err(("forward or backward", direction)),
         };
         let shape = TileShape::ALL.into_iter().find(|shape| shape.name() == tile);
-        let shape = shape.ok_or(("128x128, 80x128 or 64x64", tile))?;
+        let shape = shape.ok_or(("128x128, 80x128, 64x64 or 128x192", tile))?;
         if !us.parse::<f64>().is_ok_and(|us| us > 0.0 && us.is_finite()) {
             return Err(("microseconds", us));
         }

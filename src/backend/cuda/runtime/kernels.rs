@@ -18,6 +18,11 @@ use super::operands::Operands;
 use super::table::{ARCHITECTURES, FATBINS};
 use crate::error::{Error, Result};
 
+/// What the name of a file of kernels ends in that is for compute capability 9.0 alone.
+pub(crate) const HOPPER: &str = "_hopper";
+/// The binary version of their code.
+const HOPPER_BINARY: i32 = 90;
+
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
 
@@ -204,6 +209,7 @@ impl Kernels {
                 let function = self.module(kernel.file)?.load_function(kernel.name).map_err(|error| {
                     driver(&format!("find the kernel {} of {}", kernel.name, kernel.file), error)
                 })?;
+                check_binary(kernel, &function)?;
                 vacant.insert((function, SHARED_WITHOUT_ASKING))
             }
         };
@@ -281,4 +287,19 @@ impl Kernels {
         self.launches.set(self.launches.get() + 1);
         Ok(())
     }
+}
+
+/// Fails if a kernel for compute capability 9.0 alone became code of another.
+fn check_binary(kernel: Kernel, function: &CudaFunction) -> Result<()> {
+    if !kernel.file.ends_with(HOPPER) {
+        return Ok(());
+    }
+    let found = function
+        .get_attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)
+        .map_err(|error| driver(&format!("ask what {} was compiled for", kernel.name), error))?;
+    if found == HOPPER_BINARY {
+        return Ok(());
+    }
+    let reason = format!("it is code of architecture {found} here, and for {HOPPER_BINARY} alone");
+    Err(Error::unsupported(format!("the kernel {}", kernel.name), reason, "build again"))
 }

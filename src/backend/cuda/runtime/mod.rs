@@ -10,3 +10,4 @@ pub(crate) mod memory;
 pub(crate) mod operands;
 pub(crate) mod staging;
 pub(crate) mod table;
+pub(crate) mod tensor_map;

@@ -1,0 +1,167 @@
+// The products of gemm.cu for compute capability 9.0, by tensor copies and products of warpgroups:
+//
+//   forward    C = A W^T    A [m, k], W [n, k]: the weight's rows lie along k
+//   backward   C = A W      A [m, k], W [k, n]: the same stored weight, read the other way
+//
+// with gemm.cu's epilogues, dropout included. Sums in f32 are in another order than there, within the tensor core.
+//
+// A block has three warpgroups. The last brings stretches of 64 in k, 128 rows of A and 192 columns of W, by tensor copies with
+// 128-byte swizzle through a ring of stages; the others multiply 64 rows each, one stretch behind the one that they issue, and
+// say when a stage is free. Where W [k, n] is read as it lies, a stretch of it is three boxes of 64 columns, whose columns are
+// neighbours: the products take it across k, and no transposed copy is made.
+// The sums then go through a tile of f32 of their own to the epilogue, while the copies of the next tile go on.
+//
+// Grid: at most a block a multiprocessor. Each takes the tiles of 128x192 that are its number apart; all columns of a row of
+// tiles follow one another, so that A comes from memory once and W stays in the cache. The true number of rows is the
+// batch's. Rows behind it and columns behind n are multiplied by whatever is there and not stored: a row of A meets its own row
+// of C alone. Beyond the matrices copies bring zeros.
+// Bytes: A once for every 192 columns, W once for every 128 rows, C once, and what the epilogue reads and writes.
+// Backward keeps nothing but what the epilogues leave.
+// On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   gemm_forward_hopper 168 227888 1, gemm_backward_hopper 168 227888 1
+// Of the registers copies give theirs to the products: 40 and 232.
+#include "gemm.cuh"
+#include "hopper.cuh"
+
+using namespace promptmix;
+
+struct GemmHopperArguments {
+    TensorMap a;             // [rows, k] in boxes of 128 rows by 64
+    TensorMap weight;        // [n, k] in boxes of 192 rows by 64; backward [k, n] in boxes of 64 rows by 64
+    GemmArguments of;
+    int padding[2];
+};
+
+constexpr int ROWS = 128;   // of a tile
+constexpr int COLUMNS = 192;
+constexpr int DEPTH = 64;   // of a stage, in k
+constexpr int STAGES = 3;
+constexpr int GROUP = 128;  // threads of a warpgroup
+constexpr int GROUP_ROWS = 64;
+constexpr int BYTES_A = ROWS * DEPTH * 2;
+constexpr int BYTES_STAGE = BYTES_A + COLUMNS * DEPTH * 2;
+constexpr int STRIDE = COLUMNS + 8;  // of the tile that the epilogue reads
+// Of dynamic shared memory: the stages, the tile, what is known of its rows, and a full and an empty barrier a stage.
+constexpr int TILE_FROM = STAGES * BYTES_STAGE;
+constexpr int INFO_FROM = TILE_FROM + ROWS * STRIDE * 4;
+constexpr int BARRIERS_FROM = INFO_FROM + ROWS * 20;
+constexpr int SHARED = BARRIERS_FROM + STAGES * 2 * 8;
+static_assert(SHARED <= 232448, "what a block may have");
+
+// The stage that comes next, and the parity of the phase that a consumer waits for there.
+struct Turn {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ void next() {
+        if (++stage < STAGES) return;
+        stage = 0;
+        parity ^= 1;
+    }
+};
+
+template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmHopperArguments& arguments) {
+    static_assert(sizeof(RowInfo) == 20, "as the place of the barriers has it");
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const uint32_t base = shared_address(shared), full = base + BARRIERS_FROM, empty = full + STAGES * 8;
+    const GemmArguments& of = arguments.of;
+    const Batch batch{of.batch};
+    const int rows = batch.rows(of.side, of.scope);
+    const int across = (of.n + COLUMNS - 1) / COLUMNS, tiles = (rows + ROWS - 1) / ROWS * across;
+    const int stretches = (of.k + DEPTH - 1) / DEPTH;
+    const int group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), thread = threadIdx.x % GROUP;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            start_barrier(full + stage * 8, 1);
+            start_barrier(empty + stage * 8, 2);
+        }
+        fence_barriers();
+    }
+    __syncthreads();
+    Turn turn;
+    if (group == 2) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (thread == 0) {
+            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+                const int row = tile / across * ROWS, column = tile % across * COLUMNS;
+                for (int depth = 0; depth < of.k; depth += DEPTH) {
+                    const uint32_t to = base + turn.stage * BYTES_STAGE, barrier = full + turn.stage * 8;
+                    wait_for_phase(empty + turn.stage * 8, turn.parity ^ 1);
+                    expect_bytes(barrier, BYTES_STAGE);
+                    copy_box(to, arguments.a, barrier, depth, row);
+                    if (Backward) {
+                        // Those behind n bring zeros.
+#pragma unroll 1
+                        for (int i = 0; i < COLUMNS / 64; ++i) {
+                            copy_box(to + BYTES_A + i * 64 * DEPTH * 2, arguments.weight, barrier, column + i * 64, depth);
+                        }
+                    } else {
+                        copy_box(to + BYTES_A, arguments.weight, barrier, depth, column);
+                    }
+                    turn.next();
+                }
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        RowInfo* const info = reinterpret_cast<RowInfo*>(shared + INFO_FROM) + group * GROUP_ROWS;
+        float* const sums_of_tile = reinterpret_cast<float*>(shared + TILE_FROM) + group * GROUP_ROWS * STRIDE;
+        float sums[COLUMNS / 2];
+        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            const int first_row = tile / across * ROWS + group * GROUP_ROWS, first_column = tile % across * COLUMNS;
+            describe_rows<ANY, GROUP_ROWS, GROUP>(of, batch, info, first_row, rows, thread);
+            uint32_t before = empty;  // of the stage whose products were issued before
+            for (int stretch = 0; stretch < stretches; ++stretch) {
+                const uint32_t left = base + turn.stage * BYTES_STAGE + group * GROUP_ROWS * DEPTH * 2;
+                const uint32_t right = base + turn.stage * BYTES_STAGE + BYTES_A;
+                wait_for_phase(full + turn.stage * 8, turn.parity);
+                fence_products();
+#pragma unroll
+                for (int step = 0; step < DEPTH / 16; ++step) {
+                    // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
+                    const uint64_t b = Backward ? describe_operand(right + step * 2048, 64 * DEPTH * 2, 1024)
+                                                : describe_operand(right + step * 32, 16, 1024);
+                    multiply_add_192<Backward>(sums, describe_operand(left + step * 32, 16, 1024), b, stretch + step);
+                }
+                commit_products();
+                wait_for_products<1>();
+                if (stretch > 0 && thread == 0) arrive(before);
+                before = empty + turn.stage * 8;
+                turn.next();
+            }
+            wait_for_products<0>();
+            if (thread == 0) arrive(before);
+            const int own_row = thread / 32 * 16 + thread % 32 / 4;
+            float* const to = sums_of_tile + own_row * STRIDE + thread % 4 * 2;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                // What lies in A behind the batch's rows nobody wrote.
+                if (first_row + own_row + half * 8 < rows) {
+#pragma unroll
+                    for (int i = 0; i < COLUMNS / 8; ++i) {
+                        store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < COLUMNS / 8; ++i) store_pair(to + half * 8 * STRIDE + i * 8, 0.0f, 0.0f);
+                }
+            }
+            wait_together(1 + group, GROUP);
+            // As many columns at a time as one partial sum of a norm has, so that each of their rows is whole sectors.
+#pragma unroll 1
+            for (int i = 0; i < COLUMNS; i += NORM_COLUMNS) {
+                finish_tile<bf16, ANY, GROUP_ROWS, NORM_COLUMNS, STRIDE, GROUP, false>(of, info, sums_of_tile + i, first_row,
+                                                                                     first_column + i, rows, thread);
+            }
+            // The tile and what is known of its rows are written again.
+            wait_together(1 + group, GROUP);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) gemm_forward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
+    gemm_hopper<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(384, 1) gemm_backward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
+    gemm_hopper<true>(arguments);
+}

@@ -1,0 +1,85 @@
+// The instructions that compute capability 9.0 alone has, one function each: tensor copies, barriers in shared memory, products of
+// a warpgroup (PTX ISA: cp.async.bulk.tensor, mbarrier, wgmma).
+#pragma once
+#include <cstdint>
+#include "mma.cuh"
+
+namespace promptmix {
+
+// A matrix as tensor copies see it: what cuTensorMapEncodeTiled wrote.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+__device__ __forceinline__ void start_barrier(uint32_t barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// Makes barriers that were started known to tensor copies and to other blocks of the cluster.
+__device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Arrives, and has the phase wait for so many bytes too.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Waits until the phase of that parity is over; of a barrier that was just started, the one before the first, parity 1, is.
+__device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity) {
+    uint32_t over;
+    do {
+        asm volatile("{\n\t.reg .pred over;\n\t"
+                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n\t"
+                     "selp.u32 %0, 1, 0, over;\n\t}"
+                     : "=r"(over)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (over == 0);
+}
+
+// Copies a box of a matrix to shared memory, from `column` and `row` on; what lies outside comes as zeros, and all of the box
+// counts at the barrier.
+__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap& from, uint32_t barrier, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+                 "l"(&from), "r"(barrier), "r"(column), "r"(row)
+                 : "memory");
+}
+
+// A barrier of some of the block's threads, whole warps.
+__device__ __forceinline__ void wait_together(int name, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+// Where a warpgroup's operand lies in shared memory, written by a tensor copy with 128-byte swizzle: atoms of eight times 128
+// bytes. Along k the next eight rows lie `stride` bytes on. Across k an atom is 64 rows or columns by eight of k: the next of
+// the former lie `leading` bytes on, of the latter `stride`.
+__device__ __forceinline__ uint64_t describe_operand(uint32_t start, uint32_t leading, uint32_t stride) {
+    return static_cast<uint64_t>((start & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
+           static_cast<uint64_t>(stride >> 4) << 32 | 1ull << 62;
+}
+// Orders what this warp did with the registers of sums before the products that follow.
+__device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int Pending> __device__ __forceinline__ void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16x192, d 64x192, by the four warps of a warpgroup. Lane l of warp w holds
+// of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's rows along k are not
+// neighbours in memory, its columns are.
+template <bool Across>
+__device__ __forceinline__ void multiply_add_192(float (&d)[96], uint64_t a, uint64_t b, uint32_t adds) {
+#define SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %98, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
+                 "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "
+                 "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
+                 "%90, %91, %92, %93, %94, %95}, %96, %97, adds, 1, 1, 0, %99;\n\t}"
+                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24), SUMS_8(32), SUMS_8(40), SUMS_8(48), SUMS_8(56), SUMS_8(64), SUMS_8(72),
+                   SUMS_8(80), SUMS_8(88)
+                 : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
+#undef SUMS_8
+}
+
+}  // namespace promptmix

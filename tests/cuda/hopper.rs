@@ -1,0 +1,246 @@
+//! Products by warpgroups and tensor copies, `kernels/gemm_hopper.cu`, against those that run on every device, `kernels/gemm.cu`:
+//! the same operands, and the same result but for the order of sums.
+
+use cudarc::driver::{CudaSlice, DeviceRepr};
+use half::bf16;
+use promptmix::backend::{DropoutStep, Side, Site, SiteKind};
+use promptmix::cuda::linear::{Epilogue, Linear, Norm, NormBackward, TileConfig, TileShape};
+use promptmix::cuda::{DeviceDropout, DropoutMask, Sequences};
+use promptmix::verify::{Tolerance, compare};
+
+use crate::device::{Raw, matrix, numbers, partial_squares, roundings, sums};
+
+const EVERY_DEVICE: TileConfig = TileConfig { shape: TileShape::Large, split_k: 1 };
+const HOPPER: TileConfig = TileConfig { shape: TileShape::Hopper, split_k: 1 };
+/// Set in a process that runs a test again on a virtual GPU of compute capability 9.0.
+const AGAIN: &str = "PROMPTMIX_TEST_ON_HOPPER";
+
+/// A device that has the kernels. Where the virtual GPU is another, the test that calls runs again as a process of its own, which may
+/// choose; then, and in a build without kernels, there is none.
+fn hopper(test: &str) -> Option<Raw> {
+    let raw = Raw::new()?;
+    if raw.capability() == (9, 0) {
+        return Some(raw);
+    }
+    if !raw.is_virtual() {
+        eprintln!("skipped: the GPU has not compute capability 9.0");
+        return None;
+    }
+    assert!(std::env::var_os(AGAIN).is_none(), "the profile h200 has compute capability 9.0");
+    let program = std::env::current_exe().expect("this program");
+    let mut command = std::process::Command::new(program);
+    command.args([&format!("hopper::{test}"), "--exact", "--nocapture"]);
+    let output = command.env(AGAIN, "1").env("VGPU_PROFILE", "h200").output().expect("a process");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.contains("1 passed"), "on the profile h200:\n{said}");
+    None
+}
+
+/// What a product leaves: a name, the numbers, and how far they may be from another's.
+type Left = Vec<(&'static str, Vec<f64>, Tolerance)>;
+
+/// A weight \[out, in\], rows on either side of it, and what epilogues ask for.
+struct Operands<'r> {
+    raw: &'r Raw,
+    sequences: Sequences,
+    /// Rows that there are.
+    real: usize,
+    out: usize,
+    input: usize,
+    weight: CudaSlice<bf16>,
+    /// \[rows, in\] and \[rows, out\]: what is multiplied forward and backward.
+    sides: [CudaSlice<bf16>; 2],
+    /// The same in f32, and other numbers: residual rows.
+    floats: [CudaSlice<f32>; 2],
+    partials: CudaSlice<f32>,
+    inner: CudaSlice<f32>,
+    bits: CudaSlice<u8>,
+    dropout: DeviceDropout,
+}
+
+impl<'r> Operands<'r> {
+    /// Room for `behind` rows more than there are, which hold NaN.
+    fn new(raw: &'r Raw, lengths: &[usize], behind: usize, out: usize, input: usize) -> Self {
+        let stream = raw.kernels().stream();
+        let real: usize = lengths.iter().sum();
+        let sequences =
+            Sequences::with_capacity(stream, lengths.len(), real + behind).expect("room for sequences");
+        sequences.update(lengths).expect("sequences that fit");
+        let rows = sequences.count();
+        assert_eq!(rows, real + behind);
+        let multiplied = |mut values: Vec<f64>, width: usize| {
+            values[real * width..].fill(f64::NAN);
+            raw.halves(&values)
+        };
+        let weight: Vec<f64> = matrix(1, out, input).into_iter().map(f64::from).collect();
+        let (x, dz) = (numbers(2, rows * input, 1.0), numbers(3, rows * out, 1.0));
+        let pattern: Vec<u8> = (0..rows * input / 8).map(|i| (i * 37 % 256) as u8).collect();
+        let step = DropoutStep::new(0.25, 5, &[77]).expect("a probability above 0");
+        Self {
+            raw,
+            out,
+            input,
+            weight: raw.halves(&weight),
+            floats: [raw.floats(&x), raw.floats(&numbers(4, rows * out, 1.0))],
+            partials: raw.floats(&partial_squares(&x, input)),
+            inner: raw.floats(&numbers(5, rows * 3, 1.0)),
+            bits: stream.clone_htod(&pattern).expect("an upload"),
+            sides: [multiplied(x, input), multiplied(dz, out)],
+            real,
+            dropout: DeviceDropout::new(stream, &step).expect("an upload"),
+            sequences,
+        }
+    }
+
+    /// Every epilogue of both directions, into memory that holds NaN.
+    fn run(&self, tile: TileConfig) -> Left {
+        let mut left = Left::new();
+        let (raw, rows) = (self.raw, self.sequences.count());
+        let mut linear =
+            Linear::with_tiles(raw.kernels(), self.sequences.rows(), self.out, self.input, [tile; 2])
+                .expect("tiles of the device");
+        let site = Site::new(Side::Encoder, SiteKind::FeedForward, 1);
+        for mask in [DropoutMask::default(), self.dropout.mask(site)] {
+            self.forward(&mut linear, rows, mask, &mut left);
+            self.backward(&mut linear, rows, mask, &mut left);
+        }
+        left
+    }
+
+    /// What it holds of the rows that there are.
+    fn read<T: DeviceRepr + Clone + Default + Into<f64>>(&self, slice: &CudaSlice<T>) -> Vec<f64> {
+        let mut values = self.raw.read(slice);
+        values.truncate(values.len() / self.sequences.count() * self.real);
+        values
+    }
+
+    fn forward(&self, linear: &mut Linear<'_>, rows: usize, mask: DropoutMask<'_>, left: &mut Left) {
+        let (raw, kernels, count) = (self.raw, self.raw.kernels(), rows * self.out);
+        // Each may be half a step of bf16, a 2^-8 part of a number just above a power of two, off the sum, whose order differs.
+        let (exact, one) = (sums(self.input), roundings(2.1));
+        let norm = Norm { partials: &self.partials, epsilon: 1e-6 };
+        let mut launch = |epilogue: Epilogue<'_>| {
+            linear.forward(kernels, &self.sides[0], &self.weight, epilogue).expect("forward");
+        };
+        let mut z = raw.poisoned_floats(count);
+        launch(Epilogue::Float { z: &mut z });
+        left.push(("float", self.read(&z), exact));
+        let mut z = raw.poisoned_halves(count);
+        launch(Epilogue::Plain { z: &mut z });
+        left.push(("plain", self.read(&z), one));
+        let mut z = raw.poisoned_halves(count);
+        launch(Epilogue::Project { norm, z: &mut z });
+        left.push(("project", self.read(&z), one));
+        let mut z = raw.poisoned_halves(count);
+        let mut bits = kernels.stream().clone_htod(&vec![0xAA_u8; count / 8]).expect("an upload");
+        launch(Epilogue::Relu { norm, mask, z: &mut z, bits: &mut bits });
+        let z = self.read(&z);
+        let bits = kernels.stream().clone_dtoh(&bits).expect("a download");
+        for (i, z) in z.iter().enumerate() {
+            assert_eq!(bits[i / 8] >> (i % 8) & 1 == 1, *z > 0.0, "bit {i} of {z}");
+        }
+        left.push(("relu", z, one));
+        let (mut x_next, mut copy) = (raw.poisoned_floats(count), raw.poisoned_halves(count));
+        let mut partials_next = raw.poisoned_floats(rows * self.out.div_ceil(64));
+        launch(Epilogue::Add {
+            mask,
+            x: &self.floats[1],
+            x_next: &mut x_next,
+            copy: Some(&mut copy),
+            partials_next: &mut partials_next,
+        });
+        left.push(("x_next", self.read(&x_next), exact));
+        left.push(("copy of x_next", self.read(&copy), one));
+        left.push(("squares of x_next", self.read(&partials_next), sums(self.input + 64)));
+    }
+
+    fn backward(&self, linear: &mut Linear<'_>, rows: usize, mask: DropoutMask<'_>, left: &mut Left) {
+        let (raw, kernels, count) = (self.raw, self.raw.kernels(), rows * self.input);
+        let parts = rows * self.input.div_ceil(64);
+        let (exact, one) = (sums(self.out), roundings(2.1));
+        let mut launch = |epilogue: Epilogue<'_>| {
+            linear.backward(kernels, &self.sides[1], &self.weight, epilogue).expect("backward");
+        };
+        let mut z = raw.poisoned_halves(count);
+        launch(Epilogue::Plain { z: &mut z });
+        left.push(("plain, backward", self.read(&z), one));
+        let (mut z, mut inner) = (raw.poisoned_halves(count), raw.poisoned_floats(parts));
+        launch(Epilogue::Delta { y: &self.sides[0], z: &mut z, inner: &mut inner });
+        left.push(("delta's z", self.read(&z), one));
+        // Of 64 rounded numbers each, a rounding of any of which may fall the other way.
+        left.push(("delta", self.read(&inner), one));
+        let mut dz = raw.poisoned_halves(count);
+        launch(Epilogue::ReluBackward { mask, bits: &self.bits, dz: &mut dz });
+        left.push(("relu, backward", self.read(&dz), one));
+        let start = || raw.floats(&numbers(6, count, 1.0));
+        let mut d_h = start();
+        launch(Epilogue::Accumulate { d_h: &mut d_h });
+        left.push(("accumulate", self.read(&d_h), exact));
+        let below = raw.floats(&numbers(7, count, 1.0));
+        let norm = Norm { partials: &self.partials, epsilon: 1e-6 };
+        for x_copy in [None, Some(&self.sides[0])] {
+            let (mut d_x, mut copy) = (start(), raw.poisoned_halves(count));
+            let mut inner_next = raw.poisoned_floats(parts);
+            let next = if x_copy.is_none() { Some((&below, &mut inner_next)) } else { None };
+            launch(Epilogue::NormBackward(NormBackward {
+                x: &self.floats[0],
+                x_copy: x_copy.map(|copy| copy as _),
+                norm,
+                inner: &self.inner,
+                d_x: &mut d_x,
+                copy: Some(&mut copy),
+                inner_next: next.map(|(below, inner)| (below as _, inner as _)),
+            }));
+            left.push(("d_x", self.read(&d_x), exact));
+            left.push(("copy of d_x", self.read(&copy), one));
+            if x_copy.is_none() {
+                left.push(("inner of d_x", self.read(&inner_next), sums(self.out + 64)));
+            }
+        }
+    }
+}
+
+fn follow(raw: &Raw, lengths: &[usize], behind: usize, out: usize, input: usize) {
+    let operands = Operands::new(raw, lengths, behind, out, input);
+    raw.order(1);
+    let (expected, found) = (operands.run(EVERY_DEVICE), operands.run(HOPPER));
+    raw.order(1234);
+    let again = operands.run(HOPPER);
+    for (((name, expected, tolerance), (_, found, _)), (_, again, _)) in
+        expected.iter().zip(&found).zip(&again)
+    {
+        let what = format!("{name} of {lengths:?} rows, a weight of {out} x {input}");
+        let comparison = compare(found, expected);
+        assert!(comparison.passes(*tolerance), "{what}: {comparison:?}, wanted {tolerance}");
+        assert!(found == again, "{what}: other bits in another order of blocks");
+    }
+}
+
+/// Beside each edge of a tile: rows, columns and depth.
+#[test]
+fn ragged_products_of_warpgroups_follow_those_of_every_device() {
+    let Some(raw) = hopper("ragged_products_of_warpgroups_follow_those_of_every_device") else { return };
+    follow(&raw, &[1], 0, 8, 8);
+    follow(&raw, &[31, 2], 0, 200, 72);
+    follow(&raw, &[64, 65], 0, 136, 264);
+    // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
+    follow(&raw, &[64, 6], 90, 200, 72);
+}
+
+/// The products of the encoders of t5-small, t5-base and t5-large.
+#[test]
+fn products_of_models_by_warpgroups_follow_those_of_every_device() {
+    let Some(raw) = hopper("products_of_models_by_warpgroups_follow_those_of_every_device") else { return };
+    follow(&raw, &[37], 0, 1_536, 512);
+    follow(&raw, &[129], 0, 768, 768);
+    follow(&raw, &[17], 0, 1_024, 4_096);
+}
+
+/// More tiles than multiprocessors: a block takes several, and its ring of stages goes on from one to the next.
+#[test]
+fn a_block_of_several_tiles_follows_one_tile_a_block() {
+    let Some(raw) = hopper("a_block_of_several_tiles_follows_one_tile_a_block") else { return };
+    follow(&raw, &[130], 0, 12_808, 72);
+    follow(&raw, &[130], 0, 136, 12_808);
+}
