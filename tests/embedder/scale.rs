@@ -37,7 +37,7 @@ struct Written {
 }
 
 /// Both passes with q times `of_queries`.
-fn passes<T: Number>(program: &Program, attention: Attention<'_>, of_queries: f64) -> Written
+fn passes<T: Number>(program: &Program, attention: &Attention<'_>, of_queries: f64) -> Written
 where
     CudaSlice<T>: ReadOperand + WriteOperand,
 {
@@ -76,12 +76,12 @@ where
     Written { o: down(&o), log_sum_exp: floats(&log_sum_exp), d_qkv: down(&d_qkv), inner: floats(&inner) }
 }
 
-fn compare<T: Number>(program: &Program, case: &str, attention: Attention<'_>)
+fn compare<T: Number>(program: &Program, case: &str, attention: &Attention<'_>)
 where
     CudaSlice<T>: ReadOperand + WriteOperand,
 {
     let total = attention.heads.total();
-    let mut scaled = passes::<T>(program, Attention { softmax_scale: SCALE, ..attention }, 1.0);
+    let mut scaled = passes::<T>(program, &Attention { softmax_scale: SCALE, ..*attention }, 1.0);
     let plain = passes::<T>(program, attention, f64::from(SCALE));
     let unscaled = passes::<T>(program, attention, 1.0);
     for (i, number) in scaled.d_qkv.iter_mut().enumerate() {
@@ -120,9 +120,9 @@ fn scaled_scores_are_those_of_scaled_queries() {
                 ..Attention::of_itself(sequences.rows(), heads)
             };
             let case = format!("{kind}, heads {width} wide");
-            compare::<bf16>(&program, &case, causal);
-            compare::<bf16>(&program, &format!("{case}, with dropout"), Attention { mask, ..causal });
-            compare::<f32>(&program, &format!("{case}, in f32"), causal);
+            compare::<bf16>(&program, &case, &causal);
+            compare::<bf16>(&program, &format!("{case}, with dropout"), &Attention { mask, ..causal });
+            compare::<f32>(&program, &format!("{case}, in f32"), &causal);
         }
     }
 }
