@@ -267,6 +267,7 @@ int main(int count, char **words) {
     arguments.width = WIDTH;
     arguments.q_stride = arguments.kv_stride = STRIDE;
     arguments.max_distance = MAX_DISTANCE;
+    arguments.softmax_scale = (float)SOFTMAX_SCALE;
     const promptmix_launch launch =
         promptmix_attention_launch(PROMPTMIX_ATTENTION_FORWARD, PROMPTMIX_BF16, &arguments, &batch);
     char path[4096];
