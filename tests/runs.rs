@@ -119,7 +119,8 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// What a run came to: its states' bytes, and its log without the times.
+/// What a run came to: its states' bytes, and its log without the times and without how many runs shared the batch that took them. Runs
+/// that go on from checkpoints of different steps share fewer batches.
 fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) {
     let mut files = files(folder);
     let log = String::from_utf8(files.remove("log.jsonl").expect("a log")).expect("text");
@@ -130,6 +131,7 @@ fn result(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<serde_json::Value>) 
         if let Some(fields) = line.as_object_mut() {
             fields.remove("milliseconds");
             fields.remove("tokens_per_second");
+            fields.remove("sharing_runs");
         }
         line
     });
@@ -577,22 +579,28 @@ fn a_killed_sweep_goes_on_bit_for_bit() {
     let started = Instant::now();
     success(&words(&sweep("unbroken")));
     let duration = started.elapsed();
-    let mut child = command(&words(&sweep("killed")))
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the binary runs");
-    std::thread::sleep(duration.mul_f64(0.6));
-    child.kill().expect("a signal");
-    child.wait().expect("an end");
-    success(&words(&sweep("killed")));
     let runs: Vec<String> = ["0.1", "0.3"]
         .iter()
         .flat_map(|rate| [1, 2].map(|seed| format!("learning-rate-{rate}-seed-{seed}")))
         .collect();
-    for run in &runs {
-        let [killed, unbroken] = ["killed", "unbroken"].map(|sweep| setting.path(&format!("{sweep}/{run}")));
-        assert!(result(Path::new(&killed)) == result(Path::new(&unbroken)), "{run}");
+    // Wherever the kills fall: between two runs' checkpoints of a step, too, from which they go on apart.
+    for part in [0.3, 0.5, 0.7, 0.92] {
+        let killed = setting.path("killed");
+        let _ = fs::remove_dir_all(&killed);
+        let mut child = command(&words(&sweep("killed")))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        std::thread::sleep(duration.mul_f64(part));
+        child.kill().expect("a signal");
+        child.wait().expect("an end");
+        success(&words(&sweep("killed")));
+        for run in &runs {
+            let [killed, unbroken] =
+                ["killed", "unbroken"].map(|sweep| setting.path(&format!("{sweep}/{run}")));
+            assert!(result(Path::new(&killed)) == result(Path::new(&unbroken)), "{run}, killed at {part}");
+        }
     }
     check_results(&setting);
     let table = fs::read_to_string(setting.path("killed/results.tsv")).expect("a table");
