@@ -206,8 +206,8 @@ static inline int promptmix_attention_is_short(const promptmix_attention_argumen
            promptmix_batch_longest(batch) <= PROMPTMIX_SHORT_ATTENTION_MAX_ROWS;
 }
 
-// Uses heads, width, max_distance, sides, scope and mask of the arguments. Heads may be up to 128 wide, a multiple of 8; of short
-// passes no f32.
+// Uses heads, width, max_distance, softmax_scale, sides, scope and mask of the arguments. Heads may be up to 128 wide, a multiple of 8,
+// and the scale is above zero; of short passes no f32.
 static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pass pass, promptmix_precision precision,
                                                           const promptmix_attention_arguments *a, const promptmix_batch *batch) {
     static const char *const names[6][5] = {
@@ -228,6 +228,7 @@ static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pa
     const int32_t side = pass == PROMPTMIX_ATTENTION_KEYS ? a->key_side : a->query_side;
     uint32_t shared = tiles[pass] * PROMPTMIX_BATCH_ATTENTION_TILE * (wide ? 128u : 64u) * 2u;
     if (a->width < 8 || a->width > 128 || a->width % 8 || a->heads < 1 || a->heads > 65535) kernel = NULL;
+    if (!(a->softmax_scale > 0.0f)) kernel = NULL;
     if (is_short) {
         const uint32_t blocks = promptmix_ceil((int64_t)batch->examples * heads, 4);
         if (dropped) shared += 4u * PROMPTMIX_SHORT_ATTENTION_MASK_BYTES;

@@ -9,9 +9,9 @@ pub enum Token<'a> {
     Word(&'a str),
     /// An integer without its sign.
     Integer(u64),
-    /// `0fXXXXXXXX`, as bits.
+    /// `0f` and eight hexadecimal digits, as bits.
     Single(u32),
-    /// `0dXXXXXXXXXXXXXXXX` or a decimal fraction, as bits.
+    /// `0d` and sixteen hexadecimal digits, or a decimal fraction, as bits.
     Double(u64),
     /// The inside of a quoted string.
     Text(&'a str),
