@@ -4,12 +4,12 @@
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice};
 use half::bf16;
-use promptmix::backend::{Heads, OptimizerStep, Side};
+use promptmix::backend::{DropoutStep, Heads, OptimizerStep, Side, Site, SiteKind};
 use promptmix::cuda::attention::{Attention, AttentionInput, Columns};
 use promptmix::cuda::linear::{Epilogue, Linear, TileConfig, TileShape};
 use promptmix::cuda::norm::{FinalNorm, NormedRows};
 use promptmix::cuda::optimizer::{AdamW, StepOperands};
-use promptmix::cuda::{DropoutMask, Kernels, PackedRows, PairedSequences, Sequences};
+use promptmix::cuda::{DeviceDropout, DropoutMask, Kernels, PackedRows, PairedSequences, Sequences};
 
 use crate::launching::{Program, program};
 
@@ -427,4 +427,32 @@ fn operands_of_another_context_object_are_refused_by_name() {
     let error = launched.expect_err("another context").to_string();
     assert!(error.contains("o: expected memory of the kernels' CudaContext"), "{error}");
     assert_eq!(program.kernels.launches(), 0);
+}
+
+/// With q and k of zeros and v of ones o is a row's share of keys that are kept, times the scale: nothing but its mask.
+#[test]
+fn sequences_drop_by_their_number_fresh_or_refilled() {
+    let Some(program) = program() else { return };
+    let (lengths, total) = ([24, 24, 24], HEADS.total());
+    let rows = lengths.iter().sum::<usize>();
+    let row: Vec<bf16> = [vec![bf16::ZERO; 2 * total], vec![bf16::ONE; total]].concat();
+    let qkv = upload(&program, &row.repeat(rows));
+    let step = DropoutStep::new(0.5, 1, &[42]).expect("dropout");
+    let dropout = DeviceDropout::new(&program.stream, &step).expect("dropout");
+    let mask = dropout.mask(Site::new(Side::Decoder, SiteKind::SelfAttention, 0));
+    let attend = |sequences: &Sequences| {
+        let mut o = upload(&program, &vec![bf16::NAN; rows * total]);
+        let mut log_sum_exp = upload(&program, &vec![f32::NAN; rows * HEADS.count]);
+        let attention = Attention { mask, ..Attention::of_itself(sequences.rows(), HEADS) };
+        let input = AttentionInput::Packed(&qkv);
+        attention.forward(&program.kernels, input, &mut o, &mut log_sum_exp).expect("a launch");
+        bits(&program, &o, rows * total)
+    };
+    let fresh = attend(&Sequences::new(&program.stream, &lengths).expect("sequences"));
+    let refilled = Sequences::with_capacity(&program.stream, lengths.len(), rows).expect("room");
+    refilled.update(&lengths).expect("lengths that fit");
+    assert_eq!(attend(&refilled), fresh);
+    assert!(fresh.iter().all(|&bits| bf16::from_bits(bits).is_finite()));
+    let of: Vec<&[u16]> = fresh.chunks(lengths[0] * total).collect();
+    assert!(of[0] != of[1] && of[0] != of[2] && of[1] != of[2], "two sequences drop alike");
 }

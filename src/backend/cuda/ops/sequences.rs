@@ -193,6 +193,8 @@ impl Lengths {
 
 /// Sequences packed end to end, described on the device: rows without token ids.
 ///
+/// Dropout draws for a sequence by its number in the batch, from 0 on, so that no two drop alike; those without rows count.
+///
 /// A row attends to its own sequence alone. With q = 0 it gets the mean of v there, here of 1 and 3:
 ///
 /// ```

@@ -87,7 +87,6 @@ pub fn keep(prepared: Prepared, program: &Arc<Program>, stream: usize, dependent
         return code;
     }
     let progress = match follows {
-        // Without a thread for it, it runs in its turn.
         true => match prepared.begin_early() {
             Ok(begun) => Progress::Begun(begun),
             Err(error) => {
