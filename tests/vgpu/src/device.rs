@@ -106,7 +106,12 @@ pub struct Device {
     ran: Vec<Arc<Program>>,
     /// By kernel and instruction: cycles that warps waited for it.
     waits: HashMap<String, Vec<u64>>,
+    /// The kernels of texts that were loaded before, for those that load one over and over.
+    known: HashMap<Arc<str>, HashMap<String, Arc<Program>>>,
 }
+
+/// Texts whose kernels are kept.
+const MAX_KNOWN: usize = 64;
 
 /// Everything that one launch needs, taken from the device so that it can run without it.
 pub struct Prepared {
@@ -196,6 +201,7 @@ impl Device {
             counters: HashMap::new(),
             ran: Vec::new(),
             waits: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
@@ -218,6 +224,9 @@ impl Device {
     /// # Errors
     /// What is wrong with the text, or what of it is not known.
     pub fn load(&mut self, text: &str) -> Result<Module, ModuleError> {
+        if let Some(kernels) = self.known.get(text) {
+            return Ok(Module { kernels: kernels.clone(), variables: HashMap::new() });
+        }
         let parsed = parse(text)?;
         if parsed.version > NEWEST_PTX {
             return Err(ModuleError::Version(parsed.version));
@@ -279,6 +288,13 @@ impl Device {
             program.text = text.clone();
             program.target.clone_from(&parsed.target);
             kernels.insert(function.name.clone(), Arc::new(program));
+        }
+        // The addresses of a module's own variables are part of its kernels.
+        if variables.is_empty() {
+            if self.known.len() == MAX_KNOWN {
+                self.known.clear();
+            }
+            self.known.insert(text, kernels.clone());
         }
         Ok(Module { kernels, variables })
     }

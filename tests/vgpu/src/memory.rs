@@ -401,9 +401,9 @@ impl Memory {
         self.live.insert(base, Arc::new(Allocation { base, size, host, layout, written, shadow, streams }));
     }
 
-    /// Frees the allocation that starts at an address; `false` when none does.
-    pub fn free(&mut self, base: u64) -> bool {
-        let Some(allocation) = self.live.remove(&base) else { return false };
+    /// Frees the allocation that starts at an address, and gives its bytes; none when none does.
+    pub fn free(&mut self, base: u64) -> Option<usize> {
+        let allocation = self.live.remove(&base)?;
         if allocation.layout.is_some() {
             self.used -= (allocation.size as u64).next_multiple_of(ALIGN);
         }
@@ -411,7 +411,7 @@ impl Memory {
         if self.freed.len() > 1 << 14 {
             self.freed.pop_first();
         }
-        true
+        Some(allocation.size)
     }
 
     /// The allocation that holds an address.

@@ -28,7 +28,7 @@ struct Launch {
 
 impl Launch {
     fn go(self) -> Result<(), u32> {
-        let Function { program, shared_limit, non_portable } = function(self.function)?;
+        let Function { program, shared_limit, non_portable, .. } = function(self.function)?;
         let shape = Shape {
             grid: self.grid,
             block: self.block,

@@ -21,7 +21,7 @@ fn free(address: u64) -> Result<(), u32> {
     if address == 0 {
         return Ok(());
     }
-    if state().device.memory.free(address) { Ok(()) } else { Err(INVALID_VALUE) }
+    state().free(address).ok_or(INVALID_VALUE)
 }
 
 /// Host memory that the device reaches too.
@@ -45,7 +45,7 @@ fn free_host(host: usize) -> Result<(), u32> {
     // Freeing waits for the device.
     let _ = state.settle(|reading| (host..host + bytes).contains(&reading.from));
     state.pinned.remove(&host);
-    state.device.memory.free(host as u64);
+    state.free(host as u64);
     let layout = Layout::from_size_align(bytes, 4096).map_err(|_| INVALID_VALUE)?;
     // SAFETY: allocated by `allocate_host` with this layout, and forgotten above.
     unsafe { std::alloc::dealloc(host as *mut u8, layout) };

@@ -136,22 +136,23 @@ exported! {
         let mut state = state();
         let module = state.modules.remove(&module).ok_or(INVALID_HANDLE)?;
         for (address, _) in module.variables.values() {
-            state.device.memory.free(*address);
+            state.free(*address);
         }
         Ok(())
     }
     fn cuModuleGetFunction(to: *mut usize, module: usize, name: *const c_char) {
         let name = text(name)?;
         let mut state = state();
-        let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
-        let program = module.kernels.get(name).cloned().ok_or(NOT_FOUND)?;
+        let kernels = &state.modules.get(&module).ok_or(INVALID_HANDLE)?.kernels;
+        let program = kernels.get(name).cloned().ok_or(NOT_FOUND)?;
         // A module has one function of a name, with one limit, however often it is asked for.
-        let known = state.functions.iter().find(|(_, function)| Arc::ptr_eq(&function.program, &program));
+        let is_it = |function: &Function| function.module == module && Arc::ptr_eq(&function.program, &program);
+        let known = state.functions.iter().find(|(_, function)| is_it(function));
         let handle = match known {
             Some((&handle, _)) => handle,
             None => {
                 let handle = state.handle();
-                state.functions.insert(handle, Function { program, shared_limit: SHARED_DEFAULT, non_portable: false });
+                state.functions.insert(handle, Function { program, module, shared_limit: SHARED_DEFAULT, non_portable: false });
                 handle
             }
         };
@@ -168,7 +169,7 @@ exported! {
         if bytes.is_null() { Ok(()) } else { give(bytes, size) }
     }
     fn cuFuncGetAttribute(to: *mut c_int, attribute: u32, handle: usize) {
-        let Function { program, shared_limit, non_portable } = function(handle)?;
+        let Function { program, shared_limit, non_portable, .. } = function(handle)?;
         let capability = state().device.profile.capability;
         let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
         give(to, match attribute {

@@ -168,6 +168,12 @@ impl Order {
         Some(report(name, stretch, &other))
     }
 
+    /// Forgets what touched memory that is freed: its addresses are not given again, and to touch them is an error of its own.
+    pub fn forget(&mut self, start: u64, bytes: usize) {
+        let freed = Stretch { start, bytes, write: true };
+        self.stretches.retain(|(stretch, _)| !freed.meets(stretch));
+    }
+
     /// Notes work that touches no memory.
     pub fn pass(&mut self, stream: usize) {
         self.chains.remove(&stream);

@@ -92,6 +92,8 @@ impl Reading {
 #[derive(Clone)]
 pub struct Function {
     pub program: Arc<Program>,
+    /// The module it was asked for of.
+    pub module: usize,
     pub shared_limit: u32,
     /// Whether clusters may be larger than every device runs them.
     pub non_portable: bool,
@@ -246,6 +248,13 @@ impl State {
         self.readings.push(Reading { stream, from, bytes, order: self.copies });
         self.copies += 1;
         Ok(())
+    }
+
+    /// Frees the memory that starts at an address; none where none does.
+    pub fn free(&mut self, address: u64) -> Option<()> {
+        let bytes = self.device.memory.free(address)?;
+        self.order.forget(address, bytes);
+        Some(())
     }
 
     /// What comes before the next work on a stream.
