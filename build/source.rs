@@ -350,6 +350,11 @@ impl Cursor<'_> {
             threads = Some(Value { expression, more: 0 });
             self.within("(", ")")?;
         }
+        // The driver knows the size of its clusters from the kernel itself.
+        if self.reads("__cluster_dims__") {
+            self.expect("(")?;
+            self.within("(", ")")?;
+        }
         let name = self.name("the name of a kernel")?;
         self.expect("(")?;
         while self.reads("const") || self.reads("__grid_constant__") {}

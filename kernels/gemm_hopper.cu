@@ -9,17 +9,19 @@
 // 128-byte swizzle through a ring of stages; the others multiply 64 rows each, one stretch behind the one that they issue, and
 // say when a stage is free. Where W [k, n] is read as it lies, a stretch of it is three boxes of 64 columns, whose columns are
 // neighbours: the products take it across k, and no transposed copy is made.
+// A cluster is two blocks, with two tiles of the same columns below each other. Each brings half of W to both, so that less has
+// to come from the cache than the products eat; a stage is free when the products of both blocks are done with it.
 // The sums then go through a tile of f32 of their own to the epilogue, while the copies of the next tile go on.
 //
-// Grid: at most a block a multiprocessor. Each takes the tiles of 128x192 that are its number apart; all columns of a row of
-// tiles follow one another, so that A comes from memory once and W stays in the cache. The true number of rows is the
-// batch's. Rows behind it and columns behind n are multiplied by whatever is there and not stored: a row of A meets its own row
+// Grid: at most a block a multiprocessor. Each cluster takes the pairs of tiles of 128x192 that are the clusters' number apart;
+// all columns of a pair of rows of tiles follow one another, so that A comes from memory once and W stays in the cache. The true
+// number of rows is the batch's. Where rows of tiles are odd, the last has an empty one below it. Rows behind it and columns behind n are multiplied by whatever is there and not stored: a row of A meets its own row
 // of C alone. Beyond the matrices copies bring zeros.
-// Bytes: A once for every 192 columns, W once for every 128 rows, C once, and what the epilogue reads and writes.
+// Bytes: A once for every 192 columns, W once for every 256 rows, C once, and what the epilogue reads and writes.
 // Backward keeps nothing but what the epilogues leave.
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gemm_forward_hopper 168 227888 1, gemm_backward_hopper 168 227888 1
-// Of the registers copies give theirs to the products: 40 and 232.
+// Of the registers copies give theirs to the products: 24 and 240.
 #include "gemm.cuh"
 #include "hopper.cuh"
 
@@ -27,7 +29,7 @@ using namespace promptmix;
 
 struct GemmHopperArguments {
     TensorMap a;             // [rows, k] in boxes of 128 rows by 64
-    TensorMap weight;        // [n, k] in boxes of 192 rows by 64; backward [k, n] in boxes of 64 rows by 64
+    TensorMap weight;        // [n, k] in boxes of 96 rows by 64; backward [k, n] in boxes of 32 rows by 64
     GemmArguments of;
     int padding[2];
 };
@@ -38,6 +40,8 @@ constexpr int DEPTH = 64;   // of a stage, in k
 constexpr int STAGES = 3;
 constexpr int GROUP = 128;  // threads of a warpgroup
 constexpr int GROUP_ROWS = 64;
+constexpr int CLUSTER = 2;  // blocks
+constexpr int BOTH = (1 << CLUSTER) - 1;
 constexpr int BYTES_A = ROWS * DEPTH * 2;
 constexpr int BYTES_STAGE = BYTES_A + COLUMNS * DEPTH * 2;
 constexpr int STRIDE = COLUMNS + 8;  // of the tile that the epilogue reads
@@ -67,48 +71,53 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
     const GemmArguments& of = arguments.of;
     const Batch batch{of.batch};
     const int rows = batch.rows(of.side, of.scope);
-    const int across = (of.n + COLUMNS - 1) / COLUMNS, tiles = (rows + ROWS - 1) / ROWS * across;
+    const int block = blockIdx.x % CLUSTER;  // of the cluster
+    const int across = (of.n + COLUMNS - 1) / COLUMNS, pairs = (rows + CLUSTER * ROWS - 1) / (CLUSTER * ROWS) * across;
     const int stretches = (of.k + DEPTH - 1) / DEPTH;
     const int group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), thread = threadIdx.x % GROUP;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             start_barrier(full + stage * 8, 1);
-            start_barrier(empty + stage * 8, 2);
+            start_barrier(empty + stage * 8, CLUSTER * ROWS / GROUP_ROWS);
         }
         fence_barriers();
     }
-    __syncthreads();
+    wait_for_cluster();
     Turn turn;
     if (group == 2) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (thread == 0) {
-            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-                const int row = tile / across * ROWS, column = tile % across * COLUMNS;
+            for (int pair = blockIdx.x / CLUSTER; pair < pairs; pair += gridDim.x / CLUSTER) {
+                const int row = (pair / across * CLUSTER + block) * ROWS, column = pair % across * COLUMNS;
                 for (int depth = 0; depth < of.k; depth += DEPTH) {
                     const uint32_t to = base + turn.stage * BYTES_STAGE, barrier = full + turn.stage * 8;
                     wait_for_phase(empty + turn.stage * 8, turn.parity ^ 1);
                     expect_bytes(barrier, BYTES_STAGE);
                     copy_box(to, arguments.a, barrier, depth, row);
                     if (Backward) {
-                        // Those behind n bring zeros.
+                        // Half of k. Boxes behind n bring zeros.
+                        const int half = block * (DEPTH / CLUSTER);
 #pragma unroll 1
                         for (int i = 0; i < COLUMNS / 64; ++i) {
-                            copy_box(to + BYTES_A + i * 64 * DEPTH * 2, arguments.weight, barrier, column + i * 64, depth);
+                            copy_box_to_all(to + BYTES_A + (i * DEPTH + half) * 64 * 2, arguments.weight, barrier, column + i * 64,
+                                            depth + half, BOTH);
                         }
                     } else {
-                        copy_box(to + BYTES_A, arguments.weight, barrier, depth, column);
+                        const int half = block * (COLUMNS / CLUSTER);
+                        copy_box_to_all(to + BYTES_A + half * DEPTH * 2, arguments.weight, barrier, depth, column + half, BOTH);
                     }
                     turn.next();
                 }
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         RowInfo* const info = reinterpret_cast<RowInfo*>(shared + INFO_FROM) + group * GROUP_ROWS;
         float* const sums_of_tile = reinterpret_cast<float*>(shared + TILE_FROM) + group * GROUP_ROWS * STRIDE;
         float sums[COLUMNS / 2];
-        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const int first_row = tile / across * ROWS + group * GROUP_ROWS, first_column = tile % across * COLUMNS;
+        for (int pair = blockIdx.x / CLUSTER; pair < pairs; pair += gridDim.x / CLUSTER) {
+            const int first_row = (pair / across * CLUSTER + block) * ROWS + group * GROUP_ROWS;
+            const int first_column = pair % across * COLUMNS;
             describe_rows<ANY, GROUP_ROWS, GROUP>(of, batch, info, first_row, rows, thread);
             uint32_t before = empty;  // of the stage whose products were issued before
             for (int stretch = 0; stretch < stretches; ++stretch) {
@@ -125,12 +134,12 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
                 }
                 commit_products();
                 wait_for_products<1>();
-                if (stretch > 0 && thread == 0) arrive(before);
+                if (stretch > 0 && thread < CLUSTER) arrive_at(before, thread);
                 before = empty + turn.stage * 8;
                 turn.next();
             }
             wait_for_products<0>();
-            if (thread == 0) arrive(before);
+            if (thread < CLUSTER) arrive_at(before, thread);
             const int own_row = thread / 32 * 16 + thread % 32 / 4;
             float* const to = sums_of_tile + own_row * STRIDE + thread % 4 * 2;
 #pragma unroll
@@ -157,11 +166,16 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
             wait_together(1 + group, GROUP);
         }
     }
+    // A block's shared memory must last until the other has sent and said its last.
+    __syncwarp();
+    wait_for_cluster();
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) gemm_forward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
+extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(CLUSTER, 1, 1)
+    gemm_forward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
     gemm_hopper<false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(384, 1) gemm_backward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
+extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(CLUSTER, 1, 1)
+    gemm_backward_hopper(const __grid_constant__ GemmHopperArguments arguments) {
     gemm_hopper<true>(arguments);
 }

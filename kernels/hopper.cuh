@@ -20,8 +20,13 @@ __device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+// Arrives at the barrier at that place in a block of the cluster.
+__device__ __forceinline__ void arrive_at(uint32_t barrier, uint32_t block) {
+    asm volatile("{\n\t.reg .b32 there;\n\t"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n\t"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(barrier),
+                 "r"(block)
+                 : "memory");
 }
 // Waits until the phase of that parity is over; of a barrier that was just started, the one before the first, parity 1, is.
 __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity) {
@@ -36,11 +41,24 @@ __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity
     } while (over == 0);
 }
 
+// A barrier of all threads of the cluster.
+__device__ __forceinline__ void wait_for_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // Copies a box of a matrix to shared memory, from `column` and `row` on; what lies outside comes as zeros, and all of the box
 // counts at the barrier.
 __device__ __forceinline__ void copy_box(uint32_t to, const TensorMap& from, uint32_t barrier, int column, int row) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
                  "l"(&from), "r"(barrier), "r"(column), "r"(row)
+                 : "memory");
+}
+
+// The same to that place in each block of the cluster whose bit is set; the bytes count at the barrier of each.
+__device__ __forceinline__ void copy_box_to_all(uint32_t to, const TensorMap& from, uint32_t barrier, int column, int row, uint16_t blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+                 "l"(&from), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
                  : "memory");
 }
 

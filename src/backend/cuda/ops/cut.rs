@@ -23,16 +23,18 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Tiles over columns and rows.
+    /// Tiles over columns and rows; of rows whole clusters' worth.
     fn tiles(&self, m: usize, n: usize) -> [usize; 2] {
-        [n.div_ceil(self.columns), m.div_ceil(self.rows)]
+        let cluster = if self.is_hopper() { hopper::CLUSTER } else { 1 };
+        [n.div_ceil(self.columns), m.div_ceil(self.rows).next_multiple_of(cluster)]
     }
 
-    /// Blocks over columns, rows and parts of k; or at most one a multiprocessor, which take several tiles.
+    /// Blocks over columns, rows and parts of k; or clusters of at most one block a multiprocessor, which take several tiles.
     fn grid(&self, device: &DeviceInfo, m: usize, n: usize, parts: usize) -> [u32; 3] {
         let [across, along] = self.tiles(m, n);
         if self.is_hopper() {
-            return [(across * along).min(device.multiprocessors) as u32, 1, 1];
+            let most = device.multiprocessors / hopper::CLUSTER * hopper::CLUSTER;
+            return [(across * along).min(most) as u32, 1, 1];
         }
         [across as u32, along as u32, parts as u32]
     }
@@ -133,7 +135,7 @@ const HOPPER: Tile = Tile {
     threads: 3 * hopper::GROUP as u32,
     shared: hopper::SHARED as u32,
     groups: 1,
-    passes: (hopper::ROWS + hopper::COLUMNS) * DEPTH * 2 / CACHE_RATE,
+    passes: (hopper::ROWS + hopper::COLUMNS / hopper::CLUSTER) * DEPTH * 2 / CACHE_RATE,
 };
 const PLAIN_F32: Tile = Tile {
     kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
@@ -233,10 +235,9 @@ impl Cut {
         {
             return Self::of(measured, device, m, n);
         }
-        // Hopper's is taken where it was measured to be fastest: what is expected of it no device has confirmed.
-        configs.retain(|config| config.shape != TileShape::Hopper);
-        let is_large = m.min(n).min(k) >= LARGE_FROM;
-        configs.retain(|config| !is_large || config.shape == TileShape::Large);
+        if m.min(n).min(k) >= LARGE_FROM {
+            configs.retain(|config| matches!(config.shape, TileShape::Large | TileShape::Hopper));
+        }
         let cuts = configs.into_iter().map(|config| Self::of(config, device, m, n));
         let large = TileConfig { shape: TileShape::Large, split_k: 1 };
         cuts.min_by_key(|cut| cut.cycles(device, k)).unwrap_or_else(|| Self::of(large, device, m, n))

@@ -291,14 +291,15 @@ impl Product<'_> {
         };
         let (name, grid, threads, shared) = cut.launch(self.backward, follows);
         if cut.is_hopper() && !grid.contains(&0) {
-            // Boxes of the weight lie as it is stored: along k, or backward 64 columns wide at a time.
-            let (stored, rows_at_once) = match self.backward {
+            // Boxes of the weight lie as it is stored: along k, or backward 64 columns wide at a time. Each block of a cluster
+            // brings its part.
+            let (stored, rows) = match self.backward {
                 false => ([n, k], hopper::COLUMNS),
                 true => ([k, n], hopper::DEPTH),
             };
             let arguments = GemmHopperArguments {
                 a: tensor_map(arguments.a, [self.rows.count(), k], [hopper::ROWS, hopper::DEPTH])?,
-                weight: tensor_map(arguments.weight, stored, [rows_at_once, hopper::DEPTH])?,
+                weight: tensor_map(arguments.weight, stored, [rows / hopper::CLUSTER, hopper::DEPTH])?,
                 of: arguments,
                 ..GemmHopperArguments::default()
             };
