@@ -161,9 +161,16 @@ impl Log {
         }
     }
 
-    /// Notes that an instruction copied a box, and whether any of it lay inside the tensor.
-    pub fn note_box(&mut self, at: usize, inside: bool, make: impl FnOnce() -> Report) {
-        self.boxes.entry(at).or_insert_with(|| (false, make())).0 |= inside;
+    /// Notes that an instruction which has copied a box copied another, and whether any of it lay inside the tensor;
+    /// `false` for its first box.
+    pub fn note_box(&mut self, at: usize, inside: bool) -> bool {
+        let known = self.boxes.get_mut(&at);
+        known.map(|(any, _)| *any |= inside).is_some()
+    }
+
+    /// Notes the first box of an instruction, with what is reported if none of its boxes lies inside.
+    pub fn add_box(&mut self, at: usize, inside: bool, report: Report) {
+        self.boxes.insert(at, (inside, report));
     }
 
     /// Reports the instructions whose boxes all lay outside.
@@ -178,7 +185,9 @@ impl Log {
     /// Adds another log's reports.
     pub fn merge(&mut self, other: Log) {
         for (at, (inside, report)) in other.boxes {
-            self.note_box(at, inside, || report);
+            if !self.note_box(at, inside) {
+                self.add_box(at, inside, report);
+            }
         }
         let mut keys: Vec<_> = other.found.into_iter().collect();
         keys.sort_by_key(|(_, index)| *index);

@@ -173,12 +173,20 @@ impl Allocation {
     pub fn touch(&self, address: u64, bytes: usize, write: bool, atomic: bool, who: Toucher) -> Touch {
         let mut out = Touch::default();
         let Some(offset) = self.offset(address, bytes) else { return out };
-        each_chunk(offset, bytes, |chunk, bits| {
-            let found = self.touch_bits(chunk, bits, write, atomic, who);
-            out.fresh += found.fresh;
-            out.conflict = out.conflict.or(found.conflict);
-            true
-        });
+        let (mut from, end) = (offset, offset + bytes);
+        while from < end {
+            let page = self.shadow[from / PAGE].get_or_init(Page::default);
+            let count = (PAGE - from % PAGE).min(end - from);
+            if write || atomic || !page.is_read_by_many(who.epoch) {
+                each_chunk(from % PAGE, count, |chunk, bits| {
+                    let found = page.touch(chunk, bits, write, atomic, who);
+                    out.fresh += found.fresh;
+                    out.conflict = out.conflict.or(found.conflict);
+                    true
+                });
+            }
+            from += count;
+        }
         out
     }
 
@@ -200,11 +208,17 @@ impl Allocation {
         let Some(offset) = self.offset(address, bytes) else { return 0 };
         let mut fresh = 0;
         each_chunk(offset, bytes, |chunk, bits| {
-            let page = self.shadow[chunk * CHUNK / PAGE].get_or_init(Page::default);
-            fresh += page.mark_written(chunk % (PAGE / CHUNK), bits, epoch);
+            fresh += self.touch_unchanged_bits(chunk, bits, epoch);
             true
         });
         fresh
+    }
+
+    /// [`Allocation::touch_unchanged`] of the bytes of one chunk that `bits` names, which lie inside.
+    #[inline(always)]
+    pub fn touch_unchanged_bits(&self, chunk: usize, bits: u16, epoch: u16) -> u32 {
+        let page = self.shadow[chunk * CHUNK / PAGE].get_or_init(Page::default);
+        page.mark_written(chunk % (PAGE / CHUNK), bits, epoch)
     }
 
     /// Whether a launch from `since` on, and before the one of `now`, wrote any of some bytes.

@@ -46,7 +46,7 @@ impl Default for Page {
 impl Page {
     /// Whether a read can neither conflict nor change what is known.
     #[inline(always)]
-    fn is_read_by_many(&self, epoch: u16) -> bool {
+    pub fn is_read_by_many(&self, epoch: u16) -> bool {
         self.read_by_many.load(Relaxed) == u64::from(epoch) << 48 | (PAGE / CHUNK) as u64
             && self.written.load(Relaxed) != epoch
     }

@@ -1,6 +1,6 @@
 //! One block, or the blocks of a cluster: their warps, their barriers, and who runs next.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::cluster::{Cluster, inside};
 use super::dependent::Dependency;
@@ -50,7 +50,7 @@ pub(super) struct Room<'a> {
     /// By block of the cluster and number.
     pub barriers: Vec<Rendezvous>,
     /// By place in the shared memory of all blocks.
-    pub gates: HashMap<usize, Gate>,
+    pub gates: BTreeMap<usize, Gate>,
     /// Gates whose phase ended while a warp ran.
     pub turned: Vec<usize>,
     /// Warpgroups of which a warp committed products while it ran.
@@ -63,7 +63,7 @@ pub(super) struct Room<'a> {
     stalled_at: Option<u64>,
     /// What stores and asynchronous accesses know of each other; none where the kernel has none of the latter.
     pub proxies: Option<Proxies>,
-    pub warpgroups: HashMap<usize, Warpgroup>,
+    pub warpgroups: BTreeMap<usize, Warpgroup>,
     pub dependency: Option<Dependency>,
     /// Whether accesses to global memory may meet other launches.
     pub watched: bool,
@@ -106,14 +106,14 @@ impl<'a> Block<'a> {
             clocks: Clocks::new(warps + readers),
             barriers: vec![Rendezvous::default(); BARRIERS * cluster.size],
             cluster,
-            gates: HashMap::new(),
+            gates: BTreeMap::new(),
             turned: Vec::new(),
             committed: Vec::new(),
             registers_freed: false,
             progress: 0,
             stalled_at: None,
             proxies,
-            warpgroups: HashMap::new(),
+            warpgroups: BTreeMap::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
             times: timed.then(|| Times::new(launch.program, cluster_size)),

@@ -49,7 +49,7 @@ pub(super) struct Landing {
     /// Where it goes, in the shared memory of all blocks.
     pub to: usize,
     /// The bytes as they will lie there.
-    pub data: Arc<[u8]>,
+    pub data: Arc<Vec<u8>>,
     /// Chunks of them, counted from the first, that nobody ever wrote where they come from.
     pub unwritten: Arc<[u32]>,
     /// Who issued it: warp, instruction and lane.
@@ -219,6 +219,15 @@ fn merge(into: &mut Vec<u16>, from: &[u16]) {
 }
 
 impl Warp {
+    /// What a lane names the phase by that it waits for: a parity or a state.
+    fn token(&self, slot: u32, parity: bool, lane: usize) -> u64 {
+        if parity {
+            u64::from(self.registers.words[slot as usize].0[lane])
+        } else {
+            self.registers.longs[slot as usize].0[lane]
+        }
+    }
+
     pub(super) fn mbarrier(
         &mut self,
         room: &mut Room<'_>,
@@ -238,7 +247,16 @@ impl Warp {
         let addresses = self.addresses(address).map(strip);
         let (mut passed, mut first_place) = (0u32, None);
         let mut alike = true;
+        // What a lane before was told that waits for the same: the answer to this one is no other.
+        let mut told = None;
         for lane in lanes_of(mask) {
+            if let (Mbarrier::Wait { token, parity, .. }, Some((same_address, same_token, over))) = (op, told)
+                && same_address == addresses[lane]
+                && same_token == self.token(*token, *parity, lane)
+            {
+                passed |= u32::from(over) << lane;
+                continue;
+            }
             if addresses[lane] % 8 != 0 {
                 let address = addresses[lane];
                 room.report(Check::Misaligned, at, me, lane, || {
@@ -308,11 +326,7 @@ impl Warp {
                     });
                 }
                 Mbarrier::Wait { token, parity, acquires, .. } => {
-                    let token = if *parity {
-                        u64::from(word(self, *token))
-                    } else {
-                        self.registers.longs[*token as usize].0[lane]
-                    };
+                    let token = self.token(*token, *parity, lane);
                     let over = |room: &Room<'_>| {
                         room.gates.get(&place).is_some_and(|gate| gate.is_over(*parity, token))
                     };
@@ -320,7 +334,9 @@ impl Warp {
                     if !over(room) {
                         room.land(place);
                     }
-                    if over(room) {
+                    let over = over(room);
+                    told = Some((addresses[lane], token, over));
+                    if over {
                         passed |= 1 << lane;
                         if let Some(gate) = room.gates.get_mut(&place) {
                             gate.waiters.retain(|waiter| waiter.warp != me);

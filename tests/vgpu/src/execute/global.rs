@@ -359,15 +359,18 @@ impl Warp {
                 let mut changing = 0;
                 for lane in lanes_of(mask) {
                     let address = addresses[lane];
-                    if allocation.holds(address, &data[lane]) {
-                        let fresh = allocation.touch_unchanged(address, N, room.launch.memory.epoch);
-                        room.counters.stores.unique_bytes += u64::from(fresh);
-                    } else {
+                    if !allocation.holds(address, &data[lane]) {
                         changing |= 1 << lane;
                         allocation.write(address, &data[lane]);
                     }
                     self.check_declared(room, me, at, lane, allocation, address, N);
                     self.before_wait(room, me, at, lane, allocation, address, N, true);
+                }
+                if changing != mask {
+                    for (chunk, bits, _) in Pieces::new(allocation, addresses, mask & !changing, N).iter() {
+                        let fresh = allocation.touch_unchanged_bits(chunk, bits, room.launch.memory.epoch);
+                        room.counters.stores.unique_bytes += u64::from(fresh);
+                    }
                 }
                 let who = room.knowledge.toucher(room);
                 for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {

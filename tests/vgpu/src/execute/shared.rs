@@ -108,8 +108,11 @@ struct Chunk {
     reader_tick: u32,
     writer: u16,
     clock: u16,
+    /// The warp that read last since the last plain write.
     reader_warp: u16,
     atomic: bool,
+    /// Whether other warps have read too since the last plain write.
+    several: bool,
     /// Whether the cells of its words say more.
     split: bool,
 }
@@ -121,8 +124,9 @@ const FRESH_CHUNK: Chunk = Chunk {
     reader_tick: 0,
     writer: NOBODY,
     clock: 0,
-    reader_warp: 0,
+    reader_warp: NOBODY,
     atomic: false,
+    several: false,
     split: false,
 };
 
@@ -315,7 +319,13 @@ impl Shared {
         }
         if write {
             if out.collision.is_none() {
-                out.collision = unordered_read(reads, known, warp);
+                // Reads before the last plain write came before that, and that before this.
+                let reader = usize::from(chunk.reader_warp);
+                if chunk.several {
+                    out.collision = unordered_read(reads, known, warp);
+                } else if chunk.reader_warp != NOBODY && reader != warp && reads[reader] >= known[reader] {
+                    out.collision = Some(Collision::Warps(reader as u32));
+                }
                 let own = reads[warp] == now
                     && usize::from(chunk.reader_warp) == warp
                     && chunk.reader_tick == tick
@@ -329,7 +339,13 @@ impl Shared {
             chunk.clock = now;
             chunk.tick = tick;
             chunk.atomic = atomic;
+            // Atomics are in no order among each other, so that each must still come after the reads.
+            if !atomic {
+                chunk.reader_warp = NOBODY;
+                chunk.several = false;
+            }
         } else {
+            chunk.several |= chunk.reader_warp != NOBODY && usize::from(chunk.reader_warp) != warp;
             let again =
                 usize::from(chunk.reader_warp) == warp && chunk.reader_tick == tick && reads[warp] == now;
             let before = if again { chunk.reader_lanes } else { lanes };

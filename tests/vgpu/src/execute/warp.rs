@@ -107,7 +107,9 @@ pub(super) struct Warp {
     pub timing: Option<Box<Timing>>,
     pub local: Vec<u8>,
     pub local_written: Vec<u8>,
-    clears: [usize; 3],
+    /// Words and longs that may be read before they are written, and the predicates: what a block finds as zeros.
+    clears: [Vec<u32>; 2],
+    predicates: usize,
 }
 
 impl Warp {
@@ -137,7 +139,8 @@ impl Warp {
             timing: timed.then(|| Box::new(Timing::new(program))),
             local: vec![0xff; local],
             local_written: vec![0; if checks { local } else { 0 }],
-            clears: [words, longs, predicates],
+            clears: [Vec::new(), Vec::new()],
+            predicates,
         }
     }
 
@@ -147,23 +150,26 @@ impl Warp {
         let mut fixed = Vec::new();
         for &(slot, value) in &program.word_constants {
             self.registers.words[slot as usize].0 = [value; LANES];
-            self.clears[0] = self.clears[0].min(slot as usize);
             fixed.push(slot as usize);
         }
         for (slot, _) in &program.specials {
-            self.clears[0] = self.clears[0].min(*slot as usize);
             fixed.push(*slot as usize);
         }
         for &(slot, value) in &program.long_constants {
             self.registers.longs[slot as usize].0 = [value; LANES];
-            self.clears[1] = self.clears[1].min(slot as usize);
             fixed.push(words + slot as usize);
         }
         for &(slot, value) in &program.predicate_constants {
             self.registers.predicates[slot as usize] = if value { FULL } else { 0 };
-            self.clears[2] = self.clears[2].min(slot as usize);
+            self.predicates = self.predicates.min(slot as usize);
             fixed.push(words + longs + slot as usize);
         }
+        // What is written before it is read wherever it is read needs no clearing.
+        let clears = |first: usize, count: usize| {
+            let own = (first..first + count).filter(|id| !program.definite[*id] && !fixed.contains(id));
+            own.map(|id| (id - first) as u32).collect()
+        };
+        self.clears = [clears(0, words), clears(words, longs)];
         if !self.valid_at_start.is_empty() {
             for slot in fixed {
                 self.valid_at_start[slot] = FULL;
@@ -178,10 +184,10 @@ impl Warp {
 
     /// Starts a block.
     pub fn begin(&mut self, registers: u32, lanes: u32) {
-        let [words, longs, predicates] = self.clears;
-        self.registers.words[..words].iter_mut().for_each(|register| register.0 = [0; LANES]);
-        self.registers.longs[..longs].iter_mut().for_each(|register| register.0 = [0; LANES]);
-        self.registers.predicates[..predicates].fill(0);
+        let [words, longs] = &self.clears;
+        words.iter().for_each(|&slot| self.registers.words[slot as usize].0 = [0; LANES]);
+        longs.iter().for_each(|&slot| self.registers.longs[slot as usize].0 = [0; LANES]);
+        self.registers.predicates[..self.predicates].fill(0);
         self.valid.copy_from_slice(&self.valid_at_start);
         self.paths.clear();
         self.paths.push(Path::new(0, lanes));

@@ -37,7 +37,7 @@ pub(super) struct Warpgroup {
     log: VecDeque<Issued>,
     /// By warp and committed group: the clock of what it read.
     commits: [Vec<u16>; WARPS],
-    /// Chunks that products may read, by committed group.
+    /// Units that products may read, by committed group.
     reading: Vec<(u32, Vec<u32>)>,
 }
 
@@ -110,7 +110,8 @@ impl Warp {
         if CHECKS {
             room.clocks.lend(me, room.reader(me));
         }
-        let mut chunks = Vec::new();
+        // Where what this warp reads lies, of each factor.
+        let mut read = [const { Vec::new() }; 2];
         let right = match room.issued(me, at, rank, pair) {
             Some(right) => right,
             None => {
@@ -118,8 +119,8 @@ impl Warp {
                 else {
                     return Next::Fault;
                 };
-                chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
                 let right = Rc::new(right_factor(room, op, &units));
+                read[1] = units.places;
                 room.issue(me, at, rank, pair, right.clone());
                 right
             }
@@ -148,7 +149,7 @@ impl Warp {
                         rows_known[outer] &= units.known[index];
                     }
                 }
-                chunks.extend(units.places.iter().map(|place| place / CHUNK as u32));
+                read[0] = units.places;
             }
             WgmmaLeft::Registers(registers) => {
                 for (index, slot) in registers.into_iter().enumerate() {
@@ -181,7 +182,7 @@ impl Warp {
         room.counters.warpgroup_shared_bytes += (left_bytes + op.columns * 32 / WARPS) as u64;
         if CHECKS {
             self.begin_product(room, me, at, op, adds);
-            room.begin_read(me, rank, chunks);
+            read.into_iter().for_each(|places| room.begin_read(me, rank, places));
         }
         Next::Continue
     }
@@ -244,20 +245,22 @@ impl Warp {
         let mut places = Vec::with_capacity(2 * rows);
         let base = room.cluster.current * room.cluster.stride;
         let limit = room.cluster.bytes as u64;
+        let mut furthest = 0;
         let mut put = |address: u64| {
-            let inside = address + 16 <= limit;
-            if inside {
-                places.push((base as u64 + address) as u32);
+            furthest = furthest.max(address + 16);
+            (base as u64 + address) as u32
+        };
+        if turned {
+            for k in 0..DEPTH {
+                places
+                    .extend((0..rows / 8).map(|group| put(descriptor.along_rows(first_row / 8 + group, k))));
             }
-            inside
-        };
-        let fits = if turned {
-            (0..DEPTH)
-                .all(|k| (0..rows / 8).all(|group| put(descriptor.along_rows(first_row / 8 + group, k))))
         } else {
-            (0..rows).all(|row| (0..2).all(|half| put(descriptor.along_k(first_row + row, half))))
-        };
-        if !fits {
+            for row in first_row..first_row + rows {
+                places.extend([0, 1].map(|half| put(descriptor.along_k(row, half))));
+            }
+        }
+        if furthest > limit {
             room.report(Check::Descriptor, at, me, 0, || {
                 format!("the matrix of the descriptor 0x{bits:016x} reaches beyond the {limit} bytes of shared memory")
             });
@@ -266,8 +269,9 @@ impl Warp {
         let mut known = vec![true; places.len()];
         if CHECKS {
             let span = descriptor.span;
+            let touch = Touch { write: false, atomic: false, warp: room.reader(me) };
             for (place, known) in places.iter().zip(&mut known) {
-                *known = self.read_unit(room, me, at, *place as usize / CHUNK, span);
+                *known = self.read_unit(room, me, at, *place as usize / CHUNK, span, touch);
             }
         }
         Some(Units { places, known })
@@ -275,8 +279,15 @@ impl Warp {
 
     /// Checks and notes the read of a unit; `false` when it has no value.
     #[inline(always)]
-    fn read_unit(&self, room: &mut Room<'_>, me: usize, at: usize, chunk: usize, span: u64) -> bool {
-        let touch = Touch { write: false, atomic: false, warp: room.reader(me) };
+    fn read_unit(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        chunk: usize,
+        span: u64,
+        touch: Touch,
+    ) -> bool {
         let mut found = room.shared.touch_chunk(chunk, u64::from(MANY_LANES) * ONES, touch, &room.clocks);
         let Some(proxies) = &room.proxies else { return true };
         let layout = proxies.layout(chunk);
@@ -437,22 +448,25 @@ impl Room<'_> {
         self.cluster.all_warps() + me
     }
 
-    fn begin_read(&mut self, me: usize, rank: usize, chunks: Vec<u32>) {
+    fn begin_read(&mut self, me: usize, rank: usize, places: Vec<u32>) {
+        if places.is_empty() {
+            return;
+        }
         if let Some(proxies) = &mut self.proxies {
-            chunks.iter().for_each(|&chunk| proxies.begin_read(chunk as usize));
+            places.iter().for_each(|&place| proxies.begin_read(place as usize / CHUNK));
         }
         let group = self.warpgroups.entry(me - rank).or_default();
         let number = group.commits[rank].len() as u32;
-        group.reading.push((number, chunks));
+        group.reading.push((number, places));
     }
 
     fn end_read(&mut self, first: usize, last: u32) {
         let Some(group) = self.warpgroups.get_mut(&first) else { return };
         let proxies = &mut self.proxies;
-        group.reading.retain(|(number, chunks)| {
+        group.reading.retain(|(number, places)| {
             let over = *number <= last;
             if over && let Some(proxies) = proxies {
-                chunks.iter().for_each(|&chunk| proxies.end_read(chunk as usize));
+                places.iter().for_each(|&place| proxies.end_read(place as usize / CHUNK));
             }
             !over
         });
