@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::grid::{Entry, Grid, Place, Tested, first_best, slug};
+use super::grid::{Entry, Grid, Place, Tested, slug};
 use super::progress::Progress;
 use super::runner::{Runner, Training};
-use super::statistics::{Paired, mean, standard_deviation};
+use super::statistics::{Paired, first_best, mean, standard_deviation};
 use super::study::{Source, Sources, Study, StudyMethod, Target, at};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::progress::Progress;
 use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric};
-use super::statistics::mean;
+use super::statistics::{first_best, mean};
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
@@ -242,13 +242,6 @@ impl<'a> Grid<'a> {
         let found = self.entries.iter().find(|(entry, _)| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
-}
-
-/// The index of the largest, the first of equals; numbers that are none lose.
-pub(crate) fn first_best(values: &[f64]) -> usize {
-    (1..values.len()).fold(0, |best, other| {
-        if values[other] > values[best] || values[best].is_nan() { other } else { best }
-    })
 }
 
 /// `name` as a part of a folder's.

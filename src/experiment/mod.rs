@@ -16,13 +16,13 @@ mod sweep;
 mod workers;
 
 pub use comparison::{Comparison, MethodResults, Plan, TargetResults};
-pub use few_shot::{Draw, FewShotRuns, Spread};
-pub(crate) use grid::first_best;
+pub use few_shot::{Draw, FewShotRuns};
 pub use grid::{Cell, Configure, Entry, Grid, Place, Tested};
 pub use progress::Progress;
 pub(crate) use runner::complete;
 pub use runner::{Evaluated, EvaluationJob, Runner, Together, Training};
-pub use statistics::{Paired, mean, standard_deviation};
+pub(crate) use statistics::first_best;
+pub use statistics::{Paired, Spread, mean, standard_deviation};
 pub use study::{Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};
 pub use workers::{Ticks, Workers};
