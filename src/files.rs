@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::error::{Error, Result};
 
 /// Writes `path` through `write`, atomically: readers see the old content or the new, never a part.
@@ -36,6 +39,32 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Writes `value` to `path` as JSON, as [`replace`] does.
+///
+/// # Errors
+/// Those of [`replace`], and [`Error::Unsupported`] for what JSON cannot hold.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::unsupported(path.display().to_string(), error.to_string(), ""))?;
+    replace(path, |file| file.write_all(&json))
+}
+
+/// The JSON in `path`; `None` if there is no such file. `expected` and `advice` are for one that cannot be read.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be read, [`Error::Format`] with the line if it holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path, expected: &str, advice: &str) -> Result<Option<T>> {
+    let json = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| Error::file("read", path, source))?,
+    };
+    let malformed = |error: serde_json::Error| {
+        let line = u64::try_from(error.line()).ok();
+        Error::format(path, line, expected, error.to_string(), advice)
+    };
+    serde_json::from_slice(&json).map(Some).map_err(malformed)
 }
 
 /// How the few lines begin that Git LFS leaves in the place of a large file.

@@ -382,7 +382,7 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     let study = Study::read(&work.path("study.toml")).expect("a study");
     let places: Vec<(u64, usize)> = study.places.iter().map(|place| (place.seed, place.data)).collect();
     assert_eq!(places, [(1, 7), (1, 8), (1, 9), (2, 7), (2, 8), (2, 9)]);
-    assert_eq!(study.plan().expect("a plan").evaluated, 2 * 4 * 6);
+    assert_eq!(study.plan().evaluated, 2 * 4 * 6);
 
     // The data elsewhere, and a model of another name.
     fs::create_dir(work.path("rows")).expect("a folder");
@@ -395,4 +395,23 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     assert!(said.contains("the folder day"), "there is no data here: {said}");
     let said = work.success("other", &["--model", &demo, "--data-root", "rows"]);
     assert!(said.contains("| room, few |"), "{said}");
+}
+
+/// By hand, with 2.776445 as tables of Student's t have it for four degrees of freedom at 0.975.
+#[test]
+fn a_paired_interval_is_that_of_the_t_table() {
+    let (a, b) = ([0.98, 0.95, 0.99, 0.97, 0.96], [0.90, 0.93, 0.91, 0.96, 0.88]);
+    let paired = Paired::new(&a, &b);
+    assert!((paired.mean - 0.054).abs() < 1e-12);
+    let expected = [0.009_576_88, 0.098_423_12];
+    for (found, expected) in paired.interval.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-6, "{found} and not {expected}");
+    }
+}
+
+#[test]
+fn one_pair_says_nothing_of_its_spread() {
+    let paired = Paired::new(&[0.5], &[0.25]);
+    assert_eq!(paired.mean, 0.25);
+    assert!(paired.interval[1].is_infinite());
 }

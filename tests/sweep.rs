@@ -7,8 +7,11 @@ use std::time::Instant;
 use promptmix::Error;
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, read_sweep};
+use promptmix::experiment::{Sweep, SweptRun};
 use promptmix::model::Frozen;
-use promptmix::train::{Member, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together};
+use promptmix::train::{
+    Member, Outcome, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together,
+};
 
 #[cfg(all(feature = "cuda", feature = "cli", unix))]
 #[path = "common/kernels.rs"]
@@ -281,6 +284,39 @@ fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
         let message = read(text).expect_err("a bad file").to_string();
         assert!(message.contains(said) && message.contains("sweep.toml"), "{text:?}: {message}");
     }
+}
+
+/// By hand: 0.5 and 0.7 have the mean 0.6 and, over one less than there are, the deviation 0.2 / √2.
+#[test]
+fn the_table_has_mean_and_deviation_over_seeds() {
+    let run = |name: &str, seed: u64, rate: f64, best: f64, test: Option<f64>| {
+        let mut config = RunConfig::default();
+        (config.seed, config.learning_rate) = (seed, rate);
+        let outcome =
+            Outcome { steps: 9, best, best_step: 3, trained: 1, rows: vec![8], stopped_early: false };
+        SweptRun {
+            name: name.into(),
+            config,
+            outcome: Ok(outcome),
+            test: vec![("accuracy".to_owned(), test)],
+        }
+    };
+    let sweep = Sweep {
+        runs: vec![
+            run("a", 1, 0.1, 0.5, Some(0.25)),
+            run("b", 1, 0.3, 0.9, None),
+            run("c", 2, 0.1, 0.7, Some(0.75)),
+        ],
+    };
+    let lines: Vec<String> = sweep.table().lines().map(|line| line.replace('\t', " ")).collect();
+    assert_eq!(
+        lines[0],
+        "run task method learning-rate seed steps at step validation test accuracy validation: mean validation: standard \
+         deviation test accuracy: mean test accuracy: standard deviation runs"
+    );
+    assert_eq!(lines[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
+    assert_eq!(lines[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
+    assert_eq!(lines[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1", "no test rows, no numbers");
 }
 
 /// A small GPU takes fewer runs at a time than it was asked to, says so, and takes all of them to their end.

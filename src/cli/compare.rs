@@ -85,7 +85,7 @@ impl Arguments {
         if let Some(out) = self.out.as_deref().filter(|_| !self.dry_run) {
             files::check_folder(out)?;
         }
-        let model = pretrained::locate(&study.model()?)?;
+        let model = pretrained::locate(study.model())?;
         let chosen = self.device.choose(self.out.as_deref())?;
         if chosen == Chosen::Cpu && self.together.is_none() {
             // Says what is wrong with --threads; each worker starts a thread of its own.
@@ -125,7 +125,7 @@ impl Arguments {
 
 /// Prints what the study is going to do, and how long its trainings take by a few steps like theirs, `at_a_time` of them.
 fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize) -> Result<ExitCode> {
-    let Plan { stages, evaluated, has_epochs, .. } = study.plan()?;
+    let Plan { stages, evaluated, has_epochs, .. } = study.plan();
     println!("{:<40} {:>9} {:>12}", "stage", "trainings", "steps");
     for (name, trainings, steps) in &stages {
         println!("{name:<40} {trainings:>9} {steps:>12}");
@@ -139,7 +139,7 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
     println!("{evaluated} runs answer test rows, once each");
     let mut bars = Bars::quiet()?;
     let mut measure = || {
-        let mut trainer = Trainer::new(frozen, &study.probe()?, &mut Silent)?;
+        let mut trainer = Trainer::new(frozen, &study.probe(), &mut Silent)?;
         let probed = PROBE.min(trainer.steps_left());
         bars.begin("estimate", probed);
         let started = Instant::now();

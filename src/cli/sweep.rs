@@ -66,7 +66,7 @@ impl Arguments {
             .map(|(name, config)| Training::new(name, config.clone(), self.out.join(name)))
             .collect();
         let mut bars = Bars::new()?;
-        let sweep = Sweep::run(&Together::new(&frozen, self.together)?, &trainings, &mut bars)?;
+        let sweep = Sweep::run(&Together::new(&frozen, self.together)?, "sweep", &trainings, &mut bars)?;
         bars.finish();
         print!("{sweep}");
         let path = self.out.join("results.tsv");

@@ -8,7 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::generate::{GeneratedTask, Rows, SOURCES};
 use crate::config::{Decoding, Method, RunConfig};
 use crate::error::{Error, Result};
-use crate::experiment::{Progress, Runner, Training};
+use crate::experiment::{Progress, Runner, Training, train_all};
 use crate::prompts::{Prompt, PromptMetadata};
 use crate::train::normal;
 
@@ -75,7 +75,6 @@ impl SourceSettings {
         for task in &tasks {
             task.write(&data_folder(out, task.name), self.rows, self.seed)?;
         }
-        progress.begin("source prompts", self.steps * tasks.len() as u64);
         let trainings: Vec<Training> = tasks
             .iter()
             .map(|task| {
@@ -90,8 +89,8 @@ impl SourceSettings {
                 Training::new(task.name, config, out.join("sources").join(task.name))
             })
             .collect();
-        let outcomes = runner.train(&trainings, progress)?.into_iter();
-        outcomes.map(|outcome| outcome.map(|outcome| outcome.best)).collect()
+        let outcomes = train_all("source prompts", &trainings, 0, runner, progress)?;
+        Ok(outcomes.iter().map(|outcome| outcome.best).collect())
     }
 }
 

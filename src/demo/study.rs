@@ -3,11 +3,10 @@
 //! Everything that could be tuned to a result is fixed here: the generator and its seeds, rows, steps, and how many rates each
 //! method may choose from on validation rows.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::compare::{CONSTANT, PROMPT_TUNING, UNIFORM, attempt, fixed_mixtures, from_source, prompt_tuning};
+use super::compare::{CONSTANT, PROMPT_TUNING, UNIFORM, from_source};
 use super::generate::Rows;
 use super::questions::{QuestionsTask, Subject, TWO_QUESTIONS};
 use super::sources::{SourceSettings, data_folder, source_paths};
@@ -17,7 +16,8 @@ use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
 use crate::experiment::{
-    Entry, EvaluationJob, Grid, Paired, Place, Progress, Runner, Tested, Workers, complete, first_best, mean,
+    Entry, EvaluationJob, Grid, MethodResults, Paired, Place, Progress, Runner, Workers, complete,
+    first_best, mean,
 };
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
@@ -162,7 +162,6 @@ impl Study<'_> {
                 task.write_kind(&self.data(data, &format!("-kind-{kind}")), settings.rows, seed, kind)?;
             }
         }
-        let base = |place: &Place, rate: f64| self.config(place, rate, "");
         let runs = self.out.join("runs");
 
         // Validation rows say which source serves each data set best, and which each kind of row.
@@ -175,46 +174,45 @@ impl Study<'_> {
             first_best(&by_source[data].iter().map(|kinds| kinds[kind]).collect::<Vec<_>>())
         };
 
-        let start =
-            |place: &Place, rate: f64| from_source(base(place, rate), &self.sources[best[place.data]]);
-        let many = self.as_many_rows();
+        let base = |place: &Place| self.config(place, "");
+        let start = |place: &Place| from_source(base(place), &self.sources[best[place.data]]);
+        let with = |name: &str, config: &dyn Fn(&Place) -> RunConfig| self.entry(name, rates, config);
+        let mixed = |scorer: Scorer, place: &Place| RunConfig {
+            scorer,
+            sources: self.sources.clone(),
+            ..base(place)
+        };
+        let untuned = |prompt_length: usize, place: &Place| RunConfig {
+            method: Method::PromptTuning,
+            prompt_length,
+            ..base(place)
+        };
+        let (length, many) = (settings.sources.prompt_length, self.as_many_rows());
         let mut grid = Grid::new(self.runner, &self.places);
-        let mut entries = vec![
-            attempt(rates, &base, &self.sources),
-            prompt_tuning(rates, &base),
-            Entry::new(SPOT_BEST, rates, start),
-            Entry::new(AS_IS, &[], start),
-            Entry::new(MANY_NUMBERS, rates, |place, rate| RunConfig {
-                method: Method::PromptTuning,
-                prompt_length: many,
-                ..base(place, rate)
-            }),
+        let entries = vec![
+            with(ATTEMPT, &|place| mixed(Scorer::Bottleneck, place)),
+            with(PROMPT_TUNING, &|place| untuned(length, place)),
+            with(SPOT_BEST, &start),
+            self.entry(AS_IS, &[], &start),
+            with(MANY_NUMBERS, &|place| untuned(many, place)),
+            with(UNIFORM, &|place| mixed(Scorer::Uniform, place)),
+            with(CONSTANT, &|place| mixed(Scorer::Constant, place)),
         ];
-        entries.extend(fixed_mixtures(rates, &base, &self.sources));
         grid.train("methods", &runs, entries, progress)?;
 
         // The weights of the sum are the sources' similarity to the prompt that prompt tuning learnt in the same place.
-        let embeddings: BTreeMap<String, PathBuf> = grid
-            .choose(PROMPT_TUNING)
-            .into_iter()
-            .filter_map(|cell| {
-                let prompt = cell.folder.as_ref()?.join("prompt.safetensors");
-                Some((self.places[cell.place].name.clone(), prompt))
-            })
-            .collect();
-        let base = &base;
-        let sum = Entry::new(SPOT_SUM, rates, move |place, rate| RunConfig {
+        let mut embeddings =
+            grid.choose(PROMPT_TUNING).folders.iter().map(|run| run.join("prompt.safetensors"));
+        let sum = self.places.iter().map(|place| RunConfig {
             method: Method::Spot,
             sources: self.sources.clone(),
-            initial_prompt: embeddings.get(&place.name).cloned(),
-            ..base(place, rate)
+            initial_prompt: embeddings.next(),
+            ..base(place)
         });
-        let rate = grid.choose(ATTEMPT).first().and_then(|cell| cell.rate);
-        let rate = [rate.unwrap_or(rates[0])];
-        let mut entries = vec![sum];
+        let mut entries = vec![Entry::new(SPOT_SUM, rates, sum.collect())];
         for kind in 0..task.kinds.len() {
-            entries.push(Entry::new(prompt_of_kind(kind), rates, move |place, rate| {
-                let config = self.config(place, rate, &format!("-kind-{kind}"));
+            entries.push(with(&prompt_of_kind(kind), &|place| {
+                let config = self.config(place, &format!("-kind-{kind}"));
                 from_source(config, &self.sources[of_kind(place.data, kind)])
             }));
         }
@@ -225,14 +223,14 @@ impl Study<'_> {
             let sources = without.map(|(_, path)| path.clone()).collect();
             controls.push((format!("without {}", kind.related_among(task.sources).join(" and ")), sources));
         }
+        let rate = [grid.choose(ATTEMPT).rate.unwrap_or(rates[0])];
         for (name, sources) in &controls {
             let variant = if name == SHUFFLED { "-shuffled" } else { "" };
             for (method, scorer) in [(ATTEMPT, Scorer::Bottleneck), (CONSTANT, Scorer::Constant)] {
-                let sources = sources.clone();
-                entries.push(Entry::new(format!("{name}: {method}"), &rate, move |place, rate| RunConfig {
+                entries.push(self.entry(&format!("{name}: {method}"), &rate, &|place| RunConfig {
                     scorer,
                     sources: sources.clone(),
-                    ..self.config(place, rate, variant)
+                    ..self.config(place, variant)
                 }));
             }
         }
@@ -261,12 +259,12 @@ impl Study<'_> {
             by_kind: AttentionByKind::new(
                 task.prompts(),
                 task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
-                &attempt.attention(),
+                &attempt.mixtures,
             ),
             routing: self
                 .places
                 .iter()
-                .zip(attempt.attention())
+                .zip(&attempt.mixtures)
                 .map(|(place, rows)| routing(task, &place.name, rows))
                 .collect(),
             controls: controls
@@ -282,13 +280,17 @@ impl Study<'_> {
         data_folder(self.out, &format!("{}-{seed}{variant}", self.settings.target.name))
     }
 
-    fn config(&self, place: &Place, rate: f64, variant: &str) -> RunConfig {
+    /// An entry whose settings are `config`'s.
+    fn entry(&self, name: &str, rates: &[f64], config: &dyn Fn(&Place) -> RunConfig) -> Entry {
+        Entry::new(name, rates, self.places.iter().map(config).collect())
+    }
+
+    fn config(&self, place: &Place, variant: &str) -> RunConfig {
         let (settings, task) = (self.settings, &self.settings.target);
         let data = self.data(place.data, variant);
         RunConfig {
             steps: Some(settings.steps),
             validate_every: Some(settings.validate_every),
-            learning_rate: rate,
             seed: place.seed,
             ..settings.sources.run(self.model, task.name, task.labels, data)
         }
@@ -338,7 +340,7 @@ impl Study<'_> {
     ) -> Result<Vec<Vec<f64>>> {
         let (settings, task) = (self.settings, &self.settings.target);
         let config = |source: usize, data: usize| {
-            from_source(self.config(&Place::new("", data, settings.seeds[0]), 0.0, ""), &self.sources[source])
+            from_source(self.config(&Place::new("", data, settings.seeds[0]), ""), &self.sources[source])
         };
         let runs: Vec<EvaluationJob> = jobs
             .iter()
@@ -366,7 +368,7 @@ fn prompt_of_kind(kind: usize) -> String {
 }
 
 /// The mean over entries, place by place.
-fn average(tested: &[Tested]) -> Vec<f64> {
+fn average(tested: &[MethodResults]) -> Vec<f64> {
     let places = tested.first().map_or(0, |first| first.test.len());
     (0..places).map(|place| mean(&tested.iter().map(|one| one.test[place]).collect::<Vec<_>>())).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::experiment::{Paired, Tested, mean, standard_deviation};
+use crate::experiment::{MethodResults, Paired, mean, standard_deviation};
 
 /// Who the other methods are compared with.
 pub(super) const ATTEMPT: &str = "ATTEMPT";
@@ -25,14 +25,14 @@ pub struct Row {
     pub test: Vec<f64>,
 }
 
-impl From<&Tested> for Row {
-    fn from(tested: &Tested) -> Self {
+impl From<&MethodResults> for Row {
+    fn from(results: &MethodResults) -> Self {
         Self {
-            name: tested.name.clone(),
-            learning_rate: tested.rate,
-            trained: tested.trained,
-            validation: tested.validation.clone(),
-            test: tested.test.clone(),
+            name: results.name.clone(),
+            learning_rate: results.learning_rate,
+            trained: results.trained_numbers,
+            validation: results.validation.clone(),
+            test: results.test.clone(),
         }
     }
 }
@@ -101,7 +101,7 @@ pub struct AttentionByKind {
 
 impl AttentionByKind {
     /// Of the mixtures of test rows whose kinds take turns.
-    pub(super) fn new(prompts: Vec<String>, kinds: Vec<String>, places: &[&[Vec<f64>]]) -> Self {
+    pub(super) fn new(prompts: Vec<String>, kinds: Vec<String>, places: &[Vec<Vec<f64>>]) -> Self {
         let count = kinds.len();
         let of_kind = |kind: usize| {
             let rows = || places.iter().flat_map(move |rows| rows.iter().skip(kind).step_by(count));

@@ -1,17 +1,16 @@
-//! Few-shot runs: the same settings on several draws of rows, and what they come to together.
+//! Few-shot runs: a sweep over draws of rows, the settings otherwise the same, and what they come to together.
 //!
 //! One draw says little: with 16 rows a class the draw moves the result more than most settings do.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
-use super::runner::{EvaluationJob, Runner, Training, metrics};
-use super::statistics::{mean, standard_deviation};
+use super::runner::{Runner, Training};
+use super::statistics::Spread;
+use super::sweep::{Sweep, SweptRun, spread};
 use crate::config::RunConfig;
-use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::train::{RunFolder, RunManifest};
@@ -59,26 +58,6 @@ pub struct Draw {
     pub test: Vec<(String, Option<f64>)>,
 }
 
-/// A number over several draws.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub struct Spread {
-    /// What it is.
-    pub name: String,
-    /// The mean.
-    pub mean: f64,
-    /// The standard deviation, of a sample: over one less than there are draws; 0 of one.
-    pub deviation: f64,
-}
-
-impl Spread {
-    /// The spread of `values`.
-    pub fn new(name: impl Into<String>, values: &[f64]) -> Self {
-        Self { name: name.into(), mean: mean(values), deviation: standard_deviation(values) }
-    }
-}
-
 /// The folder of a draw's run.
 fn folder_of(data_seed: u64) -> PathBuf {
     format!("draw-{data_seed}").into()
@@ -90,17 +69,7 @@ impl FewShotRuns {
     /// # Errors
     /// If `few_shot.json` cannot be read.
     pub fn saved(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(SUMMARY);
-        let json = match std::fs::read(&path) {
-            Ok(json) => json,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::file("read", path, source)),
-        };
-        let read = serde_json::from_slice(&json).map_err(|error| {
-            let line = u64::try_from(error.line()).ok();
-            Error::format(&path, line, "the summary of few-shot runs", error.to_string(), "start them anew")
-        })?;
-        Ok(Some(read))
+        files::read_json(&folder.join(SUMMARY), "the summary of few-shot runs", "start them anew")
     }
 
     /// Whether few-shot runs could be written to `out`, asked before there are any: nothing is left there.
@@ -140,58 +109,35 @@ impl FewShotRuns {
         }
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
-        runs.write(out)?;
-        let (mut trainings, mut jobs) = (Vec::new(), Vec::new());
-        for data_seed in config.draw_seeds() {
-            let (folder, config) =
-                (out.join(folder_of(data_seed)), RunConfig { data_seed: Some(data_seed), ..config.clone() });
-            jobs.push(EvaluationJob::new(config.clone(), Some(folder.clone()), Split::Test));
-            let name = format!("data seed {data_seed}");
-            trainings.push(Training { is_compared: !resume, ..Training::new(name, config, folder) });
-        }
-        progress.begin("draws", trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum());
-        let outcomes = runner.train(&trainings, progress)?.into_iter().collect::<Result<Vec<_>>>()?;
-        progress.begin("test rows", jobs.len() as u64);
-        let evaluated = runner.evaluate(&jobs, progress)?;
-        for ((outcome, Training { config, .. }), evaluated) in
-            outcomes.into_iter().zip(trainings).zip(evaluated)
-        {
-            let test = metrics(evaluated?, progress);
+        files::write_json(&out.join(SUMMARY), &runs)?;
+        let training = |data_seed| {
+            let config = RunConfig { data_seed: Some(data_seed), ..config.clone() };
+            let (name, folder) = (format!("data seed {data_seed}"), out.join(folder_of(data_seed)));
+            Training { is_compared: !resume, ..Training::new(name, config, folder) }
+        };
+        let trainings: Vec<Training> = config.draw_seeds().into_iter().map(training).collect();
+        let sweep = Sweep::run(runner, "draws", &trainings, progress)?;
+        let all: Vec<&SweptRun> = sweep.runs.iter().collect();
+        let has_every = |measure: &&String| all.iter().all(|run| run.measure(measure).is_some());
+        let measures = sweep.measures();
+        runs.summary =
+            measures.iter().filter(has_every).filter_map(|measure| spread(&all, measure)).collect();
+        for SweptRun { config, outcome, test, .. } in sweep.runs {
+            let outcome = outcome?;
             runs.draws.push(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),
                 rows: outcome.rows,
-                sources: config.sources.clone(),
                 learning_rate: config.learning_rate,
                 scorer_learning_rate: config.scorer_learning_rate(),
+                sources: config.sources,
                 steps: outcome.steps,
                 best_step: outcome.best_step,
                 validation: outcome.best,
                 test,
             });
         }
-        runs.summarise();
-        runs.write(out)?;
+        files::write_json(&out.join(SUMMARY), &runs)?;
         Ok(runs)
-    }
-
-    fn summarise(&mut self) {
-        let validation: Vec<f64> = self.draws.iter().map(|draw| draw.validation).collect();
-        self.summary = vec![Spread::new("validation", &validation)];
-        let Some(first) = self.draws.first() else { return };
-        for (name, _) in &first.test {
-            let of =
-                |draw: &Draw| draw.test.iter().find(|(other, _)| other == name).and_then(|(_, value)| *value);
-            let values: Vec<f64> = self.draws.iter().filter_map(of).collect();
-            if values.len() == self.draws.len() {
-                self.summary.push(Spread::new(format!("test {name}"), &values));
-            }
-        }
-    }
-
-    fn write(&self, out: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::unsupported(SUMMARY, error.to_string(), ""))?;
-        files::replace(&out.join(SUMMARY), |file| file.write_all(&json))
     }
 }

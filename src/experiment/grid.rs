@@ -1,10 +1,12 @@
-//! Entries x rates x places, each a run folder.
+//! The engine of every comparison: entries, what each chooses from, and places, a run folder each.
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::progress::Progress;
-use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric};
-use super::statistics::mean;
+use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric, train_all};
+use super::statistics::{first_best, mean};
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
@@ -29,76 +31,116 @@ impl Place {
     }
 }
 
-/// Makes the settings of a training in a place at a rate.
-pub type Configure<'a> = Box<dyn Fn(&Place, f64) -> RunConfig + 'a>;
-
 /// One way to learn a target.
-pub struct Entry<'a> {
-    /// What it is called; unique, and in lower case a part of its runs' folders.
-    pub name: String,
-    /// The learning rates that it may choose from; none for one that is evaluated as it starts.
-    pub rates: Vec<f64>,
-    /// The settings of a training in a place at a rate.
-    pub config: Configure<'a>,
-}
-
-impl<'a> Entry<'a> {
-    /// An entry that tries each of `rates`.
-    pub fn new(
-        name: impl Into<String>,
-        rates: &[f64],
-        config: impl Fn(&Place, f64) -> RunConfig + 'a,
-    ) -> Self {
-        Self { name: name.into(), rates: rates.to_vec(), config: Box::new(config) }
-    }
-}
-
-/// A training that was done.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Cell {
-    /// The learning rate; `None` if nothing was trained.
-    pub rate: Option<f64>,
-    /// The number of its place.
-    pub place: usize,
-    /// The mean metric of its best validation.
-    pub validation: f64,
-    /// Numbers that trained.
-    pub trained: usize,
-    /// Its run folder, where something was trained.
-    pub folder: Option<PathBuf>,
-}
-
-/// What an entry's chosen runs came to.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Tested {
-    /// The entry's name.
+pub struct Entry {
+    /// What it is called; unique, and in lower case a part of its runs' folders.
     pub name: String,
-    /// The learning rate that validation chose; `None` if nothing was trained.
-    pub rate: Option<f64>,
-    /// Numbers that trained.
-    pub trained: usize,
-    /// The mean metric of the best validation, a place each.
-    pub validation: Vec<f64>,
-    /// The mean metric on the test rows, a place each.
-    pub test: Vec<f64>,
-    /// What the runs answered to the test rows: a place each, a task each.
-    pub evaluations: Vec<Vec<(String, Evaluation)>>,
+    /// What it chooses from by the mean validation over the places.
+    pub candidates: Vec<Candidate>,
 }
 
-impl Tested {
-    /// The mixture of each test row of the first task in each place, the target prompt last; empty rows without a mixture.
-    pub fn attention(&self) -> Vec<&[Vec<f64>]> {
-        self.evaluations.iter().map(|tasks| &tasks[0].1.attention[..]).collect()
+/// What an entry may choose: a learning rate, and a source where it tries several.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// The learning rate; `None` if nothing is trained.
+    pub rate: Option<f64>,
+    /// The source that it starts from, where others start from others.
+    pub source: Option<String>,
+    /// Its settings, a place each.
+    pub configs: Vec<RunConfig>,
+    /// Its run folders, a place each, where something is trained; known once it is.
+    pub folders: Vec<PathBuf>,
+    /// The mean metric of the best validation, a place each; known once it is trained.
+    pub validation: Vec<f64>,
+    /// Numbers that train; known once it is trained.
+    pub trained: usize,
+}
+
+impl Entry {
+    /// An entry that tries each of `rates` on `configs`, a place each; without rates it is evaluated as it starts.
+    pub fn new(name: impl Into<String>, rates: &[f64], configs: Vec<RunConfig>) -> Self {
+        Self { name: name.into(), candidates: Vec::new() }.or(None, rates, &configs)
     }
+
+    /// An entry that tries each of `rates` from each source, which are given by their names, each with its settings a place.
+    pub(super) fn of_sources<'a>(
+        name: &str,
+        rates: &[f64],
+        sources: impl Iterator<Item = (&'a str, Vec<RunConfig>)>,
+    ) -> Self {
+        let none = Self { name: name.to_owned(), candidates: Vec::new() };
+        sources.fold(none, |entry, (source, configs)| entry.or(Some(source), rates, &configs))
+    }
+
+    fn or(mut self, source: Option<&str>, rates: &[f64], configs: &[RunConfig]) -> Self {
+        let candidate = |rate: Option<f64>| {
+            let at = |config: &RunConfig| RunConfig {
+                learning_rate: rate.unwrap_or(config.learning_rate),
+                ..config.clone()
+            };
+            Candidate {
+                rate,
+                source: source.map(str::to_owned),
+                configs: configs.iter().map(at).collect(),
+                folders: Vec::new(),
+                validation: Vec::new(),
+                trained: 0,
+            }
+        };
+        self.candidates.extend(rates.iter().map(|&rate| candidate(Some(rate))));
+        self.candidates.extend(rates.is_empty().then(|| candidate(None)));
+        self
+    }
+}
+
+impl Candidate {
+    fn jobs(&self, split: Split) -> impl Iterator<Item = EvaluationJob> {
+        let run = move |(place, config): (usize, &RunConfig)| {
+            EvaluationJob::new(config.clone(), self.folders.get(place).cloned(), split)
+        };
+        self.configs.iter().enumerate().map(run)
+    }
+}
+
+/// What was found of one entry on one target. Lists have an entry a place: a seed, or a seed and a draw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct MethodResults {
+    /// The method.
+    pub name: String,
+    /// The rate that validation chose; none where nothing was trained.
+    pub learning_rate: Option<f64>,
+    /// The source that validation chose, where the method tries each alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Numbers that trained.
+    pub trained_numbers: usize,
+    /// The best validation's mean metric.
+    pub validation: Vec<f64>,
+    /// The mean metric on the test rows.
+    pub test: Vec<f64>,
+    /// Each metric on the test rows; with several tasks their names stand before.
+    pub metrics: Vec<(String, Vec<Option<f64>>)>,
+    /// The mean weight of each prompt of the mixture over test rows and places, the target's last; none without a mixture.
+    pub attention: Vec<f64>,
+    /// Every run: its folder, rate, place, and best validation's mean metric.
+    pub runs: Vec<(PathBuf, f64, String, f64)>,
+    /// The number that others published.
+    pub published: Option<f64>,
+    /// The mixture of each test row of the first task, the target prompt last; empty rows without a mixture. Not kept in files.
+    #[serde(skip)]
+    pub mixtures: Vec<Vec<Vec<f64>>>,
 }
 
 /// Trained entries.
 pub struct Grid<'a> {
     runner: &'a dyn Runner,
     places: &'a [Place],
-    entries: Vec<(Entry<'a>, Vec<Cell>)>,
+    entries: Vec<Entry>,
 }
 
 impl<'a> Grid<'a> {
@@ -107,7 +149,8 @@ impl<'a> Grid<'a> {
         Self { runner, places, entries: Vec::new() }
     }
 
-    /// Trains `entries` at all their rates in all places, in run folders below `folder`, and goes on with those that are there.
+    /// Trains `entries` in all places, in run folders below `folder`, and goes on with those that are there. Candidates of equal
+    /// settings share a run.
     ///
     /// # Errors
     /// Those of training; [`Error::Setting`](crate::Error::Setting) if a run folder is there that has other settings.
@@ -115,92 +158,64 @@ impl<'a> Grid<'a> {
         &mut self,
         what: &str,
         folder: &Path,
-        entries: Vec<Entry<'a>>,
+        mut entries: Vec<Entry>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let (mut trainings, mut untrained) = (Vec::new(), Vec::new());
-        let mut own: Vec<Vec<Cell>> = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            let mut cells = Vec::new();
-            let rates: Vec<Option<f64>> = match entry.rates.is_empty() {
-                true => vec![None],
-                false => entry.rates.iter().map(|&rate| Some(rate)).collect(),
-            };
-            for rate in rates {
-                for (number, place) in self.places.iter().enumerate() {
-                    let config = (entry.config)(place, rate.unwrap_or(0.0));
-                    let mut cell =
-                        Cell { rate, place: number, validation: f64::NAN, trained: 0, folder: None };
-                    if let Some(rate) = rate {
-                        let name = format!("{}-rate-{rate}-{}", slug(&entry.name), place.name);
-                        let folder = folder.join(&name);
-                        cell.folder = Some(folder.clone());
-                        trainings.push(Training::new(name, config, folder));
-                    } else {
-                        untrained.push(EvaluationJob::new(config, None, Split::Validation));
+        let (mut trainings, mut untrained): (Vec<Training>, Vec<EvaluationJob>) = Default::default();
+        for Entry { name, candidates } in &mut entries {
+            for candidate in candidates {
+                let Some(rate) = candidate.rate else {
+                    untrained.extend(candidate.jobs(Split::Validation));
+                    continue;
+                };
+                let source = candidate.source.as_deref().unwrap_or_default();
+                for (place, config) in self.places.iter().zip(&candidate.configs) {
+                    let twin = trainings.iter().find(|training| training.config == *config);
+                    let path = twin.map_or_else(
+                        || {
+                            folder.join(format!(
+                                "{}-rate-{rate}-{}",
+                                slug(&format!("{name} {source}")),
+                                place.name
+                            ))
+                        },
+                        |twin| twin.folder.clone(),
+                    );
+                    if twin.is_none() {
+                        let name = path.file_name().unwrap_or_default().to_string_lossy();
+                        trainings.push(Training::new(name, config.clone(), &path));
                     }
-                    cells.push(cell);
+                    candidate.folders.push(path);
                 }
             }
-            own.push(cells);
         }
-        let steps: u64 = trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum();
         // An untrained one ticks once.
-        progress.begin(what, steps + untrained.len() as u64);
-        let mut outcomes = self.runner.train(&trainings, progress)?.into_iter();
+        let outcomes = train_all(what, &trainings, untrained.len(), self.runner, progress)?;
         let mut evaluated = self.runner.evaluate(&untrained, progress)?.into_iter();
-        for cell in own.iter_mut().flatten() {
-            match cell.rate {
-                Some(_) => {
-                    if let Some(outcome) = outcomes.next().transpose()? {
-                        (cell.validation, cell.trained) = (outcome.best, outcome.trained);
-                    }
-                }
-                None => {
-                    if let Some(evaluated) = evaluated.next() {
-                        cell.validation = mean_metric(&complete(evaluated)?);
-                    }
-                }
+        for candidate in entries.iter_mut().flat_map(|entry| &mut entry.candidates) {
+            for folder in &candidate.folders {
+                let of = trainings.iter().zip(&outcomes).find(|(training, _)| training.folder == *folder);
+                candidate.validation.extend(of.map(|(_, outcome)| outcome.best));
+                candidate.trained = of.map_or(0, |(_, outcome)| outcome.trained);
+            }
+            if candidate.rate.is_none() {
+                let own = evaluated.by_ref().take(self.places.len());
+                let own = own.map(|evaluated| Ok(mean_metric(&complete(evaluated)?)));
+                candidate.validation = own.collect::<Result<_>>()?;
             }
         }
-        self.entries.extend(entries.into_iter().zip(own));
+        self.entries.extend(entries);
         Ok(())
     }
 
-    /// The cells of the entry called `name` at the rate whose mean validation over the places is the best, the first of
-    /// equals; in the places' order.
+    /// What the entry called `name` chose: the best mean validation over the places, the first of equals.
     ///
     /// # Panics
     /// If no entry of that name was trained.
-    pub fn choose(&self, name: &str) -> Vec<&Cell> {
-        let (entry, cells) = self.entry(name);
-        let at =
-            |rate: Option<f64>| -> Vec<&Cell> { cells.iter().filter(|cell| cell.rate == rate).collect() };
-        let of_rates: Vec<Vec<&Cell>> = match entry.rates.is_empty() {
-            true => vec![at(None)],
-            false => entry.rates.iter().map(|&rate| at(Some(rate))).collect(),
-        };
-        let means: Vec<f64> = of_rates
-            .iter()
-            .map(|cells| mean(&cells.iter().map(|cell| cell.validation).collect::<Vec<_>>()))
-            .collect();
-        of_rates.into_iter().nth(first_best(&means)).unwrap_or_default()
-    }
-
-    /// Every training of the entry called `name`.
-    ///
-    /// # Panics
-    /// If no entry of that name was trained.
-    pub fn cells(&self, name: &str) -> &[Cell] {
-        &self.entry(name).1
-    }
-
-    /// The best validation of the entry called `name`, as [`choose`](Self::choose) does, a place each.
-    ///
-    /// # Panics
-    /// As there.
-    pub fn validation(&self, name: &str) -> Vec<f64> {
-        self.choose(name).iter().map(|cell| cell.validation).collect()
+    pub fn choose(&self, name: &str) -> &Candidate {
+        let candidates = &self.entry(name).candidates;
+        let means: Vec<f64> = candidates.iter().map(|candidate| mean(&candidate.validation)).collect();
+        &candidates[first_best(&means)]
     }
 
     /// Evaluates the chosen runs of the entries called `names` on the test rows.
@@ -210,45 +225,77 @@ impl<'a> Grid<'a> {
     ///
     /// # Panics
     /// As [`choose`](Self::choose).
-    pub fn test(&self, what: &str, names: &[String], progress: &mut dyn Progress) -> Result<Vec<Tested>> {
+    pub fn test(
+        &self,
+        what: &str,
+        names: &[String],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<MethodResults>> {
+        let jobs: Vec<EvaluationJob> =
+            names.iter().flat_map(|name| self.choose(name).jobs(Split::Test)).collect();
+        progress.begin(what, jobs.len() as u64);
+        let mut evaluated = self.runner.evaluate(&jobs, progress)?.into_iter();
+        let results = |name: &String| {
+            let own = evaluated.by_ref().take(self.places.len());
+            Ok(self.results(name, own.map(complete).collect::<Result<Vec<_>>>()?))
+        };
+        names.iter().map(results).collect()
+    }
+
+    /// What came of an entry whose chosen runs answered the test rows so: a place each, a task each.
+    fn results(&self, name: &str, evaluations: Vec<Vec<(String, Evaluation)>>) -> MethodResults {
+        let chosen = self.choose(name);
         let mut runs = Vec::new();
-        for name in names {
-            let (entry, _) = self.entry(name);
-            for cell in self.choose(name) {
-                let config = (entry.config)(&self.places[cell.place], cell.rate.unwrap_or(0.0));
-                runs.push(EvaluationJob::new(config, cell.folder.clone(), Split::Test));
-            }
+        for candidate in &self.entry(name).candidates {
+            let places = self.places.iter().map(|place| place.name.clone());
+            let of_places = candidate.folders.iter().cloned().zip(places).zip(&candidate.validation);
+            let rated = of_places.zip(candidate.rate.into_iter().cycle());
+            runs.extend(
+                rated.map(|(((folder, place), validation), rate)| (folder, rate, place, *validation)),
+            );
         }
-        progress.begin(what, runs.len() as u64);
-        let mut evaluated = self.runner.evaluate(&runs, progress)?.into_iter();
-        let tested = names.iter().map(|name| {
-            let cells = self.choose(name);
-            let evaluations =
-                evaluated.by_ref().take(cells.len()).map(complete).collect::<Result<Vec<_>>>()?;
-            Ok(Tested {
-                name: name.clone(),
-                rate: cells.first().and_then(|cell| cell.rate),
-                trained: cells.first().map_or(0, |cell| cell.trained),
-                validation: cells.iter().map(|cell| cell.validation).collect(),
-                test: evaluations.iter().map(|tasks| mean_metric(tasks)).collect(),
-                evaluations,
-            })
-        });
-        tested.collect()
+        MethodResults {
+            name: name.to_owned(),
+            learning_rate: chosen.rate,
+            source: chosen.source.clone(),
+            trained_numbers: chosen.trained,
+            validation: chosen.validation.clone(),
+            test: evaluations.iter().map(|tasks| mean_metric(tasks)).collect(),
+            metrics: metrics(&evaluations),
+            attention: attention(&evaluations),
+            runs,
+            published: None,
+            mixtures: evaluations.into_iter().map(|mut tasks| tasks.swap_remove(0).1.attention).collect(),
+        }
     }
 
     #[expect(clippy::panic, reason = "its callers say that they panic, and no user names an entry")]
-    fn entry(&self, name: &str) -> &(Entry<'a>, Vec<Cell>) {
-        let found = self.entries.iter().find(|(entry, _)| entry.name == name);
+    fn entry(&self, name: &str) -> &Entry {
+        let found = self.entries.iter().find(|entry| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
 }
 
-/// The index of the largest, the first of equals; numbers that are none lose.
-pub(crate) fn first_best(values: &[f64]) -> usize {
-    (1..values.len()).fold(0, |best, other| {
-        if values[other] > values[best] || values[best].is_nan() { other } else { best }
-    })
+/// Each test metric, an entry a place.
+fn metrics(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<(String, Vec<Option<f64>>)> {
+    let Some(first) = evaluations.first() else { return Vec::new() };
+    let mut metrics = Vec::new();
+    for (task, (name, evaluation)) in first.iter().enumerate() {
+        for (index, (metric, _)) in evaluation.scores.values.iter().enumerate() {
+            let of = if first.len() > 1 { format!("{name} {metric}") } else { metric.to_string() };
+            let values = evaluations.iter().map(|tasks| tasks[task].1.scores.values[index].1);
+            metrics.push((of, values.collect()));
+        }
+    }
+    metrics
+}
+
+/// The mean mixture over places and tasks.
+fn attention(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<f64> {
+    let means: Vec<&Vec<f64>> =
+        evaluations.iter().flatten().map(|(_, evaluation)| &evaluation.spread.mean).collect();
+    let prompts = means.iter().map(|mean| mean.len()).min().unwrap_or(0);
+    (0..prompts).map(|prompt| mean(&means.iter().map(|mean| mean[prompt]).collect::<Vec<_>>())).collect()
 }
 
 /// `name` as a part of a folder's.

@@ -78,6 +78,24 @@ pub trait Runner {
     -> Result<Vec<Result<Evaluated>>>;
 }
 
+/// Says that trainings begin as a part of the work, with so many `other` steps besides.
+pub(super) fn begin_trainings(what: &str, trainings: &[Training], other: usize, progress: &mut dyn Progress) {
+    let steps: u64 = trainings.iter().map(|training| training.config.steps.unwrap_or(0)).sum();
+    progress.begin(what, steps + other as u64);
+}
+
+/// Takes trainings none of which may fail, with so many `other` steps announced besides; the outcomes are in their order.
+pub(crate) fn train_all(
+    what: &str,
+    trainings: &[Training],
+    other: usize,
+    runner: &dyn Runner,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Outcome>> {
+    begin_trainings(what, trainings, other, progress);
+    runner.train(trainings, progress)?.into_iter().collect()
+}
+
 /// The run of a training, from its last checkpoint if it has begun before.
 pub(super) fn open<'a, B: Backend>(
     frozen: &'a Frozen<'a, B>,

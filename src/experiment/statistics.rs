@@ -1,5 +1,6 @@
 //! Means, standard deviations and paired differences.
 
+use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// The mean; NaN of nothing.
@@ -12,6 +13,33 @@ pub fn standard_deviation(values: &[f64]) -> f64 {
     let mean = mean(values);
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
     (squares / (values.len() as f64 - 1.0).max(1.0)).sqrt()
+}
+
+/// The index of the largest, the first of equals; numbers that are none lose.
+pub(crate) fn first_best(values: &[f64]) -> usize {
+    (1..values.len()).fold(0, |best, other| {
+        if values[other] > values[best] || values[best].is_nan() { other } else { best }
+    })
+}
+
+/// A number over several runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Spread {
+    /// What it is.
+    pub name: String,
+    /// The mean.
+    pub mean: f64,
+    /// The standard deviation, of a sample: over one less than there are runs; 0 of one.
+    pub deviation: f64,
+}
+
+impl Spread {
+    /// The spread of `values`.
+    pub fn new(name: impl Into<String>, values: &[f64]) -> Self {
+        Self { name: name.into(), mean: mean(values), deviation: standard_deviation(values) }
+    }
 }
 
 /// The differences of two methods, a pair a place.
@@ -37,29 +65,5 @@ impl Paired {
             Err(_) => f64::INFINITY,
         };
         Self { mean, interval: [mean - half, mean + half], standard_deviation: deviation }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By hand, with 2.776445 as tables of Student's t have it for four degrees of freedom at 0.975.
-    #[test]
-    fn a_paired_interval_is_that_of_the_t_table() {
-        let (a, b) = ([0.98, 0.95, 0.99, 0.97, 0.96], [0.90, 0.93, 0.91, 0.96, 0.88]);
-        let paired = Paired::new(&a, &b);
-        assert!((paired.mean - 0.054).abs() < 1e-12);
-        let expected = [0.009_576_88, 0.098_423_12];
-        for (found, expected) in paired.interval.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6, "{found} and not {expected}");
-        }
-    }
-
-    #[test]
-    fn one_pair_says_nothing_of_its_spread() {
-        let paired = Paired::new(&[0.5], &[0.25]);
-        assert_eq!(paired.mean, 0.25);
-        assert!(paired.interval[1].is_infinite());
     }
 }

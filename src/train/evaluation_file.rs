@@ -5,7 +5,6 @@
 //! are not the run's own, never come in here: their numbers say nothing of how the run did what it was trained for.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +13,7 @@ use super::TrainedRun;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::Split;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::evaluate::Evaluation;
 use crate::files;
 
@@ -98,17 +97,9 @@ impl Evaluations {
     /// # Errors
     /// If `evaluation.json` cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
-        let json = match std::fs::read(&path) {
-            Ok(json) => json,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(Error::file("read", path, source)),
-        };
-        serde_json::from_slice(&json).map_err(|error| {
-            let advice = "the file was damaged or edited: remove it and evaluate the run again";
-            let line = u64::try_from(error.line()).ok();
-            Error::format(&path, line, "what promptmix evaluate found", error.to_string(), advice)
-        })
+        let advice = "the file was damaged or edited: remove it and evaluate the run again";
+        let stored = files::read_json(&folder.join(FILE), "what promptmix evaluate found", advice)?;
+        Ok(stored.unwrap_or_default())
     }
 
     /// Writes `record` into `evaluation.json` of the run in `folder`, over what it held of the same split, task and decoding.
@@ -127,9 +118,7 @@ impl Evaluations {
             Some(other) => *other = record,
             None => stored.evaluations.push(record),
         }
-        let json = serde_json::to_vec_pretty(&stored)
-            .map_err(|error| Error::unsupported(FILE, error.to_string(), ""))?;
-        let written = files::replace(&folder.join(FILE), |file| file.write_all(&json));
+        let written = files::write_json(&folder.join(FILE), &stored);
         drop(lock);
         written
     }

@@ -491,9 +491,7 @@ impl RunFolder {
 
 /// Writes `run.json`.
 fn save_settings(path: &Path, saved: &RunManifest) -> Result<()> {
-    let json = serde_json::to_vec_pretty(saved)
-        .map_err(|error| Error::unsupported("run.json", error.to_string(), ""))?;
-    files::replace(&path.join("run.json"), |file| file.write_all(&json))
+    files::write_json(&path.join("run.json"), saved)
 }
 
 /// Opens one of the folder's logs to append to.
