@@ -415,3 +415,35 @@ fn one_pair_says_nothing_of_its_spread() {
     assert_eq!(paired.mean, 0.25);
     assert!(paired.interval[1].is_infinite());
 }
+
+/// By hand: the source and the rate with the best mean validation, the first of equals, and its runs alone answer the test rows.
+#[test]
+fn a_method_that_takes_each_source_alone_chooses_one_on_validation_rows() {
+    let work = Work::new();
+    work.write(&METHODS.replace(
+        "name = \"SPoT\"\nmethod = \"spot\"\nsources = \"best\"",
+        "name = \"SPoT\"\nmethod = \"spot\"\nsources = \"each\"",
+    ));
+    work.success("out", &[]);
+    let tsv = work.file("out", "results.tsv");
+    for target in work.results("out")["targets"].as_array().expect("targets") {
+        let method = &target["methods"][2];
+        let runs = method["runs"].as_array().expect("runs");
+        // Two sources, two rates, two seeds, in this order.
+        assert_eq!(runs.len(), 8);
+        let validation: Vec<f64> = runs.iter().map(|run| run[3].as_f64().expect("a number")).collect();
+        let means: Vec<f64> = validation.chunks(2).map(mean).collect();
+        let best = (1..4).fold(0, |best, other| if means[other] > means[best] { other } else { best });
+        assert_eq!(method["source"], ["day", "film"][best / 2], "{means:?}");
+        assert_eq!(method["learning-rate"], [0.3, 3.0][best % 2], "{means:?}");
+        for (index, run) in runs.iter().enumerate() {
+            let folder = run[0].as_str().expect("a folder");
+            assert!(folder.contains(["spot-day-", "spot-film-"][index / 4]), "{folder}");
+            let line = tsv.lines().find(|line| line.ends_with(folder)).expect("a line");
+            let cells: Vec<&str> = line.split('\t').collect();
+            assert_eq!(cells[5].is_empty(), index / 2 != best, "{line}");
+            let answered = work.path("out").join(folder).join("evaluation.json").exists();
+            assert_eq!(answered, index / 2 == best, "{folder}");
+        }
+    }
+}

@@ -61,7 +61,7 @@ pub fn compare_with(
         found.cloned().ok_or_else(|| Error::unsupported("a demonstration", "it lacks ATTEMPT", ""))
     };
     let (of_few_shot, of_questions) = (attempt(&few_shot)?, attempt(&questions)?);
-    let chosen = of_few_shot.runs.iter().find(|(_, rate, ..)| Some(*rate) == of_few_shot.learning_rate);
+    let run = of_few_shot.chosen.first().map(|folder| out.join(folder)).unwrap_or_default();
     Ok(Report {
         settings: settings.clone(),
         sources: names.map(str::to_owned).to_vec(),
@@ -69,7 +69,7 @@ pub fn compare_with(
         transfer: few_shot.sources.iter().map(|(_, validation)| *validation).collect(),
         few_shot: table(&few_shot),
         attention: of_few_shot.attention,
-        run: chosen.map(|(folder, ..)| out.join(folder)).unwrap_or_default(),
+        run,
         questions: table(&questions),
         by_kind: AttentionByKind::new(
             THREE_QUESTIONS.prompts(),

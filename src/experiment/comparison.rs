@@ -66,10 +66,9 @@ impl Comparison {
         for target in &self.targets {
             for method in &target.methods {
                 for (folder, rate, place, validation) in &method.runs {
-                    let place_of = self.places.iter().position(|other| other == place);
-                    let test = place_of
-                        .filter(|_| Some(*rate) == method.learning_rate)
-                        .map_or_else(String::new, |index| format!("{:.6}", method.test[index]));
+                    let place_of = method.chosen.iter().position(|chosen| chosen == folder);
+                    let test =
+                        place_of.map_or_else(String::new, |index| format!("{:.6}", method.test[index]));
                     let (target, method, folder) = (&target.name, &method.name, folder.display());
                     table +=
                         &format!("{target}\t{method}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
-use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric, train_all};
+use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric, named, train_all};
 use super::statistics::{first_best, mean};
 use crate::config::RunConfig;
 use crate::data::Split;
@@ -129,6 +129,8 @@ pub struct MethodResults {
     pub attention: Vec<f64>,
     /// Every run: its folder, rate, place, and best validation's mean metric.
     pub runs: Vec<(PathBuf, f64, String, f64)>,
+    /// The folders of the runs that validation chose, a place each; none where nothing was trained.
+    pub chosen: Vec<PathBuf>,
     /// The number that others published.
     pub published: Option<f64>,
     /// The mixture of each test row of the first task, the target prompt last; empty rows without a mixture. Not kept in files.
@@ -264,6 +266,7 @@ impl<'a> Grid<'a> {
             metrics: metrics(&evaluations),
             attention: attention(&evaluations),
             runs,
+            chosen: chosen.folders.clone(),
             published: None,
             mixtures: evaluations.into_iter().map(|mut tasks| tasks.swap_remove(0).1.attention).collect(),
         }
@@ -278,13 +281,15 @@ impl<'a> Grid<'a> {
 
 /// Each test metric, an entry a place.
 fn metrics(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<(String, Vec<Option<f64>>)> {
-    let Some(first) = evaluations.first() else { return Vec::new() };
-    let mut metrics = Vec::new();
-    for (task, (name, evaluation)) in first.iter().enumerate() {
-        for (index, (metric, _)) in evaluation.scores.values.iter().enumerate() {
-            let of = if first.len() > 1 { format!("{name} {metric}") } else { metric.to_string() };
-            let values = evaluations.iter().map(|tasks| tasks[task].1.scores.values[index].1);
-            metrics.push((of, values.collect()));
+    let of_place = |tasks: &Vec<(String, Evaluation)>| -> Vec<(String, Option<f64>)> {
+        tasks.iter().flat_map(|(task, evaluation)| named(task, tasks.len() > 1, evaluation)).collect()
+    };
+    let mut metrics: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+    for place in evaluations.iter().map(of_place) {
+        metrics.resize_with(place.len(), Default::default);
+        for ((of, values), (name, value)) in metrics.iter_mut().zip(place) {
+            *of = name;
+            values.push(value);
         }
     }
     metrics

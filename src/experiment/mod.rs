@@ -27,4 +27,4 @@ pub(crate) use statistics::first_best;
 pub use statistics::{Paired, Spread, mean, standard_deviation};
 pub use study::{Plan, Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};
-pub use workers::{Ticks, Workers};
+pub use workers::Workers;

@@ -170,15 +170,19 @@ pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<
     let several = evaluated.len() > 1;
     let mut metrics = Vec::new();
     for (task, evaluation) in evaluated {
-        let of = if several { format!("{task} ") } else { String::new() };
         match evaluation {
-            Ok(evaluation) => metrics.extend(
-                evaluation.scores.values.iter().map(|(metric, value)| (format!("{of}{metric}"), *value)),
-            ),
+            Ok(evaluation) => metrics.extend(named(&task, several, &evaluation)),
             Err(error) => progress.note(&format!("the test rows were not evaluated: {error}")),
         }
     }
     metrics
+}
+
+/// The metrics of a task, with its name before where it is one of several.
+pub(super) fn named(task: &str, several: bool, evaluation: &Evaluation) -> Vec<(String, Option<f64>)> {
+    let of = if several { format!("{task} ") } else { String::new() };
+    let values = evaluation.scores.values.iter();
+    values.map(|(metric, value)| (format!("{of}{metric}"), *value)).collect()
 }
 
 /// The mean over tasks of the mean over their metrics; NaN where one is not defined.
@@ -217,16 +221,16 @@ impl<B: Backend> Runner for Together<'_, B> {
         let mut outcomes = Vec::with_capacity(trainings.len());
         for trainings in trainings.chunks(OPEN_RUNS.max(self.most)) {
             let mut members = Vec::with_capacity(trainings.len());
+            let names = trainings.iter().map(|training| training.name.clone()).collect();
+            let mut monitor = Named { names, progress: &mut *progress };
             for training in trainings {
-                let (trainer, folder) = open(self.frozen, training, &mut Notes(&mut *progress))?;
+                let (trainer, folder) = open(self.frozen, training, &mut monitor)?;
                 if training.config.steps.is_none() {
-                    progress.more(trainer.step_count() + trainer.steps_left());
+                    monitor.progress.more(trainer.step_count() + trainer.steps_left());
                 }
-                (0..trainer.step_count()).for_each(|_| progress.step());
+                (0..trainer.step_count()).for_each(|_| monitor.progress.step());
                 members.push(Member { name: training.name.clone(), trainer, folder: Some(folder) });
             }
-            let names = members.iter().map(|member| member.name.clone()).collect();
-            let mut monitor = Named { names, progress: &mut *progress };
             outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut monitor)?);
         }
         Ok(outcomes)
@@ -249,22 +253,16 @@ impl<B: Backend> Runner for Together<'_, B> {
     }
 }
 
-/// Passes on what is worth knowing of a run that is being opened.
-struct Notes<'p>(&'p mut dyn Progress);
-
-impl Monitor for Notes<'_> {
-    fn step(&mut self, _: &StepRecord) {}
-    fn validating(&mut self, _: usize, _: usize) {}
-    fn validated(&mut self, _: &ValidationRecord) {}
-    fn note(&mut self, text: &str) {
-        self.0.note(text);
-    }
-}
-
 /// Passes on the steps and validations of several runs.
 struct Named<'p> {
     names: Vec<String>,
     progress: &'p mut dyn Progress,
+}
+
+impl Monitor for Named<'_> {
+    fn note(&mut self, text: &str) {
+        self.progress.note(text);
+    }
 }
 
 impl SweepMonitor for Named<'_> {

@@ -280,7 +280,7 @@ impl Study {
         let mut methods = grid.test(&format!("{}: test rows", target.name), &names, progress)?;
         for method in &mut methods {
             method.published = target.published.get(&method.name).copied();
-            for (folder, ..) in &mut method.runs {
+            for folder in method.runs.iter_mut().map(|(folder, ..)| folder).chain(&mut method.chosen) {
                 *folder = folder.strip_prefix(out).unwrap_or(folder).to_owned();
             }
         }

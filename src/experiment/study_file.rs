@@ -192,7 +192,10 @@ impl Study {
             let kind = settings.get("method").or(file.shared.get("method")).and_then(Value::as_str);
             let all = if kind == Some(Method::PromptTuning.name()) { Sources::None } else { Sources::All };
             let method_sources = sources_of(taken.as_ref(), all, &sources).ok_or_else(|| {
-                file.refuse("\"all\", \"best\" or names of sources as `sources`", format!("{taken:?}"))
+                file.refuse(
+                    "\"all\", \"best\", \"each\" or names of sources as `sources`",
+                    format!("{taken:?}"),
+                )
             })?;
             if has_pretrained_scorer && scorer.is_none() {
                 return Err(file.refuse("a table study.scorer, for `pretrained-scorer`", "none"));
@@ -289,6 +292,7 @@ fn sources_of(taken: Option<&Value>, otherwise: Sources, sources: &[Source]) -> 
         None => Some(otherwise),
         Some(Value::String(word)) if word == "all" => Some(Sources::All),
         Some(Value::String(word)) if word == "best" => Some(Sources::Best),
+        Some(Value::String(word)) if word == "each" => Some(Sources::Each),
         Some(Value::Array(names)) => {
             let place =
                 |name: &Value| sources.iter().position(|source| Some(&source.name[..]) == name.as_str());

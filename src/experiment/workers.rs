@@ -13,7 +13,7 @@ use super::runner::{Evaluated, EvaluationJob, Runner, Training, evaluate, interr
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
-use crate::train::{Monitor, Outcome, Silent, StepRecord, ValidationRecord};
+use crate::train::{Monitor, Outcome, Silent, StepRecord};
 
 /// Workers on one frozen T5.
 #[derive(Clone, Copy, Debug)]
@@ -40,16 +40,9 @@ impl<'a> Workers<'a> {
         self.count
     }
 
-    /// The folder of the T5.
-    pub fn model(&self) -> &Path {
-        self.model
-    }
-
-    /// Does all jobs, each worker one after the other, and gives their results in the jobs' order.
-    ///
-    /// # Errors
-    /// Those of loading the model, and the first of a job; jobs that were not begun then stay undone.
-    pub fn run<J: Sync, R: Send>(
+    /// Does all jobs, each worker one after the other, and gives their results in the jobs' order; or the first error of the model
+    /// or of a job, and then jobs that were not begun stay undone.
+    fn run<J: Sync, R: Send>(
         &self,
         jobs: &[J],
         progress: &mut dyn Progress,
@@ -70,18 +63,16 @@ impl<'a> Workers<'a> {
                 let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
                 let (next, finish, work) = (&next, &finish, &work);
                 scope.spawn(move || {
-                    let backend = match Cpu::new(Some(1)) {
-                        Ok(backend) => backend,
-                        Err(error) => return finish(0, Err(error)),
-                    };
-                    let frozen = match Frozen::load(&backend, self.model) {
-                        Ok(frozen) => frozen,
-                        Err(error) => return finish(0, Err(error)),
-                    };
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(job) = jobs.get(index) else { break };
-                        finish(index, work(&frozen, job, &mut monitor));
+                    let begun = Cpu::new(Some(1)).and_then(|backend| {
+                        let frozen = Frozen::load(&backend, self.model)?;
+                        loop {
+                            let index = next.fetch_add(1, Ordering::Relaxed);
+                            let Some(job) = jobs.get(index) else { return Ok(()) };
+                            finish(index, work(&frozen, job, &mut monitor));
+                        }
+                    });
+                    if let Err(error) = begun {
+                        finish(0, Err(error));
                     }
                 });
             }
@@ -143,14 +134,13 @@ enum Tick {
 
 /// Passes a worker's steps and notes on.
 #[derive(Debug)]
-pub struct Ticks<'a> {
+struct Ticks<'a> {
     sender: Sender<Tick>,
     ended: &'a AtomicBool,
 }
 
 impl Ticks<'_> {
-    /// A step is done.
-    pub fn done(&mut self) {
+    fn done(&mut self) {
         // Whoever listened may be gone; the work goes on all the same.
         let _ = self.sender.send(Tick::Step);
     }
@@ -160,8 +150,6 @@ impl Monitor for Ticks<'_> {
     fn step(&mut self, _: &StepRecord) {
         self.done();
     }
-    fn validating(&mut self, _: usize, _: usize) {}
-    fn validated(&mut self, _: &ValidationRecord) {}
     fn note(&mut self, text: &str) {
         let _ = self.sender.send(Tick::Note(text.to_owned()));
     }

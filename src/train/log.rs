@@ -270,11 +270,11 @@ fn write_attention(
 /// Who listens to a run.
 pub trait Monitor {
     /// A step was taken.
-    fn step(&mut self, record: &StepRecord);
-    /// `done` of `examples` validation examples are answered.
-    fn validating(&mut self, done: usize, examples: usize);
+    fn step(&mut self, _: &StepRecord) {}
+    /// So many of so many validation examples are answered.
+    fn validating(&mut self, _: usize, _: usize) {}
     /// A validation is done.
-    fn validated(&mut self, record: &ValidationRecord);
+    fn validated(&mut self, _: &ValidationRecord) {}
     /// Something the user should know.
     fn note(&mut self, text: &str);
     /// Whether the run is to end after the step at hand, with a checkpoint.
@@ -288,8 +288,5 @@ pub trait Monitor {
 pub struct Silent;
 
 impl Monitor for Silent {
-    fn step(&mut self, _: &StepRecord) {}
-    fn validating(&mut self, _: usize, _: usize) {}
-    fn validated(&mut self, _: &ValidationRecord) {}
     fn note(&mut self, _: &str) {}
 }

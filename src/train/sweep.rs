@@ -43,7 +43,6 @@ impl Monitor for Of<'_> {
     fn step(&mut self, record: &StepRecord) {
         self.monitor.step(self.run, record);
     }
-    fn validating(&mut self, _: usize, _: usize) {}
     fn validated(&mut self, record: &ValidationRecord) {
         self.monitor.validated(self.run, record);
     }
