@@ -219,8 +219,13 @@ fn a_kernel_meets_a_fill_of_another_stream() {
     let (one, other) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
     let address = memory();
     for (ordered, found) in [(false, vec![Check::StreamRace]), (true, vec![])] {
-        // SAFETY: the fill stays within the allocation.
-        unsafe { ok(cu::cuMemsetD8Async(address, 1, ROOM, one)) };
+        let gone = memory();
+        // SAFETY: the fill stays within the allocation; of the other, which is freed, nothing is used.
+        unsafe {
+            ok(cu::cuMemsetD8Async(address, 1, ROOM, one));
+            // What is known of memory that is freed is forgotten, and nothing else.
+            ok(cu::cuMemFreeAsync(gone, one));
+        }
         if ordered {
             wait(one, other);
         }

@@ -2,12 +2,15 @@
 //! What is expected follows from the figures and semantics of the PTX manual.
 
 use crate::bench::Bench;
+use crate::compare::checks;
+use vgpu::check::Check;
 use vgpu::device::Arguments;
 use vgpu::number::{from_f16, to_f16};
 use vgpu::profile::Profile;
 
-/// Runs a body on one block; `%w0` goes out for every thread. `%d7` points to the words 100, 101, ...
-fn block(target: &str, threads: u32, body: &str) -> Vec<u32> {
+/// A body that one block may run, its arguments, and where its result comes: `%w0` goes out for every thread. `%d7` points to the
+/// words 100, 101, ...
+fn prepared(target: &str, threads: u32, body: &str) -> (Bench, Arguments, u64) {
     let text = format!(
         ".version 9.0\n.target {target}\n.address_size 64\n.visible .entry case(.param .u64 in, .param .u64 out)\n{{\n\
          .reg .b32 %w<16>;\n.reg .b64 %d<10>;\n.reg .pred %p<8>;\n.shared .align 16 .b8 tile[1024];\n\
@@ -21,7 +24,13 @@ fn block(target: &str, threads: u32, body: &str) -> Vec<u32> {
     let mut bench = Bench { device, module };
     let input = bench.upload(&(100..100 + threads).collect::<Vec<u32>>());
     let out = bench.empty(threads as usize * 4);
-    bench.clean("case", [1, 1, 1], [threads, 1, 1], 0, &Arguments::new().pointer(input).pointer(out));
+    (bench, Arguments::new().pointer(input).pointer(out), out)
+}
+
+/// Runs a body on one block, as [`prepared`] has it.
+fn block(target: &str, threads: u32, body: &str) -> Vec<u32> {
+    let (mut bench, arguments, out) = prepared(target, threads, body);
+    bench.clean("case", [1, 1, 1], [threads, 1, 1], 0, &arguments);
     bench.download::<u32>(out, threads as usize)
 }
 
@@ -210,6 +219,57 @@ fn an_mbarrier_completes_a_phase_when_all_have_arrived() {
          @%p1 mbarrier.inval.shared.b64 [%w14];",
     );
     assert_eq!(out, each(32, |_| 2 + 4));
+}
+
+/// Of a barrier that was just started the phase before the first is over, and the first is not.
+#[test]
+fn lanes_of_a_warp_may_wait_for_different_phases_of_a_barrier() {
+    let out = block(
+        "sm_80",
+        32,
+        "setp.eq.u32 %p1, %w15, 0;\n@%p1 mbarrier.init.shared.b64 [%w14], 1;\nbar.sync 0;\n\
+         and.b32 %w1, %w15, 1;\nmbarrier.test_wait.parity.shared.b64 %p2, [%w14], %w1;\nselp.b32 %w0, 1, 0, %p2;",
+    );
+    assert_eq!(out, each(32, |lane| lane % 2));
+}
+
+/// A warp that writes behind the last of two readers, but not behind the first.
+#[test]
+fn a_write_must_come_after_every_reader_of_a_chunk() {
+    for (first, races) in [("bar.arrive 2, 64;\n", false), ("", true)] {
+        let wait = if races { "" } else { "bar.sync 2, 64;\n" };
+        let body = format!(
+            "mov.u32 %w0, 0;\nshr.u32 %w1, %w15, 5;\nsetp.eq.u32 %p1, %w15, 0;\n\
+             @%p1 st.shared.v4.u32 [%w14], {{%w15, %w15, %w15, %w15}};\nbar.sync 0;\n\
+             setp.eq.u32 %p2, %w1, 2;\n@%p2 bra WRITE;\nld.shared.v4.u32 {{%w2, %w3, %w4, %w5}}, [%w14];\n\
+             setp.eq.u32 %p3, %w1, 1;\n@%p3 bra LAST;\n{first}bra DONE;\nLAST:\nbar.arrive 1, 64;\nbra DONE;\n\
+             WRITE:\n{wait}bar.sync 1, 64;\nsetp.eq.u32 %p4, %w15, 64;\n\
+             @%p4 st.shared.v4.u32 [%w14], {{%w15, %w15, %w15, %w15}};\nDONE:"
+        );
+        for seed in 0..8 {
+            let (mut bench, arguments, _) = prepared("sm_80", 96, &body);
+            bench.device.settings.seed = seed;
+            let outcome = bench.launch("case", [1, 1, 1], [96, 1, 1], 0, &arguments);
+            let found = checks(&outcome.reports);
+            let expected: &[Check] = if races { &[Check::SharedRaceBetweenWarps] } else { &[] };
+            assert_eq!(found, expected, "seed {seed}");
+        }
+    }
+}
+
+/// With checks off too, a block finds zeros in registers that nobody wrote, and nothing of the block before.
+#[test]
+fn a_block_finds_nothing_of_the_one_before_in_its_registers() {
+    let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry case(.param .u64 out)\n{\n\
+         .reg .b32 %w<4>;\n.reg .b64 %d<4>;\nld.param.u64 %d0, [out];\nmov.u32 %w1, %ctaid.x;\n\
+         mul.wide.u32 %d1, %w1, 8;\nadd.s64 %d0, %d0, %d1;\nst.global.u32 [%d0], %w2;\nadd.u32 %w2, %w1, 7;\n\
+         st.global.u32 [%d0+4], %w2;\nret;\n}\n";
+    let mut bench = Bench::of_text(text);
+    (bench.device.settings.checks, bench.device.settings.workers) = (false, 1);
+    let out = bench.empty(8 * 8);
+    bench.launch("case", [8, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    let expected: Vec<u32> = (0..8).flat_map(|block| [0, block + 7]).collect();
+    assert_eq!(bench.download::<u32>(out, 16), expected);
 }
 
 #[test]

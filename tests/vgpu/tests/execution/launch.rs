@@ -63,3 +63,17 @@ fn whoever_counts_last_has_seen_what_the_others_wrote_however_workers_interleave
         assert_eq!(bench.download::<u32>(sums, pairs as usize), expected);
     }
 }
+
+#[test]
+fn a_text_that_is_loaded_again_has_variables_of_its_own() {
+    let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .global .align 4 .u32 kept;\n\
+         .visible .entry keep(.param .u32 value)\n{\n.reg .b32 %w<2>;\nld.param.u32 %w1, [value];\n\
+         st.global.u32 [kept], %w1;\nret;\n}\n";
+    let mut device = crate::bench::device();
+    let first = device.load(text).unwrap();
+    let module = device.load(text).unwrap();
+    let (before, (again, _)) = (first.variables["kept"].0, module.variables["kept"]);
+    let mut bench = Bench { device, module };
+    bench.clean("keep", [1, 1, 1], [1, 1, 1], 0, &Arguments::new().int(5));
+    assert_eq!((bench.download::<u32>(before, 1), bench.download::<u32>(again, 1)), (vec![0], vec![5]));
+}
