@@ -22,17 +22,9 @@
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gemm_forward_hopper 168 227888 1, gemm_backward_hopper 168 227888 1
 // Of the registers copies give theirs to the products: 24 and 240.
-#include "gemm.cuh"
-#include "hopper.cuh"
+#include "gemm_hopper.cuh"
 
 using namespace promptmix;
-
-struct GemmHopperArguments {
-    TensorMap a;             // [rows, k] in boxes of 128 rows by 64
-    TensorMap weight;        // [n, k] in boxes of 96 rows by 64; backward [k, n] in boxes of 32 rows by 64
-    GemmArguments of;
-    int padding[2];
-};
 
 constexpr int ROWS = 128;   // of a tile
 constexpr int COLUMNS = 192;

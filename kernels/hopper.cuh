@@ -41,9 +41,24 @@ __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity
     } while (over == 0);
 }
 
-// A barrier of all threads of the cluster.
+// A barrier of all threads of the cluster, in two parts.
+__device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_arrivals() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    arrive_at_cluster();
+    wait_for_arrivals();
+}
+
+// Four numbers that lie at `from` in another block of the cluster.
+__device__ __forceinline__ float4 load_from_block(uint32_t from, uint32_t block) {
+    float4 four;
+    asm volatile("{\n\t.reg .b32 there;\n\t"
+                 "mapa.shared::cluster.u32 there, %4, %5;\n\t"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n\t}"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "r"(from), "r"(block)
+                 : "memory");
+    return four;
 }
 
 // Copies a box of a matrix to shared memory, from `column` and `row` on; what lies outside comes as zeros, and all of the box
@@ -81,12 +96,21 @@ template <int Pending> __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
-// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16x192, d 64x192, by the four warps of a warpgroup. Lane l of warp w holds
-// of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's rows along k are not
-// neighbours in memory, its columns are.
+// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16 by 64 or 192 columns, d 64 by as many, by the four warps of a warpgroup.
+// Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's rows
+// along k are not neighbours in memory, its columns are.
+#define SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+template <bool Across>
+__device__ __forceinline__ void multiply_add_64(float (&d)[32], uint64_t a, uint64_t b, uint32_t adds) {
+    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %34, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, adds, 1, 1, 0, %35;\n\t}"
+                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
+                 : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
+}
 template <bool Across>
 __device__ __forceinline__ void multiply_add_192(float (&d)[96], uint64_t a, uint64_t b, uint32_t adds) {
-#define SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
     asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %98, 0;\n\t"
                  "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
                  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
@@ -97,7 +121,7 @@ __device__ __forceinline__ void multiply_add_192(float (&d)[96], uint64_t a, uin
                  : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24), SUMS_8(32), SUMS_8(40), SUMS_8(48), SUMS_8(56), SUMS_8(64), SUMS_8(72),
                    SUMS_8(80), SUMS_8(88)
                  : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
-#undef SUMS_8
 }
+#undef SUMS_8
 
 }  // namespace promptmix

@@ -1,8 +1,9 @@
-//! How a product is cut into blocks: the tiles of `kernels/gemm.cu` and `kernels/gemm_hopper.cu`, and what they cost.
+//! How a product is cut into blocks: the tiles of `kernels/gemm.cu`, `kernels/gemm_hopper.cu` and `kernels/gemm_thin_hopper.cu`, and
+//! what they cost.
 
 use super::tiles::{TileConfig, TileShape, TileTable};
 use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, Epilogue as Follows, STAGES};
-use crate::backend::cuda::runtime::arguments::gemm_hopper as hopper;
+use crate::backend::cuda::runtime::arguments::{gemm_hopper as hopper, gemm_thin_hopper as thin};
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
 use crate::error::{Error, Result};
@@ -25,22 +26,26 @@ pub(super) struct Tile {
 impl Tile {
     /// Tiles over columns and rows; of rows whole clusters' worth.
     fn tiles(&self, m: usize, n: usize) -> [usize; 2] {
-        let cluster = if self.is_hopper() { hopper::CLUSTER } else { 1 };
-        [n.div_ceil(self.columns), m.div_ceil(self.rows).next_multiple_of(cluster)]
+        let together = if self.kind() == Kind::Hopper { hopper::CLUSTER } else { 1 };
+        [n.div_ceil(self.columns), m.div_ceil(self.rows).next_multiple_of(together)]
     }
 
     /// Blocks over columns, rows and parts of k; or clusters of at most one block a multiprocessor, which take several tiles.
     fn grid(&self, device: &DeviceInfo, m: usize, n: usize, parts: usize) -> [u32; 3] {
         let [across, along] = self.tiles(m, n);
-        if self.is_hopper() {
+        if self.kind() == Kind::Hopper {
             let most = device.multiprocessors / hopper::CLUSTER * hopper::CLUSTER;
             return [(across * along).min(most) as u32, 1, 1];
         }
         [across as u32, along as u32, parts as u32]
     }
 
-    fn is_hopper(&self) -> bool {
-        matches!(self.kernels, Names::Hopper(_))
+    fn kind(&self) -> Kind {
+        match self.kernels {
+            Names::Hopper(_) => Kind::Hopper,
+            Names::OneEach(Thin::Hopper) => Kind::ThinHopper,
+            Names::Two(_) | Names::OneEach(Thin::Any) => Kind::Any,
+        }
     }
 
     /// Of the result, in a block.
@@ -50,7 +55,8 @@ impl Tile {
 
     /// Cycles that `DEPTH` steps in k keep a multiprocessor of that compute capability busy.
     fn cycles(&self, compute_capability: (i32, i32)) -> usize {
-        let rate = if self.is_hopper() { WARPGROUP_RATE } else { tensor_rate(compute_capability) };
+        let rate =
+            if self.kind() == Kind::Any { tensor_rate(compute_capability) } else { WARPGROUP_RATE };
         self.passes.max(self.numbers() * DEPTH / rate)
     }
 }
@@ -62,6 +68,29 @@ impl TileShape {
             Self::Medium => MEDIUM,
             Self::Small => SMALL,
             Self::Hopper => HOPPER,
+            Self::ThinHopper => THIN_HOPPER,
+        }
+    }
+}
+
+/// Which file has a tile's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `kernels/gemm.cu`.
+    Any,
+    /// `kernels/gemm_hopper.cu`.
+    Hopper,
+    /// `kernels/gemm_thin_hopper.cu`.
+    ThinHopper,
+}
+
+impl Kind {
+    /// Its stem.
+    pub(super) fn file(self) -> &'static str {
+        match self {
+            Self::Any => "gemm",
+            Self::Hopper => "gemm_hopper",
+            Self::ThinHopper => "gemm_thin_hopper",
         }
     }
 }
@@ -74,24 +103,35 @@ enum Names {
     /// The same, in the file for compute capability 9.0.
     Hopper([&'static str; 2]),
     /// A kernel an epilogue.
-    Small,
+    OneEach(Thin),
+}
+
+/// Whose kernels of thin products.
+#[derive(Clone, Copy, Debug)]
+enum Thin {
+    Any,
+    Hopper,
 }
 
 impl Names {
     fn of(self, backward: bool, follows: Follows) -> &'static str {
-        match (self, backward, follows) {
-            (Self::Two(names) | Self::Hopper(names), ..) => names[usize::from(backward)],
-            (Self::Small, false, Follows::Project) => "gemm_forward_small_project",
-            (Self::Small, false, Follows::Relu) => "gemm_forward_small_relu",
-            (Self::Small, false, Follows::Add) => "gemm_forward_small_add",
-            (Self::Small, false, Follows::Float) => "gemm_forward_small_float",
-            (Self::Small, false, _) => "gemm_forward_small_plain",
-            (Self::Small, true, Follows::Delta) => "gemm_backward_small_delta",
-            (Self::Small, true, Follows::ReluBackward) => "gemm_backward_small_relu",
-            (Self::Small, true, Follows::NormBackward) => "gemm_backward_small_norm",
-            (Self::Small, true, Follows::Accumulate) => "gemm_backward_small_accumulate",
-            (Self::Small, true, _) => "gemm_backward_small_plain",
-        }
+        let which = match self {
+            Self::Two(names) | Self::Hopper(names) => return names[usize::from(backward)],
+            Self::OneEach(which) => which as usize,
+        };
+        let names = match (backward, follows) {
+            (false, Follows::Project) => ["gemm_forward_small_project", "gemm_forward_thin_project"],
+            (false, Follows::Relu) => ["gemm_forward_small_relu", "gemm_forward_thin_relu"],
+            (false, Follows::Add) => ["gemm_forward_small_add", "gemm_forward_thin_add"],
+            (false, Follows::Float) => ["gemm_forward_small_float", "gemm_forward_thin_float"],
+            (false, _) => ["gemm_forward_small_plain", "gemm_forward_thin_plain"],
+            (true, Follows::Delta) => ["gemm_backward_small_delta", "gemm_backward_thin_delta"],
+            (true, Follows::ReluBackward) => ["gemm_backward_small_relu", "gemm_backward_thin_relu"],
+            (true, Follows::NormBackward) => ["gemm_backward_small_norm", "gemm_backward_thin_norm"],
+            (true, Follows::Accumulate) => ["gemm_backward_small_accumulate", "gemm_backward_thin_accumulate"],
+            (true, _) => ["gemm_backward_small_plain", "gemm_backward_thin_plain"],
+        };
+        names[which]
     }
 }
 
@@ -120,7 +160,7 @@ const MEDIUM: Tile = Tile {
     passes: 104 + 224,
 };
 const SMALL: Tile = Tile {
-    kernels: Names::Small,
+    kernels: Names::OneEach(Thin::Any),
     rows: 64,
     columns: 64,
     threads: 256,
@@ -136,6 +176,15 @@ const HOPPER: Tile = Tile {
     shared: hopper::SHARED as u32,
     groups: 1,
     passes: (hopper::ROWS + hopper::COLUMNS / hopper::CLUSTER) * DEPTH * 2 / CACHE_RATE,
+};
+const THIN_HOPPER: Tile = Tile {
+    kernels: Names::OneEach(Thin::Hopper),
+    rows: thin::ROWS,
+    columns: thin::COLUMNS,
+    threads: thin::THREADS as u32,
+    shared: thin::SHARED as u32,
+    groups: 1,
+    passes: (thin::ROWS + thin::COLUMNS) * DEPTH * 2 / CACHE_RATE,
 };
 const PLAIN_F32: Tile = Tile {
     kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
@@ -157,6 +206,8 @@ const MAX_PARTS: usize = 8;
 /// Cycles that parts take to find each other: a tile written, a fence, a count, another fence, and the tiles read back, one
 /// after the other.
 const JOIN: usize = 2_000;
+/// The same where they are a cluster: a barrier, and the parts read from the other multiprocessors.
+const CLUSTER_JOIN: usize = 500;
 /// Cycles until the first stretch of k has come from memory.
 const FIRST_LOAD: usize = 800;
 /// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
@@ -190,27 +241,34 @@ pub(crate) struct Cut {
     config: Option<TileConfig>,
 }
 
-/// The most parts of k that a tile can be cut into.
-fn most_parts(shape: TileShape) -> usize {
+/// The parts of k that a tile of so deep a product can be cut into.
+fn parts(shape: TileShape, k: usize) -> Vec<usize> {
+    let groups = shape.tile().groups;
     match shape {
-        TileShape::Hopper => 1,
-        _ => MAX_PARTS / shape.tile().groups,
+        TileShape::Hopper => vec![1],
+        TileShape::ThinHopper => {
+            let each_has_work = |parts: &usize| k.div_ceil(thin::DEPTH) >= *parts;
+            [thin::MIN_CLUSTER, thin::MAX_CLUSTER].into_iter().filter(each_has_work).collect()
+        }
+        _ => (1..=(k / groups / LEAST_PART).clamp(1, MAX_PARTS / groups)).collect(),
     }
 }
 
 /// Whether the device has kernels of that tile.
 fn runs(shape: TileShape, device: &DeviceInfo) -> bool {
-    shape != TileShape::Hopper || device.compute_capability == (9, 0)
+    shape.tile().kind() == Kind::Any || device.compute_capability == (9, 0)
 }
 
 /// The ways that are worth trying of cutting a bf16 product of \[m, k\] rows and n columns on that device.
 pub(crate) fn candidates(device: &DeviceInfo, [m, n, k]: [usize; 3]) -> Vec<TileConfig> {
-    let parts = |shape: TileShape| (1..=most_parts(shape)).map(move |split_k| TileConfig { shape, split_k });
-    let all = TileShape::ALL.into_iter().filter(|shape| runs(*shape, device)).flat_map(parts);
+    let configs = |shape: TileShape| {
+        parts(shape, k).into_iter().map(move |split_k| TileConfig { shape, split_k })
+    };
+    let all = TileShape::ALL.into_iter().filter(|shape| runs(*shape, device)).flat_map(configs);
     let worth = all.filter(|config| {
         // More parts than blocks that run at once gain nothing.
         let (cut, groups) = (Cut::of(*config, device, m, n), config.split_k * config.shape.tile().groups);
-        config.split_k == 1 || (k / groups >= LEAST_PART && cut.tiles * groups <= 2 * device.multiprocessors)
+        config.split_k == 1 || cut.tiles * groups <= 2 * device.multiprocessors
     });
     worth.collect()
 }
@@ -256,11 +314,14 @@ impl Cut {
                 "choose a tile of Linear::candidates",
             ));
         }
-        let groups = config.shape.tile().groups;
-        let most = (k / groups / LEAST_PART).clamp(1, most_parts(config.shape));
-        if !(1..=most).contains(&config.split_k) {
+        let parts = parts(config.shape, k);
+        if !parts.contains(&config.split_k) {
             let tensor = format!("a product in tiles of {}", config.shape.name());
-            let expected = format!("split-K of 1 to {most} for a depth of {k}");
+            let expected = match parts.as_slice() {
+                [1, .., most] => format!("split-K of 1 to {most} for a depth of {k}"),
+                [] => format!("a depth of more than {} instead of {k}", (thin::MIN_CLUSTER - 1) * thin::DEPTH),
+                few => format!("split-K of {few:?} for a depth of {k}"),
+            };
             return Err(Error::tensor(tensor, expected, config.split_k.to_string(), ""));
         }
         Ok(Self::of(config, device, m, n))
@@ -292,9 +353,13 @@ impl Cut {
         let parts = self.grid[2] as usize;
         let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
-        let (moved, join) = if parts > 1 { (2 + parts, JOIN) } else { (1, 0) };
-        let block = stretches * self.tile.cycles(device.compute_capability)
-            + moved * self.tile.numbers() / EPILOGUE_RATE;
+        let whole = self.tile.numbers() / EPILOGUE_RATE;
+        let (moved, join) = match self.tile.kind() {
+            Kind::ThinHopper => (2 * whole / parts, CLUSTER_JOIN),
+            _ if parts > 1 => ((2 + parts) * whole, JOIN),
+            _ => (whole, 0),
+        };
+        let block = stretches * self.tile.cycles(device.compute_capability) + moved;
         (self.tiles * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
     }
 
@@ -303,14 +368,14 @@ impl Cut {
         self.precision
     }
 
-    /// Whether it is a product of `kernels/gemm_hopper.cu`, of `kernels/gemm.cu` otherwise.
-    pub(super) fn is_hopper(&self) -> bool {
-        self.tile.is_hopper()
+    /// Which file has its kernels.
+    pub(super) fn kind(&self) -> Kind {
+        self.tile.kind()
     }
 
-    /// Counters that must be zero before and are zero afterwards; none without split-K.
+    /// Counters that must be zero before and are zero afterwards; none without split-K, and where the parts are a cluster.
     pub(crate) fn counters(&self) -> usize {
-        if self.grid[2] > 1 { self.tiles } else { 0 }
+        if self.grid[2] > 1 && self.kind() == Kind::Any { self.tiles } else { 0 }
     }
 
     /// Numbers of f32 that hold the parts of k (split-K) until they are summed.

@@ -1,14 +1,16 @@
-//! Products with frozen weights: `kernels/gemm.cu`, and `kernels/gemm_hopper.cu` where the device has compute capability 9.0.
+//! Products with frozen weights: `kernels/gemm.cu`, and where the device has compute capability 9.0 `kernels/gemm_hopper.cu` and
+//! `kernels/gemm_thin_hopper.cu`.
 
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
-use super::cut::{Cut, candidates};
+use super::cut::{Cut, Kind, candidates};
 use super::packing::{DropoutMask, PackedRows, Words};
 pub use super::tiles::{TileConfig, TileShape, TileTable};
 use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, side_number};
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::{self as hopper, GemmHopperArguments};
+use crate::backend::cuda::runtime::arguments::gemm_thin_hopper as thin;
 use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
@@ -290,24 +292,29 @@ impl Product<'_> {
             ..epilogue.read(&mut operands, self.rows, precision, [n, k])?
         };
         let (name, grid, threads, shared) = cut.launch(self.backward, follows);
-        if cut.is_hopper() && !grid.contains(&0) {
-            // Boxes of the weight lie as it is stored: along k, or backward 64 columns wide at a time. Each block of a cluster
-            // brings its part.
-            let (stored, rows) = match self.backward {
-                false => ([n, k], hopper::COLUMNS),
-                true => ([k, n], hopper::DEPTH),
-            };
+        let kernel = Kernel { file: cut.kind().file(), name };
+        // Rows of A, and of the weight as it is stored, which come in one copy. Backward it comes 64 columns of n wide.
+        let boxes = match (cut.kind(), self.backward) {
+            (Kind::Any, _) => None,
+            (Kind::Hopper, false) => Some([hopper::ROWS, hopper::COLUMNS / hopper::CLUSTER]),
+            (Kind::Hopper, true) => Some([hopper::ROWS, hopper::DEPTH / hopper::CLUSTER]),
+            (Kind::ThinHopper, _) => Some([thin::ROWS, thin::DEPTH]),
+        };
+        if let Some([of_a, of_weight]) = boxes.filter(|_| !grid.contains(&0)) {
+            let (stored, rows) = (if self.backward { [k, n] } else { [n, k] }, self.rows.count());
             let arguments = GemmHopperArguments {
-                a: tensor_map(arguments.a, [self.rows.count(), k], [hopper::ROWS, hopper::DEPTH])?,
-                weight: tensor_map(arguments.weight, stored, [rows / hopper::CLUSTER, hopper::DEPTH])?,
+                a: tensor_map(arguments.a, [rows, k], [of_a, hopper::DEPTH])?,
+                weight: tensor_map(arguments.weight, stored, [of_weight, hopper::DEPTH])?,
                 of: arguments,
+                rows: rows as i32,
                 ..GemmHopperArguments::default()
             };
-            let kernel = Kernel { file: "gemm_hopper", name };
+            let cluster = if cut.kind() == Kind::ThinHopper { [1, 1, grid[2]] } else { [1; 3] };
             // SAFETY: as below; the maps are of those operands, whose rows, as many as were checked, copies do not leave.
-            return unsafe { kernels.launch(kernel, grid, threads, shared, &arguments, &operands) };
+            return unsafe {
+                kernels.launch_clusters(kernel, grid, cluster, threads, shared, &arguments, &operands)
+            };
         }
-        let kernel = Kernel { file: "gemm", name };
         // SAFETY: all operands were checked against n, k and the rows, workspace and counters are of the cut's sizes, and rows
         // beyond the batch's exit.
         unsafe { kernels.launch(kernel, grid, threads, shared, &arguments, &operands) }

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterDimension, CUlaunchConfig, cuLaunchKernelEx,
 };
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
 use super::capture::{check_not_capturing, is_capturing, refuse_capture, unordered};
@@ -28,13 +29,6 @@ const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
 
 /// What a kernel takes: one struct by value. The build makes them of the structs in the kernels' files.
 pub trait Arguments: bytemuck::NoUninit {}
-
-/// The argument as cudarc wants it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct ByValue<A>(A);
-// SAFETY: every byte of it is initialised; that it is what the kernel takes is the promise of whoever launches it.
-unsafe impl<A: Arguments> DeviceRepr for ByValue<A> {}
 
 /// A kernel by file and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -264,6 +258,28 @@ impl Kernels {
         block: u32,
         shared: u32,
         arguments: &A,
+        operands: &Operands<'_>,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(kernel, grid, [1; 3], block, shared, arguments, operands) }
+    }
+
+    /// As [`Kernels::launch`], with so many neighbouring blocks a cluster; of a kernel that says itself how many, one.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Safety
+    /// As of [`Kernels::launch`].
+    #[allow(clippy::too_many_arguments, reason = "what a launch is")]
+    pub(crate) unsafe fn launch_clusters<A: Arguments>(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        cluster: [u32; 3],
+        block: u32,
+        shared: u32,
+        arguments: &A,
         _operands: &Operands<'_>,
     ) -> Result<()> {
         if grid.contains(&0) {
@@ -273,17 +289,38 @@ impl Kernels {
         if self.is_dry_run.get() {
             return Ok(());
         }
-        let config = LaunchConfig {
-            grid_dim: (grid[0], grid[1], grid[2]),
-            block_dim: (block, 1, 1),
-            shared_mem_bytes: shared,
+        let fail = |error| driver(&format!("launch {}", kernel.name), error);
+        let mut attributes = Vec::new();
+        if cluster != [1; 3] {
+            let [x, y, z] = cluster;
+            attributes.push(CUlaunchAttribute {
+                id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: CUlaunchAttributeValue { clusterDim: ClusterDimension { x, y, z } },
+            });
+        }
+        let config = CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
-        let argument = ByValue(*arguments);
-        let mut builder = self.stream.launch_builder(&function);
-        builder.arg(&argument);
-        // SAFETY: the caller's promise.
-        unsafe { builder.launch(config) }
-            .map_err(|error| driver(&format!("launch {}", kernel.name), error))?;
+        self.context().bind_to_thread().map_err(fail)?;
+        let mut argument = *arguments;
+        let mut addresses = [(&raw mut argument).cast()];
+        // SAFETY: the attributes, the argument and its address live until the call returns, which has copied them; of the kernel and
+        // its argument, the caller's promise.
+        unsafe {
+            cuLaunchKernelEx(&raw const config, function.cu_function(), addresses.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
+        .map_err(fail)?;
         self.launches.set(self.launches.get() + 1);
         Ok(())
     }
