@@ -93,22 +93,39 @@ struct Before {
     uint32_t bits;
 };
 
-template <int Only>
+// `Paired`: neighbouring lanes access f32 together, for products that move much of it; what was loaded is `settled` where it is used.
+template <bool Paired> __device__ __forceinline__ Columns<PACKED_COLUMNS> load_floats(const float* from, bool inside) {
+    if (Paired) return load_paired(from, inside);
+    return inside ? load_columns<PACKED_COLUMNS>(from) : Columns<PACKED_COLUMNS>{};
+}
+template <bool Paired> __device__ __forceinline__ Columns<PACKED_COLUMNS> settled(Columns<PACKED_COLUMNS> c) {
+    if (Paired) exchange(c);
+    return c;
+}
+template <bool Paired> __device__ __forceinline__ void store_floats(float* to, const Columns<PACKED_COLUMNS>& c, bool inside) {
+    if (Paired) {
+        store_paired(to, c, inside);
+    } else if (inside) {
+        store_columns(to, c);
+    }
+}
+
+template <int Only, bool Paired = false>
 __device__ __forceinline__ Before load_before(const GemmArguments& arguments, int row, int column, bool inside) {
     Before before = {};
-    if (!inside) return before;
+    if (!Paired && !inside) return before;
     const int64_t at = static_cast<int64_t>(row) * arguments.n + column;
     const int epilogue = epilogue_of<Only>(arguments);
     // Where x stands in no difference, its copy says enough of it.
     const bool copied = epilogue == DELTA || (epilogue == NORM_BACKWARD && arguments.y != nullptr);
     if (copied) {
-        before.x = load_columns<PACKED_COLUMNS>(arguments.y + at);
+        if (inside) before.x = load_columns<PACKED_COLUMNS>(arguments.y + at);
     } else if (epilogue == ADD || epilogue == NORM_BACKWARD) {
-        before.x = load_columns<PACKED_COLUMNS>(arguments.x + at);
+        before.x = load_floats<Paired>(arguments.x + at, inside);
     }
-    if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_columns<PACKED_COLUMNS>(arguments.x_next + at);
-    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) before.below = load_columns<PACKED_COLUMNS>(arguments.below + at);
-    if (epilogue == RELU_BACKWARD) before.bits = arguments.bits[at / 8];
+    if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_floats<Paired>(arguments.x_next + at, inside);
+    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) before.below = load_floats<Paired>(arguments.below + at, inside);
+    if (epilogue == RELU_BACKWARD && inside) before.bits = arguments.bits[at / 8];
     return before;
 }
 
@@ -120,8 +137,8 @@ __device__ __forceinline__ void write_inner(const GemmArguments& arguments, int 
     if (inside && column % NORM_COLUMNS == 0) arguments.inner_next[static_cast<int64_t>(row) * count + column / NORM_COLUMNS] = sum;
 }
 
-// Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together.
-template <typename T, int Only>
+// Finishes eight columns of one row. All lanes of the eight that share 64 columns call it together, where it is `Paired` all of a warp.
+template <typename T, int Only, bool Paired = false>
 __device__ __forceinline__ void finish(const GemmArguments& arguments, const RowInfo& info, const Before& before, int column,
                                        Columns<PACKED_COLUMNS> c, bool inside) {
     const int n = arguments.n;
@@ -149,15 +166,16 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
         break;
     }
     case ADD: {
+        const Columns<PACKED_COLUMNS> x = settled<Paired>(before.x);
         if (inside) {
             drop(c, mask, column);
 #pragma unroll
-            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.x.value[i];
-            store_columns(arguments.x_next + at, c);
+            for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += x.value[i];
             if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         } else {
             c = {};
         }
+        store_floats<Paired>(arguments.x_next + at, c, inside);
         const float sum = squares(c);
         if (inside && column % NORM_COLUMNS == 0) {
             const int count = (n + NORM_COLUMNS - 1) / NORM_COLUMNS;
@@ -188,25 +206,28 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
         break;
     }
     case NORM_BACKWARD: {
+        const bool copied = arguments.y != nullptr;
+        const Columns<PACKED_COLUMNS> x = copied ? before.x : settled<Paired>(before.x), next = settled<Paired>(before.next);
+        const Columns<PACKED_COLUMNS> below = arguments.below != nullptr ? settled<Paired>(before.below) : before.below;
         float sum = 0.0f;
         if (inside) {
             const float along = info.along;
 #pragma unroll
             for (int i = 0; i < PACKED_COLUMNS; ++i) {
-                c.value[i] = before.next.value[i] + info.r * c.value[i] - along * before.x.value[i];
-                sum = fmaf(c.value[i], before.x.value[i] - before.below.value[i], sum);
+                c.value[i] = next.value[i] + info.r * c.value[i] - along * x.value[i];
+                sum = fmaf(c.value[i], x.value[i] - below.value[i], sum);
             }
-            store_columns(arguments.x_next + at, c);
             if (arguments.copy != nullptr) store_columns(arguments.copy + at, c);
         }
+        store_floats<Paired>(arguments.x_next + at, c, inside);
         if (arguments.below != nullptr) write_inner(arguments, info.row, column, sum, inside);
         break;
     }
     case ACCUMULATE: {
-        if (!inside) break;
+        const Columns<PACKED_COLUMNS> next = settled<Paired>(before.next);
 #pragma unroll
-        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += before.next.value[i];
-        store_columns(arguments.x_next + at, c);
+        for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] += next.value[i];
+        store_floats<Paired>(arguments.x_next + at, c, inside);
         break;
     }
     case FLOAT: {
@@ -225,7 +246,7 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
 // Runs the epilogue over a tile of f32 in shared memory, eight columns a lane and some rows at once, whose loads do not wait
 // for each other; first sums the parts of k if the kernel cuts it and there are any. `thread` counts those that share the tile,
 // which are the whole block where k is cut.
-template <typename T, int Only, int Rows, int Width, int Stride, int Threads, bool Cuts = true>
+template <typename T, int Only, int Rows, int Width, int Stride, int Threads, bool Cuts = true, bool Paired = false>
 __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, const RowInfo* info, float* tile, int first_row,
                                             int first_column, int rows, uint32_t thread) {
     constexpr int Lanes = Width / PACKED_COLUMNS;  // of a row
@@ -274,13 +295,13 @@ __device__ __forceinline__ void finish_tile(const GemmArguments& arguments, cons
 #pragma unroll
         for (int g = 0; g < AtOnce; ++g) {
             const int row = group + g * Step;
-            before[g] = load_before<Only>(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
+            before[g] = load_before<Only, Paired>(arguments, info[row].row, column, first_row + row < rows && column < arguments.n);
         }
 #pragma unroll
         for (int g = 0; g < AtOnce; ++g) {
             const int row = group + g * Step;
             const Columns<PACKED_COLUMNS> c = load_shared(tile + row * Stride + lane * PACKED_COLUMNS, lane);
-            finish<T, Only>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
+            finish<T, Only, Paired>(arguments, info[row], before[g], column, c, first_row + row < rows && column < arguments.n);
         }
     }
 }

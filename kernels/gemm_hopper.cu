@@ -151,8 +151,8 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
             // As many columns at a time as one partial sum of a norm has, so that each of their rows is whole sectors.
 #pragma unroll 1
             for (int i = 0; i < COLUMNS; i += NORM_COLUMNS) {
-                finish_tile<bf16, ANY, GROUP_ROWS, NORM_COLUMNS, STRIDE, GROUP, false>(of, info, sums_of_tile + i, first_row,
-                                                                                     first_column + i, rows, thread);
+                finish_tile<bf16, ANY, GROUP_ROWS, NORM_COLUMNS, STRIDE, GROUP, false, true>(of, info, sums_of_tile + i, first_row,
+                                                                                           first_column + i, rows, thread);
             }
             // The tile and what is known of its rows are written again.
             wait_together(1 + group, GROUP);

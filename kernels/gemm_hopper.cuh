@@ -10,7 +10,7 @@ struct GemmHopperArguments {
     TensorMap weight;        // [n, k], or backward [k, n]
     GemmArguments of;
     int rows;                // that the matrices of rows have room for: no fewer than the batch's
-    int padding;
+    int head_columns;        // of C, a multiple of 64, where A has k columns a head; 0 where it has k
 };
 
 }  // namespace promptmix

@@ -5,6 +5,7 @@
 //   backward   C = A W      A [m, k], W [k, n]: the same stored weight, read the other way
 //
 // with gemm.cu's epilogues, dropout included, a kernel each: such products run each piece of their code once, straight from memory.
+// Of absorbed cross attention, A may have k columns a head, each for that head's columns of C.
 //
 // A block is one warpgroup. Its first thread asks for all stretches of 64 in k that there is room for, 64 rows of A and 64 columns
 // of W each, by tensor copies with 128-byte swizzle; while they come, threads read what the epilogue asks for. The sums of a part
@@ -19,36 +20,16 @@
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gemm_forward_thin_project 0 0 0
 #include "gemm_hopper.cuh"
+#include "thin_hopper.cuh"
 
 using namespace promptmix;
 
-constexpr int ROWS = 64;    // of a tile
-constexpr int COLUMNS = 64;
-constexpr int DEPTH = 64;   // of a stage, in k
 constexpr int STAGES = 6;
-constexpr int THREADS = 128;
-constexpr int BYTES_OPERAND = ROWS * DEPTH * 2;
 constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
-constexpr int STRIDE = COLUMNS + 8;  // of a part's sums, which lie where the stages were
 constexpr int BARRIERS_FROM = STAGES * BYTES_STAGE;
 constexpr int SHARED = BARRIERS_FROM + STAGES * 8;
-constexpr int LANES = COLUMNS / PACKED_COLUMNS;       // of a row
-constexpr int MIN_CLUSTER = ROWS / (THREADS / LANES); // so that no block has more rows than at once
 constexpr int MAX_CLUSTER = 8;
-static_assert(ROWS * STRIDE * 4 <= BARRIERS_FROM, "sums where the stages were");
-
-// The sum of `count` numbers by the lanes of a row, who all get it.
-__device__ __forceinline__ float sum_of_row(const float* from, int count) {
-    const int lane = threadIdx.x % LANES;
-    float sum = lane < count ? from[lane] : 0.0f;
-    const float other = lane + LANES < count ? from[lane + LANES] : 0.0f;
-    sum += other;
-#pragma unroll 1
-    for (int i = lane + 2 * LANES; i < count; i += LANES) sum += from[i];
-#pragma unroll
-    for (int step = LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    return sum;
-}
+static_assert(BYTES_SUMS <= BARRIERS_FROM, "sums where the stages were");
 
 // What the epilogue asks of row `a_row`, as `describe_rows` finds it; of a row that is not `there`, nothing.
 template <int Only>
@@ -77,15 +58,17 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
     const uint32_t base = shared_address(shared), full = base + BARRIERS_FROM;
     const GemmArguments& of = arguments.of;
     const Batch batch{of.batch};
-    const int thread = threadIdx.x, lane = thread % 32, parts = gridDim.z, part = blockIdx.z;
+    const int thread = threadIdx.x, parts = gridDim.z, part = blockIdx.z;
     const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
     const int stretches = (of.k + DEPTH - 1) / DEPTH;
     const int first = stretches * part / parts, count = stretches * (part + 1) / parts - first;
+    // Where rows of A are of several heads, each with columns of its own of the result.
+    const int of_head = arguments.head_columns > 0 ? first_column / arguments.head_columns * of.k : 0;
     const auto bring = [&](int stage, int stretch) {
         const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
         const int depth = (first + stretch) * DEPTH;
         expect_bytes(barrier, BYTES_STAGE);
-        copy_box(to, arguments.a, barrier, depth, first_row);
+        copy_box(to, arguments.a, barrier, depth + of_head, first_row);
         copy_box(to + BYTES_OPERAND, arguments.weight, barrier, Backward ? first_column : depth, Backward ? depth : first_column);
     };
     if (thread == 0) {
@@ -117,13 +100,7 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
         const uint32_t left = base + stage * BYTES_STAGE, right = left + BYTES_OPERAND;
         wait_for_phase(full + stage * 8, parity);
         fence_products();
-#pragma unroll
-        for (int step = 0; step < DEPTH / 16; ++step) {
-            // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-            const uint64_t b = Backward ? describe_operand(right + step * 2048, BYTES_OPERAND, 1024)
-                                        : describe_operand(right + step * 32, 16, 1024);
-            multiply_add_64<Backward>(sums, describe_operand(left + step * 32, 16, 1024), b, stretch + step);
-        }
+        multiply_stretch<Backward>(sums, left, right, stretch > 0);
         commit_products();
         if (stretch + STAGES < count) {
             wait_for_products<0>();
@@ -138,32 +115,10 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
     wait_for_products<0>();
     // Other warps' products read the same columns.
     __syncthreads();
-    float* const to = reinterpret_cast<float*>(shared) + (thread / 32 * 16 + lane / 4) * STRIDE + lane % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int i = 0; i < COLUMNS / 8; ++i) {
-            store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
-        }
-    }
+    store_sums(reinterpret_cast<float*>(shared), sums);
     wait_for_cluster();
     const bool inside = there && a_row < rows && column < of.n;
-    Columns<PACKED_COLUMNS> c = {};
-    if (inside) {
-        const uint32_t from = base + (tile_row * STRIDE + thread % LANES * PACKED_COLUMNS) * 4;
-#pragma unroll MIN_CLUSTER
-        for (int block = 0; block < parts; ++block) {
-            const float4 low = load_from_block(from, block), high = load_from_block(from + 16, block);
-            c.value[0] += low.x;
-            c.value[1] += low.y;
-            c.value[2] += low.z;
-            c.value[3] += low.w;
-            c.value[4] += high.x;
-            c.value[5] += high.y;
-            c.value[6] += high.z;
-            c.value[7] += high.w;
-        }
-    }
+    const Columns<PACKED_COLUMNS> c = inside ? sum_of_parts(base, tile_row, parts) : Columns<PACKED_COLUMNS>{};
     __syncwarp();
     arrive_at_cluster();
     finish<bf16, Only>(of, info, before, column, c, inside);
@@ -183,6 +138,9 @@ extern "C" __global__ void __launch_bounds__(128) gemm_forward_thin_add(const __
 }
 extern "C" __global__ void __launch_bounds__(128) gemm_forward_thin_plain(const __grid_constant__ GemmHopperArguments arguments) {
     thin<false, PLAIN>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) gemm_forward_thin_delta(const __grid_constant__ GemmHopperArguments arguments) {
+    thin<false, DELTA>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128) gemm_forward_thin_float(const __grid_constant__ GemmHopperArguments arguments) {
     thin<false, FLOAT>(arguments);

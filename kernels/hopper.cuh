@@ -60,6 +60,16 @@ __device__ __forceinline__ float4 load_from_block(uint32_t from, uint32_t block)
                  : "memory");
     return four;
 }
+// The same for four words to `to` there.
+__device__ __forceinline__ void store_to_block(uint32_t to, uint32_t block, const uint4& four) {
+    asm volatile("{\n\t.reg .b32 there;\n\t"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n\t"
+                 "st.shared::cluster.v4.b32 [there], {%2, %3, %4, %5};\n\t}" ::"r"(to),
+                 "r"(block), "r"(four.x), "r"(four.y), "r"(four.z), "r"(four.w)
+                 : "memory");
+}
+// Orders what this thread wrote to shared memory, its own block's or another's, before products and copies that read it.
+__device__ __forceinline__ void fence_writes() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 // Copies a box of a matrix to shared memory, from `column` and `row` on; what lies outside comes as zeros, and all of the box
 // counts at the barrier.

@@ -42,6 +42,45 @@ template <> __device__ __forceinline__ void store_columns<8, bf16>(bf16* to, con
                                                pack_bf16(c.value[4], c.value[5]), pack_bf16(c.value[6], c.value[7]));
 }
 
+// Eight columns of f32 a lane as above, of lanes 2i and 2i + 1 whose columns are neighbours: an access of the two is 32 bytes, a whole
+// sector, where a lane by itself would leave half of it to its next. All lanes of a warp call these; a lane whose columns are not
+// `inside` gets zeros, and stores nothing.
+struct Pair {
+    bool odd;
+    bool even_inside, odd_inside;
+    int offset;  // from a lane's own columns to its half of the even lane's
+
+    __device__ __forceinline__ explicit Pair(bool inside) : odd((threadIdx.x & 1) != 0), offset(odd ? -4 : 0) {
+        const bool other = __shfl_xor_sync(0xffffffffu, inside, 1);
+        even_inside = odd ? other : inside;
+        odd_inside = odd ? inside : other;
+    }
+};
+// Gives the first half of the odd lane's columns for the second half of the even lane's.
+__device__ __forceinline__ void exchange(Columns<8>& c) {
+    const bool odd = (threadIdx.x & 1) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float other = __shfl_xor_sync(0xffffffffu, odd ? c.value[i] : c.value[4 + i], 1);
+        (odd ? c.value[i] : c.value[4 + i]) = other;
+    }
+}
+// Of the even lane's columns and then of the odd lane's, the even lane gets the first half and the odd lane the second, until `exchange`
+// brings each its own: what many such loads bring may come first.
+__device__ __forceinline__ Columns<8> load_paired(const float* from, bool inside) {
+    const Pair pair(inside);
+    const float4 none = {};
+    const float4 of_even = pair.even_inside ? load4(from + pair.offset) : none;
+    const float4 of_odd = pair.odd_inside ? load4(from + pair.offset + 8) : none;
+    return {{of_even.x, of_even.y, of_even.z, of_even.w, of_odd.x, of_odd.y, of_odd.z, of_odd.w}};
+}
+__device__ __forceinline__ void store_paired(float* to, Columns<8> c, bool inside) {
+    const Pair pair(inside);
+    exchange(c);
+    if (pair.even_inside) store4(to + pair.offset, make_float4(c.value[0], c.value[1], c.value[2], c.value[3]));
+    if (pair.odd_inside) store4(to + pair.offset + 8, make_float4(c.value[4], c.value[5], c.value[6], c.value[7]));
+}
+
 // Eight columns of f32 in shared memory, the lane's chunk of a row whose neighbours eight lanes share: every other four lanes
 // take their halves the other way round, so that the eight lanes of a pass fall on all banks.
 __device__ __forceinline__ Columns<8> load_shared(const float* from, int chunk) {

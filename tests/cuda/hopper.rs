@@ -1,5 +1,5 @@
-//! Products by warpgroups and tensor copies, `kernels/gemm_hopper.cu`, against those that run on every device, `kernels/gemm.cu`:
-//! the same operands, and the same result but for the order of sums.
+//! Products by warpgroups and tensor copies, `kernels/gemm_hopper.cu` and `kernels/gemm_thin_hopper.cu`, against those that run on
+//! every device, `kernels/gemm.cu`: the same operands, and the same result but for the order of sums.
 
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::bf16;
@@ -12,6 +12,10 @@ use crate::device::{Raw, matrix, numbers, partial_squares, roundings, sums};
 
 const EVERY_DEVICE: TileConfig = TileConfig { shape: TileShape::Large, split_k: 1 };
 const HOPPER: TileConfig = TileConfig { shape: TileShape::Hopper, split_k: 1 };
+const THIN: [TileConfig; 2] = [
+    TileConfig { shape: TileShape::ThinHopper, split_k: 4 },
+    TileConfig { shape: TileShape::ThinHopper, split_k: 8 },
+];
 /// Set in a process that runs a test again on a virtual GPU of compute capability 9.0.
 const AGAIN: &str = "PROMPTMIX_TEST_ON_HOPPER";
 
@@ -201,16 +205,16 @@ impl<'r> Operands<'r> {
     }
 }
 
-fn follow(raw: &Raw, lengths: &[usize], behind: usize, out: usize, input: usize) {
+fn follow(raw: &Raw, tile: TileConfig, lengths: &[usize], behind: usize, [out, input]: [usize; 2]) {
     let operands = Operands::new(raw, lengths, behind, out, input);
     raw.order(1);
-    let (expected, found) = (operands.run(EVERY_DEVICE), operands.run(HOPPER));
+    let (expected, found) = (operands.run(EVERY_DEVICE), operands.run(tile));
     raw.order(1234);
-    let again = operands.run(HOPPER);
+    let again = operands.run(tile);
     for (((name, expected, tolerance), (_, found, _)), (_, again, _)) in
         expected.iter().zip(&found).zip(&again)
     {
-        let what = format!("{name} of {lengths:?} rows, a weight of {out} x {input}");
+        let what = format!("{tile}: {name} of {lengths:?} rows, a weight of {out} x {input}");
         let comparison = compare(found, expected);
         assert!(comparison.passes(*tolerance), "{what}: {comparison:?}, wanted {tolerance}");
         assert!(found == again, "{what}: other bits in another order of blocks");
@@ -221,26 +225,53 @@ fn follow(raw: &Raw, lengths: &[usize], behind: usize, out: usize, input: usize)
 #[test]
 fn ragged_products_of_warpgroups_follow_those_of_every_device() {
     let Some(raw) = hopper("ragged_products_of_warpgroups_follow_those_of_every_device") else { return };
-    follow(&raw, &[1], 0, 8, 8);
-    follow(&raw, &[31, 2], 0, 200, 72);
-    follow(&raw, &[64, 65], 0, 136, 264);
+    follow(&raw, HOPPER, &[1], 0, [8, 8]);
+    follow(&raw, HOPPER, &[31, 2], 0, [200, 72]);
+    follow(&raw, HOPPER, &[64, 65], 0, [136, 264]);
     // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
-    follow(&raw, &[64, 6], 90, 200, 72);
+    follow(&raw, HOPPER, &[64, 6], 90, [200, 72]);
 }
 
 /// The products of the encoders of t5-small, t5-base and t5-large.
 #[test]
 fn products_of_models_by_warpgroups_follow_those_of_every_device() {
     let Some(raw) = hopper("products_of_models_by_warpgroups_follow_those_of_every_device") else { return };
-    follow(&raw, &[37], 0, 1_536, 512);
-    follow(&raw, &[129], 0, 768, 768);
-    follow(&raw, &[17], 0, 1_024, 4_096);
+    follow(&raw, HOPPER, &[37], 0, [1_536, 512]);
+    follow(&raw, HOPPER, &[129], 0, [768, 768]);
+    follow(&raw, HOPPER, &[17], 0, [1_024, 4_096]);
 }
 
 /// More tiles than multiprocessors: a block takes several, and its ring of stages goes on from one to the next.
 #[test]
 fn a_block_of_several_tiles_follows_one_tile_a_block() {
     let Some(raw) = hopper("a_block_of_several_tiles_follows_one_tile_a_block") else { return };
-    follow(&raw, &[130], 0, 12_808, 72);
-    follow(&raw, &[130], 0, 136, 12_808);
+    follow(&raw, HOPPER, &[130], 0, [12_808, 72]);
+    follow(&raw, HOPPER, &[130], 0, [136, 12_808]);
+}
+
+/// Beside each edge of a tile; a depth of as many stretches as parts, of several each, and of more than there are stages.
+#[test]
+fn products_of_clusters_follow_those_of_every_device() {
+    let Some(raw) = hopper("products_of_clusters_follow_those_of_every_device") else { return };
+    for tile in THIN {
+        follow(&raw, tile, &[1], 0, [512, 456]);
+        follow(&raw, tile, &[31, 2], 0, [456, 584]);
+        // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
+        follow(&raw, tile, &[60, 6], 90, [520, 1_032]);
+    }
+    follow(&raw, THIN[0], &[17], 0, [264, 2_056]);
+    follow(&raw, THIN[1], &[17], 0, [3_592, 456]);
+}
+
+#[test]
+fn a_depth_that_leaves_a_block_of_a_cluster_without_work_is_refused() {
+    let Some(raw) = hopper("a_depth_that_leaves_a_block_of_a_cluster_without_work_is_refused") else { return };
+    let sequences = Sequences::new(raw.kernels().stream(), &[3]).expect("a sequence");
+    let refused = |tile, input| {
+        Linear::with_tiles(raw.kernels(), sequences.rows(), 512, input, [tile; 2]).expect_err("too few").to_string()
+    };
+    let [four, eight] = THIN;
+    let (both, none) = (refused(eight, 448), refused(four, 192));
+    assert!(both.contains("split-K of [4] for a depth of 448"), "{both}");
+    assert!(none.contains("a depth of more than 192"), "{none}");
 }

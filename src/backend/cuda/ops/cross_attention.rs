@@ -1,14 +1,22 @@
-//! Cross attention absorbed into the rows that it is over: `kernels/cross_attention.cu`.
+//! Cross attention absorbed into the rows that it is over: `kernels/cross_attention.cu`; and where the device has compute capability
+//! 9.0, `kernels/cross_attention_hopper.cu` and the products of `kernels/gemm_thin_hopper.cu`.
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::attention::check_heads;
 use super::linear::Norm;
 use super::packing::{Described, DropoutMask};
-use super::{CrossArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE};
+use super::{
+    CrossArguments, CrossProjectHopperArguments, GemmArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments,
+    WIDTH_MULTIPLE, side_number,
+};
 use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, SLICE};
+use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
+use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
+use crate::backend::cuda::runtime::arguments::{cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin};
 use crate::backend::cuda::runtime::kernels::{Arguments, Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
+use crate::backend::cuda::runtime::tensor_map::tensor_map;
 use crate::backend::{Heads, Side};
 use crate::error::{Error, Result};
 
@@ -108,6 +116,12 @@ impl AbsorbedShape<'_> {
             });
         }
         steps.sum(&places, adds)
+    }
+
+    /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
+    fn stretches(&self) -> Option<usize> {
+        let stretches = self.depth.div_ceil(thin::DEPTH);
+        (hopper::CLUSTER..=hopper::CLUSTER * hopper::MAX_STRETCHES).contains(&stretches).then_some(stretches)
     }
 
     fn targets(&self) -> usize {
@@ -245,6 +259,83 @@ impl<'a> Steps<'a> {
         // leave what lies after them alone. Pairs begin at multiples of eight and lie a multiple of eight apart, so that rows of them
         // are aligned where the whole is.
         unsafe { self.kernels.launch(kernel, grid, 128, shared, arguments, &self.operands) }
+    }
+
+    /// Launches a narrow, as a product of clusters where the device and the shape have one: rows of D columns a head.
+    fn narrow(&self, arguments: &CrossArguments) -> Result<()> {
+        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
+        let whole = heads.width.is_multiple_of(thin::COLUMNS) && self.shape.stretches().is_some();
+        let bf16 = self.precision == Precision::Bf16;
+        if !(bf16 && whole && rows > 0 && self.kernels.is_hopper()?) {
+            return self.launch(Step::Narrow, arguments);
+        }
+        let (follows, name) = match arguments.q {
+            0 => (Epilogue::Plain, "gemm_forward_thin_plain"),
+            _ => (Epilogue::Delta, "gemm_forward_thin_delta"),
+        };
+        let (n, of_box) = (heads.total(), [thin::ROWS, thin::DEPTH]);
+        let product = GemmHopperArguments {
+            a: tensor_map(arguments.from, [rows, heads.count * depth], of_box)?,
+            weight: tensor_map(arguments.weight, [n, depth], of_box)?,
+            of: GemmArguments {
+                batch: arguments.batch,
+                out: arguments.to,
+                y: arguments.q,
+                inner_next: arguments.inner,
+                side: side_number(Side::Decoder),
+                n: n as i32,
+                k: depth as i32,
+                epilogue: follows as i32,
+                ..GemmArguments::default()
+            },
+            rows: rows as i32,
+            head_columns: heads.width as i32,
+        };
+        let cluster = [1, 1, thin::MIN_CLUSTER as u32];
+        let grid = [(n / thin::COLUMNS) as u32, rows.div_ceil(thin::ROWS) as u32, cluster[2]];
+        let kernel = Kernel { file: "gemm_thin_hopper", name };
+        let (threads, shared) = (thin::THREADS as u32, gemm_thin_hopper::SHARED as u32);
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; rows beyond the batch's exit.
+        unsafe {
+            self.kernels.launch_clusters(kernel, grid, cluster, threads, shared, &product, &self.operands)
+        }
+    }
+
+    /// Launches the two products of a projection as clusters, where the device and the shape have that; whether it did.
+    fn project(&self, projection: &ProjectedArguments, backward: bool) -> Result<bool> {
+        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
+        let Some(stretches) = self.shape.stretches().filter(|_| rows > 0) else { return Ok(false) };
+        if !self.kernels.is_hopper()? {
+            return Ok(false);
+        }
+        let (of_box, total) = ([thin::ROWS, thin::DEPTH], heads.total());
+        let arguments = CrossProjectHopperArguments {
+            a: tensor_map(projection.a, [rows, depth], of_box)?,
+            weight: tensor_map(projection.weight, if backward { [depth, total] } else { [total, depth] }, of_box)?,
+            next: tensor_map(projection.of.weight, [total, depth], of_box)?,
+            batch: projection.of.batch,
+            partials: projection.partials,
+            middle: projection.middle,
+            to: projection.of.to,
+            rows: rows as i32,
+            heads: heads.count as i32,
+            width: heads.width as i32,
+            depth: depth as i32,
+            epsilon: projection.epsilon,
+            ..CrossProjectHopperArguments::default()
+        };
+        // As the kernel lays it out.
+        let most = stretches.div_ceil(hopper::CLUSTER);
+        let operands = (most * hopper::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
+        let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
+        let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];
+        let name = if backward { "cross_project_backward_hopper" } else { "cross_project_hopper" };
+        let kernel = Kernel { file: "cross_attention_hopper", name };
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; rows beyond the batch's exit.
+        unsafe {
+            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, &arguments, &self.operands)
+        }?;
+        Ok(true)
     }
 
     /// d_h, the sum of what these layers bring, or with `adds` what was there and that sum.
@@ -507,6 +598,9 @@ impl<'s> AbsorbedCrossAttention<'s> {
             epsilon,
             ..ProjectedArguments::default()
         };
+        if steps.project(&arguments, of.norm.is_none())? {
+            return Ok(());
+        }
         let grid = Step::Widen.grid(shape, precision).map(|blocks| blocks as u32);
         let kernel = Kernel { file: FILE, name };
         // SAFETY: every operand was checked against the shape; rows beyond the batch's exit.
@@ -544,7 +638,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
         }
         steps.launch(Step::Scores, &shared)?;
         steps.launch(Step::Mix, &CrossArguments { to: mixed, ..shared })?;
-        steps.launch(Step::Narrow, &CrossArguments { from: mixed, weight: w_v, to: o, ..shared })
+        steps.narrow(&CrossArguments { from: mixed, weight: w_v, to: o, ..shared })
     }
 
     /// Launches the backward pass from `d_o` \[T, H·K\] and what forward left.
@@ -602,7 +696,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if with_d_q {
             steps.launch(Step::MixBackward, &shared)?;
             let CrossArguments { from, to, q, inner, .. } = narrow;
-            steps.launch(Step::Narrow, &CrossArguments { from, weight: w_k, to, q, inner, ..shared })?;
+            steps.narrow(&CrossArguments { from, weight: w_k, to, q, inner, ..shared })?;
         }
         if !with_d_h {
             return Ok(());

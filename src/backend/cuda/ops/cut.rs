@@ -3,7 +3,9 @@
 
 use super::tiles::{TileConfig, TileShape, TileTable};
 use crate::backend::cuda::runtime::arguments::gemm::{DEPTH, Epilogue as Follows, STAGES};
-use crate::backend::cuda::runtime::arguments::{gemm_hopper as hopper, gemm_thin_hopper as thin};
+use crate::backend::cuda::runtime::arguments::{
+    gemm_hopper as hopper, gemm_thin_hopper as thin, thin_hopper as thin_tile,
+};
 use crate::backend::cuda::runtime::devices::DeviceInfo;
 use crate::backend::cuda::runtime::operands::Precision;
 use crate::error::{Error, Result};
@@ -179,12 +181,12 @@ const HOPPER: Tile = Tile {
 };
 const THIN_HOPPER: Tile = Tile {
     kernels: Names::OneEach(Thin::Hopper),
-    rows: thin::ROWS,
-    columns: thin::COLUMNS,
-    threads: thin::THREADS as u32,
+    rows: thin_tile::ROWS,
+    columns: thin_tile::COLUMNS,
+    threads: thin_tile::THREADS as u32,
     shared: thin::SHARED as u32,
     groups: 1,
-    passes: (thin::ROWS + thin::COLUMNS) * DEPTH * 2 / CACHE_RATE,
+    passes: (thin_tile::ROWS + thin_tile::COLUMNS) * DEPTH * 2 / CACHE_RATE,
 };
 const PLAIN_F32: Tile = Tile {
     kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
@@ -247,8 +249,8 @@ fn parts(shape: TileShape, k: usize) -> Vec<usize> {
     match shape {
         TileShape::Hopper => vec![1],
         TileShape::ThinHopper => {
-            let each_has_work = |parts: &usize| k.div_ceil(thin::DEPTH) >= *parts;
-            [thin::MIN_CLUSTER, thin::MAX_CLUSTER].into_iter().filter(each_has_work).collect()
+            let each_has_work = |parts: &usize| k.div_ceil(thin_tile::DEPTH) >= *parts;
+            [thin_tile::MIN_CLUSTER, thin::MAX_CLUSTER].into_iter().filter(each_has_work).collect()
         }
         _ => (1..=(k / groups / LEAST_PART).clamp(1, MAX_PARTS / groups)).collect(),
     }
@@ -319,7 +321,7 @@ impl Cut {
             let tensor = format!("a product in tiles of {}", config.shape.name());
             let expected = match parts.as_slice() {
                 [1, .., most] => format!("split-K of 1 to {most} for a depth of {k}"),
-                [] => format!("a depth of more than {} instead of {k}", (thin::MIN_CLUSTER - 1) * thin::DEPTH),
+                [] => format!("a depth of more than {} instead of {k}", (thin_tile::MIN_CLUSTER - 1) * thin_tile::DEPTH),
                 few => format!("split-K of {few:?} for a depth of {k}"),
             };
             return Err(Error::tensor(tensor, expected, config.split_k.to_string(), ""));

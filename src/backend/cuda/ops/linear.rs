@@ -10,7 +10,7 @@ use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, s
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::{self as hopper, GemmHopperArguments};
-use crate::backend::cuda::runtime::arguments::gemm_thin_hopper as thin;
+use crate::backend::cuda::runtime::arguments::thin_hopper as thin;
 use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;

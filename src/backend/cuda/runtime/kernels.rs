@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
+use super::devices;
 use super::capture::{check_not_capturing, is_capturing, refuse_capture, unordered};
 use super::error::{self, driver};
 use super::operands::Operands;
@@ -53,6 +54,7 @@ pub struct Kernels {
     is_dry_run: Cell<bool>,
     /// Bytes of shared memory that a block may ask for.
     most_shared: OnceCell<u32>,
+    is_hopper: OnceCell<bool>,
     /// A stream that nothing is ever asked of: operands within a capture.
     unordered: Arc<CudaStream>,
 }
@@ -75,6 +77,7 @@ impl Kernels {
             launches: Cell::new(0),
             is_dry_run: Cell::new(false),
             most_shared: OnceCell::new(),
+            is_hopper: OnceCell::new(),
             unordered,
         })
     }
@@ -143,6 +146,15 @@ impl Kernels {
         let done = work();
         self.is_dry_run.set(before);
         done
+    }
+
+    /// Whether the device has compute capability 9.0, and runs the kernels that are for it alone.
+    pub(crate) fn is_hopper(&self) -> Result<bool> {
+        if let Some(known) = self.is_hopper.get() {
+            return Ok(*known);
+        }
+        let info = devices::info(self.context())?;
+        Ok(*self.is_hopper.get_or_init(|| info.compute_capability == (9, 0)))
     }
 
     /// The operands of a launch, none yet.

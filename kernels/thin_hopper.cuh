@@ -1,0 +1,74 @@
+// What the kernels of few rows for compute capability 9.0 share: tiles of 64x64 by one warpgroup, whose parts of k a cluster adds up.
+#pragma once
+#include "hopper.cuh"
+#include "rows.cuh"
+
+namespace promptmix {
+
+constexpr int ROWS = 64;    // of a tile
+constexpr int COLUMNS = 64;
+constexpr int DEPTH = 64;   // of a stretch of k, which comes in one box of either operand
+constexpr int THREADS = 128;
+constexpr int BYTES_OPERAND = ROWS * DEPTH * 2;
+constexpr int STRIDE = COLUMNS + 8;                   // of a tile of f32
+constexpr int BYTES_SUMS = ROWS * STRIDE * 4;
+constexpr int LANES = COLUMNS / PACKED_COLUMNS;       // of a row
+constexpr int MIN_CLUSTER = ROWS / (THREADS / LANES); // so that no block has more rows than at once
+
+// The sum of `count` numbers by the lanes of a row, who all get it.
+__device__ __forceinline__ float sum_of_row(const float* from, int count) {
+    const int lane = threadIdx.x % LANES;
+    float sum = lane < count ? from[lane] : 0.0f;
+    const float other = lane + LANES < count ? from[lane + LANES] : 0.0f;
+    sum += other;
+#pragma unroll 1
+    for (int i = lane + 2 * LANES; i < count; i += LANES) sum += from[i];
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    return sum;
+}
+
+// Issues the products of a stretch: 64 rows of A, K-major, and 64 columns of B at `right`, whose rows along k are neighbours, or Across
+// its columns.
+template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&sums)[COLUMNS / 2], uint32_t left, uint32_t right, bool adds) {
+#pragma unroll
+    for (int step = 0; step < DEPTH / 16; ++step) {
+        // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
+        const uint64_t b = Across ? describe_operand(right + step * 2048, BYTES_OPERAND, 1024) : describe_operand(right + step * 32, 16, 1024);
+        multiply_add_64<Across>(sums, describe_operand(left + step * 32, 16, 1024), b, adds || step > 0);
+    }
+}
+
+// Writes a part's sums to the tile of f32 at the start of `tile`.
+__device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2]) {
+    const int lane = threadIdx.x % 32;
+    float* const to = tile + (threadIdx.x / 32 * 16 + lane / 4) * STRIDE + lane % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 8; ++i) {
+            store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
+        }
+    }
+}
+
+// The lane's eight columns of row `row` of the tiles at `tile` in all blocks of the cluster, added up in order.
+__device__ __forceinline__ Columns<PACKED_COLUMNS> sum_of_parts(uint32_t tile, int row, int parts) {
+    const uint32_t from = tile + (row * STRIDE + threadIdx.x % LANES * PACKED_COLUMNS) * 4;
+    Columns<PACKED_COLUMNS> c = {};
+#pragma unroll MIN_CLUSTER
+    for (int block = 0; block < parts; ++block) {
+        const float4 low = load_from_block(from, block), high = load_from_block(from + 16, block);
+        c.value[0] += low.x;
+        c.value[1] += low.y;
+        c.value[2] += low.z;
+        c.value[3] += low.w;
+        c.value[4] += high.x;
+        c.value[5] += high.y;
+        c.value[6] += high.z;
+        c.value[7] += high.w;
+    }
+    return c;
+}
+
+}  // namespace promptmix
