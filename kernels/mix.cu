@@ -15,8 +15,8 @@
 // 4·D + 2·D + D / 16.
 // Backward keeps attention, scores, x_b, W_down x_b, the LayerNorm's standardised rows and deviations, h, and arg-maxes.
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   target_keys 32 2048 8, mix_scores 54 4624 1, token_scores 39 0 6, mix_rows 124 4352 4, mix_d_attention 40 16384 6,
-//   mix_d_scores 52 6272 1, mix_d_state 48 1056 5
+//   target_keys 32 2048 8, mix_scores 64 4624 1, token_scores 39 0 6, mix_rows 124 4352 4, mix_d_attention 40 16384 6,
+//   mix_d_scores 64 6272 1, mix_d_state 48 1056 5
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -166,6 +166,8 @@ __device__ __forceinline__ float dot(const float* a, const float* b, int width) 
 // Rows and columns that a warp takes at once, so that their loads do not wait for each other.
 constexpr int DOTS = 4;
 constexpr int AT_ONCE = 4;
+// Rows of W_up whose numbers a thread of the backward pass asks for at once.
+constexpr int SHARE_AT_ONCE = 16;
 
 // Gives `to` the products of `rows` rows of `matrix` with `x`, four a warp at a time.
 template <typename To>
@@ -173,18 +175,23 @@ __device__ __forceinline__ void products(const float* matrix, int rows, const fl
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int first = warp; first < rows; first += SCORE_WARPS * DOTS) {
         float sums[DOTS] = {};
-        // Columns behind the last count nothing: a loop that ends early would wait for its last columns one by one.
+        // All loads come before the first sum. Columns behind the last are the last once more and count nothing: a loop that ends early
+        // would wait for its last columns one by one.
         for (int start = lane; start < width; start += 32 * AT_ONCE) {
+            float of_x[AT_ONCE], of_row[AT_ONCE][DOTS];
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
-                const int i = start + 32 * k;
-                const bool any = i < width;
-                const float value = any ? x[i] : 0.0f;
+                const int i = min(start + 32 * k, width - 1);
+                of_x[k] = start + 32 * k < width ? x[i] : 0.0f;
 #pragma unroll
                 for (int j = 0; j < DOTS; ++j) {
-                    const int row = min(first + j * SCORE_WARPS, rows - 1);
-                    sums[j] = fmaf(any ? matrix[static_cast<int64_t>(row) * width + i] : 0.0f, value, sums[j]);
+                    of_row[k][j] = matrix[static_cast<int64_t>(min(first + j * SCORE_WARPS, rows - 1)) * width + i];
                 }
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+#pragma unroll
+                for (int j = 0; j < DOTS; ++j) sums[j] = fmaf(of_row[k][j], of_x[k], sums[j]);
             }
         }
 #pragma unroll
@@ -419,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArgumen
 }
 
 // d_scores of an example, d_h, the LayerNorm's backward and d_down.
-extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArguments m) {
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 1) mix_d_scores(MixArguments m) {
     extern __shared__ float shared[];  // d_h, then d_v: D; then a sum a warp
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, examples = batch.examples();
@@ -497,9 +504,18 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_d_scores(MixArgu
             const int q = first + number;
             float sum = 0.0f;
             if (q < m.bottleneck_dim) {
-#pragma unroll 32
-                for (int column = share; column < width; column += Shares) {
-                    sum = fmaf(d_h[column], state[m.w_up + static_cast<int64_t>(column) * m.bottleneck_dim + q], sum);
+                const float* const w_up = state + m.w_up + q;
+                for (int start = share; start < width; start += Shares * SHARE_AT_ONCE) {
+                    float of_up[SHARE_AT_ONCE];
+#pragma unroll
+                    for (int i = 0; i < SHARE_AT_ONCE; ++i) {
+                        of_up[i] = w_up[static_cast<int64_t>(min(start + i * Shares, width - 1)) * m.bottleneck_dim];
+                    }
+#pragma unroll
+                    for (int i = 0; i < SHARE_AT_ONCE; ++i) {
+                        const int column = start + i * Shares;
+                        if (column < width) sum = fmaf(d_h[column], of_up[i], sum);
+                    }
                 }
             }
             parts[share][number] = sum;

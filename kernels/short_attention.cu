@@ -61,13 +61,24 @@ template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, c
 __device__ __forceinline__ void short_biases(float (&to)[2][4], const AttentionArguments& arguments, const Short& of) {
     const int lane = threadIdx.x % 32, max_distance = arguments.max_distance;
     const float* const bias = arguments.bias + static_cast<int64_t>(of.head) * (2 * max_distance + 1);
+    float values[2][4] = {};
+    // All loads come before the first use.
+    if (arguments.bias != nullptr) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int query = lane / 4 + e / 2 * 8, key = j * 8 + lane % 4 * 2 + e % 2;
+                values[j][e] = __ldg(bias + min(max(key - query + max_distance, 0), 2 * max_distance));
+            }
+        }
+    }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const int query = lane / 4 + e / 2 * 8, key = j * 8 + lane % 4 * 2 + e % 2;
-            const float value = arguments.bias != nullptr ? __ldg(bias + min(max(key - query + max_distance, 0), 2 * max_distance)) * LOG2_E : 0.0f;
-            to[j][e] = key < of.rows && !(arguments.causal && key > query) ? value : -INFINITY;
+            to[j][e] = key < of.rows && !(arguments.causal && key > query) ? values[j][e] * LOG2_E : -INFINITY;
         }
     }
 }

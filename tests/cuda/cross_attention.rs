@@ -151,6 +151,7 @@ fn behind_the_product_that_makes_its_queries() {
         (vec![(29, 2), (62, 1), (63, 3)], Heads { count: 3, width: 24 }, 136, 0.2),
         (rows_of_two(32), Heads { count: 2, width: 64 }, 72, 0.0),
         (rows_of_two(33), Heads { count: 2, width: 64 }, 264, 0.1),
+        (vec![(29, 2), (7, 1)], Heads { count: 3, width: 24 }, 328, 0.1),
         (vec![(9, 2), (7, 1)], Heads { count: 12, width: 64 }, 768, 0.0),
         (vec![(29, 2), (62, 1)], Heads { count: 2, width: 72 }, 40, 0.1),
         (vec![(29, 9), (62, 1)], Heads { count: 2, width: 64 }, 40, 0.1),

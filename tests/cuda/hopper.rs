@@ -30,15 +30,22 @@ fn hopper(test: &str) -> Option<Raw> {
         eprintln!("skipped: the GPU has not compute capability 9.0");
         return None;
     }
+    let said = again(&[&format!("hopper::{test}"), "--exact", "--nocapture"]);
+    assert!(said.contains("1 passed"), "on the profile h200:\n{said}");
+    None
+}
+
+/// Runs tests of this program as a process of its own on a virtual GPU of compute capability 9.0; what it says.
+fn again(which: &[&str]) -> String {
     assert!(std::env::var_os(AGAIN).is_none(), "the profile h200 has compute capability 9.0");
     let program = std::env::current_exe().expect("this program");
     let mut command = std::process::Command::new(program);
-    command.args([&format!("hopper::{test}"), "--exact", "--nocapture"]);
-    let output = command.env(AGAIN, "1").env("VGPU_PROFILE", "h200").output().expect("a process");
+    let output =
+        command.args(which).env(AGAIN, "1").env("VGPU_PROFILE", "h200").output().expect("a process");
     let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success() && said.contains("1 passed"), "on the profile h200:\n{said}");
-    None
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "on the profile h200:\n{said}");
+    said
 }
 
 /// What a product leaves: a name, the numbers, and how far they may be from another's.
@@ -274,4 +281,14 @@ fn a_depth_that_leaves_a_block_of_a_cluster_without_work_is_refused() {
     let (both, none) = (refused(eight, 448), refused(four, 192));
     assert!(both.contains("split-K of [4] for a depth of 448"), "{both}");
     assert!(none.contains("a depth of more than 192"), "{none}");
+}
+
+/// Cross attention has kernels of clusters, which pass what those of every device pass.
+#[test]
+fn cross_attention_by_clusters_is_right_too() {
+    let Some(raw) = Raw::new() else { return };
+    if raw.is_virtual() && raw.capability() != (9, 0) {
+        let said = again(&["cross_attention::"]);
+        assert!(said.contains("7 passed"), "on the profile h200:\n{said}");
+    }
 }
