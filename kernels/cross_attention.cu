@@ -30,37 +30,9 @@
 //   cross_backward_bf16 109 49664 3, cross_sources_bf16 125 49664 3, cross_narrow_bf16 124 49664 3, cross_widen_f32 32 0 16,
 //   cross_narrow_f32 45 128 10, cross_scores_f32 46 128 10, cross_mix_f32 32 0 16, cross_scores_backward_f32 54 128 9,
 //   cross_backward_f32 32 0 16, cross_sources_f32 32 0 16
-#include "attention.cuh"
-#include "rows.cuh"
+#include "cross_attention.cuh"
 
 using namespace promptmix;
-
-struct CrossArguments {
-    Descriptor batch;
-    const void* from;        // what widen and narrow read
-    const void* weight;      // W_k or W_v
-    void* to;                // what widen, mix and narrow write
-    const void* h;
-    const void* absorbed_q;  // q'
-    const void* d_mixed;
-    const void* o;
-    const void* d_o;
-    const void* q;           // of narrow: what inner products are with, or null
-    float* scores;           // f32: the probabilities
-    float2* sums;            // of each row and tile: maximum, and sum of exponentials above it
-    void* p;                 // p·mask
-    void* ds;
-    void* d_absorbed_q;      // d_q', or null
-    float* d_h;
-    float* inner;            // [T, H·ceil(K / 64)]
-    Mask mask;
-    int heads;
-    int width;               // K
-    int depth;               // D
-    int longest;             // the most targets of an example that there is room for
-    int fragments;           // of narrow: 16 rows each, of a block
-    int padding;
-};
 
 // The product before widen.
 struct ProjectedArguments {
@@ -83,63 +55,9 @@ struct SourceArguments {
     int adds;                              // whether d_h is added to
 };
 
-constexpr int ROWS = 64;             // of a block, and keys of a tile
-static_assert(ROWS == ATTENTION_TILE, "tiles of keys are those of the descriptor's map");
 constexpr int SLICE = 128;           // columns of a block of mix_rows
-constexpr int STRIDE = ROWS + 8;     // of a tile of f32: eight apart in banks, so that four rows of pairs fall on all
 constexpr int STAGES = 3;            // of dot_products
-constexpr int LEFT_BYTES = ROWS * 64 * 2, RIGHT_BYTES = 64 * SLICE * 2;
-
-// Where an example's pairs lie.
-struct Pairs {
-    int rows, keys;          // t·H and n
-    int stride;              // pairs from row to row
-    int64_t row;             // of its first row among [T, H]
-    int64_t key;             // of its first encoder row
-    int64_t start;           // of its first pair
-    int64_t slot;            // of the sums of its first tile
-
-    // Of the example that a tile of keys is of.
-    __device__ Pairs(const CrossArguments& arguments, const TileEntry& tile)
-        : Pairs(arguments, tile.example, tile.other_row, tile.other_rows, tile.row, tile.rows) {}
-    __device__ Pairs(const CrossArguments& arguments, const Batch& batch, int example)
-        : Pairs(arguments, example, batch.offset(DECODER, example), batch.offset(DECODER, example + 1) - batch.offset(DECODER, example),
-                batch.offset(ENCODER, example), batch.offset(ENCODER, example + 1) - batch.offset(ENCODER, example)) {}
-    __device__ Pairs(const CrossArguments& arguments, int example, int target, int targets, int source, int sources) {
-        const int most = arguments.longest * arguments.heads;
-        rows = targets * arguments.heads;
-        row = static_cast<int64_t>(target) * arguments.heads;
-        key = source;
-        keys = sources;
-        stride = (keys + 7) / 8 * 8;
-        // No example reaches into the next: rounding n up takes at most eight more, a tile that is not full one more.
-        start = ((key + 7) / 8 * 8 + 8 * example) * most;
-        slot = (key / ROWS + example) * most;
-    }
-    // The sum of exponentials of a row, and the maximum it is above, from the sums of its tiles in order.
-    __device__ float2 sum_of(const CrossArguments& arguments, int of_row) const {
-        const int most = arguments.longest * arguments.heads, tiles = (keys + ROWS - 1) / ROWS;
-        float2 all = make_float2(-INFINITY, 0.0f);
-        for (int tile = 0; tile < tiles; ++tile) {
-            const float2 one = arguments.sums[slot + static_cast<int64_t>(tile) * most + of_row];
-            const float top = fmaxf(all.x, one.x);
-            all = make_float2(top, all.y * __expf(all.x - top) + one.y * __expf(one.x - top));
-        }
-        return all;
-    }
-    __device__ float log_sum_exp(const CrossArguments& arguments, int of_row) const {
-        const float2 all = sum_of(arguments, of_row);
-        return all.x + logf(all.y);
-    }
-};
-
-// Multiplies eight neighbouring pairs, from `key` on, of a row by their masks.
-__device__ __forceinline__ Columns<8> factors(const CrossArguments& arguments, const Batch& batch, int example, int row, int key) {
-    Columns<8> c = {{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}};
-    if (arguments.mask.step == nullptr) return c;
-    drop(c, MaskRow(arguments.mask, batch, example, row / arguments.heads, row % arguments.heads), key);
-    return c;
-}
+constexpr int LEFT_BYTES = PAIR_TILE * 64 * 2, RIGHT_BYTES = 64 * SLICE * 2;
 
 // Starts copying `rows` of at most 16·fragments rows and 64 columns, zeros behind what exists.
 template <int Width>
@@ -160,7 +78,7 @@ struct Operand {
     int rows;
 };
 
-// left (16·fragments rows) times right (64 rows) along `depth` columns, into a tile of f32 with rows STRIDE apart. Where right
+// left (16·fragments rows) times right (64 rows) along `depth` columns, into a tile of f32 with rows PAIR_STRIDE apart. Where right
 // lies Across, its rows are the depth, and what are its `rows` otherwise are columns.
 template <bool Across = false>
 __device__ __forceinline__ float* dot_products(unsigned char* shared, const Operand& left, const Operand& right, int depth, int fragments) {
@@ -215,9 +133,9 @@ __device__ __forceinline__ float* dot_products(unsigned char* shared, const Oper
         if (i < fragments) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                float* const to = tile + (i * 16 + lane / 4) * STRIDE + warp * 16 + j * 8 + lane % 4 * 2;
+                float* const to = tile + (i * 16 + lane / 4) * PAIR_STRIDE + warp * 16 + j * 8 + lane % 4 * 2;
                 store_pair(to, sums[i][j][0], sums[i][j][1]);
-                store_pair(to + 8 * STRIDE, sums[i][j][2], sums[i][j][3]);
+                store_pair(to + 8 * PAIR_STRIDE, sums[i][j][2], sums[i][j][3]);
             }
         }
     }
@@ -225,19 +143,7 @@ __device__ __forceinline__ float* dot_products(unsigned char* shared, const Oper
     return tile;
 }
 
-// Eight columns of a tile's row, by eight lanes a row.
-__device__ __forceinline__ Columns<8> load_chunk(const float* tile, int row, int chunk) {
-    return load_shared(tile + row * STRIDE + chunk * 8, chunk);
-}
-
-// The sum over the eight lanes that share a row.
-__device__ __forceinline__ float row_sum(float value) {
-#pragma unroll
-    for (int step = 4; step > 0; step >>= 1) value += __shfl_xor_sync(0xffffffffu, value, step);
-    return value;
-}
-
-__device__ __forceinline__ int fragments_of(int rows) { return (min(rows, ROWS) + 15) / 16; }
+__device__ __forceinline__ int fragments_of(int rows) { return (min(rows, PAIR_TILE) + 15) / 16; }
 
 // Scores of a tile of keys, their maximum and their sum of exponentials above it.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArguments arguments) {
@@ -246,84 +152,32 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArgu
     const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
     if (entry.example < 0) return;
     const Pairs pairs(arguments, entry);
-    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, depth = arguments.depth;
     if (rows <= 0) return;
     const Operand left{static_cast<const bf16*>(arguments.absorbed_q) + (pairs.row + first_row) * depth, depth, rows};
     const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + entry.first) * depth, depth, pairs.keys - entry.first};
     const int fragments = fragments_of(rows);
     const float* const tile = dot_products(shared, left, right, depth, fragments);
-    const int chunk = threadIdx.x % 8, key = entry.first + chunk * 8;
-    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
-        Columns<8> c = load_chunk(tile, row, chunk);
-        float most = -INFINITY, sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (key + i >= pairs.keys) c.value[i] = -INFINITY;
-            most = fmaxf(most, c.value[i]);
-        }
-#pragma unroll
-        for (int step = 4; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += __expf(c.value[i] - most);
-        sum = row_sum(sum);
-        if (row >= rows) continue;
-        if (key < pairs.stride) {
-            store_columns(arguments.scores + pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key, c);
-        }
-        if (chunk == 0) {
-            const int most_rows = arguments.longest * arguments.heads;
-            arguments.sums[pairs.slot + static_cast<int64_t>(entry.first / ROWS) * most_rows + first_row + row] = make_float2(most, sum);
-        }
-    }
+    store_scores(arguments, pairs, entry, tile, first_row);
 }
 
 // ds and p·mask of a tile of keys, from d_mixed · h.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_backward_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     float* const log_sum_exp = reinterpret_cast<float*>(shared + STAGES * 2 * LEFT_BYTES);
-    float* const delta = log_sum_exp + ROWS;
+    float* const delta = log_sum_exp + PAIR_TILE;
     const Batch batch{arguments.batch};
     const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
     if (entry.example < 0) return;
     const Pairs pairs(arguments, entry);
-    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, depth = arguments.depth;
     if (rows <= 0) return;
-    const int fragments = fragments_of(rows), chunk = threadIdx.x % 8;
-    if (static_cast<int>(threadIdx.x) < min(rows, ROWS)) {
-        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
-    }
-    for (int row = threadIdx.x / 8; row < fragments * 16; row += 16) {
-        float sum = 0.0f;
-        if (row < rows) {
-            const int64_t at = (pairs.row + first_row + row) * arguments.width;
-            for (int column = chunk * 8; column < arguments.width; column += 64) {
-                const Columns<8> a = load_columns<8>(static_cast<const bf16*>(arguments.o) + at + column);
-                const Columns<8> b = load_columns<8>(static_cast<const bf16*>(arguments.d_o) + at + column);
-#pragma unroll
-                for (int i = 0; i < 8; ++i) sum = fmaf(a.value[i], b.value[i], sum);
-            }
-        }
-        sum = row_sum(sum);
-        if (chunk == 0) delta[row] = sum;
-    }
+    const int fragments = fragments_of(rows);
+    find_delta(arguments, pairs, first_row, log_sum_exp, delta);
     const Operand left{static_cast<const bf16*>(arguments.d_mixed) + (pairs.row + first_row) * depth, depth, rows};
     const Operand right{static_cast<const bf16*>(arguments.h) + (pairs.key + entry.first) * depth, depth, pairs.keys - entry.first};
     const float* const tile = dot_products(shared, left, right, depth, fragments);
-    const int key = entry.first + chunk * 8;
-    if (key >= pairs.stride) return;
-    for (int row = threadIdx.x / 8; row < min(rows, ROWS); row += 16) {
-        const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
-        Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);
-        const Columns<8> factor = factors(arguments, batch, entry.example, first_row + row, key);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const float share = __expf(p.value[i] - log_sum_exp[row]);
-            ds.value[i] = share * (ds.value[i] * factor.value[i] - delta[row]);
-            p.value[i] = share * factor.value[i];
-        }
-        store_columns(static_cast<bf16*>(arguments.ds) + at, ds);
-        store_columns(static_cast<bf16*>(arguments.p) + at, p);
-    }
+    store_gradients(arguments, batch, pairs, entry, tile, log_sum_exp, delta, first_row);
 }
 
 // to += a left tile of 64x64 times a right one of 64 rows and SLICE columns, of which a warp computes 32. The left tile's rows
@@ -402,7 +256,7 @@ __device__ __forceinline__ void store_slice(const float (&sums)[4][4][4], unsign
 extern "C" __global__ void __launch_bounds__(128, 4) cross_widen_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    const int first_row = blockIdx.y * ROWS, rows = batch.rows(DECODER) - first_row;
+    const int first_row = blockIdx.y * PAIR_TILE, rows = batch.rows(DECODER) - first_row;
     if (rows <= 0) return;
     const int head = blockIdx.z, first_column = blockIdx.x * SLICE, depth = arguments.depth, width = arguments.width;
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
@@ -428,10 +282,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_widen_bf16(CrossArgum
 // and the launch between the two, with its wait for memory, falls away; the first of them stores it.
 template <bool Across> __device__ __forceinline__ void project_and_widen(const ProjectedArguments& arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
-    __shared__ float r[ROWS];
+    __shared__ float r[PAIR_TILE];
     const CrossArguments& of = arguments.of;
     const Batch batch{of.batch};
-    const int first_row = blockIdx.y * ROWS, rows = batch.rows(DECODER) - first_row;
+    const int first_row = blockIdx.y * PAIR_TILE, rows = batch.rows(DECODER) - first_row;
     if (rows <= 0) return;
     const int head = blockIdx.z, first_column = blockIdx.x * SLICE, depth = of.depth, width = of.width;
     const int64_t total = static_cast<int64_t>(of.heads) * width;
@@ -441,7 +295,7 @@ template <bool Across> __device__ __forceinline__ void project_and_widen(const P
     const bf16* const from = static_cast<const bf16*>(of.weight) + static_cast<int64_t>(head) * width * depth + first_column;
     copy_rows<SLICE>(weight, from, width, depth, depth - first_column, 4);
     commit_copies();
-    if (!Across && static_cast<int>(threadIdx.x) < ROWS) {
+    if (!Across && static_cast<int>(threadIdx.x) < PAIR_TILE) {
         const Norm norm{arguments.partials, depth, arguments.epsilon};
         r[threadIdx.x] = static_cast<int>(threadIdx.x) < rows ? norm.reciprocal_rms(first_row + threadIdx.x) : 0.0f;
     }
@@ -484,10 +338,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArgumen
     const Batch batch{arguments.batch};
     const int example = blockIdx.z;
     const Pairs pairs(arguments, batch, example);
-    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, depth = arguments.depth;
+    const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, depth = arguments.depth;
     if (rows <= 0) return;
     const int first_column = blockIdx.x * SLICE, fragments = fragments_of(rows);
-    if (static_cast<int>(threadIdx.x) < min(rows, ROWS)) {
+    if (static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
         log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
     }
     __syncthreads();
@@ -521,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArgumen
 extern "C" __global__ void __launch_bounds__(128, 4) cross_backward_bf16(CrossArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    const int first_column = blockIdx.x * SLICE, first_row = blockIdx.y * ROWS, depth = arguments.depth;
+    const int first_column = blockIdx.x * SLICE, first_row = blockIdx.y * PAIR_TILE, depth = arguments.depth;
     const Pairs pairs(arguments, batch, blockIdx.z);
     const int rows = pairs.rows - first_row;
     if (rows <= 0) return;

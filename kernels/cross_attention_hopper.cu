@@ -1,20 +1,28 @@
-// The two products before absorbed cross attention and before its backward, of heads up to 64 wide, for compute capability 9.0:
+// Absorbed cross attention, as kernels/cross_attention.cu has it, for compute capability 9.0: by tensor copies and products of a
+// warpgroup.
 //
-//   q_h = r·x W_q,h^T, q'_h = q_h W_k,h        or        d_o_h = d_x W_o,h, d_mixed_h = d_o_h W_v,h
+//   project    q_h = r·x W_q,h^T, q'_h = q_h W_k,h        or        d_o_h = d_x W_o,h, d_mixed_h = d_o_h W_v,h
+//   scores     s_ihj = q'_ih · h_j                        or        ds and p·mask from d_mixed_ih · h_j
+//   mix        mixed_ih = sum_j p_ihj mask_ihj h_j        or        d_q'_ih = sum_j ds_ihj h_j
 //
 // r = 1 / rms of the row from its partial sums of squares. Shapes: x, d_x [T, D]; W_q, W_k, W_v [H·K, D], W_o [D, H·K]; q, d_o
-// [T, H·K]; q', d_mixed [T, H, D]; all in bf16, sums in f32 in the tensor core.
+// [T, H·K]; q', d_mixed, mixed, d_q' [T, H, D]; h [R, D]; all in bf16, sums in f32 in the tensor core. K of project up to 64.
 //
-// A cluster of four blocks has a head and 64 rows. Each brings its quarter of D of both operands of the first product, and of the second
-// weight, by tensor copies at once, and computes that part of the head's 64 columns; each then adds up the parts of 16 rows in order,
-// rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
+// Project: a cluster of four blocks has a head and 64 rows. Each brings its quarter of D of both operands of the first product, and of
+// the second weight, by tensor copies at once, and computes that part of the head's 64 columns; each then adds up the parts of 16 rows
+// in order, rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
+// Scores: a block has 64 keys of an example and 64 of its rows, t·H, and asks for all of D that there are stages for.
+// Mix: a block has 64 columns and 64 rows of an example, and makes the weights of 64 keys while copies bring their rows of h.
 //
-// Grid: x the blocks of a cluster, y over rows, z heads. The true number of rows is the batch's; surplus blocks exit.
-// Bytes: x and both weights once for every head or row of tiles; what is written once. Columns of the box behind a head's width are of
-// the next head, and count as zeros.
-// Backward keeps nothing but what is stored.
+// Grids: project x the blocks of a cluster, y over rows, z heads · scores x tiles of 64 encoder rows, y rows / 64 · mix x D / 64, y rows
+// / 64, z examples. Counts come from the descriptor; surplus blocks exit.
+// Bytes: project, x and both weights once for every head or row of tiles; scores, h once for every 64 rows of its example; mix the same;
+// what is written once. Boxes reach into the next head's columns or the next example's rows: what comes of those is not stored, or meets
+// zeros.
+// Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   cross_project_hopper 0 0 0, cross_project_backward_hopper 0 0 0
+#include "cross_attention.cuh"
 #include "thin_hopper.cuh"
 
 using namespace promptmix;
@@ -39,8 +47,22 @@ constexpr int CLUSTER = 4;
 static_assert(CLUSTER == MIN_CLUSTER, "as many rows a block as at once");
 constexpr int MAX_STRETCHES = 8;   // of D, of a block
 // Of dynamic shared memory: the first product's operands, where its sums are after that; the second's weight; its rows; barriers.
-constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
 constexpr int BYTES_BARRIERS = 16;
+
+// Rounds a tile and stores its columns from `column` on, of `width`, of the `rows` rows that there are from `to` on.
+__device__ __forceinline__ void store_rounded(bf16* to, int64_t stride, int rows, int column, int width, const float (&sums)[COLUMNS / 2]) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+    bf16* const own = to + row * stride + column + lane % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        if (row + half * 8 >= rows) continue;
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) {
+            if (column + j * 8 >= width) break;
+            *reinterpret_cast<uint32_t*>(own + half * 8 * stride + j * 8) = pack_bf16(sums[j * 4 + half * 2], sums[j * 4 + half * 2 + 1]);
+        }
+    }
+}
 
 template <bool Across> __device__ __forceinline__ void project(const CrossProjectHopperArguments& arguments) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -102,33 +124,21 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
         const int64_t at = static_cast<int64_t>(first_row + row) * arguments.heads * width + head * width + chunk * PACKED_COLUMNS;
         *reinterpret_cast<uint4*>(arguments.middle + at) = packed;
     }
-    // As a tensor copy with 128-byte swizzle would have it.
-    const uint32_t place = middle + row * (DEPTH * 2) + ((chunk ^ (row & 7)) << 4);
+    const uint32_t place = middle + operand_place(row, chunk);
 #pragma unroll
     for (int block = 0; block < CLUSTER; ++block) store_to_block(place, block, packed);
     fence_writes();
     wait_for_cluster();
     wait_for_phase(barrier + 8, 0);
-    const int lane = thread % 32, own_row = first_row + thread / 32 * 16 + lane / 4;
     const int64_t stride = static_cast<int64_t>(arguments.heads) * depth;
-    bf16* const to = arguments.to + own_row * stride + static_cast<int64_t>(head) * depth + lane % 4 * 2;
+    bf16* const to = arguments.to + first_row * stride + static_cast<int64_t>(head) * depth;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
         fence_products();
         multiply_stretch<true>(sums, middle, next + i * BYTES_OPERAND, false);
         commit_products();
         wait_for_products<0>();
-        const int column = (first + i) * DEPTH;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (own_row + half * 8 >= rows) continue;
-#pragma unroll
-            for (int j = 0; j < COLUMNS / 8; ++j) {
-                if (column + j * 8 >= depth) break;
-                *reinterpret_cast<uint32_t*>(to + half * 8 * stride + column + j * 8) =
-                    pack_bf16(sums[j * 4 + half * 2], sums[j * 4 + half * 2 + 1]);
-            }
-        }
+        store_rounded(to, stride, rows - first_row, (first + i) * DEPTH, depth, sums);
     }
 }
 
@@ -139,4 +149,151 @@ extern "C" __global__ void __launch_bounds__(128) __cluster_dims__(CLUSTER, 1, 1
 extern "C" __global__ void __launch_bounds__(128) __cluster_dims__(CLUSTER, 1, 1)
     cross_project_backward_hopper(const __grid_constant__ CrossProjectHopperArguments arguments) {
     project<true>(arguments);
+}
+
+struct CrossScoresHopperArguments {
+    TensorMap left;          // q' or d_mixed [T·H, D]
+    TensorMap h;             // [R, D]
+    CrossArguments of;
+    int stages;              // of D, up to MAX_STAGES
+    int padding;
+};
+
+constexpr int MAX_STAGES = 12;
+static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles that both kinds of kernel read");
+
+// Behind the stages of dynamic shared memory: a barrier each, then the log-sum-exp and delta of the rows.
+template <bool Backward> __device__ __forceinline__ void scores(const CrossScoresHopperArguments& arguments) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const CrossArguments& of = arguments.of;
+    const Batch batch{of.batch};
+    const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
+    if (entry.example < 0) return;
+    const Pairs pairs(of, entry);
+    const int first_row = blockIdx.y * PAIR_TILE, stages = arguments.stages;
+    if (first_row >= pairs.rows) return;
+    const int behind = max(stages * BYTES_STAGE, BYTES_SUMS);
+    const uint32_t base = shared_address(shared), full = base + behind;
+    float* const log_sum_exp = reinterpret_cast<float*>(shared + behind + MAX_STAGES * 8);
+    float* const delta = log_sum_exp + PAIR_TILE;
+    const int count = (of.depth + DEPTH - 1) / DEPTH, row = static_cast<int>(pairs.row) + first_row;
+    const int key = static_cast<int>(pairs.key) + entry.first;
+    const auto bring = [&](int stage, int stretch) {
+        const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
+        expect_bytes(barrier, BYTES_STAGE);
+        copy_box(to, arguments.left, barrier, stretch * DEPTH, row);
+        copy_box(to + BYTES_OPERAND, arguments.h, barrier, stretch * DEPTH, key);
+    };
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+        for (int stage = 0; stage < stages; ++stage) start_barrier(full + stage * 8, 1);
+        fence_barriers();
+#pragma unroll 1
+        for (int stage = 0; stage < min(count, stages); ++stage) bring(stage, stage);
+    }
+    if (Backward) find_delta(of, pairs, first_row, log_sum_exp, delta);
+    __syncthreads();
+    float sums[COLUMNS / 2];
+    multiply_stretches<false>(sums, base, full, stages, count, bring);
+    float* const tile = reinterpret_cast<float*>(shared);
+    store_sums(tile, sums);
+    __syncthreads();
+    if (Backward) {
+        store_gradients(of, batch, pairs, entry, tile, log_sum_exp, delta, first_row);
+    } else {
+        store_scores(of, pairs, entry, tile, first_row);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_scores_hopper(const __grid_constant__ CrossScoresHopperArguments arguments) {
+    scores<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_hopper(const __grid_constant__ CrossScoresHopperArguments arguments) {
+    scores<true>(arguments);
+}
+
+struct CrossMixHopperArguments {
+    TensorMap h;             // [R, D]
+    CrossArguments of;
+    int padding[2];
+};
+
+constexpr int MIX_STAGES = 4;  // of 64 keys by 64 columns of h
+constexpr int WEIGHTS_FROM = MIX_STAGES * BYTES_OPERAND;  // two tiles of 64 rows by 64 keys
+constexpr int MIX_BARRIERS_FROM = WEIGHTS_FROM + 2 * BYTES_OPERAND;
+constexpr int SUMS_FROM = MIX_BARRIERS_FROM + MIX_STAGES * 8;
+constexpr int MIX_SHARED = SUMS_FROM + PAIR_TILE * 4;
+
+template <bool Backward> __device__ __forceinline__ void mix(const CrossMixHopperArguments& arguments) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const CrossArguments& of = arguments.of;
+    const Batch batch{of.batch};
+    const Pairs pairs(of, batch, blockIdx.z);
+    const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, first_column = blockIdx.x * COLUMNS;
+    if (rows <= 0) return;
+    const uint32_t base = shared_address(shared), full = base + MIX_BARRIERS_FROM;
+    float* const log_sum_exp = reinterpret_cast<float*>(shared + SUMS_FROM);
+    const int tiles = (pairs.keys + PAIR_TILE - 1) / PAIR_TILE;
+    const auto bring = [&](int tile) {
+        const int stage = tile % MIX_STAGES;
+        expect_bytes(full + stage * 8, BYTES_OPERAND);
+        copy_box(base + stage * BYTES_OPERAND, arguments.h, full + stage * 8, first_column, static_cast<int>(pairs.key) + tile * PAIR_TILE);
+    };
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+        for (int stage = 0; stage < MIX_STAGES; ++stage) start_barrier(full + stage * 8, 1);
+        fence_barriers();
+#pragma unroll 1
+        for (int tile = 0; tile < min(tiles, MIX_STAGES); ++tile) bring(tile);
+    }
+    if (!Backward && static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
+        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(of, first_row + threadIdx.x);
+    }
+    __syncthreads();
+    const int chunk = threadIdx.x % LANES;
+    float sums[COLUMNS / 2];
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+        const int stage = tile % MIX_STAGES, key = tile * PAIR_TILE + chunk * 8, left = pairs.keys - tile * PAIR_TILE;
+        const int weights = WEIGHTS_FROM + tile % 2 * BYTES_OPERAND;
+        // All rows, as those behind the last are in the products too.
+#pragma unroll 1
+        for (int row = threadIdx.x / LANES; row < ROWS; row += THREADS / LANES) {
+            Columns<8> c = {};
+            if (row < rows && key < pairs.stride) {
+                const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
+                if (Backward) {
+                    c = load_columns<8>(static_cast<const bf16*>(of.ds) + at);
+                } else {
+                    c = load_columns<8>(of.scores + at);
+                    const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) c.value[i] = __expf(c.value[i] - log_sum_exp[row]) * factor.value[i];
+                }
+            }
+            store_columns(reinterpret_cast<bf16*>(shared + weights + operand_place(row, chunk)), c);
+        }
+        wait_for_phase(full + stage * 8, tile / MIX_STAGES & 1);
+        // Behind an example's last row lie the next one's, or what nobody wrote, of which even no part is too much.
+        for (int i = max(left, 0) * LANES + threadIdx.x; i < ROWS * LANES; i += THREADS) {
+            *reinterpret_cast<uint4*>(shared + stage * BYTES_OPERAND + i * 16) = make_uint4(0, 0, 0, 0);
+        }
+        fence_writes();
+        __syncthreads();
+        // The products before this barrier are done.
+        if (threadIdx.x == 0 && tile > 0 && tile - 1 + MIX_STAGES < tiles) bring(tile - 1 + MIX_STAGES);
+        fence_products();
+        multiply_stretch<true>(sums, base + weights, base + stage * BYTES_OPERAND, tile > 0);
+        commit_products();
+        wait_for_products<0>();
+    }
+    void* const to = Backward ? of.d_absorbed_q : of.to;
+    store_rounded(static_cast<bf16*>(to) + (pairs.row + first_row) * of.depth, of.depth, rows, first_column, of.depth, sums);
+}
+
+extern "C" __global__ void __launch_bounds__(128) cross_mix_hopper(const __grid_constant__ CrossMixHopperArguments arguments) {
+    mix<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) cross_backward_hopper(const __grid_constant__ CrossMixHopperArguments arguments) {
+    mix<true>(arguments);
 }

@@ -25,7 +25,6 @@
 using namespace promptmix;
 
 constexpr int STAGES = 6;
-constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
 constexpr int BARRIERS_FROM = STAGES * BYTES_STAGE;
 constexpr int SHARED = BARRIERS_FROM + STAGES * 8;
 constexpr int MAX_CLUSTER = 8;
@@ -93,28 +92,7 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
         return;
     }
     float sums[COLUMNS / 2];
-    int stage = 0;
-    uint32_t parity = 0;
-#pragma unroll 1
-    for (int stretch = 0; stretch < count; ++stretch) {
-        const uint32_t left = base + stage * BYTES_STAGE, right = left + BYTES_OPERAND;
-        wait_for_phase(full + stage * 8, parity);
-        fence_products();
-        multiply_stretch<Backward>(sums, left, right, stretch > 0);
-        commit_products();
-        if (stretch + STAGES < count) {
-            wait_for_products<0>();
-            __syncthreads();
-            if (thread == 0) bring(stage, stretch + STAGES);
-        }
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-    wait_for_products<0>();
-    // Other warps' products read the same columns.
-    __syncthreads();
+    multiply_stretches<Backward>(sums, base, full, STAGES, count, bring);
     store_sums(reinterpret_cast<float*>(shared), sums);
     wait_for_cluster();
     const bool inside = there && a_row < rows && column < of.n;

@@ -39,6 +39,40 @@ template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&
     }
 }
 
+constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
+
+// Adds up `count` stretches, of which as many were asked for as there are stages, in order; `bring` asks for another, by one thread:
+// the stage and which. Ends when the products of all warps are done.
+template <bool Across, typename Bring>
+__device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], uint32_t base, uint32_t full, int stages, int count,
+                                                   const Bring& bring) {
+    int stage = 0;
+    uint32_t parity = 0;
+#pragma unroll 1
+    for (int stretch = 0; stretch < count; ++stretch) {
+        const uint32_t left = base + stage * BYTES_STAGE;
+        wait_for_phase(full + stage * 8, parity);
+        fence_products();
+        multiply_stretch<Across>(sums, left, left + BYTES_OPERAND, stretch > 0);
+        commit_products();
+        if (stretch + stages < count) {
+            wait_for_products<0>();
+            __syncthreads();
+            if (threadIdx.x == 0) bring(stage, stretch + stages);
+        }
+        if (++stage == stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    wait_for_products<0>();
+    // Other warps' products read the same columns.
+    __syncthreads();
+}
+
+// Where chunk `chunk` of row `row` lies as a tensor copy with 128-byte swizzle would have it.
+__device__ __forceinline__ uint32_t operand_place(int row, int chunk) { return row * (DEPTH * 2) + ((chunk ^ (row & 7)) << 4); }
+
 // Writes a part's sums to the tile of f32 at the start of `tile`.
 __device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2]) {
     const int lane = threadIdx.x % 32;

@@ -7,12 +7,13 @@ use super::attention::check_heads;
 use super::linear::Norm;
 use super::packing::{Described, DropoutMask};
 use super::{
-    CrossArguments, CrossProjectHopperArguments, GemmArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments,
-    WIDTH_MULTIPLE, side_number,
+    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments, GemmArguments,
+    NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE, side_number,
 };
-use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, SLICE};
+use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, PAIR_TILE, SLICE};
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
+use crate::backend::cuda::runtime::arguments::hopper::TensorMap;
 use crate::backend::cuda::runtime::arguments::{cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin};
 use crate::backend::cuda::runtime::kernels::{Arguments, Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
@@ -261,22 +262,75 @@ impl<'a> Steps<'a> {
         unsafe { self.kernels.launch(kernel, grid, 128, shared, arguments, &self.operands) }
     }
 
+    /// Stretches of D where the device, the format and the shape have kernels for compute capability 9.0.
+    fn hopper(&self) -> Result<Option<usize>> {
+        let fits = self.precision == Precision::Bf16 && self.shape.targets() > 0 && self.shape.sources() > 0;
+        let stretches = self.shape.stretches().filter(|_| fits);
+        Ok(if stretches.is_some() && self.kernels.is_hopper()? { stretches } else { None })
+    }
+
+    /// The map of a matrix of D columns, or of the weights' H·K, that comes in boxes of 64 by 64.
+    fn map(address: u64, shape: [usize; 2]) -> Result<TensorMap> {
+        tensor_map(address, shape, [thin::ROWS, thin::DEPTH])
+    }
+
+    /// Launches scores or a mix, or what is backward of it, of `shared`.
+    fn attend(&self, step: Step, shared: &CrossArguments) -> Result<()> {
+        let Some(stretches) = self.hopper()? else { return self.launch(step, shared) };
+        let (depth, heads) = (self.shape.depth, self.shape.heads.count);
+        let grid = step.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
+        let h = Self::map(shared.h, [self.shape.sources(), depth])?;
+        let (left, name) = match step {
+            Step::Scores => (shared.absorbed_q, "cross_scores_hopper"),
+            Step::ScoresBackward => (shared.d_mixed, "cross_scores_backward_hopper"),
+            _ => {
+                let name = if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
+                let grid = [depth.div_ceil(thin::COLUMNS) as u32, grid[1], grid[2]];
+                let arguments = CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
+                return self.launch_hopper(name, grid, hopper::MIX_SHARED, &arguments);
+            }
+        };
+        let stages = stretches.min(hopper::MAX_STAGES);
+        let arguments = CrossScoresHopperArguments {
+            left: Self::map(left, [self.shape.targets() * heads, depth])?,
+            h,
+            of: *shared,
+            stages: stages as i32,
+            ..CrossScoresHopperArguments::default()
+        };
+        // As the kernel lays it out: the sums lie where the stages were.
+        let behind = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS);
+        self.launch_hopper(name, grid, behind + hopper::MAX_STAGES * 8 + 2 * PAIR_TILE * 4, &arguments)
+    }
+
+    fn launch_hopper<A: Arguments>(
+        &self,
+        name: &'static str,
+        grid: [u32; 3],
+        shared: usize,
+        arguments: &A,
+    ) -> Result<()> {
+        let kernel = Kernel { file: "cross_attention_hopper", name };
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
+        unsafe {
+            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, arguments, &self.operands)
+        }
+    }
+
     /// Launches a narrow, as a product of clusters where the device and the shape have one: rows of D columns a head.
     fn narrow(&self, arguments: &CrossArguments) -> Result<()> {
         let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
-        let whole = heads.width.is_multiple_of(thin::COLUMNS) && self.shape.stretches().is_some();
-        let bf16 = self.precision == Precision::Bf16;
-        if !(bf16 && whole && rows > 0 && self.kernels.is_hopper()?) {
+        if !heads.width.is_multiple_of(thin::COLUMNS) || self.hopper()?.is_none() {
             return self.launch(Step::Narrow, arguments);
         }
         let (follows, name) = match arguments.q {
             0 => (Epilogue::Plain, "gemm_forward_thin_plain"),
             _ => (Epilogue::Delta, "gemm_forward_thin_delta"),
         };
-        let (n, of_box) = (heads.total(), [thin::ROWS, thin::DEPTH]);
+        let n = heads.total();
         let product = GemmHopperArguments {
-            a: tensor_map(arguments.from, [rows, heads.count * depth], of_box)?,
-            weight: tensor_map(arguments.weight, [n, depth], of_box)?,
+            a: Self::map(arguments.from, [rows, heads.count * depth])?,
+            weight: Self::map(arguments.weight, [n, depth])?,
             of: GemmArguments {
                 batch: arguments.batch,
                 out: arguments.to,
@@ -303,16 +357,13 @@ impl<'a> Steps<'a> {
 
     /// Launches the two products of a projection as clusters, where the device and the shape have that; whether it did.
     fn project(&self, projection: &ProjectedArguments, backward: bool) -> Result<bool> {
+        let Some(stretches) = self.hopper()? else { return Ok(false) };
         let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
-        let Some(stretches) = self.shape.stretches().filter(|_| rows > 0) else { return Ok(false) };
-        if !self.kernels.is_hopper()? {
-            return Ok(false);
-        }
-        let (of_box, total) = ([thin::ROWS, thin::DEPTH], heads.total());
+        let total = heads.total();
         let arguments = CrossProjectHopperArguments {
-            a: tensor_map(projection.a, [rows, depth], of_box)?,
-            weight: tensor_map(projection.weight, if backward { [depth, total] } else { [total, depth] }, of_box)?,
-            next: tensor_map(projection.of.weight, [total, depth], of_box)?,
+            a: Self::map(projection.a, [rows, depth])?,
+            weight: Self::map(projection.weight, if backward { [depth, total] } else { [total, depth] })?,
+            next: Self::map(projection.of.weight, [total, depth])?,
             batch: projection.of.batch,
             partials: projection.partials,
             middle: projection.middle,
@@ -326,15 +377,11 @@ impl<'a> Steps<'a> {
         };
         // As the kernel lays it out.
         let most = stretches.div_ceil(hopper::CLUSTER);
-        let operands = (most * hopper::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
+        let operands = (most * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
         let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
         let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];
         let name = if backward { "cross_project_backward_hopper" } else { "cross_project_hopper" };
-        let kernel = Kernel { file: "cross_attention_hopper", name };
-        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; rows beyond the batch's exit.
-        unsafe {
-            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, &arguments, &self.operands)
-        }?;
+        self.launch_hopper(name, grid, shared, &arguments)?;
         Ok(true)
     }
 
@@ -636,8 +683,8 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if !is_known {
             steps.launch(Step::Widen, &CrossArguments { from: q, weight: w_k, to: absorbed_q, ..shared })?;
         }
-        steps.launch(Step::Scores, &shared)?;
-        steps.launch(Step::Mix, &CrossArguments { to: mixed, ..shared })?;
+        steps.attend(Step::Scores, &shared)?;
+        steps.attend(Step::Mix, &CrossArguments { to: mixed, ..shared })?;
         steps.narrow(&CrossArguments { from: mixed, weight: w_v, to: o, ..shared })
     }
 
@@ -692,9 +739,9 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if !is_known {
             steps.launch(Step::Widen, &CrossArguments { from: d_o, weight: w_v, to: d_mixed, ..shared })?;
         }
-        steps.launch(Step::ScoresBackward, &shared)?;
+        steps.attend(Step::ScoresBackward, &shared)?;
         if with_d_q {
-            steps.launch(Step::MixBackward, &shared)?;
+            steps.attend(Step::MixBackward, &shared)?;
             let CrossArguments { from, to, q, inner, .. } = narrow;
             steps.narrow(&CrossArguments { from, weight: w_k, to, q, inner, ..shared })?;
         }

@@ -25,7 +25,9 @@ mod tiles;
 
 use super::runtime::arguments::attention::AttentionArguments;
 use super::runtime::arguments::cross_attention::{CrossArguments, ProjectedArguments, SourceArguments};
-use super::runtime::arguments::cross_attention_hopper::CrossProjectHopperArguments;
+use super::runtime::arguments::cross_attention_hopper::{
+    CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
+};
 use super::runtime::arguments::decode::DecodeArguments;
 use super::runtime::arguments::dropout::Mask;
 use super::runtime::arguments::embedding::{EmbedArguments, EmbedBackwardArguments};
