@@ -1,4 +1,5 @@
 // What absorbed cross attention's kernels share: their argument, where an example's pairs lie, and what becomes of a tile of scores.
+// Loops over rows are not unrolled: a decoder's kernels run each piece of their code once, straight from memory.
 #pragma once
 #include "attention.cuh"
 #include "rows.cuh"
@@ -66,6 +67,7 @@ struct Pairs {
     __device__ float2 sum_of(const CrossArguments& arguments, int of_row) const {
         const int most = arguments.longest * arguments.heads, tiles = (keys + PAIR_TILE - 1) / PAIR_TILE;
         float2 all = make_float2(-INFINITY, 0.0f);
+#pragma unroll 1
         for (int tile = 0; tile < tiles; ++tile) {
             const float2 one = arguments.sums[slot + static_cast<int64_t>(tile) * most + of_row];
             const float top = fmaxf(all.x, one.x);
@@ -104,6 +106,7 @@ __device__ __forceinline__ void store_scores(const CrossArguments& arguments, co
                                              int first_row) {
     const int rows = pairs.rows - first_row;
     const int chunk = threadIdx.x % 8, key = entry.first + chunk * 8;
+#pragma unroll 1
     for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
         Columns<8> c = load_chunk(tile, row, chunk);
         float most = -INFINITY, sum = 0.0f;
@@ -134,10 +137,12 @@ __device__ __forceinline__ void find_delta(const CrossArguments& arguments, cons
     if (static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
         log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
     }
+#pragma unroll 1
     for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
         float sum = 0.0f;
         if (row < rows) {
             const int64_t at = (pairs.row + first_row + row) * arguments.width;
+#pragma unroll 1
             for (int column = chunk * 8; column < arguments.width; column += 64) {
                 const Columns<8> a = load_columns<8>(static_cast<const bf16*>(arguments.o) + at + column);
                 const Columns<8> b = load_columns<8>(static_cast<const bf16*>(arguments.d_o) + at + column);
@@ -157,6 +162,7 @@ __device__ __forceinline__ void store_gradients(const CrossArguments& arguments,
     const int rows = pairs.rows - first_row, chunk = threadIdx.x % 8;
     const int key = entry.first + chunk * 8;
     if (key >= pairs.stride) return;
+#pragma unroll 1
     for (int row = threadIdx.x / 8; row < min(rows, PAIR_TILE); row += 16) {
         const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
         Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);

@@ -45,7 +45,11 @@ fn every_tile_and_split_gives_the_product_that_sums_by_hand_give() {
     let hopper = program.kernels.context().attribute(CAPABILITY_MAJOR).expect("a device") == 9;
     for shape in TileShape::ALL {
         let is_tried = backward.iter().any(|config| config.shape == shape);
-        assert_eq!(is_tried, hopper || shape != TileShape::Hopper, "{shape:?}");
+        // The depth backward is too little for four blocks of a cluster.
+        let of_every_device = matches!(shape, TileShape::Large | TileShape::Medium | TileShape::Small);
+        assert_eq!(is_tried, of_every_device || hopper && shape == TileShape::Hopper, "{shape:?}");
+        let is_tried = forward.iter().any(|config| config.shape == shape);
+        assert_eq!(is_tried, of_every_device || hopper, "{shape:?}");
     }
     for config in forward {
         let mut linear = Linear::with_tiles(&program.kernels, sequences.rows(), out, input, [config, LARGE])
