@@ -112,7 +112,7 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     }
     commit_products();
     wait_for_products<0>();
-    // Other warps' products read the same columns.
+    // As in `multiply_stretches`.
     __syncthreads();
     store_sums(reinterpret_cast<float*>(shared), sums);
     wait_for_cluster();

@@ -66,7 +66,7 @@ __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], u
         }
     }
     wait_for_products<0>();
-    // Other warps' products read the same columns.
+    // Other warps' products read the same columns, and it is not said that this warp's wait is for them too.
     __syncthreads();
 }
 

@@ -149,7 +149,7 @@ fn what_is_no_table_is_refused_with_its_line() {
         ),
         (
             format!("{header}\nA,B,forward,1,8,8,8x8,1,1\n"),
-            "expected 128x128, 80x128, 64x64 or 128x192, found \"8x8\"",
+            "expected 128x128, 80x128, 64x64, 128x192 or 64x64 cluster, found \"8x8\"",
         ),
         (format!("{header}\nA,B,forward,1,8,8,64x64,1,NaN\n"), "expected microseconds, found \"NaN\""),
         (
@@ -194,8 +194,8 @@ fn a_split_that_is_too_deep_is_refused() {
     let two = TileConfig { shape: TileShape::Small, split_k: 2 };
     let none = TileConfig { split_k: 0, ..LARGE };
     for (config, said) in [
-        (two, "a product in tiles of 64x64: expected split-K of 1 to 1 for a depth of 128, found 2"),
-        (none, "a product in tiles of 128x128: expected split-K of 1 to 1 for a depth of 128, found 0"),
+        (two, "a product in tiles of 64x64: expected split-K of 1 for a depth of 128, found 2"),
+        (none, "a product in tiles of 128x128: expected split-K of 1 for a depth of 128, found 0"),
     ] {
         let linear = Linear::with_tiles(&program.kernels, sequences.rows(), 64, 128, [config, LARGE]);
         let error = linear.expect_err(said).to_string();

@@ -7,14 +7,16 @@ use super::attention::check_heads;
 use super::linear::Norm;
 use super::packing::{Described, DropoutMask};
 use super::{
-    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments, GemmArguments,
-    NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE, side_number,
+    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
+    GemmArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE, side_number,
 };
 use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, PAIR_TILE, SLICE};
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
 use crate::backend::cuda::runtime::arguments::hopper::TensorMap;
-use crate::backend::cuda::runtime::arguments::{cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin};
+use crate::backend::cuda::runtime::arguments::{
+    cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin,
+};
 use crate::backend::cuda::runtime::kernels::{Arguments, Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
 use crate::backend::cuda::runtime::tensor_map::tensor_map;
@@ -284,9 +286,11 @@ impl<'a> Steps<'a> {
             Step::Scores => (shared.absorbed_q, "cross_scores_hopper"),
             Step::ScoresBackward => (shared.d_mixed, "cross_scores_backward_hopper"),
             _ => {
-                let name = if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
+                let name =
+                    if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
                 let grid = [depth.div_ceil(thin::COLUMNS) as u32, grid[1], grid[2]];
-                let arguments = CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
+                let arguments =
+                    CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
                 return self.launch_hopper(name, grid, hopper::MIX_SHARED, &arguments);
             }
         };

@@ -57,8 +57,7 @@ impl Tile {
 
     /// Cycles that `DEPTH` steps in k keep a multiprocessor of that compute capability busy.
     fn cycles(&self, compute_capability: (i32, i32)) -> usize {
-        let rate =
-            if self.kind() == Kind::Any { tensor_rate(compute_capability) } else { WARPGROUP_RATE };
+        let rate = if self.kind() == Kind::Any { tensor_rate(compute_capability) } else { WARPGROUP_RATE };
         self.passes.max(self.numbers() * DEPTH / rate)
     }
 }
@@ -130,7 +129,9 @@ impl Names {
             (true, Follows::Delta) => ["gemm_backward_small_delta", "gemm_backward_thin_delta"],
             (true, Follows::ReluBackward) => ["gemm_backward_small_relu", "gemm_backward_thin_relu"],
             (true, Follows::NormBackward) => ["gemm_backward_small_norm", "gemm_backward_thin_norm"],
-            (true, Follows::Accumulate) => ["gemm_backward_small_accumulate", "gemm_backward_thin_accumulate"],
+            (true, Follows::Accumulate) => {
+                ["gemm_backward_small_accumulate", "gemm_backward_thin_accumulate"]
+            }
             (true, _) => ["gemm_backward_small_plain", "gemm_backward_thin_plain"],
         };
         names[which]
@@ -263,9 +264,8 @@ fn runs(shape: TileShape, device: &DeviceInfo) -> bool {
 
 /// The ways that are worth trying of cutting a bf16 product of \[m, k\] rows and n columns on that device.
 pub(crate) fn candidates(device: &DeviceInfo, [m, n, k]: [usize; 3]) -> Vec<TileConfig> {
-    let configs = |shape: TileShape| {
-        parts(shape, k).into_iter().map(move |split_k| TileConfig { shape, split_k })
-    };
+    let configs =
+        |shape: TileShape| parts(shape, k).into_iter().map(move |split_k| TileConfig { shape, split_k });
     let all = TileShape::ALL.into_iter().filter(|shape| runs(*shape, device)).flat_map(configs);
     let worth = all.filter(|config| {
         // More parts than blocks that run at once gain nothing.
@@ -319,9 +319,14 @@ impl Cut {
         let parts = parts(config.shape, k);
         if !parts.contains(&config.split_k) {
             let tensor = format!("a product in tiles of {}", config.shape.name());
+            if parts.is_empty() {
+                let expected =
+                    format!("a depth of more than {}", (thin_tile::MIN_CLUSTER - 1) * thin_tile::DEPTH);
+                return Err(Error::tensor(tensor, expected, k.to_string(), ""));
+            }
             let expected = match parts.as_slice() {
+                [1] => format!("split-K of 1 for a depth of {k}"),
                 [1, .., most] => format!("split-K of 1 to {most} for a depth of {k}"),
-                [] => format!("a depth of more than {} instead of {k}", (thin_tile::MIN_CLUSTER - 1) * thin_tile::DEPTH),
                 few => format!("split-K of {few:?} for a depth of {k}"),
             };
             return Err(Error::tensor(tensor, expected, config.split_k.to_string(), ""));

@@ -6,7 +6,7 @@ use half::bf16;
 use super::NORM_COLUMNS;
 use super::cut::{Cut, candidates};
 use super::feed_forward::Gate;
-use super::linear::{Epilogue, Linear, Norm, NormBackward, TileConfig, TileTable};
+use super::linear::{Epilogue, Linear, Norm, NormBackward, TileConfig, TileShape, TileTable};
 use super::packing::DropoutMask;
 use super::sequences::Sequences;
 use crate::backend::cuda::runtime::devices::{self, DeviceInfo};
@@ -168,8 +168,8 @@ impl<'k> TileSearch<'k> {
         let mut on_device = OnDevice::new(self.kernels, shape)?;
         let (mut measured, mut first) = (Vec::new(), None);
         for config in candidates(&self.device, [rows, n, k]) {
-            // The other direction is not launched.
-            let other = TileConfig { split_k: 1, ..config };
+            // The other direction is not launched, and its depth may be too little for this tile.
+            let other = TileConfig { shape: TileShape::Large, split_k: 1 };
             let tiles = if product.is_backward() { [other, config] } else { [config, other] };
             let mut linear = Linear::with_tiles(self.kernels, sequences.rows(), out, input, tiles)?;
             on_device.clear(self.kernels, product)?;

@@ -13,8 +13,8 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
-use super::devices;
 use super::capture::{check_not_capturing, is_capturing, refuse_capture, unordered};
+use super::devices;
 use super::error::{self, driver};
 use super::operands::Operands;
 use super::table::{ARCHITECTURES, FATBINS};
@@ -329,7 +329,12 @@ impl Kernels {
         // SAFETY: the attributes, the argument and its address live until the call returns, which has copied them; of the kernel and
         // its argument, the caller's promise.
         unsafe {
-            cuLaunchKernelEx(&raw const config, function.cu_function(), addresses.as_mut_ptr(), std::ptr::null_mut())
+            cuLaunchKernelEx(
+                &raw const config,
+                function.cu_function(),
+                addresses.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         }
         .result()
         .map_err(fail)?;
