@@ -128,8 +128,11 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     const uint32_t place = middle + operand_place(row, chunk);
 #pragma unroll
     for (int block = 0; block < CLUSTER; ++block) store_to_block(place, block, packed);
+    // By who wrote, and by who is about to read what others wrote here.
     fence_writes();
+    __syncwarp();
     wait_for_cluster();
+    fence_writes();
     wait_for_phase(barrier + 8, 0);
     const int64_t stride = static_cast<int64_t>(arguments.heads) * depth;
     bf16* const to = arguments.to + first_row * stride + static_cast<int64_t>(head) * depth;
@@ -284,6 +287,7 @@ template <bool Backward> __device__ __forceinline__ void mix(const CrossMixHoppe
         __syncthreads();
         // The products before this barrier are done.
         if (threadIdx.x == 0 && tile > 0 && tile - 1 + MIX_STAGES < tiles) bring(tile - 1 + MIX_STAGES);
+        __syncwarp();
         fence_products();
         multiply_stretch<true>(sums, base + weights, base + stage * BYTES_OPERAND, tile > 0);
         commit_products();

@@ -59,6 +59,7 @@ __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], u
             wait_for_products<0>();
             __syncthreads();
             if (threadIdx.x == 0) bring(stage, stretch + stages);
+            __syncwarp();
         }
         if (++stage == stages) {
             stage = 0;
