@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 /// A block's tile of a kernel: its rows and columns, threads, and dynamic shared memory in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
+    kind: Kind,
     kernels: Names,
     rows: usize,
     columns: usize,
@@ -28,26 +29,18 @@ pub(super) struct Tile {
 impl Tile {
     /// Tiles over columns and rows; of rows whole clusters' worth.
     fn tiles(&self, m: usize, n: usize) -> [usize; 2] {
-        let together = if self.kind() == Kind::Hopper { hopper::CLUSTER } else { 1 };
+        let together = if self.kind == Kind::Hopper { hopper::CLUSTER } else { 1 };
         [n.div_ceil(self.columns), m.div_ceil(self.rows).next_multiple_of(together)]
     }
 
     /// Blocks over columns, rows and parts of k; or clusters of at most one block a multiprocessor, which take several tiles.
     fn grid(&self, device: &DeviceInfo, m: usize, n: usize, parts: usize) -> [u32; 3] {
         let [across, along] = self.tiles(m, n);
-        if self.kind() == Kind::Hopper {
+        if self.kind == Kind::Hopper {
             let most = device.multiprocessors / hopper::CLUSTER * hopper::CLUSTER;
             return [(across * along).min(most) as u32, 1, 1];
         }
         [across as u32, along as u32, parts as u32]
-    }
-
-    fn kind(&self) -> Kind {
-        match self.kernels {
-            Names::Hopper(_) => Kind::Hopper,
-            Names::OneEach(Thin::Hopper) => Kind::ThinHopper,
-            Names::Two(_) | Names::OneEach(Thin::Any) => Kind::Any,
-        }
     }
 
     /// Of the result, in a block.
@@ -57,7 +50,7 @@ impl Tile {
 
     /// Cycles that `DEPTH` steps in k keep a multiprocessor of that compute capability busy.
     fn cycles(&self, compute_capability: (i32, i32)) -> usize {
-        let rate = if self.kind() == Kind::Any { tensor_rate(compute_capability) } else { WARPGROUP_RATE };
+        let rate = if self.kind == Kind::Any { tensor_rate(compute_capability) } else { WARPGROUP_RATE };
         self.passes.max(self.numbers() * DEPTH / rate)
     }
 }
@@ -101,25 +94,15 @@ impl Kind {
 enum Names {
     /// Forward and backward, each with every epilogue.
     Two([&'static str; 2]),
-    /// The same, in the file for compute capability 9.0.
-    Hopper([&'static str; 2]),
     /// A kernel an epilogue.
-    OneEach(Thin),
+    OneEach,
 }
 
-/// Whose kernels of thin products.
-#[derive(Clone, Copy, Debug)]
-enum Thin {
-    Any,
-    Hopper,
-}
-
-impl Names {
-    fn of(self, backward: bool, follows: Follows) -> &'static str {
-        let which = match self {
-            Self::Two(names) | Self::Hopper(names) => return names[usize::from(backward)],
-            Self::OneEach(which) => which as usize,
-        };
+impl Tile {
+    fn kernel(&self, backward: bool, follows: Follows) -> &'static str {
+        if let Names::Two(names) = self.kernels {
+            return names[usize::from(backward)];
+        }
         let names = match (backward, follows) {
             (false, Follows::Project) => ["gemm_forward_small_project", "gemm_forward_thin_project"],
             (false, Follows::Relu) => ["gemm_forward_small_relu", "gemm_forward_thin_relu"],
@@ -134,7 +117,7 @@ impl Names {
             }
             (true, _) => ["gemm_backward_small_plain", "gemm_backward_thin_plain"],
         };
-        names[which]
+        names[usize::from(self.kind == Kind::ThinHopper)]
     }
 }
 
@@ -144,6 +127,7 @@ const fn stages(rows: usize, columns: usize) -> u32 {
 }
 
 const LARGE: Tile = Tile {
+    kind: Kind::Any,
     kernels: Names::Two(["gemm_forward_large", "gemm_backward_large"]),
     rows: 128,
     columns: 128,
@@ -154,6 +138,7 @@ const LARGE: Tile = Tile {
     passes: 128 + 256,
 };
 const MEDIUM: Tile = Tile {
+    kind: Kind::Any,
     kernels: Names::Two(["gemm_forward_medium", "gemm_backward_medium"]),
     rows: 80,
     columns: 128,
@@ -163,7 +148,8 @@ const MEDIUM: Tile = Tile {
     passes: 104 + 224,
 };
 const SMALL: Tile = Tile {
-    kernels: Names::OneEach(Thin::Any),
+    kind: Kind::Any,
+    kernels: Names::OneEach,
     rows: 64,
     columns: 64,
     threads: 256,
@@ -172,7 +158,8 @@ const SMALL: Tile = Tile {
     passes: 64 + 128,
 };
 const HOPPER: Tile = Tile {
-    kernels: Names::Hopper(["gemm_forward_hopper", "gemm_backward_hopper"]),
+    kind: Kind::Hopper,
+    kernels: Names::Two(["gemm_forward_hopper", "gemm_backward_hopper"]),
     rows: hopper::ROWS,
     columns: hopper::COLUMNS,
     threads: 3 * hopper::GROUP as u32,
@@ -181,7 +168,8 @@ const HOPPER: Tile = Tile {
     passes: (hopper::ROWS + hopper::COLUMNS / hopper::CLUSTER) * DEPTH * 2 / CACHE_RATE,
 };
 const THIN_HOPPER: Tile = Tile {
-    kernels: Names::OneEach(Thin::Hopper),
+    kind: Kind::ThinHopper,
+    kernels: Names::OneEach,
     rows: thin_tile::ROWS,
     columns: thin_tile::COLUMNS,
     threads: thin_tile::THREADS as u32,
@@ -190,6 +178,7 @@ const THIN_HOPPER: Tile = Tile {
     passes: (thin_tile::ROWS + thin_tile::COLUMNS) * DEPTH * 2 / CACHE_RATE,
 };
 const PLAIN_F32: Tile = Tile {
+    kind: Kind::Any,
     kernels: Names::Two(["gemm_forward_f32", "gemm_backward_f32"]),
     rows: 64,
     columns: 64,
@@ -259,7 +248,7 @@ fn parts(shape: TileShape, k: usize) -> Vec<usize> {
 
 /// Whether the device has kernels of that tile.
 fn runs(shape: TileShape, device: &DeviceInfo) -> bool {
-    shape.tile().kind() == Kind::Any || device.compute_capability == (9, 0)
+    shape.tile().kind == Kind::Any || device.compute_capability == (9, 0)
 }
 
 /// The ways that are worth trying of cutting a bf16 product of \[m, k\] rows and n columns on that device.
@@ -361,7 +350,7 @@ impl Cut {
         let stretches = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
         let whole = self.tile.numbers() / EPILOGUE_RATE;
-        let (moved, join) = match self.tile.kind() {
+        let (moved, join) = match self.tile.kind {
             Kind::ThinHopper => (2 * whole / parts, CLUSTER_JOIN),
             _ if parts > 1 => ((2 + parts) * whole, JOIN),
             _ => (whole, 0),
@@ -377,7 +366,7 @@ impl Cut {
 
     /// Which file has its kernels.
     pub(super) fn kind(&self) -> Kind {
-        self.tile.kind()
+        self.tile.kind
     }
 
     /// Counters that must be zero before and are zero afterwards; none without split-K, and where the parts are a cluster.
@@ -392,6 +381,6 @@ impl Cut {
 
     /// The kernel, its grid, threads of a block, and bytes of dynamic shared memory.
     pub(super) fn launch(&self, backward: bool, follows: Follows) -> (&'static str, [u32; 3], u32, u32) {
-        (self.tile.kernels.of(backward, follows), self.grid, self.tile.threads, self.tile.shared)
+        (self.tile.kernel(backward, follows), self.grid, self.tile.threads, self.tile.shared)
     }
 }
