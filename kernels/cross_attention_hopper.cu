@@ -21,7 +21,7 @@
 // zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
 // On sm_90a, with D of 768: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_project_hopper 62 81936 2, cross_project_backward_hopper 61 81936 2, cross_scores_hopper 58 197216 1,
+//   cross_project_hopper 60 81936 2, cross_project_backward_hopper 60 81936 2, cross_scores_hopper 58 197216 1,
 //   cross_scores_backward_hopper 58 197216 1, cross_mix_hopper 69 49440 4, cross_backward_hopper 58 49440 4
 #include "cross_attention.cuh"
 #include "thin_hopper.cuh"
@@ -114,7 +114,7 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     wait_for_products<0>();
     // As in `multiply_stretches`.
     __syncthreads();
-    store_sums(reinterpret_cast<float*>(shared), sums);
+    store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
     Columns<PACKED_COLUMNS> c = sum_of_parts(stages, row, CLUSTER);
 #pragma unroll
@@ -198,9 +198,13 @@ template <bool Backward> __device__ __forceinline__ void scores(const CrossScore
     if (Backward) find_delta(of, pairs, first_row, log_sum_exp, delta);
     __syncthreads();
     float sums[COLUMNS / 2];
-    multiply_stretches<false>(sums, base, full, stages, count, bring);
+    // Behind the batch's last row lies what nobody wrote.
+    const int written = batch.rows(ENCODER) - key;
+    multiply_stretches<false>(sums, base, full, stages, count, bring, [&](int stage) {
+        if (written < PAIR_TILE) clear_rows(shared + stage * BYTES_STAGE + BYTES_OPERAND, written);
+    });
     float* const tile = reinterpret_cast<float*>(shared);
-    store_sums(tile, sums);
+    store_sums(tile, sums, pairs.rows - first_row);
     __syncthreads();
     if (Backward) {
         store_gradients(of, batch, pairs, entry, tile, log_sum_exp, delta, first_row);
@@ -279,12 +283,7 @@ template <bool Backward> __device__ __forceinline__ void mix(const CrossMixHoppe
         }
         wait_for_phase(full + stage * 8, tile / MIX_STAGES & 1);
         // Behind an example's last row lie the next one's, or what nobody wrote, of which even no part is too much.
-#pragma unroll 1
-        for (int i = left * LANES + static_cast<int>(threadIdx.x); i < ROWS * LANES; i += THREADS) {
-            *reinterpret_cast<uint4*>(shared + stage * BYTES_OPERAND + i * 16) = make_uint4(0, 0, 0, 0);
-        }
-        fence_writes();
-        __syncthreads();
+        clear_rows(shared + stage * BYTES_OPERAND, left);
         // The products before this barrier are done.
         if (threadIdx.x == 0 && tile > 0 && tile - 1 + MIX_STAGES < tiles) bring(tile - 1 + MIX_STAGES);
         __syncwarp();

@@ -18,10 +18,10 @@
 // the multiprocessors alone.
 // Backward keeps nothing but what the epilogues leave.
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gemm_forward_thin_project 58 98352 2, gemm_forward_thin_relu 58 98352 2, gemm_forward_thin_add 58 98352 2,
+//   gemm_forward_thin_project 58 98352 2, gemm_forward_thin_relu 60 98352 2, gemm_forward_thin_add 62 98352 2,
 //   gemm_forward_thin_plain 58 98352 2, gemm_forward_thin_delta 62 98352 2, gemm_forward_thin_float 58 98352 2,
 //   gemm_backward_thin_plain 58 98352 2, gemm_backward_thin_delta 62 98352 2, gemm_backward_thin_relu 58 98352 2,
-//   gemm_backward_thin_norm 70 98352 2, gemm_backward_thin_accumulate 58 98352 2
+//   gemm_backward_thin_norm 72 98352 2, gemm_backward_thin_accumulate 58 98352 2
 #include "gemm_hopper.cuh"
 #include "thin_hopper.cuh"
 
@@ -95,8 +95,8 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
         return;
     }
     float sums[COLUMNS / 2];
-    multiply_stretches<Backward>(sums, base, full, STAGES, count, bring);
-    store_sums(reinterpret_cast<float*>(shared), sums);
+    multiply_stretches<Backward>(sums, base, full, STAGES, count, bring, [](int) {});
+    store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
     const bool inside = there && a_row < rows && column < of.n;
     const Columns<PACKED_COLUMNS> c = inside ? sum_of_parts(base, tile_row, parts) : Columns<PACKED_COLUMNS>{};

@@ -42,16 +42,17 @@ template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&
 constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
 
 // Adds up `count` stretches, of which as many were asked for as there are stages, in order; `bring` asks for another, by one thread:
-// the stage and which. Ends when the products of all warps are done.
-template <bool Across, typename Bring>
+// the stage and which. All threads call `landed` of a stage before its products. Ends when the products of all warps are done.
+template <bool Across, typename Bring, typename Landed>
 __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], uint32_t base, uint32_t full, int stages, int count,
-                                                   const Bring& bring) {
+                                                   const Bring& bring, const Landed& landed) {
     int stage = 0;
     uint32_t parity = 0;
 #pragma unroll 1
     for (int stretch = 0; stretch < count; ++stretch) {
         const uint32_t left = base + stage * BYTES_STAGE;
         wait_for_phase(full + stage * 8, parity);
+        landed(stage);
         fence_products();
         multiply_stretch<Across>(sums, left, left + BYTES_OPERAND, stretch > 0);
         commit_products();
@@ -74,17 +75,32 @@ __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], u
 // Where chunk `chunk` of row `row` lies as a tensor copy with 128-byte swizzle would have it.
 __device__ __forceinline__ uint32_t operand_place(int row, int chunk) { return row * (DEPTH * 2) + ((chunk ^ (row & 7)) << 4); }
 
-// Writes a part's sums to the tile of f32 at the start of `tile`.
-__device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2]) {
-    const int lane = threadIdx.x % 32;
-    float* const to = tile + (threadIdx.x / 32 * 16 + lane / 4) * STRIDE + lane % 4 * 2;
+// Writes a part's sums to the tile of f32 at the start of `tile`, and zeros behind its `rows` rows: what lies in A there nobody wrote.
+__device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2], int rows) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+    float* const to = tile + row * STRIDE + lane % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+        if (row + half * 8 < rows) {
 #pragma unroll
-        for (int i = 0; i < COLUMNS / 8; ++i) {
-            store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
+            for (int i = 0; i < COLUMNS / 8; ++i) {
+                store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < COLUMNS / 8; ++i) store_pair(to + half * 8 * STRIDE + i * 8, 0.0f, 0.0f);
         }
     }
+}
+
+// Zeros rows of an operand from `first` on, and has the products see it. All threads call it.
+__device__ __forceinline__ void clear_rows(unsigned char* operand, int first) {
+#pragma unroll 1
+    for (int i = first * LANES + static_cast<int>(threadIdx.x); i < ROWS * LANES; i += THREADS) {
+        *reinterpret_cast<uint4*>(operand + i * 16) = make_uint4(0, 0, 0, 0);
+    }
+    fence_writes();
+    __syncthreads();
 }
 
 // The lane's eight columns of row `row` of the tiles at `tile` in all blocks of the cluster, added up in order.
