@@ -13,7 +13,7 @@
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.
 // On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   attention_short_64 53 24576 6, attention_short_dropped_64 53 24704 6, attention_short_128 120 49152 3,
-//   attention_short_dropped_128 70 49280 3, attention_short_backward_64 121 38912 4,
+//   attention_short_dropped_128 119 49280 3, attention_short_backward_64 121 38912 4,
 //   attention_short_backward_dropped_64 121 39040 4, attention_short_backward_128 209 71680 2,
 //   attention_short_backward_dropped_128 209 71808 2
 #include "attention.cuh"
@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_64(Att
     attention_short<64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) attention_short_128(AttentionArguments arguments) { attention_short<128, false>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 4) attention_short_dropped_128(AttentionArguments arguments) {
     attention_short<128, true>(arguments);
 }
 
