@@ -153,6 +153,8 @@ fn behind_the_product_that_makes_its_queries() {
         (rows_of_two(33), Heads { count: 2, width: 64 }, 264, 0.1),
         (vec![(29, 2), (7, 1)], Heads { count: 3, width: 24 }, 328, 0.1),
         (vec![(9, 2), (7, 1)], Heads { count: 12, width: 64 }, 768, 0.0),
+        // The widest row of sources that clusters take.
+        (vec![(9, 2)], Heads { count: 1, width: 64 }, 2_048, 0.0),
         (vec![(29, 2), (62, 1)], Heads { count: 2, width: 72 }, 40, 0.1),
         (vec![(29, 9), (62, 1)], Heads { count: 2, width: 64 }, 40, 0.1),
     ] {

@@ -38,3 +38,9 @@ fn bf16_is_as_close_as_some_draw_of_pytorch_own() {
         check(fixture, Precision::Bf16);
     }
 }
+
+/// Products and cross attention by clusters need a width of more than 192: `hopper` runs this again where there are such.
+#[test]
+fn a_model_that_is_wide_enough_for_clusters() {
+    check("mini", Precision::Bf16);
+}

@@ -20,7 +20,7 @@ mod program;
 mod rules;
 
 /// The argument structs as the build makes them for Rust, once more.
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code, missing_docs)] // their layout alone is asked for, and the files of the kernels document them
 mod arguments {
     pub trait Arguments {}
     include!(concat!(env!("OUT_DIR"), "/layout.rs"));
