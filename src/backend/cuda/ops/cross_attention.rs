@@ -1,25 +1,15 @@
-//! Cross attention absorbed into the rows that it is over: `kernels/cross_attention.cu`; and where the device has compute capability
-//! 9.0, `kernels/cross_attention_hopper.cu` and the products of `kernels/gemm_thin_hopper.cu`.
+//! Cross attention absorbed into the rows that it is over: `kernels/cross_attention.cu`; `cross_attention_hopper.rs` has what takes its
+//! place where the device has compute capability 9.0.
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::attention::check_heads;
 use super::linear::Norm;
 use super::packing::{Described, DropoutMask};
-use super::{
-    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
-    GemmArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE, side_number,
-};
-use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, PAIR_TILE, SLICE};
-use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
-use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
-use crate::backend::cuda::runtime::arguments::hopper::TensorMap;
-use crate::backend::cuda::runtime::arguments::{
-    cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin,
-};
+use super::{CrossArguments, NORM_COLUMNS, ProjectedArguments, SourceArguments, WIDTH_MULTIPLE};
+use crate::backend::cuda::runtime::arguments::cross_attention::{MAX_LAYERS, SLICE};
 use crate::backend::cuda::runtime::kernels::{Arguments, Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
-use crate::backend::cuda::runtime::tensor_map::tensor_map;
 use crate::backend::{Heads, Side};
 use crate::error::{Error, Result};
 
@@ -121,17 +111,11 @@ impl AbsorbedShape<'_> {
         steps.sum(&places, adds)
     }
 
-    /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
-    fn stretches(&self) -> Option<usize> {
-        let stretches = self.depth.div_ceil(thin::DEPTH);
-        (hopper::CLUSTER..=hopper::CLUSTER * hopper::MAX_STRETCHES).contains(&stretches).then_some(stretches)
-    }
-
-    fn targets(&self) -> usize {
+    pub(super) fn targets(&self) -> usize {
         self.batch.batch().rows(Side::Decoder)
     }
 
-    fn sources(&self) -> usize {
+    pub(super) fn sources(&self) -> usize {
         self.batch.batch().rows(Side::Encoder)
     }
 
@@ -176,7 +160,7 @@ struct Places {
 
 /// A launch of a sequence.
 #[derive(Clone, Copy)]
-enum Step {
+pub(super) enum Step {
     /// Rows of H·K columns, times a weight, to rows of H·D.
     Widen,
     /// Rows of H·D columns, times a weight read the other way, to rows of H·K, and where `q` is given their inner products with its.
@@ -207,7 +191,7 @@ impl Step {
         }
     }
 
-    fn grid(self, of: &AbsorbedShape<'_>, precision: Precision) -> [usize; 3] {
+    pub(super) fn grid(self, of: &AbsorbedShape<'_>, precision: Precision) -> [usize; 3] {
         let (heads, targets) = (of.heads.count, of.targets());
         // Slices of columns, blocks of 64 rows that an example may have, and rows of scores.
         let (columns, parts, rows) =
@@ -230,11 +214,11 @@ impl Step {
 }
 
 /// The launches of a sequence, over the operands of all of them; `of` has what they share.
-struct Steps<'a> {
-    kernels: &'a Kernels,
-    shape: AbsorbedShape<'a>,
-    precision: Precision,
-    operands: Operands<'a>,
+pub(super) struct Steps<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) shape: AbsorbedShape<'a>,
+    pub(super) precision: Precision,
+    pub(super) operands: Operands<'a>,
     of: CrossArguments,
 }
 
@@ -253,7 +237,7 @@ impl<'a> Steps<'a> {
         Ok(Self { kernels, shape, precision, operands, of })
     }
 
-    fn launch<A: Arguments>(&self, step: Step, arguments: &A) -> Result<()> {
+    pub(super) fn launch<A: Arguments>(&self, step: Step, arguments: &A) -> Result<()> {
         let [bf16, f32] = step.names();
         let shared = if self.precision == Precision::Bf16 { SHARED } else { 0 };
         let kernel = Kernel { file: FILE, name: self.precision.named(bf16, f32) };
@@ -262,131 +246,6 @@ impl<'a> Steps<'a> {
         // leave what lies after them alone. Pairs begin at multiples of eight and lie a multiple of eight apart, so that rows of them
         // are aligned where the whole is.
         unsafe { self.kernels.launch(kernel, grid, 128, shared, arguments, &self.operands) }
-    }
-
-    /// Stretches of D where the device, the format and the shape have kernels for compute capability 9.0.
-    fn hopper(&self) -> Result<Option<usize>> {
-        let fits = self.precision == Precision::Bf16 && self.shape.targets() > 0 && self.shape.sources() > 0;
-        let stretches = self.shape.stretches().filter(|_| fits);
-        Ok(if stretches.is_some() && self.kernels.is_hopper()? { stretches } else { None })
-    }
-
-    /// The map of a matrix of D columns, or of the weights' H·K, that comes in boxes of 64 by 64.
-    fn map(address: u64, shape: [usize; 2]) -> Result<TensorMap> {
-        tensor_map(address, shape, [thin::ROWS, thin::DEPTH])
-    }
-
-    /// Launches scores or a mix, or what is backward of it, of `shared`.
-    fn attend(&self, step: Step, shared: &CrossArguments) -> Result<()> {
-        let Some(stretches) = self.hopper()? else { return self.launch(step, shared) };
-        let (depth, heads) = (self.shape.depth, self.shape.heads.count);
-        let grid = step.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
-        let h = Self::map(shared.h, [self.shape.sources(), depth])?;
-        let (left, name) = match step {
-            Step::Scores => (shared.absorbed_q, "cross_scores_hopper"),
-            Step::ScoresBackward => (shared.d_mixed, "cross_scores_backward_hopper"),
-            _ => {
-                let name =
-                    if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
-                let grid = [depth.div_ceil(thin::COLUMNS) as u32, grid[1], grid[2]];
-                let arguments =
-                    CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
-                return self.launch_hopper(name, grid, hopper::MIX_SHARED, &arguments);
-            }
-        };
-        let stages = stretches.min(hopper::MAX_STAGES);
-        let arguments = CrossScoresHopperArguments {
-            left: Self::map(left, [self.shape.targets() * heads, depth])?,
-            h,
-            of: *shared,
-            stages: stages as i32,
-            ..CrossScoresHopperArguments::default()
-        };
-        // As the kernel lays it out: the sums lie where the stages were.
-        let behind = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS);
-        self.launch_hopper(name, grid, behind + hopper::MAX_STAGES * 8 + 2 * PAIR_TILE * 4, &arguments)
-    }
-
-    fn launch_hopper<A: Arguments>(
-        &self,
-        name: &'static str,
-        grid: [u32; 3],
-        shared: usize,
-        arguments: &A,
-    ) -> Result<()> {
-        let kernel = Kernel { file: "cross_attention_hopper", name };
-        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
-        unsafe {
-            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, arguments, &self.operands)
-        }
-    }
-
-    /// Launches a narrow, as a product of clusters where the device and the shape have one: rows of D columns a head.
-    fn narrow(&self, arguments: &CrossArguments) -> Result<()> {
-        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
-        if !heads.width.is_multiple_of(thin::COLUMNS) || self.hopper()?.is_none() {
-            return self.launch(Step::Narrow, arguments);
-        }
-        let (follows, name) = match arguments.q {
-            0 => (Epilogue::Plain, "gemm_forward_thin_plain"),
-            _ => (Epilogue::Delta, "gemm_forward_thin_delta"),
-        };
-        let n = heads.total();
-        let product = GemmHopperArguments {
-            a: Self::map(arguments.from, [rows, heads.count * depth])?,
-            weight: Self::map(arguments.weight, [n, depth])?,
-            of: GemmArguments {
-                batch: arguments.batch,
-                out: arguments.to,
-                y: arguments.q,
-                inner_next: arguments.inner,
-                side: side_number(Side::Decoder),
-                n: n as i32,
-                k: depth as i32,
-                epilogue: follows as i32,
-                ..GemmArguments::default()
-            },
-            rows: rows as i32,
-            head_columns: heads.width as i32,
-        };
-        let cluster = [1, 1, thin::MIN_CLUSTER as u32];
-        let grid = [(n / thin::COLUMNS) as u32, rows.div_ceil(thin::ROWS) as u32, cluster[2]];
-        let kernel = Kernel { file: "gemm_thin_hopper", name };
-        let (threads, shared) = (thin::THREADS as u32, gemm_thin_hopper::SHARED as u32);
-        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; rows beyond the batch's exit.
-        unsafe {
-            self.kernels.launch_clusters(kernel, grid, cluster, threads, shared, &product, &self.operands)
-        }
-    }
-
-    /// Launches the two products of a projection as clusters, where the device and the shape have that; whether it did.
-    fn project(&self, projection: &ProjectedArguments, backward: bool) -> Result<bool> {
-        let Some(stretches) = self.hopper()? else { return Ok(false) };
-        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
-        let total = heads.total();
-        let arguments = CrossProjectHopperArguments {
-            a: Self::map(projection.a, [rows, depth])?,
-            weight: Self::map(projection.weight, if backward { [depth, total] } else { [total, depth] })?,
-            next: Self::map(projection.of.weight, [total, depth])?,
-            batch: projection.of.batch,
-            partials: projection.partials,
-            middle: projection.middle,
-            to: projection.of.to,
-            rows: rows as i32,
-            heads: heads.count as i32,
-            width: heads.width as i32,
-            depth: depth as i32,
-            epsilon: projection.epsilon,
-            ..CrossProjectHopperArguments::default()
-        };
-        // As the kernel lays it out.
-        let most = stretches.div_ceil(hopper::CLUSTER);
-        let operands = (most * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
-        let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
-        let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];
-        let name = if backward { "cross_project_backward_hopper" } else { "cross_project_hopper" };
-        self.launch_hopper(name, grid, shared, &arguments)?;
-        Ok(true)
     }
 
     /// d_h, the sum of what these layers bring, or with `adds` what was there and that sum.

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod cross_attention;
+mod cross_attention_hopper;
 pub(crate) mod cut;
 pub mod decode;
 pub(crate) mod descriptor;

@@ -1,0 +1,155 @@
+//! The launches of absorbed cross attention where the device has compute capability 9.0: `kernels/cross_attention_hopper.cu` and the
+//! products of `kernels/gemm_thin_hopper.cu`.
+
+use super::cross_attention::{AbsorbedShape, Step, Steps};
+use super::{
+    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
+    GemmArguments, ProjectedArguments, side_number,
+};
+use crate::backend::Side;
+use crate::backend::cuda::runtime::arguments::cross_attention::PAIR_TILE;
+use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
+use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
+use crate::backend::cuda::runtime::arguments::hopper::TensorMap;
+use crate::backend::cuda::runtime::arguments::{
+    cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin,
+};
+use crate::backend::cuda::runtime::kernels::{Arguments, Kernel};
+use crate::backend::cuda::runtime::operands::Precision;
+use crate::backend::cuda::runtime::tensor_map::tensor_map;
+use crate::error::Result;
+
+impl AbsorbedShape<'_> {
+    /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
+    fn stretches(&self) -> Option<usize> {
+        let stretches = self.depth.div_ceil(thin::DEPTH);
+        (hopper::CLUSTER..=hopper::CLUSTER * hopper::MAX_STRETCHES).contains(&stretches).then_some(stretches)
+    }
+}
+
+impl Steps<'_> {
+    /// Stretches of D where the device, the format and the shape have kernels for compute capability 9.0.
+    fn hopper(&self) -> Result<Option<usize>> {
+        let fits = self.precision == Precision::Bf16 && self.shape.targets() > 0 && self.shape.sources() > 0;
+        let stretches = self.shape.stretches().filter(|_| fits);
+        Ok(if stretches.is_some() && self.kernels.is_hopper()? { stretches } else { None })
+    }
+
+    /// The map of a matrix of D columns, or of the weights' H·K, that comes in boxes of 64 by 64.
+    fn map(address: u64, shape: [usize; 2]) -> Result<TensorMap> {
+        tensor_map(address, shape, [thin::ROWS, thin::DEPTH])
+    }
+
+    /// Launches scores or a mix, or what is backward of it, of `shared`.
+    pub(super) fn attend(&self, step: Step, shared: &CrossArguments) -> Result<()> {
+        let Some(stretches) = self.hopper()? else { return self.launch(step, shared) };
+        let (depth, heads) = (self.shape.depth, self.shape.heads.count);
+        let grid = step.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
+        let h = Self::map(shared.h, [self.shape.sources(), depth])?;
+        let (left, name) = match step {
+            Step::Scores => (shared.absorbed_q, "cross_scores_hopper"),
+            Step::ScoresBackward => (shared.d_mixed, "cross_scores_backward_hopper"),
+            _ => {
+                let name =
+                    if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
+                let grid = [depth.div_ceil(thin::COLUMNS) as u32, grid[1], grid[2]];
+                let arguments =
+                    CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
+                return self.launch_hopper(name, grid, hopper::MIX_SHARED, &arguments);
+            }
+        };
+        let stages = stretches.min(hopper::MAX_STAGES);
+        let arguments = CrossScoresHopperArguments {
+            left: Self::map(left, [self.shape.targets() * heads, depth])?,
+            h,
+            of: *shared,
+            stages: stages as i32,
+            ..CrossScoresHopperArguments::default()
+        };
+        // As the kernel lays it out: the sums lie where the stages were.
+        let behind = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS);
+        self.launch_hopper(name, grid, behind + hopper::MAX_STAGES * 8 + 2 * PAIR_TILE * 4, &arguments)
+    }
+
+    fn launch_hopper<A: Arguments>(
+        &self,
+        name: &'static str,
+        grid: [u32; 3],
+        shared: usize,
+        arguments: &A,
+    ) -> Result<()> {
+        let kernel = Kernel { file: "cross_attention_hopper", name };
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
+        unsafe {
+            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, arguments, &self.operands)
+        }
+    }
+
+    /// Launches a narrow, as a product of clusters where the device and the shape have one: rows of D columns a head.
+    pub(super) fn narrow(&self, arguments: &CrossArguments) -> Result<()> {
+        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
+        if !heads.width.is_multiple_of(thin::COLUMNS) || self.hopper()?.is_none() {
+            return self.launch(Step::Narrow, arguments);
+        }
+        let (follows, name) = match arguments.q {
+            0 => (Epilogue::Plain, "gemm_forward_thin_plain"),
+            _ => (Epilogue::Delta, "gemm_forward_thin_delta"),
+        };
+        let n = heads.total();
+        let product = GemmHopperArguments {
+            a: Self::map(arguments.from, [rows, heads.count * depth])?,
+            weight: Self::map(arguments.weight, [n, depth])?,
+            of: GemmArguments {
+                batch: arguments.batch,
+                out: arguments.to,
+                y: arguments.q,
+                inner_next: arguments.inner,
+                side: side_number(Side::Decoder),
+                n: n as i32,
+                k: depth as i32,
+                epilogue: follows as i32,
+                ..GemmArguments::default()
+            },
+            rows: rows as i32,
+            head_columns: heads.width as i32,
+        };
+        let cluster = [1, 1, thin::MIN_CLUSTER as u32];
+        let grid = [(n / thin::COLUMNS) as u32, rows.div_ceil(thin::ROWS) as u32, cluster[2]];
+        let kernel = Kernel { file: "gemm_thin_hopper", name };
+        let (threads, shared) = (thin::THREADS as u32, gemm_thin_hopper::SHARED as u32);
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; rows beyond the batch's exit.
+        unsafe {
+            self.kernels.launch_clusters(kernel, grid, cluster, threads, shared, &product, &self.operands)
+        }
+    }
+
+    /// Launches the two products of a projection as clusters, where the device and the shape have that; whether it did.
+    pub(super) fn project(&self, projection: &ProjectedArguments, backward: bool) -> Result<bool> {
+        let Some(stretches) = self.hopper()? else { return Ok(false) };
+        let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
+        let total = heads.total();
+        let arguments = CrossProjectHopperArguments {
+            a: Self::map(projection.a, [rows, depth])?,
+            weight: Self::map(projection.weight, if backward { [depth, total] } else { [total, depth] })?,
+            next: Self::map(projection.of.weight, [total, depth])?,
+            batch: projection.of.batch,
+            partials: projection.partials,
+            middle: projection.middle,
+            to: projection.of.to,
+            rows: rows as i32,
+            heads: heads.count as i32,
+            width: heads.width as i32,
+            depth: depth as i32,
+            epsilon: projection.epsilon,
+            ..CrossProjectHopperArguments::default()
+        };
+        // As the kernel lays it out.
+        let most = stretches.div_ceil(hopper::CLUSTER);
+        let operands = (most * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
+        let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
+        let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];
+        let name = if backward { "cross_project_backward_hopper" } else { "cross_project_hopper" };
+        self.launch_hopper(name, grid, shared, &arguments)?;
+        Ok(true)
+    }
+}
