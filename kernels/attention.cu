@@ -6,150 +6,60 @@
 //
 // T5's softmax_scale is 1. The bias is frozen: one short row a head, looked up by j - i, and no gradient of it.
 // Shapes: q [queries, H·K], k and v [keys, H·K] with strides, bias [H, 2·max_distance + 1] f32; K up to 128, a multiple of 8.
-// Grid: x over tiles of 64 rows of one example (the descriptor's tile map), y over heads; 128 threads, a warp 16 rows.
+// Grid: x over tiles of 64 rows of one example (the descriptor's tile map), y over heads; of backward z over d_k with d_v, and d_q where
+// it is wanted; 128 threads, a warp 16 rows.
 // bf16: flash style, tensor cores, keys and values (or queries and d_o) in two stages of cp.async, swizzled tiles; nothing
-// of size n x n leaves the chip. Backward is two kernels, one a tile of queries and one a tile of keys: no atomics.
+// of size n x n leaves the chip. Backward has blocks of a tile of keys and blocks of a tile of queries: no atomics.
 // f32: a warp a row, a lane a key; for verification.
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 128 42996 3, attention_dropped_64 152 44020 3, attention_128 163 83956 1, attention_dropped_128 180 84980 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_queries_64 165 51188 3,
-//   attention_queries_dropped_64 164 52212 3, attention_queries_128 160 100340 1, attention_queries_dropped_128 164 101364 1,
-//   attention_keys_64 166 52212 3, attention_keys_dropped_64 201 53236 2, attention_keys_128 218 101364 1,
-//   attention_keys_dropped_128 236 102388 1, attention_f32 44 0 10, attention_queries_f32 48 0 10, attention_keys_f32 56 0 9
-#include "attention.cuh"
+//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 161 83956 1, attention_dropped_128 195 84980 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 201 53236 2,
+//   attention_backward_128 174 101364 1, attention_backward_dropped_128 218 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
+#include "attention_tile.cuh"
 
 using namespace promptmix;
 
-// Bytes of shared memory behind the tiles: with dropout two masks of 64x64 bits; of d_k and d_v log_sum_exp and delta of two
-// stages of queries; then the bias.
-constexpr int MASK_BYTES = 64 * 8;
-constexpr int SIDE_BYTES = 4 * 64 * 4;
+// By mma.sync: a warp's products read its own rows, and need no other warp.
+template <int Width> struct WarpProducts {
+    static constexpr int TileBytes = 64 * Width * 2;
+    static __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 * 16; }
 
-// A stage of forward: the scores of a warp's 16 queries with 64 keys, and what they change. `left` says how many of the keys
-// each of a thread's two rows sees; only a stage that is Masked asks.
-template <int Width, bool Dropped, bool Masked>
-__device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2], uint32_t queries, uint32_t keys,
-                                             const float* bias, const int (&left)[2], float scale_log2, const uint8_t* bits, float scale) {
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    float scores[8][4] = {};
-    rows_by_rows<Width>(scores, queries, warp_row, keys);
-    float next[2] = {most[0], most[1]};
-    // A thread's second row lies eight below its first: its biases are those of eight columns before.
-    float before[2] = {bias[-8], bias[-7]};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        const float of_bias[2] = {bias[j * 8], bias[j * 8 + 1]};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            scores[j][e] = fmaf(scores[j][e], scale_log2, e / 2 == 0 ? of_bias[e % 2] : before[e % 2]);
-            if (Masked && j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = -INFINITY;
-            next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
-        }
-        before[0] = of_bias[0];
-        before[1] = of_bias[1];
+    static __device__ __forceinline__ void show_copies() {}
+    template <int Blocks>
+    static __device__ __forceinline__ void by_rows(float (&to)[Blocks][4], uint32_t left, uint32_t right, int from) {
+        rows_by_rows<Width, Blocks>(to, left, warp_row(), right, from);
     }
-    float shrink[2], more[2] = {};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        next[half] = quad_max(next[half]);
-        shrink[half] = power_of_two(most[half] - next[half]);
-        most[half] = next[half];
+    template <int Blocks>
+    static __device__ __forceinline__ void two_by_rows(float (&to)[Blocks][4], float (&behind)[Blocks][4], uint32_t left, uint32_t right,
+                                                       int from) {
+        by_rows(to, left, right, from);
+        by_rows(behind, left + TileBytes, right + TileBytes, from);
     }
-    uint2 kept[2];
-    if (Dropped) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
+    template <int Blocks>
+    static __device__ __forceinline__ void add_weighted(float (&to)[Width / 8][4], const float (&weights)[Blocks][4], uint32_t tile, int from) {
+        weighted_rows<Width, Blocks>(to, weights, tile, from);
     }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            scores[j][e] = power_of_two(scores[j][e] - most[e / 2]);
-            more[e / 2] += scores[j][e];
-            if (Dropped) scores[j][e] *= factor_of_bit(j < 4 ? kept[e / 2].x : kept[e / 2].y, j % 4 * 8 + lane % 4 * 2 + e % 2, scale);
-        }
+    template <int Blocks>
+    static __device__ __forceinline__ void add_two_weighted(float (&to)[Width / 8][4], const float (&weights)[Blocks][4],
+                                                            float (&to_behind)[Width / 8][4], const float (&behind)[Blocks][4], uint32_t tile,
+                                                            int from) {
+        add_weighted(to_behind, behind, tile + TileBytes, from);
+        add_weighted(to, weights, tile, from);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], shrink[half], more[half]);
-#pragma unroll
-    for (int block = 0; block < Width / 8; ++block) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) out[block][e] *= shrink[e / 2];
-    }
-    weighted_rows<Width>(out, scores, keys + 64 * Width * 2);
-}
-
-template <int Width, bool Dropped> __device__ __forceinline__ void attention_forward(const AttentionArguments& arguments) {
-    constexpr int TileBytes = 64 * Width * 2;
-    extern __shared__ __align__(128) unsigned char shared[];
-    unsigned char* const side = shared + 5 * TileBytes;
-    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
-    const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
-    if (!tile.any) return;
-    const int head = blockIdx.y, width = arguments.width;
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    const uint32_t base = shared_address(shared);
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + (tile.query_row + tile.first) * arguments.q_stride + head * width;
-    const int rows = tile.queries - tile.first;
-    const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
-    const int last = (seen - 1) / 64;
-    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
-    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
-    keys.load(base + TileBytes);
-    load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
-    float out[Width / 8][4] = {};
-    float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-    int left[2] = {64, 64};
-    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
-    const auto stage_of = [&](int stage, auto masked) {
-        constexpr bool Masked = decltype(masked)::value;
-        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
-        wait_for_copies<0>();
-        __syncthreads();
-        const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
-        if (!Masked) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
-        attend_stage<Width, Dropped, Masked>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
-                                             scale_log2, bits, scale);
-    };
-    for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
-    // Only the last stage has keys that do not exist, or that lie behind a query.
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int query = tile.first + warp_row + lane / 4 + half * 8;
-        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
-    }
-    stage_of(last, Flag<true>());
-    sum[0] = quad_sum(sum[0]);
-    sum[1] = quad_sum(sum[1]);
-    const int64_t total = static_cast<int64_t>(arguments.heads) * width;
-    bf16* const o = static_cast<bf16*>(arguments.o) + (tile.query_row + tile.first) * total + head * width;
-    // The tile of queries is read no more, and a warp writes only the rows that it read itself.
-    store_rows<Width>(shared, out, 1.0f / sum[0], 1.0f / sum[1], o, total, rows, width);
-    if (lane % 4 == 0) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + lane / 4 + half * 8;
-            if (row < rows) {
-                arguments.log_sum_exp[(tile.query_row + tile.first + row) * arguments.heads + head] = (most[half] + log2f(sum[half])) * LN_2;
-            }
-        }
-    }
-}
+    static __device__ __forceinline__ void end_reading() {}
+};
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_64(AttentionArguments arguments) {
-    attention_forward<64, false>(arguments);
+    attention_forward<WarpProducts<64>, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64(AttentionArguments arguments) {
-    attention_forward<64, true>(arguments);
+    attention_forward<WarpProducts<64>, 64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 1) attention_128(AttentionArguments arguments) { attention_forward<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 1) attention_128(AttentionArguments arguments) { attention_forward<WarpProducts<128>, 128, false>(arguments); }
 extern "C" __global__ void __launch_bounds__(128, 1) attention_dropped_128(AttentionArguments arguments) {
-    attention_forward<128, true>(arguments);
+    attention_forward<WarpProducts<128>, 128, true>(arguments);
 }
 
 // delta = sum of d_o·o over a head's columns: a warp a row and head.
@@ -171,254 +81,17 @@ template <typename T> __device__ __forceinline__ void attention_delta(const Atte
 extern "C" __global__ void __launch_bounds__(128) attention_delta_bf16(AttentionArguments arguments) { attention_delta<bf16>(arguments); }
 extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionArguments arguments) { attention_delta<float>(arguments); }
 
-// A stage of d_q: probabilities anew, then what a score's gradient brings.
-template <int Width, bool Dropped, bool Masked>
-__device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
-                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], float scale_log2,
-                                              const uint8_t* bits, float scale) {
-    constexpr int TileBytes = 64 * Width * 2;
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    uint2 kept[2];
-    if (Dropped) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
-    }
-    float before[2] = {bias[-8], bias[-7]};
-    // 32 keys at a time: all 64 would take more registers than there are.
-#pragma unroll 1
-    for (int from = 0; from < 64; from += 32) {
-        float scores[4][4] = {}, d_p[4][4] = {};
-        rows_by_rows<Width, 4>(scores, queries, warp_row, keys, from);
-        rows_by_rows<Width, 4>(d_p, queries + TileBytes, warp_row, keys + TileBytes, from);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const float of_bias[2] = {bias[from + j * 8], bias[from + j * 8 + 1]};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int half = e / 2, column = j * 8 + lane % 4 * 2 + e % 2;
-                const float added = (half == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[half];
-                float p = power_of_two(fmaf(scores[j][e], scale_log2, added));
-                if (Masked && from + column >= left[half]) p = 0.0f;
-                if (Dropped) d_p[j][e] *= factor_of_bit(from == 0 ? kept[half].x : kept[half].y, column, scale);
-                scores[j][e] = p * (d_p[j][e] - delta[half]);
-            }
-            before[0] = of_bias[0];
-            before[1] = of_bias[1];
-        }
-        weighted_rows<Width, 4>(d_q, scores, keys, from);
-    }
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_64(AttentionArguments arguments) {
+    attention_backward<WarpProducts<64>, 64, false>(arguments);
 }
-
-// d_q of a tile of queries.
-template <int Width, bool Dropped> __device__ __forceinline__ void attention_queries(const AttentionArguments& arguments) {
-    constexpr int TileBytes = 64 * Width * 2;
-    extern __shared__ __align__(128) unsigned char shared[];
-    unsigned char* const side = shared + 6 * TileBytes;
-    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
-    const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
-    if (!tile.any) return;
-    const int head = blockIdx.y, width = arguments.width;
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    const uint32_t base = shared_address(shared);
-    const int64_t total = static_cast<int64_t>(arguments.heads) * width, first_row = tile.query_row + tile.first;
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + first_row * arguments.q_stride + head * width;
-    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + first_row * total + head * width;
-    const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.queries;
-    const int rows = most_rows - tile.first;
-    const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
-    const int last = (seen - 1) / 64;
-    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
-    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
-    copy_tile<Width>(base + TileBytes, d_o, rows, static_cast<int>(total), width);
-    keys.load(base + 2 * TileBytes);
-    load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
-    float log_sum_exp[2] = {}, delta[2] = {};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = warp_row + lane / 4 + half * 8;
-        if (row < rows) {
-            log_sum_exp[half] = arguments.log_sum_exp[(first_row + row) * arguments.heads + head] * LOG2_E;
-            delta[half] = arguments.delta[(first_row + row) * arguments.heads + head];
-        }
-    }
-    float d_q[Width / 8][4] = {};
-    int left[2] = {64, 64};
-    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
-    const auto stage_of = [&](int stage, auto masked) {
-        constexpr bool Masked = decltype(masked)::value;
-        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
-        wait_for_copies<0>();
-        __syncthreads();
-        const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
-        if (!Masked) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
-        queries_stage<Width, Dropped, Masked>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
-                                              scale_log2, bits, scale);
-    };
-    for (int stage = 0; stage < last; ++stage) stage_of(stage, Flag<false>());
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int query = tile.first + warp_row + lane / 4 + half * 8;
-        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
-    }
-    stage_of(last, Flag<true>());
-    const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
-    const float to_scale = arguments.softmax_scale;
-    if (arguments.inner != nullptr) {
-        const float2 inner = row_products<Width>(shared, d_q);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + lane / 4 + half * 8;
-            if (lane % 4 == 0 && row < rows) {
-                arguments.inner[(to_row + row) * arguments.inner_parts * arguments.heads + head] = (half == 0 ? inner.x : inner.y) * to_scale;
-            }
-        }
-    }
-    bf16* const to = static_cast<bf16*>(arguments.d_q) + to_row * arguments.q_stride + head * width;
-    store_rows<Width>(shared, d_q, to_scale, to_scale, to, arguments.q_stride, rows, width);
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_dropped_64(AttentionArguments arguments) {
+    attention_backward<WarpProducts<64>, 64, true>(arguments);
 }
-
-extern "C" __global__ void __launch_bounds__(128, 3) attention_queries_64(AttentionArguments arguments) {
-    attention_queries<64, false>(arguments);
+extern "C" __global__ void __launch_bounds__(128) attention_backward_128(AttentionArguments arguments) {
+    attention_backward<WarpProducts<128>, 128, false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 3) attention_queries_dropped_64(AttentionArguments arguments) {
-    attention_queries<64, true>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_queries_128(AttentionArguments arguments) {
-    attention_queries<128, false>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_queries_dropped_128(AttentionArguments arguments) {
-    attention_queries<128, true>(arguments);
-}
-
-// A stage of d_k and d_v: a warp's 16 keys with 64 queries, whose log_sum_exp (times log2 e) and delta lie side by side in
-// `of_queries`. A query that does not exist has a log_sum_exp of infinity, so that its probabilities are zero. A stage that is
-// Masked leaves out queries before their keys.
-template <int Width, bool Dropped, bool Masked>
-__device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d_v)[Width / 8][4], const float* of_queries, uint32_t keys,
-                                           uint32_t queries, const float* bias, float scale_log2, const uint8_t* bits, float scale) {
-    constexpr int TileBytes = 64 * Width * 2;
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    float before[2] = {bias[8], bias[7]};
-    // So many queries at a time: all 64 would take more registers than there are.
-    constexpr int Blocks = Width > 64 ? 2 : 4;
-#pragma unroll 1
-    for (int from = 0; from < 64; from += 8 * Blocks) {
-        float p[Blocks][4] = {}, ds[Blocks][4] = {};
-        rows_by_rows<Width, Blocks>(p, keys, warp_row, queries, from);
-        rows_by_rows<Width, Blocks>(ds, keys + TileBytes, warp_row, queries + TileBytes, from);
-#pragma unroll
-        for (int j = 0; j < Blocks; ++j) {
-            const int first = from + j * 8;
-            const float of_bias[2] = {bias[-first], bias[-first - 1]};
-            const float4 both = load4(of_queries + (first + lane % 4 * 2) * 2);
-            const float log_sum_exp[2] = {both.x, both.z}, delta[2] = {both.y, both.w};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int column = first + lane % 4 * 2 + e % 2;
-                const float added = (e / 2 == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[e % 2];
-                float weight = power_of_two(fmaf(p[j][e], scale_log2, added));
-                if (Masked && warp_row + lane / 4 + e / 2 * 8 > column) weight = 0.0f;
-                float factor = 1.0f;
-                if (Dropped) factor = factor_of_bit(kept_of_keys(bits, column), e / 2 * 8 + lane / 4, scale);
-                ds[j][e] = weight * (ds[j][e] * factor - delta[e % 2]);
-                p[j][e] = weight * factor;
-            }
-            before[0] = of_bias[0];
-            before[1] = of_bias[1];
-        }
-        weighted_rows<Width, Blocks>(d_v, p, queries + TileBytes, from);
-        weighted_rows<Width, Blocks>(d_k, ds, queries, from);
-    }
-}
-
-// d_k and d_v of a tile of keys: everything transposed, so that a warp's 16 rows are keys.
-template <int Width, bool Dropped> __device__ __forceinline__ void attention_keys(const AttentionArguments& arguments) {
-    constexpr int TileBytes = 64 * Width * 2;
-    extern __shared__ __align__(128) unsigned char shared[];
-    unsigned char* const side = shared + 6 * TileBytes;
-    float* const rows_of_queries = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
-    float* const table = rows_of_queries + SIDE_BYTES / 4;
-    const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, true);
-    if (!tile.any) return;
-    const int head = blockIdx.y, width = arguments.width;
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    const uint32_t base = shared_address(shared);
-    const int total = arguments.heads * width;
-    const int64_t first_row = tile.key_row + tile.first;
-    const bf16* const k = static_cast<const bf16*>(arguments.k) + first_row * arguments.kv_stride + head * width;
-    const bf16* const v = static_cast<const bf16*>(arguments.v) + first_row * arguments.kv_stride + head * width;
-    const auto rows_of = [&](const Tile& of) { return arguments.scope == PROMPT ? batch.prompt_length() : of.keys; };
-    const int from = arguments.causal ? tile.first / 64 : 0, stages = (tile.queries + 63) / 64;
-    copy_tile<Width>(base, k, rows_of(tile) - tile.first, arguments.kv_stride, width);
-    copy_tile<Width>(base + TileBytes, v, rows_of(tile) - tile.first, arguments.kv_stride, width);
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
-    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
-    const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
-        const int left = tile.queries - stage * 64;
-        copy_tile<Width>(to, q + static_cast<int64_t>(stage) * 64 * arguments.q_stride, left, arguments.q_stride, width);
-        copy_tile<Width>(to + TileBytes, d_o + static_cast<int64_t>(stage) * 64 * total, left, total, width);
-        commit_copies();
-    };
-    if (from < stages) load(from);
-    load_bias(table, arguments, head);
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
-    float d_k[Width / 8][4] = {}, d_v[Width / 8][4] = {};
-    const float* const own = bias_of_zero(table, arguments.max_distance) + warp_row + lane / 4 - lane % 4 * 2;
-    const float* const of_query = (threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta) + tile.query_row * arguments.heads + head;
-    const auto stage_of = [&](int stage, auto masked) {
-        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
-        float* const of_queries = rows_of_queries + (stage & 1) * 128;
-        if (Dropped) draw_mask(bits, arguments, batch, tile, head, stage * 64, tile.first);
-        const int query = stage * 64 + threadIdx.x / 2;
-        float value = threadIdx.x % 2 == 0 ? INFINITY : 0.0f;
-        if (query < tile.queries) value = of_query[static_cast<int64_t>(query) * arguments.heads] * (threadIdx.x % 2 == 0 ? LOG2_E : 1.0f);
-        of_queries[threadIdx.x] = value;
-        wait_for_copies<0>();
-        __syncthreads();
-        if (stage + 1 < stages) load(stage + 1);
-        keys_stage<Width, Dropped, decltype(masked)::value>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
-                                                            own + shift_of(tile.first - stage * 64, arguments.max_distance), scale_log2, bits, scale);
-    };
-    // Only the first stage of a causal tile has queries before its keys.
-    if (arguments.causal) stage_of(from, Flag<true>());
-    for (int stage = from + (arguments.causal ? 1 : 0); stage < stages; ++stage) stage_of(stage, Flag<false>());
-    wait_for_copies<0>();
-    __syncthreads();
-    // Read again, so that none of it takes a register through the loop.
-    const Tile again(arguments, batch, true);
-    const int rows = rows_of(again) - again.first;
-    const int64_t before = arguments.scope == PROMPT ? static_cast<int64_t>(again.example) * rows_of(again) : again.key_row;
-    const int64_t to_row = before + again.first;
-    const float to_scale = arguments.softmax_scale;
-    if (arguments.inner_parts == 2) {
-        const float2 of_k = row_products<Width>(shared, d_k), of_v = row_products<Width>(shared + TileBytes, d_v);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + lane / 4 + half * 8;
-            if (lane % 4 == 0 && row < rows) {
-                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] = half == 0 ? fmaf(of_k.x, to_scale, of_v.x) : fmaf(of_k.y, to_scale, of_v.y);
-            }
-        }
-    }
-    const int64_t start = to_row * arguments.kv_stride + head * width;
-    store_rows<Width>(shared, d_k, to_scale, to_scale, static_cast<bf16*>(arguments.d_k) + start, arguments.kv_stride, rows, width);
-    store_rows<Width>(shared + TileBytes, d_v, 1.0f, 1.0f, static_cast<bf16*>(arguments.d_v) + start, arguments.kv_stride, rows, width);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_64(AttentionArguments arguments) {
-    attention_keys<64, false>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128, 2) attention_keys_dropped_64(AttentionArguments arguments) {
-    attention_keys<64, true>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128) attention_keys_128(AttentionArguments arguments) { attention_keys<128, false>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_keys_dropped_128(AttentionArguments arguments) {
-    attention_keys<128, true>(arguments);
+extern "C" __global__ void __launch_bounds__(128) attention_backward_dropped_128(AttentionArguments arguments) {
+    attention_backward<WarpProducts<128>, 128, true>(arguments);
 }
 
 // f32. A warp works on one row of a tile; a lane on one key (or query) of 32 at a time, then on columns lane, lane + 32, ..
@@ -490,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(AttentionArguments arguments) {
+__device__ __forceinline__ void queries_f32(const AttentionArguments& arguments) {
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, false);
     if (!tile.any) return;
@@ -537,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_queries_f32(Attentio
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionArguments arguments) {
+__device__ __forceinline__ void keys_f32(const AttentionArguments& arguments) {
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, true);
     if (!tile.any) return;
@@ -586,5 +259,13 @@ extern "C" __global__ void __launch_bounds__(128) attention_keys_f32(AttentionAr
         }
         inner = warp_sum(inner);
         if (lane == 0 && arguments.inner_parts == 2) arguments.inner[(to * 2 + 1) * arguments.heads + head] = inner;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_backward_f32(AttentionArguments arguments) {
+    if (blockIdx.z == 0) {
+        keys_f32(arguments);
+    } else {
+        queries_f32(arguments);
     }
 }

@@ -178,18 +178,25 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-template <bool Value> struct Flag {
-    static constexpr bool value = Value;
-};
-
 // The head's bias in shared memory, times log2 e, by key - query: constant beyond the maximum distance, so that a tile of 64 queries by
 // 64 keys finds its 127 numbers however far apart the two are (`shift_of`). Zeros where there is none.
 constexpr int BIAS_MARGIN = 2 * 63;
 __device__ __forceinline__ void load_bias(float* to, const AttentionArguments& arguments, int head) {
     const int max_distance = arguments.max_distance, length = 2 * (max_distance + BIAS_MARGIN) + 1;
     const float* const from = arguments.bias + static_cast<int64_t>(head) * (2 * max_distance + 1);
-    for (int i = threadIdx.x; i < length; i += 128) {
-        to[i] = arguments.bias != nullptr ? __ldg(from + min(max(i - BIAS_MARGIN, 0), 2 * max_distance)) * LOG2_E : 0.0f;
+    // Several loads at once: one after the other they would take longer than a tile's copies.
+    constexpr int AtOnce = 4;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < length; first += 128 * AtOnce) {
+        float values[AtOnce] = {};
+        if (arguments.bias != nullptr) {
+#pragma unroll
+            for (int i = 0; i < AtOnce; ++i) values[i] = __ldg(from + min(max(first + i * 128 - BIAS_MARGIN, 0), 2 * max_distance));
+        }
+#pragma unroll
+        for (int i = 0; i < AtOnce; ++i) {
+            if (first + i * 128 < length) to[first + i * 128] = values[i] * LOG2_E;
+        }
     }
 }
 __device__ __forceinline__ const float* bias_of_zero(const float* table, int max_distance) { return table + max_distance + BIAS_MARGIN; }

@@ -105,11 +105,32 @@ __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_g
 template <int Pending> __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
+// Keeps the compiler from moving what it does with registers across this place.
+template <int Count> __device__ __forceinline__ void hold(float (&numbers)[Count]) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
+}
 
-// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16 by 64 or 192 columns, d 64 by as many, by the four warps of a warpgroup.
+// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a warpgroup.
 // Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's rows
 // along k are not neighbours in memory, its columns are.
 #define SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+__device__ __forceinline__ void multiply_add_32(float (&d)[16], uint64_t a, uint64_t b, uint32_t adds) {
+    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %18, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, adds, 1, 1, 0, 0;\n\t}"
+                 : SUMS_8(0), SUMS_8(8)
+                 : "l"(a), "l"(b), "r"(adds));
+}
+// d += a b with a in registers: lane l of warp w holds rows 16w + l / 4 and eight on, columns 2·(l % 4) and the next of the first eight,
+// then of the second. b is Across.
+__device__ __forceinline__ void multiply_add_own_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 template <bool Across>
 __device__ __forceinline__ void multiply_add_64(float (&d)[32], uint64_t a, uint64_t b, uint32_t adds) {
     asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %34, 0;\n\t"

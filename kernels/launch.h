@@ -189,13 +189,12 @@ static inline promptmix_descriptor promptmix_batch_write(const promptmix_batch *
     return of;
 }
 
-// The passes of attention: o and log_sum_exp; delta, which the next two read; d_q; d_k and d_v. The short ones do the work of the
-// first, and of the other three, where promptmix_attention_is_short.
+// The passes of attention: o and log_sum_exp; delta, which the next reads; d_k, d_v and d_q, which is left out where it is NULL. The
+// short ones do the work of the first, and of the other two, where promptmix_attention_is_short.
 typedef enum promptmix_attention_pass {
     PROMPTMIX_ATTENTION_FORWARD,
     PROMPTMIX_ATTENTION_DELTA,
-    PROMPTMIX_ATTENTION_QUERIES,
-    PROMPTMIX_ATTENTION_KEYS,
+    PROMPTMIX_ATTENTION_BACKWARD,
     PROMPTMIX_ATTENTION_SHORT_FORWARD,
     PROMPTMIX_ATTENTION_SHORT_BACKWARD
 } promptmix_attention_pass;
@@ -206,26 +205,25 @@ static inline int promptmix_attention_is_short(const promptmix_attention_argumen
            promptmix_batch_longest(batch) <= PROMPTMIX_SHORT_ATTENTION_MAX_ROWS;
 }
 
-// Uses heads, width, max_distance, softmax_scale, sides, scope and mask of the arguments. Heads may be up to 128 wide, a multiple of 8,
+// Uses heads, width, max_distance, softmax_scale, sides, scope, mask and d_q of the arguments. Heads may be up to 128 wide, a multiple of 8,
 // and the scale is above zero; of short passes no f32.
 static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pass pass, promptmix_precision precision,
                                                           const promptmix_attention_arguments *a, const promptmix_batch *batch) {
-    static const char *const names[6][5] = {
+    static const char *const names[5][5] = {
         {"attention_64", "attention_128", "attention_dropped_64", "attention_dropped_128", "attention_f32"},
         {"attention_delta_bf16", "attention_delta_bf16", "attention_delta_bf16", "attention_delta_bf16", "attention_delta_f32"},
-        {"attention_queries_64", "attention_queries_128", "attention_queries_dropped_64", "attention_queries_dropped_128",
-         "attention_queries_f32"},
-        {"attention_keys_64", "attention_keys_128", "attention_keys_dropped_64", "attention_keys_dropped_128", "attention_keys_f32"},
+        {"attention_backward_64", "attention_backward_128", "attention_backward_dropped_64", "attention_backward_dropped_128",
+         "attention_backward_f32"},
         {"attention_short_64", "attention_short_128", "attention_short_dropped_64", "attention_short_dropped_128", NULL},
         {"attention_short_backward_64", "attention_short_backward_128", "attention_short_backward_dropped_64",
          "attention_short_backward_dropped_128", NULL}};
-    static const uint32_t tiles[6] = {5, 0, 6, 6, 3, 4};
+    static const uint32_t tiles[5] = {5, 0, 6, 3, 4};
     const int is_short = pass == PROMPTMIX_ATTENTION_SHORT_FORWARD || pass == PROMPTMIX_ATTENTION_SHORT_BACKWARD;
     const int wide = a->width > 64, dropped = a->mask.step != 0;
     const uint32_t heads = (uint32_t)a->heads;
     const char *const file = is_short ? "short_attention" : "attention";
     const char *kernel = names[pass][precision == PROMPTMIX_F32 ? 4 : wide + 2 * dropped];
-    const int32_t side = pass == PROMPTMIX_ATTENTION_KEYS ? a->key_side : a->query_side;
+    const int backward = pass == PROMPTMIX_ATTENTION_BACKWARD;
     uint32_t shared = tiles[pass] * PROMPTMIX_BATCH_ATTENTION_TILE * (wide ? 128u : 64u) * 2u;
     if (a->width < 8 || a->width > 128 || a->width % 8 || a->heads < 1 || a->heads > 65535) kernel = NULL;
     if (!(a->softmax_scale > 0.0f)) kernel = NULL;
@@ -235,14 +233,17 @@ static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pa
         return promptmix_launch_of(file, kernel, blocks, 1, 1, 128, shared);
     }
     if (pass == PROMPTMIX_ATTENTION_DELTA) {
-        const int64_t rows = promptmix_batch_rows(batch, side, PROMPTMIX_SCOPE_ALL);
+        const int64_t rows = promptmix_batch_rows(batch, a->query_side, PROMPTMIX_SCOPE_ALL);
         return promptmix_launch_of(file, kernel, promptmix_ceil(rows * heads, 4), 1, 1, 128, 0);
     }
-    if (dropped) shared += 2u * PROMPTMIX_ATTENTION_MASK_BYTES;
-    if (pass == PROMPTMIX_ATTENTION_KEYS) shared += PROMPTMIX_ATTENTION_SIDE_BYTES;
+    if (dropped) shared += 2u * PROMPTMIX_ATTENTION_TILE_MASK_BYTES;
+    if (backward) shared += PROMPTMIX_ATTENTION_TILE_SIDE_BYTES;
     shared += (2u * ((uint32_t)a->max_distance + PROMPTMIX_ATTENTION_BIAS_MARGIN) + 1u) * 4u;
     if (precision == PROMPTMIX_F32) shared = 0;
-    return promptmix_launch_of(file, kernel, promptmix_batch_tiles(batch, side, a->scope), heads, 1, 128, shared);
+    const uint32_t queries = promptmix_batch_tiles(batch, a->query_side, a->scope), keys = promptmix_batch_tiles(batch, a->key_side, a->scope);
+    const int with_d_q = !backward || a->d_q;
+    const uint32_t blocks = backward && (!with_d_q || keys > queries) ? keys : queries;
+    return promptmix_launch_of(file, kernel, blocks, heads, backward && with_d_q ? 2 : 1, 128, shared);
 }
 
 // The steps of cross attention absorbed into its sources, in the order of a forward pass and of a backward pass.

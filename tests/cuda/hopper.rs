@@ -295,3 +295,13 @@ fn cross_attention_by_clusters_is_right_too() {
         assert!(said.contains("8 passed"), "on the profile h200:\n{said}");
     }
 }
+
+/// Attention has kernels by warpgroups, which pass what those of every device pass.
+#[test]
+fn attention_by_warpgroups_is_right_too() {
+    let Some(raw) = Raw::new() else { return };
+    if raw.is_virtual() && raw.capability() != (9, 0) {
+        let said = again(&["cuda::attention::"]);
+        assert!(said.contains("7 passed"), "on the profile h200:\n{said}");
+    }
+}

@@ -1,10 +1,12 @@
-//! Attention: `kernels/attention.cu`, and `kernels/short_attention.cu` where examples have few rows.
+//! Attention: `kernels/attention.cu`, where the device has compute capability 9.0 `kernels/attention_hopper.cu`, and
+//! `kernels/short_attention.cu` where examples have few rows.
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
 use super::packing::{DropoutMask, PackedRows};
 use super::{ATTENTION_TILE, AttentionArguments, WIDTH_MULTIPLE, side_number};
-use crate::backend::cuda::runtime::arguments::attention::{BIAS_MARGIN, LANE_PARTS, MASK_BYTES, SIDE_BYTES};
+use crate::backend::cuda::runtime::arguments::attention::{BIAS_MARGIN, LANE_PARTS};
+use crate::backend::cuda::runtime::arguments::attention_tile::{MASK_BYTES, SIDE_BYTES};
 use crate::backend::cuda::runtime::arguments::{scope_number, short_attention};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
@@ -36,6 +38,8 @@ struct Pass {
     bf16: [&'static str; 2],
     /// The same with dropout.
     dropped: [&'static str; 2],
+    /// For heads up to 64 wide on compute capability 9.0, without and with dropout.
+    hopper: Option<[&'static str; 2]>,
     f32: &'static str,
     /// Tiles of shared memory that the bf16 kernels take, and bytes beside them.
     tiles: usize,
@@ -46,25 +50,18 @@ const FORWARD: Pass = Pass {
     short: false,
     bf16: ["attention_64", "attention_128"],
     dropped: ["attention_dropped_64", "attention_dropped_128"],
+    hopper: Some(["attention_64_hopper", "attention_dropped_64_hopper"]),
     f32: "attention_f32",
     tiles: 5,
     side: 0,
 };
-/// d_q.
-const QUERIES: Pass = Pass {
+/// d_k and d_v, and where it is wanted d_q.
+const BACKWARD: Pass = Pass {
     short: false,
-    bf16: ["attention_queries_64", "attention_queries_128"],
-    dropped: ["attention_queries_dropped_64", "attention_queries_dropped_128"],
-    f32: "attention_queries_f32",
-    tiles: 6,
-    side: 0,
-};
-/// d_k and d_v.
-const KEYS: Pass = Pass {
-    short: false,
-    bf16: ["attention_keys_64", "attention_keys_128"],
-    dropped: ["attention_keys_dropped_64", "attention_keys_dropped_128"],
-    f32: "attention_keys_f32",
+    bf16: ["attention_backward_64", "attention_backward_128"],
+    dropped: ["attention_backward_dropped_64", "attention_backward_dropped_128"],
+    hopper: Some(["attention_backward_64_hopper", "attention_backward_dropped_64_hopper"]),
+    f32: "attention_backward_f32",
     tiles: 6,
     side: SIDE_BYTES,
 };
@@ -73,6 +70,7 @@ const SHORT: Pass = Pass {
     short: true,
     bf16: ["attention_short_64", "attention_short_128"],
     dropped: ["attention_short_dropped_64", "attention_short_dropped_128"],
+    hopper: None,
     f32: FORWARD.f32,
     tiles: 3,
     side: 0,
@@ -82,35 +80,50 @@ const SHORT_BACKWARD: Pass = Pass {
     short: true,
     bf16: ["attention_short_backward_64", "attention_short_backward_128"],
     dropped: ["attention_short_backward_dropped_64", "attention_short_backward_dropped_128"],
-    f32: QUERIES.f32,
+    hopper: None,
+    f32: BACKWARD.f32,
     tiles: 4,
     side: 0,
 };
 
 impl Pass {
-    fn file(&self) -> &'static str {
-        if self.short { "short_attention" } else { "attention" }
-    }
-
-    /// The grid over tiles of these rows, or their examples.
-    fn grid(&self, rows: PackedRows<'_>, heads: Heads) -> [u32; 3] {
+    /// The grid over so many tiles of rows, or of a short pass over examples; `parts` are the gradients of one side.
+    fn grid(&self, attention: &Attention<'_>, tiles: usize, parts: u32) -> [u32; 3] {
+        let heads = attention.heads.count;
         match self.short {
-            true => [(rows.examples() * heads.count).div_ceil(4) as u32, 1, 1],
-            false => [rows.tiles() as u32, heads.count as u32, 1],
+            true => [(attention.queries.examples() * heads).div_ceil(4) as u32, 1, 1],
+            false => [tiles as u32, heads as u32, parts],
         }
     }
 
-    /// The bf16 kernel for these arguments, and its dynamic shared memory: tiles, what lies beside them, and the bias, which is
-    /// constant for [`BIAS_MARGIN`] beyond its maximum distance at either end.
-    fn instance(&self, arguments: &AttentionArguments) -> (&'static str, u32) {
-        let (index, columns) = if arguments.width <= 64 { (0, 64) } else { (1, 128) };
-        let (names, masks) = if arguments.mask.step != 0 { (&self.dropped, MASKS) } else { (&self.bf16, 0) };
+    /// The kernel for these arguments on such a device, and its dynamic shared memory: tiles, what lies beside them, and the bias, which
+    /// is constant for [`BIAS_MARGIN`] beyond its maximum distance at either end.
+    fn instance(
+        &self,
+        arguments: &AttentionArguments,
+        precision: Precision,
+        is_hopper: bool,
+    ) -> (Kernel, u32) {
+        let file = if self.short { "short_attention" } else { "attention" };
+        if precision == Precision::F32 {
+            return (Kernel { file, name: self.f32 }, 0);
+        }
+        let (is_wide, is_dropped) = (arguments.width > 64, arguments.mask.step != 0);
+        let names = if is_dropped { &self.dropped } else { &self.bf16 };
+        let kernel = match self.hopper {
+            Some(names) if is_hopper && !is_wide => {
+                Kernel { file: "attention_hopper", name: names[usize::from(is_dropped)] }
+            }
+            _ => Kernel { file, name: names[usize::from(is_wide)] },
+        };
+        let masks = if is_dropped { MASKS } else { 0 };
         let beside = match self.short {
-            true if masks > 0 => SHORT_MASKS,
+            true if is_dropped => SHORT_MASKS,
             true => 0,
             false => masks + self.side + (2 * (arguments.max_distance as usize + BIAS_MARGIN) + 1) * 4,
         };
-        (names[index], (self.tiles * ATTENTION_TILE * columns * 2 + beside) as u32)
+        let columns = if is_wide { 128 } else { 64 };
+        (kernel, (self.tiles * ATTENTION_TILE * columns * 2 + beside) as u32)
     }
 }
 
@@ -379,21 +392,22 @@ impl<'s> Attention<'s> {
         Err(Error::tensor("qkv", "queries and keys of the same rows", "rows of both sides", advice))
     }
 
-    /// Launches the kernel of a pass over `rows`.
+    /// Launches the kernel of a pass; of backward without d_q the part of the keys alone.
     fn launch(
         &self,
         kernels: &Kernels,
         operands: &Operands<'_>,
         pass: &Pass,
-        rows: PackedRows<'_>,
         precision: Precision,
         arguments: &AttentionArguments,
     ) -> Result<()> {
-        let (name, shared) = match precision {
-            Precision::F32 => (pass.f32, 0),
-            Precision::Bf16 => pass.instance(arguments),
+        let (kernel, shared) = pass.instance(arguments, precision, kernels.is_hopper()?);
+        let [queries, keys] = [self.queries.tiles(), self.keys.tiles()];
+        let grid = match (arguments.d_k != 0, arguments.d_q != 0) {
+            (false, _) => pass.grid(self, queries, 1),
+            (true, false) => pass.grid(self, keys, 1),
+            (true, true) => pass.grid(self, queries.max(keys), 2),
         };
-        let (kernel, grid) = (Kernel { file: pass.file(), name }, pass.grid(rows, self.heads));
         // SAFETY: `arguments` and its callers checked every operand's length; tiles beyond the batch's exit, rows beyond a tile's are
         // zeros.
         unsafe { kernels.launch(kernel, grid, 128, shared, arguments, operands) }
@@ -425,17 +439,15 @@ impl<'s> Attention<'s> {
         arguments.o = operands.matrix_mut("o", o, precision, rows * self.heads.total())?;
         arguments.log_sum_exp = operands.write("log_sum_exp", log_sum_exp, rows * self.heads.count)?;
         let pass = if self.is_short(precision) { &SHORT } else { &FORWARD };
-        if precision == Precision::Bf16 {
-            let (name, shared) = pass.instance(&arguments);
-            kernels.check_shared(name, shared, LESS_SHARED)?;
-        }
-        self.launch(kernels, &operands, pass, self.queries, precision, &arguments)
+        let (kernel, shared) = pass.instance(&arguments, precision, kernels.is_hopper()?);
+        kernels.check_shared(kernel.name, shared, LESS_SHARED)?;
+        self.launch(kernels, &operands, pass, precision, &arguments)
     }
 
     /// Launches the backward pass from `d_o` and what forward gave; the bias has no gradient.
     ///
-    /// Costs 2.5 times the forward pass, in two launches, a third for delta where it is not known; one alone where no example has more
-    /// than 16 rows. Deterministic, no atomics.
+    /// Costs 3.5 times the forward pass, in one launch, and a second for delta where it is not known and an example has more than 16
+    /// rows. Deterministic, no atomics.
     ///
     /// # Errors
     /// As [`Attention::forward`]; no delta where it is needed, and inner products of a d_q that is not wanted.
@@ -471,15 +483,11 @@ impl<'s> Attention<'s> {
             None if is_short => 0,
             None => return Err(Error::tensor("delta", "the numbers, or room for them", "none", "")),
         };
-        if !is_short && precision == Precision::Bf16 {
-            for pass in [&QUERIES, &KEYS] {
-                let (name, shared) = pass.instance(&arguments);
-                kernels.check_shared(name, shared, LESS_SHARED)?;
-            }
-        }
         if is_short {
-            return self.launch(kernels, &operands, &SHORT_BACKWARD, self.queries, precision, &arguments);
+            return self.launch(kernels, &operands, &SHORT_BACKWARD, precision, &arguments);
         }
+        let (kernel, shared) = BACKWARD.instance(&arguments, precision, kernels.is_hopper()?);
+        kernels.check_shared(kernel.name, shared, LESS_SHARED)?;
         if !is_known {
             let name = precision.named("attention_delta_bf16", "attention_delta_f32");
             let kernel = Kernel { file: "attention", name };
@@ -487,10 +495,7 @@ impl<'s> Attention<'s> {
             // SAFETY: delta has a number for each row and head, and d_o and o have theirs; rows beyond the batch's exit.
             unsafe { kernels.launch(kernel, grid, 128, 0, &arguments, &operands)? };
         }
-        if with_d_q {
-            self.launch(kernels, &operands, &QUERIES, self.queries, precision, &arguments)?;
-        }
-        self.launch(kernels, &operands, &KEYS, self.keys, precision, &arguments)
+        self.launch(kernels, &operands, &BACKWARD, precision, &arguments)
     }
 
     /// Adds the gradients to a launch; how many heads' worth of inner products a row has.

@@ -1,0 +1,380 @@
+// The blocks of attention in bf16, a tile of 64 rows and a head each: forward, d_q, and d_k with d_v. Products are those of the device:
+//
+//   show_copies        has products see what this thread's copies wrote, before the barrier behind which they are made
+//   by_rows            a warp's 16 rows of one tile by rows of another, from a row on: sums over the width
+//   two_by_rows        the same, and of the tiles behind the two
+//   add_weighted       adds the warp's weights, rounded to bf16, times rows of a tile, from a row on
+//   add_two_weighted   the same twice; the second weights are of the tile behind
+//   end_reading        behind it a warp may write its own rows of the left tile
+#pragma once
+#include "attention.cuh"
+
+namespace promptmix {
+
+// Bytes of shared memory behind the tiles: with dropout two masks of 64x64 bits; of d_k and d_v log_sum_exp and delta of two
+// stages of queries; then the bias.
+constexpr int MASK_BYTES = 64 * 8;
+constexpr int SIDE_BYTES = 4 * 64 * 4;
+
+// A stage of forward: the scores of a warp's 16 queries with 64 keys, and what they change. `left` says how many of the keys
+// each of a thread's two rows sees; only a stage that is masked asks. One body serves both: cold code costs more than a branch.
+template <typename Products, int Width, bool Dropped>
+__device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2], uint32_t queries, uint32_t keys,
+                                             const float* bias, bool masked, const int (&left)[2], float scale_log2, const uint8_t* bits,
+                                             float scale) {
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    float scores[8][4] = {};
+    Products::by_rows(scores, queries, keys, 0);
+    float next[2] = {most[0], most[1]};
+    // A thread's second row lies eight below its first: its biases are those of eight columns before.
+    float before[2] = {bias[-8], bias[-7]};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        const float of_bias[2] = {bias[j * 8], bias[j * 8 + 1]};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            scores[j][e] = fmaf(scores[j][e], scale_log2, e / 2 == 0 ? of_bias[e % 2] : before[e % 2]);
+        }
+        before[0] = of_bias[0];
+        before[1] = of_bias[1];
+    }
+    if (masked) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                if (j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = -INFINITY;
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) next[e / 2] = fmaxf(next[e / 2], scores[j][e]);
+    }
+    float shrink[2], more[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        next[half] = quad_max(next[half]);
+        shrink[half] = power_of_two(most[half] - next[half]);
+        most[half] = next[half];
+    }
+    uint2 kept[2];
+    if (Dropped) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            scores[j][e] = power_of_two(scores[j][e] - most[e / 2]);
+            more[e / 2] += scores[j][e];
+            if (Dropped) scores[j][e] *= factor_of_bit(j < 4 ? kept[e / 2].x : kept[e / 2].y, j % 4 * 8 + lane % 4 * 2 + e % 2, scale);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], shrink[half], more[half]);
+#pragma unroll
+    for (int block = 0; block < Width / 8; ++block) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[block][e] *= shrink[e / 2];
+    }
+    Products::add_weighted(out, scores, keys + 64 * Width * 2, 0);
+}
+
+template <typename Products, int Width, bool Dropped> __device__ __forceinline__ void attention_forward(const AttentionArguments& arguments) {
+    constexpr int TileBytes = 64 * Width * 2;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    unsigned char* const side = shared + 5 * TileBytes;
+    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
+    const Batch batch{arguments.batch};
+    const Tile tile(arguments, batch, false);
+    if (!tile.any) return;
+    const int head = blockIdx.y, width = arguments.width;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    const uint32_t base = shared_address(shared);
+    const bf16* const q = static_cast<const bf16*>(arguments.q) + (tile.query_row + tile.first) * arguments.q_stride + head * width;
+    const int rows = tile.queries - tile.first;
+    const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
+    const int last = (seen - 1) / 64;
+    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
+    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
+    keys.load(base + TileBytes);
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
+    float out[Width / 8][4] = {};
+    float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
+    // Only the last stage has keys that do not exist, or that lie behind a query.
+    int left[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int query = tile.first + warp_row + lane / 4 + half * 8;
+        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
+    }
+#pragma unroll 1
+    for (int stage = 0; stage <= last; ++stage) {
+        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
+        wait_for_copies<0>();
+        Products::show_copies();
+        __syncthreads();
+        const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
+        if (stage < last) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
+        attend_stage<Products, Width, Dropped>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), stage == last,
+                                     left, scale_log2, bits, scale);
+    }
+    sum[0] = quad_sum(sum[0]);
+    sum[1] = quad_sum(sum[1]);
+    const int64_t total = static_cast<int64_t>(arguments.heads) * width;
+    bf16* const o = static_cast<bf16*>(arguments.o) + (tile.query_row + tile.first) * total + head * width;
+    // A warp writes the rows of its own products.
+    Products::end_reading();
+    store_rows<Width>(shared, out, 1.0f / sum[0], 1.0f / sum[1], o, total, rows, width);
+    if (lane % 4 == 0) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = warp_row + lane / 4 + half * 8;
+            if (row < rows) {
+                arguments.log_sum_exp[(tile.query_row + tile.first + row) * arguments.heads + head] = (most[half] + log2f(sum[half])) * LN_2;
+            }
+        }
+    }
+}
+
+// A stage of d_q: probabilities anew, then what a score's gradient brings.
+template <typename Products, int Width, bool Dropped>
+__device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
+                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], float scale_log2,
+                                              const uint8_t* bits, float scale) {
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    uint2 kept[2];
+    if (Dropped) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) kept[half] = kept_of_query(bits, warp_row + lane / 4 + half * 8);
+    }
+    float before[2] = {bias[-8], bias[-7]};
+    // 32 keys at a time: all 64 would take more registers than there are.
+#pragma unroll 1
+    for (int from = 0; from < 64; from += 32) {
+        float scores[4][4] = {}, d_p[4][4] = {};
+        Products::two_by_rows(scores, d_p, queries, keys, from);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float of_bias[2] = {bias[from + j * 8], bias[from + j * 8 + 1]};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int half = e / 2, column = j * 8 + lane % 4 * 2 + e % 2;
+                const float added = (half == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[half];
+                float p = power_of_two(fmaf(scores[j][e], scale_log2, added));
+                if (from + column >= left[half]) p = 0.0f;
+                if (Dropped) d_p[j][e] *= factor_of_bit(from == 0 ? kept[half].x : kept[half].y, column, scale);
+                scores[j][e] = p * (d_p[j][e] - delta[half]);
+            }
+            before[0] = of_bias[0];
+            before[1] = of_bias[1];
+        }
+        Products::add_weighted(d_q, scores, keys, from);
+    }
+}
+
+// d_q of a tile of queries.
+template <typename Products, int Width, bool Dropped> __device__ __forceinline__ void attention_queries(const AttentionArguments& arguments) {
+    constexpr int TileBytes = 64 * Width * 2;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    unsigned char* const side = shared + 6 * TileBytes;
+    float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
+    const Batch batch{arguments.batch};
+    const Tile tile(arguments, batch, false);
+    if (!tile.any) return;
+    const int head = blockIdx.y, width = arguments.width;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    const uint32_t base = shared_address(shared);
+    const int64_t total = static_cast<int64_t>(arguments.heads) * width, first_row = tile.query_row + tile.first;
+    const bf16* const q = static_cast<const bf16*>(arguments.q) + first_row * arguments.q_stride + head * width;
+    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + first_row * total + head * width;
+    const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.queries;
+    const int rows = most_rows - tile.first;
+    const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
+    const int last = (seen - 1) / 64;
+    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
+    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
+    copy_tile<Width>(base + TileBytes, d_o, rows, static_cast<int>(total), width);
+    keys.load(base + 2 * TileBytes);
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
+    float log_sum_exp[2] = {}, delta[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = warp_row + lane / 4 + half * 8;
+        if (row < rows) {
+            log_sum_exp[half] = arguments.log_sum_exp[(first_row + row) * arguments.heads + head] * LOG2_E;
+            delta[half] = arguments.delta[(first_row + row) * arguments.heads + head];
+        }
+    }
+    float d_q[Width / 8][4] = {};
+    const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
+    // How many keys from a stage's first on a thread's two rows see.
+    int left[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int query = tile.first + warp_row + lane / 4 + half * 8;
+        left[half] = arguments.causal ? min(tile.keys, query + 1) : tile.keys;
+    }
+#pragma unroll 1
+    for (int stage = 0; stage <= last; ++stage) {
+        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, tile.first, stage * 64);
+        wait_for_copies<0>();
+        Products::show_copies();
+        __syncthreads();
+        const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
+        if (stage < last) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
+        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
+                                      scale_log2, bits, scale);
+        left[0] -= 64;
+        left[1] -= 64;
+    }
+    const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
+    const float to_scale = arguments.softmax_scale;
+    Products::end_reading();
+    if (arguments.inner != nullptr) {
+        const float2 inner = row_products<Width>(shared, d_q);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = warp_row + lane / 4 + half * 8;
+            if (lane % 4 == 0 && row < rows) {
+                arguments.inner[(to_row + row) * arguments.inner_parts * arguments.heads + head] = (half == 0 ? inner.x : inner.y) * to_scale;
+            }
+        }
+    }
+    bf16* const to = static_cast<bf16*>(arguments.d_q) + to_row * arguments.q_stride + head * width;
+    store_rows<Width>(shared, d_q, to_scale, to_scale, to, arguments.q_stride, rows, width);
+}
+
+// A stage of d_k and d_v: a warp's 16 keys with 64 queries, whose log_sum_exp (times log2 e) and delta lie side by side in
+// `of_queries`. A query that does not exist has a log_sum_exp of infinity, so that its probabilities are zero. A stage that is
+// masked leaves out queries before their keys.
+template <typename Products, int Width, bool Dropped>
+__device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d_v)[Width / 8][4], const float* of_queries, uint32_t keys,
+                                           uint32_t queries, const float* bias, bool masked, float scale_log2, const uint8_t* bits,
+                                           float scale) {
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    float before[2] = {bias[8], bias[7]};
+    // So many queries at a time: all 64 would take more registers than there are.
+    constexpr int Blocks = Width > 64 ? 2 : 4;
+#pragma unroll 1
+    for (int from = 0; from < 64; from += 8 * Blocks) {
+        float p[Blocks][4] = {}, ds[Blocks][4] = {};
+        Products::two_by_rows(p, ds, keys, queries, from);
+#pragma unroll
+        for (int j = 0; j < Blocks; ++j) {
+            const int first = from + j * 8;
+            const float of_bias[2] = {bias[-first], bias[-first - 1]};
+            const float4 both = load4(of_queries + (first + lane % 4 * 2) * 2);
+            const float log_sum_exp[2] = {both.x, both.z}, delta[2] = {both.y, both.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = first + lane % 4 * 2 + e % 2;
+                const float added = (e / 2 == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[e % 2];
+                float weight = power_of_two(fmaf(p[j][e], scale_log2, added));
+                if (masked && warp_row + lane / 4 + e / 2 * 8 > column) weight = 0.0f;
+                float factor = 1.0f;
+                if (Dropped) factor = factor_of_bit(kept_of_keys(bits, column), e / 2 * 8 + lane / 4, scale);
+                ds[j][e] = weight * (ds[j][e] * factor - delta[e % 2]);
+                p[j][e] = weight * factor;
+            }
+            before[0] = of_bias[0];
+            before[1] = of_bias[1];
+        }
+        Products::add_two_weighted(d_k, ds, d_v, p, queries, from);
+    }
+}
+
+// d_k and d_v of a tile of keys: everything transposed, so that a warp's 16 rows are keys.
+template <typename Products, int Width, bool Dropped> __device__ __forceinline__ void attention_keys(const AttentionArguments& arguments) {
+    constexpr int TileBytes = 64 * Width * 2;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    unsigned char* const side = shared + 6 * TileBytes;
+    float* const rows_of_queries = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
+    float* const table = rows_of_queries + SIDE_BYTES / 4;
+    const Batch batch{arguments.batch};
+    const Tile tile(arguments, batch, true);
+    if (!tile.any) return;
+    const int head = blockIdx.y, width = arguments.width;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    const uint32_t base = shared_address(shared);
+    const int total = arguments.heads * width;
+    const int64_t first_row = tile.key_row + tile.first;
+    const bf16* const k = static_cast<const bf16*>(arguments.k) + first_row * arguments.kv_stride + head * width;
+    const bf16* const v = static_cast<const bf16*>(arguments.v) + first_row * arguments.kv_stride + head * width;
+    const auto rows_of = [&](const Tile& of) { return arguments.scope == PROMPT ? batch.prompt_length() : of.keys; };
+    const int from = arguments.causal ? tile.first / 64 : 0;
+    copy_tile<Width>(base, k, rows_of(tile) - tile.first, arguments.kv_stride, width);
+    copy_tile<Width>(base + TileBytes, v, rows_of(tile) - tile.first, arguments.kv_stride, width);
+    const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
+    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
+    const auto load = [&](int stage) {
+        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
+        const int left = tile.queries - stage * 64;
+        copy_tile<Width>(to, q + static_cast<int64_t>(stage) * 64 * arguments.q_stride, left, arguments.q_stride, width);
+        copy_tile<Width>(to + TileBytes, d_o + static_cast<int64_t>(stage) * 64 * total, left, total, width);
+        commit_copies();
+    };
+    if (from * 64 < tile.queries) load(from);
+    load_bias(table, arguments, head);
+    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
+    float d_k[Width / 8][4] = {}, d_v[Width / 8][4] = {};
+    const float* const own = bias_of_zero(table, arguments.max_distance) + warp_row + lane / 4 - lane % 4 * 2;
+#pragma unroll 1
+    for (int stage = from; stage * 64 < tile.queries; ++stage) {
+        uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
+        float* const of_queries = rows_of_queries + (stage & 1) * 128;
+        if (Dropped) draw_mask(bits, arguments, batch, tile, head, stage * 64, tile.first);
+        const int query = stage * 64 + threadIdx.x / 2;
+        float value = threadIdx.x % 2 == 0 ? INFINITY : 0.0f;
+        if (query < tile.queries) {
+            const float* const of_query = threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta;
+            value = of_query[(tile.query_row + query) * arguments.heads + head] * (threadIdx.x % 2 == 0 ? LOG2_E : 1.0f);
+        }
+        of_queries[threadIdx.x] = value;
+        wait_for_copies<0>();
+        Products::show_copies();
+        __syncthreads();
+        if ((stage + 1) * 64 < tile.queries) load(stage + 1);
+        // Only the first stage of a causal tile has queries before its keys.
+        keys_stage<Products, Width, Dropped>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
+                                   own + shift_of(tile.first - stage * 64, arguments.max_distance), arguments.causal && stage * 64 == tile.first,
+                                   scale_log2, bits, scale);
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    // Read again, so that none of it takes a register through the loop.
+    const Tile again(arguments, batch, true);
+    const int rows = rows_of(again) - again.first;
+    const int64_t before = arguments.scope == PROMPT ? static_cast<int64_t>(again.example) * rows_of(again) : again.key_row;
+    const int64_t to_row = before + again.first;
+    const float to_scale = arguments.softmax_scale;
+    if (arguments.inner_parts == 2) {
+        const float2 of_k = row_products<Width>(shared, d_k), of_v = row_products<Width>(shared + TileBytes, d_v);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = warp_row + lane / 4 + half * 8;
+            if (lane % 4 == 0 && row < rows) {
+                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] = half == 0 ? fmaf(of_k.x, to_scale, of_v.x) : fmaf(of_k.y, to_scale, of_v.y);
+            }
+        }
+    }
+    const int64_t start = to_row * arguments.kv_stride + head * width;
+    store_rows<Width>(shared, d_k, to_scale, to_scale, static_cast<bf16*>(arguments.d_k) + start, arguments.kv_stride, rows, width);
+    store_rows<Width>(shared + TileBytes, d_v, 1.0f, 1.0f, static_cast<bf16*>(arguments.d_v) + start, arguments.kv_stride, rows, width);
+}
+
+// Both in one launch: the blocks of one fill the multiprocessors that those of the other leave.
+template <typename Products, int Width, bool Dropped> __device__ __forceinline__ void attention_backward(const AttentionArguments& arguments) {
+    if (blockIdx.z > 0) return attention_queries<Products, Width, Dropped>(arguments);
+    attention_keys<Products, Width, Dropped>(arguments);
+}
+
+}  // namespace promptmix
