@@ -87,10 +87,10 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_64(Atten
 extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_dropped_64(AttentionArguments arguments) {
     attention_backward<WarpProducts<64>, 64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_backward_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 1) attention_backward_128(AttentionArguments arguments) {
     attention_backward<WarpProducts<128>, 128, false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_backward_dropped_128(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 1) attention_backward_dropped_128(AttentionArguments arguments) {
     attention_backward<WarpProducts<128>, 128, true>(arguments);
 }
 

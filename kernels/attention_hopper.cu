@@ -14,6 +14,10 @@
 
 using namespace promptmix;
 
+template <bool Value> struct Flag {
+    static constexpr bool value = Value;
+};
+
 struct WarpgroupProducts {
     static constexpr int WIDTH = 64, TILE_BYTES = 64 * WIDTH * 2;
 
@@ -23,15 +27,19 @@ struct WarpgroupProducts {
     }
     // Issues the product of 64 rows of one tile by 8·Blocks rows of another, from `from` on.
     template <int Blocks> static __device__ __forceinline__ void issue(float (&to)[Blocks * 4], uint32_t left, uint32_t right, int from) {
-#pragma unroll
-        for (int step = 0; step < WIDTH / 16; ++step) {
-            const uint64_t a = describe_operand(left + step * 32, 16, 1024), b = describe_operand(right + from * 128 + step * 32, 16, 1024);
+        const uint64_t a = describe_operand(left, 16, 1024), b = describe_operand(right + from * 128, 16, 1024);
+        const auto product = [&](int step, auto adds) {
+            constexpr bool Adds = decltype(adds)::value;
+            const uint64_t a_of_step = operand_behind(a, step * 32), b_of_step = operand_behind(b, step * 32);
             if constexpr (Blocks == 8) {
-                multiply_add_64<false>(to, a, b, step > 0);
+                multiply_64<Adds, false>(to, a_of_step, b_of_step);
             } else {
-                multiply_add_32(to, a, b, step > 0);
+                multiply_32<Adds>(to, a_of_step, b_of_step);
             }
-        }
+        };
+        product(0, Flag<false>());
+#pragma unroll
+        for (int step = 1; step < WIDTH / 16; ++step) product(step, Flag<true>());
     }
     // The warp's weights as left operands, a stretch of 16 rows each.
     template <int Blocks> static __device__ __forceinline__ void pack(uint32_t (&to)[Blocks / 2][4], const float (&weights)[Blocks][4]) {
@@ -48,10 +56,9 @@ struct WarpgroupProducts {
     }
     template <int Steps>
     static __device__ __forceinline__ void issue_weighted(float (&to)[32], const uint32_t (&weights)[Steps][4], uint32_t tile, int from) {
+        const uint64_t rows = describe_operand(tile + from * 128, TILE_BYTES, 1024);
 #pragma unroll
-        for (int step = 0; step < Steps; ++step) {
-            multiply_add_own_64(to, weights[step], describe_operand(tile + (from / 16 + step) * 2048, TILE_BYTES, 1024));
-        }
+        for (int step = 0; step < Steps; ++step) multiply_own_64(to, weights[step], operand_behind(rows, step * 2048));
     }
     static __device__ __forceinline__ void end() {
         commit_products();

@@ -146,8 +146,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
 // A stage of d_q: probabilities anew, then what a score's gradient brings.
 template <typename Products, int Width, bool Dropped>
 __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
-                                              uint32_t queries, uint32_t keys, const float* bias, const int (&left)[2], float scale_log2,
-                                              const uint8_t* bits, float scale) {
+                                              uint32_t queries, uint32_t keys, const float* bias, bool masked, const int (&left)[2],
+                                              float scale_log2, const uint8_t* bits, float scale) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     uint2 kept[2];
     if (Dropped) {
@@ -167,13 +167,25 @@ __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const 
             for (int e = 0; e < 4; ++e) {
                 const int half = e / 2, column = j * 8 + lane % 4 * 2 + e % 2;
                 const float added = (half == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[half];
-                float p = power_of_two(fmaf(scores[j][e], scale_log2, added));
-                if (from + column >= left[half]) p = 0.0f;
+                scores[j][e] = power_of_two(fmaf(scores[j][e], scale_log2, added));
                 if (Dropped) d_p[j][e] *= factor_of_bit(from == 0 ? kept[half].x : kept[half].y, column, scale);
-                scores[j][e] = p * (d_p[j][e] - delta[half]);
             }
             before[0] = of_bias[0];
             before[1] = of_bias[1];
+        }
+        if (masked) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    if (from + j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = 0.0f;
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) scores[j][e] *= d_p[j][e] - delta[e / 2];
         }
         Products::add_weighted(d_q, scores, keys, from);
     }
@@ -215,12 +227,12 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     }
     float d_q[Width / 8][4] = {};
     const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
-    // How many keys from a stage's first on a thread's two rows see.
+    // Only the last stage has keys that do not exist, or that lie behind a query.
     int left[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int query = tile.first + warp_row + lane / 4 + half * 8;
-        left[half] = arguments.causal ? min(tile.keys, query + 1) : tile.keys;
+        left[half] = (arguments.causal ? min(tile.keys, query + 1) : tile.keys) - last * 64;
     }
 #pragma unroll 1
     for (int stage = 0; stage <= last; ++stage) {
@@ -231,10 +243,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         __syncthreads();
         const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
         if (stage < last) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
-        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), left,
-                                      scale_log2, bits, scale);
-        left[0] -= 64;
-        left[1] -= 64;
+        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance),
+                                                stage == last, left, scale_log2, bits, scale);
     }
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
     const float to_scale = arguments.softmax_scale;
@@ -278,15 +288,23 @@ __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d
             for (int e = 0; e < 4; ++e) {
                 const int column = first + lane % 4 * 2 + e % 2;
                 const float added = (e / 2 == 0 ? of_bias[e % 2] : before[e % 2]) - log_sum_exp[e % 2];
-                float weight = power_of_two(fmaf(p[j][e], scale_log2, added));
-                if (masked && warp_row + lane / 4 + e / 2 * 8 > column) weight = 0.0f;
                 float factor = 1.0f;
                 if (Dropped) factor = factor_of_bit(kept_of_keys(bits, column), e / 2 * 8 + lane / 4, scale);
+                const float weight = power_of_two(fmaf(p[j][e], scale_log2, added));
                 ds[j][e] = weight * (ds[j][e] * factor - delta[e % 2]);
                 p[j][e] = weight * factor;
             }
             before[0] = of_bias[0];
             before[1] = of_bias[1];
+        }
+        if (masked) {
+#pragma unroll
+            for (int j = 0; j < Blocks; ++j) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    if (warp_row + lane / 4 + e / 2 * 8 > from + j * 8 + lane % 4 * 2 + e % 2) p[j][e] = ds[j][e] = 0.0f;
+                }
+            }
         }
         Products::add_two_weighted(d_k, ds, d_v, p, queries, from);
     }

@@ -116,13 +116,13 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
                 const uint32_t left = base + turn.stage * BYTES_STAGE + group * GROUP_ROWS * DEPTH * 2;
                 const uint32_t right = base + turn.stage * BYTES_STAGE + BYTES_A;
                 wait_for_phase(full + turn.stage * 8, turn.parity);
+                const uint64_t a = describe_operand(left, 16, 1024);
+                const uint64_t b = describe_operand(right, Backward ? 64 * DEPTH * 2 : 16, 1024);
                 fence_products();
 #pragma unroll
                 for (int step = 0; step < DEPTH / 16; ++step) {
                     // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-                    const uint64_t b = Backward ? describe_operand(right + step * 2048, 64 * DEPTH * 2, 1024)
-                                                : describe_operand(right + step * 32, 16, 1024);
-                    multiply_add_192<Backward>(sums, describe_operand(left + step * 32, 16, 1024), b, stretch + step);
+                    multiply_192<Backward>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Backward ? 2048 : 32)), stretch + step);
                 }
                 commit_products();
                 wait_for_products<1>();

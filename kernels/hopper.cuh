@@ -99,6 +99,8 @@ __device__ __forceinline__ uint64_t describe_operand(uint32_t start, uint32_t le
     return static_cast<uint64_t>((start & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
            static_cast<uint64_t>(stride >> 4) << 32 | 1ull << 62;
 }
+// The same operand so many bytes, a multiple of 16, further on.
+__device__ __forceinline__ uint64_t operand_behind(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
 // Orders what this warp did with the registers of sums before the products that follow.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -111,48 +113,66 @@ template <int Count> __device__ __forceinline__ void hold(float (&numbers)[Count
     for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
 }
 
-// d += a b, or where `adds` is 0, d = a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a warpgroup.
-// Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's rows
-// along k are not neighbours in memory, its columns are.
-#define SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-__device__ __forceinline__ void multiply_add_32(float (&d)[16], uint64_t a, uint64_t b, uint32_t adds) {
-    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %18, 0;\n\t"
-                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, adds, 1, 1, 0, 0;\n\t}"
-                 : SUMS_8(0), SUMS_8(8)
-                 : "l"(a), "l"(b), "r"(adds));
+// d = a b, or where it Adds, or `adds` is not 0, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a
+// warpgroup. Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's
+// rows along k are not neighbours in memory, its columns are.
+#define SUMS_8(how, i) \
+    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
+#define WRITTEN "=f"
+#define CHANGED "+f"
+#define NUMBERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NUMBERS_32 NUMBERS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+template <bool Adds> __device__ __forceinline__ void multiply_32(float (&d)[16], uint64_t a, uint64_t b) {
+    if constexpr (Adds) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" NUMBERS_16 "}, %16, %17, 1, 1, 1, 0, 0;"
+                     : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8)
+                     : "l"(a), "l"(b));
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" NUMBERS_16 "}, %16, %17, 0, 1, 1, 0, 0;"
+                     : SUMS_8(WRITTEN, 0), SUMS_8(WRITTEN, 8)
+                     : "l"(a), "l"(b));
+    }
+}
+template <bool Adds, bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32], uint64_t a, uint64_t b) {
+    if constexpr (Adds) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, 1, 1, 1, 0, %34;"
+                     : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
+                     : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, 0, 1, 1, 0, %34;"
+                     : SUMS_8(WRITTEN, 0), SUMS_8(WRITTEN, 8), SUMS_8(WRITTEN, 16), SUMS_8(WRITTEN, 24)
+                     : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+    }
+}
+template <bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32], uint64_t a, uint64_t b, uint32_t adds) {
+    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %34, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, adds, 1, 1, 0, %35;\n\t}"
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
+                 : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
 }
 // d += a b with a in registers: lane l of warp w holds rows 16w + l / 4 and eight on, columns 2·(l % 4) and the next of the first eight,
 // then of the second. b is Across.
-__device__ __forceinline__ void multiply_add_own_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-                 "%24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
+__device__ __forceinline__ void multiply_own_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 template <bool Across>
-__device__ __forceinline__ void multiply_add_64(float (&d)[32], uint64_t a, uint64_t b, uint32_t adds) {
-    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %34, 0;\n\t"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-                 "%24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, adds, 1, 1, 0, %35;\n\t}"
-                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
-                 : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
-}
-template <bool Across>
-__device__ __forceinline__ void multiply_add_192(float (&d)[96], uint64_t a, uint64_t b, uint32_t adds) {
+__device__ __forceinline__ void multiply_192(float (&d)[96], uint64_t a, uint64_t b, uint32_t adds) {
     asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %98, 0;\n\t"
                  "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-                 "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
+                 "{" NUMBERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
                  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "
                  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
                  "%90, %91, %92, %93, %94, %95}, %96, %97, adds, 1, 1, 0, %99;\n\t}"
-                 : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24), SUMS_8(32), SUMS_8(40), SUMS_8(48), SUMS_8(56), SUMS_8(64), SUMS_8(72),
-                   SUMS_8(80), SUMS_8(88)
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24), SUMS_8(CHANGED, 32), SUMS_8(CHANGED, 40), SUMS_8(CHANGED, 48), SUMS_8(CHANGED, 56), SUMS_8(CHANGED, 64), SUMS_8(CHANGED, 72),
+                   SUMS_8(CHANGED, 80), SUMS_8(CHANGED, 88)
                  : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
 }
+#undef NUMBERS_32
+#undef NUMBERS_16
+#undef CHANGED
+#undef WRITTEN
 #undef SUMS_8
 
 }  // namespace promptmix

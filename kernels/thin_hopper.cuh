@@ -31,11 +31,13 @@ __device__ __forceinline__ float sum_of_row(const float* from, int count) {
 // Issues the products of a stretch: 64 rows of A, K-major, and 64 columns of B at `right`, whose rows along k are neighbours, or Across
 // its columns.
 template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&sums)[COLUMNS / 2], uint32_t left, uint32_t right, bool adds) {
+    const uint64_t a = describe_operand(left, 16, 1024);
+    const uint64_t b = Across ? describe_operand(right, BYTES_OPERAND, 1024) : describe_operand(right, 16, 1024);
+    multiply_64<Across>(sums, a, b, adds);
 #pragma unroll
-    for (int step = 0; step < DEPTH / 16; ++step) {
+    for (int step = 1; step < DEPTH / 16; ++step) {
         // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-        const uint64_t b = Across ? describe_operand(right + step * 2048, BYTES_OPERAND, 1024) : describe_operand(right + step * 32, 16, 1024);
-        multiply_add_64<Across>(sums, describe_operand(left + step * 32, 16, 1024), b, adds || step > 0);
+        multiply_64<true, Across>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Across ? 2048 : 32)));
     }
 }
 
