@@ -14,38 +14,38 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 127 42996 3, attention_dropped_64 156 44020 3, attention_128 161 83956 1, attention_dropped_128 195 84980 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 201 53236 2,
-//   attention_backward_128 174 101364 1, attention_backward_dropped_128 218 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
+//   attention_64 127 42996 3, attention_dropped_64 167 44020 3, attention_128 162 83956 1, attention_dropped_128 176 84980 1,
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 178 53236 2,
+//   attention_backward_128 221 101364 1, attention_backward_dropped_128 229 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
 #include "attention_tile.cuh"
 
 using namespace promptmix;
 
 // By mma.sync: a warp's products read its own rows, and need no other warp.
 template <int Width> struct WarpProducts {
-    static constexpr int TileBytes = 64 * Width * 2;
-    static __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 * 16; }
+    using Rows = uint32_t;  // where their tile lies
 
     static __device__ __forceinline__ void show_copies() {}
+    static __device__ __forceinline__ void hold(Rows& to, uint32_t tile) { to = tile; }
     template <int Blocks>
-    static __device__ __forceinline__ void by_rows(float (&to)[Blocks][4], uint32_t left, uint32_t right, int from) {
-        rows_by_rows<Width, Blocks>(to, left, warp_row(), right, from);
+    static __device__ __forceinline__ void by_rows(float (&to)[Blocks][4], Rows left, uint32_t right, int from) {
+        rows_by_rows<Width, Blocks>(to, left, threadIdx.x / 32 * 16, right, from);
     }
     template <int Blocks>
-    static __device__ __forceinline__ void two_by_rows(float (&to)[Blocks][4], float (&behind)[Blocks][4], uint32_t left, uint32_t right,
-                                                       int from) {
+    static __device__ __forceinline__ void two_by_rows(float (&to)[Blocks][4], Rows left, uint32_t right, float (&second)[Blocks][4],
+                                                       Rows second_left, uint32_t second_right, int from) {
         by_rows(to, left, right, from);
-        by_rows(behind, left + TileBytes, right + TileBytes, from);
+        by_rows(second, second_left, second_right, from);
     }
     template <int Blocks>
     static __device__ __forceinline__ void add_weighted(float (&to)[Width / 8][4], const float (&weights)[Blocks][4], uint32_t tile, int from) {
         weighted_rows<Width, Blocks>(to, weights, tile, from);
     }
     template <int Blocks>
-    static __device__ __forceinline__ void add_two_weighted(float (&to)[Width / 8][4], const float (&weights)[Blocks][4],
-                                                            float (&to_behind)[Width / 8][4], const float (&behind)[Blocks][4], uint32_t tile,
-                                                            int from) {
-        add_weighted(to_behind, behind, tile + TileBytes, from);
+    static __device__ __forceinline__ void add_two_weighted(float (&to)[Width / 8][4], const float (&weights)[Blocks][4], uint32_t tile,
+                                                            float (&second)[Width / 8][4], const float (&second_weights)[Blocks][4],
+                                                            uint32_t second_tile, int from) {
+        add_weighted(second, second_weights, second_tile, from);
         add_weighted(to, weights, tile, from);
     }
     static __device__ __forceinline__ void end_reading() {}

@@ -62,20 +62,6 @@ template <int Width> __device__ __forceinline__ uint32_t swizzled(int row, int c
     return row * (Width * 2) + ((chunk ^ (row & 7)) << 4);
 }
 
-// Starts copying 64 rows of `width` columns, zeros behind `rows` and behind `width`.
-template <int Width>
-__device__ __forceinline__ void copy_tile(uint32_t to, const bf16* from, int rows, int stride, int width) {
-    constexpr int Chunks = Width / 8;
-    // Unrolled whole, wide heads would hold more addresses than there are registers left.
-#pragma unroll (Width > 64 ? 2 : 4)
-    for (int i = 0; i < 64 * Chunks / 128; ++i) {
-        const int row = (threadIdx.x + i * 128) / Chunks, chunk = (threadIdx.x + i * 128) % Chunks;
-        const bool any = row < rows && chunk * 8 < width;
-        const bf16* const source = from + static_cast<int64_t>(row) * stride + chunk * 8;
-        copy_async(to + swizzled<Width>(row, chunk), any ? source : from, any);
-    }
-}
-
 // A further step or block is an exclusive or of bits that the rest of a place does not touch, and further rows, by eights, lie at
 // immediates. Tiles begin on 128 bytes, so that a place in rows of 128 bytes may be added to the tile's address before.
 template <int Width> __device__ __forceinline__ uint32_t across(uint32_t tile, uint32_t place, int bits) {
@@ -135,39 +121,24 @@ __device__ __forceinline__ void weighted_rows(float (&to)[Width / 8][4], const f
     }
 }
 
-// Keys and values, or queries and d_o, of 64 rows each, stage after stage: rows `rows` long from packed row `row` on, zeros behind
-// the last. What a thread copies lies at fixed places, and its addresses move on.
-template <int Width> struct RowCopies {
-    static constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks, Copies = 64 / AtOnce;
-    const bf16* one;
-    int64_t apart;           // of the other's number from this one's, where strides are the same
-    int stride;
-    int left;                // rows from this thread's first on
-    uint32_t to;
-
-    __device__ RowCopies(const void* one, const void* other, int64_t row, int rows, int stride, int column, int width)
-        : apart(static_cast<const char*>(other) - static_cast<const char*>(one)), stride(stride) {
-        const int first = threadIdx.x / Chunks, chunk = threadIdx.x % Chunks;
-        this->one = static_cast<const bf16*>(one) + (row + first) * stride + column + chunk * 8;
-        left = chunk * 8 < width ? rows - first : 0;
-        // Rows AtOnce apart, a multiple of eight, are swizzled alike.
-        to = swizzled<Width>(first, chunk);
+// Starts copying 64 rows of a head's `width` columns, from `column` on, to a tile: `rows` rows from packed row `row` on, zeros behind them
+// and behind the width.
+template <int Width>
+__device__ __forceinline__ void copy_rows(uint32_t tile, const void* matrix, int64_t row, int rows, int stride, int column, int width) {
+    constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks;
+    const int first = threadIdx.x / Chunks, chunk = threadIdx.x % Chunks;
+    const bf16* const from = static_cast<const bf16*>(matrix) + (row + first) * stride + column + chunk * 8;
+    const int left = chunk * 8 < width ? rows - first : 0;
+    // Rows AtOnce apart, a multiple of eight, are swizzled alike.
+    const uint32_t to = tile + swizzled<Width>(first, chunk);
+    // Unrolled whole, wide heads would hold more addresses than there are registers left.
+#pragma unroll (Width > 64 ? 2 : 4)
+    for (int i = 0; i < 64 / AtOnce; ++i) {
+        // A source that is not read stays an address within the rows.
+        const bool any = i * AtOnce < left;
+        copy_async(to + i * AtOnce * Width * 2, any ? from + i * AtOnce * static_cast<int64_t>(stride) : static_cast<const bf16*>(matrix), any);
     }
-    // Starts copying the next stage's rows.
-    __device__ __forceinline__ void load(uint32_t tile) {
-#pragma unroll
-        for (int i = 0; i < Copies; ++i) {
-            // A source that is not read stays an address within the rows.
-            const bool any = i * AtOnce < left;
-            const char* const from = reinterpret_cast<const char*>(any ? one + i * AtOnce * static_cast<int64_t>(stride) : one);
-            copy_async(tile + to + i * AtOnce * Width * 2, from, any);
-            copy_async(tile + 64 * Width * 2 + to + i * AtOnce * Width * 2, from + apart, any);
-        }
-        commit_copies();
-        one += 64 * static_cast<int64_t>(stride);
-        left -= 64;
-    }
-};
+}
 
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 

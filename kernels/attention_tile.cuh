@@ -1,10 +1,11 @@
 // The blocks of attention in bf16, a tile of 64 rows and a head each: forward, d_q, and d_k with d_v. Products are those of the device:
 //
 //   show_copies        has products see what this thread's copies wrote, before the barrier behind which they are made
-//   by_rows            a warp's 16 rows of one tile by rows of another, from a row on: sums over the width
-//   two_by_rows        the same, and of the tiles behind the two
+//   Rows, hold         the warps' own rows of a tile as left operands of many products
+//   by_rows            a warp's 16 rows of a tile, or held, by rows of another, from a row on: sums over the width
+//   two_by_rows        two such products
 //   add_weighted       adds the warp's weights, rounded to bf16, times rows of a tile, from a row on
-//   add_two_weighted   the same twice; the second weights are of the tile behind
+//   add_two_weighted   two such products
 //   end_reading        behind it a warp may write its own rows of the left tile
 #pragma once
 #include "attention.cuh"
@@ -19,8 +20,8 @@ constexpr int SIDE_BYTES = 4 * 64 * 4;
 // A stage of forward: the scores of a warp's 16 queries with 64 keys, and what they change. `left` says how many of the keys
 // each of a thread's two rows sees; only a stage that is masked asks. One body serves both: cold code costs more than a branch.
 template <typename Products, int Width, bool Dropped>
-__device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2], uint32_t queries, uint32_t keys,
-                                             const float* bias, bool masked, const int (&left)[2], float scale_log2, const uint8_t* bits,
+__device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2],
+                                             const typename Products::Rows& queries, uint32_t keys, const float* bias, bool masked, const int (&left)[2], float scale_log2, const uint8_t* bits,
                                              float scale) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     float scores[8][4] = {};
@@ -94,17 +95,23 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     const uint32_t base = shared_address(shared);
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + (tile.query_row + tile.first) * arguments.q_stride + head * width;
     const int rows = tile.queries - tile.first;
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
     const int last = (seen - 1) / 64;
-    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
-    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
-    keys.load(base + TileBytes);
+    const auto load = [&](int stage) {
+        const uint32_t to = base + TileBytes * (1 + 2 * (stage & 1));
+        const int64_t row = tile.key_row + stage * 64;
+        copy_rows<Width>(to, arguments.k, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
+        copy_rows<Width>(to + TileBytes, arguments.v, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
+        commit_copies();
+    };
+    copy_rows<Width>(base, arguments.q, tile.query_row + tile.first, rows, arguments.q_stride, head * width, width);
+    load(0);
     load_bias(table, arguments, head);
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     float out[Width / 8][4] = {};
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+    typename Products::Rows own_rows;
     const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
     // Only the last stage has keys that do not exist, or that lie behind a query.
     int left[2];
@@ -120,9 +127,10 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         wait_for_copies<0>();
         Products::show_copies();
         __syncthreads();
+        if (stage < last) load(stage + 1);
+        if (stage == 0) Products::hold(own_rows, base);
         const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
-        if (stage < last) keys.load(base + TileBytes * (3 - 2 * (stage & 1)));
-        attend_stage<Products, Width, Dropped>(out, most, sum, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), stage == last,
+        attend_stage<Products, Width, Dropped>(out, most, sum, own_rows, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), stage == last,
                                      left, scale_log2, bits, scale);
     }
     sum[0] = quad_sum(sum[0]);
@@ -146,8 +154,10 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
 // A stage of d_q: probabilities anew, then what a score's gradient brings.
 template <typename Products, int Width, bool Dropped>
 __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const float (&log_sum_exp)[2], const float (&delta)[2],
-                                              uint32_t queries, uint32_t keys, const float* bias, bool masked, const int (&left)[2],
-                                              float scale_log2, const uint8_t* bits, float scale) {
+                                              const typename Products::Rows& queries, const typename Products::Rows& d_o, uint32_t keys,
+                                              const float* bias, bool masked, const int (&left)[2], float scale_log2, const uint8_t* bits,
+                                              float scale) {
+    constexpr int TileBytes = 64 * Width * 2;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     uint2 kept[2];
     if (Dropped) {
@@ -159,7 +169,7 @@ __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const 
 #pragma unroll 1
     for (int from = 0; from < 64; from += 32) {
         float scores[4][4] = {}, d_p[4][4] = {};
-        Products::two_by_rows(scores, d_p, queries, keys, from);
+        Products::two_by_rows(scores, queries, keys, d_p, d_o, keys + TileBytes, from);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const float of_bias[2] = {bias[from + j * 8], bias[from + j * 8 + 1]};
@@ -203,17 +213,22 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     const uint32_t base = shared_address(shared);
-    const int64_t total = static_cast<int64_t>(arguments.heads) * width, first_row = tile.query_row + tile.first;
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + first_row * arguments.q_stride + head * width;
-    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + first_row * total + head * width;
+    const int total = arguments.heads * width;
+    const int64_t first_row = tile.query_row + tile.first;
     const int most_rows = arguments.scope == PROMPT ? batch.prompt_length() : tile.queries;
     const int rows = most_rows - tile.first;
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
     const int last = (seen - 1) / 64;
-    RowCopies<Width> keys(arguments.k, arguments.v, tile.key_row, tile.keys, arguments.kv_stride, head * width, width);
-    copy_tile<Width>(base, q, rows, arguments.q_stride, width);
-    copy_tile<Width>(base + TileBytes, d_o, rows, static_cast<int>(total), width);
-    keys.load(base + 2 * TileBytes);
+    const auto load = [&](int stage) {
+        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
+        const int64_t row = tile.key_row + stage * 64;
+        copy_rows<Width>(to, arguments.k, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
+        copy_rows<Width>(to + TileBytes, arguments.v, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
+        commit_copies();
+    };
+    copy_rows<Width>(base, arguments.q, first_row, rows, arguments.q_stride, head * width, width);
+    copy_rows<Width>(base + TileBytes, arguments.d_o, first_row, rows, total, head * width, width);
+    load(0);
     load_bias(table, arguments, head);
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     float log_sum_exp[2] = {}, delta[2] = {};
@@ -226,6 +241,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         }
     }
     float d_q[Width / 8][4] = {};
+    typename Products::Rows own_rows, own_d_o;
     const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
     // Only the last stage has keys that do not exist, or that lie behind a query.
     int left[2];
@@ -241,9 +257,13 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         wait_for_copies<0>();
         Products::show_copies();
         __syncthreads();
+        if (stage < last) load(stage + 1);
+        if (stage == 0) {
+            Products::hold(own_rows, base);
+            Products::hold(own_d_o, base + TileBytes);
+        }
         const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
-        if (stage < last) keys.load(base + TileBytes * (4 - 2 * (stage & 1)));
-        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, base, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance),
+        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, own_rows, own_d_o, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance),
                                                 stage == last, left, scale_log2, bits, scale);
     }
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
@@ -268,8 +288,9 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
 // masked leaves out queries before their keys.
 template <typename Products, int Width, bool Dropped>
 __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d_v)[Width / 8][4], const float* of_queries, uint32_t keys,
-                                           uint32_t queries, const float* bias, bool masked, float scale_log2, const uint8_t* bits,
-                                           float scale) {
+                                           uint32_t values, uint32_t queries, const float* bias, bool masked, float scale_log2,
+                                           const uint8_t* bits, float scale) {
+    constexpr int TileBytes = 64 * Width * 2;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     float before[2] = {bias[8], bias[7]};
     // So many queries at a time: all 64 would take more registers than there are.
@@ -277,7 +298,7 @@ __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d
 #pragma unroll 1
     for (int from = 0; from < 64; from += 8 * Blocks) {
         float p[Blocks][4] = {}, ds[Blocks][4] = {};
-        Products::two_by_rows(p, ds, keys, queries, from);
+        Products::two_by_rows(p, keys, queries, ds, values, queries + TileBytes, from);
 #pragma unroll
         for (int j = 0; j < Blocks; ++j) {
             const int first = from + j * 8;
@@ -306,7 +327,7 @@ __device__ __forceinline__ void keys_stage(float (&d_k)[Width / 8][4], float (&d
                 }
             }
         }
-        Products::add_two_weighted(d_k, ds, d_v, p, queries, from);
+        Products::add_two_weighted(d_k, ds, queries, d_v, p, queries + TileBytes, from);
     }
 }
 
@@ -325,19 +346,16 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     const uint32_t base = shared_address(shared);
     const int total = arguments.heads * width;
     const int64_t first_row = tile.key_row + tile.first;
-    const bf16* const k = static_cast<const bf16*>(arguments.k) + first_row * arguments.kv_stride + head * width;
-    const bf16* const v = static_cast<const bf16*>(arguments.v) + first_row * arguments.kv_stride + head * width;
     const auto rows_of = [&](const Tile& of) { return arguments.scope == PROMPT ? batch.prompt_length() : of.keys; };
     const int from = arguments.causal ? tile.first / 64 : 0;
-    copy_tile<Width>(base, k, rows_of(tile) - tile.first, arguments.kv_stride, width);
-    copy_tile<Width>(base + TileBytes, v, rows_of(tile) - tile.first, arguments.kv_stride, width);
-    const bf16* const q = static_cast<const bf16*>(arguments.q) + tile.query_row * arguments.q_stride + head * width;
-    const bf16* const d_o = static_cast<const bf16*>(arguments.d_o) + tile.query_row * total + head * width;
+    const int own_count = rows_of(tile) - tile.first;
+    copy_rows<Width>(base, arguments.k, first_row, own_count, arguments.kv_stride, head * width, width);
+    copy_rows<Width>(base + TileBytes, arguments.v, first_row, own_count, arguments.kv_stride, head * width, width);
     const auto load = [&](int stage) {
         const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
-        const int left = tile.queries - stage * 64;
-        copy_tile<Width>(to, q + static_cast<int64_t>(stage) * 64 * arguments.q_stride, left, arguments.q_stride, width);
-        copy_tile<Width>(to + TileBytes, d_o + static_cast<int64_t>(stage) * 64 * total, left, total, width);
+        const int64_t row = tile.query_row + stage * 64;
+        copy_rows<Width>(to, arguments.q, row, tile.queries - stage * 64, arguments.q_stride, head * width, width);
+        copy_rows<Width>(to + TileBytes, arguments.d_o, row, tile.queries - stage * 64, total, head * width, width);
         commit_copies();
     };
     if (from * 64 < tile.queries) load(from);
@@ -362,7 +380,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         __syncthreads();
         if ((stage + 1) * 64 < tile.queries) load(stage + 1);
         // Only the first stage of a causal tile has queries before its keys.
-        keys_stage<Products, Width, Dropped>(d_k, d_v, of_queries, base, base + TileBytes * (2 + 2 * (stage & 1)),
+        keys_stage<Products, Width, Dropped>(d_k, d_v, of_queries, base, base + TileBytes,
+                                             base + TileBytes * (2 + 2 * (stage & 1)),
                                    own + shift_of(tile.first - stage * 64, arguments.max_distance), arguments.causal && stage * 64 == tile.first,
                                    scale_log2, bits, scale);
     }

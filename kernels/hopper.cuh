@@ -108,12 +108,16 @@ template <int Pending> __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 // Keeps the compiler from moving what it does with registers across this place.
-template <int Count> __device__ __forceinline__ void hold(float (&numbers)[Count]) {
+template <int Count> __device__ __forceinline__ void keep(float (&numbers)[Count]) {
 #pragma unroll
     for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
 }
+template <int Count> __device__ __forceinline__ void keep(uint32_t (&words)[Count]) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(words[i])::"memory");
+}
 
-// d = a b, or where it Adds, or `adds` is not 0, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a
+// d = a b, or where it Adds, or `adds` is not 0 or is not asked for, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a
 // warpgroup. Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's
 // rows along k are not neighbours in memory, its columns are.
 #define SUMS_8(how, i) \
@@ -133,16 +137,10 @@ template <bool Adds> __device__ __forceinline__ void multiply_32(float (&d)[16],
                      : "l"(a), "l"(b));
     }
 }
-template <bool Adds, bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32], uint64_t a, uint64_t b) {
-    if constexpr (Adds) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, 1, 1, 1, 0, %34;"
-                     : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
-                     : "l"(a), "l"(b), "n"(Across ? 1 : 0));
-    } else {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, 0, 1, 1, 0, %34;"
-                     : SUMS_8(WRITTEN, 0), SUMS_8(WRITTEN, 8), SUMS_8(WRITTEN, 16), SUMS_8(WRITTEN, 24)
-                     : "l"(a), "l"(b), "n"(Across ? 1 : 0));
-    }
+template <bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, %32, %33, 1, 1, 1, 0, %34;"
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
+                 : "l"(a), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32], uint64_t a, uint64_t b, uint32_t adds) {
     asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %34, 0;\n\t"
@@ -150,9 +148,32 @@ template <bool Across> __device__ __forceinline__ void multiply_64(float (&d)[32
                  : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
                  : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
 }
-// d += a b with a in registers: lane l of warp w holds rows 16w + l / 4 and eight on, columns 2·(l % 4) and the next of the first eight,
-// then of the second. b is Across.
-__device__ __forceinline__ void multiply_own_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+// The same with a in registers: lane l of warp w holds rows 16w + l / 4 and eight on, columns 2·(l % 4) and the next of the first eight,
+// then of the second. The rows of b along k are neighbours.
+template <bool Adds> __device__ __forceinline__ void multiply_own(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (Adds) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" NUMBERS_16 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+                     : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" NUMBERS_16 "}, {%16, %17, %18, %19}, %20, 0, 1, 1, 0;"
+                     : SUMS_8(WRITTEN, 0), SUMS_8(WRITTEN, 8)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+}
+template <bool Adds> __device__ __forceinline__ void multiply_own(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (Adds) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                     : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, {%32, %33, %34, %35}, %36, 0, 1, 1, 0;"
+                     : SUMS_8(WRITTEN, 0), SUMS_8(WRITTEN, 8), SUMS_8(WRITTEN, 16), SUMS_8(WRITTEN, 24)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+}
+// d += a b with such an a, and b Across.
+__device__ __forceinline__ void multiply_own_across(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NUMBERS_32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
                  : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));

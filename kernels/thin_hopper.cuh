@@ -37,7 +37,7 @@ template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&
 #pragma unroll
     for (int step = 1; step < DEPTH / 16; ++step) {
         // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-        multiply_64<true, Across>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Across ? 2048 : 32)));
+        multiply_64<Across>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Across ? 2048 : 32)));
     }
 }
 
