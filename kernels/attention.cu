@@ -6,8 +6,8 @@
 //
 // T5's softmax_scale is 1. The bias is frozen: one short row a head, looked up by j - i, and no gradient of it.
 // Shapes: q [queries, H·K], k and v [keys, H·K] with strides, bias [H, 2·max_distance + 1] f32; K up to 128, a multiple of 8.
-// Grid: x over tiles of 64 rows of one example (the descriptor's tile map), y over heads; of backward z over d_k with d_v, and d_q where
-// it is wanted; 128 threads, a warp 16 rows.
+// Grid: x over tiles of 64 rows of one example (the descriptor's tile map), of backward those of keys before those of queries, which are
+// left out where d_q is not wanted; y over heads; 128 threads, a warp 16 rows.
 // bf16: flash style, tensor cores, keys and values (or queries and d_o) in two stages of cp.async, swizzled tiles; nothing
 // of size n x n leaves the chip. Backward has blocks of a tile of keys and blocks of a tile of queries: no atomics.
 // f32: a warp a row, a lane a key; for verification.
@@ -15,8 +15,8 @@
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   attention_64 127 42996 3, attention_dropped_64 167 44020 3, attention_128 162 83956 1, attention_dropped_128 176 84980 1,
-//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 178 53236 2,
-//   attention_backward_128 221 101364 1, attention_backward_dropped_128 229 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
+//   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 176 53236 2,
+//   attention_backward_128 222 101364 1, attention_backward_dropped_128 230 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
 #include "attention_tile.cuh"
 
 using namespace promptmix;
@@ -81,7 +81,13 @@ template <typename T> __device__ __forceinline__ void attention_delta(const Atte
 extern "C" __global__ void __launch_bounds__(128) attention_delta_bf16(AttentionArguments arguments) { attention_delta<bf16>(arguments); }
 extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionArguments arguments) { attention_delta<float>(arguments); }
 
-extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_64(AttentionArguments arguments) {
+// So many blocks have room in the shared memory of a multiprocessor: registers for more would be spilled for nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define BACKWARD_BLOCKS 1
+#else
+#define BACKWARD_BLOCKS 3
+#endif
+extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_64(AttentionArguments arguments) {
     attention_backward<WarpProducts<64>, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_dropped_64(AttentionArguments arguments) {
@@ -124,7 +130,7 @@ __device__ __forceinline__ float bias_f32(const AttentionArguments& arguments, i
 
 extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArguments arguments) {
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
+    const Tile tile(arguments, batch, false, blockIdx.x);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width, lane = threadIdx.x % 32;
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
@@ -165,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
 
 __device__ __forceinline__ void queries_f32(const AttentionArguments& arguments) {
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
+    const Tile tile(arguments, batch, false, blockIdx.x - arguments.key_tiles);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width, lane = threadIdx.x % 32;
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
@@ -212,7 +218,7 @@ __device__ __forceinline__ void queries_f32(const AttentionArguments& arguments)
 
 __device__ __forceinline__ void keys_f32(const AttentionArguments& arguments) {
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, true);
+    const Tile tile(arguments, batch, true, blockIdx.x);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width, lane = threadIdx.x % 32;
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
@@ -263,9 +269,6 @@ __device__ __forceinline__ void keys_f32(const AttentionArguments& arguments) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_backward_f32(AttentionArguments arguments) {
-    if (blockIdx.z == 0) {
-        keys_f32(arguments);
-    } else {
-        queries_f32(arguments);
-    }
+    if (static_cast<int>(blockIdx.x) >= arguments.key_tiles) return queries_f32(arguments);
+    keys_f32(arguments);
 }

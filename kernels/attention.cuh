@@ -31,7 +31,7 @@ struct AttentionArguments {
     int causal;
     int inner_parts;         // 2 where queries and keys are the same rows, 1 where only the queries' part is wanted
     float softmax_scale;     // of q · k: 1, or 1 / sqrt(K)
-    int padding;
+    int key_tiles;           // of backward: so many blocks in x are of tiles of keys, those behind them of tiles of queries
 };
 
 // The example and first row of a tile, and where its rows lie.
@@ -41,9 +41,9 @@ struct Tile {
     int64_t query_row, key_row;   // packed rows of its first query and key
     bool any;
 
-    __device__ Tile(const AttentionArguments& arguments, const Batch& batch, bool over_keys) : any(false) {
+    __device__ Tile(const AttentionArguments& arguments, const Batch& batch, bool over_keys, int index) : any(false) {
         const int side = over_keys ? arguments.key_side : arguments.query_side;
-        const TileEntry entry = batch.tile(side, arguments.scope, blockIdx.x);
+        const TileEntry entry = batch.tile(side, arguments.scope, index);
         if (entry.example < 0) return;
         example = entry.example;
         first = entry.first;

@@ -8,7 +8,7 @@
 // Bytes and what backward keeps: as attention.cu.
 // On sm_90a, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   attention_64_hopper 111 42996 4, attention_dropped_64_hopper 128 44020 4, attention_backward_64_hopper 144 52212 3,
-//   attention_backward_dropped_64_hopper 152 53236 3
+//   attention_backward_dropped_64_hopper 150 53236 3
 #include "attention_tile.cuh"
 #include "hopper.cuh"
 

@@ -90,7 +90,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     unsigned char* const side = shared + 5 * TileBytes;
     float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
+    const Tile tile(arguments, batch, false, blockIdx.x);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
@@ -208,7 +208,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     unsigned char* const side = shared + 6 * TileBytes;
     float* const table = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, false);
+    const Tile tile(arguments, batch, false, blockIdx.x - arguments.key_tiles);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
@@ -339,7 +339,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     float* const rows_of_queries = reinterpret_cast<float*>(side + (Dropped ? 2 * MASK_BYTES : 0));
     float* const table = rows_of_queries + SIDE_BYTES / 4;
     const Batch batch{arguments.batch};
-    const Tile tile(arguments, batch, true);
+    const Tile tile(arguments, batch, true, blockIdx.x);
     if (!tile.any) return;
     const int head = blockIdx.y, width = arguments.width;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
@@ -368,13 +368,12 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         uint8_t* const bits = side + (stage & 1) * MASK_BYTES;
         float* const of_queries = rows_of_queries + (stage & 1) * 128;
         if (Dropped) draw_mask(bits, arguments, batch, tile, head, stage * 64, tile.first);
-        const int query = stage * 64 + threadIdx.x / 2;
-        float value = threadIdx.x % 2 == 0 ? INFINITY : 0.0f;
-        if (query < tile.queries) {
-            const float* const of_query = threadIdx.x % 2 == 0 ? arguments.log_sum_exp : arguments.delta;
-            value = of_query[(tile.query_row + query) * arguments.heads + head] * (threadIdx.x % 2 == 0 ? LOG2_E : 1.0f);
-        }
-        of_queries[threadIdx.x] = value;
+        // Of a query that does not exist, the last one's is read instead.
+        const int query = stage * 64 + threadIdx.x / 2, lane_of_pair = threadIdx.x % 2;
+        const float* const of_query = lane_of_pair == 0 ? arguments.log_sum_exp : arguments.delta;
+        const float value = of_query[(tile.query_row + min(query, tile.queries - 1)) * arguments.heads + head];
+        const float behind = lane_of_pair == 0 ? INFINITY : 0.0f;
+        of_queries[threadIdx.x] = query < tile.queries ? value * (lane_of_pair == 0 ? LOG2_E : 1.0f) : behind;
         wait_for_copies<0>();
         Products::show_copies();
         __syncthreads();
@@ -388,7 +387,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     wait_for_copies<0>();
     __syncthreads();
     // Read again, so that none of it takes a register through the loop.
-    const Tile again(arguments, batch, true);
+    const Tile again(arguments, batch, true, blockIdx.x);
     const int rows = rows_of(again) - again.first;
     const int64_t before = arguments.scope == PROMPT ? static_cast<int64_t>(again.example) * rows_of(again) : again.key_row;
     const int64_t to_row = before + again.first;
@@ -410,7 +409,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
 
 // Both in one launch: the blocks of one fill the multiprocessors that those of the other leave.
 template <typename Products, int Width, bool Dropped> __device__ __forceinline__ void attention_backward(const AttentionArguments& arguments) {
-    if (blockIdx.z > 0) return attention_queries<Products, Width, Dropped>(arguments);
+    if (static_cast<int>(blockIdx.x) >= arguments.key_tiles) return attention_queries<Products, Width, Dropped>(arguments);
     attention_keys<Products, Width, Dropped>(arguments);
 }
 

@@ -205,7 +205,12 @@ static inline int promptmix_attention_is_short(const promptmix_attention_argumen
            promptmix_batch_longest(batch) <= PROMPTMIX_SHORT_ATTENTION_MAX_ROWS;
 }
 
-// Uses heads, width, max_distance, softmax_scale, sides, scope, mask and d_q of the arguments. Heads may be up to 128 wide, a multiple of 8,
+// The field `key_tiles`, which backward needs, from key_side and scope.
+static inline int32_t promptmix_attention_key_tiles(const promptmix_attention_arguments *a, const promptmix_batch *batch) {
+    return (int32_t)promptmix_batch_tiles(batch, a->key_side, a->scope);
+}
+
+// Uses heads, width, max_distance, softmax_scale, sides, scope, mask, and of backward key_tiles and d_q of the arguments. Heads may be up to 128 wide, a multiple of 8,
 // and the scale is above zero; of short passes no f32.
 static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pass pass, promptmix_precision precision,
                                                           const promptmix_attention_arguments *a, const promptmix_batch *batch) {
@@ -240,10 +245,12 @@ static inline promptmix_launch promptmix_attention_launch(promptmix_attention_pa
     if (backward) shared += PROMPTMIX_ATTENTION_TILE_SIDE_BYTES;
     shared += (2u * ((uint32_t)a->max_distance + PROMPTMIX_ATTENTION_BIAS_MARGIN) + 1u) * 4u;
     if (precision == PROMPTMIX_F32) shared = 0;
-    const uint32_t queries = promptmix_batch_tiles(batch, a->query_side, a->scope), keys = promptmix_batch_tiles(batch, a->key_side, a->scope);
-    const int with_d_q = !backward || a->d_q;
-    const uint32_t blocks = backward && (!with_d_q || keys > queries) ? keys : queries;
-    return promptmix_launch_of(file, kernel, blocks, heads, backward && with_d_q ? 2 : 1, 128, shared);
+    uint32_t blocks = promptmix_batch_tiles(batch, a->query_side, a->scope);
+    if (backward) {
+        blocks = (a->d_q ? blocks : 0u) + (uint32_t)a->key_tiles;
+        if (a->key_tiles != promptmix_attention_key_tiles(a, batch)) kernel = NULL;
+    }
+    return promptmix_launch_of(file, kernel, blocks, heads, 1, 128, shared);
 }
 
 // The steps of cross attention absorbed into its sources, in the order of a forward pass and of a backward pass.

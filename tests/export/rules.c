@@ -39,8 +39,11 @@ static void attention(const char *name, promptmix_precision precision, int32_t e
     }
     print(promptmix_attention_launch(PROMPTMIX_ATTENTION_FORWARD, precision, &a, &batch));
     print(promptmix_attention_launch(PROMPTMIX_ATTENTION_DELTA, precision, &a, &batch));
-    print(promptmix_attention_launch(PROMPTMIX_ATTENTION_QUERIES, precision, &a, &batch));
-    print(promptmix_attention_launch(PROMPTMIX_ATTENTION_KEYS, precision, &a, &batch));
+    /* Backward must know how many of its blocks are of keys. */
+    if (promptmix_attention_launch(PROMPTMIX_ATTENTION_BACKWARD, precision, &a, &batch).kernel != NULL) printf("no tiles were taken\n");
+    a.key_tiles = promptmix_attention_key_tiles(&a, &batch);
+    a.d_q = 256;
+    print(promptmix_attention_launch(PROMPTMIX_ATTENTION_BACKWARD, precision, &a, &batch));
 }
 
 /* All tiles and parts: the launcher takes one of them. */

@@ -87,15 +87,6 @@ const SHORT_BACKWARD: Pass = Pass {
 };
 
 impl Pass {
-    /// The grid over so many tiles of rows, or of a short pass over examples; `parts` are the gradients of one side.
-    fn grid(&self, attention: &Attention<'_>, tiles: usize, parts: u32) -> [u32; 3] {
-        let heads = attention.heads.count;
-        match self.short {
-            true => [(attention.queries.examples() * heads).div_ceil(4) as u32, 1, 1],
-            false => [tiles as u32, heads as u32, parts],
-        }
-    }
-
     /// The kernel for these arguments on such a device, and its dynamic shared memory: tiles, what lies beside them, and the bias, which
     /// is constant for [`BIAS_MARGIN`] beyond its maximum distance at either end.
     fn instance(
@@ -402,11 +393,15 @@ impl<'s> Attention<'s> {
         arguments: &AttentionArguments,
     ) -> Result<()> {
         let (kernel, shared) = pass.instance(arguments, precision, kernels.is_hopper()?);
-        let [queries, keys] = [self.queries.tiles(), self.keys.tiles()];
-        let grid = match (arguments.d_k != 0, arguments.d_q != 0) {
-            (false, _) => pass.grid(self, queries, 1),
-            (true, false) => pass.grid(self, keys, 1),
-            (true, true) => pass.grid(self, queries.max(keys), 2),
+        let tiles = match (arguments.d_k != 0, arguments.d_q != 0) {
+            (false, _) => self.queries.tiles(),
+            (true, false) => arguments.key_tiles as usize,
+            (true, true) => arguments.key_tiles as usize + self.queries.tiles(),
+        };
+        let heads = self.heads.count;
+        let grid = match pass.short {
+            true => [(self.queries.examples() * heads).div_ceil(4) as u32, 1, 1],
+            false => [tiles as u32, heads as u32, 1],
         };
         // SAFETY: `arguments` and its callers checked every operand's length; tiles beyond the batch's exit, rows beyond a tile's are
         // zeros.
@@ -467,6 +462,7 @@ impl<'s> Attention<'s> {
         arguments.log_sum_exp = operands.read("log_sum_exp", from.log_sum_exp, rows * count)?;
         arguments.d_o = operands.matrix("d_o", from.d_o, precision, rows * total)?;
         let parts = self.read_gradient(&mut operands, gradient.of_input, precision, &mut arguments)?;
+        arguments.key_tiles = self.keys.tiles() as i32;
         let (with_d_q, inner_rows) = (arguments.d_q != 0, self.queries.count());
         if let Some(inner) = gradient.inner {
             if !with_d_q {
