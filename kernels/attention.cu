@@ -18,6 +18,7 @@
 //   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 176 53236 2,
 //   attention_backward_128 222 101364 1, attention_backward_dropped_128 230 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
 #include "attention_tile.cuh"
+#include "dependent.cuh"
 
 using namespace promptmix;
 
@@ -52,13 +53,19 @@ template <int Width> struct WarpProducts {
 };
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_forward<WarpProducts<64>, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_forward<WarpProducts<64>, 64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 1) attention_128(AttentionArguments arguments) { attention_forward<WarpProducts<128>, 128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 1) attention_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
+    attention_forward<WarpProducts<128>, 128, false>(arguments);
+}
 extern "C" __global__ void __launch_bounds__(128, 1) attention_dropped_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_forward<WarpProducts<128>, 128, true>(arguments);
 }
 
@@ -78,8 +85,14 @@ template <typename T> __device__ __forceinline__ void attention_delta(const Atte
     if (threadIdx.x % 32 == 0) arguments.delta[index] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_delta_bf16(AttentionArguments arguments) { attention_delta<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionArguments arguments) { attention_delta<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_delta_bf16(AttentionArguments arguments) {
+    wait_for_earlier_launches();
+    attention_delta<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionArguments arguments) {
+    wait_for_earlier_launches();
+    attention_delta<float>(arguments);
+}
 
 // So many blocks have room in the shared memory of a multiprocessor: registers for more would be spilled for nothing.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
@@ -88,15 +101,19 @@ extern "C" __global__ void __launch_bounds__(128) attention_delta_f32(AttentionA
 #define BACKWARD_BLOCKS 3
 #endif
 extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpProducts<64>, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_dropped_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpProducts<64>, 64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 1) attention_backward_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpProducts<128>, 128, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 1) attention_backward_dropped_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpProducts<128>, 128, true>(arguments);
 }
 
@@ -129,6 +146,7 @@ __device__ __forceinline__ float bias_f32(const AttentionArguments& arguments, i
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const Tile tile(arguments, batch, false, blockIdx.x);
     if (!tile.any) return;
@@ -269,6 +287,7 @@ __device__ __forceinline__ void keys_f32(const AttentionArguments& arguments) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_backward_f32(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     if (static_cast<int>(blockIdx.x) >= arguments.key_tiles) return queries_f32(arguments);
     keys_f32(arguments);
 }

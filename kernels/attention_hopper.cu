@@ -10,6 +10,7 @@
 //   attention_64_hopper 111 42996 4, attention_dropped_64_hopper 128 44020 4, attention_backward_64_hopper 144 52212 3,
 //   attention_backward_dropped_64_hopper 150 53236 3
 #include "attention_tile.cuh"
+#include "dependent.cuh"
 #include "hopper.cuh"
 
 using namespace promptmix;
@@ -118,14 +119,18 @@ struct WarpgroupProducts {
 };
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_64_hopper(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_forward<WarpgroupProducts, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) attention_dropped_64_hopper(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_forward<WarpgroupProducts, 64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_64_hopper(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpgroupProducts, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_dropped_64_hopper(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_backward<WarpgroupProducts, 64, true>(arguments);
 }

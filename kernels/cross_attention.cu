@@ -31,6 +31,7 @@
 //   cross_narrow_f32 45 128 10, cross_scores_f32 46 128 10, cross_mix_f32 32 0 16, cross_scores_backward_f32 54 128 9,
 //   cross_backward_f32 32 0 16, cross_sources_f32 32 0 16
 #include "cross_attention.cuh"
+#include "dependent.cuh"
 
 using namespace promptmix;
 
@@ -147,6 +148,7 @@ __device__ __forceinline__ int fragments_of(int rows) { return (min(rows, PAIR_T
 
 // Scores of a tile of keys, their maximum and their sum of exponentials above it.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
     const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
@@ -163,6 +165,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_bf16(CrossArgu
 
 // ds and p·mask of a tile of keys, from d_mixed · h.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_scores_backward_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     float* const log_sum_exp = reinterpret_cast<float*>(shared + STAGES * 2 * LEFT_BYTES);
     float* const delta = log_sum_exp + PAIR_TILE;
@@ -254,6 +257,7 @@ __device__ __forceinline__ void store_slice(const float (&sums)[4][4][4], unsign
 
 // Each head's K columns times its K rows of the weight: D columns a head.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_widen_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
     const int first_row = blockIdx.y * PAIR_TILE, rows = batch.rows(DECODER) - first_row;
@@ -325,14 +329,17 @@ template <bool Across> __device__ __forceinline__ void project_and_widen(const P
 }
 
 extern "C" __global__ void __launch_bounds__(128, 3) cross_project_bf16(ProjectedArguments arguments) {
+    wait_for_earlier_launches();
     project_and_widen<false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) cross_project_backward_bf16(ProjectedArguments arguments) {
+    wait_for_earlier_launches();
     project_and_widen<true>(arguments);
 }
 
 // mixed: probabilities times the example's rows.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     float* const log_sum_exp = reinterpret_cast<float*>(shared + 2 * (LEFT_BYTES + RIGHT_BYTES));
     const Batch batch{arguments.batch};
@@ -373,6 +380,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_mix_bf16(CrossArgumen
 
 // d_q' of 64 rows of an example.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_backward_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
     const int first_column = blockIdx.x * SLICE, first_row = blockIdx.y * PAIR_TILE, depth = arguments.depth;
@@ -405,6 +413,7 @@ struct Octet {
 
 // d_h of a tile of encoder rows, of all layers at once: their rows are one depth.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __grid_constant__ SourceArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.of.batch};
     const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.y);
@@ -468,6 +477,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) cross_sources_bf16(const __
 
 // Each head's D columns times its K rows of the weight read the other way: K columns a head, and their product with q's.
 extern "C" __global__ void __launch_bounds__(128, 4) cross_narrow_bf16(CrossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
     const int first_row = blockIdx.y * arguments.fragments * 16, rows = batch.rows(DECODER) - first_row;
@@ -522,6 +532,7 @@ __device__ __forceinline__ float factor_of(const CrossArguments& arguments, cons
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_widen_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int column = blockIdx.x * 128 + threadIdx.x, head = blockIdx.z, depth = arguments.depth, width = arguments.width;
     const int64_t row = blockIdx.y;
@@ -534,6 +545,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_widen_f32(CrossArguments
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_narrow_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int head = blockIdx.z, depth = arguments.depth, width = arguments.width, warp = threadIdx.x / 32;
     const int64_t row = static_cast<int64_t>(blockIdx.y) * arguments.heads + head;
@@ -552,6 +564,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_narrow_f32(CrossArgument
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_scores_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int target = blockIdx.x / arguments.heads, warp = threadIdx.x / 32, depth = arguments.depth;
     if (target >= batch.rows(DECODER)) return;
@@ -580,6 +593,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_scores_f32(CrossArgument
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_mix_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int target = blockIdx.y / arguments.heads, column = blockIdx.x * 128 + threadIdx.x, depth = arguments.depth;
     if (target >= batch.rows(DECODER) || column >= depth) return;
@@ -592,6 +606,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_mix_f32(CrossArguments a
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int target = blockIdx.x / arguments.heads, warp = threadIdx.x / 32, depth = arguments.depth;
     if (target >= batch.rows(DECODER)) return;
@@ -619,6 +634,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_f32(Cros
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_backward_f32(CrossArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int column = blockIdx.x * 128 + threadIdx.x, depth = arguments.depth;
     const int64_t row = blockIdx.y;
@@ -632,6 +648,7 @@ extern "C" __global__ void __launch_bounds__(128) cross_backward_f32(CrossArgume
 }
 
 extern "C" __global__ void __launch_bounds__(128) cross_sources_f32(const __grid_constant__ SourceArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.of.batch};
     const int column = blockIdx.x * 128 + threadIdx.x, depth = arguments.of.depth;
     if (column >= depth || static_cast<int>(blockIdx.y) >= batch.rows(ENCODER)) return;

@@ -78,6 +78,9 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
         start_barrier(barrier, 1);
         start_barrier(barrier + 8, 1);
         fence_barriers();
+    }
+    wait_for_earlier_launches();
+    if (thread == 0) {
         expect_bytes(barrier, count * BYTES_STAGE);
         expect_bytes(barrier + 8, count * BYTES_OPERAND);
 #pragma unroll 1
@@ -170,6 +173,7 @@ static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles t
 template <bool Backward> __device__ __forceinline__ void scores(const CrossScoresHopperArguments& arguments) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const CrossArguments& of = arguments.of;
+    wait_for_earlier_launches();
     const Batch batch{of.batch};
     const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
     if (entry.example < 0) return;
@@ -235,6 +239,7 @@ constexpr int MIX_SHARED = SUMS_FROM + PAIR_TILE * 4;
 template <bool Backward> __device__ __forceinline__ void mix(const CrossMixHopperArguments& arguments) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const CrossArguments& of = arguments.of;
+    wait_for_earlier_launches();
     const Batch batch{of.batch};
     const Pairs pairs(of, batch, blockIdx.z);
     const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, first_column = blockIdx.x * COLUMNS;

@@ -8,6 +8,7 @@
 // Bytes: the cache's keys and values up to the position once.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   decode_bf16 64 0 32, decode_f32 64 0 32
+#include "dependent.cuh"
 #include "number.cuh"
 
 using namespace promptmix;
@@ -69,5 +70,11 @@ template <typename T> __device__ __forceinline__ void decode(const DecodeArgumen
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32) decode_bf16(DecodeArguments arguments) { decode<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(32) decode_f32(DecodeArguments arguments) { decode<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(32) decode_bf16(DecodeArguments arguments) {
+    wait_for_earlier_launches();
+    decode<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(32) decode_f32(DecodeArguments arguments) {
+    wait_for_earlier_launches();
+    decode<float>(arguments);
+}

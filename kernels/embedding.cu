@@ -9,6 +9,7 @@
 // Bytes: reads 4 D a row and its id, writes 4 D + 2 D + D / 16. Backward keeps nothing: masks are drawn again.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   embed 42 0 10, embed_backward 34 0 12
+#include "dependent.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -25,6 +26,7 @@ struct EmbedArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
@@ -55,6 +57,7 @@ struct EmbedBackwardArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(128) embed_backward(EmbedBackwardArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int prompt_row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (prompt_row >= batch.rows(ENCODER, PROMPT)) return;

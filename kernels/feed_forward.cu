@@ -13,6 +13,7 @@
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   gate_bf16 40 0 12, gate_backward_bf16 62 0 8, row_inner 38 0 12, mask_copy_bf16 38 0 12, row_squares 24 0 16, gate_f32 52 0 9,
 //   gate_backward_f32 62 0 8, mask_copy_f32 40 0 12
+#include "dependent.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -92,10 +93,22 @@ template <typename T> __device__ __forceinline__ void gate_backward(const GateAr
     if (lane == 0) arguments.inner[row] = inner;
 }
 
-extern "C" __global__ void __launch_bounds__(128) gate_bf16(GateArguments arguments) { gate<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) gate_f32(GateArguments arguments) { gate<float>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) gate_backward_bf16(GateArguments arguments) { gate_backward<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) gate_backward_f32(GateArguments arguments) { gate_backward<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) gate_bf16(GateArguments arguments) {
+    wait_for_earlier_launches();
+    gate<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) gate_f32(GateArguments arguments) {
+    wait_for_earlier_launches();
+    gate<float>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) gate_backward_bf16(GateArguments arguments) {
+    wait_for_earlier_launches();
+    gate_backward<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) gate_backward_f32(GateArguments arguments) {
+    wait_for_earlier_launches();
+    gate_backward<float>(arguments);
+}
 
 struct RowArguments {
     Descriptor batch;
@@ -110,6 +123,7 @@ struct RowArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
@@ -126,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(128) row_inner(RowArguments argumen
 }
 
 extern "C" __global__ void __launch_bounds__(128) row_squares(RowArguments arguments) {
+    wait_for_earlier_launches();
     const Batch batch{arguments.batch};
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
@@ -155,5 +170,11 @@ template <typename T> __device__ __forceinline__ void mask_copy(const RowArgumen
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) mask_copy_bf16(RowArguments arguments) { mask_copy<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) mask_copy_f32(RowArguments arguments) { mask_copy<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) mask_copy_bf16(RowArguments arguments) {
+    wait_for_earlier_launches();
+    mask_copy<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) mask_copy_f32(RowArguments arguments) {
+    wait_for_earlier_launches();
+    mask_copy<float>(arguments);
+}

@@ -30,6 +30,7 @@
 //   gemm_backward_small_plain 90 66944 2, gemm_backward_small_delta 90 66944 2, gemm_backward_small_relu 90 66944 2,
 //   gemm_backward_small_norm 94 66944 2, gemm_backward_small_accumulate 90 66944 2, gemm_forward_f32 84 19840 2,
 //   gemm_backward_f32 86 19840 2
+#include "dependent.cuh"
 #include "gemm.cuh"
 #include "mma.cuh"
 
@@ -198,46 +199,60 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_forward_large(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<128, 128, 64, 64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_backward_large(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<128, 128, 64, 64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) gemm_forward_medium(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<80, 128, 80, 32, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 3) gemm_backward_medium(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<80, 128, 80, 32, true>(arguments);
 }
 // Thin products run each piece of their code once or twice, straight from memory: a kernel an epilogue.
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_project(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, false, 2, PROJECT>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_relu(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, false, 2, RELU>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_add(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, false, 2, ADD>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_plain(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, false, 2, PLAIN>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_small_float(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, false, 2, FLOAT>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_plain(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, true, 2, PLAIN>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_delta(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, true, 2, DELTA>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_relu(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, true, 2, RELU_BACKWARD>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_norm(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, true, 2, NORM_BACKWARD>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_accumulate(GemmArguments arguments) {
+    wait_for_earlier_launches();
     gemm<64, 64, 32, 32, true, 2, ACCUMULATE>(arguments);
 }
 
@@ -296,5 +311,11 @@ template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArgu
     finish_tile<float, ANY, Side64, Side64, Stride, 256>(arguments, info, tile, first_row, first_column, rows, threadIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) { gemm_f32<false>(arguments); }
-extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_f32(GemmArguments arguments) { gemm_f32<true>(arguments); }
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_forward_f32(GemmArguments arguments) {
+    wait_for_earlier_launches();
+    gemm_f32<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_f32(GemmArguments arguments) {
+    wait_for_earlier_launches();
+    gemm_f32<true>(arguments);
+}

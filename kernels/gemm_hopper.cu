@@ -62,9 +62,7 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
     const uint32_t base = shared_address(shared), full = base + BARRIERS_FROM, empty = full + STAGES * 8;
     const GemmArguments& of = arguments.of;
     const Batch batch{of.batch};
-    const int rows = batch.rows(of.side, of.scope);
     const int block = blockIdx.x % CLUSTER;  // of the cluster
-    const int across = (of.n + COLUMNS - 1) / COLUMNS, pairs = (rows + CLUSTER * ROWS - 1) / (CLUSTER * ROWS) * across;
     const int stretches = (of.k + DEPTH - 1) / DEPTH;
     const int group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), thread = threadIdx.x % GROUP;
     if (threadIdx.x == 0) {
@@ -75,6 +73,9 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
         fence_barriers();
     }
     wait_for_cluster();
+    wait_for_earlier_launches();
+    const int rows = batch.rows(of.side, of.scope);
+    const int across = (of.n + COLUMNS - 1) / COLUMNS, pairs = (rows + CLUSTER * ROWS - 1) / (CLUSTER * ROWS) * across;
     Turn turn;
     if (group == 2) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");

@@ -77,6 +77,9 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
 #pragma unroll 1
         for (int stage = 0; stage < STAGES; ++stage) start_barrier(full + stage * 8, 1);
         fence_barriers();
+    }
+    wait_for_earlier_launches();
+    if (thread == 0) {
 #pragma unroll 1
         for (int stage = 0; stage < min(count, STAGES); ++stage) bring(stage, stage);
     }

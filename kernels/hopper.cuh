@@ -2,6 +2,7 @@
 // a warpgroup (PTX ISA: cp.async.bulk.tensor, mbarrier, wgmma).
 #pragma once
 #include <cstdint>
+#include "dependent.cuh"
 #include "mma.cuh"
 
 namespace promptmix {

@@ -21,6 +21,7 @@
 // On sm_80, with D of 1,024; with D of 512 half of both, two blocks: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   loss_words_bf16 255 83584 1, loss_rows_bf16 33 2176 12, loss_words_f32 64 512 8, loss_rows_f32 33 2176 12
 #include "attention.cuh"
+#include "dependent.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -72,6 +73,7 @@ __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16*
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_WARPS * 32, 1) loss_words_bf16(LossArguments arguments) {
+    wait_for_earlier_launches();
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ float most[BLOCK_ROWS], sum[BLOCK_ROWS], shrink[BLOCK_ROWS];
     __shared__ int best[BLOCK_ROWS], labels[BLOCK_ROWS];
@@ -272,6 +274,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS * 32, 1) loss_words_bf16(
 
 // A row and a range: 128 words at a time.
 extern "C" __global__ void __launch_bounds__(128) loss_words_f32(LossArguments arguments) {
+    wait_for_earlier_launches();
     __shared__ float z[128];
     const Batch batch{arguments.batch};
     const int64_t row = blockIdx.y;
@@ -408,5 +411,11 @@ template <typename T> __device__ __forceinline__ void loss_rows(const LossArgume
     store_columns(arguments.d_hidden + row * width + column, c);
 }
 
-extern "C" __global__ void __launch_bounds__(128) loss_rows_bf16(LossArguments arguments) { loss_rows<bf16>(arguments); }
-extern "C" __global__ void __launch_bounds__(128) loss_rows_f32(LossArguments arguments) { loss_rows<float>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) loss_rows_bf16(LossArguments arguments) {
+    wait_for_earlier_launches();
+    loss_rows<bf16>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) loss_rows_f32(LossArguments arguments) {
+    wait_for_earlier_launches();
+    loss_rows<float>(arguments);
+}

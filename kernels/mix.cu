@@ -17,6 +17,7 @@
 // On sm_80, with D of 512 and a rank of 100: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   target_keys 32 2048 8, mix_scores 64 4624 1, token_scores 39 0 6, mix_rows 124 4352 4, mix_d_attention 40 16384 6,
 //   mix_d_scores 64 6272 1, mix_d_state 48 1056 5
+#include "dependent.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -110,6 +111,7 @@ constexpr int KEY_PARTS = THREADS / KEY_COLUMNS;  // of the prompt's rows
 // Each column's largest number and the lowest row that has it. A number that is none is never larger, and stays where it comes
 // first of all.
 extern "C" __global__ void __launch_bounds__(THREADS) target_keys(MixArguments m) {
+    wait_for_earlier_launches();
     __shared__ float largest[KEY_PARTS][KEY_COLUMNS];
     __shared__ int largest_row[KEY_PARTS][KEY_COLUMNS];
     const int of_block = threadIdx.x % KEY_COLUMNS, part = threadIdx.x / KEY_COLUMNS, column = blockIdx.x * KEY_COLUMNS + of_block;
@@ -203,6 +205,7 @@ __device__ __forceinline__ void products(const float* matrix, int rows, const fl
 }
 
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArguments m) {
+    wait_for_earlier_launches();
     extern __shared__ float shared[];  // x_b, then h: D each; then W_down x_b: Q; then a sum a warp
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -278,6 +281,7 @@ extern "C" __global__ void __launch_bounds__(SCORE_THREADS) mix_scores(MixArgume
 
 // A prompt row against eight examples, a warp each.
 extern "C" __global__ void __launch_bounds__(THREADS) token_scores(MixArguments m) {
+    wait_for_earlier_launches();
     const Batch batch{m.batch};
     const int row = blockIdx.x, b = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= batch.examples()) return;
@@ -302,6 +306,7 @@ constexpr int ATTENTION_PART = 64;  // prompts whose weights are in shared memor
 
 // x[prompt row of b] = (sum_j a_j P_j + (1 + a_own) P_tgt)·mask, for 16 examples; a thread four columns.
 extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArguments m) {
+    wait_for_earlier_launches();
     __shared__ float weights[MIXED][ATTENTION_PART];
     __shared__ float own_weights[MIXED];
     __shared__ int64_t starts[MIXED];  // of the target prompts
@@ -382,6 +387,7 @@ constexpr int D_COLUMNS = 512;  // columns of them
 
 // <d_Z_b[row], P_j[row]> for eight examples, a warp each.
 extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArguments m) {
+    wait_for_earlier_launches();
     __shared__ float rows[D_PROMPTS][D_COLUMNS];
     const Batch batch{m.batch};
     const int row = blockIdx.x, b = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -427,6 +433,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_d_attention(MixArgumen
 
 // d_scores of an example, d_h, the LayerNorm's backward and d_down.
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 1) mix_d_scores(MixArguments m) {
+    wait_for_earlier_launches();
     extern __shared__ float shared[];  // d_h, then d_v: D; then a sum a warp
     const Batch batch{m.batch};
     const int b = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, examples = batch.examples();
@@ -619,6 +626,7 @@ __device__ __forceinline__ float with_examples(const MixArguments& m, const Batc
 // Adds to the gradient: a thread one number of one run's state. The block looks for its run's examples once, and not each
 // thread among all examples: many runs share a batch.
 extern "C" __global__ void __launch_bounds__(THREADS) mix_d_state(MixArguments m) {
+    wait_for_earlier_launches();
     __shared__ int found[THREADS], counts[WARPS];
     const Batch batch{m.batch};
     const int64_t index = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;

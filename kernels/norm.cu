@@ -12,6 +12,7 @@
 // Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (12 with `below`), writes 6 D. Backward keeps x and the partials.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   final_norm_bf16 44 0 10, final_norm_f32 44 0 10, final_norm_backward 90 16 5
+#include "dependent.cuh"
 #include "rows.cuh"
 
 using namespace promptmix;
@@ -53,9 +54,11 @@ template <typename T> __device__ __forceinline__ void final_norm(const FinalNorm
 }
 
 extern "C" __global__ void __launch_bounds__(128) final_norm_bf16(FinalNormArguments arguments) {
+    wait_for_earlier_launches();
     final_norm<bf16>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128) final_norm_f32(FinalNormArguments arguments) {
+    wait_for_earlier_launches();
     final_norm<float>(arguments);
 }
 
@@ -79,6 +82,7 @@ struct FinalNormBackwardArguments {
 constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
 
 extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormBackwardArguments arguments) {
+    wait_for_earlier_launches();
     __shared__ float sums[4];
     const Batch batch{arguments.batch};
     const int row = blockIdx.x;

@@ -14,6 +14,7 @@
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   sequence_offsets 22 2048 8, sequence_rows 22 0 8
 #include "batch.cuh"
+#include "dependent.cuh"
 
 using namespace promptmix;
 
@@ -68,6 +69,7 @@ __device__ __forceinline__ int example_of(const int* first, int examples, int at
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) sequence_offsets(SequencesArguments arguments) {
+    wait_for_earlier_launches();
     __shared__ int ends[THREADS], counts[THREADS];
     const Place place(arguments, blockIdx.x);
     if (place.cumulative == nullptr) return;
@@ -116,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sequence_offsets(Sequences
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sequence_rows(SequencesArguments arguments) {
+    wait_for_earlier_launches();
     const Place place(arguments, blockIdx.y), other(arguments, 1 - blockIdx.y);
     if (place.cumulative == nullptr) return;
     const int at = blockIdx.x * THREADS + threadIdx.x, examples = arguments.batch.examples;

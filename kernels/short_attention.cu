@@ -17,6 +17,7 @@
 //   attention_short_backward_dropped_64 121 39040 4, attention_short_backward_128 209 71680 2,
 //   attention_short_backward_dropped_128 209 71808 2
 #include "attention.cuh"
+#include "dependent.cuh"
 
 using namespace promptmix;
 
@@ -156,12 +157,20 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_short_64(AttentionArguments arguments) { attention_short<64, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128) attention_short_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
+    attention_short<64, false>(arguments);
+}
 extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short<64, true>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) attention_short_128(AttentionArguments arguments) { attention_short<128, false>(arguments); }
+extern "C" __global__ void __launch_bounds__(128, 4) attention_short_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
+    attention_short<128, false>(arguments);
+}
 extern "C" __global__ void __launch_bounds__(128, 4) attention_short_dropped_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short<128, true>(arguments);
 }
 
@@ -282,14 +291,18 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_short_backward_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short_backward<64, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_short_backward_dropped_64(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short_backward<64, true>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 2) attention_short_backward_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short_backward<128, false>(arguments);
 }
 extern "C" __global__ void __launch_bounds__(128, 2) attention_short_backward_dropped_128(AttentionArguments arguments) {
+    wait_for_earlier_launches();
     attention_short_backward<128, true>(arguments);
 }

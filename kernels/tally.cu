@@ -10,6 +10,7 @@
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   tally 32 4096 8
 #include "batch.cuh"
+#include "dependent.cuh"
 #include "tally.cuh"
 
 using namespace promptmix;
@@ -26,6 +27,7 @@ struct TallyArguments {
 constexpr int THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS) tally(TallyArguments arguments) {
+    wait_for_earlier_launches();
     __shared__ double losses[THREADS], entropies[THREADS];
     const Batch batch{arguments.batch};
     const int run = blockIdx.x;
