@@ -180,8 +180,8 @@ pub struct Compiler {
     pub nvcc: PathBuf,
     /// What it says of itself.
     pub version: String,
-    /// Architectures of machine code; PTX of the lowest that is known comes with it. A file for Hopper has PTX of 90a, and machine code
-    /// of that where 90 is among them.
+    /// Architectures of machine code; PTX of the lowest that is known comes with it, and where there are none that of 90 too. A file for
+    /// Hopper has PTX of 90a, and machine code of that where 90 is among them.
     pub architectures: Vec<u32>,
     /// Embed the PTX of every architecture: for tests.
     pub every_ptx: bool,
@@ -205,6 +205,10 @@ impl Compiler {
         let is_hopper = stem.ends_with(suffix);
         let lowest = if is_hopper { format!("{hopper}a") } else { ARCHITECTURES[0].to_string() };
         flags.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}"));
+        if self.architectures.is_empty() && !is_hopper {
+            // From here on kernels differ: they wait for the launches before them.
+            flags.push(format!("-gencode=arch=compute_{hopper},code=compute_{hopper}"));
+        }
         let runs = |architecture: &&u32| !is_hopper || **architecture == hopper;
         for architecture in self.architectures.iter().filter(runs) {
             let architecture = if is_hopper { lowest.clone() } else { architecture.to_string() };

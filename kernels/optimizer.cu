@@ -126,7 +126,7 @@ __device__ __forceinline__ double* norm_of(const OptimizerArguments& arguments, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) gradient_norm(OptimizerArguments arguments) {
-    wait_for_earlier_launches();
+    promptmix::wait_for_earlier_launches();
     __shared__ bool last;
     const int64_t run = blockIdx.y;
     Place place(arguments);
@@ -197,7 +197,7 @@ __device__ Update update_of(const OptimizerArguments& arguments, int64_t run) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(OptimizerArguments arguments) {
-    wait_for_earlier_launches();
+    promptmix::wait_for_earlier_launches();
     __shared__ Update update;
     const int64_t run = blockIdx.y;
     if (threadIdx.x == 0) update = update_of(arguments, run);

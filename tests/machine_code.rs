@@ -28,6 +28,12 @@ fn ptx(fatbin: &[u8]) -> String {
     String::from_utf8_lossy(&fatbin[start..end]).into_owned()
 }
 
+/// All PTX that a fatbin holds.
+fn all_ptx(fatbin: &[u8]) -> Vec<String> {
+    let starts = (0..fatbin.len()).filter(|&at| fatbin[at..].starts_with(b".version "));
+    starts.map(|at| ptx(&fatbin[at..])).collect()
+}
+
 /// Runs a tool, whose helpers lie beside it, and gives what it printed.
 fn run(tool: &Path, arguments: &[&str]) -> String {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -209,6 +215,37 @@ fn disassembled(
         [architecture.as_str()].into_iter().chain(entries).chain(["-o", &to, &from]).collect();
     run(&tools.ptxas, &arguments);
     kernels(&run(&tools.cuobjdump, &["-sass", &to]))
+}
+
+/// From compute capability 9.0 on a launch may begin before the one before it has ended: each kernel waits for it, once, and before it
+/// touches memory that others write; and what is written for it to read comes from no cache that knows of no such writer.
+#[test]
+fn every_kernel_waits_for_the_launches_before_it() {
+    const TOUCH: [&str; 7] =
+        ["ld.global", "st.global", "ld.v", "st.v", "cp.async", "red.", "atom."];
+    let mut waiting = 0;
+    for (file, fatbin) in FATBINS {
+        let all = all_ptx(fatbin);
+        let newest = all.iter().filter(|ptx| ptx.contains(".target sm_90"));
+        for entry in newest.flat_map(|ptx| ptx.split(".entry ").skip(1)) {
+            let (name, body) = entry.split_once('(').expect("a kernel");
+            let body = body.split("\n}").next().expect("a body");
+            let waits: Vec<usize> = body.match_indices("griddepcontrol.wait").map(|(at, _)| at).collect();
+            assert_eq!(waits.len(), 1, "{name} of {file} waits so often");
+            let first = TOUCH.iter().filter_map(|what| body.find(what)).min().unwrap_or(body.len());
+            assert!(waits[0] < first, "{name} of {file} touches memory before it waits");
+            let begin = body.find("griddepcontrol.launch_dependents").expect("a kernel lets the next begin");
+            assert!(waits[0] < begin, "{name} of {file} lets the next begin before it has waited");
+            waiting += 1;
+        }
+        // Of older ones no code waits, and their launches are told nothing.
+        for ptx in all.iter().filter(|ptx| ptx.contains(".target sm_80")) {
+            assert!(!ptx.contains("griddepcontrol"), "{file} for compute capability 8.0");
+        }
+    }
+    if waiting == 0 {
+        println!("skipped: this build has no PTX of compute capability 9.0");
+    }
 }
 
 /// A stage of attention without dropout is straight code, of few instructions, and as many blocks as its shared memory lets

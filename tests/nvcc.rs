@@ -403,6 +403,7 @@ fn the_compiler_is_told_architectures_ptx_and_what_else_was_asked_for() {
     assert!(!has(&base, "-lineinfo"), "{base:?}");
     let ptx = arguments(nvcc::Compiler { architectures: Vec::new(), ..kernels.compiler() });
     assert!(has(&ptx, "-gencode=arch=compute_80,code=compute_80") && has(&ptx, "-lineinfo"), "{ptx:?}");
+    assert!(has(&ptx, "-gencode=arch=compute_90,code=compute_90"), "kernels differ from there on: {ptx:?}");
     assert!(!ptx.iter().any(|argument| argument.contains("code=sm_")), "no machine code: {ptx:?}");
     let every = arguments(nvcc::Compiler { every_ptx: true, ..kernels.compiler() });
     assert!(has(&every, "-gencode=arch=compute_90,code=compute_90"), "{every:?}");

@@ -24,6 +24,12 @@ use crate::error::{Error, Result};
 pub(crate) const HOPPER: &str = "_hopper";
 /// The binary version of their code.
 const HOPPER_BINARY: i32 = 90;
+/// From this compute capability on kernels wait for the launches before them, so that a launch may begin before those have ended.
+const FIRST_DEPENDENT: i32 = 90;
+/// The first driver, by CUDA version, whose graphs keep what a captured launch says of that.
+const FIRST_DRIVER_OF_DEPENDENTS: i32 = 12_030;
+/// Set to 0 to have each launch begin behind the end of the one before it.
+const DEPENDENT_LAUNCHES: &str = "PROMPTMIX_DEPENDENT_LAUNCHES";
 
 /// Shared memory that a block may have without asking, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
@@ -40,6 +46,17 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
+/// A kernel as the driver has it.
+#[derive(Clone, Debug)]
+struct Loaded {
+    function: CudaFunction,
+    /// The most dynamic shared memory that it was launched with: what a function may have is its own, whoever loads it, and asking for
+    /// less takes it away from those who asked for more.
+    most_shared: u32,
+    /// Whether its code waits for the launches before it.
+    waits: bool,
+}
+
 /// The kernels of this build in one context and on one stream: what every raw launch needs.
 ///
 /// A module is loaded at its first launch. Not for use by two threads at a time.
@@ -47,9 +64,9 @@ pub struct Kernel {
 pub struct Kernels {
     stream: Arc<CudaStream>,
     modules: Vec<(&'static str, OnceCell<Arc<CudaModule>>)>,
-    /// With the most dynamic shared memory that each was launched with: what a function may have is its own, whoever loads it,
-    /// and asking for less takes it away from those who asked for more.
-    functions: RefCell<HashMap<Kernel, (CudaFunction, u32)>>,
+    functions: RefCell<HashMap<Kernel, Loaded>>,
+    /// Whether the driver takes launches that begin before those before them have ended, and the user lets it.
+    takes_dependents: OnceCell<bool>,
     launches: Cell<u64>,
     is_dry_run: Cell<bool>,
     /// Bytes of shared memory that a block may ask for.
@@ -78,6 +95,7 @@ impl Kernels {
             is_dry_run: Cell::new(false),
             most_shared: OnceCell::new(),
             is_hopper: OnceCell::new(),
+            takes_dependents: OnceCell::new(),
             unordered,
         })
     }
@@ -197,9 +215,9 @@ impl Kernels {
     }
 
     /// The function, ready for `shared` bytes of dynamic shared memory.
-    fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction> {
+    fn function(&self, kernel: Kernel, shared: u32) -> Result<Loaded> {
         let mut functions = self.functions.borrow_mut();
-        let is_ready = functions.get(&kernel).is_some_and(|(_, most)| shared <= *most);
+        let is_ready = functions.get(&kernel).is_some_and(|loaded| shared <= loaded.most_shared);
         if !is_ready {
             let found = format!("{} is launched for the first time", kernel.name);
             refuse_capture(
@@ -209,25 +227,44 @@ impl Kernels {
                 "call Kernels::preload with the same work before",
             )?;
         }
-        let (function, most) = match functions.entry(kernel) {
+        let loaded = match functions.entry(kernel) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
                 let function = self.module(kernel.file)?.load_function(kernel.name).map_err(|error| {
                     driver(&format!("find the kernel {} of {}", kernel.name, kernel.file), error)
                 })?;
-                check_binary(kernel, &function)?;
-                vacant.insert((function, SHARED_WITHOUT_ASKING))
+                let waits = check_binary(kernel, &function)? && self.takes_dependents()?;
+                vacant.insert(Loaded { function, most_shared: SHARED_WITHOUT_ASKING, waits })
             }
         };
-        if shared > *most {
-            function
+        if shared > loaded.most_shared {
+            loaded
+                .function
                 .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
                 .map_err(|error| {
                     driver(&format!("give {} {shared} bytes of shared memory", kernel.name), error)
                 })?;
-            *most = shared;
+            loaded.most_shared = shared;
         }
-        Ok(function.clone())
+        Ok(loaded.clone())
+    }
+
+    /// Whether launches may begin before those before them have ended, as far as it is not the kernel's to say.
+    fn takes_dependents(&self) -> Result<bool> {
+        if let Some(known) = self.takes_dependents.get() {
+            return Ok(*known);
+        }
+        let allowed = match std::env::var_os(DEPENDENT_LAUNCHES) {
+            None => true,
+            Some(value) if value == "1" => true,
+            Some(value) if value == "0" => false,
+            Some(value) => {
+                let found = value.to_string_lossy().into_owned();
+                return Err(Error::setting(DEPENDENT_LAUNCHES, "0 or 1", found, "leave it out for 1"));
+            }
+        };
+        let takes = allowed && devices::driver_version()? >= FIRST_DRIVER_OF_DEPENDENTS;
+        Ok(*self.takes_dependents.get_or_init(|| takes))
     }
 
     /// Fails if blocks of the device have less than `shared` bytes of dynamic shared memory; `advice` says what takes less. For ops of
@@ -297,7 +334,7 @@ impl Kernels {
         if grid.contains(&0) {
             return Ok(());
         }
-        let function = self.function(kernel, shared)?;
+        let Loaded { function, waits, .. } = self.function(kernel, shared)?;
         if self.is_dry_run.get() {
             return Ok(());
         }
@@ -309,6 +346,13 @@ impl Kernels {
                 id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
                 pad: [0; 4],
                 value: CUlaunchAttributeValue { clusterDim: ClusterDimension { x, y, z } },
+            });
+        }
+        if waits {
+            attributes.push(CUlaunchAttribute {
+                id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
             });
         }
         let config = CUlaunchConfig {
@@ -343,17 +387,18 @@ impl Kernels {
     }
 }
 
+/// Whether the code of a kernel waits for the launches before it: what it was compiled from says that, not what it was compiled for.
 /// Fails if a kernel for compute capability 9.0 alone became code of another.
-fn check_binary(kernel: Kernel, function: &CudaFunction) -> Result<()> {
-    if !kernel.file.ends_with(HOPPER) {
-        return Ok(());
+fn check_binary(kernel: Kernel, function: &CudaFunction) -> Result<bool> {
+    let ask = |attribute| {
+        function
+            .get_attribute(attribute)
+            .map_err(|error| driver(&format!("ask what {} was compiled for", kernel.name), error))
+    };
+    let binary = ask(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?;
+    if kernel.file.ends_with(HOPPER) && binary != HOPPER_BINARY {
+        let reason = format!("it is code of architecture {binary} here, and for {HOPPER_BINARY} alone");
+        return Err(Error::unsupported(format!("the kernel {}", kernel.name), reason, "build again"));
     }
-    let found = function
-        .get_attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)
-        .map_err(|error| driver(&format!("ask what {} was compiled for", kernel.name), error))?;
-    if found == HOPPER_BINARY {
-        return Ok(());
-    }
-    let reason = format!("it is code of architecture {found} here, and for {HOPPER_BINARY} alone");
-    Err(Error::unsupported(format!("the kernel {}", kernel.name), reason, "build again"))
+    Ok(binary.min(ask(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?) >= FIRST_DEPENDENT)
 }
