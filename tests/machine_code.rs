@@ -221,8 +221,7 @@ fn disassembled(
 /// touches memory that others write; and what is written for it to read comes from no cache that knows of no such writer.
 #[test]
 fn every_kernel_waits_for_the_launches_before_it() {
-    const TOUCH: [&str; 7] =
-        ["ld.global", "st.global", "ld.v", "st.v", "cp.async", "red.", "atom."];
+    const TOUCH: [&str; 7] = ["ld.global", "st.global", "ld.v", "st.v", "cp.async", "red.", "atom."];
     let mut waiting = 0;
     for (file, fatbin) in FATBINS {
         let all = all_ptx(fatbin);
@@ -276,14 +275,22 @@ fn the_main_loops_of_attention() {
                     "{name} on {architecture}: {instructions} instructions a stage, {products} HMMA in its code"
                 );
                 assert!(products >= 48, "{name} on {architecture}: {products} HMMA are no stage");
-                assert!(instructions <= most, "{name} on {architecture}: {instructions} instructions a stage");
+                assert!(
+                    instructions <= most,
+                    "{name} on {architecture}: {instructions} instructions a stage"
+                );
                 for divergent in ["BSSY", "BSYNC", "WARPSYNC"] {
                     assert_eq!(count(body, divergent), 0, "{name} on {architecture}: {divergent}");
                 }
                 // The only calls that may be are how ptxas leaves a loop: over the branch back, to what stands behind it.
                 let calls = body.iter().filter(|one| one.name.starts_with("CALL"));
                 for call in calls {
-                    assert_eq!(target(call), Some(call.place + 32), "{name} on {architecture}: {}", call.text);
+                    assert_eq!(
+                        target(call),
+                        Some(call.place + 32),
+                        "{name} on {architecture}: {}",
+                        call.text
+                    );
                 }
             }
             let ptx = ptx(fatbin);

@@ -26,12 +26,20 @@ pub fn project() -> PathBuf {
 
 /// A poisoned device; none, with a printed reason, in a build without kernels, which in CI fails.
 pub fn device(precision: Precision) -> Option<Device> {
+    of_backend(|| Cuda::poisoning(0, precision))
+}
+
+/// The same without poison, whose fills come between launches: here they follow each other as in training.
+pub fn launching_device(precision: Precision) -> Option<Device> {
+    of_backend(|| Cuda::new(0, precision))
+}
+
+fn of_backend(cuda: impl FnOnce() -> Result<Cuda>) -> Option<Device> {
     if !crate::kernels::are_built() {
         return None;
     }
     let gpu = vgpu::load().expect("a GPU, virtual or real");
-    let cuda = Cuda::poisoning(0, precision).expect("a device");
-    Some(Device { cuda, gpu })
+    Some(Device { cuda: cuda().expect("a device"), gpu })
 }
 
 /// A backend that a test can put numbers on.

@@ -3,10 +3,14 @@
 use promptmix::cuda::Precision;
 use promptmix::verify::{Fixture, Tolerance, verify};
 
-use crate::device::{device, project};
+use crate::device::{Device, device, launching_device, project};
 
 /// Whole passes of the fixture. In bf16 each gradient is judged by what was measured of it, where that was.
 fn check(fixture: &str, precision: Precision) {
+    check_on(fixture, precision, device);
+}
+
+fn check_on(fixture: &str, precision: Precision, device: fn(Precision) -> Option<Device>) {
     let places = ["tests/fixtures", "../shared/fixtures"].map(|place| project().join(place).join(fixture));
     let Some(folder) = places.iter().find(|folder| folder.is_dir()) else {
         eprintln!("skipped: no folder {}", places[1].display());
@@ -43,4 +47,10 @@ fn bf16_is_as_close_as_some_draw_of_pytorch_own() {
 #[test]
 fn a_model_that_is_wide_enough_for_clusters() {
     check("mini", Precision::Bf16);
+}
+
+/// With launches that follow each other: on compute capability 9.0 each may begin before the one before it has ended.
+#[test]
+fn launches_in_a_row_follow_pytorch_too() {
+    check_on("mini", Precision::Bf16, launching_device);
 }

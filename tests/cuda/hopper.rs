@@ -314,7 +314,7 @@ fn attention_by_warpgroups_is_right_too() {
 fn launches_that_begin_early_change_nothing() {
     let Some(raw) = Raw::new() else { return };
     if raw.is_virtual() && raw.capability() != (9, 0) {
-        let said = again(&["fixtures::a_model_that_is_wide_enough_for_clusters", "--exact"], true);
+        let said = again(&["fixtures::launches_in_a_row_follow_pytorch_too", "--exact"], true);
         assert!(said.contains("1 passed"), "on the profile h200:\n{said}");
     }
 }
