@@ -14,7 +14,7 @@
 // Bytes: forward reads q once and k, v once for every tile of queries of the example, writes o and log_sum_exp. Backward
 // keeps q, k, v, o and log_sum_exp.
 // On sm_80, with a bias of reach 128: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_64 127 42996 3, attention_dropped_64 167 44020 3, attention_128 162 83956 1, attention_dropped_128 176 84980 1,
+//   attention_64 124 42996 3, attention_dropped_64 152 44020 3, attention_128 160 83956 1, attention_dropped_128 176 84980 1,
 //   attention_delta_bf16 31 0 16, attention_delta_f32 30 0 16, attention_backward_64 168 52212 3, attention_backward_dropped_64 176 53236 2,
 //   attention_backward_128 222 101364 1, attention_backward_dropped_128 230 102388 1, attention_f32 44 0 10, attention_backward_f32 72 0 7
 #include "attention_tile.cuh"

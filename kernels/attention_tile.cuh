@@ -17,12 +17,33 @@ namespace promptmix {
 constexpr int MASK_BYTES = 64 * 8;
 constexpr int SIDE_BYTES = 4 * 64 * 4;
 
+// Starts copying the rows of a stage, of two matrices, to two tiles side by side.
+template <int Width>
+__device__ __forceinline__ void copy_stage(uint32_t to, const void* one, int stride, const void* other, int other_stride, int64_t row, int rows,
+                                           int column, int width) {
+    copy_rows<Width>(to, one, row, rows, stride, column, width);
+    copy_rows<Width>(to + 64 * Width * 2, other, row, rows, other_stride, column, width);
+    commit_copies();
+}
+
+// Gives `value` to the weights of keys, from the stage's key `from` on, that a thread's two rows do not see: they see `left` of the stage.
+template <int Blocks>
+__device__ __forceinline__ void leave_out(float (&weights)[Blocks][4], const int (&left)[2], int from, float value) {
+#pragma unroll
+    for (int j = 0; j < Blocks; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if (from + j * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + e % 2 >= left[e / 2]) weights[j][e] = value;
+        }
+    }
+}
+
 // A stage of forward: the scores of a warp's 16 queries with 64 keys, and what they change. `left` says how many of the keys
 // each of a thread's two rows sees; only a stage that is masked asks. One body serves both: cold code costs more than a branch.
 template <typename Products, int Width, bool Dropped>
 __device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (&most)[2], float (&sum)[2],
-                                             const typename Products::Rows& queries, uint32_t keys, const float* bias, bool masked, const int (&left)[2], float scale_log2, const uint8_t* bits,
-                                             float scale) {
+                                             const typename Products::Rows& queries, uint32_t keys, const float* bias, bool masked,
+                                             const int (&left)[2], float scale_log2, const uint8_t* bits, float scale) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     float scores[8][4] = {};
     Products::by_rows(scores, queries, keys, 0);
@@ -39,15 +60,7 @@ __device__ __forceinline__ void attend_stage(float (&out)[Width / 8][4], float (
         before[0] = of_bias[0];
         before[1] = of_bias[1];
     }
-    if (masked) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                if (j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = -INFINITY;
-            }
-        }
-    }
+    if (masked) leave_out(scores, left, 0, -INFINITY);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
@@ -99,11 +112,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
     const int last = (seen - 1) / 64;
     const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (1 + 2 * (stage & 1));
-        const int64_t row = tile.key_row + stage * 64;
-        copy_rows<Width>(to, arguments.k, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
-        copy_rows<Width>(to + TileBytes, arguments.v, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
-        commit_copies();
+        copy_stage<Width>(base + TileBytes * (1 + 2 * (stage & 1)), arguments.k, arguments.kv_stride, arguments.v, arguments.kv_stride,
+                          tile.key_row + stage * 64, tile.keys - stage * 64, head * width, width);
     };
     copy_rows<Width>(base, arguments.q, tile.query_row + tile.first, rows, arguments.q_stride, head * width, width);
     load(0);
@@ -130,8 +140,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         if (stage < last) load(stage + 1);
         if (stage == 0) Products::hold(own_rows, base);
         const uint32_t at = base + TileBytes * (1 + 2 * (stage & 1));
-        attend_stage<Products, Width, Dropped>(out, most, sum, own_rows, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance), stage == last,
-                                     left, scale_log2, bits, scale);
+        const float* const of_stage = own + shift_of(stage * 64 - tile.first, arguments.max_distance);
+        attend_stage<Products, Width, Dropped>(out, most, sum, own_rows, at, of_stage, stage == last, left, scale_log2, bits, scale);
     }
     sum[0] = quad_sum(sum[0]);
     sum[1] = quad_sum(sum[1]);
@@ -183,15 +193,7 @@ __device__ __forceinline__ void queries_stage(float (&d_q)[Width / 8][4], const 
             before[0] = of_bias[0];
             before[1] = of_bias[1];
         }
-        if (masked) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    if (from + j * 8 + lane % 4 * 2 + e % 2 >= left[e / 2]) scores[j][e] = 0.0f;
-                }
-            }
-        }
+        if (masked) leave_out(scores, left, from, 0.0f);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -220,11 +222,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     const int seen = arguments.causal ? min(tile.keys, tile.first + 64) : tile.keys;
     const int last = (seen - 1) / 64;
     const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
-        const int64_t row = tile.key_row + stage * 64;
-        copy_rows<Width>(to, arguments.k, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
-        copy_rows<Width>(to + TileBytes, arguments.v, row, tile.keys - stage * 64, arguments.kv_stride, head * width, width);
-        commit_copies();
+        copy_stage<Width>(base + TileBytes * (2 + 2 * (stage & 1)), arguments.k, arguments.kv_stride, arguments.v, arguments.kv_stride,
+                          tile.key_row + stage * 64, tile.keys - stage * 64, head * width, width);
     };
     copy_rows<Width>(base, arguments.q, first_row, rows, arguments.q_stride, head * width, width);
     copy_rows<Width>(base + TileBytes, arguments.d_o, first_row, rows, total, head * width, width);
@@ -263,8 +262,9 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
             Products::hold(own_d_o, base + TileBytes);
         }
         const uint32_t at = base + TileBytes * (2 + 2 * (stage & 1));
-        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, own_rows, own_d_o, at, own + shift_of(stage * 64 - tile.first, arguments.max_distance),
-                                                stage == last, left, scale_log2, bits, scale);
+        const float* const of_stage = own + shift_of(stage * 64 - tile.first, arguments.max_distance);
+        queries_stage<Products, Width, Dropped>(d_q, log_sum_exp, delta, own_rows, own_d_o, at, of_stage, stage == last, left, scale_log2, bits,
+                                                scale);
     }
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
     const float to_scale = arguments.softmax_scale;
@@ -352,11 +352,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     copy_rows<Width>(base, arguments.k, first_row, own_count, arguments.kv_stride, head * width, width);
     copy_rows<Width>(base + TileBytes, arguments.v, first_row, own_count, arguments.kv_stride, head * width, width);
     const auto load = [&](int stage) {
-        const uint32_t to = base + TileBytes * (2 + 2 * (stage & 1));
-        const int64_t row = tile.query_row + stage * 64;
-        copy_rows<Width>(to, arguments.q, row, tile.queries - stage * 64, arguments.q_stride, head * width, width);
-        copy_rows<Width>(to + TileBytes, arguments.d_o, row, tile.queries - stage * 64, total, head * width, width);
-        commit_copies();
+        copy_stage<Width>(base + TileBytes * (2 + 2 * (stage & 1)), arguments.q, arguments.q_stride, arguments.d_o, total,
+                          tile.query_row + stage * 64, tile.queries - stage * 64, head * width, width);
     };
     if (from * 64 < tile.queries) load(from);
     load_bias(table, arguments, head);
@@ -379,10 +376,9 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         __syncthreads();
         if ((stage + 1) * 64 < tile.queries) load(stage + 1);
         // Only the first stage of a causal tile has queries before its keys.
-        keys_stage<Products, Width, Dropped>(d_k, d_v, of_queries, base, base + TileBytes,
-                                             base + TileBytes * (2 + 2 * (stage & 1)),
-                                   own + shift_of(tile.first - stage * 64, arguments.max_distance), arguments.causal && stage * 64 == tile.first,
-                                   scale_log2, bits, scale);
+        const float* const of_stage = own + shift_of(tile.first - stage * 64, arguments.max_distance);
+        keys_stage<Products, Width, Dropped>(d_k, d_v, of_queries, base, base + TileBytes, base + TileBytes * (2 + 2 * (stage & 1)), of_stage,
+                                             arguments.causal && stage * 64 == tile.first, scale_log2, bits, scale);
     }
     wait_for_copies<0>();
     __syncthreads();
@@ -398,7 +394,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] = half == 0 ? fmaf(of_k.x, to_scale, of_v.x) : fmaf(of_k.y, to_scale, of_v.y);
+                arguments.inner[((to_row + row) * 2 + 1) * arguments.heads + head] =
+                    half == 0 ? fmaf(of_k.x, to_scale, of_v.x) : fmaf(of_k.y, to_scale, of_v.y);
             }
         }
     }

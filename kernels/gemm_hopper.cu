@@ -123,7 +123,8 @@ template <bool Backward> __device__ __forceinline__ void gemm_hopper(const GemmH
 #pragma unroll
                 for (int step = 0; step < DEPTH / 16; ++step) {
                     // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-                    multiply_192<Backward>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Backward ? 2048 : 32)), stretch + step);
+                    const uint64_t b_of_step = operand_behind(b, step * (Backward ? 2048 : 32));
+                    multiply_192<Backward>(sums, operand_behind(a, step * 32), b_of_step, stretch + step);
                 }
                 commit_products();
                 wait_for_products<1>();

@@ -118,9 +118,9 @@ template <int Count> __device__ __forceinline__ void keep(uint32_t (&words)[Coun
     for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(words[i])::"memory");
 }
 
-// d = a b, or where it Adds, or `adds` is not 0 or is not asked for, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by the four warps of a
-// warpgroup. Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all j. Across: b's
-// rows along k are not neighbours in memory, its columns are.
+// d = a b, or where it Adds, or `adds` is not 0 or not asked for, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by
+// the four warps of a warpgroup. Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all
+// j. Across: b's rows along k are not neighbours in memory, its columns are.
 #define SUMS_8(how, i) \
     how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
 #define WRITTEN "=f"
@@ -187,8 +187,8 @@ __device__ __forceinline__ void multiply_192(float (&d)[96], uint64_t a, uint64_
                  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "
                  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
                  "%90, %91, %92, %93, %94, %95}, %96, %97, adds, 1, 1, 0, %99;\n\t}"
-                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24), SUMS_8(CHANGED, 32), SUMS_8(CHANGED, 40), SUMS_8(CHANGED, 48), SUMS_8(CHANGED, 56), SUMS_8(CHANGED, 64), SUMS_8(CHANGED, 72),
-                   SUMS_8(CHANGED, 80), SUMS_8(CHANGED, 88)
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24), SUMS_8(CHANGED, 32), SUMS_8(CHANGED, 40),
+                   SUMS_8(CHANGED, 48), SUMS_8(CHANGED, 56), SUMS_8(CHANGED, 64), SUMS_8(CHANGED, 72), SUMS_8(CHANGED, 80), SUMS_8(CHANGED, 88)
                  : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
 }
 #undef NUMBERS_32
