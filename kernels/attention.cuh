@@ -208,10 +208,9 @@ __device__ __forceinline__ float quad_max(float value) {
     return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
-// Rounds a warp's 16 x Width numbers, each row times its factor, into its own rows of a tile and stores those that exist.
+// Rounds a warp's 16 x Width numbers, each row times its factor, into its own rows of a tile.
 template <int Width>
-__device__ __forceinline__ void store_rows(unsigned char* tile, const float (&from)[Width / 8][4], float factor_low, float factor_high,
-                                           bf16* to, int64_t stride, int rows, int width) {
+__device__ __forceinline__ void round_rows(unsigned char* tile, const float (&from)[Width / 8][4], float factor_low, float factor_high) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     __syncwarp();
 #pragma unroll
@@ -223,6 +222,14 @@ __device__ __forceinline__ void store_rows(unsigned char* tile, const float (&fr
             pack_bf16(from[block][2] * factor_high, from[block][3] * factor_high);
     }
     __syncwarp();
+}
+
+// The same, and stores those rows that exist.
+template <int Width>
+__device__ __forceinline__ void store_rows(unsigned char* tile, const float (&from)[Width / 8][4], float factor_low, float factor_high,
+                                           bf16* to, int64_t stride, int rows, int width) {
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    round_rows<Width>(tile, from, factor_low, factor_high);
     constexpr int Chunks = Width / 8;
 #pragma unroll
     for (int i = lane; i < 16 * Chunks; i += 32) {

@@ -21,7 +21,7 @@
 // zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
 // On sm_90a, with D of 768: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_project_hopper 60 81936 2, cross_project_backward_hopper 59 81936 2, cross_scores_hopper 58 197216 1,
+//   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2, cross_scores_hopper 58 197216 1,
 //   cross_scores_backward_hopper 58 197216 1, cross_mix_hopper 69 49440 4, cross_backward_hopper 58 49440 4
 #include "cross_attention.cuh"
 #include "thin_hopper.cuh"

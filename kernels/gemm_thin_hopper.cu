@@ -18,10 +18,10 @@
 // the multiprocessors alone.
 // Backward keeps nothing but what the epilogues leave.
 // On sm_90a: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   gemm_forward_thin_project 58 98352 2, gemm_forward_thin_relu 60 98352 2, gemm_forward_thin_add 62 98352 2,
+//   gemm_forward_thin_project 58 98352 2, gemm_forward_thin_relu 64 98352 2, gemm_forward_thin_add 58 98352 2,
 //   gemm_forward_thin_plain 58 98352 2, gemm_forward_thin_delta 62 98352 2, gemm_forward_thin_float 58 98352 2,
 //   gemm_backward_thin_plain 58 98352 2, gemm_backward_thin_delta 62 98352 2, gemm_backward_thin_relu 58 98352 2,
-//   gemm_backward_thin_norm 72 98352 2, gemm_backward_thin_accumulate 58 98352 2
+//   gemm_backward_thin_norm 71 98352 2, gemm_backward_thin_accumulate 60 98352 2
 #include "gemm_hopper.cuh"
 #include "thin_hopper.cuh"
 

@@ -12,10 +12,10 @@
 // Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.
 // On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_short_64 53 24576 6, attention_short_dropped_64 53 24704 6, attention_short_128 120 49152 3,
-//   attention_short_dropped_128 119 49280 3, attention_short_backward_64 121 38912 4,
-//   attention_short_backward_dropped_64 121 39040 4, attention_short_backward_128 209 71680 2,
-//   attention_short_backward_dropped_128 209 71808 2
+//   attention_short_64 56 24576 6, attention_short_dropped_64 59 24704 6, attention_short_128 122 49152 3,
+//   attention_short_dropped_128 123 49280 3, attention_short_backward_64 79 38912 4,
+//   attention_short_backward_dropped_64 72 39040 4, attention_short_backward_128 176 71680 2,
+//   attention_short_backward_dropped_128 176 71808 2
 #include "attention.cuh"
 #include "dependent.cuh"
 
@@ -50,12 +50,42 @@ template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, c
     constexpr int Chunks = Width / 8, AtOnce = 32 / Chunks;
     const int lane = threadIdx.x % 32, chunk = lane % Chunks;
     const bf16* const first = static_cast<const bf16*>(from) + of.row * stride + of.head * width;
-#pragma unroll
+    // Few instructions more than once rather than many once: a launch runs each piece of its code straight from memory.
+#pragma unroll 1
     for (int i = 0; i < MAX_ROWS; i += AtOnce) {
         const int row = i + lane / Chunks;
         const bool any = row < of.rows && chunk * 8 < width;
         copy_async(tile + swizzled<Width>(of.warp_row + row, chunk), any ? first + static_cast<int64_t>(row) * stride + chunk * 8 : first, any);
     }
+}
+
+// Stores a warp's rows of a tile.
+template <int Width>
+__device__ __forceinline__ void store_short(const unsigned char* tile, void* to, int stride, const Short& of, int width) {
+    constexpr int Chunks = Width / 8;
+    const int chunk = threadIdx.x % 32 % Chunks;
+    if (chunk * 8 >= width) return;
+    bf16* const first = static_cast<bf16*>(to) + of.row * stride + of.head * width + chunk * 8;
+#pragma unroll 1
+    for (int row = threadIdx.x % 32 / Chunks; row < of.rows; row += 32 / Chunks) {
+        *reinterpret_cast<uint4*>(first + static_cast<int64_t>(row) * stride) =
+            *reinterpret_cast<const uint4*>(tile + swizzled<Width>(of.warp_row + row, chunk));
+    }
+}
+
+// to = weights (16x16, in registers or turned, as left operand) times a warp's 16 rows of a tile.
+template <int Width> __device__ __forceinline__ void weigh_rows(float (&to)[Width / 8][4], const uint32_t (&weights)[4], uint32_t tile, int row) {
+#pragma unroll
+    for (int block = 0; block < Width / 8; block += 2) {
+        uint32_t right[4];
+        right_columns<Width>(right, tile, block, row / 16);
+        multiply(to[block], weights, right[0], right[1]);
+        multiply(to[block + 1], weights, right[2], right[3]);
+    }
+}
+__device__ __forceinline__ void pack_short(uint32_t (&to)[4], const float (&from)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = pack_bf16(from[i / 2][i % 2 * 2], from[i / 2][i % 2 * 2 + 1]);
 }
 
 // The biases of a thread's scores, times log2 e; none for a key that its query does not see.
@@ -143,11 +173,12 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) sum[half] = quad_sum(sum[half]);
-    float out[Width / 8][4] = {};
-    weighted_rows<Width, 2>(out, p, base + 2 * TileBytes, of.warp_row);
-    const int total = arguments.heads * width;
-    bf16* const o = static_cast<bf16*>(arguments.o) + (of.row - of.warp_row) * total + of.head * width;
-    store_rows<Width>(shared, out, __fdividef(1.0f, sum[0]), __fdividef(1.0f, sum[1]), o, total, of.warp_row + of.rows, width);
+    float out[Width / 8][4];
+    uint32_t weights[4];
+    pack_short(weights, p);
+    weigh_rows<Width>(out, weights, base + 2 * TileBytes, of.warp_row);
+    round_rows<Width>(shared, out, __fdividef(1.0f, sum[0]), __fdividef(1.0f, sum[1]));
+    store_short<Width>(shared, arguments.o, arguments.heads * width, of, width);
     if (lane % 4 == 0) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -188,16 +219,36 @@ __device__ __forceinline__ void load_turned(uint32_t (&to)[4], uint32_t from) {
     const int lane = threadIdx.x % 32;
     load_matrices_transposed(to, from + (lane / 16 * 8 + lane % 8) * TURNED_STRIDE + lane / 8 % 2 * 16);
 }
-// to += a turned 16x16 tile times a warp's 16 rows.
-template <int Width> __device__ __forceinline__ void turned_rows(float (&to)[Width / 8][4], uint32_t turned, uint32_t tile, int row) {
-    uint32_t left[4];
-    load_turned(left, turned);
+// The inner products of each row, from the 16x16 numbers that the gradients are made of:
+// <d_q_i, q_i> = sum_j ds_ij (q_i · k_j), <d_k_j, k_j> = sum_i ds_ij (q_i · k_j) and <d_v_j, v_j> = sum_i p_ij (d_o_i · v_j).
+__device__ __forceinline__ void store_inner(const AttentionArguments& arguments, const Short& of, const float (&scores)[2][4],
+                                            const float (&ds)[2][4], const float (&d_p)[2][4], const float (&p)[2][4], float to_scale) {
+    const int lane = threadIdx.x % 32, parts = arguments.inner_parts;
+    float of_queries[2] = {}, of_keys[2][2] = {};
 #pragma unroll
-    for (int block = 0; block < Width / 8; block += 2) {
-        uint32_t right[4];
-        right_columns<Width>(right, tile, block, row / 16);
-        multiply_add(to[block], left, right[0], right[1]);
-        multiply_add(to[block + 1], left, right[2], right[3]);
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float product = ds[j][e] * scores[j][e] * to_scale;
+            of_queries[e / 2] += product;
+            of_keys[j][e % 2] += fmaf(p[j][e], d_p[j][e], product);
+        }
+    }
+    float* const to = arguments.inner + of.row * parts * arguments.heads + of.head;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float sum = quad_sum(of_queries[half]);
+        const int row = lane / 4 + half * 8;
+        if (lane % 4 == 0 && row < of.rows) to[row * parts * arguments.heads] = sum;
+    }
+    if (parts != 2) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float sum = of_keys[i / 2][i % 2];
+#pragma unroll
+        for (int step = 4; step < 32; step <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        const int row = i / 2 * 8 + lane % 4 * 2 + i % 2;
+        if (lane < 4 && row < of.rows) to[(row * 2 + 1) * arguments.heads] = sum;
     }
 }
 
@@ -230,16 +281,16 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
     wait_for_copies<0>();
     __syncwarp();
-    float p[2][4] = {}, ds[2][4] = {}, delta[2] = {};
-    rows_by_rows<Width, 2>(p, q, of.warp_row, k, of.warp_row);
-    rows_by_rows<Width, 2>(ds, d_o, of.warp_row, v, of.warp_row);
+    float scores[2][4] = {}, d_p[2][4] = {}, p[2][4], ds[2][4], delta[2] = {};
+    rows_by_rows<Width, 2>(scores, q, of.warp_row, k, of.warp_row);
+    rows_by_rows<Width, 2>(d_p, d_o, of.warp_row, v, of.warp_row);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const float factor = Dropped ? short_factor(bits, j, e, scale) : 1.0f;
-            p[j][e] = power_of_two(fmaf(p[j][e], scale_log2, biases[j][e] - log_sum_exp[e / 2]));
-            ds[j][e] *= factor;
+            p[j][e] = power_of_two(fmaf(scores[j][e], scale_log2, biases[j][e] - log_sum_exp[e / 2]));
+            ds[j][e] = d_p[j][e] * factor;
             delta[e / 2] = fmaf(p[j][e], ds[j][e], delta[e / 2]);
         }
     }
@@ -258,36 +309,27 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     store_turned(own + TURNED_BYTES, ds);
     __syncwarp();
     const uint32_t turned_p = shared_address(own), turned_ds = turned_p + TURNED_BYTES;
-    const int rows = of.warp_row + of.rows;
-    const int64_t first = of.row - of.warp_row;
-    float2 inner_v;
-    {
-        float d_v[Width / 8][4] = {};
-        turned_rows<Width>(d_v, turned_p, d_o, of.warp_row);
-        inner_v = row_products<Width>(shared + 2 * TileBytes, d_v);
-        bf16* const to = static_cast<bf16*>(arguments.d_v) + first * arguments.kv_stride + of.head * width;
-        store_rows<Width>(shared + 2 * TileBytes, d_v, 1.0f, 1.0f, to, arguments.kv_stride, rows, width);
-    }
-    float d_q[Width / 8][4] = {}, d_k[Width / 8][4] = {};
-    weighted_rows<Width, 2>(d_q, ds, k, of.warp_row);
-    turned_rows<Width>(d_k, turned_ds, q, of.warp_row);
     const float to_scale = arguments.softmax_scale;
-    const float2 inner_q = row_products<Width>(shared, d_q), inner_k = row_products<Width>(shared + TileBytes, d_k);
-    if (arguments.inner != nullptr && lane % 4 == 0) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = lane / 4 + half * 8;
-            if (row >= of.rows) continue;
-            float* const to = arguments.inner + (of.row + row) * arguments.inner_parts * arguments.heads + of.head;
-            to[0] = (half == 0 ? inner_q.x : inner_q.y) * to_scale;
-            const float of_k = half == 0 ? inner_k.x : inner_k.y, of_v = half == 0 ? inner_v.x : inner_v.y;
-            if (arguments.inner_parts == 2) to[arguments.heads] = fmaf(of_k, to_scale, of_v);
-        }
+    if (arguments.inner != nullptr) store_inner(arguments, of, scores, ds, d_p, p, to_scale);
+    uint32_t weights[4];
+    {
+        float d_v[Width / 8][4];
+        load_turned(weights, turned_p);
+        weigh_rows<Width>(d_v, weights, d_o, of.warp_row);
+        round_rows<Width>(shared + 2 * TileBytes, d_v, 1.0f, 1.0f);
     }
-    bf16* const to_q = static_cast<bf16*>(arguments.d_q) + first * arguments.q_stride + of.head * width;
-    bf16* const to_k = static_cast<bf16*>(arguments.d_k) + first * arguments.kv_stride + of.head * width;
-    store_rows<Width>(shared, d_q, to_scale, to_scale, to_q, arguments.q_stride, rows, width);
-    store_rows<Width>(shared + TileBytes, d_k, to_scale, to_scale, to_k, arguments.kv_stride, rows, width);
+    float d_q[Width / 8][4], d_k[Width / 8][4];
+    pack_short(weights, ds);
+    weigh_rows<Width>(d_q, weights, k, of.warp_row);
+    load_turned(weights, turned_ds);
+    weigh_rows<Width>(d_k, weights, q, of.warp_row);
+    round_rows<Width>(shared, d_q, to_scale, to_scale);
+    round_rows<Width>(shared + TileBytes, d_k, to_scale, to_scale);
+#pragma unroll 1
+    for (int part = 0; part < 3; ++part) {
+        void* const to = part == 0 ? arguments.d_q : part == 1 ? arguments.d_k : arguments.d_v;
+        store_short<Width>(shared + part * TileBytes, to, part == 0 ? arguments.q_stride : arguments.kv_stride, of, width);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_short_backward_64(AttentionArguments arguments) {

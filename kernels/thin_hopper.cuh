@@ -86,11 +86,11 @@ __device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLU
         if (row + half * 8 < rows) {
 #pragma unroll
             for (int i = 0; i < COLUMNS / 8; ++i) {
-                store_pair(to + half * 8 * STRIDE + i * 8, sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
+                *reinterpret_cast<float2*>(to + half * 8 * STRIDE + i * 8) = make_float2(sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
             }
         } else {
 #pragma unroll 1
-            for (int i = 0; i < COLUMNS / 8; ++i) store_pair(to + half * 8 * STRIDE + i * 8, 0.0f, 0.0f);
+            for (int i = 0; i < COLUMNS / 8; ++i) *reinterpret_cast<float2*>(to + half * 8 * STRIDE + i * 8) = make_float2(0.0f, 0.0f);
         }
     }
 }
@@ -105,21 +105,30 @@ __device__ __forceinline__ void clear_rows(unsigned char* operand, int first) {
     __syncthreads();
 }
 
-// The lane's eight columns of row `row` of the tiles at `tile` in all blocks of the cluster, added up in order.
+// The lane's eight columns of row `row` of the tiles at `tile` in all blocks of the cluster, a multiple of MIN_CLUSTER, added up in order.
 __device__ __forceinline__ Columns<PACKED_COLUMNS> sum_of_parts(uint32_t tile, int row, int parts) {
     const uint32_t from = tile + (row * STRIDE + threadIdx.x % LANES * PACKED_COLUMNS) * 4;
     Columns<PACKED_COLUMNS> c = {};
-#pragma unroll MIN_CLUSTER
-    for (int block = 0; block < parts; ++block) {
-        const float4 low = load_from_block(from, block), high = load_from_block(from + 16, block);
-        c.value[0] += low.x;
-        c.value[1] += low.y;
-        c.value[2] += low.z;
-        c.value[3] += low.w;
-        c.value[4] += high.x;
-        c.value[5] += high.y;
-        c.value[6] += high.z;
-        c.value[7] += high.w;
+#pragma unroll 1
+    for (int first = 0; first < parts; first += MIN_CLUSTER) {
+        // All loads come before the first sum: one after the other they would each wait for another block's memory.
+        float4 low[MIN_CLUSTER], high[MIN_CLUSTER];
+#pragma unroll
+        for (int i = 0; i < MIN_CLUSTER; ++i) {
+            low[i] = load_from_block(from, first + i);
+            high[i] = load_from_block(from + 16, first + i);
+        }
+#pragma unroll
+        for (int i = 0; i < MIN_CLUSTER; ++i) {
+            c.value[0] += low[i].x;
+            c.value[1] += low[i].y;
+            c.value[2] += low[i].z;
+            c.value[3] += low[i].w;
+            c.value[4] += high[i].x;
+            c.value[5] += high[i].y;
+            c.value[6] += high[i].z;
+            c.value[7] += high[i].w;
+        }
     }
     return c;
 }
