@@ -49,7 +49,6 @@ template <int Width> struct WarpProducts {
         add_weighted(second, second_weights, second_tile, from);
         add_weighted(to, weights, tile, from);
     }
-    static __device__ __forceinline__ void end_reading() {}
 };
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_64(AttentionArguments arguments) {

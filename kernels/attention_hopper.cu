@@ -114,8 +114,6 @@ struct WarpgroupProducts {
         keep(flat(to));
         keep(flat(second));
     }
-    // Products of other warps may read these rows.
-    static __device__ __forceinline__ void end_reading() { __syncthreads(); }
 };
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_64_hopper(AttentionArguments arguments) {

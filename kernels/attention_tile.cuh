@@ -1,12 +1,11 @@
 // The blocks of attention in bf16, a tile of 64 rows and a head each: forward, d_q, and d_k with d_v. Products are those of the device:
 //
 //   show_copies        has products see what this thread's copies wrote, before the barrier behind which they are made
-//   Rows, hold         the warps' own rows of a tile as left operands of many products
+//   Rows, hold         the warps' own rows of a tile as left operands of many products, which no other warp reads
 //   by_rows            a warp's 16 rows of a tile, or held, by rows of another, from a row on: sums over the width
 //   two_by_rows        two such products
 //   add_weighted       adds the warp's weights, rounded to bf16, times rows of a tile, from a row on
 //   add_two_weighted   two such products
-//   end_reading        behind it a warp may write its own rows of the left tile
 #pragma once
 #include "attention.cuh"
 
@@ -147,8 +146,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     sum[1] = quad_sum(sum[1]);
     const int64_t total = static_cast<int64_t>(arguments.heads) * width;
     bf16* const o = static_cast<bf16*>(arguments.o) + (tile.query_row + tile.first) * total + head * width;
-    // A warp writes the rows of its own products.
-    Products::end_reading();
+    // The tile of queries is read no more, and a warp writes only the rows that it read itself.
     store_rows<Width>(shared, out, 1.0f / sum[0], 1.0f / sum[1], o, total, rows, width);
     if (lane % 4 == 0) {
 #pragma unroll
@@ -268,7 +266,6 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     }
     const int64_t to_row = arguments.scope == PROMPT ? static_cast<int64_t>(tile.example) * most_rows + tile.first : first_row;
     const float to_scale = arguments.softmax_scale;
-    Products::end_reading();
     if (arguments.inner != nullptr) {
         const float2 inner = row_products<Width>(shared, d_q);
 #pragma unroll
