@@ -268,7 +268,7 @@ fn what_does_not_fit_a_call_is_left_for_the_next_and_said() {
     let packed = Packed::new("NVIDIA H200");
     let end = packed.run(&["correct", "step"], &[("ACCEPTANCE_SECONDS", "100")]);
     assert_eq!(end.status, Some(3), "{}", end.said);
-    assert!(end.said.contains("left for another call: stage step, which takes up to 150 s"), "{}", end.said);
+    assert!(end.said.contains("left for another call: stage step, which takes up to 170 s"), "{}", end.said);
     assert!(
         packed.table().ends_with("NOT FINISHED: step tiles kernels profile dense peers\n"),
         "{}",
