@@ -162,7 +162,7 @@ __device__ __forceinline__ void load_bias(float* to, const AttentionArguments& a
         float values[AtOnce] = {};
         if (arguments.bias != nullptr) {
 #pragma unroll
-            for (int i = 0; i < AtOnce; ++i) values[i] = __ldg(from + min(max(first + i * 128 - BIAS_MARGIN, 0), 2 * max_distance));
+            for (int i = 0; i < AtOnce; ++i) values[i] = read_frozen(from + min(max(first + i * 128 - BIAS_MARGIN, 0), 2 * max_distance));
         }
 #pragma unroll
         for (int i = 0; i < AtOnce; ++i) {

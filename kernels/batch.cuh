@@ -7,6 +7,7 @@
 // backend/cuda/ops/descriptor.rs writes both.
 #pragma once
 #include <cstdint>
+#include "dependent.cuh"
 
 namespace promptmix {
 
@@ -54,26 +55,17 @@ struct TileEntry {
 };
 constexpr int TILE_ENTRY = 8;  // ints from one to the next
 
-// A number of the descriptor, through the read-only cache; not where a launch may begin while the one that writes it still runs.
-template <typename T> __device__ __forceinline__ T described(const T* from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    return *from;
-#else
-    return __ldg(from);
-#endif
-}
-
 // A view of the descriptor; cheap to make.
 struct Batch {
     Descriptor of;
 
     __device__ int examples() const { return of.examples; }
     __device__ int prompt_length() const { return of.prompt_length; }
-    __device__ int at(int array, int index) const { return described(of.data + array + index); }
+    __device__ int at(int array, int index) const { return read_frozen(of.data + array + index); }
     // Rows of `side`, or of its `scope`: R, T or B·M.
     __device__ int rows(int side, int scope = ALL) const {
         if (scope == PROMPT) return of.examples * of.prompt_length;
-        return described(of.data + (side == ENCODER ? ENCODER_ROWS : DECODER_ROWS));
+        return read_frozen(of.data + (side == ENCODER ? ENCODER_ROWS : DECODER_ROWS));
     }
     __device__ int offset(int side, int example) const {
         return at(side == ENCODER ? of.encoder_offsets : of.decoder_offsets, example);
@@ -91,8 +83,8 @@ struct Batch {
     __device__ TileEntry tile(int side, int scope, int tile) const {
         const int array = side == DECODER ? of.decoder_tiles : scope == PROMPT ? of.prompt_tiles : of.encoder_tiles;
         const int* const from = of.data + array + tile * TILE_ENTRY;
-        const int4 entry = described(reinterpret_cast<const int4*>(from));
-        const int2 other = described(reinterpret_cast<const int2*>(from + 4));
+        const int4 entry = read_frozen(reinterpret_cast<const int4*>(from));
+        const int2 other = read_frozen(reinterpret_cast<const int2*>(from + 4));
         return {entry.x, entry.y, entry.z, entry.w, other.x, other.y};
     }
     // The packed row, among all rows, of row `row` of the prompt rows packed without gaps.

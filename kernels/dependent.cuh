@@ -14,4 +14,14 @@ __device__ __forceinline__ void wait_for_earlier_launches() {
 #endif
 }
 
+// A number that no launch writes while this one runs, through the read-only cache; not where this one may have begun while the launch that
+// writes it still ran.
+template <typename T> __device__ __forceinline__ T read_frozen(const T* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return *from;
+#else
+    return __ldg(from);
+#endif
+}
+
 }  // namespace promptmix

@@ -100,7 +100,7 @@ __device__ __forceinline__ void short_biases(float (&to)[2][4], const AttentionA
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int query = lane / 4 + e / 2 * 8, key = j * 8 + lane % 4 * 2 + e % 2;
-                values[j][e] = __ldg(bias + min(max(key - query + max_distance, 0), 2 * max_distance));
+                values[j][e] = read_frozen(bias + min(max(key - query + max_distance, 0), 2 * max_distance));
             }
         }
     }
