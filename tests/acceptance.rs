@@ -3,7 +3,7 @@
 #![cfg(all(feature = "cuda", feature = "cli", unix))]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +11,8 @@ use std::process::Command;
 mod kernels;
 #[path = "common/program.rs"]
 mod program;
+#[path = "common/script.rs"]
+mod script;
 
 const STAGES: [&str; 7] = ["correct", "step", "tiles", "kernels", "profile", "dense", "peers"];
 
@@ -58,7 +60,7 @@ impl Packed {
         }
         for script in ["gpu-acceptance", "acceptance-table"] {
             let from = repository().join("scripts").join(script);
-            fs::copy(from, packed.path("pack/scripts").join(script)).expect("a copy");
+            packed.program(&format!("pack/scripts/{script}"), &fs::read_to_string(from).expect("a script"));
         }
         packed.write("gpu", gpu);
         packed.write("pack/PACK", "promptmix 1.2.3\ncommit abc\n");
@@ -82,8 +84,7 @@ impl Packed {
     }
 
     fn program(&self, name: &str, text: &str) {
-        self.write(name, text);
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).expect("permissions");
+        script::write(&self.path(name), text);
     }
 
     fn run(&self, stages: &[&str], variables: &[(&str, &str)]) -> End {

@@ -3,13 +3,14 @@
 
 #[path = "../build/nvcc.rs"]
 mod nvcc;
+#[path = "common/script.rs"]
+mod script;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -20,17 +21,9 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// A file at `path` that does what `script` says.
-fn program(path: &Path, script: &str) {
-    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-    // Another process writes it: a thread of this one that starts a program just then would hand it the open file, and what is open
-    // for writing cannot be run.
-    let mut writer = Command::new("sh");
-    writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
-    let mut writer = writer.spawn().expect("sh");
-    let text = format!("#!/bin/sh\n{script}\n");
-    writer.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
-    assert!(writer.wait().expect("an end").success(), "{} may be run", path.display());
+/// A file at `path` that does what `commands` say.
+fn program(path: &Path, commands: &str) {
+    script::write(path, &format!("#!/bin/sh\n{commands}\n"));
 }
 
 /// A compiler of a release at `path`, which does nothing else than to name it.
