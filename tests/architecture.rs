@@ -39,7 +39,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("data", &["metrics", "tasks"]),
     ("tasks", &["metrics"]),
     ("metrics", &[]),
-    ("pretrained", &[]),
+    ("pretrained", &["backend"]),
     ("backend", &[]),
     ("error", &[]),
 ];

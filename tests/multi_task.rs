@@ -171,7 +171,7 @@ fn each_task_trains_its_own_prompt_and_all_share_one_scorer() {
     assert_eq!(record.tasks.len(), 2);
     let mean = (record.tasks[0].mean + record.tasks[1].mean) / 2.0;
     assert!((record.mean - mean).abs() < 1e-12, "the best is chosen by the mean over the tasks");
-    assert!((record.attention.iter().sum::<f64>() - 1.0).abs() < 1e-5 && record.attention.len() == 3);
+    assert!((record.spread.mean.iter().sum::<f64>() - 1.0).abs() < 1e-5 && record.spread.mean.len() == 3);
 }
 
 #[test]

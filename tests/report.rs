@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use promptmix::config::{Method, RunConfig};
+use promptmix::evaluate::AttentionSpread;
 use promptmix::prompts::{Prompt, PromptMetadata};
 use promptmix::report;
 use promptmix::train::{ExampleRecord, RunFolder, StepRecord, TaskRecord, ValidationRecord, runs_beneath};
@@ -67,9 +68,7 @@ fn run_with(
                 mean: reached,
                 best: step == steps,
                 prompts: Vec::new(),
-                attention: attention.clone(),
-                attention_std: vec![0.125; attention.len()],
-                attention_minority: 0.25,
+                spread: AttentionSpread::of_means(attention.clone(), vec![0.125; attention.len()], 0.25),
                 invalid: 1,
                 tasks: Vec::new(),
             };
@@ -187,9 +186,7 @@ fn the_tasks_of_one_run_are_rows_of_the_heat_map() {
         task: task.into(),
         metrics: vec![("accuracy".into(), Some(0.5))],
         mean: 0.5,
-        attention: vec![1.0 - own, own],
-        attention_std: vec![0.125; 2],
-        attention_minority: 0.25,
+        spread: AttentionSpread::of_means(vec![1.0 - own, own], vec![0.125; 2], 0.25),
         invalid: 0,
     };
     let record = ValidationRecord {
@@ -198,9 +195,7 @@ fn the_tasks_of_one_run_are_rows_of_the_heat_map() {
         mean: 0.5,
         best: true,
         prompts: vec!["one".into(), "target".into()],
-        attention: vec![0.5, 0.5],
-        attention_std: vec![0.125; 2],
-        attention_minority: 0.25,
+        spread: AttentionSpread::of_means(vec![0.5; 2], vec![0.125; 2], 0.25),
         invalid: 0,
         tasks: vec![task("rte", 0.25), task("cb", 0.75)],
     };

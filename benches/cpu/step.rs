@@ -67,7 +67,8 @@ impl Op for Whole {
         }
         cpu.begin_step(&mut o.state)?;
         let (model, mixture, batch) = (&o.model, &o.mixture, &o.batch);
-        let loss = model.loss_and_gradient(cpu, mixture, &mut o.state, batch, &tokens, dropout.as_ref())?;
+        let (loss, _) =
+            model.loss_and_gradient(cpu, mixture, &mut o.state, batch, &tokens, dropout.as_ref())?;
         o.loss = loss.per_run[0];
         cpu.optimizer_step(&mut o.state, &[OptimizerStep::new(1e-3, 1e-3)])?;
         cpu.reports(&mut o.state)?;

@@ -15,7 +15,7 @@ use crate::backend::cuda::{Cuda, Precision};
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pretrained::{Activation, T5Config};
+use crate::pretrained::T5Config;
 
 /// Flags of `promptmix bench tiles`.
 #[derive(Debug, clap::Args)]
@@ -242,8 +242,7 @@ fn usual_rows(config: &T5Config) -> [usize; 2] {
 /// The products of a model's layers, forward and backward.
 fn of_model(dims: &str, config: &T5Config, rows: [usize; 2]) -> Vec<Named> {
     let sizes = [config.d_model, config.num_heads * config.d_kv, config.d_ff];
-    let is_gated = config.activation != Activation::Relu;
-    let all = bench::layer_products(sizes, is_gated, rows).into_iter();
+    let all = bench::layer_products(sizes, config.activation.is_gated(), rows).into_iter();
     all.map(|(name, shape)| Named { dims: dims.to_owned(), name, shape }).collect()
 }
 

@@ -2,22 +2,28 @@
 
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
+
 /// Prompts whose weights are written out in one line at most.
 const SHOWN: usize = 8;
 /// Standard deviation below which a weight counts as the same for every example: the second digit does not change.
 const CONSTANT: f64 = 0.005;
 
-/// Mean and spread over examples of the weights of a mixture.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Mean and spread over examples of the weights of a mixture, with the keys of a run's log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AttentionSpread {
     /// The mean weight of each prompt, sources first; empty without a mixture.
+    #[serde(rename = "attention")]
     pub mean: Vec<f64>,
-    /// The standard deviation of each prompt's weight, over the number of examples.
+    /// The standard deviation of each prompt's weight, over the number of examples; empty in logs of older versions.
+    #[serde(rename = "attention_std", default)]
     pub standard_deviation: Vec<f64>,
-    /// The source that is the largest most often; `None` without sources or examples.
+    /// The source that is the largest most often; `None` without sources or examples, and of a log, which does not say.
+    #[serde(skip)]
     pub commonest: Option<usize>,
     /// The share of examples whose largest source is another.
+    #[serde(rename = "attention_minority", default)]
     pub minority: f64,
 }
 
@@ -51,17 +57,29 @@ impl AttentionSpread {
         Self { mean, standard_deviation, commonest, minority }
     }
 
-    /// From numbers that were logged, which do not say which source is the commonest.
-    pub(crate) fn of_means(mean: &[f64], standard_deviation: &[f64], minority: f64) -> Self {
-        // Logs of older versions have no deviations.
-        let standard_deviation = (0..mean.len()).map(|prompt| standard_deviation.get(prompt).copied());
-        let standard_deviation = standard_deviation.map(|deviation| deviation.unwrap_or(f64::NAN)).collect();
-        Self { mean: mean.to_vec(), standard_deviation, commonest: None, minority }
+    /// From numbers that do not say which source is the commonest.
+    pub fn of_means(mean: Vec<f64>, standard_deviation: Vec<f64>, minority: f64) -> Self {
+        Self { mean, standard_deviation, commonest: None, minority }
+    }
+
+    /// The mean of several, all of as many prompts.
+    pub(crate) fn average(spreads: &[&Self]) -> Self {
+        let count = spreads.len().max(1) as f64;
+        let average = |of: fn(&Self) -> &[f64]| {
+            let mut mean = vec![0.0; spreads.first().map_or(0, |first| of(first).len())];
+            for spread in spreads {
+                mean.iter_mut().zip(of(spread)).for_each(|(mean, value)| *mean += value / count);
+            }
+            mean
+        };
+        let minority = spreads.iter().map(|spread| spread.minority).sum::<f64>() / count;
+        Self::of_means(average(|of| &of.mean), average(|of| &of.standard_deviation), minority)
     }
 
     /// Whether no weight differs between examples by more than the second digit.
     pub fn is_constant(&self) -> bool {
-        !self.mean.is_empty() && self.standard_deviation.iter().all(|deviation| *deviation < CONSTANT)
+        !self.standard_deviation.is_empty()
+            && self.standard_deviation.iter().all(|deviation| *deviation < CONSTANT)
     }
 
     /// The weights in a line, `film 0.42 ± 0.08, ..`, by the prompts' `names`; with many, those of the largest mean.
@@ -74,7 +92,8 @@ impl AttentionSpread {
         for &prompt in order.iter().take(SHOWN) {
             let comma = if text.is_empty() { "" } else { ", " };
             let name = names.get(prompt).map_or("?", String::as_str);
-            let (mean, deviation) = (self.mean[prompt], self.standard_deviation[prompt]);
+            let (mean, deviation) = (self.mean[prompt], self.standard_deviation.get(prompt));
+            let deviation = deviation.copied().unwrap_or(f64::NAN);
             // Writing to a string does not fail.
             let _ = write!(text, "{comma}{name} {mean:.2} ± {deviation:.2}");
         }

@@ -1,11 +1,10 @@
 //! The decoder over its encoder rows, up to the rows that `lm_head` reads; and greedy decoding.
 
-use super::{DecoderLayer, Encoding, Pass, SelfAttentionSaved, T5};
+use super::layer::{Attended, FeedForwardSaved, Layer, SelfAttentionSaved, mask};
+use super::{DecoderLayer, Encoding, Pass, T5};
 use crate::backend::{
-    Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FeedForward,
-    FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Mask, Projection, ProjectionBackward,
-    Residual, ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward,
-    Side, Site, SiteKind,
+    Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FinalNorm,
+    FinalNormBackward, Format, ProjectionBackward, Residual, Scope, Side, SiteKind,
 };
 use crate::error::Result;
 
@@ -23,12 +22,16 @@ struct Tape<B: Backend> {
 
 struct LayerTape<B: Backend> {
     attention: SelfAttentionSaved<B>,
-    cross_input: Residual<B>,
-    cross_q: B::Rows,
-    cross_o: B::Rows,
-    cross: B::CrossAttentionSaved,
-    feed_forward_input: Residual<B>,
-    feed_forward: B::FeedForwardSaved,
+    cross: CrossSaved<B>,
+    feed_forward: FeedForwardSaved<B>,
+}
+
+/// What backward needs of a cross attention sublayer.
+struct CrossSaved<B: Backend> {
+    input: Residual<B>,
+    q: B::Rows,
+    o: B::Rows,
+    inside: B::CrossAttentionSaved,
 }
 
 impl<B: Backend> Decoding<B> {
@@ -38,18 +41,11 @@ impl<B: Backend> Decoding<B> {
     }
 }
 
-/// A layer and what it works on.
-struct Layer<'a, B: Backend> {
-    model: &'a T5<B>,
+/// A layer's cross attention and what it works on.
+struct Cross<'a, B: Backend> {
+    layer: Layer<'a, B>,
     weights: &'a DecoderLayer<B>,
-    index: usize,
-    batch: &'a Batch,
     encoding: &'a Encoding<B>,
-    dropout: Option<&'a DropoutStep>,
-}
-
-fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_> {
-    dropout.map(|step| (step, Site::new(Side::Decoder, kind, layer)))
 }
 
 /// How the decoder's self attention sees the tokens before.
@@ -124,14 +120,23 @@ impl<B: Backend> T5<B> {
             table: &self.embedding,
             batch,
             side: Side::Decoder,
-            mask: mask(pass.dropout, SiteKind::Embedding, 0),
+            mask: mask(pass.dropout, Side::Decoder, SiteKind::Embedding, 0),
             epsilon: self.epsilon(),
         };
         backend.embed(embedding, &mut residual)?;
         let mut layers = Vec::new();
-        for layer in self.decoder_layers(batch, encoding, pass.dropout) {
-            let (next, tape) = layer.forward(backend, residual, pass, &mut past)?;
-            layers.extend(tape);
+        for cross in self.decoder_layers(batch, encoding, pass.dropout) {
+            let layer = &cross.layer;
+            let attend = |of: Attended<'_, B>| past.attend(backend, layer, of);
+            let (middle, attention) = layer.self_attention(backend, residual, pass, attend)?;
+            let (middle, cross) = cross.forward(backend, middle, pass)?;
+            let (next, feed_forward) = layer.feed_forward(backend, middle, pass)?;
+            let saved = attention.zip(cross).zip(feed_forward);
+            layers.extend(saved.map(|((attention, cross), feed_forward)| LayerTape {
+                attention,
+                cross,
+                feed_forward,
+            }));
             residual = next;
         }
         let mut hidden = backend.rows(rows, width, Format::Operand)?;
@@ -145,9 +150,13 @@ impl<B: Backend> T5<B> {
         batch: &'a Batch,
         encoding: &'a Encoding<B>,
         dropout: Option<&'a DropoutStep>,
-    ) -> impl DoubleEndedIterator<Item = Layer<'a, B>> + ExactSizeIterator {
-        let layer = move |(index, weights)| Layer { model: self, weights, index, batch, encoding, dropout };
-        self.decoder.iter().enumerate().map(layer)
+    ) -> impl DoubleEndedIterator<Item = Cross<'a, B>> + ExactSizeIterator {
+        let side = Side::Decoder;
+        let layer = move |index, weights: &'a DecoderLayer<B>| {
+            let layer = Layer { model: self, weights: &weights.common, side, index, batch, dropout };
+            Cross { layer, weights, encoding }
+        };
+        self.decoder.iter().enumerate().map(move |(index, weights)| layer(index, weights))
     }
 
     fn decoder_norm<'a>(
@@ -162,7 +171,7 @@ impl<B: Backend> T5<B> {
             input,
             norm_weight: Some(&self.decoder_norm_weight),
             scale: self.lm_head_scale,
-            mask: mask(dropout, SiteKind::FinalNorm, 0),
+            mask: mask(dropout, Side::Decoder, SiteKind::FinalNorm, 0),
         }
     }
 
@@ -177,134 +186,54 @@ impl<B: Backend> T5<B> {
         dropout: Option<&DropoutStep>,
     ) -> Result<Option<B::Rows>> {
         let Some(tape) = decoding.tape else { return Ok(None) };
-        let (side, scope) = (Side::Decoder, Scope::All);
-        let (rows, total, width) = (batch.rows(side), self.heads.total(), self.config.d_model);
+        let (rows, width) = (batch.rows(Side::Decoder), self.config.d_model);
         let mut d_h = backend.source_gradient(batch, width)?;
         let mut layers = self.decoder_layers(batch, encoding, dropout).zip(tape.layers).rev().peekable();
         let mut d_x = backend.rows(rows, width, Format::Residual)?;
-        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input));
+        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward.input));
         let norm = self.decoder_norm(batch, &tape.output, dropout);
         backend.final_norm_backward(norm, FinalNormBackward { d_h: &d_hidden, below }, &mut d_x)?;
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
-        while let Some((layer, tape)) = layers.next() {
-            let from = FeedForwardBackward {
-                saved: &tape.feed_forward,
-                input: &tape.feed_forward_input,
-                x_next: &above.x,
-            };
-            backend.feed_forward_backward(&layer.feed_forward(), from, &mut d_x)?;
-            let mut d_o = backend.rows(rows, total, Format::Operand)?;
-            let mask = layer.mask(SiteKind::CrossAttentionOutput);
-            let cross = layer.cross_attention();
-            backend.cross_project_backward(&cross, &d_x, &layer.weights.cross_o, mask, &mut d_o)?;
+        while let Some((cross, tape)) = layers.next() {
+            let layer = &cross.layer;
+            layer.feed_forward_backward(backend, &tape.feed_forward, &above.x, &mut d_x)?;
+            cross.backward(backend, &tape.cross, &mut d_x, &mut d_h)?;
             // Nothing before the first layer's cross attention depends on a trained number.
-            let d_q = (layer.index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
-            let mut d_q = d_q.transpose()?;
-            let from = CrossAttentionBackward {
-                saved: &tape.cross,
-                q: &tape.cross_q,
-                h: &encoding.h,
-                o: &tape.cross_o,
-                d_o: &d_o,
-            };
-            backend.cross_attention_backward(&cross, from, d_q.as_mut(), &mut d_h)?;
-            let Some(d_q) = d_q else { break };
-            let projection = ProjectionBackward {
-                batch,
-                side,
-                scope,
-                dz: &d_q,
-                weight: &layer.weights.cross_q,
-                input: &tape.cross_input,
-                below: None,
-            };
-            backend.project_backward(projection, &mut d_x)?;
-
-            let saved = &tape.attention;
-            let mut d_o = backend.rows(rows, total, Format::Operand)?;
-            let output = ResidualProjectionBackward {
-                batch,
-                side,
-                d_x: &d_x,
-                weight: &layer.weights.o,
-                mask: layer.mask(SiteKind::SelfAttentionOutput),
-                y: Some((&saved.o, self.heads)),
-            };
-            backend.add_project_backward(output, &mut d_o)?;
-            let mut d_qkv = backend.rows(rows, 3 * total, Format::ProjectionGradient)?;
-            let from = SelfAttentionBackward {
-                scope,
-                qkv: &saved.qkv,
-                o: &saved.o,
-                log_sum_exp: &saved.log_sum_exp,
-                d_o: &d_o,
-            };
-            backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
-            let projection = ProjectionBackward {
-                batch,
-                side,
-                scope,
-                dz: &d_qkv,
-                weight: &layer.weights.qkv,
-                input: &saved.input,
-                below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
-            };
-            backend.project_backward(projection, &mut d_x)?;
+            if layer.index == 0 {
+                break;
+            }
+            let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward.input));
+            layer.self_attention_backward(backend, &tape.attention, Scope::All, below, &mut d_x)?;
             above = tape.attention.input;
         }
         backend.source_rows(batch, d_h).map(Some)
     }
 }
 
-impl<'a, B: Backend> Layer<'a, B> {
-    fn mask(&self, kind: SiteKind) -> Mask<'a> {
-        mask(self.dropout, kind, self.index)
-    }
-
-    fn self_attention(&self) -> SelfAttention<'a, B> {
-        SelfAttention {
-            batch: self.batch,
-            side: Side::Decoder,
-            heads: self.model.heads,
-            bias: &self.model.decoder_bias,
-            mask: self.mask(SiteKind::SelfAttention),
+impl<B: Backend> Past<'_, B> {
+    fn attend(&mut self, backend: &B, layer: &Layer<'_, B>, of: Attended<'_, B>) -> Result<()> {
+        match self {
+            Self::InBatch => layer.attend(backend, of),
+            Self::Cached { cache, position } => {
+                let bias = layer.model.bias(Side::Decoder);
+                let (heads, position) = (layer.model.heads, *position);
+                let step = DecodeStep { layer: layer.index, position, heads, bias };
+                backend.decode_self_attention(&step, of.qkv, cache, of.o)
+            }
         }
     }
+}
 
-    fn cross_attention(&self) -> CrossAttention<'a, B> {
+impl<'a, B: Backend> Cross<'a, B> {
+    fn attention(&self) -> CrossAttention<'a, B> {
         CrossAttention {
-            batch: self.batch,
-            heads: self.model.heads,
+            batch: self.layer.batch,
+            heads: self.layer.model.heads,
             w_k: &self.weights.cross_k,
             w_v: &self.weights.cross_v,
-            mask: self.mask(SiteKind::CrossAttention),
+            mask: self.layer.mask(SiteKind::CrossAttention),
         }
-    }
-
-    fn feed_forward(&self) -> FeedForward<'a, B> {
-        FeedForward {
-            batch: self.batch,
-            side: Side::Decoder,
-            w_in: &self.weights.w_in,
-            w_out: &self.weights.w_out,
-            activation: self.model.activation,
-            inner_mask: self.mask(SiteKind::FeedForward),
-            output_mask: self.mask(SiteKind::FeedForwardOutput),
-            epsilon: self.model.epsilon(),
-        }
-    }
-
-    /// The end of an attention sublayer that began with `x` and gave `y`.
-    fn output<'b>(
-        &'b self,
-        y: &'b B::Rows,
-        weight: &'b B::Weight,
-        kind: SiteKind,
-        x: &'b B::Rows,
-    ) -> ResidualProjection<'b, B> {
-        let (batch, epsilon) = (self.batch, self.model.epsilon());
-        ResidualProjection { batch, side: Side::Decoder, y, weight, mask: self.mask(kind), epsilon, x }
     }
 
     fn forward(
@@ -312,57 +241,46 @@ impl<'a, B: Backend> Layer<'a, B> {
         backend: &B,
         input: Residual<B>,
         pass: &mut Pass<'_, B>,
-        past: &mut Past<'_, B>,
-    ) -> Result<(Residual<B>, Option<LayerTape<B>>)> {
-        let Self { model, weights, index, batch, .. } = self;
-        let (rows, side) = (batch.rows(Side::Decoder), Side::Decoder);
-        let (total, width) = (model.heads.total(), model.config.d_model);
-        let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
-        backend.project(Projection { batch, side, input: &input, weight: &weights.qkv }, &mut qkv)?;
+    ) -> Result<(Residual<B>, Option<CrossSaved<B>>)> {
+        let Self { layer, weights, encoding } = self;
+        let (rows, total) = (layer.batch.rows(Side::Decoder), layer.model.heads.total());
+        let attention = self.attention();
+        let mut q = backend.rows(rows, total, Format::Operand)?;
+        backend.cross_project(&attention, &input, &weights.cross_q, &mut q)?;
         let mut o = backend.rows(rows, total, Format::Operand)?;
-        let mut log_sum_exp = backend.rows(rows, model.heads.count, Format::Float)?;
-        match past {
-            Past::InBatch => {
-                backend.self_attention(&self.self_attention(), &qkv, &mut o, &mut log_sum_exp)?;
-            }
-            Past::Cached { cache, position } => {
-                let (layer, position) = (self.index, *position);
-                let step = DecodeStep { layer, position, heads: model.heads, bias: &model.decoder_bias };
-                backend.decode_self_attention(&step, &qkv, cache, &mut o)?;
-            }
-        }
-        let mut after_attention = Residual::new(backend, rows, width)?;
-        let output = self.output(&o, &weights.o, SiteKind::SelfAttentionOutput, &input.x);
-        backend.add_project(output, &mut after_attention)?;
-        pass.observe(|| format!("decoder layer {index} self attention"), &after_attention.x)?;
-        let attention = pass.keep.then_some(SelfAttentionSaved { input, qkv, o, log_sum_exp });
+        let inside = backend.cross_attention(&attention, &q, &encoding.h, &mut o, pass.keep)?;
+        let mut next = Residual::new(backend, rows, layer.model.config.d_model)?;
+        let output = layer.output(&o, &weights.cross_o, SiteKind::CrossAttentionOutput, &input.x);
+        backend.add_project(output, &mut next)?;
+        pass.observe(|| format!("{} cross attention", layer.name()), &next.x)?;
+        Ok((next, inside.map(|inside| CrossSaved { input, q, o, inside })))
+    }
 
-        let mut cross_q = backend.rows(rows, total, Format::Operand)?;
-        let cross_attention = self.cross_attention();
-        backend.cross_project(&cross_attention, &after_attention, &weights.cross_q, &mut cross_q)?;
-        let mut cross_o = backend.rows(rows, total, Format::Operand)?;
-        let h = &self.encoding.h;
-        let cross = backend.cross_attention(&cross_attention, &cross_q, h, &mut cross_o, pass.keep)?;
-        let mut after_cross = Residual::new(backend, rows, width)?;
-        let kind = SiteKind::CrossAttentionOutput;
-        let output = self.output(&cross_o, &weights.cross_o, kind, &after_attention.x);
-        backend.add_project(output, &mut after_cross)?;
-        pass.observe(|| format!("decoder layer {index} cross attention"), &after_cross.x)?;
-
-        let mut output = Residual::new(backend, rows, width)?;
-        let feed_forward =
-            backend.feed_forward(&self.feed_forward(), &after_cross, &mut output, pass.keep)?;
-        pass.observe(|| format!("decoder layer {index} feed-forward"), &output.x)?;
-        let tape =
-            attention.zip(cross).zip(feed_forward).map(|((attention, cross), feed_forward)| LayerTape {
-                attention,
-                cross_input: after_attention,
-                cross_q,
-                cross_o,
-                cross,
-                feed_forward_input: after_cross,
-                feed_forward,
-            });
-        Ok((output, tape))
+    /// Adds to `d_h`, and turns `d_x` into the gradient of the sublayer's input, but in the first layer, below which nothing is
+    /// trained.
+    fn backward(
+        &self,
+        backend: &B,
+        saved: &CrossSaved<B>,
+        d_x: &mut B::Rows,
+        d_h: &mut B::SourceGradient,
+    ) -> Result<()> {
+        let Self { layer, weights, encoding } = self;
+        let (batch, side) = (layer.batch, Side::Decoder);
+        let (rows, total) = (batch.rows(side), layer.model.heads.total());
+        let attention = self.attention();
+        let mut d_o = backend.rows(rows, total, Format::Operand)?;
+        let mask = layer.mask(SiteKind::CrossAttentionOutput);
+        backend.cross_project_backward(&attention, d_x, &weights.cross_o, mask, &mut d_o)?;
+        let d_q = (layer.index > 0).then(|| backend.rows(rows, total, Format::ProjectionGradient));
+        let mut d_q = d_q.transpose()?;
+        let (q, h, o) = (&saved.q, &encoding.h, &saved.o);
+        let from = CrossAttentionBackward { saved: &saved.inside, q, h, o, d_o: &d_o };
+        backend.cross_attention_backward(&attention, from, d_q.as_mut(), d_h)?;
+        let Some(d_q) = d_q else { return Ok(()) };
+        let (scope, weight, input) = (Scope::All, &weights.cross_q, &saved.input);
+        let below = None;
+        backend
+            .project_backward(ProjectionBackward { batch, side, scope, dz: &d_q, weight, input, below }, d_x)
     }
 }

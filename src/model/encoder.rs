@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{EncoderLayer, Mixture, Pass, SelfAttentionSaved, T5};
+use super::layer::{Attended, FeedForwardSaved, Layer, SelfAttentionSaved, mask};
+use super::{Mixture, Pass, T5};
 use crate::backend::{
-    Backend, Batch, DropoutStep, Embedding, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward,
-    Format, Mask, Projection, ProjectionBackward, PromptRows, Residual, ResidualProjection,
-    ResidualProjectionBackward, Scope, SelfAttention, SelfAttentionBackward, Side, Site, SiteKind,
+    Backend, Batch, DropoutStep, Embedding, FinalNorm, FinalNormBackward, Format, Mask, PromptRows, Residual,
+    Scope, Side, SiteKind,
 };
 use crate::error::Result;
 
@@ -30,8 +30,7 @@ struct Tape<B: Backend> {
 
 struct LayerTape<B: Backend> {
     attention: SelfAttentionSaved<B>,
-    feed_forward_input: Residual<B>,
-    feed_forward: B::FeedForwardSaved,
+    feed_forward: FeedForwardSaved<B>,
 }
 
 impl<B: Backend> Encoding<B> {
@@ -44,19 +43,6 @@ impl<B: Backend> Encoding<B> {
     pub fn mix(&self) -> &B::MixSaved {
         &self.mix
     }
-}
-
-/// A layer and what it works on.
-struct Layer<'a, B: Backend> {
-    model: &'a T5<B>,
-    weights: &'a EncoderLayer<B>,
-    index: usize,
-    batch: &'a Batch,
-    dropout: Option<&'a DropoutStep>,
-}
-
-fn mask(dropout: Option<&DropoutStep>, kind: SiteKind, layer: usize) -> Mask<'_> {
-    dropout.map(|step| (step, Site::new(Side::Encoder, kind, layer)))
 }
 
 impl<B: Backend> T5<B> {
@@ -76,7 +62,7 @@ impl<B: Backend> T5<B> {
         let (rows, width) = (batch.rows(Side::Encoder), self.config.d_model);
         let dropout = pass.dropout;
         let mut residual = Residual::new(backend, rows, width)?;
-        let (mask, epsilon) = (mask(dropout, SiteKind::Embedding, 0), self.epsilon());
+        let (mask, epsilon) = (embedding_mask(dropout), self.epsilon());
         let prompts = PromptRows { input: &mut residual, mask, epsilon };
         let mix = backend.mix(&mixture.of(batch), &self.embedding, state, prompts)?;
         let embedding = Embedding { table: &self.embedding, batch, side: Side::Encoder, mask, epsilon };
@@ -116,8 +102,11 @@ impl<B: Backend> T5<B> {
     ) -> Result<(B::Rows, Option<Tape<B>>)> {
         let mut layers = Vec::new();
         for layer in self.encoder_layers(&batch, pass.dropout) {
-            let (next, tape) = layer.forward(backend, residual, pass)?;
-            layers.extend(tape);
+            let attend = |of: Attended<'_, B>| layer.attend(backend, of);
+            let (middle, attention) = layer.self_attention(backend, residual, pass, attend)?;
+            let (next, feed_forward) = layer.feed_forward(backend, middle, pass)?;
+            let saved = attention.zip(feed_forward);
+            layers.extend(saved.map(|(attention, feed_forward)| LayerTape { attention, feed_forward }));
             residual = next;
         }
         let mut h = backend.rows(batch.rows(Side::Encoder), self.config.d_model, Format::Operand)?;
@@ -130,7 +119,8 @@ impl<B: Backend> T5<B> {
         batch: &'a Batch,
         dropout: Option<&'a DropoutStep>,
     ) -> impl DoubleEndedIterator<Item = Layer<'a, B>> + ExactSizeIterator {
-        let layer = move |(index, weights)| Layer { model: self, weights, index, batch, dropout };
+        let side = Side::Encoder;
+        let layer = move |(index, weights)| Layer { model: self, weights, side, index, batch, dropout };
         self.encoder.iter().enumerate().map(layer)
     }
 
@@ -153,7 +143,7 @@ impl<B: Backend> T5<B> {
             self.encoder_stack_backward(backend, tape, d_h, dropout)
         })?;
         let mut d_x = backend.join(d_x)?;
-        backend.embed_backward(batch, mask(dropout, SiteKind::Embedding, 0), &mut d_x)?;
+        backend.embed_backward(batch, embedding_mask(dropout), &mut d_x)?;
         Ok((Some(d_x), encoding.mix))
     }
 
@@ -165,58 +155,23 @@ impl<B: Backend> T5<B> {
         d_h: B::Rows,
         dropout: Option<&DropoutStep>,
     ) -> Result<B::Rows> {
-        let (batch, side) = (&tape.batch, Side::Encoder);
-        let (rows, width) = (batch.rows(side), self.config.d_model);
-        let mut d_x = backend.rows(rows, width, Format::Residual)?;
+        let batch = &tape.batch;
+        let mut d_x = backend.rows(batch.rows(Side::Encoder), self.config.d_model, Format::Residual)?;
         let mut layers = self.encoder_layers(batch, dropout).zip(tape.layers).rev().peekable();
-        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input));
+        let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward.input));
         let norm = encoder_norm(batch, &tape.output, dropout);
         backend.final_norm_backward(norm, FinalNormBackward { d_h: &d_h, below }, &mut d_x)?;
         drop(d_h);
         // What the layer at hand passed on: the input of the one above it.
         let mut above = tape.output;
         while let Some((layer, tape)) = layers.next() {
-            let from = FeedForwardBackward {
-                saved: &tape.feed_forward,
-                input: &tape.feed_forward_input,
-                x_next: &above.x,
-            };
-            backend.feed_forward_backward(&layer.feed_forward(), from, &mut d_x)?;
-            drop((tape.feed_forward, tape.feed_forward_input));
-            let saved = tape.attention;
-            let mut d_o = backend.rows(rows, self.heads.total(), Format::Operand)?;
-            let output = ResidualProjectionBackward {
-                batch,
-                side,
-                d_x: &d_x,
-                weight: &layer.weights.o,
-                mask: layer.mask(SiteKind::SelfAttentionOutput),
-                y: Some((&saved.o, self.heads)),
-            };
-            backend.add_project_backward(output, &mut d_o)?;
+            layer.feed_forward_backward(backend, &tape.feed_forward, &above.x, &mut d_x)?;
+            drop(tape.feed_forward);
             // Below the first layer only the prompt rows lead to a trained number.
             let scope = if layer.index == 0 { Scope::Prompt } else { Scope::All };
-            let scoped = if layer.index == 0 { batch.examples() * batch.prompt_length() } else { rows };
-            let mut d_qkv = backend.rows(scoped, 3 * self.heads.total(), Format::ProjectionGradient)?;
-            let from = SelfAttentionBackward {
-                scope,
-                qkv: &saved.qkv,
-                o: &saved.o,
-                log_sum_exp: &saved.log_sum_exp,
-                d_o: &d_o,
-            };
-            backend.self_attention_backward(&layer.self_attention(), from, &mut d_qkv)?;
-            let projection = ProjectionBackward {
-                batch,
-                side,
-                scope,
-                dz: &d_qkv,
-                weight: &layer.weights.qkv,
-                input: &saved.input,
-                below: layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward_input)),
-            };
-            backend.project_backward(projection, &mut d_x)?;
-            above = saved.input;
+            let below = layers.peek().and_then(|(_, tape)| self.below(&tape.feed_forward.input));
+            layer.self_attention_backward(backend, &tape.attention, scope, below, &mut d_x)?;
+            above = tape.attention.input;
         }
         Ok(d_x)
     }
@@ -228,73 +183,10 @@ fn encoder_norm<'a, B: Backend>(
     input: &'a Residual<B>,
     dropout: Option<&'a DropoutStep>,
 ) -> FinalNorm<'a, B> {
-    let mask = mask(dropout, SiteKind::FinalNorm, 0);
+    let mask = mask(dropout, Side::Encoder, SiteKind::FinalNorm, 0);
     FinalNorm { batch, side: Side::Encoder, input, norm_weight: None, scale: 1.0, mask }
 }
 
-impl<'a, B: Backend> Layer<'a, B> {
-    fn mask(&self, kind: SiteKind) -> Mask<'a> {
-        mask(self.dropout, kind, self.index)
-    }
-
-    fn self_attention(&self) -> SelfAttention<'a, B> {
-        SelfAttention {
-            batch: self.batch,
-            side: Side::Encoder,
-            heads: self.model.heads,
-            bias: &self.model.encoder_bias,
-            mask: self.mask(SiteKind::SelfAttention),
-        }
-    }
-
-    fn feed_forward(&self) -> FeedForward<'a, B> {
-        FeedForward {
-            batch: self.batch,
-            side: Side::Encoder,
-            w_in: &self.weights.w_in,
-            w_out: &self.weights.w_out,
-            activation: self.model.activation,
-            inner_mask: self.mask(SiteKind::FeedForward),
-            output_mask: self.mask(SiteKind::FeedForwardOutput),
-            epsilon: self.model.epsilon(),
-        }
-    }
-
-    fn forward(
-        &self,
-        backend: &B,
-        input: Residual<B>,
-        pass: &mut Pass<'_, B>,
-    ) -> Result<(Residual<B>, Option<LayerTape<B>>)> {
-        let Self { model, weights, index, batch, .. } = self;
-        let (rows, side) = (batch.rows(Side::Encoder), Side::Encoder);
-        let (total, width) = (model.heads.total(), model.config.d_model);
-        let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
-        backend.project(Projection { batch, side, input: &input, weight: &weights.qkv }, &mut qkv)?;
-        let mut o = backend.rows(rows, total, Format::Operand)?;
-        let mut log_sum_exp = backend.rows(rows, model.heads.count, Format::Float)?;
-        backend.self_attention(&self.self_attention(), &qkv, &mut o, &mut log_sum_exp)?;
-        let mut middle = Residual::new(backend, rows, width)?;
-        let output = ResidualProjection {
-            batch,
-            side,
-            y: &o,
-            weight: &weights.o,
-            mask: self.mask(SiteKind::SelfAttentionOutput),
-            epsilon: model.epsilon(),
-            x: &input.x,
-        };
-        backend.add_project(output, &mut middle)?;
-        pass.observe(|| format!("encoder layer {index} self attention"), &middle.x)?;
-        let attention = pass.keep.then_some(SelfAttentionSaved { input, qkv, o, log_sum_exp });
-        let mut output = Residual::new(backend, rows, width)?;
-        let feed_forward = backend.feed_forward(&self.feed_forward(), &middle, &mut output, pass.keep)?;
-        pass.observe(|| format!("encoder layer {index} feed-forward"), &output.x)?;
-        let tape = attention.zip(feed_forward).map(|(attention, feed_forward)| LayerTape {
-            attention,
-            feed_forward_input: middle,
-            feed_forward,
-        });
-        Ok((output, tape))
-    }
+fn embedding_mask(dropout: Option<&DropoutStep>) -> Mask<'_> {
+    mask(dropout, Side::Encoder, SiteKind::Embedding, 0)
 }

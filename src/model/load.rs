@@ -1,10 +1,11 @@
 //! From stored tensors to frozen weights on a device, with the norms' weights folded in.
 
+use super::layer::LayerWeights;
 use super::position;
-use super::{DecoderLayer, EncoderLayer, T5};
-use crate::backend::{Activation, Backend, Heads, Readers};
+use super::{DecoderLayer, T5};
+use crate::backend::{Backend, Heads, Readers};
 use crate::error::Result;
-use crate::pretrained::{self, Checkpoint, T5Config};
+use crate::pretrained::{Checkpoint, T5Config};
 
 /// Where a model's tensors come from: a checkpoint, or made-up numbers for a benchmark.
 pub trait Tensors {
@@ -58,7 +59,7 @@ impl<B: Backend> T5<B> {
     pub fn load(backend: &B, tensors: &impl Tensors) -> Result<Self> {
         let config = tensors.config().clone();
         let loader = Loader { backend, tensors, config: &config };
-        let (d, f) = (config.d_model, config.d_ff);
+        let d = config.d_model;
         let total = config.attention_width();
         let mut embedding = vec![0.0; config.vocab_size * d];
         tensors.embedding_into(&mut embedding)?;
@@ -67,44 +68,21 @@ impl<B: Backend> T5<B> {
         let embedding = backend.weight(embedding, config.vocab_size, d, Readers::Lookup)?;
 
         let encoder_norm_weight = loader.vector("encoder.final_layer_norm.weight")?;
-        let inputs: &[&str] = if config.activation.is_gated() { &["wi_0", "wi_1"] } else { &["wi"] };
-        let self_inputs = ["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"];
-        let feed_forward_inputs: Vec<String> =
-            inputs.iter().map(|input| format!("DenseReluDense.{input}")).collect();
-        let feed_forward_inputs: Vec<&str> = feed_forward_inputs.iter().map(String::as_str).collect();
-        let mut encoder = Vec::with_capacity(config.num_layers);
-        for layer in 0..config.num_layers {
-            let [attention, feed_forward] = [0, 1].map(|part| format!("encoder.block.{layer}.layer.{part}"));
-            encoder.push(EncoderLayer {
-                qkv: loader.folded(&attention, &self_inputs, total)?,
-                o: loader.plain(&attention, "SelfAttention.o", d, total)?,
-                w_in: loader.folded(&feed_forward, &feed_forward_inputs, f)?,
-                w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
-            });
-        }
+        let encoder = (0..config.num_layers)
+            .map(|layer| loader.layer([0, 1].map(|part| format!("encoder.block.{layer}.layer.{part}"))))
+            .collect::<Result<Vec<_>>>()?;
         let mut decoder = Vec::with_capacity(config.num_decoder_layers);
         for layer in 0..config.num_decoder_layers {
             let [attention, cross, feed_forward] =
                 [0, 1, 2].map(|part| format!("decoder.block.{layer}.layer.{part}"));
+            let of_encoder =
+                |name: &str| loader.with_norm_weight(&cross, &[name], total, &encoder_norm_weight);
             decoder.push(DecoderLayer {
-                qkv: loader.folded(&attention, &self_inputs, total)?,
-                o: loader.plain(&attention, "SelfAttention.o", d, total)?,
+                common: loader.layer([attention, feed_forward])?,
                 cross_q: loader.folded(&cross, &["EncDecAttention.q"], total)?,
-                cross_k: loader.with_norm_weight(
-                    &cross,
-                    &["EncDecAttention.k"],
-                    total,
-                    &encoder_norm_weight,
-                )?,
-                cross_v: loader.with_norm_weight(
-                    &cross,
-                    &["EncDecAttention.v"],
-                    total,
-                    &encoder_norm_weight,
-                )?,
+                cross_k: of_encoder("EncDecAttention.k")?,
+                cross_v: of_encoder("EncDecAttention.v")?,
                 cross_o: loader.plain(&cross, "EncDecAttention.o", d, total)?,
-                w_in: loader.folded(&feed_forward, &feed_forward_inputs, f)?,
-                w_out: loader.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
             });
         }
         let decoder_norm_weight =
@@ -120,11 +98,7 @@ impl<B: Backend> T5<B> {
         let lm_head_mean = backend.weight(lm_head_mean, 1, d, Readers::Lookup)?;
         Ok(Self {
             heads: Heads { count: config.num_heads, width: config.d_kv },
-            activation: match config.activation {
-                pretrained::Activation::Relu => Activation::Relu,
-                pretrained::Activation::GatedGelu => Activation::GatedGelu,
-                pretrained::Activation::GatedSilu => Activation::GatedSilu,
-            },
+            activation: config.activation,
             lm_head_scale: if config.scales_decoder_outputs() { (d as f64).powf(-0.5) } else { 1.0 },
             embedding,
             encoder,
@@ -167,6 +141,20 @@ impl<B: Backend, T: Tensors> Loader<'_, B, T> {
         let mut values = vec![0.0; self.config.d_model];
         self.tensors.read_into(name, &[self.config.d_model], &mut values)?;
         Ok(values)
+    }
+
+    /// The weights of a layer's self attention and feed-forward, the blocks of these names.
+    fn layer(&self, [attention, feed_forward]: [String; 2]) -> Result<LayerWeights<B>> {
+        let (d, f, total) = (self.config.d_model, self.config.d_ff, self.config.attention_width());
+        let heads = ["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"];
+        let gated = ["DenseReluDense.wi_0", "DenseReluDense.wi_1"];
+        let inputs = if self.config.activation.is_gated() { &gated[..] } else { &["DenseReluDense.wi"] };
+        Ok(LayerWeights {
+            qkv: self.folded(&attention, &heads, total)?,
+            o: self.plain(&attention, "SelfAttention.o", d, total)?,
+            w_in: self.folded(&feed_forward, inputs, f)?,
+            w_out: self.plain(&feed_forward, "DenseReluDense.wo", d, f)?,
+        })
     }
 
     fn plain(&self, block: &str, name: &str, out: usize, input: usize) -> Result<B::Weight> {

@@ -6,6 +6,7 @@
 mod decoder;
 mod encoder;
 mod frozen;
+mod layer;
 mod load;
 mod plan;
 pub mod position;
@@ -19,10 +20,11 @@ pub use plan::{batch_of_lengths, foresee, largest_that_fits};
 pub use step::{Issued, StepLoss, label_weights};
 
 use crate::backend::{
-    Activation, Backend, Batch, Device, DropoutStep, Heads, LmHead, Mix, Mixing, Residual, StateLayout,
+    Activation, Backend, Batch, Device, DropoutStep, Heads, LmHead, Mix, Mixing, Residual, Side, StateLayout,
 };
 use crate::error::Result;
 use crate::pretrained::T5Config;
+use layer::LayerWeights;
 
 /// A frozen T5 on a device.
 pub struct T5<B: Backend> {
@@ -30,7 +32,7 @@ pub struct T5<B: Backend> {
     heads: Heads,
     activation: Activation,
     embedding: B::Weight,
-    encoder: Vec<EncoderLayer<B>>,
+    encoder: Vec<LayerWeights<B>>,
     /// The weight of the encoder's final norm: folded into cross attention, stored to show the encoder's output.
     encoder_norm_weight: Vec<f32>,
     encoder_bias: B::PositionBias,
@@ -45,24 +47,13 @@ pub struct T5<B: Backend> {
     lm_head_scale: f64,
 }
 
-/// Weights of an encoder layer, norm weights folded in.
-struct EncoderLayer<B: Backend> {
-    qkv: B::Weight,
-    o: B::Weight,
-    w_in: B::Weight,
-    w_out: B::Weight,
-}
-
 /// Weights of a decoder layer, norm weights folded in.
 struct DecoderLayer<B: Backend> {
-    qkv: B::Weight,
-    o: B::Weight,
+    common: LayerWeights<B>,
     cross_q: B::Weight,
     cross_k: B::Weight,
     cross_v: B::Weight,
     cross_o: B::Weight,
-    w_in: B::Weight,
-    w_out: B::Weight,
 }
 
 impl<B: Backend> T5<B> {
@@ -86,7 +77,8 @@ impl<B: Backend> T5<B> {
         let encoder = self.encoder.iter().flat_map(|layer| [&layer.qkv, &layer.o, &layer.w_in, &layer.w_out]);
         let decoder = self.decoder.iter().flat_map(|layer| {
             let cross = [&layer.cross_q, &layer.cross_k, &layer.cross_v, &layer.cross_o];
-            [&layer.qkv, &layer.o].into_iter().chain(cross).chain([&layer.w_in, &layer.w_out])
+            let LayerWeights { qkv, o, w_in, w_out } = &layer.common;
+            [qkv, o].into_iter().chain(cross).chain([w_in, w_out])
         });
         let ends =
             [&self.embedding, &self.decoder_norm_weight, &self.lm_head_mean].into_iter().chain(&self.lm_head);
@@ -95,6 +87,10 @@ impl<B: Backend> T5<B> {
 
     fn lm_head(&self) -> LmHead<'_, B> {
         LmHead { weight: self.lm_head.as_ref().unwrap_or(&self.embedding), mean: &self.lm_head_mean }
+    }
+
+    fn bias(&self, side: Side) -> &B::PositionBias {
+        if side == Side::Encoder { &self.encoder_bias } else { &self.decoder_bias }
     }
 
     /// What a feed-forward began with, where its backward asks for <d_x_next, x_next - x>.
@@ -148,12 +144,4 @@ impl<B: Backend> Pass<'_, B> {
     fn observe(&mut self, name: impl FnOnce() -> String, rows: &B::Rows) -> Result<()> {
         self.observe.as_mut().map_or(Ok(()), |observe| observe(&name(), rows))
     }
-}
-
-/// What backward needs of a self attention sublayer.
-struct SelfAttentionSaved<B: Backend> {
-    input: Residual<B>,
-    qkv: B::Rows,
-    o: B::Rows,
-    log_sum_exp: B::Rows,
 }

@@ -61,28 +61,12 @@ impl<B: Backend> T5<B> {
         Ok(summarise(batch, &loss, backend.attention(encoding.mix())?, label_tokens.len()))
     }
 
-    /// The loss, and its gradient added to `state`'s.
-    ///
-    /// # Errors
-    /// As [`T5::loss`].
-    pub fn loss_and_gradient(
-        &self,
-        backend: &B,
-        mixture: &Mixture<B>,
-        state: &mut B::State,
-        batch: &Batch,
-        label_tokens: &[usize],
-        dropout: Option<&DropoutStep>,
-    ) -> Result<StepLoss> {
-        Ok(self.loss_and_encoder_gradient(backend, mixture, state, batch, label_tokens, dropout)?.0)
-    }
-
-    /// As [`T5::loss_and_gradient`], also returning the gradient of the encoder's input \[R, D\], of which the prompt
+    /// The loss, its gradient added to `state`'s, and the gradient of the encoder's input \[R, D\], of which the prompt
     /// rows are computed and the token rows hold nothing of use.
     ///
     /// # Errors
     /// As [`T5::loss`].
-    pub fn loss_and_encoder_gradient(
+    pub fn loss_and_gradient(
         &self,
         backend: &B,
         mixture: &Mixture<B>,

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::small_file;
+pub use crate::backend::Activation;
 use crate::error::{Error, Result};
 
 /// The largest `config.json` that is read; real ones are a few kilobytes.
@@ -15,24 +16,7 @@ pub(super) const CONFIG_BYTES: u64 = 16 << 20;
 /// More layers than any T5 has had; bounds the list of tensors that a configuration can ask for.
 const MAX_LAYERS: usize = 1024;
 
-/// What stands between the two matrices of the feed-forward block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Activation {
-    /// `relu(wi x)`: T5 v1.0. The block's input matrix is `wi`, F x D.
-    Relu,
-    /// `gelu(wi_0 x) · (wi_1 x)` with the tanh form of GELU: v1.1, LM-adapted, Flan, mT5.
-    GatedGelu,
-    /// `silu(wi_0 x) · (wi_1 x)`.
-    GatedSilu,
-}
-
 impl Activation {
-    /// Whether the block has two input matrices, `wi_0` and `wi_1`, instead of one.
-    pub fn is_gated(self) -> bool {
-        !matches!(self, Self::Relu)
-    }
-
     /// The value of `feed_forward_proj` that stands for it.
     pub fn feed_forward_proj(self) -> &'static str {
         match self {

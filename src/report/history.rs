@@ -73,11 +73,8 @@ pub(super) struct Validation {
     #[serde(deserialize_with = "or_nan")]
     pub(super) mean: f64,
     pub(super) best: bool,
-    pub(super) attention: Vec<f64>,
-    #[serde(default)]
-    pub(super) attention_std: Vec<f64>,
-    #[serde(default)]
-    pub(super) attention_minority: f64,
+    #[serde(flatten)]
+    pub(super) spread: AttentionSpread,
     pub(super) invalid: usize,
     /// Each task's part, where there are several.
     #[serde(default)]
@@ -192,12 +189,12 @@ impl History {
     /// The mixture of each task at the best step, under the task's name where there are several; nothing without a mixture.
     pub(super) fn attention(&self) -> Vec<(Option<&str>, &[f64])> {
         match self.best() {
-            Some(best) if !best.attention.is_empty() && best.tasks.is_empty() => {
-                vec![(None, best.attention.as_slice())]
+            Some(best) if !best.spread.mean.is_empty() && best.tasks.is_empty() => {
+                vec![(None, best.spread.mean.as_slice())]
             }
             Some(best) => {
-                let tasks = best.tasks.iter().filter(|task| !task.attention.is_empty());
-                tasks.map(|task| (Some(task.task.as_str()), task.attention.as_slice())).collect()
+                let tasks = best.tasks.iter().filter(|task| !task.spread.mean.is_empty());
+                tasks.map(|task| (Some(task.task.as_str()), task.spread.mean.as_slice())).collect()
             }
             None => Vec::new(),
         }
@@ -205,7 +202,7 @@ impl History {
 
     /// What the mixture's weights belong to, in their order; nothing without a mixture.
     pub(super) fn columns(&self) -> Vec<String> {
-        let weights = self.best().map_or(0, |best| best.attention.len());
+        let weights = self.best().map_or(0, |best| best.spread.mean.len());
         let mut names: Vec<String> = self.sources.clone();
         names.push(TARGET.to_owned());
         names.truncate(weights);
@@ -224,8 +221,7 @@ impl History {
     /// A sentence on how the mixture differs between the validation rows of the best step; `None` where there is no mixture,
     /// or the log is of a version that did not say.
     pub(super) fn attention_spread(&self) -> Option<String> {
-        let best = self.best().filter(|best| !best.attention_std.is_empty())?;
-        let spread = AttentionSpread::of_means(&best.attention, &best.attention_std, best.attention_minority);
+        let spread = &self.best().filter(|best| !best.spread.standard_deviation.is_empty())?.spread;
         let mut text = format!(
             "Weights over all validation rows, mean and standard deviation: {}; the largest source is another than the \
              commonest for {:.0} % of the rows.",

@@ -223,7 +223,7 @@ fn attention_chart(runs: &[History]) -> Option<Chart> {
     for (index, name) in names.into_iter().enumerate() {
         let points = run.validations.iter();
         let points =
-            points.filter_map(|validation| Some((validation.step, *validation.attention.get(index)?)));
+            points.filter_map(|validation| Some((validation.step, *validation.spread.mean.get(index)?)));
         chart.add(name, points.collect(), None);
     }
     Some(chart)
@@ -233,7 +233,7 @@ fn attention_chart(runs: &[History]) -> Option<Chart> {
 /// such runs, each run's own.
 fn attention_figures(runs: &[History], groups: &[Group<'_>]) -> Vec<Figure> {
     let mixing: Vec<&History> =
-        runs.iter().filter(|run| run.best().is_some_and(|best| !best.attention.is_empty())).collect();
+        runs.iter().filter(|run| run.best().is_some_and(|best| !best.spread.mean.is_empty())).collect();
     if mixing.is_empty() {
         return Vec::new();
     }

@@ -93,14 +93,9 @@ pub struct TaskRecord {
     pub metrics: Vec<(String, Option<f64>)>,
     /// The mean of the metrics.
     pub mean: f64,
-    /// The mixture averaged over the task's validation rows, its target prompt last.
-    pub attention: Vec<f64>,
-    /// The standard deviation of each weight over those rows.
-    #[serde(default)]
-    pub attention_std: Vec<f64>,
-    /// The share of those rows whose largest source is not the one that is largest most often.
-    #[serde(default)]
-    pub attention_minority: f64,
+    /// The mixture over the task's validation rows.
+    #[serde(flatten)]
+    pub spread: AttentionSpread,
     /// Generations that are no label of the task.
     pub invalid: usize,
 }
@@ -112,17 +107,9 @@ impl TaskRecord {
             task: task.name.clone(),
             metrics: metrics.iter().map(|(metric, value)| (metric.to_string(), *value)).collect(),
             mean: evaluation.scores.mean().unwrap_or(f64::NAN),
-            attention: evaluation.spread.mean.clone(),
-            attention_std: evaluation.spread.standard_deviation.clone(),
-            attention_minority: evaluation.spread.minority,
+            spread: evaluation.spread.clone(),
             invalid: evaluation.scores.invalid,
         }
-    }
-}
-
-impl TaskRecord {
-    fn spread(&self) -> AttentionSpread {
-        AttentionSpread::of_means(&self.attention, &self.attention_std, self.attention_minority)
     }
 }
 
@@ -140,15 +127,9 @@ pub struct ValidationRecord {
     /// What the weights of a mixture belong to: the sources, then `target`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<String>,
-    /// The mixture averaged over the validation rows of each task and over the tasks, the target prompt last.
-    pub attention: Vec<f64>,
-    /// The standard deviation of each weight over the validation rows of a task, averaged over the tasks.
-    #[serde(default)]
-    pub attention_std: Vec<f64>,
-    /// The share of rows whose largest source is not the one that is largest most often in their task, averaged over the
-    /// tasks.
-    #[serde(default)]
-    pub attention_minority: f64,
+    /// The mixture over the validation rows of each task, averaged over the tasks.
+    #[serde(flatten)]
+    pub spread: AttentionSpread,
     /// Generations that are no label of their task.
     pub invalid: usize,
     /// Each task's part, where there are several.
@@ -170,45 +151,17 @@ impl ValidationRecord {
             let metrics = task.metrics.iter().map(|(name, value)| (format!("{}{name}", of(task)), *value));
             metrics.collect::<Vec<_>>()
         };
-        let average = |values: fn(&TaskRecord) -> &[f64]| {
-            let mut mean = vec![0.0; tasks.first().map_or(0, |task| values(task).len())];
-            for task in &tasks {
-                mean.iter_mut()
-                    .zip(values(task))
-                    .for_each(|(mean, value)| *mean += value / tasks.len() as f64);
-            }
-            mean
-        };
-        let attention = average(|task| &task.attention);
-        let attention_std = average(|task| &task.attention_std);
-        let attention_minority =
-            tasks.iter().map(|task| task.attention_minority).sum::<f64>() / tasks.len().max(1) as f64;
+        let spread = AttentionSpread::average(&tasks.iter().map(|task| &task.spread).collect::<Vec<_>>());
         let metrics = tasks.iter().flat_map(named).collect();
         let invalid = tasks.iter().map(|task| task.invalid).sum();
         if !several {
             tasks.clear();
         }
-        Self {
-            step,
-            metrics,
-            mean,
-            best,
-            prompts,
-            attention,
-            attention_std,
-            attention_minority,
-            invalid,
-            tasks,
-        }
+        Self { step, metrics, mean, best, prompts, spread, invalid, tasks }
     }
 }
 
 impl ValidationRecord {
-    /// Mean and spread of the mixture's weights.
-    pub fn spread(&self) -> AttentionSpread {
-        AttentionSpread::of_means(&self.attention, &self.attention_std, self.attention_minority)
-    }
-
     /// What is worth a curve, by TensorBoard's tags.
     pub(super) fn scalars(&self) -> Vec<(String, f64)> {
         let metrics = self.metrics.iter().filter_map(|(name, value)| {
@@ -218,11 +171,11 @@ impl ValidationRecord {
             let tags = self.prompts.iter().map(move |prompt| format!("{of}/{}", prompt.replace(' ', "_")));
             tags.zip(values.to_vec()).collect::<Vec<_>>()
         };
-        let minority = (!self.attention.is_empty())
-            .then(|| ("validation/attention_minority".to_owned(), self.attention_minority));
+        let minority = (!self.spread.mean.is_empty())
+            .then(|| ("validation/attention_minority".to_owned(), self.spread.minority));
         metrics
-            .chain(named("attention", &self.attention))
-            .chain(named("attention_std", &self.attention_std))
+            .chain(named("attention", &self.spread.mean))
+            .chain(named("attention_std", &self.spread.standard_deviation))
             .chain(minority)
             .collect()
     }
@@ -245,10 +198,10 @@ impl std::fmt::Display for ValidationRecord {
         }
         write!(formatter, "{}", if self.best { " best so far" } else { "" })?;
         for task in &self.tasks {
-            write_attention(formatter, &format!("{}: ", task.task), &self.prompts, &task.spread())?;
+            write_attention(formatter, &format!("{}: ", task.task), &self.prompts, &task.spread)?;
         }
         if self.tasks.is_empty() {
-            write_attention(formatter, "", &self.prompts, &self.spread())?;
+            write_attention(formatter, "", &self.prompts, &self.spread)?;
         }
         Ok(())
     }

@@ -288,7 +288,7 @@ impl Run<'_> {
         let encoding = model.encode(backend, &mixture, &state, &batch, &mut pass)?;
         let decoding = model.decode(backend, &batch, &encoding, &mut pass)?;
         let (step, d_input) =
-            model.loss_and_encoder_gradient(backend, &mixture, &mut state, &batch, &label_tokens, None)?;
+            model.loss_and_gradient(backend, &mixture, &mut state, &batch, &label_tokens, None)?;
 
         let length = attempt.prompt_len;
         let padded = fixture.padded_width()? + length;

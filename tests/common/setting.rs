@@ -250,6 +250,6 @@ impl<B: Backend> Case<B> {
             label_tokens,
             dropout,
         );
-        (loss.expect("a loss"), self.backend.read_gradient(&state).expect("a gradient"))
+        (loss.expect("a loss").0, self.backend.read_gradient(&state).expect("a gradient"))
     }
 }

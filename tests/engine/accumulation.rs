@@ -29,7 +29,7 @@ fn micro_batches_add_up<E: Element>(tolerance: f64) -> Result<()> {
     for micro in [0..3, 3..5, 5..7] {
         let batch = setting.pack(&setting.examples[micro]);
         let dropout = case.dropout.as_ref();
-        let loss = case.model.loss_and_gradient(
+        let (loss, _) = case.model.loss_and_gradient(
             &case.backend,
             &case.mixture,
             &mut state,

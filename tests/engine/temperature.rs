@@ -115,7 +115,7 @@ fn moves(name: &str, folder: &Path) -> Result<()> {
     let mut losses = Vec::new();
     for step in 0..STEPS {
         cpu.begin_step(&mut state)?;
-        let loss = model.loss_and_gradient(&cpu, &mixture, &mut state, &batch, &tokens, None)?;
+        let (loss, _) = model.loss_and_gradient(&cpu, &mixture, &mut state, &batch, &tokens, None)?;
         losses.push(loss.per_run[0]);
         let share = rate_share(step);
         let mut optimizer = OptimizerStep::new(PROMPT_RATE * share, SCORER_RATE * share);

@@ -6,7 +6,7 @@ use super::pool::check_room;
 use super::rows::Rows;
 use super::vector::{add_scaled, dot, exponentials, maximum, scale, vectorised};
 use crate::backend::{DecodeOps, DecodeStep, Heads};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Keys and values decoded so far, per layer \[B, length, 2·H·K\].
 #[derive(Debug)]
@@ -34,12 +34,8 @@ impl<E: Element> DecodeOps for Cpu<E> {
         o: &mut Rows<E>,
     ) -> Result<()> {
         of.check(cache.examples, qkv, o)?;
-        of.check_place(cache.layers.len(), cache.length)?;
+        of.check_cache(cache.layers.len(), cache.length, cache.heads)?;
         let DecodeStep { layer, position, heads, bias } = *of;
-        if heads != cache.heads {
-            let [expected, found] = [cache.heads, heads].map(|of| format!("{} of {}", of.count, of.width));
-            return Err(Error::tensor("the heads of the cache", expected, found, ""));
-        }
         let total = heads.total();
         let biases: Vec<Vec<E>> = (0..heads.count).map(|head| bias.before(head, position)).collect();
         let example = cache.length * 2 * total;

@@ -23,14 +23,19 @@ impl<D: DecodeOps> DecodeStep<'_, D> {
         o.check("o", examples, self.heads.total())
     }
 
-    /// Fails unless a cache of so many layers and tokens has the step's.
-    pub(crate) fn check_place(&self, layers: usize, length: usize) -> Result<()> {
-        if self.layer < layers && self.position < length {
-            return Ok(());
+    /// Fails unless a cache of so many layers, tokens and such heads has the step's.
+    pub(crate) fn check_cache(&self, layers: usize, length: usize, heads: Heads) -> Result<()> {
+        if self.layer >= layers || self.position >= length {
+            let expected =
+                format!("a layer below {layers} and a position below {length}, as the cache has them");
+            let found = format!("layer {}, position {}", self.layer, self.position);
+            return Err(Error::tensor("a decoding step", expected, found, ""));
         }
-        let expected = format!("a layer below {layers} and a position below {length}, as the cache has them");
-        let found = format!("layer {}, position {}", self.layer, self.position);
-        Err(Error::tensor("a decoding step", expected, found, ""))
+        if self.heads != heads {
+            let [expected, found] = [heads, self.heads].map(|of| format!("{} of {}", of.count, of.width));
+            return Err(Error::tensor("the heads of the cache", expected, found, ""));
+        }
+        Ok(())
     }
 }
 

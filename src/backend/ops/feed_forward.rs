@@ -8,18 +8,23 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activation {
-    /// max(0, z): one input projection.
+    /// max(0, z), of one input projection: T5 v1.0.
     Relu,
-    /// gelu(z_0) · z_1 with the tanh form of gelu; the two input projections are stacked.
+    /// gelu(z_0) · z_1 with the tanh form of gelu; the two input projections are stacked: v1.1, LM-adapted, Flan, mT5.
     GatedGelu,
     /// silu(z_0) · z_1; the two input projections are stacked.
     GatedSilu,
 }
 
 impl Activation {
+    /// Whether it takes two input projections.
+    pub fn is_gated(self) -> bool {
+        self != Self::Relu
+    }
+
     /// Input projections stacked in the feed-forward's first weight: 1, or 2 when gated.
     pub fn projections(self) -> usize {
-        if self == Self::Relu { 1 } else { 2 }
+        if self.is_gated() { 2 } else { 1 }
     }
 }
 

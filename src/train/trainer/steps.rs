@@ -80,8 +80,8 @@ impl<B: Backend> Trainer<'_, B> {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
             let reads_input = self.mixture.mixing.scorer.is_some_and(Scorer::reads_input);
-            if self.is_done() && reads_input && record.spread().is_constant() {
-                monitor.note(&format!("warning: {}", record.spread().constant_warning()));
+            if self.is_done() && reads_input && record.spread.is_constant() {
+                monitor.note(&format!("warning: {}", record.spread.constant_warning()));
             }
             if let Some(folder) = folder.as_deref_mut() {
                 folder.validation(&record)?;

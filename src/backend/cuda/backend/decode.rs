@@ -3,7 +3,7 @@
 use super::{Cuda, Operand, Rows, read};
 use crate::backend::cuda::ops::decode as launch;
 use crate::backend::{DecodeOps, DecodeStep, Heads};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Keys and values decoded so far, per layer \[B, length, 2·H·K\] in the operand format.
 #[derive(Debug)]
@@ -31,12 +31,8 @@ impl DecodeOps for Cuda {
         o: &mut Rows,
     ) -> Result<()> {
         of.check(cache.examples, qkv, o)?;
-        of.check_place(cache.layers.len(), cache.length)?;
+        of.check_cache(cache.layers.len(), cache.length, cache.heads)?;
         let DecodeStep { layer, position, heads, bias } = *of;
-        if heads != cache.heads {
-            let [expected, found] = [cache.heads, heads].map(|of| format!("{} of {}", of.count, of.width));
-            return Err(Error::tensor("the heads of the cache", expected, found, ""));
-        }
         let step = launch::DecodeStep {
             examples: cache.examples,
             heads,

@@ -173,17 +173,13 @@ impl EachRow<'_> {
         let (mut operands, rows) = (kernels.operands(), self.rows.count());
         let numbers = rows * self.width;
         let arguments = RowArguments {
-            batch: self.rows.read(&mut operands)?,
             d_x: operands.read("d_x", d_x, numbers)?,
             x: operands.read("x", x, numbers)?,
             x_next: operands.read("x_next", x_next, numbers)?,
             inner: operands.write("inner", inner, rows)?,
-            side: side_number(self.rows.side()),
-            width: self.width as i32,
             ..RowArguments::default()
         };
-        // SAFETY: every length was checked; rows beyond the batch's exit.
-        unsafe { launch_rows(kernels, Kernel { file: FILE, name: "row_inner" }, rows, &arguments, &operands) }
+        self.launch(kernels, "row_inner", operands, arguments)
     }
 
     /// `partials` \[rows, ceil(width / 64)\] in f32, the sums of squares of 64 columns each, and `copy` \[rows, width\], the rows in bf16:
@@ -203,18 +199,12 @@ impl EachRow<'_> {
         let (mut operands, rows) = (kernels.operands(), self.rows.count());
         let numbers = rows * self.width;
         let arguments = RowArguments {
-            batch: self.rows.read(&mut operands)?,
             x: operands.read("x", x, numbers)?,
             inner: operands.write("partials", partials, rows * self.width.div_ceil(NORM_COLUMNS))?,
             copy: copy_of(&mut operands, copy, numbers)?,
-            side: side_number(self.rows.side()),
-            width: self.width as i32,
             ..RowArguments::default()
         };
-        // SAFETY: every length was checked; rows beyond the batch's exit.
-        unsafe {
-            launch_rows(kernels, Kernel { file: FILE, name: "row_squares" }, rows, &arguments, &operands)
-        }
+        self.launch(kernels, "row_squares", operands, arguments)
     }
 
     /// `copy` \[rows, width\] in bf16, or to verify in f32: `d_x` with `mask` on it, as the product of a masked sublayer reads its
@@ -230,19 +220,32 @@ impl EachRow<'_> {
         copy: &mut dyn WriteOperand,
     ) -> Result<()> {
         check_width(self.width)?;
-        let (mut operands, rows, precision) = (kernels.operands(), self.rows.count(), copy.precision());
-        let numbers = rows * self.width;
+        let (mut operands, precision) = (kernels.operands(), copy.precision());
+        let numbers = self.rows.count() * self.width;
         let arguments = RowArguments {
-            batch: self.rows.read(&mut operands)?,
             d_x: operands.read("d_x", d_x, numbers)?,
             copy: operands.matrix_mut("copy", copy, precision, numbers)?,
             mask: mask.read(&mut operands)?,
-            side: side_number(self.rows.side()),
-            width: self.width as i32,
             ..RowArguments::default()
         };
-        let kernel = Kernel { file: FILE, name: precision.named("mask_copy_bf16", "mask_copy_f32") };
-        // SAFETY: every length was checked; rows beyond the batch's exit.
-        unsafe { launch_rows(kernels, kernel, rows, &arguments, &operands) }
+        self.launch(kernels, precision.named("mask_copy_bf16", "mask_copy_f32"), operands, arguments)
+    }
+
+    /// Launches `name` with its own `arguments`, all of which belong to `operands`.
+    fn launch<'a>(
+        &'a self,
+        kernels: &Kernels,
+        name: &'static str,
+        mut operands: Operands<'a>,
+        arguments: RowArguments,
+    ) -> Result<()> {
+        let arguments = RowArguments {
+            batch: self.rows.read(&mut operands)?,
+            side: side_number(self.rows.side()),
+            width: self.width as i32,
+            ..arguments
+        };
+        // SAFETY: each op checked the lengths of its operands against rows and width; rows beyond the batch's exit.
+        unsafe { launch_rows(kernels, Kernel { file: FILE, name }, self.rows.count(), &arguments, &operands) }
     }
 }
