@@ -290,6 +290,28 @@ fn a_disk_that_fills_up_leaves_no_half_written_file() {
     assert!(left.is_empty(), "half-written or temporary files were left: {left:?}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_ends_no_work_and_is_an_error() {
+    let data = Data::new();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    for arguments in [&["tasks"][..], &["info"], &["tasks", "--show", "cola"]] {
+        let mut command = program::promptmix();
+        let output = command.args(arguments).stdout(full()).output().expect("the binary runs");
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
+        assert!(message.contains("could not write standard output"), "{arguments:?}: {message}");
+    }
+    // What a training says on the way may be lost, and its result is there whether or not it could be told.
+    let trained = |name: &str, command: &mut Command| {
+        let status = command.args(data.train(name, &[])).status().expect("the binary runs");
+        assert!(data.0.path().join(name).join("prompt.safetensors").exists(), "{name}");
+        status.code()
+    };
+    assert_eq!(trained("silent", program::promptmix().stderr(full())), Some(0));
+    assert_eq!(trained("untold", program::promptmix().stdout(full())), Some(1));
+}
+
 #[test]
 fn verify_exits_with_1_when_a_number_is_off() {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny");

@@ -273,3 +273,61 @@ fn what_is_no_parquet_file_says_so() {
     let rows: Vec<_> = open(&path).expect("opened").collect();
     assert!(rows.len() == 1 && rows[0].is_err(), "a file without rows is an error");
 }
+
+#[test]
+fn decimals_dates_and_times_are_written_as_python_writes_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("train.parquet");
+    let schema = "message schema {
+        REQUIRED INT64 whole (DECIMAL(18, 0));
+        REQUIRED INT64 cents (DECIMAL(18, 2));
+        REQUIRED INT32 day (DATE);
+        REQUIRED INT32 hour (TIME_MILLIS);
+        REQUIRED INT64 millis (TIMESTAMP_MILLIS);
+        REQUIRED INT64 micros (TIMESTAMP_MICROS);
+        REQUIRED INT64 nanos (TIMESTAMP(NANOS,false));
+        REQUIRED INT64 beyond (TIMESTAMP_MILLIS);
+    }";
+    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    let file = File::create(&path).expect("created");
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).expect("a writer");
+    let mut group = writer.next_row_group().expect("a group");
+    // 2020-01-31 is the 18,292nd day; the times are a quarter past one, and parts of a second before or behind it.
+    let (day, quarter) = (18_292_i64, 4_500_i64);
+    let second = day * 86_400 + quarter;
+    for values in [
+        [7, -7],
+        [705, -5],
+        [day, -1],
+        [quarter * 1_000, quarter * 1_000 + 5],
+        [second * 1_000, -1],
+        [second * 1_000_000 + 250_000, second * 1_000_000],
+        [second * 1_000_000_000 + 1, second * 1_000_000_000 + 1_000],
+        [i64::MAX, i64::MIN],
+    ] {
+        let mut column = group.next_column().expect("a column").expect("one more");
+        let narrow = values.map(|value| value as i32);
+        let written = match values[0] {
+            value if value == day || value == quarter * 1_000 => {
+                column.typed::<Int32Type>().write_batch(&narrow, None, None)
+            }
+            _ => column.typed::<Int64Type>().write_batch(&values, None, None),
+        };
+        written.expect("written");
+        column.close().expect("closed");
+    }
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    let rows: Vec<Value> =
+        open(&path).expect("opens").map(|row| Value::Object(row.expect("a row").fields().clone())).collect();
+    let first = json!({
+        "whole": "7", "cents": "7.05", "day": "2020-01-31", "hour": "01:15:00", "millis": "2020-01-31 01:15:00",
+        "micros": "2020-01-31 01:15:00.250000", "nanos": "2020-01-31 01:15:00.000000001", "beyond": i64::MAX,
+    });
+    let second = json!({
+        "whole": "-7", "cents": "-0.05", "day": "1969-12-31", "hour": "01:15:00.005000",
+        "millis": "1969-12-31 23:59:59.999000", "micros": "2020-01-31 01:15:00",
+        "nanos": "2020-01-31 01:15:00.000001", "beyond": i64::MIN,
+    });
+    assert_eq!(rows, [first, second]);
+}

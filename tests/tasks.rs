@@ -123,6 +123,30 @@ fn labels_may_name_the_values_of_the_file() {
 }
 
 #[test]
+fn words_that_are_places_of_other_labels_need_their_values() {
+    let task = |labels: &str| Task::generic("stars", "{text}", Some(labels), "stars");
+    for (labels, words, places) in [
+        ("1,2,3,4,5", "1=1,2=2,3=3,4=4,5=5", "0=1,1=2,2=3,3=4,4=5"),
+        ("1,0", "1=1,0=0", "0=1,1=0"),
+        ("bad, 0", "bad=bad,0=0", "0=bad,1=0"),
+    ] {
+        let message = task(labels).expect_err(labels).to_string();
+        assert!(message.contains(words) && message.contains(places), "{message}");
+        for (given, of_one) in [(words, "1"), (places, "2")] {
+            let Ok(task) = task(given) else { panic!("{given}") };
+            if labels.starts_with("1,2") {
+                let row = row(json!({"text": "", "stars": 1}));
+                assert_eq!(task.examples(&row, Purpose::Training).unwrap()[0].target, of_one);
+            }
+        }
+    }
+    // Words at their own places, and numbers that are no place, say one thing alone.
+    for labels in ["0,1,2", "2,3", "-1,1", "10,20,30"] {
+        assert!(task(labels).is_ok(), "{labels}");
+    }
+}
+
+#[test]
 fn a_generic_task_without_labels_takes_free_text() {
     let task = Task::generic("titles", "title of: {body}", None, "title").unwrap();
     let example = task

@@ -2,6 +2,10 @@
 //!
 //! Exit codes: 0 done, 1 a check failed or the work could not be done, 2 the command line itself is wrong.
 
+// First, as its macros are those of the commands.
+#[macro_use]
+mod output;
+
 mod bench;
 mod compare;
 mod demo;
@@ -84,7 +88,8 @@ pub fn run() -> ExitCode {
         sigpipe::reset();
     }
     let arguments = Arguments::parse();
-    match arguments.command.run() {
+    let ended = arguments.command.run();
+    match ended.and_then(|code| output::finish().map(|()| code)) {
         Ok(code) => code,
         Err(error @ Error::Interrupted { .. }) => {
             eprintln!("{error}");

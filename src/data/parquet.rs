@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::basic::{ConvertedType, Repetition};
+use parquet::basic::{ConvertedType, LogicalType, Repetition, TimeUnit};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -36,6 +36,8 @@ pub(super) struct Records {
     /// Rows that the file says it has.
     count: u64,
     failed: bool,
+    /// Columns of points in time in nanoseconds, which the record reader gives as plain numbers.
+    in_nanoseconds: Vec<String>,
 }
 
 /// Opens `file`, which is at `path`, to read one column of each entry of `columns`, or all of them if there are none or one is
@@ -57,8 +59,14 @@ pub(super) fn open(file: File, path: &Path, columns: &[Vec<String>]) -> Result<R
         check_columns(group, &schema, length).map_err(|found| damaged(path, None, &found))?;
     }
     let count = counted(reader.metadata()).map_err(|found| damaged(path, None, &found))?;
+    let nanoseconds = |field: &&Arc<Type>| {
+        let of = field.get_basic_info().logical_type_ref();
+        matches!(of, Some(LogicalType::Timestamp(time)) if time.unit == TimeUnit::NANOS)
+    };
+    let in_nanoseconds =
+        schema.get_fields().iter().filter(nanoseconds).map(|field| field.name().to_owned()).collect();
     let rows = shielded(path, None, || RowIter::from_file_into(Box::new(reader)).project(Some(schema)))?;
-    Ok(Records { rows, path: Arc::from(path), row: 0, count, failed: false })
+    Ok(Records { rows, path: Arc::from(path), row: 0, count, failed: false, in_nanoseconds })
 }
 
 /// How many rows the file says it has.
@@ -184,7 +192,13 @@ impl Records {
     fn fields(&self, record: Record) -> Row {
         let (mut fields, mut left_out) = (Map::new(), Vec::new());
         for (name, field) in record.into_columns() {
-            match value(&field) {
+            let value = match field {
+                Field::Long(count) if self.in_nanoseconds.contains(&name) => {
+                    Some(clock(count, 1_000_000_000, Field::TimestampMicros))
+                }
+                _ => value(&field),
+            };
+            match value {
                 Some(value) => {
                     fields.insert(name, value);
                 }
@@ -202,11 +216,13 @@ fn value(field: &Field) -> Option<Value> {
         Field::Bool(truth) => Value::Bool(*truth),
         Field::Byte(number) => Value::from(*number),
         Field::Short(number) => Value::from(*number),
-        Field::Int(number) | Field::Date(number) | Field::TimeMillis(number) => Value::from(*number),
-        Field::Long(number)
-        | Field::TimeMicros(number)
-        | Field::TimestampMillis(number)
-        | Field::TimestampMicros(number) => Value::from(*number),
+        Field::Int(number) => Value::from(*number),
+        Field::Long(number) => Value::from(*number),
+        Field::Date(days) => calendar(field, None).unwrap_or_else(|| Value::from(*days)),
+        Field::TimeMillis(count) => clock((*count).into(), 1_000, Field::TimeMicros),
+        Field::TimeMicros(count) => clock(*count, 1_000_000, Field::TimeMicros),
+        Field::TimestampMillis(count) => clock(*count, 1_000, Field::TimestampMicros),
+        Field::TimestampMicros(count) => clock(*count, 1_000_000, Field::TimestampMicros),
         Field::UByte(number) => Value::from(*number),
         Field::UShort(number) => Value::from(*number),
         Field::UInt(number) => Value::from(*number),
@@ -215,7 +231,8 @@ fn value(field: &Field) -> Option<Value> {
         // Through its shortest text, so that 0.1 stays 0.1.
         Field::Float(number) => number.to_string().parse::<f64>().map_or(Value::Null, Value::from),
         Field::Double(number) => Value::from(*number),
-        Field::Decimal(_) => Value::String(field.to_string()),
+        // A whole number is written with a point behind it.
+        Field::Decimal(_) => Value::String(field.to_string().trim_end_matches('.').to_owned()),
         Field::Str(text) => Value::String(text.clone()),
         Field::Bytes(bytes) => Value::String(std::str::from_utf8(bytes.data()).ok()?.to_owned()),
         Field::Group(record) => {
@@ -250,4 +267,27 @@ fn damaged(path: &Path, row: Option<u64>, found: &str) -> Error {
     let found: String = found.chars().take(200).collect();
     let advice = "fetch it again, or convert it to .jsonl where it was made";
     Error::format(path, row, "a whole Parquet file", found, advice)
+}
+
+/// A date as Python writes it, `2020-01-31`, and with a `fraction` of a second a time, `12:30:00`, or both; `None` where the calendar
+/// ends.
+fn calendar(field: &Field, fraction: Option<String>) -> Option<Value> {
+    let text = contained(|| field.to_string())?;
+    let Some(fraction) = fraction else { return Some(Value::String(text)) };
+    // The crate writes a fraction and a time zone, which is UTC, in any case.
+    let (seconds, _) = text.split_once('.')?;
+    Some(Value::String(format!("{seconds}{fraction}")))
+}
+
+/// A number of parts of a second since midnight or since 1970, of which `micros` makes a field of microseconds; the number itself
+/// where the calendar ends.
+fn clock(count: i64, parts: i64, micros: fn(i64) -> Field) -> Value {
+    let (seconds, rest) = (count.div_euclid(parts), count.rem_euclid(parts));
+    let fraction = match (rest, rest * 1_000_000 % parts) {
+        (0, _) => String::new(),
+        (_, 0) => format!(".{:06}", rest * 1_000_000 / parts),
+        _ => format!(".{rest:09}"),
+    };
+    let field = seconds.checked_mul(1_000_000).map(micros);
+    field.and_then(|field| calendar(&field, Some(fraction))).unwrap_or_else(|| Value::from(count))
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use prost::Message;
 use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::{self, NormalizerWrapper, Precompiled, Strip};
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{self, NormalizerWrapper, Precompiled, Prepend, Replace, Strip};
 use tokenizers::pre_tokenizers::delimiter::CharDelimiterSplit;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -152,9 +153,10 @@ pub(super) fn build(
     let unigram = Unigram::from(vocabulary, Some(unknown), trainer.byte_fallback()).map_err(crates)?;
     let mut tokenizer = Tokenizer::new(unigram);
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
-    let prepend = if normalizer.add_dummy_prefix() { PrependScheme::Always } else { PrependScheme::Never };
-    let metaspace = Metaspace::new(SPACE, prepend, true);
-    let mut steps: Vec<PreTokenizerWrapper> = vec![metaspace.clone().into()];
+    let (prefixed, collapsed) = (normalizer.add_dummy_prefix(), normalizer.remove_extra_whitespaces());
+    // Where all blanks count, the mark before a text is one more than those that it begins with.
+    let prepend = if prefixed && collapsed { PrependScheme::Always } else { PrependScheme::Never };
+    let mut steps: Vec<PreTokenizerWrapper> = vec![Metaspace::new(SPACE, prepend, collapsed).into()];
     let charsmap = normalizer.precompiled_charsmap();
     if !charsmap.is_empty() {
         charsmap::check(charsmap).map_err(|found| broken(format!("a precompiled_charsmap with {found}")))?;
@@ -162,15 +164,25 @@ pub(super) fn build(
             .map_err(|error| broken(format!("a precompiled_charsmap that cannot be read: {error}")))?;
         normalizers.push(precompiled.into());
     }
-    if normalizer.remove_extra_whitespaces() {
-        // Spaces stand for the ends of words alone: what precedes an added token has none behind it, and each word begins
-        // with exactly one mark.
-        normalizers.push(Strip::new(false, true).into());
-        steps.insert(0, CharDelimiterSplit::new(' ').into());
+    match (prefixed, collapsed) {
+        (true, true) => {
+            // Spaces stand for the ends of words alone: what precedes an added token has none behind it, and each word begins
+            // with exactly one mark.
+            normalizers.push(Strip::new(false, true).into());
+            steps.insert(0, CharDelimiterSplit::new(' ').into());
+        }
+        (false, true) => {
+            normalizers.push(Strip::new(true, true).into());
+            normalizers
+                .push(Replace::new(ReplacePattern::Regex(" {2,}".into()), " ").map_err(crates)?.into());
+        }
+        (true, false) => normalizers.push(Prepend::new(" ".into()).into()),
+        (false, false) => {}
     }
     tokenizer.with_normalizer(Some(normalizers::Sequence::new(normalizers))).map_err(crates)?;
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
-    tokenizer.with_decoder(Some(metaspace));
+    let decoded = if prefixed { PrependScheme::Always } else { PrependScheme::Never };
+    tokenizer.with_decoder(Some(Metaspace::new(SPACE, decoded, true)));
     tokenizer.add_tokens(added).map_err(crates)?;
     Ok((tokenizer, unknown as u32))
 }

@@ -28,11 +28,13 @@ pub struct Tokenizer {
     path: PathBuf,
     inner: Inner,
     vocabulary_size: usize,
+    /// What stands before each text.
+    start: Vec<u32>,
     eos: u32,
     /// The id of what the vocabulary has no piece for; bytes have none.
     unknown: Option<u32>,
-    /// Ids that mark rather than say something: pad, end, decoder start.
-    marks: [u32; 3],
+    /// Ids that mark rather than say something: end, and pad and decoder start where they are no pieces of text.
+    marks: Vec<u32>,
 }
 
 enum Inner {
@@ -170,7 +172,7 @@ impl Tokenizer {
         Self::fitted(path, inner, Some(unknown), config)
     }
 
-    /// Takes away what this crate does by itself: the end of sequence, cutting to a length, and padding, which exists
+    /// Takes away what this crate does by itself: what stands around a text, cutting to a length, and padding, which exists
     /// nowhere here.
     fn fitted(
         path: &Path,
@@ -178,6 +180,7 @@ impl Tokenizer {
         unknown: Option<u32>,
         config: &T5Config,
     ) -> Result<Self> {
+        let start = guarded(path, || start_of_sequence(path, &inner, config.eos_token_id))??;
         inner.with_post_processor(None::<PostProcessorWrapper>);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken_tokenizer(path, error.to_string()))?;
@@ -188,7 +191,7 @@ impl Tokenizer {
             decoders.extend(inner.get_decoder().cloned());
             inner.with_decoder(Some(Sequence::new(decoders)));
         }
-        Self::checked(path, Inner::Pieces(Box::new(inner)), unknown, config)
+        Ok(Self { start, ..Self::checked(path, Inner::Pieces(Box::new(inner)), unknown, config)? })
     }
 
     /// Checks the vocabulary against the model's.
@@ -231,21 +234,29 @@ impl Tokenizer {
             }
             _ => {}
         }
-        let marks = [config.pad_token_id, eos, config.decoder_start_token_id];
-        Ok(Self { path: path.to_owned(), inner, vocabulary_size, eos, unknown, marks })
+        // An id that stands for text is text wherever it comes, though the model pads or starts with it.
+        let is_mark = |id: &u32| match &inner {
+            Inner::Pieces(pieces) => pieces
+                .id_to_token(*id)
+                .is_none_or(|text| pieces.get_added_vocabulary().is_special_token(&text)),
+            Inner::Bytes(bytes) => bytes.token(*id).is_none_or(|(_, is_special)| is_special),
+        };
+        let mut marks = vec![config.pad_token_id, config.decoder_start_token_id];
+        marks.retain(is_mark);
+        marks.push(eos);
+        Ok(Self { path: path.to_owned(), inner, vocabulary_size, start: Vec::new(), eos, unknown, marks })
     }
 
-    /// The ids of `text`, ended by the end-of-sequence id exactly once: a text that ends in a written `</s>` gets no
-    /// second one.
+    /// The ids of `text` between what the tokenizer puts before a text (nothing, but in T5s with a tokenizer of another family, as
+    /// CodeT5's `<s>`) and the end-of-sequence id, which ends them exactly once: a text that ends in a written `</s>` gets no second
+    /// one.
     ///
     /// # Errors
     /// [`Error::Format`] if the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode_without_eos(text)?;
-        if ids.last() != Some(&self.eos) {
-            ids.push(self.eos);
-        }
-        Ok(ids)
+        let text = self.encode_without_eos(text)?;
+        let end = (text.last() != Some(&self.eos)).then_some(self.eos);
+        Ok(self.start.iter().copied().chain(text).chain(end).collect())
     }
 
     /// The ids of `text` and nothing more.
@@ -330,6 +341,40 @@ impl Tokenizer {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The ids that `inner` puts before each text.
+///
+/// # Errors
+/// [`Error::Unsupported`] if it ends a text with anything but `eos`.
+fn start_of_sequence(path: &Path, inner: &tokenizers::Tokenizer, eos: u32) -> Result<Vec<u32>> {
+    let broken = |error: tokenizers::Error| broken_tokenizer(path, error.to_string());
+    let around = inner.encode("a", true).map_err(broken)?;
+    let marks = around.get_special_tokens_mask();
+    let of_start = marks.iter().take_while(|&&mark| mark == 1).count();
+    let of_end = marks[of_start..].iter().rev().take_while(|&&mark| mark == 1).count();
+    let (mut start, end) = (around.get_ids().to_vec(), around.get_ids()[marks.len() - of_end..].to_vec());
+    start.truncate(of_start);
+    // A text of which nothing is left: all marks stand before it.
+    if of_start == marks.len() && start.last() == Some(&eos) {
+        start.pop();
+    }
+    if end.iter().all(|&id| id == eos) {
+        return Ok(start);
+    }
+    let names = |ids: &[u32]| {
+        let name = |&id: &u32| inner.id_to_token(id).unwrap_or_else(|| id.to_string());
+        ids.iter().map(name).collect::<Vec<_>>().join(" ")
+    };
+    Err(Error::unsupported(
+        format!("the tokenizer of {}", path.display()),
+        format!(
+            "it ends each text with {}, and the model ends a sequence with {}",
+            names(&end),
+            names(&[eos])
+        ),
+        "check that the tokenizer and eos_token_id of config.json belong together",
+    ))
 }
 
 /// The tokenizer of a `tokenizer.json`, and the id of what it has no piece for.

@@ -142,7 +142,9 @@ impl Task {
         let field = Field::new(label_field);
         let (target, metrics) = match labels {
             Some(labels) => {
-                let classes = parse_labels(labels)?
+                let words = parse_labels(labels)?;
+                check_words_by_place(&words)?;
+                let classes = words
                     .into_iter()
                     .enumerate()
                     .map(|(index, (value, label))| {
@@ -435,6 +437,32 @@ impl Task {
 }
 
 /// `negative,positive` or `0=negative,1=positive`: value, where given, and word.
+/// Refuses words without values of which one is the place of another: rows with `1` to `5` and labels `1,2,3,4,5` may mean the words or,
+/// as a data set of stars does, count from 0.
+fn check_words_by_place(words: &[(Option<String>, String)]) -> Result<()> {
+    let place = |word: &str| word.parse::<f64>().ok().filter(|number| number.fract() == 0.0);
+    let is_other = |(index, (value, word)): (usize, &(Option<String>, String))| {
+        let other = |place: f64| place != index as f64 && (0.0..words.len() as f64).contains(&place);
+        value.is_none() && place(word).is_some_and(other)
+    };
+    let Some((_, word)) = words.iter().enumerate().find(|&entry| is_other(entry)).map(|(_, found)| found)
+    else {
+        return Ok(());
+    };
+    let written = |of: &dyn Fn(usize, &str) -> String| {
+        let pairs = words.iter().enumerate().map(|(index, (_, word))| of(index, word));
+        pairs.collect::<Vec<_>>().join(",")
+    };
+    let itself = written(&|_, word| format!("{word}={word}"));
+    let by_place = written(&|index, word| format!("{index}={word}"));
+    Err(Error::setting(
+        "labels",
+        "words that are not the place of another label, counted from 0; or a value for each",
+        format!("{} at another place than {word}", quote(word)),
+        format!("where rows hold these words give {itself}, and where they count from 0 give {by_place}"),
+    ))
+}
+
 fn parse_labels(labels: &str) -> Result<Vec<(Option<String>, String)>> {
     let pairs: Vec<_> = labels
         .split(',')
