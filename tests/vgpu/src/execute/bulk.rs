@@ -348,21 +348,13 @@ impl Warp {
             let place = room.locate_shared(me, at, lane, to, size)?;
             let gate = room.locate_shared(me, at, lane, gate, 8)?;
             if room.launch.settings.checks {
-                let touch = Touch { write: true, atomic: false, warp: me };
-                let found = room.shared.touch(place, size, lane, touch, &room.clocks);
+                let chunks = place / CHUNK..(place + size) / CHUNK;
+                let found = room.shared.await_copy(chunks.clone(), lane, me, &room.clocks);
                 self.report_shared(room, me, at, lane, place, size, true, found);
-                let mut reused = None;
-                if let Some(proxies) = &mut room.proxies {
-                    for chunk in place / CHUNK..(place + size) / CHUNK {
-                        if proxies.fill(chunk, incoming.layout) {
-                            reused = reused.or(Some(chunk));
-                        }
-                    }
-                }
+                let reused = room.proxies.as_mut().and_then(|proxies| proxies.fill(chunks, incoming.layout));
                 if let Some(chunk) = reused {
                     report_reuse(room, me, at, lane, chunk);
                 }
-                room.shared.set_pending(place, size, true);
             }
             room.shared.data[place..place + size].fill(0xff);
             let phase = room.gate(me, at, lane, gate, true)?.phase();

@@ -1,0 +1,143 @@
+//! Planted faults in one chunk among many that a copy or a product touches at once: at the first, at the last, and beside
+//! them, where nothing is wrong.
+
+use crate::bench::{Bench, bf16};
+use vgpu::check::Check;
+use vgpu::device::{Arguments, describe};
+use vgpu::execute::Outcome;
+
+/// Chunks of the tile of `readers`.
+const CHUNKS: usize = 64;
+
+/// Two warps read a chunk, those that `synced` names meet warp 0 at a barrier, and that copies into a range of chunks.
+struct Readers {
+    kernel: &'static str,
+    chunk: i32,
+    how: [i32; 2],
+    synced: i32,
+    range: [i32; 2],
+}
+
+impl Readers {
+    fn run(&self) -> Option<Outcome> {
+        let mut bench = Bench::hopper("stretches", &[])?;
+        // In the natural order warp 0 waits at the barrier until those that do not come to it have read, too.
+        bench.device.settings.seed = 0;
+        let blocks = if self.kernel == "readers_of_pair" { 2 } else { 1 };
+        let input: Vec<f32> = (0..CHUNKS * 4).map(|at| at as f32 + 1.0).collect();
+        let (x, y) = (bench.upload(&input), bench.empty(192 * 4));
+        let arguments = Arguments::new().pointer(x).pointer(y).int(self.chunk).int(self.how[0]);
+        let arguments = arguments.int(self.how[1]).int(self.synced).int(self.range[0]).int(self.range[1]);
+        Some(bench.launch(self.kernel, [blocks, 1, 1], [96, 1, 1], 0, &arguments))
+    }
+
+    fn expect(&self, wanted: &[(Check, u64)]) -> Option<()> {
+        let Self { kernel, chunk, how, synced, range } = self;
+        let outcome = self.run()?;
+        let what = format!("{kernel}: chunk {chunk} read as {how:?}, {synced} synced, copied {range:?}");
+        expect(&what, &outcome, wanted);
+        Some(())
+    }
+}
+
+/// Fails unless these checks failed, each so often.
+fn expect(what: &str, outcome: &Outcome, wanted: &[(Check, u64)]) {
+    let mut found: Vec<(Check, u64)> = Vec::new();
+    for report in &outcome.reports {
+        match found.iter_mut().find(|(check, _)| *check == report.check) {
+            Some((_, count)) => *count += report.count,
+            None => found.push((report.check, report.count)),
+        }
+    }
+    assert_eq!(found, wanted, "{what}: {}", describe(&outcome.reports));
+}
+
+#[test]
+fn a_copy_races_with_whoever_read_any_chunk_of_it() {
+    let race = [(Check::SharedRaceBetweenWarps, 1)];
+    // The reader that no barrier orders is the last to have read, the first of two, or alone; it reads a word of the
+    // chunk, or all of it, by a lane or several, as the other one does or differently.
+    for (how, synced) in [
+        ([1, 0], 2),
+        ([2, 0], 2),
+        ([3, 0], 2),
+        ([2, 2], 1),
+        ([2, 2], 2),
+        ([3, 3], 1),
+        ([3, 3], 2),
+        ([1, 2], 1),
+        ([1, 2], 2),
+        ([2, 1], 1),
+        ([2, 1], 2),
+        ([2, 3], 2),
+    ] {
+        for (chunk, range) in [(17, [17, 40]), (39, [17, 40]), (20, [20, 21]), (0, [0, 64]), (63, [0, 64])] {
+            let readers = Readers { kernel: "readers_of_block", chunk, how, synced, range };
+            if readers.expect(&race).is_none() {
+                return;
+            }
+        }
+        // Beside the copy nobody is disturbed.
+        for (chunk, range) in [(16, [17, 40]), (40, [17, 40])] {
+            let readers = Readers { kernel: "readers_of_block", chunk, how, synced, range };
+            readers.expect(&[]).unwrap();
+        }
+        // And whoever was met at the barrier has read before.
+        let readers = Readers { kernel: "readers_of_block", chunk: 20, how, synced: 3, range: [17, 40] };
+        readers.expect(&[]).unwrap();
+    }
+}
+
+#[test]
+fn a_copy_races_with_readers_of_another_block() {
+    for how in [[1, 0], [0, 1], [1, 1]] {
+        for (chunk, range) in [(17, [17, 40]), (39, [17, 40]), (20, [20, 21])] {
+            let readers = |synced| Readers { kernel: "readers_of_pair", chunk, how, synced, range };
+            let race = [(Check::SharedRaceBetweenWarps, 1)];
+            if readers(0).expect(&race).is_none() {
+                return;
+            }
+            readers(3).expect(&[]).unwrap();
+        }
+        for chunk in [16, 40] {
+            let readers = Readers { kernel: "readers_of_pair", chunk, how, synced: 0, range: [17, 40] };
+            readers.expect(&[]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_product_notices_one_wrong_chunk_among_many() {
+    // Whole numbers, permuted as the product wants them; the last chunk belongs to no row.
+    let value = |row: usize, column: usize| ((row * 5 + column * 3) % 7) as f32 - 3.0;
+    let mut input = vec![0u16; 513 * 8];
+    for row in 0..64 {
+        for column in 0..64 {
+            input[row * 64 + ((column / 8) ^ (row & 7)) * 8 + column % 8] = bf16(value(row, column));
+        }
+    }
+    let expected: Vec<f32> =
+        (0..64 * 64).map(|at| (0..64).map(|i| value(at / 64, i) * value(at % 64, i)).sum()).collect();
+    // As a part of the left factor a chunk is read by one warp, and as a part of the right one by the first to come. What
+    // was never written reaches a row of the product, by sixteen stores of a warp, and a column, by two stores of each.
+    let unwritten = [(Check::UninitializedShared, 2), (Check::UninitializedRegister, 16 + 8 - 1)];
+    let ways: [(i32, &[(Check, u64)]); 5] = [
+        (1, &[(Check::AsyncCopyNotAwaited, 2)]),
+        (2, &unwritten),
+        (3, &[(Check::ProxyFence, 2)]),
+        (4, &[]),
+        (5, &[(Check::StageReused, 1)]),
+    ];
+    for (wrong, wanted) in ways {
+        for chunk in [0, 1, 7, 8, 300, 511, 512] {
+            let Some(mut bench) = Bench::hopper("stretches", &[]) else { return };
+            let (x, y) = (bench.upload(&input), bench.empty(64 * 64 * 4));
+            let arguments = Arguments::new().pointer(x).pointer(y).int(chunk).int(wrong);
+            let outcome = bench.launch("square", [1, 1, 1], [128, 1, 1], 513 * 16, &arguments);
+            let wanted = if chunk < 512 { wanted } else { &[] };
+            expect(&format!("chunk {chunk}, wrong in way {wrong}"), &outcome, wanted);
+            let changed = matches!(wrong, 1..=4) && chunk < 512;
+            assert!(changed || bench.download::<f32>(y, 64 * 64) == expected, "chunk {chunk}, way {wrong}");
+        }
+    }
+}
