@@ -67,6 +67,8 @@ pub(super) struct Room<'a> {
     pub proxies: Option<Proxies>,
     pub warpgroups: BTreeMap<usize, Warpgroup>,
     pub places: Places,
+    /// Buffers of bulk copies that have landed.
+    pub spare: Vec<Vec<u8>>,
     pub dependency: Option<Dependency>,
     /// Whether accesses to global memory may meet other launches.
     pub watched: bool,
@@ -118,6 +120,7 @@ impl<'a> Block<'a> {
             proxies,
             warpgroups: BTreeMap::new(),
             places: Places::new(),
+            spare: Vec::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
             times: timed.then(|| Times::new(launch.program, cluster_size)),

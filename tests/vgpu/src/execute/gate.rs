@@ -203,6 +203,8 @@ impl Room<'_> {
                 gate.time = gate.time.max(landing.time);
                 merge(&mut gate.pool, &landing.pool);
             });
+            // The last of the blocks that a copy goes to leaves its buffer to copies to come.
+            self.spare.extend(Arc::into_inner(landing.data));
             if self.gates.get(&place).is_none_or(|gate| gate.phase != phase) {
                 return;
             }

@@ -79,7 +79,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) readers_of_pair(const unsig
 
 // A tile of 64 rows of 128 bytes, which bulk copies bring as it lies in memory, multiplied with itself. One chunk is wrong
 // in a way: 1 comes late and is not waited for, 2 never comes, 3 is stored to by one lane in part and not fenced, 4 likewise and
-// fenced, 5 is copied to again before the product is waited for. The tile is followed by one more chunk, which no product reads.
+// fenced, 5 is copied to again before the product is waited for, 6 is stored to in part by warp 0 and fenced, and no barrier
+// follows. The tile is followed by one more chunk, which no product reads.
 extern "C" __global__ void __launch_bounds__(128) square(const unsigned char* in, float* out, int chunk, int wrong) {
   extern __shared__ __align__(1024) unsigned char tile[];
   __shared__ uint64_t gate_objects[2];
@@ -101,6 +102,11 @@ extern "C" __global__ void __launch_bounds__(128) square(const unsigned char* in
     if (wrong == 4) fence_async();
   }
   __syncthreads();
+  if (wrong == 6 && threadIdx.x == 5) {
+    *reinterpret_cast<volatile unsigned short*>(tile + chunk * 16 + 6) = 0x3f80;
+    fence_async();
+  }
+  __syncwarp();
   float d[32];
   product_fence();
 #pragma unroll
