@@ -1,4 +1,4 @@
-//! Planted faults in one chunk among many that a copy or a product touches at once: at the first, at the last, and beside
+//! Planted faults in one chunk among many that a copy, a product or a warp touches at once: at the first, at the last, and beside
 //! them, where nothing is wrong.
 
 use crate::bench::{Bench, bf16};
@@ -143,6 +143,88 @@ fn a_product_notices_one_wrong_chunk_among_many() {
             expect(&format!("chunk {chunk}, wrong in way {wrong}"), &outcome, wanted);
             let changed = wrong != 5 && chunk < 512;
             assert!(changed || bench.download::<f32>(y, 64 * 64) == expected, "chunk {chunk}, way {wrong}");
+        }
+    }
+}
+
+/// A kernel of two blocks whose lanes copy `bytes` each, side by side: from `from`, behind which each block finds its own
+/// 1024 bytes, to `to`, where the blocks' parts begin `shift` bytes apart.
+fn lanes_side_by_side(bytes: usize) -> Bench {
+    let (kind, registers) = match bytes {
+        1 => ("u8", "%r3"),
+        2 => ("u16", "%h1"),
+        4 => ("u32", "%r3"),
+        8 => ("u64", "%d6"),
+        _ => ("v4.u32", "{%r3, %r4, %r5, %r6}"),
+    };
+    Bench::of_text(&format!(
+        ".version 9.0\n.target sm_80\n.address_size 64\n\
+         .visible .entry side_by_side(.param .u64 from, .param .u64 to, .param .u32 shift)\n{{\n\
+         .reg .b16 %h<2>;\n.reg .b32 %r<8>;\n.reg .b64 %d<8>;\n\
+         ld.param.u64 %d1, [from];\nld.param.u64 %d2, [to];\nld.param.u32 %r7, [shift];\n\
+         mov.u32 %r1, %tid.x;\nmov.u32 %r2, %ctaid.x;\n\
+         mul.wide.u32 %d3, %r1, {bytes};\nadd.s64 %d1, %d1, %d3;\nadd.s64 %d2, %d2, %d3;\n\
+         mul.wide.u32 %d4, %r2, 1024;\nadd.s64 %d1, %d1, %d4;\nmul.wide.u32 %d5, %r2, %r7;\nadd.s64 %d2, %d2, %d5;\n\
+         ld.global.{kind} {registers}, [%d1];\nst.global.{kind} [%d2], {registers};\nret;\n}}\n"
+    ))
+}
+
+#[test]
+fn lanes_side_by_side_are_checked_like_any_others() {
+    for bytes in [1, 2, 4, 8, 16] {
+        let all = 32 * bytes;
+        // Where the first lane begins in a chunk: at its begin, or inside.
+        for begin in [0, bytes % 16] {
+            let mut bench = lanes_side_by_side(bytes);
+            bench.device.settings.workers = 1;
+            let values: Vec<u8> = (0..2048).map(|at| (at % 1024 * 7 % 251) as u8).collect();
+            let (from, known) = (bench.upload(&values), bench.empty(2048));
+            let run_to = |bench: &mut Bench, blocks: u32, from: u64, to: u64, shift: usize| {
+                let (from, to) = (from + begin as u64, to + begin as u64);
+                let arguments = Arguments::new().pointer(from).pointer(to).int(shift as i32);
+                bench.launch("side_by_side", [blocks, 1, 1], [32, 1, 1], 0, &arguments)
+            };
+            // Where nothing is there yet: a write of what is there already is none.
+            let run = |bench: &mut Bench, blocks: u32, from: u64, shift: usize| {
+                let to = bench.empty(2048);
+                run_to(bench, blocks, from, to, shift)
+            };
+            let what = |case: &str| format!("{bytes} bytes a lane from {begin} on, {case}");
+            // Twice: what the second writes is there already.
+            for _ in 0..2 {
+                let outcome = run_to(&mut bench, 1, from, known, 0);
+                expect(&what("one block"), &outcome, &[]);
+                let (loads, stores) = (outcome.counters.loads, outcome.counters.stores);
+                assert_eq!((loads.unique_bytes, stores.unique_bytes), (all as u64, all as u64));
+                let out = bench.download::<u8>(known, begin + all);
+                assert_eq!(out[begin..], values[begin..begin + all], "{}", what("one block"));
+            }
+            let race = [(Check::GlobalRaceBetweenBlocks, 1)];
+            expect(&what("side by side"), &run(&mut bench, 2, from, all), &[]);
+            expect(&what("a lane overlaps"), &run(&mut bench, 2, from, all - bytes), &race);
+            expect(&what("both write the same"), &run(&mut bench, 2, from, 0), &[]);
+            for lane in [0, 5, 31] {
+                let allocation = bench.device.memory.find(from).unwrap().clone();
+                let place = from + (1024 + begin + lane * bytes) as u64;
+                let mut byte = [0];
+                allocation.read(place, &mut byte);
+                allocation.write(place, &[byte[0] ^ 1]);
+                expect(&what("a lane writes something else"), &run(&mut bench, 2, from, 0), &race);
+                allocation.write(place, &byte);
+            }
+            // One lane, or one byte, of what is read was never written.
+            for (first, count) in [(0, bytes), (13 * bytes, bytes), (all - 1, 1)] {
+                let fresh = bench.empty(1024);
+                let allocation = bench.device.memory.find(fresh).unwrap().clone();
+                let hole = begin + first;
+                allocation.mark_written(fresh, hole);
+                allocation.mark_written(fresh + (hole + count) as u64, 1024 - hole - count);
+                let outcome = run(&mut bench, 1, fresh, 0);
+                expect(&what("a hole"), &outcome, &[(Check::UninitializedGlobal, 1)]);
+            }
+            bench.device.settings.outputs = Some(vec![(known, (begin + all - 1) as u64)]);
+            let outcome = run_to(&mut bench, 1, from, known, 0);
+            expect(&what("beyond the output"), &outcome, &[(Check::UndeclaredWrite, 1)]);
         }
     }
 }
