@@ -15,9 +15,9 @@ pub const ONES: u64 = 0x0101_0101_0101_0101;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collision {
     /// Between warps; the other warp.
-    Warps(u32),
+    Warps(u16),
     /// Between lanes of one warp; the other lane, 255 for several.
-    Lanes(u32),
+    Lanes(u16),
 }
 
 /// What is known of a chunk: its bytes, and who touched it as long as whole chunks are touched. All that a touch of a
@@ -104,7 +104,7 @@ impl Chunk {
                     out = Some(Collision::Lanes(first_other(self.writer_lanes, lanes)));
                 }
             } else if known[other] <= self.clock {
-                out = Some(Collision::Warps(other as u32));
+                out = Some(Collision::Warps(self.writer));
             }
         }
         let reader = usize::from(self.reader_warp);
@@ -127,7 +127,7 @@ impl Chunk {
             if self.several {
                 out = unordered_read(&reads[index * known.len()..(index + 1) * known.len()], known, warp);
             } else if reader != warp && self.reader_clock >= known[reader] {
-                out = Some(Collision::Warps(reader as u32));
+                out = Some(Collision::Warps(self.reader_warp));
             }
             if out.is_none() && own && self.reader_lanes != lanes {
                 out = Some(Collision::Lanes(first_other(self.reader_lanes, lanes)));
@@ -160,7 +160,7 @@ pub fn unordered_read(reads: &[u16], known: &[u16], warp: usize) -> Option<Colli
     }
     let mut pairs = reads.iter().zip(known).enumerate();
     let other = pairs.find(|(other, (read, known))| read >= known && *other != warp);
-    other.map(|(other, _)| Collision::Warps(other as u32))
+    other.map(|(other, _)| Collision::Warps(other as u16))
 }
 
 /// 255 in every byte that is not 0.
@@ -175,7 +175,7 @@ fn differing_bytes(value: u64) -> u64 {
 }
 
 /// The lane that the first differing byte of `before` names.
-fn first_other(before: u64, lanes: u64) -> u32 {
+fn first_other(before: u64, lanes: u64) -> u16 {
     let byte = (before ^ lanes).trailing_zeros() / 8 * 8;
-    (before >> byte) as u32 & 0xff
+    (before >> byte) as u16 & 0xff
 }

@@ -60,7 +60,7 @@ pub struct Shared {
     words: usize,
 }
 
-/// What a read or write of shared memory found wrong.
+/// What a read or write of shared memory found wrong. It is small enough to come back in a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Finding {
     /// Bytes that were never written.
@@ -146,7 +146,7 @@ impl Shared {
 
     /// Checks and notes a touch of a whole chunk, by the lanes that the bytes of `lanes` name, one for every two
     /// bytes of the chunk.
-    #[inline]
+    #[inline(always)]
     pub fn touch_chunk(&mut self, index: usize, lanes: u64, touch: Touch, clocks: &Clocks) -> Finding {
         let mut out = self.mark(index, u16::MAX, touch.write);
         let chunk = &mut self.chunks[index];
@@ -160,6 +160,7 @@ impl Shared {
     }
 
     /// Checks and notes a touch of a whole chunk whose words have cells of their own.
+    #[inline(never)]
     pub fn touch_split(
         &mut self,
         index: usize,
@@ -319,10 +320,10 @@ impl Shared {
             let other = usize::from(cell.writer) / 32;
             if other == warp {
                 if cell.tick == tick {
-                    out = Some(Collision::Lanes(u32::from(cell.writer) % 32));
+                    out = Some(Collision::Lanes(cell.writer % 32));
                 }
             } else if known[other] <= cell.clock {
-                out = Some(Collision::Warps(other as u32));
+                out = Some(Collision::Warps(other as u16));
             }
         }
         let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
@@ -330,7 +331,7 @@ impl Shared {
             if out.is_none() {
                 out = unordered_read(reads, known, warp);
                 if out.is_none() && again && cell.reader_lane != lane as u8 {
-                    out = Some(Collision::Lanes(u32::from(cell.reader_lane)));
+                    out = Some(Collision::Lanes(u16::from(cell.reader_lane)));
                 }
             }
             cell.writer = thread;
@@ -373,6 +374,10 @@ impl Shared {
     #[inline]
     pub fn set_pending(&mut self, at: usize, bytes: usize, pending: bool) {
         if !self.checked {
+            return;
+        }
+        if bytes == CHUNK && at.is_multiple_of(CHUNK) {
+            self.chunks[at / CHUNK].pending = if pending { u16::MAX } else { 0 };
             return;
         }
         for (chunk, mask) in parts(at, bytes) {
