@@ -34,15 +34,19 @@ pub(super) struct Places(Vec<Option<(Layout, Rc<[u32]>)>>);
 
 impl Places {
     /// Kept at a time, each at a place of its own.
-    const COUNT: usize = 256;
+    const COUNT: usize = 1024;
 
+    /// None yet: most kernels have no such factors.
     pub fn new() -> Self {
-        Self(vec![None; Self::COUNT])
+        Self(Vec::new())
     }
 
     fn at(&mut self, layout: &Layout) -> &mut Option<(Layout, Rc<[u32]>)> {
         let &(bits, _, first_row, _, block) = layout;
         let place = mix(bits ^ (first_row as u64) << 16 ^ (block as u64) << 32) as usize % Self::COUNT;
+        if self.0.is_empty() {
+            self.0.resize(Self::COUNT, None);
+        }
         &mut self.0[place]
     }
 

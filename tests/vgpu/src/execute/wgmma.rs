@@ -116,16 +116,19 @@ impl Warp {
                     return Next::Fault;
                 };
                 let brain = op.format == TensorFormat::Brain;
-                for (index, &chunk) in units.chunks.iter().enumerate() {
-                    let values = product::widened(brain, &unit(room, chunk));
-                    let (outer, inner) = (index / 2, index % 2);
-                    if op.turned[0] {
+                let mut bytes = [[0; 16]; 2 * ROWS];
+                bytes.iter_mut().zip(&*units.chunks).for_each(|(into, &chunk)| *into = unit(room, chunk));
+                let mut values = [[0.0; 8]; 2 * ROWS];
+                product::widen(brain, &bytes, &mut values);
+                if op.turned[0] {
+                    for (index, values) in values.into_iter().enumerate() {
                         for (row, value) in values.into_iter().enumerate() {
-                            left[inner][row][outer] = value;
+                            left[index % 2][row][index / 2] = value;
                         }
-                    } else {
-                        left[outer / 8][outer % 8].as_chunks_mut::<8>().0[inner] = values;
                     }
+                } else {
+                    let halves = left.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
+                    halves.copy_from_slice(&values);
                 }
                 for &index in &units.unknown {
                     let (outer, inner) = (index / 2, index % 2);
