@@ -425,6 +425,7 @@ impl<'a> Block<'a> {
 
     /// What was found and counted.
     pub fn finish(self) -> (Log, Counters, Vec<u64>) {
+        self.room.shared.leave();
         let waits = self.room.times.map_or_else(Vec::new, |times| times.waits);
         // Half cycles become cycles.
         (self.room.log, self.room.counters, waits.into_iter().map(|wait| wait / 2).collect())

@@ -8,6 +8,7 @@
 //! somebody writes the whole chunk again.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 pub use super::chunk::{CHUNK, Collision, MANY_LANES, ONES};
 use super::chunk::{Chunk, FRESH_CHUNK, NOBODY, Toucher, unordered_read};
@@ -43,6 +44,7 @@ pub struct Touch {
 }
 
 /// The shared memory of a block.
+#[derive(Default)]
 pub struct Shared {
     /// Its bytes.
     pub data: Vec<u8>,
@@ -51,7 +53,8 @@ pub struct Shared {
     pub(super) chunks: Vec<Chunk>,
     /// By chunk and warp: the clock of the warp's last read, unless the chunk itself says so.
     pub(super) chunk_reads: Vec<u16>,
-    /// Cells of words, of which those count whose chunk is split; then groups of four for the bytes of words.
+    /// Cells of words, of which those count whose chunk is split; then groups of four for the bytes of words. None until
+    /// the first chunk is split: they are many, and most launches are short.
     cells: Vec<Cell>,
     reads: Vec<u16>,
     /// For words that are touched in parts: where the cells of their bytes begin.
@@ -59,6 +62,11 @@ pub struct Shared {
     free_bytes: Vec<u32>,
     words: usize,
 }
+
+/// Shared memory of launches that have ended.
+static LEFT: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
+/// The most of it that is kept: a worker takes one, but blocks that run together have one each.
+const MOST_LEFT: usize = 16;
 
 /// What a read or write of shared memory found wrong. It is small enough to come back in a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,21 +88,26 @@ impl Finding {
 }
 
 impl Shared {
-    /// Memory of a size in bytes.
+    /// Memory of a size in bytes, in what a block of an earlier launch left if there is any.
     pub fn new(bytes: usize, warps: usize, checked: bool) -> Self {
-        let words = bytes.div_ceil(4);
         let chunks = if checked { bytes.div_ceil(CHUNK) } else { 0 };
-        Self {
-            data: vec![0xff; words * 4],
-            checked,
-            warps,
-            chunks: vec![FRESH_CHUNK; chunks],
-            chunk_reads: vec![0; chunks * warps],
-            cells: vec![FRESH; chunks * 4],
-            reads: vec![0; chunks * 4 * warps],
-            bytes: HashMap::new(),
-            free_bytes: Vec::new(),
-            words: chunks * 4,
+        let mut out = LEFT.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        (out.checked, out.warps, out.words) = (checked, warps, chunks * 4);
+        out.data.resize(bytes.next_multiple_of(4), 0xff);
+        out.chunks.resize(chunks, FRESH_CHUNK);
+        out.chunk_reads.resize(chunks * warps, 0);
+        out.cells.clear();
+        out.reads.clear();
+        out.reset();
+        out
+    }
+
+    /// Leaves it to blocks of launches to come. What it takes is large, and asking the system for it anew costs a short
+    /// launch more than all else.
+    pub fn leave(self) {
+        let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.len() < MOST_LEFT {
+            left.push(self);
         }
     }
 
@@ -204,6 +217,10 @@ impl Shared {
 
     /// Gives the words of a chunk cells of their own, made of the chunk's.
     fn split(&mut self, index: usize, clocks: &Clocks) {
+        if self.cells.is_empty() {
+            self.cells.resize(self.words, FRESH);
+            self.reads.resize(self.words * self.warps, 0);
+        }
         let chunk = &mut self.chunks[index];
         chunk.split = true;
         let chunk = *chunk;
