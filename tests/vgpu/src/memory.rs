@@ -78,7 +78,7 @@ impl Allocation {
         self.offset(address, bytes).is_some()
     }
 
-    /// Reads up to 32 bytes; `false` when they are not all inside.
+    /// Reads bytes; `false` when they are not all inside.
     #[inline(always)]
     pub fn read(&self, address: u64, out: &mut [u8]) -> bool {
         let Some(offset) = self.offset(address, out.len()) else { return false };

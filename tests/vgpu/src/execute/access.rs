@@ -38,6 +38,16 @@ pub(super) fn extent(addresses: &[u64; LANES], mask: u32, bytes: usize) -> (bool
     (odd & (bytes as u64 - 1) == 0, low, high)
 }
 
+/// Whether all lanes are there and touch one stretch in order, `bytes` each.
+#[inline(always)]
+pub(super) fn is_stretch(addresses: &[u64; LANES], mask: u32, bytes: usize) -> bool {
+    let mut wrong = u64::from(!mask);
+    for (lane, &address) in addresses.iter().enumerate() {
+        wrong |= address ^ addresses[0].wrapping_add((lane * bytes) as u64);
+    }
+    wrong == 0
+}
+
 /// Whether the lanes from `first` on are all there and cover one chunk in order, `bytes` each.
 #[inline(always)]
 pub(super) fn covers(addresses: &[u64; LANES], mask: u32, first: usize, bytes: usize) -> bool {

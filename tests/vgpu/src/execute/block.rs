@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::clocks::Clocks;
 use super::cluster::{Cluster, inside};
 use super::dependent::Dependency;
+use super::factor::Places;
 use super::gate::Gate;
 use super::order::Knowledge;
 use super::proxy::Proxies;
-use super::shared::{Clocks, Shared};
+use super::shared::Shared;
 use super::timing::{Times, behind_barrier};
 use super::warp::{Hold, Path, Pause, Warp};
 use super::wgmma::Warpgroup;
@@ -64,6 +66,9 @@ pub(super) struct Room<'a> {
     /// What stores and asynchronous accesses know of each other; none where the kernel has none of the latter.
     pub proxies: Option<Proxies>,
     pub warpgroups: BTreeMap<usize, Warpgroup>,
+    pub places: Places,
+    /// Buffers of bulk copies that have landed.
+    pub spare: Vec<Vec<u8>>,
     pub dependency: Option<Dependency>,
     /// Whether accesses to global memory may meet other launches.
     pub watched: bool,
@@ -114,6 +119,8 @@ impl<'a> Block<'a> {
             stalled_at: None,
             proxies,
             warpgroups: BTreeMap::new(),
+            places: Places::new(),
+            spare: Vec::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),
             times: timed.then(|| Times::new(launch.program, cluster_size)),
@@ -418,6 +425,7 @@ impl<'a> Block<'a> {
 
     /// What was found and counted.
     pub fn finish(self) -> (Log, Counters, Vec<u64>) {
+        self.room.shared.leave();
         let waits = self.room.times.map_or_else(Vec::new, |times| times.waits);
         // Half cycles become cycles.
         (self.room.log, self.room.counters, waits.into_iter().map(|wait| wait / 2).collect())

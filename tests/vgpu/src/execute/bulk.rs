@@ -244,7 +244,8 @@ impl Warp {
         size: usize,
     ) -> Option<Vec<u8>> {
         let allocation = self.locate(room, me, at, lane, from, size)?;
-        let mut data = vec![0u8; size];
+        let mut data = room.spare.pop().unwrap_or_default();
+        data.resize(size, 0);
         allocation.read(from, &mut data);
         if room.launch.settings.checks {
             self.check_written(room, me, at, lane, allocation, from, size);
@@ -271,43 +272,46 @@ impl Warp {
         shared: u64,
     ) -> Option<Incoming> {
         let (inner, rows, element) = (map.inner_bytes(), map.rows(), map.element);
-        let mut data = vec![0u8; inner * rows];
+        let mut data = room.spare.pop().unwrap_or_default();
+        data.resize(inner * rows, 0);
         let mut unwritten = Vec::new();
+        let mut bytes = vec![0; inner];
         let checks = room.launch.settings.checks;
-        let blank: Vec<u8> = map.outside.iter().copied().cycle().take(8).collect();
-        let mut row_bytes = vec![0u8; inner];
         let (mut sectors, mut moved) = (0, 0);
         for row in 0..rows {
-            let found = map.row(coordinates, row);
-            // Most rows lie inside as a whole and are overwritten as such.
-            if found.as_ref().is_none_or(|(_, columns)| columns.len() * element < inner) {
-                row_bytes.chunks_mut(element).for_each(|into| into.copy_from_slice(&blank[..into.len()]));
-            }
-            let mut known = true;
-            if let Some((address, columns)) = &found {
-                let address = *address;
-                let (first, size) = (columns.start * element, columns.len() * element);
-                let allocation = self.locate(room, me, at, lane, address, size)?;
-                allocation.read(address, &mut row_bytes[first..first + size]);
-                if checks {
-                    known = allocation.is_written(address, size);
-                    self.before_wait(room, me, at, lane, allocation, address, size, false);
-                    self.touch_global(room, me, at, lane, allocation, address, size, false, false);
+            let start = row * inner;
+            // All pieces of a row change places alike: where any do, the row is a span.
+            let turn = (map.swizzle.place(shared + start as u64) - shared) as usize ^ start;
+            let place = |index: usize| (start + index * CHUNK) ^ turn;
+            let Some((address, columns)) = map.row(coordinates, row) else {
+                fill_outside(&mut data[start..start + inner], map);
+                continue;
+            };
+            let (first, size) = (columns.start * element, columns.len() * element);
+            let allocation = self.locate(room, me, at, lane, address, size)?;
+            if size == inner && turn == 0 {
+                allocation.read(address, &mut data[start..start + inner]);
+            } else {
+                if size < inner {
+                    fill_outside(&mut bytes, map);
                 }
-                sectors += (address + size as u64 - 1) / 32 - address / 32 + 1;
-                moved += size as u64;
-            }
-            for (index, piece) in row_bytes.as_chunks::<CHUNK>().0.iter().enumerate() {
-                let place = shared + (row * inner + index * CHUNK) as u64;
-                let to = (map.swizzle.place(place) - shared) as usize;
-                data[to..to + CHUNK].copy_from_slice(piece);
-                if !known
-                    && let Some((address, columns)) = &found
-                    && !is_piece_written(room, *address, columns, element, index)
-                {
-                    unwritten.push((to / CHUNK) as u32);
+                // In one piece: memory that is far away comes sooner so.
+                allocation.read(address, &mut bytes[first..first + size]);
+                for (index, piece) in bytes.as_chunks::<CHUNK>().0.iter().enumerate() {
+                    data[place(index)..][..CHUNK].copy_from_slice(piece);
                 }
             }
+            if checks {
+                if !allocation.is_written(address, size) {
+                    let unknown = |index: &usize| !is_piece_written(room, address, &columns, element, *index);
+                    let unknown = (0..inner / CHUNK).filter(unknown);
+                    unwritten.extend(unknown.map(|index| (place(index) / CHUNK) as u32));
+                }
+                self.before_wait(room, me, at, lane, allocation, address, size, false);
+                self.touch_global(room, me, at, lane, allocation, address, size, false, false);
+            }
+            sectors += (address + size as u64 - 1) / 32 - address / 32 + 1;
+            moved += size as u64;
         }
         let loads = &mut room.counters.loads;
         loads.requests += 1;
@@ -348,21 +352,13 @@ impl Warp {
             let place = room.locate_shared(me, at, lane, to, size)?;
             let gate = room.locate_shared(me, at, lane, gate, 8)?;
             if room.launch.settings.checks {
-                let touch = Touch { write: true, atomic: false, warp: me };
-                let found = room.shared.touch(place, size, lane, touch, &room.clocks);
+                let chunks = place / CHUNK..(place + size) / CHUNK;
+                let found = room.shared.await_copy(chunks.clone(), lane, me, &room.clocks);
                 self.report_shared(room, me, at, lane, place, size, true, found);
-                let mut reused = None;
-                if let Some(proxies) = &mut room.proxies {
-                    for chunk in place / CHUNK..(place + size) / CHUNK {
-                        if proxies.fill(chunk, incoming.layout) {
-                            reused = reused.or(Some(chunk));
-                        }
-                    }
-                }
+                let reused = room.proxies.as_mut().and_then(|proxies| proxies.fill(chunks, incoming.layout));
                 if let Some(chunk) = reused {
                     report_reuse(room, me, at, lane, chunk);
                 }
-                room.shared.set_pending(place, size, true);
             }
             room.shared.data[place..place + size].fill(0xff);
             let phase = room.gate(me, at, lane, gate, true)?.phase();
@@ -549,6 +545,11 @@ impl Outgoing {
             }
         }
     }
+}
+
+/// Fills a row of a box with what lies outside of its tensor.
+fn fill_outside(row: &mut [u8], map: &TensorMap) {
+    row.chunks_mut(map.element).for_each(|into| into.copy_from_slice(&map.outside[..into.len()]));
 }
 
 /// Whether the bytes of a 16-byte piece of a row that lie inside the tensor were ever written.

@@ -6,15 +6,22 @@ use super::warp::Warp;
 use crate::check::Check;
 use crate::program::{Note, Wgmma, WgmmaLeft, is_copy};
 
+/// What is known of a register.
+#[derive(Clone, Copy, Default)]
+struct Fragment {
+    /// The group that has it, counted from 1; 0 for none.
+    group: u32,
+    /// Columns of the product that has it.
+    columns: u16,
+    /// Whether it was written since the last fence.
+    unfenced: bool,
+}
+
 /// What a warp has under way.
 #[derive(Default)]
 pub(super) struct Flight {
-    /// By register: the group that has it, counted from 1; 0 for none.
-    group: Vec<u32>,
-    /// By register: columns of the product that has it.
-    columns: Vec<u16>,
-    /// By register: whether it was written since the last fence.
-    unfenced: Vec<bool>,
+    /// By register.
+    registers: Vec<Fragment>,
     /// Registers that may be fragments at all.
     fragments: Vec<u32>,
     /// Products are put into this group, counted from 1.
@@ -27,18 +34,15 @@ impl Flight {
     pub fn new(fragments: &[bool]) -> Self {
         let count = fragments.len();
         Self {
-            group: vec![0; count],
-            columns: vec![0; count],
-            unfenced: vec![false; count],
+            registers: vec![Fragment::default(); count],
             fragments: (0..count as u32).filter(|&id| fragments[id as usize]).collect(),
             current: 1,
-            ..Self::default()
+            has_fenced: false,
         }
     }
 
     pub fn reset(&mut self) {
-        self.group.fill(0);
-        self.unfenced.fill(false);
+        self.registers.fill(Fragment::default());
         self.current = 1;
         self.has_fenced = false;
     }
@@ -46,7 +50,7 @@ impl Flight {
     pub fn fence(&mut self) {
         self.has_fenced = true;
         for &id in &self.fragments {
-            self.unfenced[id as usize] = false;
+            self.registers[id as usize].unfenced = false;
         }
     }
 
@@ -59,26 +63,25 @@ impl Flight {
         if is_copy(&note.opcode)
             && let ([from], [to]) = (&note.uses[..], &note.defines[..])
         {
-            let (from, to) = (*from as usize, *to as usize);
-            let overwritten = self.group[to] != 0 && self.group[from] == 0;
-            self.group[to] = self.group[from];
-            self.columns[to] = self.columns[from];
-            self.unfenced[to] = self.unfenced[from];
+            let from = self.registers[*from as usize];
+            let to = &mut self.registers[*to as usize];
+            let overwritten = to.group != 0 && from.group == 0;
+            *to = from;
             return overwritten.then_some("is written");
         }
         let mut wrong = None;
         for &id in &note.uses {
-            if self.group[id as usize] != 0 {
+            if self.registers[id as usize].group != 0 {
                 wrong = Some("is read");
             }
         }
         for &id in &note.defines {
-            let id = id as usize;
-            if self.group[id] != 0 {
+            let register = &mut self.registers[id as usize];
+            if register.group != 0 {
                 wrong = wrong.or(Some("is written"));
-                self.group[id] = 0;
+                register.group = 0;
             }
-            self.unfenced[id] = true;
+            register.unfenced = true;
         }
         wrong
     }
@@ -89,26 +92,25 @@ impl Flight {
         if !self.has_fenced {
             wrong = Some("no wgmma.fence was executed before the first wgmma");
         }
+        let taken = Fragment { group: self.current, columns: op.columns as u16, unfenced: false };
         for &slot in &op.d {
-            let id = slot as usize;
-            if self.group[id] != 0 && usize::from(self.columns[id]) != op.columns {
+            let register = &mut self.registers[slot as usize];
+            if register.group != 0 && register.columns != taken.columns {
                 wrong = wrong.or(Some("a product of another shape has a register of D under way"));
             }
-            if adds && self.unfenced[id] {
+            if adds && register.unfenced {
                 wrong = wrong.or(Some("a register of D was written since the last wgmma.fence"));
             }
-            self.unfenced[id] = false;
-            self.group[id] = self.current;
-            self.columns[id] = op.columns as u16;
+            *register = taken;
         }
         if let WgmmaLeft::Registers(registers) = &op.a {
             for &slot in registers {
-                let id = slot as usize;
-                if self.unfenced[id] {
+                let register = &mut self.registers[slot as usize];
+                if register.unfenced {
                     wrong = wrong.or(Some("a register of A was written since the last wgmma.fence"));
                 }
-                self.group[id] = self.current;
-                self.columns[id] = 0;
+                register.group = self.current;
+                register.columns = 0;
             }
         }
         wrong
@@ -117,8 +119,9 @@ impl Flight {
     /// Ends all but the last `leave` groups.
     fn end(&mut self, leave: u32) {
         for &id in &self.fragments {
-            if self.group[id as usize].saturating_add(leave) < self.current {
-                self.group[id as usize] = 0;
+            let register = &mut self.registers[id as usize];
+            if register.group.saturating_add(leave) < self.current {
+                register.group = 0;
             }
         }
     }

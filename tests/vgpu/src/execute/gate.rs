@@ -192,7 +192,7 @@ impl Room<'_> {
             let phase = gate.phase;
             let Some(landing) = gate.landing.pop_front() else { return };
             let bytes = landing.data.len();
-            self.shared.set_pending(landing.to, bytes, false);
+            self.shared.arrive(landing.to / CHUNK..(landing.to + bytes) / CHUNK);
             self.shared.data[landing.to..landing.to + bytes].copy_from_slice(&landing.data);
             for &chunk in landing.unwritten.iter() {
                 self.shared.set_unwritten(landing.to / CHUNK + chunk as usize);
@@ -203,6 +203,8 @@ impl Room<'_> {
                 gate.time = gate.time.max(landing.time);
                 merge(&mut gate.pool, &landing.pool);
             });
+            // The last of the blocks that a copy goes to leaves its buffer to copies to come.
+            self.spare.extend(Arc::into_inner(landing.data));
             if self.gates.get(&place).is_none_or(|gate| gate.phase != phase) {
                 return;
             }

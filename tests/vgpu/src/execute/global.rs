@@ -1,11 +1,11 @@
 //! Accesses to global memory: bounds, alignment, what was written, races between blocks, sectors.
 
-use super::access::{extent, lanes_of};
+use super::access::{extent, is_stretch, lanes_of};
 use super::block::Room;
 use super::warp::{Next, Warp};
 use crate::check::Check;
 use crate::memory::{Allocation, CHUNK};
-use crate::program::{Access, LANES};
+use crate::program::{Access, FULL, LANES};
 use crate::shadow::Touch;
 
 /// The bytes that lanes touch, put together by chunk: the chunk, a bit for each of its bytes, and the first lane.
@@ -23,6 +23,16 @@ impl Pieces {
     #[inline(always)]
     fn new(allocation: &Allocation, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Self {
         let mut out = Self { found: [0; 2 * LANES], count: 0, hints: [0; LANES] };
+        let first = (addresses[0].wrapping_sub(allocation.base)) as usize;
+        if first.is_multiple_of(CHUNK) && is_stretch(addresses, mask, bytes) {
+            // Whole chunks one after the other, as most accesses are.
+            out.count = LANES * bytes / CHUNK;
+            for (index, piece) in out.found[..out.count].iter_mut().enumerate() {
+                let (chunk, lane) = (first / CHUNK + index, index * CHUNK / bytes);
+                *piece = (chunk as u64) << 24 | 0xffff << 8 | lane as u64;
+            }
+            return out;
+        }
         for lane in lanes_of(mask) {
             let offset = (addresses[lane] - allocation.base) as usize;
             // An allocation of the host's own may begin anywhere, and then an access may span two chunks.
@@ -54,6 +64,40 @@ impl Pieces {
         let unpack = |&piece: &u64| ((piece >> 24) as usize, (piece >> 8) as u16, piece as usize & 0xff);
         self.found[..self.count].iter().map(unpack)
     }
+}
+
+/// Writes what is not there already, as something that was written; gives the lanes whose bytes that were.
+#[inline(always)]
+fn write_changes<const N: usize>(
+    allocation: &Allocation,
+    addresses: &[u64; LANES],
+    mask: u32,
+    data: &[[u8; N]; LANES],
+) -> u32 {
+    let mut changing = 0;
+    if !is_stretch(addresses, mask, N) || !allocation.is_written(addresses[0], LANES * N) {
+        // Of lanes that write to one place, each comes after those before it.
+        for lane in lanes_of(mask) {
+            if !allocation.holds(addresses[lane], &data[lane]) {
+                changing |= 1 << lane;
+                allocation.write(addresses[lane], &data[lane]);
+            }
+        }
+        return changing;
+    }
+    let mut before = [[0u8; N]; LANES];
+    allocation.read(addresses[0], before.as_flattened_mut());
+    for (lane, (before, data)) in before.iter().zip(data).enumerate() {
+        changing |= u32::from(before != data) << lane;
+    }
+    if changing == FULL {
+        allocation.write(addresses[0], data.as_flattened());
+    } else {
+        for lane in lanes_of(changing) {
+            allocation.write(addresses[lane], &data[lane]);
+        }
+    }
+    changing
 }
 
 impl Warp {
@@ -291,8 +335,12 @@ impl Warp {
             }
             return Next::Continue;
         };
-        for lane in lanes_of(mask) {
-            allocation.read(addresses[lane], &mut data[lane]);
+        if is_stretch(addresses, mask, N) {
+            allocation.read(addresses[0], data.as_flattened_mut());
+        } else {
+            for lane in lanes_of(mask) {
+                allocation.read(addresses[lane], &mut data[lane]);
+            }
         }
         if CHECKS && (strong || N > CHUNK) {
             for lane in lanes_of(mask) {
@@ -349,6 +397,10 @@ impl Warp {
     ) -> Next {
         let all = self.locate_all(room, at, addresses, mask, N);
         match all {
+            Some(allocation) if !CHECKS && is_stretch(addresses, mask, N) => {
+                allocation.write(addresses[0], data.as_flattened());
+                allocation.mark_written(addresses[0], LANES * N);
+            }
             Some(allocation) if !CHECKS => {
                 for lane in lanes_of(mask) {
                     allocation.write(addresses[lane], &data[lane]);
@@ -356,15 +408,13 @@ impl Warp {
                 }
             }
             Some(allocation) if !access.strong && N <= CHUNK => {
-                let mut changing = 0;
-                for lane in lanes_of(mask) {
-                    let address = addresses[lane];
-                    if !allocation.holds(address, &data[lane]) {
-                        changing |= 1 << lane;
-                        allocation.write(address, &data[lane]);
+                let changing = write_changes(allocation, addresses, mask, data);
+                if room.watched || room.launch.settings.outputs.is_some() {
+                    for lane in lanes_of(mask) {
+                        let address = addresses[lane];
+                        self.check_declared(room, me, at, lane, allocation, address, N);
+                        self.before_wait(room, me, at, lane, allocation, address, N, true);
                     }
-                    self.check_declared(room, me, at, lane, allocation, address, N);
-                    self.before_wait(room, me, at, lane, allocation, address, N, true);
                 }
                 if changing != mask {
                     for (chunk, bits, _) in Pieces::new(allocation, addresses, mask & !changing, N).iter() {
@@ -372,11 +422,13 @@ impl Warp {
                         room.counters.stores.unique_bytes += u64::from(fresh);
                     }
                 }
-                let who = room.knowledge.toucher(room);
-                for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
-                    let touch = allocation.touch_bits(chunk, bits, true, false, who);
-                    self.report_global(room, me, at, lane, allocation, (chunk, bits), true, touch);
-                    allocation.mark_written_bits(chunk, bits);
+                if changing != 0 {
+                    let who = room.knowledge.toucher(room);
+                    for (chunk, bits, lane) in Pieces::new(allocation, addresses, changing, N).iter() {
+                        let touch = allocation.touch_bits(chunk, bits, true, false, who);
+                        self.report_global(room, me, at, lane, allocation, (chunk, bits), true, touch);
+                        allocation.mark_written_bits(chunk, bits);
+                    }
                 }
             }
             _ => {

@@ -98,6 +98,17 @@ pub fn widened(brain: bool, bytes: &[u8; 16]) -> [f32; 8] {
     })
 }
 
+/// The same of many at once.
+#[inline]
+pub fn widen(brain: bool, from: &[[u8; 16]], into: &mut [[f32; 8]]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_fast() {
+        // SAFETY: `is_fast` found every feature that the function needs.
+        return unsafe { fast::widen_all(brain, from, into) };
+    }
+    into.iter_mut().zip(from).for_each(|(into, bytes)| *into = widened(brain, bytes));
+}
+
 /// The same of eight columns, turned into eight rows.
 #[inline]
 pub fn widened_and_turned(brain: bool, columns: &[[u8; 16]; 8]) -> [[f32; 8]; 8] {
@@ -348,6 +359,14 @@ mod fast {
         let mut out = [0.0; 8];
         store(&mut out, widen_bytes(brain, bytes));
         out
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub fn widen_all(brain: bool, from: &[[u8; 16]], into: &mut [[f32; 8]]) {
+        for (into, bytes) in into.iter_mut().zip(from) {
+            store(into, widen_bytes(brain, bytes));
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

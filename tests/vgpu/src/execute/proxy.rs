@@ -1,23 +1,32 @@
 //! What the two ways into shared memory must know of each other. Loads and stores go by the generic proxy; bulk copies and
 //! products of a warpgroup go by the asynchronous one, at any time between their issue and their wait.
 
+use std::ops::Range;
+
 use super::block::Room;
-use super::shared::{CHUNK, Clocks};
+use super::chunk::{CHUNK, NOBODY};
+use super::clocks::Clocks;
 use super::warp::Warp;
 use crate::check::Check;
 use crate::tensor_map::Swizzle;
 
-const NOBODY: u16 = u16::MAX;
+/// What the two ways must know of one chunk.
+#[derive(Clone, Copy)]
+struct Way {
+    /// The warp that wrote last by a store, and how often it had fenced then.
+    writer: u16,
+    fenced: u16,
+    /// Products and bulk stores that may still read.
+    readers: u16,
+    /// How a tensor copy laid the bytes out; none where something else wrote them.
+    layout: Option<Swizzle>,
+}
+
+const FRESH: Way = Way { writer: NOBODY, fenced: 0, readers: 0, layout: None };
 
 /// By chunk of the shared memory of a cluster: who wrote and who reads it in which way.
 pub(super) struct Proxies {
-    /// The warp that wrote last by a store, and how often it had fenced then.
-    writers: Vec<(u16, u16)>,
-    /// How a tensor copy laid the bytes out; none where something else wrote them.
-    layouts: Vec<Option<Swizzle>>,
-    /// Products and bulk stores that may still read.
-    readers: Vec<u16>,
-    reading: usize,
+    ways: Vec<Way>,
     /// By warp: its clock at each `fence.proxy.async`.
     fences: Vec<Vec<u16>>,
 }
@@ -33,21 +42,11 @@ pub(super) enum Unfenced {
 
 impl Proxies {
     pub fn new(bytes: usize, warps: usize) -> Self {
-        let chunks = bytes.div_ceil(CHUNK);
-        Self {
-            writers: vec![(NOBODY, 0); chunks],
-            layouts: vec![None; chunks],
-            readers: vec![0; chunks],
-            reading: 0,
-            fences: vec![Vec::new(); warps],
-        }
+        Self { ways: vec![FRESH; bytes.div_ceil(CHUNK)], fences: vec![Vec::new(); warps] }
     }
 
     pub fn reset(&mut self) {
-        self.writers.fill((NOBODY, 0));
-        self.layouts.fill(None);
-        self.readers.fill(0);
-        self.reading = 0;
+        self.ways.fill(FRESH);
         self.fences.iter_mut().for_each(Vec::clear);
     }
 
@@ -59,45 +58,53 @@ impl Proxies {
 
     /// Notes a store to a chunk; `true` when something may still read it.
     pub fn store(&mut self, chunk: usize, warp: usize) -> bool {
-        self.writers[chunk] = (warp as u16, self.fences[warp].len() as u16);
-        self.layouts[chunk] = None;
-        self.readers[chunk] != 0
+        let way = &mut self.ways[chunk];
+        way.writer = warp as u16;
+        way.fenced = self.fences[warp].len() as u16;
+        way.layout = None;
+        way.readers != 0
     }
 
-    /// Notes that a bulk copy will write a chunk; `true` when something may still read it.
-    pub fn fill(&mut self, chunk: usize, layout: Option<Swizzle>) -> bool {
-        self.writers[chunk] = (NOBODY, 0);
-        self.layouts[chunk] = layout;
-        self.readers[chunk] != 0
+    /// Notes that a bulk copy will write some chunks; the first that something may still read.
+    pub fn fill(&mut self, chunks: Range<usize>, layout: Option<Swizzle>) -> Option<usize> {
+        let mut reused = None;
+        for (way, chunk) in self.ways[chunks.clone()].iter_mut().zip(chunks) {
+            if way.readers != 0 {
+                reused = reused.or(Some(chunk));
+            }
+            *way = Way { writer: NOBODY, fenced: 0, layout, ..*way };
+        }
+        reused
     }
 
     /// Whether a warp may read a chunk by the asynchronous proxy.
     #[inline(always)]
     pub fn check(&self, chunk: usize, warp: usize, clocks: &Clocks) -> Option<Unfenced> {
-        let (writer, fenced) = self.writers[chunk];
-        if writer == NOBODY {
+        let way = &self.ways[chunk];
+        if way.writer == NOBODY {
             return None;
         }
-        let writer = usize::from(writer);
-        match self.fences[writer].get(usize::from(fenced)) {
+        let writer = usize::from(way.writer);
+        match self.fences[writer].get(usize::from(way.fenced)) {
             None => Some(Unfenced::NoFence(writer)),
             Some(&clock) if !clocks.knows(warp, writer, clock) => Some(Unfenced::NoBarrier(writer)),
             Some(_) => None,
         }
     }
 
+    #[inline(always)]
     pub fn layout(&self, chunk: usize) -> Option<Swizzle> {
-        self.layouts[chunk]
+        self.ways[chunk].layout
     }
 
+    #[inline(always)]
     pub fn begin_read(&mut self, chunk: usize) {
-        self.readers[chunk] += 1;
-        self.reading += 1;
+        self.ways[chunk].readers += 1;
     }
 
+    #[inline(always)]
     pub fn end_read(&mut self, chunk: usize) {
-        self.readers[chunk] -= 1;
-        self.reading -= 1;
+        self.ways[chunk].readers -= 1;
     }
 }
 

@@ -1,134 +1,21 @@
 //! Shared memory of a block, and what its check knows: which bytes were written, which are still
 //! awaited from `cp.async`, and who touched them when.
 //!
-//! Order between warps is kept as vector clocks: a warp's own entry ticks at every barrier it passes, and
-//! whoever passes the barrier with it learns all it knew. Two touches of which neither is known to the
-//! other race. Lanes of one warp are ordered by `__syncwarp` and barriers, which move the warp's tick.
+//! Two touches of which neither is known to the other by the clocks race.
 //!
 //! Touches are kept for chunks of 16 bytes while a warp touches whole chunks, as tiles are moved. A chunk that is
 //! touched in part gets a cell for each word, and a word that is touched in part one for each byte, until
 //! somebody writes the whole chunk again.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
-const NOBODY: u16 = u16::MAX;
+pub use super::chunk::{CHUNK, Collision, MANY_LANES, ONES};
+use super::chunk::{Chunk, FRESH_CHUNK, NOBODY, Toucher, unordered_read};
+use super::clocks::Clocks;
+
 /// A thread that is no writer of anything: several lanes of a warp.
 const SEVERAL: u16 = u16::MAX - 1;
-/// Several lanes instead of one.
-pub const MANY_LANES: u8 = u8::MAX;
-/// Bytes of a chunk.
-pub const CHUNK: usize = 16;
-/// One in every byte.
-pub const ONES: u64 = 0x0101_0101_0101_0101;
-
-/// What the warps of a block know of each other.
-pub struct Clocks {
-    /// `known[w * warps + u]`: touches by warp `u` at clocks below this came before what warp `w` does now.
-    known: Vec<u16>,
-    warps: usize,
-    /// Moves at everything that orders the lanes of a warp.
-    pub ticks: Vec<u32>,
-}
-
-impl Clocks {
-    /// For a block of so many warps.
-    pub fn new(warps: usize) -> Self {
-        Self { known: vec![1; warps * warps], warps, ticks: vec![1; warps] }
-    }
-
-    /// Forgets everything.
-    pub fn reset(&mut self) {
-        self.known.fill(1);
-        self.ticks.fill(1);
-    }
-
-    /// What a warp knows.
-    #[inline(always)]
-    fn of(&self, warp: usize) -> &[u16] {
-        &self.known[warp * self.warps..(warp + 1) * self.warps]
-    }
-
-    /// A warp's own clock.
-    pub fn now(&self, warp: usize) -> u16 {
-        self.of(warp)[warp]
-    }
-
-    /// Whether what another warp did at a clock came before what a warp does now.
-    pub fn knows(&self, warp: usize, other: usize, clock: u16) -> bool {
-        warp == other || self.of(warp)[other] > clock
-    }
-
-    /// Lets `to` know all that a warp knows, and keeps its own clock.
-    pub fn lend(&mut self, warp: usize, to: usize) {
-        let own = self.now(to);
-        self.known.copy_within(warp * self.warps..(warp + 1) * self.warps, to * self.warps);
-        self.known[to * self.warps + to] = own;
-    }
-
-    /// Lets a warp know what another did at a clock, and nothing else.
-    pub fn see(&mut self, warp: usize, other: usize, clock: u16) {
-        let known = &mut self.known[warp * self.warps + other];
-        *known = (*known).max(clock.saturating_add(1));
-    }
-
-    /// Ends the warp's present interval, but orders none of its lanes.
-    pub fn advance(&mut self, warp: usize) {
-        let own = &mut self.known[warp * self.warps + warp];
-        *own = own.saturating_add(1);
-    }
-
-    /// Ends the warp's present interval and adds what it knows to `pool`.
-    pub fn give(&mut self, warp: usize, pool: &mut Vec<u16>) {
-        let own = &mut self.known[warp * self.warps + warp];
-        *own = own.saturating_add(1);
-        self.ticks[warp] += 1;
-        pool.resize(self.warps, 0);
-        for (into, from) in pool.iter_mut().zip(self.of(warp)) {
-            *into = (*into).max(*from);
-        }
-    }
-
-    /// Lets a warp learn what is in `pool`.
-    pub fn take(&mut self, warp: usize, pool: &[u16]) {
-        self.ticks[warp] += 1;
-        for (into, from) in self.known[warp * self.warps..(warp + 1) * self.warps].iter_mut().zip(pool) {
-            *into = (*into).max(*from);
-        }
-    }
-}
-
-/// Who touched a chunk, as long as whole chunks are touched.
-#[derive(Clone, Copy)]
-struct Chunk {
-    /// The lane of the last writer of every two bytes.
-    writer_lanes: u64,
-    /// The lane that read every two bytes last, or [`MANY_LANES`].
-    reader_lanes: u64,
-    tick: u32,
-    reader_tick: u32,
-    writer: u16,
-    clock: u16,
-    /// The warp that read last since the last plain write.
-    reader_warp: u16,
-    atomic: bool,
-    /// Whether other warps have read too since the last plain write.
-    several: bool,
-    /// Whether the cells of its words say more.
-    split: bool,
-}
-
-const FRESH_CHUNK: Chunk = Chunk {
-    writer_lanes: 0,
-    reader_lanes: 0,
-    tick: 0,
-    reader_tick: 0,
-    writer: NOBODY,
-    clock: 0,
-    reader_warp: NOBODY,
-    atomic: false,
-    several: false,
-    split: false,
-};
 
 /// Who touched one word (or one byte of a word that is touched in parts).
 #[derive(Clone, Copy)]
@@ -145,15 +32,6 @@ struct Cell {
 const FRESH: Cell =
     Cell { writer: NOBODY, clock: 0, tick: 0, atomic: false, reader_warp: 0, reader_lane: 0, reader_tick: 0 };
 
-/// How two touches collide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collision {
-    /// Between warps; the other warp.
-    Warps(u32),
-    /// Between lanes of one warp; the other lane, 255 for several.
-    Lanes(u32),
-}
-
 /// A touch: what of, by which warp.
 #[derive(Clone, Copy, Debug)]
 pub struct Touch {
@@ -166,20 +44,17 @@ pub struct Touch {
 }
 
 /// The shared memory of a block.
+#[derive(Default)]
 pub struct Shared {
     /// Its bytes.
     pub data: Vec<u8>,
     checked: bool,
     warps: usize,
-    /// A bit a byte, for every chunk: which bytes were written.
-    written: Vec<u16>,
-    /// Likewise: which bytes an asynchronous copy will still write.
-    pending: Vec<u16>,
-    pending_chunks: usize,
-    chunks: Vec<Chunk>,
-    /// By chunk and warp: the clock of the warp's last read.
-    chunk_reads: Vec<u16>,
-    /// Cells of words, of which those count whose chunk is split; then groups of four for the bytes of words.
+    pub(super) chunks: Vec<Chunk>,
+    /// By chunk and warp: the clock of the warp's last read, unless the chunk itself says so.
+    pub(super) chunk_reads: Vec<u16>,
+    /// Cells of words, of which those count whose chunk is split; then groups of four for the bytes of words. None until
+    /// the first chunk is split: they are many, and most launches are short.
     cells: Vec<Cell>,
     reads: Vec<u16>,
     /// For words that are touched in parts: where the cells of their bytes begin.
@@ -188,7 +63,12 @@ pub struct Shared {
     words: usize,
 }
 
-/// What a read or write of shared memory found wrong.
+/// Shared memory of launches that have ended.
+static LEFT: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
+/// The most of it that is kept: a worker takes one, but blocks that run together have one each.
+const MOST_LEFT: usize = 16;
+
+/// What a read or write of shared memory found wrong. It is small enough to come back in a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Finding {
     /// Bytes that were never written.
@@ -208,35 +88,32 @@ impl Finding {
 }
 
 impl Shared {
-    /// Memory of a size in bytes.
+    /// Memory of a size in bytes, in what a block of an earlier launch left if there is any.
     pub fn new(bytes: usize, warps: usize, checked: bool) -> Self {
-        let words = bytes.div_ceil(4);
         let chunks = if checked { bytes.div_ceil(CHUNK) } else { 0 };
-        Self {
-            data: vec![0xff; words * 4],
-            checked,
-            warps,
-            written: vec![0; chunks],
-            pending: vec![0; chunks],
-            pending_chunks: 0,
-            chunks: vec![FRESH_CHUNK; chunks],
-            chunk_reads: vec![0; chunks * warps],
-            cells: vec![FRESH; chunks * 4],
-            reads: vec![0; chunks * 4 * warps],
-            bytes: HashMap::new(),
-            free_bytes: Vec::new(),
-            words: chunks * 4,
+        let mut out = LEFT.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        (out.checked, out.warps, out.words) = (checked, warps, chunks * 4);
+        out.data.resize(bytes.next_multiple_of(4), 0xff);
+        out.chunks.resize(chunks, FRESH_CHUNK);
+        out.chunk_reads.resize(chunks * warps, 0);
+        out.cells.clear();
+        out.reads.clear();
+        out.reset();
+        out
+    }
+
+    /// Leaves it to blocks of launches to come. What it takes is large, and asking the system for it anew costs a short
+    /// launch more than all else.
+    pub fn leave(self) {
+        let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.len() < MOST_LEFT {
+            left.push(self);
         }
     }
 
     /// Makes it fresh for the next block.
     pub fn reset(&mut self) {
         self.data.fill(0xff);
-        self.written.fill(0);
-        if self.pending_chunks > 0 {
-            self.pending.fill(0);
-            self.pending_chunks = 0;
-        }
         self.chunks.fill(FRESH_CHUNK);
         self.chunk_reads.fill(0);
         self.cells.truncate(self.words);
@@ -268,91 +145,56 @@ impl Shared {
         out
     }
 
-    /// Notes bytes as written and awaited no longer than they are; tells which were wrong.
+    /// Notes bytes of a chunk as written if they are; tells which were wrong.
     #[inline(always)]
     fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
-        let pending = self.pending_chunks > 0 && self.pending[chunk] & mask != 0;
-        let written = &mut self.written[chunk];
-        let unwritten = !write && *written & mask != mask;
+        let chunk = &mut self.chunks[chunk];
+        let pending = chunk.pending & mask != 0;
+        let unwritten = !write && chunk.written & mask != mask;
         if write {
-            *written |= mask;
+            chunk.written |= mask;
         }
         Finding { unwritten, pending, collision: None }
     }
 
     /// Checks and notes a touch of a whole chunk, by the lanes that the bytes of `lanes` name, one for every two
     /// bytes of the chunk.
-    #[inline]
+    #[inline(always)]
     pub fn touch_chunk(&mut self, index: usize, lanes: u64, touch: Touch, clocks: &Clocks) -> Finding {
         let mut out = self.mark(index, u16::MAX, touch.write);
-        let Touch { write, atomic, warp } = touch;
-        if self.chunks[index].split {
-            for part in 0..4 {
-                let own = (lanes >> (16 * part)) as u16;
-                let word = index * 4 + part;
-                let found = if own as u8 == (own >> 8) as u8 {
-                    self.touch_word(word, 0xf, own as usize & 0xff, touch, clocks)
-                } else {
-                    let first = self.touch_word(word, 0x3, own as usize & 0xff, touch, clocks);
-                    first.or(self.touch_word(word, 0xc, own as usize >> 8, touch, clocks))
-                };
-                out.collision = out.collision.or(found);
-            }
-            if write {
-                self.unite(index, lanes, touch, clocks);
-            }
-            return out;
-        }
-        let known = clocks.of(warp);
-        let (now, tick) = (known[warp], clocks.ticks[warp]);
-        let reads = &mut self.chunk_reads[index * self.warps..(index + 1) * self.warps];
         let chunk = &mut self.chunks[index];
-        if chunk.writer != NOBODY && !(atomic && chunk.atomic) {
-            let other = usize::from(chunk.writer);
-            if other == warp {
-                if chunk.tick == tick && chunk.writer_lanes != lanes {
-                    out.collision = Some(Collision::Lanes(first_other(chunk.writer_lanes, lanes)));
-                }
-            } else if known[other] <= chunk.clock {
-                out.collision = Some(Collision::Warps(other as u32));
-            }
-        }
-        if write {
-            if out.collision.is_none() {
-                // Reads before the last plain write came before that, and that before this.
-                let reader = usize::from(chunk.reader_warp);
-                if chunk.several {
-                    out.collision = unordered_read(reads, known, warp);
-                } else if chunk.reader_warp != NOBODY && reader != warp && reads[reader] >= known[reader] {
-                    out.collision = Some(Collision::Warps(reader as u32));
-                }
-                let own = reads[warp] == now
-                    && usize::from(chunk.reader_warp) == warp
-                    && chunk.reader_tick == tick
-                    && chunk.reader_lanes != lanes;
-                if out.collision.is_none() && own {
-                    out.collision = Some(Collision::Lanes(first_other(chunk.reader_lanes, lanes)));
-                }
-            }
-            chunk.writer_lanes = lanes;
-            chunk.writer = warp as u16;
-            chunk.clock = now;
-            chunk.tick = tick;
-            chunk.atomic = atomic;
-            // Atomics are in no order among each other, so that each must still come after the reads.
-            if !atomic {
-                chunk.reader_warp = NOBODY;
-                chunk.several = false;
-            }
+        out.collision = if chunk.split {
+            self.touch_split(index, lanes, touch, clocks)
         } else {
-            chunk.several |= chunk.reader_warp != NOBODY && usize::from(chunk.reader_warp) != warp;
-            let again =
-                usize::from(chunk.reader_warp) == warp && chunk.reader_tick == tick && reads[warp] == now;
-            let before = if again { chunk.reader_lanes } else { lanes };
-            chunk.reader_lanes = lanes | differing_bytes(before ^ lanes);
-            chunk.reader_warp = warp as u16;
-            chunk.reader_tick = tick;
-            reads[warp] = now;
+            let who = Toucher::new(touch.warp, clocks);
+            chunk.touch(&mut self.chunk_reads, index, lanes, touch.write, touch.atomic, who)
+        };
+        out
+    }
+
+    /// Checks and notes a touch of a whole chunk whose words have cells of their own.
+    #[inline(never)]
+    pub fn touch_split(
+        &mut self,
+        index: usize,
+        lanes: u64,
+        touch: Touch,
+        clocks: &Clocks,
+    ) -> Option<Collision> {
+        let mut out = None;
+        for part in 0..4 {
+            let own = (lanes >> (16 * part)) as u16;
+            let word = index * 4 + part;
+            let found = if own as u8 == (own >> 8) as u8 {
+                self.touch_word(word, 0xf, own as usize & 0xff, touch, clocks)
+            } else {
+                let first = self.touch_word(word, 0x3, own as usize & 0xff, touch, clocks);
+                first.or(self.touch_word(word, 0xc, own as usize >> 8, touch, clocks))
+            };
+            out = out.or(found);
+        }
+        if touch.write {
+            self.unite(index, lanes, touch, clocks);
         }
         out
     }
@@ -375,10 +217,17 @@ impl Shared {
 
     /// Gives the words of a chunk cells of their own, made of the chunk's.
     fn split(&mut self, index: usize, clocks: &Clocks) {
+        if self.cells.is_empty() {
+            self.cells.resize(self.words, FRESH);
+            self.reads.resize(self.words * self.warps, 0);
+        }
         let chunk = &mut self.chunks[index];
         chunk.split = true;
         let chunk = *chunk;
         let row = index * self.warps..(index + 1) * self.warps;
+        if chunk.reader_warp != NOBODY {
+            self.chunk_reads[row.start + usize::from(chunk.reader_warp)] = chunk.reader_clock;
+        }
         for part in 0..4 {
             let word = index * 4 + part;
             let (writers, readers) =
@@ -419,12 +268,15 @@ impl Shared {
         }
         // Reads that came before this write need not be kept: whoever is ordered after it is so after them.
         self.chunk_reads[index * self.warps..(index + 1) * self.warps].fill(0);
-        self.chunks[index] = Chunk {
+        let chunk = &mut self.chunks[index];
+        *chunk = Chunk {
             writer_lanes: lanes,
             tick: clocks.ticks[touch.warp],
             writer: touch.warp as u16,
             clock: clocks.of(touch.warp)[touch.warp],
             atomic: touch.atomic,
+            written: chunk.written,
+            pending: chunk.pending,
             ..FRESH_CHUNK
         };
     }
@@ -485,10 +337,10 @@ impl Shared {
             let other = usize::from(cell.writer) / 32;
             if other == warp {
                 if cell.tick == tick {
-                    out = Some(Collision::Lanes(u32::from(cell.writer) % 32));
+                    out = Some(Collision::Lanes(cell.writer % 32));
                 }
             } else if known[other] <= cell.clock {
-                out = Some(Collision::Warps(other as u32));
+                out = Some(Collision::Warps(other as u16));
             }
         }
         let again = usize::from(cell.reader_warp) == warp && cell.reader_tick == tick && reads[warp] == now;
@@ -496,7 +348,7 @@ impl Shared {
             if out.is_none() {
                 out = unordered_read(reads, known, warp);
                 if out.is_none() && again && cell.reader_lane != lane as u8 {
-                    out = Some(Collision::Lanes(u32::from(cell.reader_lane)));
+                    out = Some(Collision::Lanes(u16::from(cell.reader_lane)));
                 }
             }
             cell.writer = thread;
@@ -514,23 +366,24 @@ impl Shared {
 
     /// Whether any of some bytes were never written.
     pub fn is_unwritten(&self, at: usize, bytes: usize) -> bool {
-        self.checked && (at..at + bytes).any(|byte| self.written[byte / CHUNK] >> (byte % CHUNK) & 1 == 0)
+        self.checked && parts(at, bytes).any(|(chunk, mask)| self.chunks[chunk].written & mask != mask)
     }
 
     /// Whether writing some bytes would change nothing at all: they are there, written and awaited by nobody.
     /// Such a write harms nobody in any order.
     #[inline(always)]
     pub fn holds(&self, at: usize, bytes: &[u8]) -> bool {
-        self.data[at..at + bytes.len()] == *bytes
-            && !self.is_unwritten(at, bytes.len())
-            && (self.pending_chunks == 0
-                || (at..at + bytes.len()).all(|byte| self.pending[byte / CHUNK] >> (byte % CHUNK) & 1 == 0))
+        let settled = |(chunk, mask): (usize, u16)| {
+            let chunk = &self.chunks[chunk];
+            chunk.written & mask == mask && chunk.pending & mask == 0
+        };
+        self.data[at..at + bytes.len()] == *bytes && (!self.checked || parts(at, bytes.len()).all(settled))
     }
 
     /// Marks a chunk as never written: what was copied there was never written where it came from.
     pub fn set_unwritten(&mut self, chunk: usize) {
-        if let Some(written) = self.written.get_mut(chunk) {
-            *written = 0;
+        if let Some(chunk) = self.chunks.get_mut(chunk) {
+            chunk.written = 0;
         }
     }
 
@@ -540,49 +393,26 @@ impl Shared {
         if !self.checked {
             return;
         }
-        let (mut from, end) = (at, at + bytes);
-        while from < end {
-            let count = (CHUNK - from % CHUNK).min(end - from);
-            let mask = (((1u32 << count) - 1) << (from % CHUNK)) as u16;
-            let state = &mut self.pending[from / CHUNK];
-            let before = *state;
-            *state = if pending { before | mask } else { before & !mask };
-            self.pending_chunks += usize::from(before == 0 && *state != 0);
-            self.pending_chunks -= usize::from(before != 0 && *state == 0);
-            from += count;
+        if bytes == CHUNK && at.is_multiple_of(CHUNK) {
+            self.chunks[at / CHUNK].pending = if pending { u16::MAX } else { 0 };
+            return;
+        }
+        for (chunk, mask) in parts(at, bytes) {
+            let chunk = &mut self.chunks[chunk];
+            chunk.pending = if pending { chunk.pending | mask } else { chunk.pending & !mask };
         }
     }
 }
 
-/// Another warp that read and is not known to have done so before.
+/// The chunks that a stretch touches, each with a bit for every byte of it.
 #[inline(always)]
-fn unordered_read(reads: &[u16], known: &[u16], warp: usize) -> Option<Collision> {
-    // Counted first, as that goes in one sweep; the warp's own reads are always among them or never.
-    let mut unordered = 0u16;
-    for (&read, &known) in reads.iter().zip(known) {
-        unordered += u16::from(read >= known);
-    }
-    if unordered <= u16::from(reads[warp] >= known[warp]) {
-        return None;
-    }
-    let mut pairs = reads.iter().zip(known).enumerate();
-    let other = pairs.find(|(other, (read, known))| read >= known && *other != warp);
-    other.map(|(other, _)| Collision::Warps(other as u32))
-}
-
-/// 255 in every byte that is not 0.
-#[inline(always)]
-fn differing_bytes(value: u64) -> u64 {
-    if value == 0 {
-        return 0;
-    }
-    let low = 0x7f * ONES;
-    let high = (((value & low) + low) | value) & !low;
-    (high >> 7) * 0xff
-}
-
-/// The lane that the first differing byte of `before` names.
-fn first_other(before: u64, lanes: u64) -> u32 {
-    let byte = (before ^ lanes).trailing_zeros() / 8 * 8;
-    (before >> byte) as u32 & 0xff
+fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (usize, u16)> {
+    let end = at + bytes;
+    let mut from = at;
+    std::iter::from_fn(move || {
+        let count = (CHUNK - from % CHUNK).min(end - from);
+        let part = (from / CHUNK, (((1u32 << count) - 1) << (from % CHUNK)) as u16);
+        from += count;
+        (count > 0).then_some(part)
+    })
 }

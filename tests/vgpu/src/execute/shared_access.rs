@@ -254,7 +254,11 @@ impl Warp {
         atomic: bool,
     ) {
         let touch = Touch { write, atomic, warp: me };
-        let found = room.shared.touch(place, bytes, lane, touch, &room.clocks);
+        let found = if bytes == CHUNK && place.is_multiple_of(CHUNK) {
+            room.shared.touch_chunk(place / CHUNK, lane as u64 * ONES, touch, &room.clocks)
+        } else {
+            room.shared.touch(place, bytes, lane, touch, &room.clocks)
+        };
         self.report_shared(room, me, at, lane, place, bytes, write, found);
         if write {
             self.note_store(room, me, at, lane, place, bytes);
@@ -292,7 +296,7 @@ fn report(
     found: Finding,
 ) {
     let name = room.cluster.name(place);
-    let (warps, all) = (room.cluster.warps.max(1) as u32, room.cluster.all_warps() as u32);
+    let (warps, all) = (room.cluster.warps.max(1), room.cluster.all_warps());
     if found.pending {
         room.report(Check::AsyncCopyNotAwaited, at, me, lane, || {
             format!("{bytes} bytes at {name} belong to an asynchronous copy that was not waited for")
@@ -307,11 +311,13 @@ fn report(
     match found.collision {
         None => {}
         // What a product of a warpgroup may still read.
-        Some(Collision::Warps(other)) if other >= all => report_reuse(room, me, at, lane, place / CHUNK),
+        Some(Collision::Warps(other)) if usize::from(other) >= all => {
+            report_reuse(room, me, at, lane, place / CHUNK)
+        }
         Some(Collision::Warps(other)) => room.report(Check::SharedRaceBetweenWarps, at, me, lane, || {
             format!(
                 "{verb} {bytes} bytes at {name}; warp {} touched them with no barrier between",
-                other % warps
+                usize::from(other) % warps
             )
         }),
         Some(Collision::Lanes(other)) => room.report(Check::SharedRaceBetweenLanes, at, me, lane, || {

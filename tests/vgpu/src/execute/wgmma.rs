@@ -8,18 +8,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::block::Room;
-use super::descriptor::Descriptor;
+use super::factor::{DEPTH, RightFactor, unit};
 use super::product::{self, Block, Right, halves};
-use super::proxy::report_unfenced;
-use super::shared::{CHUNK, MANY_LANES, ONES, Touch};
 use super::warp::{Hold, Next, Warp};
 use crate::check::Check;
 use crate::number::{from_f16, to_f16};
 use crate::program::{FULL, LANES, TensorFormat, Wgmma, WgmmaLeft};
-use crate::tensor_map::Swizzle;
 
-/// Depth of a product.
-const DEPTH: usize = 16;
 /// Rows of a warp.
 const ROWS: usize = 16;
 /// Warps of a warpgroup.
@@ -37,8 +32,8 @@ pub(super) struct Warpgroup {
     log: VecDeque<Issued>,
     /// By warp and committed group: the clock of what it read.
     commits: [Vec<u16>; WARPS],
-    /// Units that products may read, by committed group.
-    reading: Vec<(u32, Vec<u32>)>,
+    /// Chunks that products may read, by committed group.
+    reading: Vec<(u32, Rc<[u32]>)>,
 }
 
 /// A product that the first of four warps has issued.
@@ -47,21 +42,6 @@ struct Issued {
     descriptors: [u64; 2],
     /// The right factor, which is the same for all four and read once for all of them.
     right: Rc<RightFactor>,
-}
-
-/// The right factor of a product, by blocks of eight columns.
-struct RightFactor {
-    blocks: Vec<Right>,
-    /// Which columns of each block have a value; none where all have.
-    known: Option<Vec<[bool; 8]>>,
-}
-
-/// Units of 16 bytes that a warp reads of one factor, in the order in which they are used.
-struct Units {
-    /// Where they lie in the shared memory of all blocks.
-    places: Vec<u32>,
-    /// Whether each has a value.
-    known: Vec<bool>,
 }
 
 impl Warpgroup {
@@ -110,8 +90,8 @@ impl Warp {
         if CHECKS {
             room.clocks.lend(me, room.reader(me));
         }
-        // Where what this warp reads lies, of each factor.
-        let mut read = [const { Vec::new() }; 2];
+        // The chunks that this warp reads, of each factor.
+        let mut read = [None, None];
         let right = match room.issued(me, at, rank, pair) {
             Some(right) => right,
             None => {
@@ -119,8 +99,8 @@ impl Warp {
                 else {
                     return Next::Fault;
                 };
-                let right = Rc::new(right_factor(room, op, &units));
-                read[1] = units.places;
+                let right = Rc::new(RightFactor::new(room, op, &units));
+                read[1] = Some(units.chunks);
                 room.issue(me, at, rank, pair, right.clone());
                 right
             }
@@ -136,20 +116,26 @@ impl Warp {
                     return Next::Fault;
                 };
                 let brain = op.format == TensorFormat::Brain;
-                for (index, &place) in units.places.iter().enumerate() {
-                    let values = product::widened(brain, &unit(room, place));
-                    let (outer, inner) = (index / 2, index % 2);
-                    if op.turned[0] {
+                let mut bytes = [[0; 16]; 2 * ROWS];
+                bytes.iter_mut().zip(&*units.chunks).for_each(|(into, &chunk)| *into = unit(room, chunk));
+                let mut values = [[0.0; 8]; 2 * ROWS];
+                product::widen(brain, &bytes, &mut values);
+                if op.turned[0] {
+                    for (index, values) in values.into_iter().enumerate() {
                         for (row, value) in values.into_iter().enumerate() {
-                            left[inner][row][outer] = value;
-                            rows_known[inner * 8 + row] &= units.known[index];
+                            left[index % 2][row][index / 2] = value;
                         }
-                    } else {
-                        left[outer / 8][outer % 8].as_chunks_mut::<8>().0[inner] = values;
-                        rows_known[outer] &= units.known[index];
                     }
+                } else {
+                    let halves = left.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
+                    halves.copy_from_slice(&values);
                 }
-                read[0] = units.places;
+                for &index in &units.unknown {
+                    let (outer, inner) = (index / 2, index % 2);
+                    let rows = if op.turned[0] { inner * 8..inner * 8 + 8 } else { outer..outer + 1 };
+                    rows_known[rows].fill(false);
+                }
+                read[0] = Some(units.chunks);
             }
             WgmmaLeft::Registers(registers) => {
                 for (index, slot) in registers.into_iter().enumerate() {
@@ -182,7 +168,7 @@ impl Warp {
         room.counters.warpgroup_shared_bytes += (left_bytes + op.columns * 32 / WARPS) as u64;
         if CHECKS {
             self.begin_product(room, me, at, op, adds);
-            read.into_iter().for_each(|places| room.begin_read(me, rank, places));
+            read.into_iter().flatten().for_each(|chunks| room.begin_read(me, rank, chunks));
         }
         Next::Continue
     }
@@ -222,89 +208,6 @@ impl Warp {
         room.end_read(me - rank, last as u32);
         self.end_products(leave);
         Next::Continue
-    }
-
-    /// The units of a factor, checked: row by row with two units each, or depth by depth with all groups of eight rows.
-    fn units<const CHECKS: bool>(
-        &self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        bits: u64,
-        turned: bool,
-        first_row: usize,
-        rows: usize,
-    ) -> Option<Units> {
-        let descriptor = match Descriptor::decode(bits) {
-            Ok(descriptor) => descriptor,
-            Err(message) => {
-                room.report(Check::Descriptor, at, me, 0, || message);
-                return None;
-            }
-        };
-        let mut places = Vec::with_capacity(2 * rows);
-        let base = room.cluster.current * room.cluster.stride;
-        let limit = room.cluster.bytes as u64;
-        let mut furthest = 0;
-        let mut put = |address: u64| {
-            furthest = furthest.max(address + 16);
-            (base as u64 + address) as u32
-        };
-        if turned {
-            for k in 0..DEPTH {
-                places
-                    .extend((0..rows / 8).map(|group| put(descriptor.along_rows(first_row / 8 + group, k))));
-            }
-        } else {
-            for row in first_row..first_row + rows {
-                places.extend([0, 1].map(|half| put(descriptor.along_k(row, half))));
-            }
-        }
-        if furthest > limit {
-            room.report(Check::Descriptor, at, me, 0, || {
-                format!("the matrix of the descriptor 0x{bits:016x} reaches beyond the {limit} bytes of shared memory")
-            });
-            return None;
-        }
-        let mut known = vec![true; places.len()];
-        if CHECKS {
-            let span = descriptor.span;
-            let touch = Touch { write: false, atomic: false, warp: room.reader(me) };
-            for (place, known) in places.iter().zip(&mut known) {
-                *known = self.read_unit(room, me, at, *place as usize / CHUNK, span, touch);
-            }
-        }
-        Some(Units { places, known })
-    }
-
-    /// Checks and notes the read of a unit; `false` when it has no value.
-    #[inline(always)]
-    fn read_unit(
-        &self,
-        room: &mut Room<'_>,
-        me: usize,
-        at: usize,
-        chunk: usize,
-        span: u64,
-        touch: Touch,
-    ) -> bool {
-        let mut found = room.shared.touch_chunk(chunk, u64::from(MANY_LANES) * ONES, touch, &room.clocks);
-        let Some(proxies) = &room.proxies else { return true };
-        let layout = proxies.layout(chunk);
-        // A copy may bring what nobody wrote; that harms only the numbers which are computed of it.
-        let known = !found.unwritten || found.pending;
-        found.unwritten &= layout.is_none();
-        if found.is_clean() {
-            let unfenced = proxies.check(chunk, me, &room.clocks);
-            let other = layout.filter(|layout| layout.span() as u64 != span);
-            if unfenced.is_none() && other.is_none() {
-                return known;
-            }
-            complain(room, me, at, chunk, span, unfenced, other);
-        } else {
-            self.report_shared(room, me, at, 0, chunk * CHUNK, CHUNK, false, found);
-        }
-        known
     }
 
     /// Eight columns of D.
@@ -373,100 +276,28 @@ fn left_bits_are_shared(op: &Wgmma) -> bool {
     matches!(op.a, WgmmaLeft::Shared(_))
 }
 
-/// The bytes of a unit.
-#[inline(always)]
-fn unit(room: &Room<'_>, place: u32) -> [u8; 16] {
-    // A unit lies inside, as was checked.
-    room.shared.data[place as usize..].first_chunk::<16>().copied().unwrap_or([0; 16])
-}
-
-/// The right factor out of its units.
-fn right_factor(room: &Room<'_>, op: &Wgmma, units: &Units) -> RightFactor {
-    let brain = op.format == TensorFormat::Brain;
-    let count = op.columns / 8;
-    let mut blocks = vec![[[0.0; 8]; DEPTH]; count];
-    for (block, right) in blocks.iter_mut().enumerate() {
-        if op.turned[1] {
-            for (k, row) in right.iter_mut().enumerate() {
-                *row = product::widened(brain, &unit(room, units.places[k * count + block]));
-            }
-        } else {
-            for (half, rows) in right.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let columns =
-                    std::array::from_fn(|column| unit(room, units.places[(block * 8 + column) * 2 + half]));
-                *rows = product::widened_and_turned(brain, &columns);
-            }
-        }
-    }
-    let known = units.known.contains(&false).then(|| {
-        (0..count)
-            .map(|block| {
-                std::array::from_fn(|column| {
-                    if op.turned[1] {
-                        (0..DEPTH).all(|k| units.known[k * count + block])
-                    } else {
-                        (0..2).all(|half| units.known[(block * 8 + column) * 2 + half])
-                    }
-                })
-            })
-            .collect()
-    });
-    RightFactor { blocks, known }
-}
-
-#[cold]
-fn complain(
-    room: &mut Room<'_>,
-    me: usize,
-    at: usize,
-    chunk: usize,
-    span: u64,
-    unfenced: Option<super::proxy::Unfenced>,
-    layout: Option<Swizzle>,
-) {
-    if let Some(unfenced) = unfenced {
-        report_unfenced(room, me, at, 0, chunk, unfenced);
-    }
-    if let Some(layout) = layout {
-        let place = room.cluster.name(chunk * CHUNK);
-        room.report(Check::Descriptor, at, me, 0, || {
-            let own = [Swizzle::None, Swizzle::Span32, Swizzle::Span64, Swizzle::Span128]
-                .into_iter()
-                .find(|swizzle| swizzle.span() as u64 == span)
-                .map_or("another", Swizzle::name);
-            format!(
-                "{place} was written by a tensor copy with {}, and the descriptor says {own}",
-                layout.name()
-            )
-        });
-    }
-}
-
 impl Room<'_> {
     /// The warp as which the products of a warp read.
-    fn reader(&self, me: usize) -> usize {
+    pub fn reader(&self, me: usize) -> usize {
         self.cluster.all_warps() + me
     }
 
-    fn begin_read(&mut self, me: usize, rank: usize, places: Vec<u32>) {
-        if places.is_empty() {
-            return;
-        }
+    fn begin_read(&mut self, me: usize, rank: usize, chunks: Rc<[u32]>) {
         if let Some(proxies) = &mut self.proxies {
-            places.iter().for_each(|&place| proxies.begin_read(place as usize / CHUNK));
+            chunks.iter().for_each(|&chunk| proxies.begin_read(chunk as usize));
         }
         let group = self.warpgroups.entry(me - rank).or_default();
         let number = group.commits[rank].len() as u32;
-        group.reading.push((number, places));
+        group.reading.push((number, chunks));
     }
 
     fn end_read(&mut self, first: usize, last: u32) {
         let Some(group) = self.warpgroups.get_mut(&first) else { return };
         let proxies = &mut self.proxies;
-        group.reading.retain(|(number, places)| {
+        group.reading.retain(|(number, chunks)| {
             let over = *number <= last;
             if over && let Some(proxies) = proxies {
-                places.iter().for_each(|&place| proxies.end_read(place as usize / CHUNK));
+                chunks.iter().for_each(|&chunk| proxies.end_read(chunk as usize));
             }
             !over
         });

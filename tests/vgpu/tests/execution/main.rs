@@ -24,5 +24,6 @@ mod kernels;
 mod launch;
 mod model;
 mod opcodes;
+mod stretches;
 mod warpgroup;
 mod wide_mma;

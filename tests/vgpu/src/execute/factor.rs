@@ -1,0 +1,229 @@
+//! The factors of a `wgmma` in shared memory: where their units of 16 bytes lie, the checks of reading them, and the numbers.
+
+use std::rc::Rc;
+
+use super::block::Room;
+use super::descriptor::Descriptor;
+use super::mix;
+use super::product::{self, Right};
+use super::proxy::report_unfenced;
+use super::shared::CHUNK;
+use super::shared_runs::Odd;
+use super::warp::Warp;
+use crate::check::Check;
+use crate::program::{TensorFormat, Wgmma};
+use crate::tensor_map::Swizzle;
+
+/// Depth of a product.
+pub(super) const DEPTH: usize = 16;
+
+/// Units that a warp reads of one factor, in the order in which they are used.
+pub(super) struct Units {
+    /// The chunks of the shared memory of all blocks where they lie.
+    pub chunks: Rc<[u32]>,
+    /// Positions of those that have no value.
+    pub unknown: Vec<usize>,
+}
+
+/// What says where the units of a factor lie: the descriptor, whether rows are innermost, the first row and how many, and the
+/// block.
+type Layout = (u64, bool, usize, usize, usize);
+
+/// Where the units of factors lie that were read before: kernels go through few descriptors again and again.
+pub(super) struct Places(Vec<Option<(Layout, Rc<[u32]>)>>);
+
+impl Places {
+    /// Kept at a time, each at a place of its own.
+    const COUNT: usize = 1024;
+
+    /// None yet: most kernels have no such factors.
+    pub fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn at(&mut self, layout: &Layout) -> &mut Option<(Layout, Rc<[u32]>)> {
+        let &(bits, _, first_row, _, block) = layout;
+        let place = mix(bits ^ (first_row as u64) << 16 ^ (block as u64) << 32) as usize % Self::COUNT;
+        if self.0.is_empty() {
+            self.0.resize(Self::COUNT, None);
+        }
+        &mut self.0[place]
+    }
+
+    fn get(&mut self, layout: &Layout) -> Option<Rc<[u32]>> {
+        let known = self.at(layout).as_ref();
+        known.filter(|(known, _)| known == layout).map(|(_, chunks)| chunks.clone())
+    }
+}
+
+/// The right factor of a product, by blocks of eight columns.
+pub(super) struct RightFactor {
+    pub blocks: Vec<Right>,
+    /// Which columns of each block have a value; none where all have.
+    pub known: Option<Vec<[bool; 8]>>,
+}
+
+impl RightFactor {
+    /// Out of its units.
+    pub fn new(room: &Room<'_>, op: &Wgmma, units: &Units) -> Self {
+        let brain = op.format == TensorFormat::Brain;
+        let count = op.columns / 8;
+        let mut blocks = vec![[[0.0; 8]; DEPTH]; count];
+        for (block, right) in blocks.iter_mut().enumerate() {
+            if op.turned[1] {
+                for (k, row) in right.iter_mut().enumerate() {
+                    *row = product::widened(brain, &unit(room, units.chunks[k * count + block]));
+                }
+            } else {
+                for (half, rows) in right.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                    let columns = std::array::from_fn(|column| {
+                        unit(room, units.chunks[(block * 8 + column) * 2 + half])
+                    });
+                    *rows = product::widened_and_turned(brain, &columns);
+                }
+            }
+        }
+        let known = (!units.unknown.is_empty()).then(|| {
+            let mut known = vec![[true; 8]; count];
+            for &index in &units.unknown {
+                if op.turned[1] {
+                    known[index % count] = [false; 8];
+                } else {
+                    known[index / 16][index / 2 % 8] = false;
+                }
+            }
+            known
+        });
+        Self { blocks, known }
+    }
+}
+
+/// The bytes of a unit.
+#[inline(always)]
+pub(super) fn unit(room: &Room<'_>, chunk: u32) -> [u8; CHUNK] {
+    // A unit lies inside, as was checked.
+    room.shared.data.as_chunks().0.get(chunk as usize).copied().unwrap_or([0; CHUNK])
+}
+
+impl Warp {
+    /// The units of a factor, checked: row by row with two units each, or depth by depth with all groups of eight rows.
+    pub(super) fn units<const CHECKS: bool>(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        bits: u64,
+        turned: bool,
+        first_row: usize,
+        rows: usize,
+    ) -> Option<Units> {
+        let descriptor = match Descriptor::decode(bits) {
+            Ok(descriptor) => descriptor,
+            Err(message) => {
+                room.report(Check::Descriptor, at, me, 0, || message);
+                return None;
+            }
+        };
+        let layout = (bits, turned, first_row, rows, room.cluster.current);
+        let chunks = match room.places.get(&layout) {
+            Some(chunks) => chunks,
+            None => {
+                let chunks = self.place(room, me, at, &descriptor, layout)?;
+                *room.places.at(&layout) = Some((layout, chunks.clone()));
+                chunks
+            }
+        };
+        let mut unknown = Vec::new();
+        let mut next = 0;
+        while CHECKS && let Some(odd) = room.read_chunks(me, &chunks, next, descriptor.span) {
+            next = odd.position + 1;
+            let chunk = chunks[odd.position] as usize;
+            // A copy may bring what nobody wrote; that harms only the numbers which are computed of it.
+            if odd.found.unwritten && !odd.found.pending {
+                unknown.push(odd.position);
+            }
+            self.judge_unit(room, me, at, chunk, descriptor.span, odd);
+        }
+        Some(Units { chunks, unknown })
+    }
+
+    /// Finds out where the units of a factor lie, or reports that they do not lie in shared memory.
+    fn place(
+        &self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        descriptor: &Descriptor,
+        (bits, turned, first_row, rows, block): Layout,
+    ) -> Option<Rc<[u32]>> {
+        let mut addresses = Vec::with_capacity(2 * rows);
+        if turned {
+            for k in 0..DEPTH {
+                addresses.extend((0..rows / 8).map(|group| descriptor.along_rows(first_row / 8 + group, k)));
+            }
+        } else {
+            for row in first_row..first_row + rows {
+                addresses.extend([0, 1].map(|half| descriptor.along_k(row, half)));
+            }
+        }
+        let limit = room.cluster.bytes as u64;
+        if addresses.iter().any(|address| address + CHUNK as u64 > limit) {
+            room.report(Check::Descriptor, at, me, 0, || {
+                format!("the matrix of the descriptor 0x{bits:016x} reaches beyond the {limit} bytes of shared memory")
+            });
+            return None;
+        }
+        let base = block * room.cluster.stride;
+        Some(addresses.into_iter().map(|address| ((base + address as usize) / CHUNK) as u32).collect())
+    }
+
+    /// Reports what is wrong with a unit.
+    #[cold]
+    fn judge_unit(&self, room: &mut Room<'_>, me: usize, at: usize, chunk: usize, span: u64, odd: Odd) {
+        let Odd { mut found, unfenced, layout, .. } = odd;
+        found.unwritten &= layout.is_none();
+        if found.is_clean() {
+            let other = layout.filter(|layout| layout.span() as u64 != span);
+            complain(room, me, at, chunk, span, unfenced, other);
+        } else {
+            self.report_shared(room, me, at, 0, chunk * CHUNK, CHUNK, false, found);
+        }
+    }
+}
+
+impl Room<'_> {
+    /// Checks and notes that a product of a warp reads chunks from a position on, up to the first that is odd.
+    fn read_chunks(&mut self, me: usize, chunks: &[u32], from: usize, span: u64) -> Option<Odd> {
+        let readers = (self.reader(me), me);
+        let proxies = self.proxies.as_ref()?;
+        self.shared.read_chunks(chunks, from, readers, span, proxies, &self.clocks)
+    }
+}
+
+#[cold]
+fn complain(
+    room: &mut Room<'_>,
+    me: usize,
+    at: usize,
+    chunk: usize,
+    span: u64,
+    unfenced: Option<super::proxy::Unfenced>,
+    layout: Option<Swizzle>,
+) {
+    if let Some(unfenced) = unfenced {
+        report_unfenced(room, me, at, 0, chunk, unfenced);
+    }
+    if let Some(layout) = layout {
+        let place = room.cluster.name(chunk * CHUNK);
+        room.report(Check::Descriptor, at, me, 0, || {
+            let own = [Swizzle::None, Swizzle::Span32, Swizzle::Span64, Swizzle::Span128]
+                .into_iter()
+                .find(|swizzle| swizzle.span() as u64 == span)
+                .map_or("another", Swizzle::name);
+            format!(
+                "{place} was written by a tensor copy with {}, and the descriptor says {own}",
+                layout.name()
+            )
+        });
+    }
+}
