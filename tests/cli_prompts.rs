@@ -218,6 +218,37 @@ fn few_shot_runs_print_mean_and_deviation() {
 }
 
 #[test]
+fn few_shot_runs_that_were_refused_leave_the_folder_to_the_command_that_is_put_right() {
+    let work = Work::new();
+    let (data, out) = (work.path("data/sst2"), work.path("few"));
+    let flags = |rows: &'static str| {
+        ["--task", "sst2", "--data", &data, "--draws", "2", "--few-shot", rows].map(str::to_owned)
+    };
+    let refused = |rows| {
+        let (flags, model) = (flags(rows), manifest().join("demo").display().to_string());
+        let fixed = ["train", "--model", &model, "--method", "prompt-tuning", "--steps", "2", "--out", &out];
+        error(&fixed.into_iter().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>())
+    };
+    assert!(refused("1000").contains("1000"));
+    assert!(!Path::new(&out).exists(), "nothing was learnt");
+    // What a kill leaves before the first step.
+    let begun =
+        serde_json::json!({ "config": promptmix::config::RunConfig::default(), "draws": [], "summary": [] });
+    work.write("few/few_shot.json", &begun.to_string());
+    work.write("few/draw-42/config.toml", "");
+    work.write("few/notes.txt", "mine");
+    assert!(refused("3").contains("holds files"));
+    fs::remove_file(work.path("few/notes.txt")).expect("removed");
+    let flags = flags("3");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--method", "prompt-tuning"]).collect();
+    assert!(work.train("few", &flags).contains("over 2 draws"));
+    assert!(refused("4").contains("holds files"), "runs that were done stay");
+    fs::remove_dir_all(work.path("few/draw-42")).expect("removed");
+    fs::remove_dir_all(work.path("few/draw-43")).expect("removed");
+    assert!(refused("4").contains("holds files"), "and so does what they came to");
+}
+
+#[test]
 fn a_task_is_shown_with_three_rows_and_how_long_they_are() {
     let work = Work::new();
     let (data, file) = (work.path("data/stars"), work.path("stars.toml"));
