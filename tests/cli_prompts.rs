@@ -134,6 +134,19 @@ fn sources_are_merged_added_and_removed() {
     success(&["prompts", "merge", &one, &two, "--towards", &one, "--out", &both]);
     let message = error(&["prompts", "merge", &one, &two, "--weights", "1", "--out", &both]);
     assert!(message.contains("--weights"), "{message}");
+    // Nothing that is read is written over, nor what belongs to a run.
+    let before = [&one, &two, &both].map(|path| fs::read(path).expect("a prompt"));
+    for (prompts, out, part) in [
+        ([&both, &one], &both, "which is read"),
+        ([&both, &both], &one, "a file of a run"),
+        ([&work.path("one"), &both], &one, "a file of a run"),
+    ] {
+        let message = error(&["prompts", "merge", prompts[0], prompts[1], "--out", out]);
+        assert!(message.contains("--out") && message.contains(part), "{message}");
+    }
+    let message = error(&["prompts", "import", &both, "--out", &work.path("one/../both.safetensors")]);
+    assert!(message.contains("which is read"), "{message}");
+    assert!(before == [&one, &two, &both].map(|path| fs::read(path).expect("a prompt")));
 
     let flags = ["--task", "sst2", "--data", &data, "--rank", "4", "--sources", &one];
     work.train("run", &flags);
