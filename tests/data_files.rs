@@ -524,6 +524,24 @@ fn a_message_names_the_files_that_are_there() {
     assert!(message.contains("the file") && message.contains("the folder that it is in"), "{message}");
 }
 
+#[test]
+fn a_data_set_that_save_to_disk_wrote_says_how_it_is_written_as_files() {
+    let of = |folder: &str| {
+        ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"].map(|name| format!("{folder}{name}"))
+    };
+    let dictionary = [&of("train/")[..], &of("validation/"), &["dataset_dict.json".to_owned()]].concat();
+    for saved in [&dictionary[..], &of("")] {
+        let names: Vec<&str> = saved.iter().map(String::as_str).collect();
+        let message = files(&names, Split::Train).unwrap_err();
+        assert!(message.contains("save_to_disk") && message.contains("to_parquet"), "{message}");
+        assert!(!message.contains("jq"), "{message}");
+    }
+    // Files that were then written beside them are read.
+    let names =
+        dictionary.iter().map(String::as_str).chain(["train.jsonl", "validation.jsonl", "test.jsonl"]);
+    assert_eq!(files(&names.collect::<Vec<_>>(), Split::Train).unwrap(), ["train.jsonl"]);
+}
+
 // Files of the programs themselves
 
 /// Every file of `scripts/peers/data_files.py` holds the same table.
