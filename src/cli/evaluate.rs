@@ -63,8 +63,8 @@ struct Evaluated {
     task: String,
     prompts: Vec<String>,
     evaluation: Evaluation,
-    /// Whether the mixture is the same for every example, though its scorer reads the input.
-    needlessly_constant: bool,
+    /// What to say of a mixture that is the same for every example, though its scorer reads the input.
+    constant_warning: Option<String>,
 }
 
 impl Arguments {
@@ -145,9 +145,9 @@ impl Arguments {
                     Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
                     Ok(()) => {}
                 }
-                for evaluated in tasks.iter().filter(|evaluated| evaluated.needlessly_constant && !self.json)
-                {
-                    eprintln!("warning: {name}: {}", evaluated.evaluation.spread.constant_warning());
+                let warnings = tasks.iter().filter_map(|evaluated| evaluated.constant_warning.as_ref());
+                for warning in warnings.filter(|_| !self.json) {
+                    eprintln!("warning: {name}: {warning}");
                 }
                 results.push((place, tasks));
             }
@@ -251,7 +251,7 @@ impl Arguments {
         Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
-            needlessly_constant: run.is_needlessly_constant(&evaluation),
+            constant_warning: run.constant_warning(&evaluation),
             evaluation,
         })
     }
@@ -290,8 +290,8 @@ impl Arguments {
         if spread.commonest.is_some() {
             println!("  {}", spread.describe_largest(prompts));
         }
-        if evaluated.needlessly_constant {
-            eprintln!("warning: {}", spread.constant_warning());
+        if let Some(warning) = &evaluated.constant_warning {
+            eprintln!("warning: {warning}");
         }
     }
 }
