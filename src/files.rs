@@ -102,6 +102,21 @@ pub fn check_file(path: &Path) -> Result<()> {
     try_in(folder).map_err(|source| Error::file("write", path, source))
 }
 
+/// As [`check_file`], of a command that reads `inputs`, none of which is written over.
+///
+/// # Errors
+/// As there, and [`Error::Setting`] if `path` is one of them, by whatever name.
+pub fn check_output<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    check_file(path)?;
+    let Ok(whole) = path.canonicalize() else { return Ok(()) };
+    if inputs.into_iter().any(|input| input.canonicalize().is_ok_and(|input| input == whole)) {
+        let found = format!("{}, which is read", path.display());
+        let advice = "write another file; it can take this one's place afterwards";
+        return Err(Error::setting("--out", "another file than those that are read", found, advice));
+    }
+    Ok(())
+}
+
 /// Whether `path` is a folder that can be written to, or could be made one. Nothing is left behind.
 ///
 /// # Errors

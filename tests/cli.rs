@@ -256,6 +256,28 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
 }
 
 #[test]
+fn labels_and_templates_may_begin_with_a_hyphen_and_no_flag_is_taken_for_one() {
+    let data = Data::new();
+    for (file, rows) in [("train", 4), ("validation", 2)] {
+        let row = |i: usize| format!("{{\"sentence\": \"film {i}\", \"label\": {}}}\n", ["-1", "1"][i % 2]);
+        data.write(&format!("{file}.jsonl"), &(0..rows).map(row).collect::<String>());
+    }
+    let (model, folder) = (model().display().to_string(), data.0.path().display().to_string());
+    let out = data.0.path().join("signed").display().to_string();
+    let train = ["train", "--model", &model, "--data", &folder, "--method", "prompt-tuning", "--steps", "1"];
+    let train = [&train[..], &["--prompt-length", "2", "--out", &out]].concat();
+    let with = |more: &[&'static str]| [&train[..], more].concat();
+    let message = error(&with(&["--template", "- {sentence}", "--labels", "bad,good"]));
+    assert!(message.contains("--labels -1=negative,1=positive"), "{message}");
+    let message = error(&with(&["--template", "- {sentence}", "--labels", "--seed", "3"]));
+    assert!(message.contains("--labels") && message.contains("--seed"), "{message}");
+    success(&with(&["--template", "- {sentence}", "--labels", "-1=bad,1=good"]));
+    data.write("own.toml", "source = \"- {sentence}\"\nlabels = \"-1=bad,1=good\"\n");
+    let task = data.0.path().join("own.toml").display().to_string();
+    success(&["evaluate", "--run", &out, "--task", &task, "--labels", "-1=awful,1=fine"]);
+}
+
+#[test]
 fn prompts_of_another_width_are_refused() {
     let data = Data::new();
     let narrow = Prompt::new("narrow", vec![0.5; 4 * 64], 4, 64, PromptMetadata::default())

@@ -134,6 +134,19 @@ fn sources_are_merged_added_and_removed() {
     success(&["prompts", "merge", &one, &two, "--towards", &one, "--out", &both]);
     let message = error(&["prompts", "merge", &one, &two, "--weights", "1", "--out", &both]);
     assert!(message.contains("--weights"), "{message}");
+    // Nothing that is read is written over, nor what belongs to a run.
+    let before = [&one, &two, &both].map(|path| fs::read(path).expect("a prompt"));
+    for (prompts, out, part) in [
+        ([&both, &one], &both, "which is read"),
+        ([&both, &both], &one, "a file of a run"),
+        ([&work.path("one"), &both], &one, "a file of a run"),
+    ] {
+        let message = error(&["prompts", "merge", prompts[0], prompts[1], "--out", out]);
+        assert!(message.contains("--out") && message.contains(part), "{message}");
+    }
+    let message = error(&["prompts", "import", &both, "--out", &work.path("one/../both.safetensors")]);
+    assert!(message.contains("which is read"), "{message}");
+    assert!(before == [&one, &two, &both].map(|path| fs::read(path).expect("a prompt")));
 
     let flags = ["--task", "sst2", "--data", &data, "--rank", "4", "--sources", &one];
     work.train("run", &flags);
@@ -215,6 +228,37 @@ fn few_shot_runs_print_mean_and_deviation() {
     assert!(success(&["train", "--resume", "--out", &work.path("few")]).contains("over 2 draws"));
     let said = work.train("one", &[&flags[..], &["--data-seed", "7"]].concat());
     assert!(said.contains("2 steps") && Path::new(&work.path("one/prompt.safetensors")).is_file(), "{said}");
+}
+
+#[test]
+fn few_shot_runs_that_were_refused_leave_the_folder_to_the_command_that_is_put_right() {
+    let work = Work::new();
+    let (data, out) = (work.path("data/sst2"), work.path("few"));
+    let flags = |rows: &'static str| {
+        ["--task", "sst2", "--data", &data, "--draws", "2", "--few-shot", rows].map(str::to_owned)
+    };
+    let refused = |rows| {
+        let (flags, model) = (flags(rows), manifest().join("demo").display().to_string());
+        let fixed = ["train", "--model", &model, "--method", "prompt-tuning", "--steps", "2", "--out", &out];
+        error(&fixed.into_iter().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>())
+    };
+    assert!(refused("1000").contains("1000"));
+    assert!(!Path::new(&out).exists(), "nothing was learnt");
+    // What a kill leaves before the first step.
+    let begun =
+        serde_json::json!({ "config": promptmix::config::RunConfig::default(), "draws": [], "summary": [] });
+    work.write("few/few_shot.json", &begun.to_string());
+    work.write("few/draw-42/config.toml", "");
+    work.write("few/notes.txt", "mine");
+    assert!(refused("3").contains("holds files"));
+    fs::remove_file(work.path("few/notes.txt")).expect("removed");
+    let flags = flags("3");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--method", "prompt-tuning"]).collect();
+    assert!(work.train("few", &flags).contains("over 2 draws"));
+    assert!(refused("4").contains("holds files"), "runs that were done stay");
+    fs::remove_dir_all(work.path("few/draw-42")).expect("removed");
+    fs::remove_dir_all(work.path("few/draw-43")).expect("removed");
+    assert!(refused("4").contains("holds files"), "and so does what they came to");
 }
 
 #[test]

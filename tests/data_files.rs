@@ -344,6 +344,31 @@ fn what_is_no_json_is_named() {
 }
 
 #[test]
+fn a_header_without_rows_and_a_file_by_another_format_s_name_are_said_to_be_that() {
+    for (name, content) in
+        [("f.csv", "text,label\n"), ("f.tsv", "text\tlabel\n\n"), ("f.csv", "sep=;\na;b\n")]
+    {
+        let message = read(name, content).unwrap_err();
+        assert!(message.contains("a header and nothing behind it"), "{message}");
+        assert!(!message.contains("empty"), "{message}");
+    }
+    assert!(read("f.csv", "\n").unwrap_err().contains("the file is empty"));
+    let rows = "{\"text\": \"a, b\", \"label\": 1}\n";
+    let compact = "{\"text\":\"a\",\"label\":1}\n".repeat(2);
+    for content in [rows, &compact, "[{\"text\": \"a\"}]"] {
+        for name in ["f.csv", "f.tsv"] {
+            let message = read(name, content).unwrap_err();
+            assert!(message.contains("line 1") && message.contains("end in .jsonl"), "{name}: {message}");
+        }
+    }
+    for (content, said) in [("text,label\na,1\n", ".csv"), ("text\tlabel\na\t1\n", ".tsv")] {
+        let message = read("f.jsonl", content).unwrap_err();
+        assert!(message.contains("no JSON line") && message.contains(said), "{message}");
+        assert!(!message.contains("ident"), "{message}");
+    }
+}
+
+#[test]
 fn a_null_label_says_that_the_row_has_none() {
     for name in ["sst2", "snli", "squad", "stsb"] {
         let task = Task::named(name).unwrap();
@@ -522,6 +547,24 @@ fn a_message_names_the_files_that_are_there() {
     let file = write(folder.path(), "train.jsonl", "{}\n");
     let message = Splits::open(&file, SplitRule::Files, false).unwrap_err().to_string();
     assert!(message.contains("the file") && message.contains("the folder that it is in"), "{message}");
+}
+
+#[test]
+fn a_data_set_that_save_to_disk_wrote_says_how_it_is_written_as_files() {
+    let of = |folder: &str| {
+        ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"].map(|name| format!("{folder}{name}"))
+    };
+    let dictionary = [&of("train/")[..], &of("validation/"), &["dataset_dict.json".to_owned()]].concat();
+    for saved in [&dictionary[..], &of("")] {
+        let names: Vec<&str> = saved.iter().map(String::as_str).collect();
+        let message = files(&names, Split::Train).unwrap_err();
+        assert!(message.contains("save_to_disk") && message.contains("to_parquet"), "{message}");
+        assert!(!message.contains("jq"), "{message}");
+    }
+    // Files that were then written beside them are read.
+    let names =
+        dictionary.iter().map(String::as_str).chain(["train.jsonl", "validation.jsonl", "test.jsonl"]);
+    assert_eq!(files(&names.collect::<Vec<_>>(), Split::Train).unwrap(), ["train.jsonl"]);
 }
 
 // Files of the programs themselves

@@ -308,6 +308,19 @@ fn the_command_leaves_a_folder_that_holds_files_alone() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+#[test]
+fn a_flag_that_is_refused_leaves_the_folder_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program::promptmix()
+        .args(["demo", "--device", "cpu", "--threads", "0", "--out"])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--threads"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
 /// A comparison of a few steps.
 fn tiny() -> Settings {
     let mut settings = Settings::long();

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use promptmix::config::RunConfig;
 use promptmix::demo::{Rows, Subject, TWO_QUESTIONS};
 use promptmix::evaluate::AttentionSpread;
 use promptmix::pretrained::{T5Config, TensorFile, Tokenizer};
@@ -181,6 +182,27 @@ fn weights_follow_the_input_by_default_and_not_at_the_papers_rates() {
     assert!(tuned > 0.02 && paper < 0.005, "{tuned} and {paper}");
     assert!(said.contains("warning: the mixture is the same for every example"), "{said}");
     assert!(said.contains("--preset tuned") && said.contains("--standardize-inputs"), "{said}");
+    assert!(said.contains("--scorer-learning-rate below 0.1"), "{said}");
+}
+
+#[test]
+fn a_remedy_is_nothing_that_the_run_has() {
+    let warning = |keys: &str| {
+        let keys: toml::Table = keys.parse().expect("settings");
+        let config = RunConfig::default().with(&keys).expect("settings");
+        AttentionSpread::of_means(vec![0.5, 0.5], vec![0.0, 0.0], 0.0).constant_warning(&config)
+    };
+    let (tuned, paper, own) =
+        (warning(""), warning("preset = \"paper\""), warning("standardize-inputs = false"));
+    assert!(tuned.contains(". Train for more steps; "), "{tuned}");
+    assert!(paper.contains("--preset tuned") && paper.contains("or for more steps"), "{paper}");
+    assert!(own.contains("with --standardize-inputs, or") && !own.contains("--preset"), "{own}");
+    let rate = warning("scorer-learning-rate = 0.5");
+    assert!(rate.contains("below 0.5") && !rate.contains("standardize"), "{rate}");
+    let frozen = warning("freeze-scorer = true");
+    assert!(frozen.contains("without --freeze-scorer") && !frozen.contains("steps"), "{frozen}");
+    let still = warning("scorer-learning-rate = 0.0");
+    assert!(still.contains("above 0") && !still.contains("steps"), "{still}");
 }
 
 #[test]

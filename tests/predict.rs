@@ -197,6 +197,28 @@ fn an_answer_goes_beside_what_a_row_has_and_changes_none_of_it() {
 /// `promptmix ... | head -1`
 #[cfg(unix)]
 #[test]
+fn answers_are_not_written_over_the_rows_that_are_read() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let run = runs(&frozen, folder.path())[0].display().to_string();
+    let input = folder.path().join("rows.csv");
+    let rows = "sentence,id\na film,1\n";
+    fs::write(&input, rows).expect("written");
+    let same = folder.path().join("one/../rows.csv");
+    let predict = |out: &Path| {
+        let [input, out] = [&*input, out].map(|path| path.to_str().expect("a path"));
+        let command = ["predict", "--run", &run, "--input", input, "--out", out, "--decoding", "labels"];
+        promptmix(&command).output().expect("an end")
+    };
+    let refused = predict(&same);
+    assert!(!refused.status.success() && fs::read_to_string(&input).expect("the rows") == rows);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("--out") && message.contains("which is read"), "{message}");
+    assert!(predict(&folder.path().join("answers.jsonl")).status.success());
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_ends_the_program_without_a_word() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cpu = Cpu::<f32>::new(Some(2)).expect("threads");

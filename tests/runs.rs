@@ -10,7 +10,8 @@ use std::time::Instant;
 use promptmix::backend::{Mixing, Scorer, StateLayout};
 use promptmix::config::RunConfig;
 use promptmix::pretrained::TensorFile;
-use promptmix::train::{Checkpoint, LastState, RunFolder};
+use promptmix::prompts::{Prompt, PromptMetadata};
+use promptmix::train::{Checkpoint, LastState, RunFolder, RunManifest};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -99,7 +100,11 @@ impl Setting {
     }
 
     fn config(&self, out: &str) -> RunConfig {
-        RunFolder::saved(&self.folder.path().join(out)).expect("a run").config
+        self.saved(out).config
+    }
+
+    fn saved(&self, out: &str) -> RunManifest {
+        RunFolder::saved(&self.folder.path().join(out)).expect("a run")
     }
 }
 
@@ -611,6 +616,63 @@ fn a_killed_sweep_goes_on_bit_for_bit() {
     setting.write("sweep.toml", "patience = 5\n[sweep]\nseed = [1, 2]\nlearning-rate = [0.1, 0.3]\n");
     let message = error(&words(&sweep("killed")));
     assert!(message.contains("other settings"), "{message}");
+}
+
+#[test]
+fn a_run_is_not_made_shorter_than_what_it_has_taken() {
+    let setting = Setting::new();
+    success(&words(&setting.train("run", &["--steps", "6", "--validate-every", "6"])));
+    let shorter = |flag: &str, value: &str| {
+        error(&words(&[&setting.resume("run")[..], &[flag.into(), value.into()]].concat()))
+    };
+    let message = shorter("--steps", "4");
+    assert!(message.contains("--steps: expected more than 6, found 4"), "{message}");
+    assert!(message.contains("has taken its steps"), "{message}");
+    // As if it had been ended on request two steps before.
+    let mut json = serde_json::to_value(setting.saved("run")).expect("JSON");
+    (json["config"]["steps"], json["effective"]["steps"]) = (8.into(), 8.into());
+    fs::write(setting.path("run/run.json"), json.to_string()).expect("written");
+    let message = shorter("--steps", "4");
+    assert!(message.contains("more than 6, found 4") && message.contains("of 8"), "{message}");
+    assert!(!message.contains("has taken its steps"), "{message}");
+    success(&words(&setting.resume("run")));
+}
+
+#[test]
+fn a_run_that_took_no_step_is_no_obstacle_to_another() {
+    let setting = Setting::new();
+    let prompt =
+        Prompt::new("huge", vec![3e38; 2 * 256], 2, 256, PromptMetadata::default()).expect("a prompt");
+    prompt.save(Path::new(&setting.path("huge.safetensors"))).expect("written");
+    let huge = ["--initial-prompt", &setting.path("huge.safetensors")];
+    let message = error(&words(&setting.train("run", &huge)));
+    assert!(message.contains("step 1:") && message.contains("huge.safetensors are likely too"), "{message}");
+    assert!(!message.contains("--learning-rate"), "nothing was learnt yet: {message}");
+    let folder = PathBuf::from(setting.path("run"));
+    assert!(folder.join("run.json").exists());
+    // Nor to a sweep that has a run of other settings there.
+    setting.write("sweep.toml", "[sweep]\nseed = [1]\n");
+    fs::create_dir(setting.path("sweep")).expect("a folder");
+    fs::create_dir(setting.path("sweep/seed-1")).expect("a folder");
+    for name in ["run.json", "config.toml", "log.jsonl", "log.txt", "last.safetensors"] {
+        fs::copy(folder.join(name), setting.path(&format!("sweep/seed-1/{name}"))).expect("copied");
+    }
+    success(&["sweep", &setting.path("sweep.toml"), "--out", &setting.path("sweep")]);
+    assert_eq!(setting.config("sweep/seed-1").initial_prompt, None);
+
+    // One that may be about to take a step is.
+    let held = fs::File::open(folder.join("run.json")).expect("run.json");
+    held.try_lock().expect("nobody has it");
+    let message = error(&words(&setting.train("run", &[])));
+    assert!(message.contains("nothing else writes to"), "{message}");
+    drop(held);
+    fs::write(folder.join("notes.txt"), "mine").expect("written");
+    assert!(error(&words(&setting.train("run", &[]))).contains("holds files"));
+    fs::remove_file(folder.join("notes.txt")).expect("removed");
+    success(&words(&setting.train("run", &[])));
+    success(&words(&setting.train("alone", &[])));
+    assert!(result(&folder) == result(Path::new(&setting.path("alone"))));
+    assert!(error(&words(&setting.train("run", &[]))).contains("holds files"), "now it has steps");
 }
 
 /// At a rate that the length of the run does not move.

@@ -201,8 +201,24 @@ fn a_label_outside_the_set_names_file_line_field_and_the_set() {
         assert!(message.contains(part), "{part}: {message}");
     }
     let hidden = row(json!({"sentence": "s", "label": -1}));
-    let message = Task::named("sst2").unwrap().examples(&hidden, Purpose::Training).unwrap_err().to_string();
-    assert!(message.contains("hidden label"), "{message}");
+    let said = |task: &Task, row, purpose| task.examples(row, purpose).unwrap_err().to_string();
+    let sst2 = Task::named("sst2").unwrap();
+    let message = said(&sst2, &hidden, Purpose::Evaluation);
+    assert!(message.contains("-1 stands for a hidden label: evaluate on a split that has"), "{message}");
+    let message = said(&sst2, &hidden, Purpose::Training);
+    assert!(message.contains("leave such rows out") && !message.contains("hidden"), "{message}");
+    let own = Task::generic("sst2", "{sentence}", Some("bad,good"), "label").unwrap();
+    for purpose in [Purpose::Training, Purpose::Evaluation] {
+        let message = said(&own, &hidden, purpose);
+        assert!(
+            message.contains("--labels -1=negative,1=positive") && !message.contains("hidden"),
+            "{message}"
+        );
+        let message = said(&own, &row(json!({"sentence": "s", "label": " "})), purpose);
+        assert!(message.contains("leave such rows out") && !message.contains("hidden"), "{message}");
+    }
+    let signed = Task::generic("own", "{sentence}", Some("-1=bad,1=good"), "label").unwrap();
+    assert_eq!(signed.examples(&hidden, Purpose::Training).unwrap()[0].target, "bad");
 
     let number = row(json!({"sentence1": "s", "sentence2": "t", "label": 5.2}));
     let message = Task::named("stsb").unwrap().examples(&number, Purpose::Training).unwrap_err().to_string();

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::experiment::{Plan, Progress, Runner, Study, Together, Workers};
 use crate::files;
 use crate::model::Frozen;
-use crate::pretrained;
+use crate::pretrained::{self, Checkpoint};
 use crate::train::{Silent, Trainer};
 
 /// Runs in one batch, where nothing else is asked for.
@@ -91,6 +91,8 @@ impl Arguments {
             // Says what is wrong with --threads; each worker starts a thread of its own.
             Cpu::<f32>::with_caller(self.device.threads)?;
             let workers = Workers::new(&model, self.device.threads)?;
+            // Once, and not by each of them.
+            super::warn(Checkpoint::open(&model)?.warnings());
             if self.dry_run {
                 let cpu = Cpu::<f32>::new(Some(1))?;
                 return estimate(&study, &Frozen::load(&cpu, &model)?, workers.count());

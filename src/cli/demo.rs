@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::compare::TOGETHER;
 use super::device::{Chosen, Device, on_device};
 use super::progress::Bars;
+use crate::backend::cpu::Cpu;
 use crate::demo::{self, Settings, StudySettings};
 use crate::error::{Error, Result};
 use crate::experiment::Together;
@@ -55,12 +56,18 @@ impl Arguments {
         let mut settings = if self.long { Settings::long() } else { Settings::short() };
         settings.workers = self.device.threads;
         let model = self.out.join("model");
-        demo::write_model(&model)?;
         let mut bars = Bars::quiet()?;
+        // The model is written once the device is known to work: what is refused before leaves the folder free.
         let report = match chosen {
-            Chosen::Cpu => demo::compare(&settings, &model, &self.out, &mut bars)?,
+            Chosen::Cpu => {
+                // Says what is wrong with --threads; each worker starts a thread of its own.
+                Cpu::<f32>::with_caller(self.device.threads)?;
+                demo::write_model(&model)?;
+                demo::compare(&settings, &model, &self.out, &mut bars)?
+            }
             Chosen::Cuda { .. } => {
                 let device = self.device.start(chosen, None)?;
+                demo::write_model(&model)?;
                 on_device!(device, backend => {
                     let frozen = Frozen::load(backend, &model)?;
                     let runner = Together::new(&frozen, TOGETHER)?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::device::{Device, on_device};
 use super::progress;
+use super::settings::with_hyphen;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::{Split, data_of_task};
@@ -39,7 +40,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     task: Option<String>,
     /// Label strings of --task
-    #[arg(long, requires = "task")]
+    #[arg(long, requires = "task", allow_hyphen_values = true, value_parser = with_hyphen)]
     labels: Option<String>,
     /// Data to evaluate, instead of the run's own
     #[arg(long)]
@@ -62,8 +63,8 @@ struct Evaluated {
     task: String,
     prompts: Vec<String>,
     evaluation: Evaluation,
-    /// Whether the mixture is the same for every example, though its scorer reads the input.
-    needlessly_constant: bool,
+    /// What to say of a mixture that is the same for every example, though its scorer reads the input.
+    constant_warning: Option<String>,
 }
 
 impl Arguments {
@@ -144,9 +145,9 @@ impl Arguments {
                     Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
                     Ok(()) => {}
                 }
-                for evaluated in tasks.iter().filter(|evaluated| evaluated.needlessly_constant && !self.json)
-                {
-                    eprintln!("warning: {name}: {}", evaluated.evaluation.spread.constant_warning());
+                let warnings = tasks.iter().filter_map(|evaluated| evaluated.constant_warning.as_ref());
+                for warning in warnings.filter(|_| !self.json) {
+                    eprintln!("warning: {name}: {warning}");
                 }
                 results.push((place, tasks));
             }
@@ -250,7 +251,7 @@ impl Arguments {
         Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
-            needlessly_constant: run.is_needlessly_constant(&evaluation),
+            constant_warning: run.constant_warning(&evaluation),
             evaluation,
         })
     }
@@ -289,8 +290,8 @@ impl Arguments {
         if spread.commonest.is_some() {
             println!("  {}", spread.describe_largest(prompts));
         }
-        if evaluated.needlessly_constant {
-            eprintln!("warning: {}", spread.constant_warning());
+        if let Some(warning) = &evaluated.constant_warning {
+            eprintln!("warning: {warning}");
         }
     }
 }

@@ -81,7 +81,7 @@ impl Arguments {
             let advice = "tell them apart: --run NAME=FOLDER";
             return Err(Error::setting("--run", "runs of different names", &runs[index].name, advice));
         }
-        self.out.as_deref().map_or(Ok(()), files::check_file)?;
+        self.out.as_deref().map_or(Ok(()), |out| files::check_output(out, [&*self.input]))?;
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &runs))
     }

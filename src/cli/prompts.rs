@@ -367,7 +367,7 @@ fn change(run: &Path, out: &Path, sources: &[PathBuf]) -> Result<()> {
 
 impl Import {
     fn run(&self) -> Result<()> {
-        files::check_file(&self.out)?;
+        check_prompt_file(&self.out, [&*self.path])?;
         let model = match &self.model {
             Some(model) => Some(Checkpoint::open(&pretrained::locate(model)?)?),
             None => None,
@@ -437,8 +437,28 @@ impl Export {
     }
 }
 
+/// Files of a run's folder that go together: another prompt in the place of one would not be the run's.
+const OF_RUN: [&str; 3] = ["prompt.safetensors", "best.safetensors", "last.safetensors"];
+
+/// Whether a prompt could be written as `out` by a command that reads `inputs`: over none of them, nor over a file of a run or an
+/// adapter.
+fn check_prompt_file<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    files::check_output(out, inputs)?;
+    let is_beside = |name: &str| out.with_file_name(name).is_file();
+    let of = if OF_RUN.iter().any(|name| out.ends_with(name)) && is_beside("run.json") {
+        "a run"
+    } else if out.ends_with("adapter_model.safetensors") && is_beside("adapter_config.json") {
+        "a PEFT adapter"
+    } else {
+        return Ok(());
+    };
+    let found = format!("{}, a file of {of}", out.display());
+    Err(Error::setting("--out", "a file of its own for the prompt", found, "name another file"))
+}
+
 impl Merge {
     fn run(&self) -> Result<()> {
+        check_prompt_file(&self.out, self.prompts.iter().chain(&self.towards).map(PathBuf::as_path))?;
         let named = self.prompts.iter().zip(train::source_names(&self.prompts));
         let loaded =
             named.map(|(path, name)| Ok(Prompt::load(path)?.with_name(name))).collect::<Result<Vec<_>>>()?;

@@ -29,6 +29,9 @@ const OF_TASKS: [&str; 11] = [
     "decoding",
 ];
 
+/// Those whose text may begin with a hyphen: the label -1, a list item.
+const WITH_HYPHENS: [&str; 2] = ["template", "labels"];
+
 /// A flag each of the settings of a task.
 fn of_tasks() -> impl Iterator<Item = &'static Setting> {
     as_flags().filter(|setting| OF_TASKS.contains(&setting.key))
@@ -56,7 +59,20 @@ fn flag(setting: &'static Setting) -> Arg {
             arg.value_parser(PossibleValuesParser::new(values))
         }
         Values::Paths => arg.value_delimiter(',').action(ArgAction::Append),
+        _ if WITH_HYPHENS.contains(&setting.key) => arg.allow_hyphen_values(true).value_parser(with_hyphen),
         _ => arg,
+    }
+}
+
+/// A value that may begin with a hyphen, and is not the next flag, which stands there where the value was forgotten.
+pub(super) fn with_hyphen(text: &str) -> Result<String, String> {
+    let is_word = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_lowercase())
+            && name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '-')
+    };
+    match text.strip_prefix("--").filter(|name| is_word(name.split('=').next().unwrap_or_default())) {
+        Some(_) => Err("a value was expected before this flag".into()),
+        None => Ok(text.to_owned()),
     }
 }
 

@@ -58,6 +58,26 @@ pub(super) struct Arguments {
     device: Device,
 }
 
+/// The error of a length by `config` that the run, which was `begun`, has behind it.
+fn too_short<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig, begun: &RunManifest) -> Error {
+    let taken = trainer.step_count();
+    let asked = trainer.effective().steps.unwrap_or_default();
+    let (flag, found) = match config.epochs {
+        Some(epochs) if begun.config.epochs != config.epochs => {
+            ("--epochs", format!("{epochs}, which are {asked} steps"))
+        }
+        _ => ("--steps", asked.to_string()),
+    };
+    let whole = begun.effective.as_ref().map_or(begun.config.steps, |effective| effective.steps);
+    let advice = match whole.filter(|whole| *whole > taken) {
+        Some(whole) => format!("it has taken {taken} of {whole}: leave the flag out to go on to its end"),
+        None => "a run that has taken its steps goes on with more of them".to_owned(),
+    };
+    let more =
+        if flag == "--epochs" { format!("more than {taken} steps") } else { format!("more than {taken}") };
+    Error::setting(flag, more, found, advice)
+}
+
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let ranks = ranks::join()?;
@@ -141,16 +161,10 @@ impl Arguments {
             }
         };
         let length = |config: &RunConfig| (config.steps, config.epochs);
-        let is_longer = begun.is_some_and(|begun| length(&begun.config) != length(config));
-        if is_longer && trainer.steps_left() == 0 {
-            let taken = trainer.step_count();
-            let advice = "a run that has taken its steps goes on with more of them";
-            return Err(Error::setting(
-                "--steps",
-                format!("more than {taken}"),
-                format!("a run of {taken}"),
-                advice,
-            ));
+        if let Some(begun) = begun.filter(|begun| length(&begun.config) != length(config))
+            && trainer.steps_left() == 0
+        {
+            return Err(too_short(&trainer, config, begun));
         }
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));
         let outcome = trainer.run(folder.as_mut(), monitor)?;

@@ -54,6 +54,26 @@ pub(super) fn listing(folder: &Path) -> String {
     }
 }
 
+/// Refuses a folder that `save_to_disk` of Hugging Face's datasets wrote: Arrow files, and JSON about them that looks like rows.
+///
+/// # Errors
+/// [`Error::Format`] if it is one.
+pub(super) fn refuse_saved_to_disk(folder: &Path) -> Result<()> {
+    let is_arrow = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "arrow");
+    let describes = ["state.json", "dataset_info.json"].iter().all(|name| folder.join(name).is_file());
+    if !describes && !entries(folder).iter().any(is_arrow) {
+        return Ok(());
+    }
+    Err(Error::format(
+        folder,
+        None,
+        format!("rows as {EXTENSIONS}"),
+        "Arrow files, as save_to_disk of datasets writes them",
+        "write every split as a file instead, in Python: `from datasets import load_from_disk`, then \
+         `load_from_disk(folder)[\"train\"].to_parquet(\"train.parquet\")`, or to_json(\"train.jsonl\")",
+    ))
+}
+
 /// A folder by its name and the first file in it.
 fn inside(folder: &Path, name: &str) -> String {
     match entries(folder).first().and_then(|path| path.file_name()) {
@@ -195,6 +215,7 @@ fn by_other_names(folder: &Path, stem: &str) -> Result<Vec<Vec<PathBuf>>> {
 
 /// The data files of a split's folder, in order: all of them are its rows.
 fn all_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+    refuse_saved_to_disk(folder)?;
     let hidden =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
     let mut files: Vec<PathBuf> = entries(folder)

@@ -139,3 +139,9 @@ pub(super) fn not_utf8(path: &Path, line: u64, valid_up_to: usize, bytes: &[u8])
 pub(super) fn no_rows(path: &Path) -> Error {
     Error::format(path, None, "at least one row", "none: the file is empty", "")
 }
+
+/// As [`no_rows`], of a file that says what its columns are.
+pub(super) fn columns_alone(path: &Path, columns: &str) -> Error {
+    let advice = "is the rest of it missing?";
+    Error::format(path, None, "at least one row", format!("none: {columns} and nothing behind it"), advice)
+}

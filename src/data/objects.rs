@@ -104,6 +104,24 @@ pub(super) fn parse_object(line: &[u8], path: &Arc<Path>, number: u64) -> Result
         Ok(_) => {
             Err(unfit(quote(text), "each row is an object such as {\"sentence\": \"...\", \"label\": 0}"))
         }
-        Err(error) => Err(unfit(quote(text), &json::advice(text, &error))),
+        Err(error) => {
+            // The file's first line tells what it is.
+            let other = if number == 1 { instead(text) } else { None };
+            Err(unfit(quote(text), other.unwrap_or(&json::advice(text, &error))))
+        }
     }
+}
+
+/// What to do about a file that begins with this line and so holds no JSON lines, if it is plain what it holds.
+fn instead(line: &str) -> Option<&'static str> {
+    if line.trim_start().starts_with(['{', '[', '"']) {
+        return None;
+    }
+    if line.contains('\t') {
+        return Some(
+            "this is no JSON line, but like a header of columns between tabs: such a file's name ends in .tsv",
+        );
+    }
+    line.contains([',', ';', '|'])
+        .then_some("this is no JSON line, but like the header of a CSV: such a file's name ends in .csv")
 }

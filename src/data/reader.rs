@@ -7,18 +7,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{Format, Input};
-use super::lines::{LINE_LIMIT, Lines, no_rows};
+use super::lines::{LINE_LIMIT, Lines, columns_alone, no_rows};
 use super::objects::Objects;
 use super::records::Records;
 use super::tsv::Tsv;
 use crate::error::{Error, Result};
 use crate::tasks::Row;
 
+/// What names the columns of a file of text.
+const HEADER: &str = "a header";
+
 /// An iterator over the rows of a file. After an error it ends; a file without rows is an error.
 pub struct Reader {
     path: Arc<Path>,
     rows: Box<dyn Iterator<Item = Result<Row>> + Send>,
     remark: Option<String>,
+    /// What of the file says which columns there are, if anything does.
+    columns: Option<&'static str>,
     seen: bool,
     /// Whether rows that are bad in themselves are passed.
     passes: bool,
@@ -95,9 +100,12 @@ impl Reader {
             Format::Csv => {
                 let records = Records::new(input, owned, limit)?;
                 let remark = records.remark();
-                Ok(Self { remark, ..Self::of(path, records) })
+                Ok(Self { remark, columns: Some(HEADER), ..Self::of(path, records) })
             }
-            Format::Tsv => Ok(Self::of(path, Tsv::new(Lines::new(input, owned, limit))?)),
+            Format::Tsv => {
+                let rows = Tsv::new(Lines::new(input, owned, limit))?;
+                Ok(Self { columns: Some(HEADER), ..Self::of(path, rows) })
+            }
             Format::Parquet => Err(Error::unsupported(
                 format!("reading {} as a stream", path.display()),
                 "the index of a Parquet file stands at its end",
@@ -116,6 +124,7 @@ impl Reader {
             path: Arc::from(path),
             rows: Box::new(rows),
             remark: None,
+            columns: None,
             seen: false,
             passes: false,
             ended: false,
@@ -125,7 +134,8 @@ impl Reader {
     #[cfg(feature = "parquet")]
     fn parquet(path: &Path, columns: &[Vec<String>]) -> Result<Self> {
         let file = super::format::open_file(path)?;
-        Ok(Self::of(path, super::parquet::open(file, path, columns)?))
+        let rows = super::parquet::open(file, path, columns)?;
+        Ok(Self { columns: Some("its columns' names"), ..Self::of(path, rows) })
     }
 
     #[cfg(not(feature = "parquet"))]
@@ -169,7 +179,10 @@ impl Iterator for Reader {
             None => true,
         };
         if row.is_none() && !self.seen {
-            return Some(Err(no_rows(&self.path)));
+            return Some(Err(match self.columns {
+                Some(columns) => columns_alone(&self.path, columns),
+                None => no_rows(&self.path),
+            }));
         }
         self.seen = true;
         row

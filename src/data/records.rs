@@ -296,6 +296,10 @@ pub(super) fn check_names(
         let expected = format!("a header line that names each column once, separated by {delimiter:?}");
         Err(Error::format(path, Some(line), expected, found, advice))
     };
+    let begins = names.first().map_or("", |name| name.trim_start());
+    if begins.starts_with("{\"") || begins.starts_with("[{") {
+        return unfit("JSON".to_owned(), "let the file's name end in .jsonl: it holds JSON lines");
+    }
     while names.len() > 1 && names.last().is_some_and(String::is_empty) {
         names.pop();
     }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use rand_mt::Mt;
 
-use super::folder::{expected, find, listing};
+use super::folder::{expected, find, listing, refuse_saved_to_disk};
 use super::format::EXTENSIONS;
 use super::reader::{Reader, count_rows, open_columns};
 use crate::choice::choices;
@@ -339,6 +339,7 @@ impl Splits {
             splits.apply(rule)?;
         }
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
+            refuse_saved_to_disk(folder)?;
             return Err(Error::format(
                 folder,
                 None,

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Preset, RunConfig};
+
 /// Prompts whose weights are written out in one line at most.
 const SHOWN: usize = 8;
 /// Standard deviation below which a weight counts as the same for every example: the second digit does not change.
@@ -115,13 +117,33 @@ impl AttentionSpread {
         }
     }
 
-    /// What to tell the user of a mixture that is the same for every example, though its scorer reads the input.
-    pub fn constant_warning(&self) -> String {
+    /// What to tell the user of a mixture that is the same for every example, though its scorer reads the input: what a run by other
+    /// settings than `config` could do about it.
+    pub fn constant_warning(&self, config: &RunConfig) -> String {
         let most = self.standard_deviation.iter().copied().fold(0.0, f64::max);
+        let mut ways = Vec::new();
+        if !config.standardizes_inputs() {
+            if config.preset != Preset::Tuned {
+                ways.push("with --preset tuned (standardized inputs and a scorer rate of 0.01)".to_owned());
+            }
+            ways.push("with --standardize-inputs".to_owned());
+        }
+        let rate = config.scorer_learning_rate();
+        let tuned = RunConfig { preset: Preset::Tuned, scorer_learning_rate: None, ..config.clone() };
+        if config.freeze_scorer {
+            ways.push("without --freeze-scorer".to_owned());
+        } else if rate == 0.0 {
+            ways.push("with a --scorer-learning-rate above 0".to_owned());
+        } else if rate > tuned.scorer_learning_rate() {
+            ways.push(format!("with a --scorer-learning-rate below {rate}"));
+        }
+        if !config.freeze_scorer && rate > 0.0 {
+            ways.push("for more steps".to_owned());
+        }
         format!(
-            "the mixture is the same for every example: no weight has a standard deviation above {most:.4}. Train with \
-             --preset tuned (standardized inputs and a scorer rate of 0.01), or with --standardize-inputs and a lower \
-             --scorer-learning-rate, or for more steps; --scorer constant learns a fixed mixture with a number a prompt"
+            "the mixture is the same for every example: no weight has a standard deviation above {most:.4}. Train {}; --scorer \
+             constant learns a fixed mixture with a number a prompt, which is as good where all rows ask the same",
+            ways.join(", or ")
         )
     }
 }

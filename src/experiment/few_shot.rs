@@ -58,9 +58,59 @@ pub struct Draw {
     pub test: Vec<(String, Option<f64>)>,
 }
 
+/// How the folders of the draws' runs begin, before the data seed.
+const DRAW: &str = "draw-";
+
 /// The folder of a draw's run.
 fn folder_of(data_seed: u64) -> PathBuf {
-    format!("draw-{data_seed}").into()
+    format!("{DRAW}{data_seed}").into()
+}
+
+/// What lies in `out`, if it is a folder.
+fn entries(out: &Path) -> Result<Vec<PathBuf>> {
+    match std::fs::read_dir(out) {
+        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::file("read", out, source)),
+    }
+}
+
+/// Whether `path` is named as the folder of a draw's run is.
+fn is_draw(path: &Path) -> bool {
+    path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAW))
+}
+
+/// Whether there is more in `out` than the summary and runs that have taken no step.
+fn has_begun(out: &Path) -> Result<bool> {
+    let entries = entries(out)?;
+    if !entries.iter().any(|entry| entry.ends_with(SUMMARY)) {
+        return RunFolder::has_begun(out);
+    }
+    for entry in entries {
+        let is_of_nothing = match entry.ends_with(SUMMARY) {
+            // One that lists runs is a result, even where their folders are gone.
+            true => FewShotRuns::saved(out).is_ok_and(|runs| runs.is_some_and(|runs| runs.draws.is_empty())),
+            false => is_draw(&entry) && !RunFolder::has_begun(&entry)?,
+        };
+        if !is_of_nothing {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Empties `out` of what runs left none of which has taken a step.
+fn take_back(out: &Path) -> Result<()> {
+    for draw in entries(out)?.iter().filter(|entry| is_draw(entry)) {
+        RunFolder::take_back(draw)?;
+        // What somebody else laid into it stays.
+        let _ = std::fs::remove_dir(draw);
+    }
+    let summary = out.join(SUMMARY);
+    if summary.is_file() {
+        std::fs::remove_file(&summary).map_err(|source| Error::file("remove", &summary, source))?;
+    }
+    RunFolder::take_back(out)
 }
 
 impl FewShotRuns {
@@ -75,9 +125,9 @@ impl FewShotRuns {
     /// Whether few-shot runs could be written to `out`, asked before there are any: nothing is left there.
     ///
     /// # Errors
-    /// If the folder exists and is not empty, or cannot be written.
+    /// If the folder exists and holds more than runs that have taken no step, or cannot be written.
     pub fn check_new(out: &Path) -> Result<()> {
-        if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        if has_begun(out)? {
             let found = format!("{}, which holds files", out.display());
             let advice = "name another folder, or go on with interrupted runs by --resume";
             return Err(Error::setting("--out", "a new or empty folder", found, advice));
@@ -104,9 +154,30 @@ impl FewShotRuns {
         resume: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        if !resume {
-            Self::check_new(out)?;
+        if resume {
+            return Self::run_draws(runner, config, out, resume, progress);
         }
+        Self::check_new(out)?;
+        let is_new = !out.exists();
+        take_back(out)?;
+        let done = Self::run_draws(runner, config, out, resume, progress);
+        if done.is_err() && !has_begun(out)? {
+            // Nothing was learnt: the folder is to be free for the command that is put right.
+            take_back(out)?;
+            if is_new {
+                let _ = std::fs::remove_dir(out);
+            }
+        }
+        done
+    }
+
+    fn run_draws(
+        runner: &dyn Runner,
+        config: &RunConfig,
+        out: &Path,
+        resume: bool,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
         files::write_json(&out.join(SUMMARY), &runs)?;

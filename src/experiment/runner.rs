@@ -104,9 +104,14 @@ pub(super) fn open<'a, B: Backend>(
 ) -> Result<(Trainer<'a, B>, RunFolder)> {
     let Training { config, folder, .. } = training;
     let mut trainer = Trainer::new(frozen, config, monitor)?;
-    let folder = if folder.join("run.json").is_file() {
-        let differences = RunFolder::saved(folder)?.config.differences(config);
-        if training.is_compared && !differences.is_empty() {
+    let is_there = folder.join("run.json").is_file();
+    let differences = match is_there && training.is_compared {
+        true => RunFolder::saved(folder)?.config.differences(config),
+        false => Vec::new(),
+    };
+    // A run that failed before its first step, as by a setting that is now another, is no obstacle.
+    let folder = if is_there && (differences.is_empty() || RunFolder::has_begun(folder)?) {
+        if !differences.is_empty() {
             let listed: Vec<String> = differences.iter().map(ToString::to_string).collect();
             return Err(Error::setting(
                 "--out",

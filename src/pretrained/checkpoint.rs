@@ -10,6 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::config::CONFIG_BYTES;
+use super::tensor_file::DEQUANTIZE;
 use super::{T5Config, TensorFile, small_file};
 use crate::error::{Error, Result};
 
@@ -28,8 +29,12 @@ const OUTPUT_NAME: &str = "lm_head.weight";
 const LAST_NORM: &str = "encoder.final_layer_norm.weight";
 /// The largest shard index that is read; the largest T5's is below 200 kB.
 const INDEX_BYTES: u64 = 64 << 20;
+/// A table that the first T5 checkpoints hold and that no version of the model reads.
+const OLD_BIAS: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
 /// How many missing tensors an error lists.
 const LISTED: usize = 10;
+/// How many tensors that are passed over a warning lists.
+const FEW: usize = 4;
 
 /// A T5 checkpoint: its configuration and its tensors, mapped into memory until this is dropped.
 ///
@@ -73,7 +78,8 @@ impl Checkpoint {
             ));
         }
         let path = folder.join("config.json");
-        let (config, mut warnings) = T5Config::with_remarks(&path, &small_file(&path, CONFIG_BYTES)?)?;
+        let json = small_file(&path, CONFIG_BYTES)?;
+        let (config, mut warnings) = T5Config::with_remarks(&path, &json)?;
         let Some(weights) = WEIGHT_FILES.into_iter().find(|name| folder.join(name).exists()) else {
             return Err(Error::format(
                 folder,
@@ -113,8 +119,43 @@ impl Checkpoint {
             warnings,
             sha256: OnceLock::new(),
         };
-        checkpoint.find_output(&path)?;
+        checkpoint.find_output(&path).map_err(|error| match (quantized_by(&json), &error) {
+            // Whatever was found first, it comes of this.
+            (Some(method), Error::Tensor { .. } | Error::Format { .. }) => {
+                let found = format!("weights that {method} quantized, by its quantization_config");
+                let expected = "weights in f32, bf16 or f16";
+                Error::format(folder.join("config.json"), None, expected, found, DEQUANTIZE)
+            }
+            _ => error,
+        })?;
+        checkpoint.warn_of_unused(&path);
         Ok(checkpoint)
+    }
+
+    /// Says which tensors have no place in the model: it may be another one than those that wrote them meant.
+    fn warn_of_unused(&mut self, path: &Path) {
+        let used: BTreeSet<String> = self.stored_tensors().into_iter().map(|(name, _)| name).collect();
+        let is_unused = |name: &&str| {
+            !used.contains(*name)
+                && *name != OUTPUT_NAME
+                && *name != OLD_BIAS
+                && !EMBEDDING_NAMES.contains(name)
+        };
+        let unused: Vec<&str> = self.holder.keys().map(String::as_str).filter(is_unused).collect();
+        if unused.is_empty() {
+            return;
+        }
+        let mut names = unused.iter().take(FEW).copied().collect::<Vec<_>>().join(", ");
+        if unused.len() > FEW {
+            names.push_str(&format!(" and {} more", unused.len() - FEW));
+        }
+        let warning = format!(
+            "{}: {} of its tensors are not read, as the T5 that config.json describes has none of these names: {names}; if it was \
+             trained with them, its answers here are not those that it should give",
+            path.display(),
+            unused.len()
+        );
+        self.warnings.push(warning);
     }
 
     /// Checks the tensors and sets the configuration to the output matrix that is there: `lm_head.weight` if it is stored
@@ -323,6 +364,14 @@ impl Checkpoint {
         right_file.release(right_entry);
         Ok(equal)
     }
+}
+
+/// What quantized the weights, if the configuration says that something did.
+fn quantized_by(json: &[u8]) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_slice(json).ok()?;
+    let settings = config.get("quantization_config").filter(|settings| !settings.is_null())?;
+    let method = settings.get("quant_method").and_then(serde_json::Value::as_str);
+    Some(method.unwrap_or("something").chars().take(40).flat_map(char::escape_debug).collect())
 }
 
 /// What stands before the names of a whole T5 that was saved inside something else: `module.` by data-parallel training,

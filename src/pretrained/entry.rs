@@ -16,7 +16,15 @@ pub enum ElementType {
     Other(&'static str),
 }
 
+/// The name of all that is shorter than f16, of which a file may have several kinds.
+pub(super) const SMALL_FLOAT: &str = "a float of 8 bits or fewer";
+
 impl ElementType {
+    /// Whether weights that are stored in it were quantized.
+    pub(super) fn is_of_quantized(self) -> bool {
+        matches!(self, Self::Other("i8" | "u8" | SMALL_FLOAT))
+    }
+
     /// The name as error messages give it.
     pub fn name(self) -> &'static str {
         match self {

@@ -13,13 +13,16 @@ use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::entry::{ElementType, Entry, instead};
+use super::entry::{ElementType, Entry, SMALL_FLOAT, instead};
 use super::torch_pickle;
 use crate::error::{Error, Result};
 use crate::files;
 
 /// The longest header of a safetensors file that is read, the format's own limit.
 const SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
+/// What to do about numbers that are of use only with the scales that they were divided by.
+pub(super) const DEQUANTIZE: &str = "the weights are quantized, and are nothing without their scales: where they were quantized, dequantize the model \
+     (`model.dequantize()` in transformers) and save it in f32, bf16 or f16";
 /// Elements converted at a time; two bytes each, so a block stays in the first-level cache.
 const BLOCK: usize = 2048;
 /// Bytes that are shown at a time when a tensor is read: a multiple of every element's width, large against a page.
@@ -284,20 +287,25 @@ impl TensorFile {
 
     pub(super) fn checked_entry(&self, name: &str, expected_shape: &[usize]) -> Result<&Entry> {
         let entry = self.entry(name)?;
+        // Before the shape, which a quantized tensor may have another of.
+        if entry.element.bytes().is_none() {
+            return Err(Error::tensor(
+                name,
+                "elements of type f32, bf16 or f16",
+                format!("{} in {}", entry.element.name(), self.path.display()),
+                if entry.element.is_of_quantized() {
+                    DEQUANTIZE
+                } else {
+                    "convert the tensor to f32 and save it again"
+                },
+            ));
+        }
         if entry.shape != expected_shape {
             return Err(Error::tensor(
                 name,
                 format!("shape {expected_shape:?}"),
                 format!("shape {:?} in {}", entry.shape, self.path.display()),
                 "check that the configuration and the weights belong together",
-            ));
-        }
-        if entry.element.bytes().is_none() {
-            return Err(Error::tensor(
-                name,
-                "elements of type f32, bf16 or f16",
-                format!("{} in {}", entry.element.name(), self.path.display()),
-                "convert the tensor to f32 and save it again",
             ));
         }
         Ok(entry)
@@ -418,7 +426,7 @@ fn element_type(dtype: Dtype) -> ElementType {
         Dtype::U8 => ElementType::Other("u8"),
         Dtype::BOOL => ElementType::Other("bool"),
         Dtype::C64 => ElementType::Other("complex"),
-        _ => ElementType::Other("a float of 8 bits or fewer"),
+        _ => ElementType::Other(SMALL_FLOAT),
     }
 }
 

@@ -229,7 +229,7 @@ impl History {
             100.0 * spread.minority
         );
         if self.saved.config.scorer.reads_input() && spread.is_constant() {
-            text.push_str(&format!(" Note: {}.", spread.constant_warning()));
+            text.push_str(&format!(" Note: {}.", spread.constant_warning(&self.saved.config)));
         }
         Some(text)
     }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::target::Origin;
 use crate::error::{Error, Result};
 use crate::metrics::{Kind, Metric, Predictions};
 
@@ -364,8 +365,7 @@ impl Task {
     /// # Errors
     /// [`Error::Format`] with file, line and field.
     pub fn examples(&self, row: &Row, purpose: Purpose) -> Result<Vec<Example>> {
-        let Some((mut targets, reference)) = self.target.read(row, self.split.advice_on_hidden_labels())?
-        else {
+        let Some((mut targets, reference)) = self.target.read(row, || self.origin(purpose))? else {
             return Ok(vec![]);
         };
         let source = self.source_text(row)?;
@@ -387,12 +387,24 @@ impl Task {
             .collect())
     }
 
-    /// The class of a row without formatting its text; `None` where it has no gold label or the task no classes.
+    /// Whose the rows are that are read for `purpose`.
+    fn origin(&self, purpose: Purpose) -> Origin {
+        // A task of one's own may go by the name of a known one.
+        let is_known = Self::named(&self.name).is_ok_and(|known| known.source == self.source);
+        let is_benchmark = is_known || self.hub.is_some() || self.split != SplitRule::Files;
+        match purpose {
+            Purpose::Evaluation if is_benchmark => Origin::Benchmark(self.split.advice_on_hidden_labels()),
+            _ if is_known => Origin::Known,
+            _ => Origin::Own,
+        }
+    }
+
+    /// The class of a training row without formatting its text; `None` where it has no gold label or the task no classes.
     ///
     /// # Errors
     /// [`Error::Format`] with file, line and field.
     pub fn class_of(&self, row: &Row) -> Result<Option<u32>> {
-        Ok(match self.target.read(row, self.split.advice_on_hidden_labels())? {
+        Ok(match self.target.read(row, || self.origin(Purpose::Training))? {
             Some((_, Reference::Class(class))) => Some(class),
             _ => None,
         })

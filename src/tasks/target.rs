@@ -95,6 +95,31 @@ pub enum Prediction {
     Text(String),
 }
 
+/// Whose rows are read, and so what it means that one of them has no label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A benchmark's, to be judged by: its test file hides the labels, about which this is to be done.
+    Benchmark(&'static str),
+    /// Of a known task, to learn from: its values are given.
+    Known,
+    /// A user's own: the value may be a label that was not listed.
+    Own,
+}
+
+impl Origin {
+    /// What to do about a row whose label is `written` so, by [`without_label`].
+    fn advice(self, written: &str) -> String {
+        match (self, written) {
+            (Self::Benchmark(advice), _) => format!("{written} stands for a hidden label: {advice}"),
+            (Self::Own, "-1") => "if -1 is a label, give each label the value that the rows have for it, as in \
+                                  `--labels -1=negative,1=positive` or by `labels` in the task's file; if it means that a \
+                                  row has none, leave such rows out"
+                .to_owned(),
+            _ => "the row has none: label it, or leave such rows out".to_owned(),
+        }
+    }
+}
+
 impl Target {
     /// Which metrics can evaluate it.
     pub fn kind(&self) -> Kind {
@@ -125,12 +150,16 @@ impl Target {
         }
     }
 
-    /// The targets to train on and the reference to be evaluated by; `None` for a row to leave out. `on_hidden` is what to do about a
-    /// label that is hidden.
+    /// The targets to train on and the reference to be evaluated by; `None` for a row to leave out. `origin` says what to
+    /// do about a row that has no label.
     ///
     /// # Errors
     /// [`Error::Format`] with file, line and field where the answer is missing or outside the set.
-    pub(crate) fn read(&self, row: &Row, on_hidden: &str) -> Result<Option<(Vec<String>, Reference)>> {
+    pub(crate) fn read(
+        &self,
+        row: &Row,
+        origin: impl Fn() -> Origin,
+    ) -> Result<Option<(Vec<String>, Reference)>> {
         let is_null = |name: &str| row.fields().get(name).is_some_and(Value::is_null);
         if row.find(self.field()).is_none() && self.field().alternatives().any(is_null) {
             return Err(row.error(
@@ -147,7 +176,7 @@ impl Target {
                     return Ok(None);
                 }
                 let index = find_class(classes, value, &written)
-                    .ok_or_else(|| outside(classes, field, value, row, on_hidden))?;
+                    .ok_or_else(|| outside(classes, field, value, row, origin()))?;
                 Ok(Some((vec![classes[index].label.clone()], Reference::Class(index as u32))))
             }
             Self::Number { field, minimum, maximum, step } => {
@@ -159,8 +188,9 @@ impl Target {
                 }
                 .filter(|number| (*minimum..=*maximum).contains(number))
                 .ok_or_else(|| {
-                    let advice = hidden_label(value)
-                        .map(|hidden| format!("{hidden} stands for a hidden label: {on_hidden}"));
+                    // No list of labels could make -1 one of them.
+                    let origin = || if origin() == Origin::Own { Origin::Known } else { origin() };
+                    let advice = without_label(value).map(|written| origin().advice(written));
                     row.error(
                         format!("a number from {minimum} to {maximum} in field {field}"),
                         quote(&value.to_string()),
@@ -268,15 +298,15 @@ fn find_class(classes: &[Class], value: &Value, written: &[String]) -> Option<us
         .or_else(|| written.iter().find_map(|form| classes.iter().position(|class| class.label == *form)))
 }
 
-/// How a benchmark's test file writes that its labels are hidden, if the value is that: -1, or an empty text.
-fn hidden_label(value: &Value) -> Option<&'static str> {
+/// How files write that a row has no label, or that a benchmark hides it, if the value is that: -1, or an empty text.
+fn without_label(value: &Value) -> Option<&'static str> {
     if value.as_str().is_some_and(|text| text.trim().is_empty()) {
         return Some("an empty text");
     }
     written_forms(value).iter().any(|form| form == "-1").then_some("-1")
 }
 
-fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, on_hidden: &str) -> Error {
+fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, origin: Origin) -> Error {
     let known: Vec<String> = classes
         .iter()
         .map(|class| match class.values.as_slice() {
@@ -286,8 +316,8 @@ fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, on_hidden
         })
         .collect();
     let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let advice = if let Some(hidden) = hidden_label(value) {
-        format!("{hidden} stands for a hidden label: {on_hidden}")
+    let advice = if let Some(written) = without_label(value) {
+        origin.advice(written)
     } else {
         let names: Vec<&str> = classes
             .iter()

@@ -10,6 +10,7 @@
 //! be killed between any two writes.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -104,6 +105,10 @@ impl RunManifest {
 
 /// Names of files that are still being written, and of what a kill left of them.
 const TEMPORARY: &str = ".promptmix-";
+/// The file without which a folder is no run's.
+const RUN: &str = "run.json";
+/// Files of a run that has taken no step.
+const UNBEGUN: [&str; 5] = [RUN, "config.toml", "log.jsonl", "log.txt", "last.safetensors"];
 
 /// All that training goes on from.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,10 +176,10 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes a new folder and writes `run.json`.
+    /// Makes a new folder and writes `run.json`. A run that has taken no step is no obstacle: its files make way.
     ///
     /// # Errors
-    /// If the folder exists and is not empty, or cannot be written.
+    /// If the folder exists and holds other files, or cannot be written.
     pub fn create(path: &Path, config: &RunConfig, model_hash: &str) -> Result<Self> {
         Self::create_as(
             path,
@@ -197,9 +202,36 @@ impl RunFolder {
         check_free(path)?;
         std::fs::create_dir_all(path).map_err(|source| Error::file("create", path, source))?;
         let toml = saved.config.to_toml()?;
+        let before = remove_unbegun(path)?;
         files::replace(&path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
         save_settings(path, saved)?;
-        Self::open(path)
+        let mut new = Self::open(path)?;
+        new._locks.extend(before);
+        Ok(new)
+    }
+
+    /// Empties `path` of what a run left that has taken no step. A folder with more in it stays as it is.
+    ///
+    /// # Errors
+    /// If something trains in it, or it cannot be read or changed.
+    pub(crate) fn take_back(path: &Path) -> Result<()> {
+        if !path.is_dir() || occupied(path)? {
+            return Ok(());
+        }
+        let _lock = remove_unbegun(path)?;
+        // Last, as it is what holds the lock.
+        for name in ["config.toml", RUN] {
+            remove(&path.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Whether `path` holds more than what a run leaves that was killed, or failed, before its first step.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(crate) fn has_begun(path: &Path) -> Result<bool> {
+        occupied(path)
     }
 
     /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, the settings as they
@@ -285,7 +317,7 @@ impl RunFolder {
     /// # Errors
     /// If `run.json` is missing, malformed or of another version.
     pub fn saved(path: &Path) -> Result<RunManifest> {
-        let file = path.join("run.json");
+        let file = path.join(RUN);
         let advice = "name a folder that promptmix train wrote";
         let json = match std::fs::read(&file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -491,7 +523,7 @@ impl RunFolder {
 
 /// Writes `run.json`.
 fn save_settings(path: &Path, saved: &RunManifest) -> Result<()> {
-    files::write_json(&path.join("run.json"), saved)
+    files::write_json(&path.join(RUN), saved)
 }
 
 /// Opens one of the folder's logs to append to.
@@ -503,7 +535,7 @@ fn append(folder: &Path, name: &str) -> Result<File> {
 
 /// Locks the run in `folder` against all others, until the file is dropped or the process ends, however it ends.
 fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join("run.json");
+    let path = folder.join(RUN);
     let file = OpenOptions::new().read(true).write(true).open(&path);
     let file = file.map_err(|source| Error::file("open", &path, source))?;
     match file.try_lock() {
@@ -520,7 +552,8 @@ fn lock(folder: &Path) -> Result<File> {
 
 fn check_free(path: &Path) -> Result<()> {
     if !occupied(path)? {
-        return Ok(());
+        // A run before its first step may be under way.
+        return if path.join(RUN).is_file() { lock(path).map(drop) } else { Ok(()) };
     }
     Err(Error::setting(
         "--out",
@@ -530,18 +563,41 @@ fn check_free(path: &Path) -> Result<()> {
     ))
 }
 
-/// Whether `path` is a folder with more in it than what a kill leaves of a run that was about to begin.
+/// Whether `path` is a folder with more in it than what a run leaves that was killed, or failed, before its first step.
 fn occupied(path: &Path) -> Result<bool> {
-    match std::fs::read_dir(path) {
-        Ok(entries) => Ok(entries
-            .flatten()
-            .any(|entry| !is_temporary(&entry.file_name()) && entry.file_name() != *"config.toml")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::file("read", path, error)),
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::file("read", path, error)),
+    };
+    // A step is logged before anything else is made of it.
+    let has_steps = path.join("log.jsonl").metadata().is_ok_and(|log| log.len() > 0);
+    // Without it there was no run: the rest is somebody else's.
+    let is_run = path.join(RUN).is_file();
+    Ok(has_steps
+        || entries.flatten().map(|entry| entry.file_name()).any(|name| {
+            !is_temporary(&name)
+                && if is_run { !UNBEGUN.iter().any(|own| name == **own) } else { name != *"config.toml" }
+        }))
+}
+
+/// Removes what a run left in `folder` that has taken no step, but for its settings; with the lock on them, if there are any.
+fn remove_unbegun(folder: &Path) -> Result<Option<File>> {
+    let lock = if folder.join(RUN).is_file() { Some(lock(folder)?) } else { None };
+    for name in UNBEGUN.into_iter().filter(|name| ![RUN, "config.toml"].contains(name)) {
+        remove(&folder.join(name))?;
+    }
+    Ok(lock)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path, error)),
+        _ => Ok(()),
     }
 }
 
-fn is_temporary(name: &std::ffi::OsStr) -> bool {
+fn is_temporary(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(TEMPORARY)
 }
 

@@ -163,7 +163,7 @@ fn run_stack<B: Backend>(
                 let member = &mut members[run];
                 let (part, own) = (&parts[place], &taken[place]);
                 if !own.applied {
-                    failures[run] = Some(not_finite(&member.name, part.step + 1, own.loss));
+                    failures[run] = Some(not_finite(member, part.step + 1, own.loss));
                     continue;
                 }
                 let record = member.trainer.record(part, own, paces[place]);
@@ -210,8 +210,9 @@ fn ended() -> RunPart {
     }
 }
 
-fn not_finite(name: &str, step: u64, loss: f64) -> Error {
+fn not_finite<B: Backend>(member: &Member<'_, B>, step: u64, loss: f64) -> Error {
     let tensor = if loss.is_finite() { "the gradient" } else { "the loss" };
-    let advice = "lower --learning-rate, or set --max-grad-norm; alone the run says more; its last checkpoint is as it was";
-    Error::NonFinite { step, tensor: format!("{tensor} of run {name}"), advice: advice.into() }
+    let advice = member.trainer.advice_on_not_finite();
+    let advice = format!("{advice}; alone the run says more; its last checkpoint is as it was");
+    Error::NonFinite { step, tensor: format!("{tensor} of run {}", member.name), advice }
 }

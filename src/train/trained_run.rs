@@ -54,9 +54,11 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         prompt_names(&self.config, &self.mixture)
     }
 
-    /// Whether the mixture is the same for every example of `evaluation`, though its scorer reads the input.
-    pub fn is_needlessly_constant(&self, evaluation: &Evaluation) -> bool {
-        self.mixture.mixing.scorer.is_some_and(Scorer::reads_input) && evaluation.spread.is_constant()
+    /// What to tell the user where the mixture is the same for every example of `evaluation`, though its scorer reads the input.
+    pub fn constant_warning(&self, evaluation: &Evaluation) -> Option<String> {
+        let is_constant =
+            self.mixture.mixing.scorer.is_some_and(Scorer::reads_input) && evaluation.spread.is_constant();
+        is_constant.then(|| evaluation.spread.constant_warning(&self.config))
     }
 
     /// The tasks it was trained on, in the order of their target prompts.

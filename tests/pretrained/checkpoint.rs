@@ -1,10 +1,12 @@
 //! The weights: every type and layout, what is missing, what conflicts, and files that lie.
 
+use std::fs;
 use std::path::Path;
 
 use promptmix::Error;
 use promptmix::pretrained::{Checkpoint, T5Config, Tokenizer};
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use tempfile::tempdir;
 
 use crate::{shared, tiny_checkpoint as tiny};
@@ -205,6 +207,74 @@ fn another_element_type_is_refused_at_opening() {
     assert!(error.contains("f64") && error.contains("bf16"), "{error}");
 }
 
+/// The checkpoint of [`tiny::config`], each tensor stored as `stored` says.
+fn write_stored(folder: &Path, stored: impl Fn(&str, &[usize], &[f32]) -> (Dtype, Vec<usize>, Vec<u8>)) {
+    let config = tiny::config();
+    let tensors = tiny::tensors(&config);
+    let stored: Vec<_> =
+        tensors.iter().map(|(name, (shape, values))| (name, stored(name, shape, values))).collect();
+    let views = stored.iter().map(|(name, (dtype, shape, bytes))| {
+        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("a view"))
+    });
+    fs::write(folder.join("config.json"), tiny::config_json(&config)).expect("config");
+    fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).expect("bytes"))
+        .expect("weights");
+}
+
+#[test]
+fn quantized_weights_are_said_to_need_their_scales() {
+    let folder = tempdir().expect("folder");
+    let name = "encoder.block.0.layer.0.SelfAttention.q.weight";
+    for (dtype, halved) in [(Dtype::I8, false), (Dtype::U8, true), (Dtype::F8_E4M3, false)] {
+        write_stored(folder.path(), |tensor, shape, values| {
+            if tensor != name {
+                return (Dtype::F32, shape.to_vec(), tiny::encode(values, Dtype::F32));
+            }
+            // Two numbers of four bits in a byte have another shape.
+            let shape = if halved { vec![values.len() / 2, 1] } else { shape.to_vec() };
+            (dtype, shape.clone(), vec![1; shape.iter().product()])
+        });
+        let error = Checkpoint::open(folder.path()).expect_err("quantized").to_string();
+        assert!(error.contains(name) && error.contains("dequantize()"), "{error}");
+        assert!(!error.contains("convert the tensor"), "{error}");
+        let mut json: serde_json::Value =
+            serde_json::from_str(&tiny::config_json(&tiny::config())).expect("JSON");
+        json["quantization_config"] = serde_json::json!({ "quant_method": "bitsandbytes" });
+        fs::write(folder.path().join("config.json"), json.to_string()).expect("config");
+        let error = Checkpoint::open(folder.path()).expect_err("quantized").to_string();
+        assert!(error.contains("bitsandbytes quantized") && error.contains("dequantize()"), "{error}");
+    }
+}
+
+#[test]
+fn tensors_that_the_model_has_no_place_for_are_counted_and_the_first_are_named() {
+    let config = tiny::config();
+    let folder = tempdir().expect("folder");
+    let mut tensors = tiny::tensors(&config);
+    let shared = tensors["shared.weight"].clone();
+    for known in ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"] {
+        tensors.insert(known.into(), shared.clone());
+    }
+    let bias = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
+    tensors.insert(bias.into(), (vec![6, 5], vec![1.0; 30]));
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let as_published = Checkpoint::open(folder.path()).expect("opens");
+    assert_eq!(as_published.warnings(), [""; 0]);
+
+    tensors.insert("encoder.block.0.layer.0.SelfAttention.q.bias".into(), (vec![15], vec![1.0; 15]));
+    for part in ["q", "k", "v", "o"] {
+        let name = format!("encoder.block.2.layer.0.SelfAttention.{part}.weight");
+        tensors.insert(name, (vec![2], vec![1.0; 2]));
+    }
+    tiny::write(folder.path(), &config, &tensors, Dtype::F32);
+    let checkpoint = Checkpoint::open(folder.path()).expect("opens");
+    let [warning] = checkpoint.warnings() else { panic!("one: {:?}", checkpoint.warnings()) };
+    for part in ["model.safetensors: 5 of its tensors", "SelfAttention.q.bias", "block.2", "and 1 more"] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+    assert_eq!(checkpoint.sha256().expect("a hash"), as_published.sha256().expect("a hash"));
+}
+
 /// The same tensors in two files and an index.
 fn write_shards(folder: &Path, config: &T5Config, tensors: &tiny::Tensors) -> serde_json::Value {
     let (mut first, mut second) = (tiny::Tensors::new(), tiny::Tensors::new());
@@ -218,14 +288,14 @@ fn write_shards(folder: &Path, config: &T5Config, tensors: &tiny::Tensors) -> se
         shard.insert(name.clone(), tensor.clone());
         map.insert(name.clone(), file.into());
     }
-    std::fs::write(folder.join("config.json"), tiny::config_json(config)).expect("written");
+    fs::write(folder.join("config.json"), tiny::config_json(config)).expect("written");
     for (file, shard) in
         [("model-00001-of-00002.safetensors", first), ("model-00002-of-00002.safetensors", second)]
     {
-        std::fs::write(folder.join(file), tiny::safetensors_bytes(&shard, Dtype::F32)).expect("written");
+        fs::write(folder.join(file), tiny::safetensors_bytes(&shard, Dtype::F32)).expect("written");
     }
     let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
-    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("written");
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("written");
     index
 }
 
@@ -291,9 +361,9 @@ fn a_pointer_of_git_lfs_is_named_whatever_file_it_stands_for() {
         "added_tokens.json",
     ] {
         let folder = tempdir().expect("folder");
-        std::fs::write(folder.path().join("config.json"), tiny::config_json(&config)).expect("written");
+        fs::write(folder.path().join("config.json"), tiny::config_json(&config)).expect("written");
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 12345\n";
-        std::fs::write(folder.path().join(name), pointer).expect("written");
+        fs::write(folder.path().join(name), pointer).expect("written");
         let of_tokenizer = name.contains("token") || name.starts_with("spiece");
         let error = if of_tokenizer {
             Tokenizer::open(folder.path(), &config).expect_err(name).to_string()
@@ -312,8 +382,7 @@ fn a_broken_index_is_an_error() {
     let good = write_shards(folder.path(), &config, &tiny::tensors(&config));
     Checkpoint::open(folder.path()).expect("good");
     let write = |index: &serde_json::Value| {
-        std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string())
-            .expect("written")
+        fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).expect("written")
     };
     for name in ["../elsewhere.safetensors", "/etc/hostname", "", "..", "a/b.safetensors"] {
         let mut index = good.clone();
@@ -371,7 +440,7 @@ fn a_folder_without_weights_or_config_says_what_was_looked_for() {
     assert!(error.to_string().contains("not a folder"), "{error}");
     let error = Checkpoint::open(folder.path()).expect_err("empty");
     assert!(error.to_string().contains("config.json"), "{error}");
-    std::fs::write(folder.path().join("config.json"), tiny::config_json(&tiny::config())).expect("written");
+    fs::write(folder.path().join("config.json"), tiny::config_json(&tiny::config())).expect("written");
     let error = Checkpoint::open(folder.path()).expect_err("no weights").to_string();
     for name in ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"] {
         assert!(error.contains(name), "{error}");
@@ -384,7 +453,7 @@ fn headers_that_lie_are_errors() {
     let folder = tempdir().expect("folder");
     tiny::write(folder.path(), &config, &tiny::tensors(&config), Dtype::F32);
     let file = folder.path().join("model.safetensors");
-    let good = std::fs::read(&file).expect("read");
+    let good = fs::read(&file).expect("read");
     let header = |json: &str, data: usize| {
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(json.as_bytes());
@@ -436,7 +505,7 @@ fn headers_that_lie_are_errors() {
         ("not UTF-8", [vec![2, 0, 0, 0, 0, 0, 0, 0], vec![0xff, 0xfe]].concat()),
     ];
     for (what, bytes) in cases {
-        std::fs::write(&file, bytes).expect("written");
+        fs::write(&file, bytes).expect("written");
         let error = Checkpoint::open(folder.path()).expect_err(what);
         assert!(matches!(error, Error::Format { .. }), "{what}: {error}");
         assert!(error.to_string().contains("model.safetensors"), "{what}: {error}");
@@ -447,7 +516,7 @@ fn headers_that_lie_are_errors() {
 fn the_shared_fixtures_open_and_agree_with_their_configs() {
     let Some(fixtures) = shared("fixtures") else { return };
     let mut opened = 0;
-    for entry in std::fs::read_dir(fixtures).expect("listed") {
+    for entry in fs::read_dir(fixtures).expect("listed") {
         let folder = entry.expect("entry").path();
         if !folder.join("model.safetensors").exists() {
             continue;

@@ -38,8 +38,29 @@ impl<B: Backend> Trainer<'_, B> {
             Some(first) => first,
             None => self.broken_gradient(batches, dropout)?,
         };
-        let advice = "lower --learning-rate, or set --max-grad-norm; the last checkpoint is as it was";
-        Ok(Error::NonFinite { step, tensor, advice: advice.into() })
+        let advice = format!("{}; the last checkpoint is as it was", self.advice_on_not_finite());
+        Ok(Error::NonFinite { step, tensor, advice })
+    }
+
+    /// What to do about a step that is not finite, which is the next.
+    pub(in crate::train) fn advice_on_not_finite(&self) -> String {
+        if self.checkpoint.updates > 0 {
+            return "lower --learning-rate, or set --max-grad-norm".to_owned();
+        }
+        let config = &self.config;
+        let from = match (&config.initial_prompt, &config.sources[..]) {
+            (Some(prompt), _) => format!("the numbers of {} are likely too large", prompt.display()),
+            (None, []) => {
+                return "no update has been made, so it comes of the model itself or of the rows: check that its weights are \
+                        whole, and that it is not one that overflows in this precision"
+                    .to_owned();
+            }
+            (None, [source]) => format!("the numbers of {} are likely too large", source.display()),
+            (None, _) => "the numbers of a source are likely too large".to_owned(),
+        };
+        format!(
+            "no update has been made, so it comes of what the run starts from: {from}; promptmix prompts show says how large"
+        )
     }
 
     /// The parts of the gradient that are not finite.

@@ -81,7 +81,7 @@ impl<B: Backend> Trainer<'_, B> {
             monitor.validated(&record);
             let reads_input = self.mixture.mixing.scorer.is_some_and(Scorer::reads_input);
             if self.is_done() && reads_input && record.spread.is_constant() {
-                monitor.note(&format!("warning: {}", record.spread.constant_warning()));
+                monitor.note(&format!("warning: {}", record.spread.constant_warning(&self.config)));
             }
             if let Some(folder) = folder.as_deref_mut() {
                 folder.validation(&record)?;
