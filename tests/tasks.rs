@@ -201,10 +201,10 @@ fn a_label_outside_the_set_names_file_line_field_and_the_set() {
         assert!(message.contains(part), "{part}: {message}");
     }
     let hidden = row(json!({"sentence": "s", "label": -1}));
-    let said = |task: &Task, row, purpose| task.examples(row, purpose).unwrap_err().to_string();
+    let said = |task: &Task, row: &Row, purpose| task.examples(row, purpose).unwrap_err().to_string();
     let sst2 = Task::named("sst2").unwrap();
     let message = said(&sst2, &hidden, Purpose::Evaluation);
-    assert!(message.contains("-1 stands for a hidden label: evaluate on a split that has"), "{message}");
+    assert!(message.contains("-1 stands for a hidden label: --split-validation-test"), "{message}");
     let message = said(&sst2, &hidden, Purpose::Training);
     assert!(message.contains("leave such rows out") && !message.contains("hidden"), "{message}");
     let own = Task::generic("sst2", "{sentence}", Some("bad,good"), "label").unwrap();

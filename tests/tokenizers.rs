@@ -280,7 +280,7 @@ fn what_a_tokenizer_of_another_family_puts_before_a_text_stands_there() {
     assert_eq!(tokenizer.encode("").expect("encodes"), [0, 1]);
     assert_eq!(tokenizer.encode_without_eos("ab c").expect("encodes"), [6, 3, 7]);
     assert_eq!(tokenizer.decode(&[0, 6, 3, 7, 1]).expect("decodes"), "ab c");
-    let message = template("<pad>").err().expect("an end that is not the model's").to_string();
+    let message = template("<pad>").map(drop).expect_err("an end that is not the model's").to_string();
     assert!(
         message.contains("ends each text with <pad>, and the model ends a sequence with </s>"),
         "{message}"
