@@ -36,9 +36,9 @@ pub enum Error {
     },
 
     /// A tensor has another shape or element type than the configuration implies.
-    #[error("tensor {tensor}: expected {expected}, found {found}{}", then(advice))]
+    #[error("{}: expected {expected}, found {found}{}", named(tensor), then(advice))]
     Tensor {
-        /// The tensor's name.
+        /// The tensor's name; empty for one that is a whole file.
         tensor: String,
         /// The shape or type that was expected.
         expected: String,
@@ -174,6 +174,10 @@ impl Error {
 
 fn at_line(line: Option<u64>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
+
+fn named(tensor: &str) -> String {
+    if tensor.is_empty() { "the tensor".to_owned() } else { format!("tensor {tensor}") }
 }
 
 fn then(advice: &str) -> String {

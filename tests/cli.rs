@@ -270,7 +270,7 @@ fn labels_and_templates_may_begin_with_a_hyphen_and_no_flag_is_taken_for_one() {
     let message = error(&with(&["--template", "- {sentence}", "--labels", "bad,good"]));
     assert!(message.contains("--labels -1=negative,1=positive"), "{message}");
     let message = error(&with(&["--template", "- {sentence}", "--labels", "--seed", "3"]));
-    assert!(message.contains("--labels") && message.contains("--seed"), "{message}");
+    assert!(message.contains("a value is required for '--labels"), "{message}");
     success(&with(&["--template", "- {sentence}", "--labels", "-1=bad,1=good"]));
     data.write("own.toml", "source = \"- {sentence}\"\nlabels = \"-1=bad,1=good\"\n");
     let task = data.0.path().join("own.toml").display().to_string();

@@ -555,10 +555,12 @@ fn a_data_set_that_save_to_disk_wrote_says_how_it_is_written_as_files() {
         ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"].map(|name| format!("{folder}{name}"))
     };
     let dictionary = [&of("train/")[..], &of("validation/"), &["dataset_dict.json".to_owned()]].concat();
-    for saved in [&dictionary[..], &of("")] {
+    for (saved, read) in [(&dictionary[..], "/train\")"), (&of(""), "\")")] {
         let names: Vec<&str> = saved.iter().map(String::as_str).collect();
         let message = files(&names, Split::Train).unwrap_err();
-        assert!(message.contains("save_to_disk") && message.contains("to_parquet"), "{message}");
+        let written = format!("{read}.to_json(\"");
+        assert!(message.contains("save_to_disk") && message.contains(&written), "{message}");
+        assert!(message.contains("/train.jsonl\")"), "{message}");
         assert!(!message.contains("jq"), "{message}");
     }
     // Files that were then written beside them are read.

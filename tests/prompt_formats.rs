@@ -323,8 +323,18 @@ fn torch_files_with_one_matrix_are_prompts() {
         let imported = import(&fixture("torch").join(name)).expect(name);
         assert_eq!((imported.prompt.length(), imported.prompt.width()), shape, "{name}");
     }
+    // As of an array of NumPy, whatever the width of the numbers and with dimensions of length 1 before the two.
+    let bare = import(&fixture("torch/bare.pt")).expect("imported").prompt;
+    for name in ["double.pt", "batch_of_one.pt"] {
+        let prompt = import(&fixture("torch").join(name)).expect(name).prompt;
+        assert_eq!((prompt.length(), prompt.width(), prompt.values()), (5, 4, bare.values()), "{name}");
+    }
     let error = import(&fixture("torch/state_dict_f32.bin")).expect_err("many matrices").to_string();
     assert!(error.contains("matrices among"), "{error}");
+    for (name, said) in [("batch_of_two.pt", "one tensor of shape [2, 5, 4]"), ("integers.pt", "shape [6]")] {
+        let error = import(&fixture("torch").join(name)).expect_err(name).to_string();
+        assert!(error.contains(said) && !error.contains("\"\""), "{name}: {error}");
+    }
     assert!(import(&fixture("torch/command.pt")).is_err(), "nothing is executed");
     let error = import_bytes("p.onnx", b"x").expect_err("another format").to_string();
     assert!(error.contains(".onnx") && error.contains(".npy"), "{error}");

@@ -76,6 +76,9 @@ def main():
     torch.save(bare, FOLDER / "bare.pt")
     torch.save(torch.nn.Parameter(bare), FOLDER / "parameter.pt")
     torch.save(bare, FOLDER / "bare_protocol_4.pt", pickle_protocol=4)
+    torch.save(bare.double(), FOLDER / "double.pt")
+    torch.save(bare[None], FOLDER / "batch_of_one.pt")
+    torch.save(torch.stack([bare, bare]), FOLDER / "batch_of_two.pt")
     # Rows 1 to 4, every second column: neither contiguous nor dense.
     torch.save(values(3, (6, 8))[1:5, ::2], FOLDER / "slice.pt")
     torch.save(torch.ones(1).expand(1000, 1000), FOLDER / "repeated.pt")

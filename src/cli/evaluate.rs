@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use super::device::{Device, on_device};
 use super::progress;
-use super::settings::with_hyphen;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::{Split, data_of_task};
@@ -40,7 +39,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     task: Option<String>,
     /// Label strings of --task
-    #[arg(long, requires = "task", allow_hyphen_values = true, value_parser = with_hyphen)]
+    #[arg(long, requires = "task")]
     labels: Option<String>,
     /// Data to evaluate, instead of the run's own
     #[arg(long)]

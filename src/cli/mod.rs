@@ -87,7 +87,7 @@ pub fn run() -> ExitCode {
     if !ranks::launched() {
         sigpipe::reset();
     }
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(settings::with_hyphens(std::env::args_os()));
     let ended = arguments.command.run();
     match ended.and_then(|code| output::finish().map(|()| code)) {
         Ok(code) => code,
@@ -107,8 +107,8 @@ pub fn run() -> ExitCode {
 /// # Errors
 /// What the parser says of them.
 pub fn check<'a>(arguments: impl IntoIterator<Item = &'a str>) -> std::result::Result<(), String> {
-    let named = std::iter::once("promptmix").chain(arguments);
-    Arguments::try_parse_from(named).map(drop).map_err(|error| error.to_string())
+    let named = std::iter::once("promptmix").chain(arguments).map(Into::into);
+    Arguments::try_parse_from(settings::with_hyphens(named)).map(drop).map_err(|error| error.to_string())
 }
 
 /// Prints what a model's files leave open.

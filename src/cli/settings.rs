@@ -1,5 +1,7 @@
 //! The settings of a run as flags.
 
+use std::ffi::OsString;
+
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use toml::{Table, Value};
@@ -29,7 +31,7 @@ const OF_TASKS: [&str; 11] = [
     "decoding",
 ];
 
-/// Those whose text may begin with a hyphen: the label -1, a list item.
+/// Flags whose text may begin with a hyphen: the label -1, a list's item.
 const WITH_HYPHENS: [&str; 2] = ["template", "labels"];
 
 /// A flag each of the settings of a task.
@@ -59,20 +61,39 @@ fn flag(setting: &'static Setting) -> Arg {
             arg.value_parser(PossibleValuesParser::new(values))
         }
         Values::Paths => arg.value_delimiter(',').action(ArgAction::Append),
-        _ if WITH_HYPHENS.contains(&setting.key) => arg.allow_hyphen_values(true).value_parser(with_hyphen),
         _ => arg,
     }
 }
 
-/// A value that may begin with a hyphen, and is not the next flag, which stands there where the value was forgotten.
-pub(super) fn with_hyphen(text: &str) -> Result<String, String> {
-    let is_word = |name: &str| {
-        name.starts_with(|first: char| first.is_ascii_lowercase())
-            && name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '-')
-    };
-    match text.strip_prefix("--").filter(|name| is_word(name.split('=').next().unwrap_or_default())) {
-        Some(_) => Err("a value was expected before this flag".into()),
-        None => Ok(text.to_owned()),
+/// The program's arguments, each value that begins with a hyphen tied to its flag by `=` where it may begin so: the parser would
+/// take it for a flag, or, if it were told of such values, take the next flag for a value that was forgotten.
+pub(super) fn with_hyphens(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut tied: Vec<OsString> = Vec::new();
+    for argument in arguments {
+        let is_value = argument.to_str().is_some_and(|text| text.starts_with('-') && !is_flag(text));
+        let takes = |flag: &OsString| WITH_HYPHENS.iter().any(|key| *flag == *format!("--{key}"));
+        match tied.last_mut().filter(|flag| is_value && takes(flag)) {
+            Some(flag) => {
+                flag.push("=");
+                flag.push(argument);
+            }
+            None => tied.push(argument),
+        }
+    }
+    tied
+}
+
+/// Whether an argument is written as flags are: `--few-shot`, `--few-shot=16`, `-h`.
+fn is_flag(text: &str) -> bool {
+    let name = text.split('=').next().unwrap_or_default();
+    let is_letter = |letter: char| letter.is_ascii_alphabetic();
+    match name.strip_prefix("--") {
+        Some(name) => {
+            name.is_empty()
+                || name.starts_with(is_letter)
+                    && name.chars().all(|letter| is_letter(letter) || letter == '-')
+        }
+        None => name.len() == 2 && name.ends_with(is_letter),
     }
 }
 

@@ -64,14 +64,17 @@ pub(super) fn refuse_saved_to_disk(folder: &Path) -> Result<()> {
     if !describes && !entries(folder).iter().any(is_arrow) {
         return Ok(());
     }
-    Err(Error::format(
-        folder,
-        None,
-        format!("rows as {EXTENSIONS}"),
-        "Arrow files, as save_to_disk of datasets writes them",
-        "write every split as a file instead, in Python: `from datasets import load_from_disk`, then \
-         `load_from_disk(folder)[\"train\"].to_parquet(\"train.parquet\")`, or to_json(\"train.jsonl\")",
-    ))
+    // The folder of one split, beside which its file goes, or a data set without splits.
+    let is_split =
+        NAMES.iter().any(|names| folder.file_name().is_some_and(|name| names.iter().any(|own| name == *own)));
+    let file = if is_split { folder.with_extension("jsonl") } else { folder.join("train.jsonl") };
+    let advice = format!(
+        "write each split as a file, in Python: datasets.load_from_disk({:?}).to_json({:?}), or to_parquet",
+        folder.display().to_string(),
+        file.display().to_string()
+    );
+    let found = "Arrow files, as save_to_disk of datasets writes them";
+    Err(Error::format(folder, None, format!("rows as {EXTENSIONS}"), found, advice))
 }
 
 /// A folder by its name and the first file in it.

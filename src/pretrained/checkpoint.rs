@@ -231,7 +231,7 @@ impl Checkpoint {
     /// Reads a tensor in row-major order; matrices are out x in.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is absent, has another shape, a type other than f32, bf16 or f16, or holds a value that
+    /// [`Error::Tensor`] if it is absent, has another shape, a type other than f32, bf16, f16 or f64, or holds a value that
     /// is not finite; the first such index is named.
     pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
         self.file(name)?.tensor(name, expected_shape)

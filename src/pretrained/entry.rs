@@ -12,6 +12,8 @@ pub enum ElementType {
     Bf16,
     /// IEEE 16-bit float.
     F16,
+    /// 64-bit float, which is rounded to 32 bits where it is read.
+    F64,
     /// A type that weights are not stored in; kept for the message that refuses it.
     Other(&'static str),
 }
@@ -31,6 +33,7 @@ impl ElementType {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::F64 => "f64",
             Self::Other(name) => name,
         }
     }
@@ -38,6 +41,7 @@ impl ElementType {
     /// Bytes of one element, where the type is readable.
     pub(super) fn bytes(self) -> Option<usize> {
         match self {
+            Self::F64 => Some(8),
             Self::F32 => Some(4),
             Self::Bf16 | Self::F16 => Some(2),
             Self::Other(_) => None,

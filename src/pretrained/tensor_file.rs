@@ -151,7 +151,7 @@ impl TensorFile {
     /// Reads a tensor of the expected shape, in row-major order.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is absent, has another shape, a type other than f32, bf16 or f16, or holds a value that
+    /// [`Error::Tensor`] if it is absent, has another shape, a type other than f32, bf16, f16 or f64, or holds a value that
     /// is not finite.
     pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
         // The length comes from the file's own, checked entry, never from the caller's claim alone.
@@ -291,7 +291,7 @@ impl TensorFile {
         if entry.element.bytes().is_none() {
             return Err(Error::tensor(
                 name,
-                "elements of type f32, bf16 or f16",
+                "elements of type f32, bf16, f16 or f64",
                 format!("{} in {}", entry.element.name(), self.path.display()),
                 if entry.element.is_of_quantized() {
                     DEQUANTIZE
@@ -415,7 +415,7 @@ fn element_type(dtype: Dtype) -> ElementType {
         Dtype::F32 => ElementType::F32,
         Dtype::BF16 => ElementType::Bf16,
         Dtype::F16 => ElementType::F16,
-        Dtype::F64 => ElementType::Other("f64"),
+        Dtype::F64 => ElementType::F64,
         Dtype::I64 => ElementType::Other("i64"),
         Dtype::I32 => ElementType::Other("i32"),
         Dtype::I16 => ElementType::Other("i16"),
@@ -451,6 +451,11 @@ fn convert(element: ElementType, bytes: &[u8], values: &mut [f32]) {
                     *value = half::f16::from_le_bytes(*bytes);
                 }
                 block.convert_to_f32_slice(values);
+            }
+        }
+        ElementType::F64 => {
+            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                *value = f64::from_le_bytes(*bytes) as f32;
             }
         }
         ElementType::Other(_) => {}

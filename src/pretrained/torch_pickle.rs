@@ -93,12 +93,20 @@ pub(super) fn entries(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entr
                 "save the model's state_dict() with torch.save and use that file",
             ));
         }
-        other => return Err(broken(format!("{} instead of tensors", other.kind()))),
+        other => return Err(without_tensors(path, other.kind())),
     }
     if found.is_empty() {
-        return Err(broken("a dictionary without tensors".to_owned()));
+        return Err(without_tensors(path, "a dictionary without tensors under names"));
     }
     Ok(found)
+}
+
+/// The error of a file that is whole and holds `found`.
+fn without_tensors(path: &Path, found: &str) -> Error {
+    let expected = "a tensor, or a dictionary of tensors by their names";
+    let advice =
+        "save the tensor itself, torch.save(tensor, file), or a dictionary such as a model's state_dict()";
+    Error::format(path, None, expected, found, advice)
 }
 
 /// What is wrong with a file, to follow "found".
@@ -556,7 +564,7 @@ impl<'a> Interpreter<'a> {
             "FloatStorage" => (ElementType::F32, 4),
             "BFloat16Storage" => (ElementType::Bf16, 2),
             "HalfStorage" => (ElementType::F16, 2),
-            "DoubleStorage" => (ElementType::Other("f64"), 8),
+            "DoubleStorage" => (ElementType::F64, 8),
             "LongStorage" => (ElementType::Other("i64"), 8),
             "IntStorage" => (ElementType::Other("i32"), 4),
             "ShortStorage" => (ElementType::Other("i16"), 2),

@@ -45,8 +45,13 @@ pub(super) fn matrix(file: &TensorFile) -> Result<(Matrix, &str)> {
             "save the adapter with PEFT's save_pretrained, which writes the prompt itself",
         ));
     }
-    let matrices: Vec<&str> =
-        file.names().filter(|name| file.shape(name).is_ok_and(|shape| shape.len() == 2)).collect();
+    let of = |is_matrix: fn(&[usize]) -> bool| -> Vec<&str> {
+        file.names().filter(|name| file.shape(name).is_ok_and(is_matrix)).collect()
+    };
+    let mut matrices = of(|shape| shape.len() == 2);
+    if matrices.is_empty() {
+        matrices = of(|shape| as_matrix(shape).is_some());
+    }
     let named = NAMES.into_iter().find_map(|name| matrices.iter().find(|matrix| **matrix == name));
     let mut encoders = matrices.iter().filter(|name| is_encoder(name));
     let named = named.or_else(|| encoders.next().filter(|_| encoders.next().is_none())).copied();
@@ -54,15 +59,21 @@ pub(super) fn matrix(file: &TensorFile) -> Result<(Matrix, &str)> {
         (Some(name), _) => name,
         (None, &[only]) => only,
         (None, others) => {
-            let mut shown: Vec<String> = file.names().take(10).map(|name| format!("{name:?}")).collect();
-            if shown.is_empty() {
-                shown.push("nothing".to_owned());
-            }
+            let shown = |name: &str| match (name, file.shape(name).unwrap_or_default()) {
+                ("", shape) => format!("one tensor of shape {shape:?}"),
+                (name, shape) => format!("{name:?} of shape {shape:?}"),
+            };
+            let shown: Vec<String> = file.names().take(10).map(shown).collect();
+            let found = match (others.len(), &shown[..]) {
+                (_, []) => "no tensor".to_owned(),
+                (0, shown) => format!("no matrix: {}", shown.join(", ")),
+                (count, shown) => format!("{count} matrices among {}", shown.join(", ")),
+            };
             return Err(Error::format(
                 file.path(),
                 None,
-                format!("one matrix, or one of several named {}", NAMES.join(" or ")),
-                format!("{} matrices among {}", others.len(), shown.join(", ")),
+                format!("one matrix of length x width, or one of several named {}", NAMES.join(" or ")),
+                found,
                 "save the prompt alone: torch.save(prompt, 'prompt.pt')",
             ));
         }
@@ -70,16 +81,22 @@ pub(super) fn matrix(file: &TensorFile) -> Result<(Matrix, &str)> {
     Ok((named_matrix(file, name)?, name))
 }
 
+/// Rows and columns of a tensor that is a matrix; dimensions of length 1 before them do not count.
+fn as_matrix(shape: &[usize]) -> Option<(usize, usize)> {
+    let (leading, &[rows, columns]) = shape.split_last_chunk::<2>()?;
+    leading.iter().all(|&size| size == 1).then_some((rows, columns))
+}
+
 /// The matrix called `name`.
 pub(super) fn named_matrix(file: &TensorFile, name: &str) -> Result<Matrix> {
     let shape = file.shape(name)?;
-    let &[rows, columns] = shape else {
+    let Some((rows, columns)) = as_matrix(shape) else {
         return Err(Error::tensor(
             name,
-            "two dimensions",
+            "two dimensions, length and width",
             format!("shape {shape:?} in {}", file.path().display()),
             "",
         ));
     };
-    Ok(Matrix { values: file.tensor(name, &[rows, columns])?, rows, columns })
+    Ok(Matrix { values: file.tensor(name, shape)?, rows, columns })
 }

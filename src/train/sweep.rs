@@ -212,7 +212,6 @@ fn ended() -> RunPart {
 
 fn not_finite<B: Backend>(member: &Member<'_, B>, step: u64, loss: f64) -> Error {
     let tensor = if loss.is_finite() { "the gradient" } else { "the loss" };
-    let advice = member.trainer.advice_on_not_finite();
-    let advice = format!("{advice}; alone the run says more; its last checkpoint is as it was");
+    let advice = format!("{}; alone the run says more", member.trainer.advice_on_not_finite());
     Error::NonFinite { step, tensor: format!("{tensor} of run {}", member.name), advice }
 }

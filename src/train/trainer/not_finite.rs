@@ -38,14 +38,14 @@ impl<B: Backend> Trainer<'_, B> {
             Some(first) => first,
             None => self.broken_gradient(batches, dropout)?,
         };
-        let advice = format!("{}; the last checkpoint is as it was", self.advice_on_not_finite());
-        Ok(Error::NonFinite { step, tensor, advice })
+        Ok(Error::NonFinite { step, tensor, advice: self.advice_on_not_finite() })
     }
 
     /// What to do about a step that is not finite, which is the next.
     pub(in crate::train) fn advice_on_not_finite(&self) -> String {
         if self.checkpoint.updates > 0 {
-            return "lower --learning-rate, or set --max-grad-norm".to_owned();
+            return "lower --learning-rate, or set --max-grad-norm; the last checkpoint is as it was"
+                .to_owned();
         }
         let config = &self.config;
         let from = match (&config.initial_prompt, &config.sources[..]) {
