@@ -154,13 +154,14 @@ impl FewShotRuns {
         resume: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
+        let runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
         if resume {
-            return Self::run_draws(runner, config, out, resume, progress);
+            return runs.train(runner, out, false, progress);
         }
         Self::check_new(out)?;
         let is_new = !out.exists();
         take_back(out)?;
-        let done = Self::run_draws(runner, config, out, resume, progress);
+        let done = runs.train(runner, out, true, progress);
         if done.is_err() && !has_begun(out)? {
             // Nothing was learnt: the folder is to be free for the command that is put right.
             take_back(out)?;
@@ -171,31 +172,31 @@ impl FewShotRuns {
         done
     }
 
-    fn run_draws(
+    /// Trains every draw's run; the settings of one that is there are compared with its draw's if `is_compared`.
+    fn train(
+        mut self,
         runner: &dyn Runner,
-        config: &RunConfig,
         out: &Path,
-        resume: bool,
+        is_compared: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        let mut runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
-        files::write_json(&out.join(SUMMARY), &runs)?;
+        files::write_json(&out.join(SUMMARY), &self)?;
         let training = |data_seed| {
-            let config = RunConfig { data_seed: Some(data_seed), ..config.clone() };
+            let config = RunConfig { data_seed: Some(data_seed), ..self.config.clone() };
             let (name, folder) = (format!("data seed {data_seed}"), out.join(folder_of(data_seed)));
-            Training { is_compared: !resume, ..Training::new(name, config, folder) }
+            Training { is_compared, ..Training::new(name, config, folder) }
         };
-        let trainings: Vec<Training> = config.draw_seeds().into_iter().map(training).collect();
+        let trainings: Vec<Training> = self.config.draw_seeds().into_iter().map(training).collect();
         let sweep = Sweep::run(runner, "draws", &trainings, progress)?;
         let all: Vec<&SweptRun> = sweep.runs.iter().collect();
         let has_every = |measure: &&String| all.iter().all(|run| run.measure(measure).is_some());
         let measures = sweep.measures();
-        runs.summary =
+        self.summary =
             measures.iter().filter(has_every).filter_map(|measure| spread(&all, measure)).collect();
         for SweptRun { config, outcome, test, .. } in sweep.runs {
             let outcome = outcome?;
-            runs.draws.push(Draw {
+            self.draws.push(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),
                 rows: outcome.rows,
@@ -208,7 +209,7 @@ impl FewShotRuns {
                 test,
             });
         }
-        files::write_json(&out.join(SUMMARY), &runs)?;
-        Ok(runs)
+        files::write_json(&out.join(SUMMARY), &self)?;
+        Ok(self)
     }
 }
