@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{pci, ranks};
+use super::pci;
 use crate::error::Error;
 
 /// What there is.
@@ -10,6 +10,7 @@ pub(super) enum Gpu {
     /// No GPU, or none that is to be seen.
     None,
     /// One that this build and the driver can use.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "such a build uses none"))]
     Usable { ordinal: usize, name: String },
     /// There is one, and why it cannot be used.
     Unused(Error),
@@ -32,6 +33,7 @@ pub(super) fn find() -> Gpu {
 
 #[cfg(feature = "cuda")]
 fn usable(is_there: impl Fn() -> bool) -> Gpu {
+    use super::ranks;
     use crate::backend::cuda::{devices, first_usable_device, usable_device};
 
     let found = match first_usable_device() {
