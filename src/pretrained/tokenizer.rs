@@ -180,10 +180,10 @@ impl Tokenizer {
         unknown: Option<u32>,
         config: &T5Config,
     ) -> Result<Self> {
-        let start = guarded(path, || start_of_sequence(path, &inner, config.eos_token_id))??;
-        inner.with_post_processor(None::<PostProcessorWrapper>);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken_tokenizer(path, error.to_string()))?;
+        let start = guarded(path, || start_of_sequence(path, &inner, config.eos_token_id))??;
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         if let ModelWrapper::Unigram(unigram) = inner.get_model()
             && unigram.byte_fallback()
         {
@@ -343,7 +343,7 @@ impl Tokenizer {
     }
 }
 
-/// The ids that `inner` puts before each text.
+/// The ids that `inner`, which neither cuts nor pads, puts before each text.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if it ends a text with anything but `eos`.
