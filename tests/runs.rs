@@ -673,6 +673,16 @@ fn a_run_that_took_no_step_is_no_obstacle_to_another() {
     success(&words(&setting.train("alone", &[])));
     assert!(result(&folder) == result(Path::new(&setting.path("alone"))));
     assert!(error(&words(&setting.train("run", &[]))).contains("holds files"), "now it has steps");
+
+    // Steps are in the checkpoint too: a run whose other files are gone is not written over, nor one that is damaged.
+    let kept = setting.path("kept");
+    fs::create_dir(&kept).expect("a folder");
+    for name in ["run.json", "config.toml", "last.safetensors"] {
+        fs::copy(folder.join(name), Path::new(&kept).join(name)).expect("copied");
+    }
+    assert!(error(&words(&setting.train("kept", &[]))).contains("holds files"));
+    fs::write(Path::new(&kept).join("last.safetensors"), "damaged").expect("written");
+    assert!(error(&words(&setting.train("kept", &[]))).contains("holds files"));
 }
 
 /// At a rate that the length of the run does not move.

@@ -570,15 +570,21 @@ fn occupied(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(Error::file("read", path, error)),
     };
-    // A step is logged before anything else is made of it.
-    let has_steps = path.join("log.jsonl").metadata().is_ok_and(|log| log.len() > 0);
     // Without it there was no run: the rest is somebody else's.
     let is_run = path.join(RUN).is_file();
-    Ok(has_steps
+    Ok(has_steps(path)
         || entries.flatten().map(|entry| entry.file_name()).any(|name| {
             !is_temporary(&name)
                 && if is_run { !UNBEGUN.iter().any(|own| name == **own) } else { name != *"config.toml" }
         }))
+}
+
+/// Whether the run in `path` has taken a step: one is logged before anything else is made of it, but a log may be gone. A checkpoint
+/// that cannot be read may be of some.
+fn has_steps(path: &Path) -> bool {
+    let last = path.join("last.safetensors");
+    path.join("log.jsonl").metadata().is_ok_and(|log| log.len() > 0)
+        || last.exists() && open::<Checkpoint>(&last).map_or(true, |(_, checkpoint)| checkpoint.step > 0)
 }
 
 /// Removes what a run left in `folder` that has taken no step, but for its settings; with the lock on them, if there are any.
