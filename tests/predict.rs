@@ -194,8 +194,6 @@ fn an_answer_goes_beside_what_a_row_has_and_changes_none_of_it() {
     assert!(code == Some(1) && err.contains("--output-field"), "{err}");
 }
 
-/// `promptmix ... | head -1`
-#[cfg(unix)]
 #[test]
 fn answers_are_not_written_over_the_rows_that_are_read() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -218,6 +216,8 @@ fn answers_are_not_written_over_the_rows_that_are_read() {
     assert!(predict(&folder.path().join("answers.jsonl")).status.success());
 }
 
+/// `promptmix ... | head -1`
+#[cfg(unix)]
 #[test]
 fn a_reader_that_has_seen_enough_ends_the_program_without_a_word() {
     let folder = tempfile::tempdir().expect("a temporary folder");

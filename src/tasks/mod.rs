@@ -448,7 +448,6 @@ impl Task {
     }
 }
 
-/// `negative,positive` or `0=negative,1=positive`: value, where given, and word.
 /// Refuses words without values of which one is the place of another: rows with `1` to `5` and labels `1,2,3,4,5` may mean the words or,
 /// as a data set of stars does, count from 0.
 fn check_words_by_place(words: &[(Option<String>, String)]) -> Result<()> {
@@ -475,6 +474,7 @@ fn check_words_by_place(words: &[(Option<String>, String)]) -> Result<()> {
     ))
 }
 
+/// `negative,positive` or `0=negative,1=positive`: value, where given, and word.
 fn parse_labels(labels: &str) -> Result<Vec<(Option<String>, String)>> {
     let pairs: Vec<_> = labels
         .split(',')
