@@ -6,17 +6,18 @@
 //   inner as kernels/attention.cu has it
 //
 // All of an example's scores are one 16x16 tile of the tensor cores, so that softmax, delta and every gradient come of one pass:
-// no tile map, no kernel for delta, nothing scored twice. What a warp works on is its own: no barrier of the block.
+// no tile map, no kernel for delta, nothing scored twice. What a warp works on is its own: no barrier of the block. Examples of at most
+// four rows take plain products of rows instead (attention_few.cuh).
 // Shapes: q, k, v [rows, H·K] with strides, bias [H, 2·max_distance + 1] f32 or null; K up to 128, a multiple of 8; bf16.
 // Grid: x over examples and heads, four a block of 128 threads. Warp w of a block has rows 16·w on of each shared tile.
 // Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.
 // On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_short_64 56 24576 6, attention_short_dropped_64 59 24704 6, attention_short_128 122 49152 3,
-//   attention_short_dropped_128 123 49280 3, attention_short_backward_64 79 38912 4,
-//   attention_short_backward_dropped_64 72 39040 4, attention_short_backward_128 176 71680 2,
-//   attention_short_backward_dropped_128 176 71808 2
-#include "attention.cuh"
+//   attention_short_64 52 24576 6, attention_short_dropped_64 56 24704 6, attention_short_128 122 49152 3,
+//   attention_short_dropped_128 124 49280 3, attention_short_backward_64 80 38912 4,
+//   attention_short_backward_dropped_64 80 39040 4, attention_short_backward_128 175 71680 2,
+//   attention_short_backward_dropped_128 175 71808 2
+#include "attention_few.cuh"
 #include "dependent.cuh"
 
 using namespace promptmix;
@@ -25,25 +26,6 @@ constexpr int MAX_ROWS = 16;  // of an example
 constexpr int MASK_BYTES = MAX_ROWS * 2;  // of a warp: a bit a query and key
 constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
 constexpr int TURNED_BYTES = MAX_ROWS * TURNED_STRIDE;
-
-// A warp's example and head.
-struct Short {
-    int example, head, rows;
-    int64_t row;             // packed, of its first
-    int warp_row;            // of its rows in a tile that the block's warps share
-    bool any;
-
-    __device__ Short(const AttentionArguments& arguments, const Batch& batch) : any(false) {
-        const int index = blockIdx.x * 4 + threadIdx.x / 32;
-        example = index / arguments.heads;
-        head = index % arguments.heads;
-        warp_row = threadIdx.x / 32 * MAX_ROWS;
-        if (example >= batch.examples()) return;
-        row = batch.offset(arguments.query_side, example);
-        rows = batch.offset(arguments.query_side, example + 1) - static_cast<int>(row);
-        any = rows > 0;
-    }
-};
 
 // Starts copying a warp's rows, zeros behind the last and behind `width`.
 template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, const void* from, int stride, const Short& of, int width) {
@@ -135,8 +117,12 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     constexpr int TileBytes = 64 * Width * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    const Short of(arguments, batch);
+    const Short of(arguments, batch, MAX_ROWS);
     if (!of.any) return;
+    if (of.rows <= FEW_ROWS) {
+        attention_few<Width, Dropped>(arguments, batch, of);
+        return;
+    }
     const int width = arguments.width, lane = threadIdx.x % 32;
     const uint32_t base = shared_address(shared);
     copy_short<Width>(base, arguments.q, arguments.q_stride, of, width);
@@ -257,8 +243,12 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ __align__(16) unsigned char turned[4][2][TURNED_BYTES];
     const Batch batch{arguments.batch};
-    const Short of(arguments, batch);
+    const Short of(arguments, batch, MAX_ROWS);
     if (!of.any) return;
+    if (of.rows <= FEW_ROWS) {
+        attention_few_backward<Width, Dropped>(arguments, batch, of);
+        return;
+    }
     const int width = arguments.width, total = arguments.heads * width, lane = threadIdx.x % 32;
     const uint32_t base = shared_address(shared);
     const uint32_t q = base, k = base + TileBytes, v = base + 2 * TileBytes, d_o = base + 3 * TileBytes;

@@ -152,11 +152,15 @@ fn heads_of_every_width() {
     }
 }
 
-/// Rows of a decoder beside those that a warp holds, heads that fill no whole block.
+/// Rows of a decoder beside those that a warp holds and those that lanes by eights take, heads that fill no whole block.
 #[test]
 fn short_examples() {
     for dropped in [0.0, 0.2] {
-        for lengths in [[(3, 1), (9, 16), (1, 2), (2, 15)], [(3, 17), (9, 1), (1, 16), (2, 2)]] {
+        for lengths in [
+            [(3, 1), (9, 16), (1, 2), (2, 15)],
+            [(3, 17), (9, 1), (1, 16), (2, 2)],
+            [(3, 4), (9, 5), (1, 3), (2, 1)],
+        ] {
             for heads in [Heads { count: 3, width: 64 }, Heads { count: 2, width: 104 }] {
                 attention(&lengths, Side::Decoder, Scope::All, heads, 40, dropped);
             }
