@@ -84,8 +84,8 @@ template <int Width> struct FewRows {
     }
 };
 
-// The sum over a row's lanes.
-__device__ __forceinline__ float sum_of_row(float value) {
+// The sum over the lanes of a row.
+__device__ __forceinline__ float sum_over_lanes(float value) {
 #pragma unroll
     for (int step = FEW_LANES / 2; step > 0; step >>= 1) value += __shfl_xor_sync(0xffffffffu, value, step);
     return value;
@@ -97,7 +97,7 @@ template <int Width> __device__ __forceinline__ float product_of_rows(const FewC
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum = fmaf(a.part[i].value[j], b.part[i].value[j], sum);
     }
-    return sum_of_row(sum);
+    return sum_over_lanes(sum);
 }
 
 // The bias of a key, times log2 e; none for a key that the query does not see.
@@ -179,13 +179,13 @@ __device__ __forceinline__ void attention_few_backward(const AttentionArguments&
     }
     const float factor = Dropped ? factor_of_bit(kept, key, scale) : 1.0f;
     float p = power_of_two(fmaf(score, to_scale * LOG2_E, bias - log_sum_exp));
-    const float delta = sum_of_row(p * d_p * factor), ds = p * (d_p * factor - delta);
+    const float delta = sum_over_lanes(p * d_p * factor), ds = p * (d_p * factor - delta);
     p *= factor;
     if (arguments.inner != nullptr) {
         // As kernels/attention.cu has it: <d_q_i, q_i> = sum_j ds_ij (q_i · k_j), and so on.
         const int parts = arguments.inner_parts;
         float* const to = arguments.inner + of.row * parts * arguments.heads + of.head;
-        const float product = ds * score * to_scale, of_query = sum_of_row(product);
+        const float product = ds * score * to_scale, of_query = sum_over_lanes(product);
         if (key == 0 && any) to[row * parts * arguments.heads] = of_query;
         float of_key = fmaf(p, d_p, product);
 #pragma unroll
