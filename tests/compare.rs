@@ -377,7 +377,8 @@ fn a_study_in_a_folder_of_another_is_refused() {
 fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     let work = Work::new();
     let text = fs::read_to_string(work.path("study.toml")).expect("a study");
-    let draws = text.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7, 8, 9]");
+    let few = text.replace("name = \"room\"\n", "name = \"room\"\nfew-shot = 5\n");
+    let draws = few.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7, 8, 9]");
     fs::write(work.path("study.toml"), &draws).expect("written");
     let study = Study::read(&work.path("study.toml")).expect("a study");
     let places: Vec<(u64, usize)> = study.places.iter().map(|place| (place.seed, place.data)).collect();
@@ -395,6 +396,29 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     assert!(said.contains("the folder day"), "there is no data here: {said}");
     let said = work.success("other", &["--model", &demo, "--data-root", "rows"]);
     assert!(said.contains("| room, few |"), "{said}");
+}
+
+/// The same run counted twice would narrow the deviation and the interval.
+#[test]
+fn runs_that_would_be_counted_twice_are_refused() {
+    let work = Work::new();
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    for (seeds, said) in [
+        ("seeds = [1, 1]", "each of study.seeds once"),
+        ("seeds = [1, 2]\ndraws = [7, 7]", "each of study.draws once"),
+        ("seeds = [1, 2]\ndraws = [7, 8]", "target room, of which every draw has the same rows"),
+    ] {
+        fs::write(work.path("study.toml"), text.replace("seeds = [1, 2]", seeds)).expect("written");
+        let refused = Study::read(&work.path("study.toml")).expect_err(seeds).to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+    fs::write(work.path("study.toml"), format!("draws = 3\n{text}")).expect("written");
+    let refused = Study::read(&work.path("study.toml")).expect_err("no setting of a study").to_string();
+    assert!(refused.contains("`study.draws` in place of `draws`"), "{refused}");
+    // One draw is each run once.
+    fs::write(work.path("study.toml"), text.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7]"))
+        .expect("written");
+    Study::read(&work.path("study.toml")).expect("a study");
 }
 
 /// By hand, with 2.776445 as tables of Student's t have it for four degrees of freedom at 0.975.

@@ -84,8 +84,12 @@ impl File<'_> {
 
     /// Refuses settings of `of` that the study has keys of its own for, and gives the others the names of now.
     fn settings(&self, of: &str, settings: Table) -> Result<Table> {
-        let of_study =
-            [("learning-rate", "study.learning-rates"), ("seed", "study.seeds"), ("sources", "study.source")];
+        let of_study = [
+            ("learning-rate", "study.learning-rates"),
+            ("seed", "study.seeds"),
+            ("draws", "study.draws"),
+            ("sources", "study.source"),
+        ];
         match of_study.iter().find(|(key, _)| settings.contains_key(*key)) {
             Some((key, instead)) => {
                 Err(self.refuse(format!("`{instead}` in place of `{key}`"), format!("`{key}` of {of}")))
@@ -118,6 +122,17 @@ impl Study {
         ] {
             if is_empty {
                 return Err(file.refuse(format!("at least one entry of study.{key}"), "none"));
+            }
+        }
+        for (key, seeds) in
+            [("seeds", &declared.seeds[..]), ("draws", declared.draws.as_deref().unwrap_or_default())]
+        {
+            let repeated = (1..seeds.len()).find(|&index| seeds[..index].contains(&seeds[index]));
+            if let Some(index) = repeated {
+                // The same run twice would look like two that agree.
+                return Err(
+                    file.refuse(format!("each of study.{key} once"), format!("{} twice", seeds[index]))
+                );
             }
         }
         file.shared = file.settings("every run", file.shared.clone())?;
@@ -176,7 +191,19 @@ impl Study {
             let published =
                 file.take(&mut settings, "published", &format!("numbers for {name} by the methods' names"))?;
             let settings = file.settings(&name, settings)?;
-            let configs = at_places(&file.config(&[&settings, &spot])?);
+            let config = file.config(&[&settings, &spot])?;
+            let draws = declared.draws.as_ref().map_or(0, Vec::len);
+            if draws > 1 && (config.few_shot.is_none() || config.data_seed.is_some()) {
+                // Its rows are the same for every draw, and so are its runs, which would be counted once a draw.
+                return Err(Error::format(
+                    path,
+                    None,
+                    format!("`few-shot` and no `data-seed` for each target, beside {draws} of study.draws"),
+                    format!("target {name}, of which every draw has the same rows"),
+                    "give it `few-shot`, or compare on it in a study of its own, without study.draws",
+                ));
+            }
+            let configs = at_places(&config);
             let published: BTreeMap<String, f64> = published.unwrap_or_default();
             targets.push((Target { name, published, configs, methods: Vec::new() }, settings));
         }
