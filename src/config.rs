@@ -3,6 +3,7 @@
 
 mod check;
 mod declared;
+mod effect;
 pub mod file;
 mod page;
 mod setting;

@@ -256,6 +256,59 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
 }
 
 #[test]
+fn training_says_which_settings_have_no_effect() {
+    let data = Data::new();
+    let command = data.train("out", &["--temperature", "3", "--scorer", "dot"]);
+    let output = promptmix(&words(&command));
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for key in ["temperature", "scorer"] {
+        let warning = format!("warning: --{key} has no effect: prompt-tuning has no mixture");
+        assert!(said.contains(&warning), "{said}");
+    }
+    assert_eq!(said.matches("has no effect").count(), 2, "{said}");
+    // There are labels to choose from only where the task has some.
+    let (folder, free) = (data.path(""), data.path("free"));
+    let model = model().display().to_string();
+    let command = [
+        "train",
+        "--model",
+        &model,
+        "--template",
+        "say {sentence}",
+        "--label-field",
+        "sentence",
+        "--data",
+        &folder,
+    ];
+    let more =
+        ["--method", "prompt-tuning", "--prompt-length", "2", "--steps", "1", "--max-target-length", "3"];
+    let command = [&command[..], &more, &["--decoding", "labels", "--out", &free]].concat();
+    for command in [&command[..], &["evaluate", "--run", &free]] {
+        let said = text(&promptmix(command).stderr);
+        assert!(said.contains("warning: --decoding labels has no effect on custom"), "{said}");
+    }
+    // Of a sweep what no run reads; the rate of the scorer is one run's.
+    data.write(
+        "sweep.toml",
+        &format!(
+            "model = {:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\ndata = {:?}\nprompt-length = 4\nsteps = 1\n\
+             few-shot = 2\ndraws = 3\nsampling = \"equal\"\nscorer-learning-rate = 0.5\nbottleneck-dim = 4\n[sweep]\n\
+             method = [{{ method = \"prompt-tuning\" }}, {{ method = \"attempt\", sources = [{:?}] }}]\n",
+            model,
+            folder,
+            data.path("out"),
+        ),
+    );
+    let output = promptmix(&["sweep", &data.path("sweep.toml"), "--out", &data.path("swept")]);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("warning: sampling has no effect: there is one task"), "{said}");
+    assert!(said.contains("warning: draws has no effect: a run of a sweep learns from one draw"), "{said}");
+    assert_eq!(said.matches("has no effect").count(), 2, "{said}");
+}
+
+#[test]
 fn labels_and_templates_may_begin_with_a_hyphen_and_no_flag_is_taken_for_one() {
     let data = Data::new();
     for (file, rows) in [("train", 4), ("validation", 2)] {

@@ -121,3 +121,78 @@ fn values_out_of_range_are_refused_with_the_range() {
     let wrong = of_toml("method = \"attemt\"").expect_err("no method").to_string();
     assert!(wrong.contains("attempt") && wrong.contains("prompt-tuning"), "{wrong}");
 }
+
+/// What a user sets and nothing reads is said, and what is read is not.
+#[test]
+fn settings_without_effect_are_known_with_the_reason() {
+    let ignored = |text: &str| -> Vec<(&'static str, String)> {
+        let config = of_toml(text).expect("settings");
+        config.check().expect("settings that can be used");
+        config.without_effect()
+    };
+    let tuning = "method = \"prompt-tuning\"\n";
+    let mixes = "sources = [\"a\", \"b\"]\n";
+    let cases = [
+        (tuning, "scorer = \"dot\"", "scorer", "prompt-tuning has no mixture"),
+        (tuning, "bottleneck-dim = 7", "bottleneck-dim", "prompt-tuning has no mixture"),
+        (tuning, "temperature = 3.0", "temperature", "prompt-tuning has no mixture"),
+        (tuning, "freeze-scorer = true", "freeze-scorer", "prompt-tuning has no mixture"),
+        (tuning, "scorer-learning-rate = 0.5", "scorer-learning-rate", "prompt-tuning has no mixture"),
+        (tuning, "without-target = true", "without-target", "prompt-tuning has no mixture"),
+        (tuning, "initial-prompt = \"a\"\nprompt-init = \"normal\"", "initial-prompt", "prompt-init normal"),
+        (tuning, "sampling = \"equal\"", "sampling", "there is one task"),
+        (tuning, "sampling-temperature = 4.0", "sampling-temperature", "there is one task"),
+        (
+            tuning,
+            "task = \"a,b\"\nsampling-temperature = 4.0",
+            "sampling-temperature",
+            "sampling temperature",
+        ),
+        (tuning, "task = \"mrpc\"\nlabel-field = \"stars\"", "label-field", "where its labels are"),
+        (tuning, "few-shot = 4\ntraining-rows = 9", "training-rows", "few-shot"),
+        (tuning, "draws = 3", "draws", "few-shot"),
+        (tuning, "few-shot = 4\ndata-seed = 1\ndraws = 3", "draws", "one draw"),
+        (tuning, "data-seed = 3", "data-seed", "no rows are drawn"),
+        (mixes, "scorer = \"linear\"\nbottleneck-dim = 7", "bottleneck-dim", "linear has no bottleneck"),
+        (mixes, "scorer = \"constant\"\ntemperature = 3.0", "temperature", "constant has no temperature"),
+        (mixes, "scorer = \"dot\"\nfreeze-scorer = true", "freeze-scorer", "dot has no numbers"),
+        (
+            mixes,
+            "scorer = \"uniform\"\nscorer-learning-rate = 0.5",
+            "scorer-learning-rate",
+            "uniform has no numbers",
+        ),
+        (mixes, "freeze-scorer = true\nscorer-learning-rate = 0.5", "scorer-learning-rate", "is frozen"),
+        (mixes, "without-target = true\nprompt-init = \"normal\"", "prompt-init", "no target prompt"),
+        (mixes, "without-target = true\ninitial-prompt = \"a\"", "initial-prompt", "no target prompt"),
+        (mixes, "pretrain-scorer = true\nlearning-rate = 0.7", "learning-rate", "no target prompt"),
+        ("method = \"spot\"\nsources = [\"a\"]\n", "initial-prompt = \"b\"", "initial-prompt", "one source"),
+        (
+            "method = \"spot\"\nsources = [\"a\"]\n",
+            "prompt-init = \"normal\"",
+            "sources",
+            "prompt-init normal",
+        ),
+    ];
+    for (base, more, key, reason) in cases {
+        let found = ignored(&format!("{base}{more}"));
+        assert!(SETTINGS.iter().any(|setting| setting.key == key), "{key}");
+        assert!(
+            matches!(&found[..], [(found, why)] if *found == key && why.contains(reason)),
+            "{more}: {found:?}"
+        );
+    }
+    for read in [
+        "method = \"prompt-tuning\"\nlearning-rate = 0.1\nprompt-init = \"normal\"\ntraining-rows = 9\ndata-seed = 2",
+        "method = \"prompt-tuning\"\ntask = \"a,b\"\nsampling = \"temperature\"\nsampling-temperature = 4.0",
+        "method = \"prompt-tuning\"\ntemplate = \"{a}\"\nlabel-field = \"stars\"\nfew-shot = 4\ndraws = 3",
+        "method = \"spot\"\nsources = [\"a\", \"b\"]\ninitial-prompt = \"c\"",
+        "sources = [\"a\"]\nscorer = \"token\"\nbottleneck-dim = 7\ntemperature = 3.0\nscorer-learning-rate = 0.5",
+        "sources = [\"a\"]\nscorer = \"dot\"\nlearn-temperature = true\ntemperature = 3.0\nscorer-learning-rate = 0.5",
+        "sources = [\"a\"]\nfreeze-scorer = true\nlearn-temperature = true\nscorer-learning-rate = 0.5",
+        "sources = [\"a\"]\nwithout-target = true\npreset = \"reference\"\nlearning-rate = 0.7",
+        "sources = [\"a\"]\ninitial-prompt = \"c\"",
+    ] {
+        assert_eq!(ignored(read), [], "{read}");
+    }
+}

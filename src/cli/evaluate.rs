@@ -231,6 +231,10 @@ impl Arguments {
             None => own.clone(),
         };
         let decoding = self.decoding.unwrap_or(saved.config.decoding);
+        let name = &run.task().name;
+        if decoding == Decoding::Labels && run.task().labels().is_none() {
+            eprintln!("warning: --decoding labels has no effect on {name}: it has no labels to choose from");
+        }
         let bar = progress::bar(0, "evaluation");
         let evaluation = run.evaluate(&data, self.split, decoding, &mut |done, examples| {
             bar.set_length(examples as u64);

@@ -53,6 +53,7 @@ impl Arguments {
                 return Err(Error::setting("model", "one model for all runs of a sweep", found, ""));
             }
         }
+        super::warn(&without_effect(&runs));
         files::check_folder(&self.out)?;
         let device = self.device.start(self.device.choose(Some(&self.out))?, self.device.threads)?;
         on_device!(device, backend => self.run_on(backend, &runs))
@@ -74,4 +75,19 @@ impl Arguments {
         println!("written to {}", path.display());
         Ok(if sweep.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
+}
+
+/// What a user should hear of settings that no run of the sweep reads.
+fn without_effect(runs: &[(String, RunConfig)]) -> Vec<String> {
+    let of_runs: Vec<Vec<(&str, String)>> = runs.iter().map(|(_, config)| config.without_effect()).collect();
+    let is_of_all = |key: &str| of_runs.iter().all(|of_run| of_run.iter().any(|(other, _)| *other == key));
+    let first = of_runs.first().into_iter().flatten().filter(|(key, _)| is_of_all(key));
+    let mut warnings: Vec<String> =
+        first.map(|(key, reason)| format!("{key} has no effect: {reason}")).collect();
+    let draws = RunConfig::default().draws;
+    if runs.iter().any(|(_, config)| !config.draw_seeds().is_empty() && config.draws != draws) {
+        let reason = "a run of a sweep learns from one draw; list data-seed under [sweep] for several";
+        warnings.push(format!("draws has no effect: {reason}"));
+    }
+    warnings
 }

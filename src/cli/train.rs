@@ -119,6 +119,11 @@ impl Arguments {
             (0, _) => Box::new(Shown::new()),
             _ => Box::new(Silent),
         };
+        if !self.resume {
+            for (key, reason) in config.without_effect() {
+                monitor.note(&format!("warning: --{key} has no effect: {reason}"));
+            }
+        }
         on_device!(device, backend => self.run_on(backend, &config, begun.as_ref(), ranks, monitor.as_mut()))
     }
 
