@@ -237,6 +237,34 @@ fn what_is_said_of_a_mixture_has_its_sources_names() {
     assert!(!events.contains("source_1"));
 }
 
+/// Weights are told by name, so no two prompts of a mixture may share one.
+#[test]
+fn a_source_called_target_is_told_from_the_target_prompt() {
+    let setting = Setting::new();
+    fs::copy(setting.path("film.safetensors"), setting.path("target.safetensors")).expect("copied");
+    let flags = setting.flags("data", "run", &["--steps", "1"]);
+    let flags: Vec<String> =
+        flags.iter().map(|flag| flag.replace("film.safetensors", "target.safetensors")).collect();
+    assert!(promptmix(&flags.iter().map(String::as_str).collect::<Vec<_>>()).status.success());
+    assert_eq!(
+        setting.validation("run")["prompts"],
+        serde_json::json!(["target (source)", "outlook", "target"])
+    );
+    let (run, rows) = (setting.path("run"), setting.path("data/test.jsonl"));
+    let output = promptmix(&["predict", "--run", &run, "--input", &rows, "--explain", "--threads", "1"]);
+    let said = String::from_utf8(output.stdout).expect("text");
+    for line in said.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let weights: Vec<f64> = line["attention"]
+            .as_object()
+            .expect("weights")
+            .values()
+            .filter_map(serde_json::Value::as_f64)
+            .collect();
+        assert!(weights.len() == 3 && (weights.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{weights:?}");
+    }
+}
+
 #[test]
 #[cfg(feature = "report")]
 fn a_report_says_how_weights_differ_and_warns_of_a_constant_mixture() {
@@ -306,6 +334,44 @@ fn a_scorer_takes_its_inputs_mean_and_scale_along() {
         let values = setting.tensor("third/best.safetensors", name, &[WIDTH]);
         assert!(values.iter().all(|value| *value == expected), "{name}");
     }
+}
+
+/// The same numbers mix in another way at another temperature and on other inputs; what is said is a remedy.
+#[test]
+fn a_scorer_that_is_used_otherwise_than_it_was_trained_is_told_of() {
+    let setting = Setting::new();
+    setting.trained("first", &["--steps", "2", "--temperature", "8"]);
+    setting.trained("learnt", &["--steps", "2", "--temperature", "8", "--learn-temperature"]);
+    let of = |name: &str| {
+        ["--steps".to_owned(), "1".to_owned(), "--initial-scorer".to_owned(), setting.path(name)]
+    };
+    let start = |out: &str, scorer: &str, more: &[&str]| {
+        let flags = of(scorer);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        setting.trained(out, &flags)
+    };
+    let said = start("a", "first", &[]);
+    assert!(said.contains("was trained with temperature 8, and scores are divided by 695.8"), "{said}");
+    assert!(said.contains("--temperature 8 gives the mixture"), "{said}");
+    let said = start("b", "first", &["--temperature", "8", "--preset", "paper"]);
+    assert!(said.contains("was trained on standardized inputs, and inputs are as they are here"), "{said}");
+    assert!(!said.contains("was trained with temperature"), "{said}");
+    let said = start("c", "first", &["--temperature", "8", "--preset", "paper", "--standardize-inputs"]);
+    assert!(!said.contains("was trained"), "{said}");
+    let said = start("d", "learnt", &[]);
+    let (_, remedy) = said.split_once(" here: --temperature ").expect("a remedy");
+    let (temperature, _) = remedy.split_once(' ').expect("a number");
+    assert!((temperature.parse::<f64>().expect("a number") - 8.0).abs() < 0.5, "{said}");
+    let said = start("e", "learnt", &["--temperature", temperature]);
+    assert!(!said.contains("was trained"), "{said}");
+    let said = start("f", "learnt", &["--learn-temperature"]);
+    assert!(!said.contains("was trained"), "it goes on where it was: {said}");
+    // A scorer without weights leaves none to start from.
+    setting.trained("dot", &["--steps", "1", "--scorer", "dot"]);
+    let flags = of("dot");
+    let output = setting.train("data", "g", &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert!(!output.status.success() && error.contains("a folder without scorer.safetensors"), "{error}");
 }
 
 #[test]

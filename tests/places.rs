@@ -206,6 +206,52 @@ fn sources_are_found_beside_a_run_that_moved() {
     assert!(said.contains("source: ") && said.contains("recorded as run/prompt.safetensors"), "{said}");
 }
 
+/// A mixture is of its sources' numbers: a source that was trained anew gives other answers, so it is refused, and of two files
+/// of one name the run's own is taken.
+#[test]
+fn a_source_with_other_numbers_is_refused_and_passed_over() {
+    let project = Project::new();
+    let source = |out: &str, seed: &str| {
+        project
+            .success("a", &format!("{} --seed {seed}", TRAIN.replace("--out run", &format!("--out {out}"))));
+    };
+    source("film", "1");
+    let mix = TRAIN.replace("--method prompt-tuning", "--sources film").replace("--out run", "--out mixture");
+    project.success("a", &mix);
+    let before = project.success("a", &format!("{ANSWER} mixture"));
+    project.rename("a/film", "a/kept");
+    source("film", "2");
+    for command in [format!("{ANSWER} mixture"), "evaluate --threads 1 --run mixture".into()] {
+        let said = project.error("a", &command);
+        assert!(said.contains("the source that the run was trained with in film"), "{said}");
+        assert!(said.contains("put the old file back"), "{said}");
+    }
+    let said = project.error("a", "train --resume --steps 4 --threads 1 --out mixture");
+    assert!(said.contains("--resume: expected the source"), "{said}");
+    let said = project.error("a", "prompts add --run mixture --source kept --out both");
+    assert!(said.contains("the source that the run was trained with in film"), "{said}");
+    // The remedy.
+    project.rename("a/film", "a/anew");
+    project.rename("a/kept", "a/film");
+    assert_eq!(project.success("a", &format!("{ANSWER} mixture")), before);
+    project.success("a", "prompts add --run mixture --source anew --out both");
+    project.success("a", "prompts remove --run both --source anew --out again");
+    assert_eq!(project.success("a", &format!("{ANSWER} again")), before);
+    // Where the program runs there is another film; the run's own lies beside it.
+    for moved in ["mixture", "film"] {
+        project.rename(&format!("a/{moved}"), &format!("b/{moved}"));
+    }
+    project.rename("a/anew", "a/film");
+    let said = project.success("a", &format!("{ANSWER} ../b/mixture"));
+    assert!(said.contains(before.lines().next().expect("a line")), "{said}");
+    assert!(said.contains("source: ") && said.contains("recorded as film"), "{said}");
+    // What starts from a source needs it no more.
+    let spot = TRAIN.replace("prompt-tuning", "spot --sources film").replace("--out run", "--out spot");
+    project.success("a", &spot);
+    fs::remove_dir_all(project.path("a/film")).expect("removed");
+    project.success("a", &format!("{ANSWER} spot"));
+}
+
 #[test]
 fn a_flag_that_would_change_a_run_is_refused_beside_resume() {
     let project = Project::new();

@@ -411,17 +411,21 @@ fn a_damaged_checkpoint_is_refused_and_nothing_else_is_touched() {
 }
 
 #[test]
-fn a_run_whose_training_rows_changed_is_not_gone_on_with() {
+fn a_run_whose_rows_changed_is_not_gone_on_with() {
     let setting = Setting::new();
     success(&words(&setting.train("run", &["--steps", "3"])));
     let folder = PathBuf::from(setting.path("run"));
-    let (before, data) = (files(&folder), setting.path("train.jsonl"));
-    let rows = fs::read_to_string(&data).expect("rows");
-    fs::write(&data, rows.replacen("film 0", "play 0", 1)).expect("changed");
-    let message = error(&words(&setting.resume("run")));
-    assert!(message.contains("training rows") && message.contains("--initial-prompt"), "{message}");
-    assert!(files(&folder) == before, "the run folder changed");
-    fs::write(&data, rows).expect("put back");
+    let before = files(&folder);
+    for (split, remedy) in [("training", "--initial-prompt"), ("validation", "train anew")] {
+        let data = setting.path(&format!("{}.jsonl", split.trim_end_matches("ing")));
+        let rows = fs::read_to_string(&data).expect("rows");
+        let word = rows.split_once("film ").expect("a film").0.len();
+        fs::write(&data, format!("{}play {}", &rows[..word], &rows[word + 5..])).expect("changed");
+        let message = error(&words(&setting.resume("run")));
+        assert!(message.contains(&format!("{split} rows")) && message.contains(remedy), "{message}");
+        assert!(files(&folder) == before, "the run folder changed");
+        fs::write(&data, rows).expect("put back");
+    }
     success(&words(&setting.resume("run")));
 }
 

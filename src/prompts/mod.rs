@@ -19,6 +19,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -276,6 +277,14 @@ impl Prompt {
     /// Where it came from.
     pub fn metadata(&self) -> &PromptMetadata {
         &self.metadata
+    }
+
+    /// SHA-256 of its numbers and of nothing else: of the name and the metadata a mixture does not depend.
+    pub fn sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update((self.width as u64).to_le_bytes());
+        self.values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

@@ -54,7 +54,18 @@ impl SavedScorer {
         if path.is_dir() && RELEASED.iter().any(|(_, name)| released(name)) {
             return Self::released(path);
         }
-        let path = if path.is_dir() { path.join("scorer.safetensors") } else { path.to_owned() };
+        let in_folder = path.join("scorer.safetensors");
+        if path.is_dir() && !in_folder.exists() {
+            let advice = "name a run of --method attempt whose scorer has weights of its own, or a folder of the authors' release";
+            return Err(Error::format(
+                path,
+                None,
+                "a trained scorer",
+                "a folder without scorer.safetensors",
+                advice,
+            ));
+        }
+        let path = if path.is_dir() { in_folder } else { path.to_owned() };
         let file = TensorFile::open_safetensors(&path)?;
         let mut scorer =
             Self { model_sha256: file.metadata().get("model_sha256").cloned(), ..Self::default() };

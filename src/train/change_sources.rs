@@ -15,8 +15,8 @@ const KEPT: [&str; 3] = ["best.safetensors", "prompt.safetensors", "scorer.safet
 /// Writes the run of `folder` to the new folder `out`, mixing `sources` instead of its own; gives back their names.
 ///
 /// # Errors
-/// [`Error::Setting`] if it is no ATTEMPT run, there are no sources, one does not fit the run's model or length, or `out`
-/// is not empty; those of reading and writing.
+/// [`Error::Setting`] if it is no ATTEMPT run, there are no sources, one does not fit the run's model or length, one of its own
+/// has changed, or `out` is not empty; those of reading and writing.
 pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<Vec<String>> {
     let mut saved = RunFolder::saved(folder)?;
     if saved.config.method != Method::Attempt {
@@ -56,7 +56,13 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
         }
     }
     check_width(folder, &prompts[0])?;
+    for (index, own) in saved.located(folder).sources.iter().enumerate() {
+        if let Some(kept) = sources.iter().position(|source| source == own) {
+            saved.check_source(index, &prompts[kept], own, "--run")?;
+        }
+    }
     saved.config.sources = sources.to_vec();
+    saved.sources_sha256 = prompts.iter().map(Prompt::sha256).collect();
     saved.promptmix = env!("CARGO_PKG_VERSION").into();
     // Relative paths of the settings start where the run was trained; those of the sources are of here.
     let here = std::env::current_dir().map_err(|source| Error::file("find", ".", source))?;

@@ -11,6 +11,7 @@ use crate::config::RunConfig;
 use crate::data::data_parts;
 use crate::error::{Error, Result};
 use crate::pretrained::{Checkpoint, is_hub_id, locate};
+use crate::prompts::Prompt;
 
 impl RunManifest {
     /// The settings with the paths at which their data, sources, task files, start prompt and scorer are found now; what is
@@ -39,7 +40,18 @@ impl RunManifest {
             part.into_os_string()
         });
         config.data = PathBuf::from(now.collect::<Vec<_>>().join(OsStr::new(",")));
-        config.sources.iter_mut().for_each(moved);
+        for (index, path) in config.sources.iter_mut().enumerate() {
+            // Of several files of that name the prompt that it was trained with, if it is one of them.
+            let is_source = |place: &PathBuf| {
+                let sha256 = self.sources_sha256.get(index);
+                sha256
+                    .is_some_and(|sha256| Prompt::load(place).is_ok_and(|prompt| prompt.sha256() == *sha256))
+            };
+            match self.candidates(path, run, 2).into_iter().find(is_source) {
+                Some(place) => *path = place,
+                None => moved(path),
+            }
+        }
         config.initial_prompt.iter_mut().for_each(moved);
         config.initial_scorer.iter_mut().for_each(moved);
         let tasks: Vec<String> = config

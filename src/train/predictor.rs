@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::setup::{load_sources, mixture, prompt_names};
+use super::setup::{mixture, prompt_names, sources_of};
 use super::task_data::longest_target;
 use super::{RunFolder, tasks};
 use crate::backend::Backend;
@@ -99,7 +99,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.located(folder);
         let described = tasks(&config)?;
-        let sources = load_sources(frozen, &config)?;
+        let sources = sources_of(frozen, &saved, &config, "--run")?;
         let mixture = mixture(frozen, &config, &sources, described.len())?;
         let values = RunFolder::load_best(folder, &mixture.layout)?;
         let decoding = decoding.unwrap_or(config.decoding);

@@ -28,6 +28,7 @@ use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::TensorFile;
+use crate::prompts::Prompt;
 
 /// The version of the folder's format.
 const FORMAT: u32 = 2;
@@ -60,6 +61,10 @@ pub struct RunManifest {
     /// What it was last trained on, written when training begins and when it goes on elsewhere. Not in folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<TrainedOn>,
+    /// [`Prompt::sha256`] of each source of the mixture, in the order of the settings, written when training begins. Not in folders
+    /// of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources_sha256: Vec<String>,
 }
 
 impl RunManifest {
@@ -100,6 +105,32 @@ impl RunManifest {
             format!("one on {}", self.model_hash),
             "prompts are of use only to the model they were trained with; its files may have changed since",
         ))
+    }
+
+    /// Whether `source`, which lies at `path`, is the one that the run was trained with as the `index`th; `flag` named the run.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is another prompt.
+    pub(super) fn check_source(&self, index: usize, source: &Prompt, path: &Path, flag: &str) -> Result<()> {
+        let found = source.sha256();
+        let Some(known) = self.sources_sha256.get(index).filter(|known| **known != found) else {
+            return Ok(());
+        };
+        Err(Error::setting(
+            flag,
+            format!("the source that the run was trained with in {}, of SHA-256 {known}", path.display()),
+            format!("other numbers, of SHA-256 {found}"),
+            "a mixture is of these numbers: put the old file back, or train anew",
+        ))
+    }
+
+    /// As [`check_source`](Self::check_source), of all sources in the order of the settings.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn check_sources(&self, sources: &[Prompt], paths: &[PathBuf], flag: &str) -> Result<()> {
+        let mut all = sources.iter().zip(paths).enumerate();
+        all.try_for_each(|(index, (source, path))| self.check_source(index, source, path, flag))
     }
 }
 
@@ -162,6 +193,9 @@ pub struct Checkpoint {
     /// SHA-256 over the token ids of the training examples.
     #[serde(default)]
     pub data_sha256: Option<String>,
+    /// The same of the validation examples, by which the best was chosen. Not in checkpoints of older versions.
+    #[serde(default)]
+    pub validation_sha256: Option<String>,
 }
 
 /// An open run folder.
@@ -193,6 +227,7 @@ impl RunFolder {
                 trained_numbers: None,
                 effective: None,
                 trained_on: None,
+                sources_sha256: Vec::new(),
             },
         )
     }
@@ -234,17 +269,19 @@ impl RunFolder {
         occupied(path)
     }
 
-    /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, the settings as they
-    /// work, how long the run is now to be, and what it goes on on, if it has steps to take.
+    /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, from which sources, the
+    /// settings as they work, how long the run is now to be, and what it goes on on, if it has steps to take.
     pub(super) fn record(
         &mut self,
         numbers: usize,
+        sources_sha256: &[String],
         config: &RunConfig,
         effective: &RunConfig,
         on: Option<TrainedOn>,
     ) -> Result<()> {
         let before = Self::saved(&self.path)?;
         let mut saved = before.clone();
+        saved.sources_sha256 = sources_sha256.to_vec();
         saved.trained_on = on.or(saved.trained_on);
         (saved.trained_numbers, saved.effective) = (Some(numbers), Some(effective.clone()));
         (saved.config.steps, saved.config.epochs) = (config.steps, config.epochs);

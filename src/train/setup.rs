@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::RunManifest;
 use super::initial::{self, Start};
+use super::log::Monitor;
 use super::task_data::TaskData;
 use crate::backend::{Backend, Group, Mixing, Scorer, StateLayout};
 use crate::config::{Method, RunConfig};
@@ -16,6 +18,8 @@ const STATISTICS_ROWS: usize = 1_000;
 /// A column that varies less than this share of the columns' root mean square is scaled as if it varied by so much: what a
 /// column of few rows happens to do is not made as large as the others.
 const LEAST_DEVIATION: f64 = 0.1;
+/// What the target prompt is called among those that are mixed.
+const TARGET: &str = "target";
 /// Epsilon of the scorer's LayerNorm.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -38,6 +42,22 @@ pub(super) fn load_sources<B: Backend>(frozen: &Frozen<'_, B>, config: &RunConfi
             ));
         }
     }
+    Ok(sources)
+}
+
+/// The sources that a trained run mixes, those that it was trained with; none of a run without a mixture, which needs them no
+/// more. `config` has the settings of `saved` with their paths as they are found now; `flag` named the run.
+pub(super) fn sources_of<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    saved: &RunManifest,
+    config: &RunConfig,
+    flag: &str,
+) -> Result<Vec<Prompt>> {
+    if config.method != Method::Attempt {
+        return Ok(Vec::new());
+    }
+    let sources = load_sources(frozen, config)?;
+    saved.check_sources(&sources, &config.sources, flag)?;
     Ok(sources)
 }
 
@@ -83,23 +103,29 @@ pub(super) fn mixture<B: Backend>(
     Ok(Mixture { mixing, sources: on_device, source_count: if mixes { sources.len() } else { 0 }, layout })
 }
 
-/// What the mixture's weights belong to, in their order: the sources, then `target`; nothing without a mixture.
+/// What the mixture's weights belong to, in their order and each by a name of its own: the sources, then `target`; nothing without
+/// a mixture.
 pub(super) fn prompt_names<B: Backend>(config: &RunConfig, mixture: &Mixture<B>) -> Vec<String> {
     if mixture.source_count == 0 {
         return Vec::new();
     }
     let mut names = super::source_names(&config.sources);
-    names.extend((!mixture.mixing.without_target).then(|| "target".to_owned()));
+    if !mixture.mixing.without_target {
+        // Nothing keeps a user from calling a source so.
+        names.iter_mut().filter(|name| *name == TARGET).for_each(|name| name.push_str(" (source)"));
+        names.push(TARGET.to_owned());
+    }
     names
 }
 
-/// The flat state that the run starts from.
+/// The flat state that the run starts from. `monitor` hears of a scorer that is used otherwise than it was trained.
 pub(super) fn initial_values<B: Backend>(
     frozen: &Frozen<'_, B>,
     config: &RunConfig,
     tasks: &[TaskData],
     layout: &StateLayout,
     sources: &[Prompt],
+    monitor: &mut dyn Monitor,
 ) -> Result<Vec<f64>> {
     let width = frozen.model.config().d_model;
     let initial_prompt = match &config.initial_prompt {
@@ -144,8 +170,47 @@ pub(super) fn initial_values<B: Backend>(
     if let Some(path) = &config.initial_scorer {
         let scorer = SavedScorer::load(path)?;
         start_scorer(&scorer, &frozen.model_hash, layout, &mut values)?;
+        for (trained, here, remedy) in other_use(&scorer, config, layout) {
+            let path = path.display();
+            monitor.note(&format!(
+                "warning: the scorer in {path} was trained {trained}, and {here}: {remedy} gives the mixture that it learnt"
+            ));
+        }
     }
     Ok(values)
+}
+
+/// What a trained scorer finds otherwise in a run of `config` than in its training, so that the same numbers mix in another
+/// way: how it was trained, how it is used, and the flag that uses it as it was trained.
+fn other_use(
+    scorer: &SavedScorer,
+    config: &RunConfig,
+    layout: &StateLayout,
+) -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    let learnt = scorer.segments.get("log_temperature").and_then(|(_, values)| values.first());
+    // A learnt one goes on where it learns here too.
+    let trained = match learnt {
+        Some(_) if layout.segment("log_temperature").is_some() => None,
+        Some(logarithm) => Some(f64::from(logarithm.exp())),
+        None => scorer.temperature,
+    };
+    let used = initial::temperature(config, layout.width);
+    if let Some(trained) = trained.filter(|trained| (trained / used - 1.0).abs() > 1e-5) {
+        found.push((
+            format!("with temperature {}", trained as f32),
+            format!("scores are divided by {} here", used as f32),
+            format!("--temperature {}", trained as f32),
+        ));
+    }
+    if scorer.segments.contains_key("input_mean") && layout.segment("input_mean").is_none() {
+        found.push((
+            "on standardized inputs".to_owned(),
+            "inputs are as they are here".to_owned(),
+            "--standardize-inputs".to_owned(),
+        ));
+    }
+    found
 }
 
 /// What the columns of the pooled inputs x_b do over training rows.

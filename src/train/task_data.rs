@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::Monitor;
+use super::{Monitor, hexadecimal};
 use crate::backend::Backend;
-use crate::config::RunConfig;
+use crate::config::{Decoding, RunConfig};
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
@@ -55,6 +55,12 @@ impl TaskData {
                 written.escape_debug()
             ));
         }
+        if config.decoding == Decoding::Labels && task.labels().is_none() {
+            let name = &task.name;
+            monitor.note(&format!(
+                "warning: --decoding labels has no effect on {name}: it has no labels to choose from"
+            ));
+        }
         if let Some(note) = other_tasks(config, &task)? {
             monitor.note(&note);
         }
@@ -96,18 +102,22 @@ impl TaskData {
         monitor.note(&format!("validation{of}: {}", validation.counts()));
         Ok(Self { task, place, training, validation, longest_target })
     }
+}
 
-    /// Feeds a hash with the training examples, in order: what a run's numbers depend on.
-    pub(super) fn feed(&self, hasher: &mut Sha256) {
-        let mut side = |ids: Vec<u32>| {
-            hasher.update((ids.len() as u64).to_le_bytes());
-            ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
-        };
-        for row in 0..self.training.len() {
-            side(self.training.source(row));
-            side(self.training.target(row));
+/// SHA-256 over the token ids of `examples`, in order: what a run's numbers depend on.
+pub(super) fn sha256<'a>(examples: impl Iterator<Item = &'a Examples>) -> String {
+    let mut hasher = Sha256::new();
+    let mut side = |ids: Vec<u32>| {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+    };
+    for examples in examples {
+        for row in 0..examples.len() {
+            side(examples.source(row));
+            side(examples.target(row));
         }
     }
+    hexadecimal(hasher)
 }
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.

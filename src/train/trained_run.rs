@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::setup::{load_sources, mixture, prompt_names};
+use super::setup::{mixture, prompt_names, sources_of};
 use super::task_data::{longest_target, split_examples};
 use super::{RunFolder, RunManifest};
 use crate::backend::{Backend, Scorer};
@@ -40,7 +40,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         saved.check_model(&frozen.model_hash, "--run")?;
         let config = saved.located(folder);
         let tasks = super::tasks(&config)?;
-        let sources = load_sources(frozen, &config)?;
+        let sources = sources_of(frozen, saved, &config, "--run")?;
         let mixture = mixture(frozen, &config, &sources, tasks.len())?;
         let (values, best_step) = RunFolder::load_best_of_step(folder, &mixture.layout)?;
         let state = frozen.backend.state(&mixture.layout, &values, 1)?;

@@ -9,22 +9,21 @@ mod validation;
 use std::path::Path;
 use std::rc::Rc;
 
-use sha2::{Digest, Sha256};
-
 use self::memory::foresee;
 pub(super) use self::steps::Pace;
 use super::log::Monitor;
 use super::ranks::{Alone, Ranks};
-use super::run_folder::{Checkpoint, ExampleRecord, RunFolder, hexadecimal};
+use super::run_folder::{Checkpoint, ExampleRecord, RunFolder};
 use super::setup::{initial_values, load_sources, mixture, prompt_names};
 use super::step::Shared;
-use super::task_data::TaskData;
+use super::task_data::{TaskData, sha256};
 use super::tasks;
 use crate::backend::{Backend, Objective};
-use crate::config::RunConfig;
+use crate::config::{Method, RunConfig};
 use crate::data::{Batches, data_of_tasks};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
+use crate::prompts::Prompt;
 use crate::tasks::Task;
 
 /// A run that is ready to take steps.
@@ -45,6 +44,8 @@ pub struct Trainer<'a, B: Backend> {
     ranks: Rc<dyn Ranks>,
     /// What the mixture's weights belong to.
     prompts: Vec<String>,
+    /// The frozen prompts of the mixture; none without one.
+    sources: Vec<Prompt>,
 }
 
 /// How a run ended.
@@ -79,15 +80,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let places = data_of_tasks(&config.data.to_string_lossy(), &names)?;
         let load = |(task, place)| TaskData::load(frozen, config, task, place, monitor);
         let tasks = described.into_iter().zip(places).map(load).collect::<Result<Vec<_>>>()?;
-        let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources)?;
+        let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources, monitor)?;
         let mut state = frozen.backend.state(&mixture.layout, &values, 1)?;
         foresee(frozen, config, &tasks, &mixture, &mut state)?;
         let sizes: Vec<usize> = tasks.iter().map(|data| data.training.len()).collect();
         let batch_size = config.batch_size * config.gradient_accumulation_steps;
         let batches = Batches::mixed(&sizes, &config.shares(&sizes), batch_size, config.seed)?;
-        let mut hasher = Sha256::new();
-        tasks.iter().for_each(|data| data.feed(&mut hasher));
-        let checkpoint = Checkpoint { data_sha256: Some(hexadecimal(hasher)), ..Checkpoint::default() };
+        let checkpoint = Checkpoint {
+            data_sha256: Some(sha256(tasks.iter().map(|data| &data.training))),
+            validation_sha256: Some(sha256(tasks.iter().map(|data| &data.validation))),
+            ..Checkpoint::default()
+        };
         let prompts = prompt_names(config, &mixture);
         let steps = config.steps(batches.steps_per_epoch());
         let warmup = config.warmup_steps(steps);
@@ -112,6 +115,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             graph_cache: B::GraphCache::default(),
             ranks: Rc::new(Alone),
             prompts,
+            sources: if config.method == Method::Attempt { sources } else { Vec::new() },
         })
     }
 
@@ -127,17 +131,33 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// If the checkpoint is malformed, damaged, of another state or of other training rows, or missing though the run has
-    /// taken steps; those of the device.
+    /// taken steps; if a source has changed; those of the device.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        RunFolder::saved(folder)?.check_sources(&self.sources, &self.config.sources, "--resume")?;
         let Some(last) = RunFolder::load_last(folder, &self.mixture.layout)? else { return Ok(()) };
-        if last.checkpoint.data_sha256.is_some() && last.checkpoint.data_sha256 != self.checkpoint.data_sha256
-        {
-            return Err(Error::setting(
-                "--resume",
-                "the training rows that the run began with",
-                "others: the data changed, or its tokenizer",
-                "put them back; or train anew on these, with --initial-prompt if the prompt is to go on",
-            ));
+        let [began, now] = [&last.checkpoint, &self.checkpoint];
+        for (rows, began, now, otherwise) in [
+            (
+                "training",
+                &began.data_sha256,
+                &now.data_sha256,
+                "train anew on these, with --initial-prompt if the prompt is to go on",
+            ),
+            (
+                "validation",
+                &began.validation_sha256,
+                &now.validation_sha256,
+                "train anew, as the best so far was chosen by those",
+            ),
+        ] {
+            if began.is_some() && began != now {
+                return Err(Error::setting(
+                    "--resume",
+                    format!("the {rows} rows that the run began with"),
+                    "others: the data changed, or its tokenizer",
+                    format!("put them back; or {otherwise}"),
+                ));
+            }
         }
         let [values, first, second] = &last.state;
         self.frozen.backend.write_state(
@@ -147,7 +167,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         )?;
         self.batches.seek(last.checkpoint.step);
         self.best = last.best;
-        self.checkpoint = last.checkpoint;
+        let validation_sha256 = self.checkpoint.validation_sha256.take();
+        self.checkpoint = Checkpoint { validation_sha256, ..last.checkpoint };
         Ok(())
     }
 
