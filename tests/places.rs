@@ -206,6 +206,35 @@ fn sources_are_found_beside_a_run_that_moved() {
     assert!(said.contains("source: ") && said.contains("recorded as run/prompt.safetensors"), "{said}");
 }
 
+/// A task's file may be edited after training: other texts are told of, other metrics are the same texts.
+#[test]
+fn a_task_file_that_changed_since_training_is_told_of() {
+    let project = Project::new();
+    let write = |text: &str| fs::write(project.path("a/own.toml"), text).expect("written");
+    let before = "source = \"say: {text}\"\nlabels = \"negative,positive\"\n";
+    write(before);
+    project.success("a", &TRAIN.replace("--template {text} --labels negative,positive", "--task own.toml"));
+    let evaluate = "evaluate --threads 1 --run run";
+    let told = "warning: task own of run makes other texts of rows than in its training";
+    for (text, is_told) in [
+        (before.replace("say: ", ""), true),
+        (before.replace("negative,positive", "positive,negative"), true),
+        (before.to_owned() + "lowercase = true\n", true),
+        (before.to_owned() + "metrics = [\"f1\"]\n", false),
+        (before.to_owned(), false),
+    ] {
+        write(&text);
+        for command in [format!("{ANSWER} run"), evaluate.into()] {
+            assert_eq!(project.success("a", &command).contains(told), is_told, "{text}");
+        }
+        // These rows have no capital.
+        if is_told && !text.contains("lowercase") {
+            let said = project.error("a", "train --resume --steps 4 --threads 1 --out run");
+            assert!(said.contains("its task's file"), "{said}");
+        }
+    }
+}
+
 /// A mixture is of its sources' numbers: a source that was trained anew gives other answers, so it is refused, and of two files
 /// of one name the run's own is taken.
 #[test]

@@ -183,6 +183,7 @@ impl Arguments {
     ) -> Result<()> {
         // What could not be kept is refused before the work.
         Evaluations::read(&found.path)?;
+        super::say_changed(saved, &found.path);
         let mut run = TrainedRun::open(frozen, &found.path, saved)?;
         let own = run.tasks().iter().map(|task| task.name.clone()).collect::<Vec<_>>();
         let Some(task) = &self.task else {

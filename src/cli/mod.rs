@@ -116,6 +116,17 @@ fn warn(warnings: &[String]) {
     warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
 }
 
+/// Says of which of a run's tasks the files have changed since its training.
+fn say_changed(saved: &RunManifest, run: &Path) {
+    // What cannot be read is an error of whoever needs it.
+    let tasks = crate::train::tasks(&saved.located(run)).unwrap_or_default();
+    let said = |name| {
+        let remedy = "put the old file back, or train anew";
+        format!("task {name} of {} makes other texts of rows than in its training: {remedy}", run.display())
+    };
+    warn(&saved.changed_tasks(&tasks).into_iter().map(said).collect::<Vec<_>>());
+}
+
 /// Says which of a run's things were found elsewhere than its settings have them.
 fn say_moved(saved: &RunManifest, run: &Path, model: &Path) {
     let (before, now) = (&saved.config, saved.located(run));

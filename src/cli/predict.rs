@@ -110,6 +110,9 @@ impl Arguments {
         drop(checkpoint);
         super::warn(&frozen.warnings);
         let folders: Vec<&Path> = runs.iter().map(|run| run.folder.as_path()).collect();
+        for folder in &folders {
+            super::say_changed(&RunFolder::saved(folder)?, folder);
+        }
         let predictor = Predictor::open(&frozen, &folders, self.decoding)?;
         let bad_rows = match &self.out {
             None => self.answer(&predictor, runs, &mut rows, &mut std::io::stdout().lock())?,

@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::TensorFile;
 use crate::prompts::Prompt;
+use crate::tasks::{Target, Task};
 
 /// The version of the folder's format.
 const FORMAT: u32 = 2;
@@ -65,6 +66,10 @@ pub struct RunManifest {
     /// of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources_sha256: Vec<String>,
+    /// SHA-256 of what each task makes of rows, in the order of the settings, written when training begins: a task's file may be edited
+    /// later. Not in folders of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks_sha256: Vec<String>,
 }
 
 impl RunManifest {
@@ -105,6 +110,16 @@ impl RunManifest {
             format!("one on {}", self.model_hash),
             "prompts are of use only to the model they were trained with; its files may have changed since",
         ))
+    }
+
+    /// The names of the run's tasks that make other texts of rows than in its training, as `tasks` has them now, in the order of the
+    /// settings.
+    pub fn changed_tasks(&self, tasks: &[Task]) -> Vec<String> {
+        let known = self.tasks_sha256.iter().zip(tasks);
+        known
+            .filter(|(known, task)| **known != texts_sha256(task))
+            .map(|(_, task)| task.name.clone())
+            .collect()
     }
 
     /// Whether `source`, which lies at `path`, is the one that the run was trained with as the `index`th; `flag` named the run.
@@ -228,6 +243,7 @@ impl RunFolder {
                 effective: None,
                 trained_on: None,
                 sources_sha256: Vec::new(),
+                tasks_sha256: Vec::new(),
             },
         )
     }
@@ -269,19 +285,19 @@ impl RunFolder {
         occupied(path)
     }
 
-    /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, from which sources, the
-    /// settings as they work, how long the run is now to be, and what it goes on on, if it has steps to take.
+    /// Writes into `run.json` what is known when training begins, unless it says so: how many numbers train, from which sources and
+    /// tasks, the settings as they work, how long the run is now to be, and what it goes on on, if it has steps to take.
     pub(super) fn record(
         &mut self,
         numbers: usize,
-        sources_sha256: &[String],
+        [sources_sha256, tasks_sha256]: [Vec<String>; 2],
         config: &RunConfig,
         effective: &RunConfig,
         on: Option<TrainedOn>,
     ) -> Result<()> {
         let before = Self::saved(&self.path)?;
         let mut saved = before.clone();
-        saved.sources_sha256 = sources_sha256.to_vec();
+        (saved.sources_sha256, saved.tasks_sha256) = (sources_sha256, tasks_sha256);
         saved.trained_on = on.or(saved.trained_on);
         (saved.trained_numbers, saved.effective) = (Some(numbers), Some(effective.clone()));
         (saved.config.steps, saved.config.epochs) = (config.steps, config.epochs);
@@ -705,4 +721,17 @@ fn checksum<'a>(tensors: impl Iterator<Item = &'a [u8]>) -> String {
 /// A finished hash as text.
 pub(crate) fn hexadecimal(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of all that says which texts `task` makes of a row: its template and its answers, not its metrics and splits.
+pub(super) fn texts_sha256(task: &Task) -> String {
+    let answers = match &task.target {
+        Target::Classes { field, classes, .. } => {
+            let classes: Vec<_> = classes.iter().map(|class| (&class.label, &class.values)).collect();
+            serde_json::json!([field, classes])
+        }
+        other => serde_json::json!(other),
+    };
+    let texts = serde_json::json!([task.source, answers, task.lowercase]).to_string();
+    hexadecimal(Sha256::new().chain_update(texts))
 }

@@ -154,7 +154,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 return Err(Error::setting(
                     "--resume",
                     format!("the {rows} rows that the run began with"),
-                    "others: the data changed, or its tokenizer",
+                    "others: the data changed, its task's file or the tokenizer",
                     format!("put them back; or {otherwise}"),
                 ));
             }

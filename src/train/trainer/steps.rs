@@ -7,7 +7,7 @@ use crate::backend::{Backend, Example, OptimizerStep, Scorer};
 use crate::error::{Error, Result};
 use crate::prompts::Prompt;
 use crate::train::log::{Monitor, StepRecord};
-use crate::train::run_folder::{LastState, RunFolder};
+use crate::train::run_folder::{LastState, RunFolder, texts_sha256};
 use crate::train::schedule::factor;
 use crate::train::step::{self, RunPart, Taken};
 use crate::train::trained_on::TrainedOn;
@@ -48,8 +48,9 @@ impl<B: Backend> Trainer<'_, B> {
     pub(in crate::train) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
         let on = (!self.is_done()).then(|| TrainedOn::of(self.frozen.backend));
-        let sources: Vec<String> = self.sources.iter().map(Prompt::sha256).collect();
-        folder.record(self.trained(), &sources, &self.config, &self.effective(), on)?;
+        let known =
+            [self.sources.iter().map(Prompt::sha256).collect(), self.tasks().map(texts_sha256).collect()];
+        folder.record(self.trained(), known, &self.config, &self.effective(), on)?;
         if self.checkpoint.best.is_some() {
             // A kill may have come between the best's files and the checkpoint.
             self.save_best(folder)?;
