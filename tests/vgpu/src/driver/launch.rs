@@ -14,20 +14,61 @@ use crate::execute::Shape;
 const PORTABLE: u32 = 8;
 
 /// Everything that a launch is told.
-struct Launch {
-    function: usize,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    stream: usize,
-    arguments: *const *const u8,
-    cooperative: bool,
-    cluster: Option<[u32; 3]>,
-    dependent: bool,
+pub(crate) struct Launch {
+    pub function: usize,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub stream: usize,
+    pub arguments: *const *const u8,
+    /// Arguments in another form: pairs of a key and a value, or nothing.
+    pub extra: *const *const u8,
+    pub cooperative: bool,
+    pub cluster: Option<[u32; 3]>,
+    pub dependent: bool,
+}
+
+/// Keys of `extra`: its end, the buffer of all arguments, and the place of its size.
+const END: usize = 0;
+const BUFFER: usize = 1;
+const SIZE: usize = 2;
+/// Pairs of `extra` at which a list is taken for one that does not end.
+const MOST_PAIRS: usize = 8;
+
+/// The arguments in a buffer that is laid out as the kernel's parameters.
+///
+/// # Safety
+/// `extra` is a list as `cuLaunchKernel` takes it.
+unsafe fn packed(extra: *const *const u8, bytes: usize) -> Result<Vec<u8>, u32> {
+    let (mut buffer, mut size) = (std::ptr::null::<u8>(), None);
+    for pair in 0..MOST_PAIRS {
+        // SAFETY: the list goes on, as no end was met.
+        let key = unsafe { *extra.add(2 * pair) } as usize;
+        if key == END {
+            break;
+        }
+        // SAFETY: a value follows every key.
+        let value = unsafe { *extra.add(2 * pair + 1) };
+        match key {
+            BUFFER => buffer = value,
+            // SAFETY: the value is the place of a size.
+            SIZE if !value.is_null() => size = Some(unsafe { value.cast::<usize>().read_unaligned() }),
+            _ => return Err(INVALID_VALUE),
+        }
+    }
+    match size {
+        // A buffer may be padded at its end.
+        Some(size) if !buffer.is_null() && size >= bytes => {
+            // SAFETY: the caller's buffer has `size` bytes, and no more are read.
+            Ok(unsafe { std::slice::from_raw_parts(buffer, bytes) }.to_vec())
+        }
+        _ => Err(INVALID_VALUE),
+    }
 }
 
 impl Launch {
-    fn go(self) -> Result<(), u32> {
+    /// Checks the launch and gives it to its stream.
+    pub fn go(self) -> Result<(), u32> {
         let Function { program, shared_limit, non_portable, .. } = function(self.function)?;
         let shape = Shape {
             grid: self.grid,
@@ -49,6 +90,11 @@ impl Launch {
             error.code
         })?;
         let mut arguments = vec![0u8; program.parameter_bytes];
+        if self.arguments.is_null() && !self.extra.is_null() {
+            // SAFETY: a list as the C signature has it.
+            arguments = unsafe { packed(self.extra, program.parameter_bytes) }?;
+            return check(submit(self.stream, Work::Launch { program, shape, arguments }));
+        }
         for (index, &(size, offset)) in program.parameters.iter().enumerate() {
             if self.arguments.is_null() {
                 return Err(INVALID_VALUE);
@@ -69,19 +115,19 @@ impl Launch {
 /// `CUlaunchConfig`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Config {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    stream: usize,
-    attributes: *const Attribute,
-    count: u32,
+pub(crate) struct Config {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub stream: usize,
+    pub attributes: *const Attribute,
+    pub count: u32,
 }
 
 /// `CUlaunchAttribute`: a number, and 64 bytes whose meaning it says.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Attribute {
+pub(crate) struct Attribute {
     id: u32,
     padding: u32,
     value: [u32; 16],
@@ -143,6 +189,33 @@ const PRIORITY: u32 = 8;
 const DOMAIN_MAP: u32 = 9;
 const DOMAIN: u32 = 10;
 
+/// A launch with attributes.
+pub(crate) fn launch_ex(
+    config: *const Config,
+    function: usize,
+    arguments: *const *const u8,
+    extra: *const *const u8,
+) -> Result<(), u32> {
+    let (config, attributes) = Config::of(config)?;
+    if attributes.dependent && state().device.profile.capability.0 < 9 {
+        eprintln!("vgpu: programmatic stream serialization needs compute capability 9.0");
+        return Err(NOT_SUPPORTED);
+    }
+    Launch {
+        function,
+        grid: config.grid,
+        block: config.block,
+        shared: config.shared,
+        stream: config.stream,
+        arguments,
+        extra,
+        cooperative: attributes.cooperative,
+        cluster: attributes.cluster,
+        dependent: attributes.dependent,
+    }
+    .go()
+}
+
 exported! {
     fn cuLaunchKernel(
         function: usize,
@@ -155,10 +228,10 @@ exported! {
         shared: u32,
         stream: usize,
         arguments: *const *const u8,
-        _extra: *const *const u8,
+        extra: *const *const u8,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, shared, stream, arguments, cooperative: false, cluster: None, dependent: false }.go()
+        Launch { function, grid, block, shared, stream, arguments, extra, cooperative: false, cluster: None, dependent: false }.go()
     }
     fn cuLaunchCooperativeKernel(
         function: usize,
@@ -173,31 +246,15 @@ exported! {
         arguments: *const *const u8,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, shared, stream, arguments, cooperative: true, cluster: None, dependent: false }.go()
+        Launch { function, grid, block, shared, stream, arguments, extra: std::ptr::null(), cooperative: true, cluster: None, dependent: false }.go()
     }
     fn cuLaunchKernelEx(
         config: *const Config,
         function: usize,
         arguments: *const *const u8,
-        _extra: *const *const u8,
+        extra: *const *const u8,
     ) {
-        let (config, attributes) = Config::of(config)?;
-        if attributes.dependent && state().device.profile.capability.0 < 9 {
-            eprintln!("vgpu: programmatic stream serialization needs compute capability 9.0");
-            return Err(NOT_SUPPORTED);
-        }
-        Launch {
-            function,
-            grid: config.grid,
-            block: config.block,
-            shared: config.shared,
-            stream: config.stream,
-            arguments,
-            cooperative: attributes.cooperative,
-            cluster: attributes.cluster,
-            dependent: attributes.dependent,
-        }
-        .go()
+        launch_ex(config, function, arguments, extra)
     }
     fn cuOccupancyMaxActiveClusters(to: *mut c_int, handle: usize, config: *const Config) {
         let (config, attributes) = Config::of(config)?;

@@ -7,7 +7,7 @@ use super::work::{note_free, perform, submit};
 use super::{check, exported, give};
 use crate::codes::*;
 
-fn allocate(to: *mut u64, bytes: usize) -> Result<(), u32> {
+pub(super) fn allocate(to: *mut u64, bytes: usize) -> Result<(), u32> {
     let mut state = state();
     check(state.sticky)?;
     if bytes == 0 {
@@ -42,9 +42,13 @@ fn allocate_host(to: *mut usize, bytes: usize) -> Result<(), u32> {
 fn free_host(host: usize) -> Result<(), u32> {
     let mut state = state();
     let bytes = *state.pinned.get(&host).ok_or(INVALID_VALUE)?;
+    if state.registered.contains(&host) {
+        return Err(INVALID_VALUE);
+    }
     // Freeing waits for the device.
     let _ = state.settle(|reading| (host..host + bytes).contains(&reading.from));
     state.pinned.remove(&host);
+    state.managed.remove(&host);
     state.free(host as u64);
     let layout = Layout::from_size_align(bytes, 4096).map_err(|_| INVALID_VALUE)?;
     // SAFETY: allocated by `allocate_host` with this layout, and forgotten above.
@@ -53,7 +57,7 @@ fn free_host(host: usize) -> Result<(), u32> {
 }
 
 /// Work of a call that waits for the device: it runs on the null stream.
-fn at_once(work: &Work) -> Result<(), u32> {
+pub(super) fn at_once(work: &Work) -> Result<(), u32> {
     let mut state = state();
     state.not_while_capturing(CAPTURE_IMPLICIT)?;
     check(state.sticky)?;
@@ -93,6 +97,7 @@ exported! {
         }
         let mut host = 0usize;
         allocate_host(&mut host, bytes)?;
+        state().managed.insert(host);
         give(to, host as u64)
     }
     fn cuMemFree_v2(address: u64) {

@@ -3,14 +3,20 @@
 //! Streams carry out work at once and in order; what a program may not do on a device (capture rules,
 //! handles, limits, errors that stick) is refused here with the number a device gives.
 
+mod contexts;
 mod early;
+mod entry;
 mod extension;
 pub use extension::{Calls, Change, Summary};
 mod launch;
+mod libraries;
 mod memory;
 mod model_time;
 mod modules;
 mod order;
+mod pitched;
+mod pointers;
+mod runtime;
 mod state;
 mod streams;
 mod tensor;
@@ -29,7 +35,7 @@ const COMPUTE_CAPABILITY_MINOR: u32 = 76;
 macro_rules! exported {
     ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $body:block)*) => {$(
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
+        pub(crate) unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
             let body = || -> Result<(), u32> { $body };
             let body = || {
                 let late = $crate::driver::early::before_call(stringify!($name));
@@ -167,13 +173,7 @@ exported! {
         give(active, c_int::from(state.primary_references > 0 && state.ordinal == ordinal))
     }
     fn cuCtxCreate_v4(to: *mut usize, _parameters: *mut u8, _flags: u32, ordinal: c_int) {
-        device(ordinal)?;
-        let mut state = state();
-        state.open(ordinal)?;
-        let context = state.handle();
-        state.contexts.push(context);
-        CURRENT.set(context);
-        give(to, context)
+        contexts::create(to, ordinal)
     }
     fn cuCtxDestroy_v2(context: usize) {
         let mut state = state();
@@ -183,6 +183,9 @@ exported! {
             return Err(INVALID_CONTEXT);
         }
         state.sticky = SUCCESS;
+        if CURRENT.get() == context {
+            contexts::pop();
+        }
         Ok(())
     }
     fn cuCtxGetCurrent(to: *mut usize) {

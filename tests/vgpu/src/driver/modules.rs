@@ -33,18 +33,18 @@ fn load(to: *mut usize, image: *const u8) -> Result<(), (u32, String)> {
     give(to, handle).map_err(|code| (code, "nowhere to put the module".to_string()))
 }
 
-fn load_loudly(to: *mut usize, image: *const u8) -> Result<(), u32> {
+pub(crate) fn load_loudly(to: *mut usize, image: *const u8) -> Result<(), u32> {
     load(to, image).map_err(|(code, message)| {
         eprintln!("vgpu: the module cannot be loaded: {message}");
         code
     })
 }
 
-pub(super) fn function(handle: usize) -> Result<Function, u32> {
+pub(crate) fn function(handle: usize) -> Result<Function, u32> {
     state().functions.get(&handle).cloned().ok_or(INVALID_HANDLE)
 }
 
-fn text<'a>(name: *const c_char) -> Result<&'a str, u32> {
+pub(super) fn text<'a>(name: *const c_char) -> Result<&'a str, u32> {
     if name.is_null() {
         return Err(INVALID_VALUE);
     }
@@ -52,7 +52,7 @@ fn text<'a>(name: *const c_char) -> Result<&'a str, u32> {
     unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| INVALID_VALUE)
 }
 
-pub(super) fn occupancy(handle: usize, threads: c_int, shared: usize) -> Result<u32, u32> {
+pub(crate) fn occupancy(handle: usize, threads: c_int, shared: usize) -> Result<u32, u32> {
     let Function { program, .. } = function(handle)?;
     let threads = u32::try_from(threads).map_err(|_| INVALID_VALUE)?;
     let shared = program.static_shared as u32 + u32::try_from(shared).map_err(|_| INVALID_VALUE)?;
@@ -80,6 +80,104 @@ fn best_block(handle: usize, shared: usize, limit: c_int) -> Result<(c_int, c_in
     }
     let blocks = best.0 / best.1.max(1) as u32 * state().device.profile.multiprocessors;
     Ok((blocks as c_int, best.1))
+}
+
+/// The image in a file, as [`load_loudly`] takes it.
+pub(super) fn image_of_file(path: &str) -> Result<Vec<u8>, u32> {
+    let mut bytes = std::fs::read(path).map_err(|_| FILE_NOT_FOUND)?;
+    // Text must end in 0; a fatbin says its own size, which a cut-off file must not exceed.
+    let length = bytes.len() as u64;
+    bytes.push(0);
+    bytes.resize(bytes.len().max(16), 0);
+    if bytes[..4] == [0x50, 0xed, 0x55, 0xba] {
+        let size = u64::from_le_bytes(bytes[8..16].try_into().unwrap_or_default());
+        if length < 16 || size > length - 16 {
+            return Err(INVALID_PTX);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Takes a module away, with its variables.
+pub(crate) fn unload(module: usize) -> Result<(), u32> {
+    let mut state = state();
+    let module = state.modules.remove(&module).ok_or(INVALID_HANDLE)?;
+    for (address, _) in module.variables.values() {
+        state.free(*address);
+    }
+    Ok(())
+}
+
+/// The handle of a module's function.
+pub(crate) fn function_of(module: usize, name: &str) -> Result<usize, u32> {
+    let mut state = state();
+    let kernels = &state.modules.get(&module).ok_or(INVALID_HANDLE)?.kernels;
+    let program = kernels.get(name).cloned().ok_or(NOT_FOUND)?;
+    // A module has one function of a name, with one limit, however often it is asked for.
+    let is_it = |function: &Function| function.module == module && Arc::ptr_eq(&function.program, &program);
+    let known = state.functions.iter().find(|(_, function)| is_it(function));
+    let handle = match known {
+        Some((&handle, _)) => handle,
+        None => {
+            let handle = state.handle();
+            state.functions.insert(handle, Function { program, module, shared_limit: SHARED_DEFAULT, non_portable: false });
+            handle
+        }
+    };
+    Ok(handle)
+}
+
+/// Address and size of a module's variable.
+pub(crate) fn variable(to: *mut u64, bytes: *mut usize, module: usize, name: &str) -> Result<(), u32> {
+    let state = state();
+    let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
+    let (address, size) = module.variables.get(name).copied().ok_or(NOT_FOUND)?;
+    if !to.is_null() {
+        give(to, address)?;
+    }
+    if bytes.is_null() { Ok(()) } else { give(bytes, size) }
+}
+
+/// Tells an attribute of a function.
+pub(crate) fn attribute(to: *mut c_int, attribute: u32, handle: usize) -> Result<(), u32> {
+    let Function { program, shared_limit, non_portable, .. } = function(handle)?;
+    let capability = state().device.profile.capability;
+    let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
+    give(to, match attribute {
+        0 if program.max_threads > 0 => program.max_threads.min(threads) as c_int,
+        0 => threads as c_int,
+        1 => program.static_shared as c_int,
+        2 => 0,
+        3 => program.local as c_int,
+        4 => registers_of(&program) as c_int,
+        // The PTX that it was made of, and the machine code that a device makes of that.
+        5 => target_number(&program.target) as c_int,
+        6 => (capability.0 * 10 + capability.1) as c_int,
+        7 => 0,
+        8 => shared_limit as c_int - program.static_shared as c_int,
+        11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
+        14 => c_int::from(non_portable),
+        9..=16 => 0,
+        _ => return Err(INVALID_VALUE),
+    })
+}
+
+/// Sets an attribute of a function.
+pub(crate) fn set_attribute(handle: usize, attribute: u32, value: c_int) -> Result<(), u32> {
+    let mut state = state();
+    let most = state.device.profile.shared_per_block_optin;
+    let function = state.functions.get_mut(&handle).ok_or(INVALID_HANDLE)?;
+    if attribute == 8 {
+        let wanted = u32::try_from(value).map_err(|_| INVALID_VALUE)? + function.program.static_shared as u32;
+        if wanted > most {
+            return Err(INVALID_VALUE);
+        }
+        function.shared_limit = wanted.max(SHARED_DEFAULT);
+    }
+    if attribute == 14 {
+        function.non_portable = value != 0;
+    }
+    Ok(())
 }
 
 exported! {
@@ -119,92 +217,22 @@ exported! {
         Err(code)
     }
     fn cuModuleLoad(to: *mut usize, path: *const c_char) {
-        let mut bytes = std::fs::read(text(path)?).map_err(|_| FILE_NOT_FOUND)?;
-        // Text must end in 0; a fatbin says its own size, which a cut-off file must not exceed.
-        let length = bytes.len() as u64;
-        bytes.push(0);
-        bytes.resize(bytes.len().max(16), 0);
-        if bytes[..4] == [0x50, 0xed, 0x55, 0xba] {
-            let size = u64::from_le_bytes(bytes[8..16].try_into().unwrap_or_default());
-            if length < 16 || size > length - 16 {
-                return Err(INVALID_PTX);
-            }
-        }
-        load_loudly(to, bytes.as_ptr())
+        load_loudly(to, image_of_file(text(path)?)?.as_ptr())
     }
     fn cuModuleUnload(module: usize) {
-        let mut state = state();
-        let module = state.modules.remove(&module).ok_or(INVALID_HANDLE)?;
-        for (address, _) in module.variables.values() {
-            state.free(*address);
-        }
-        Ok(())
+        unload(module)
     }
     fn cuModuleGetFunction(to: *mut usize, module: usize, name: *const c_char) {
-        let name = text(name)?;
-        let mut state = state();
-        let kernels = &state.modules.get(&module).ok_or(INVALID_HANDLE)?.kernels;
-        let program = kernels.get(name).cloned().ok_or(NOT_FOUND)?;
-        // A module has one function of a name, with one limit, however often it is asked for.
-        let is_it = |function: &Function| function.module == module && Arc::ptr_eq(&function.program, &program);
-        let known = state.functions.iter().find(|(_, function)| is_it(function));
-        let handle = match known {
-            Some((&handle, _)) => handle,
-            None => {
-                let handle = state.handle();
-                state.functions.insert(handle, Function { program, module, shared_limit: SHARED_DEFAULT, non_portable: false });
-                handle
-            }
-        };
-        give(to, handle)
+        give(to, function_of(module, text(name)?)?)
     }
     fn cuModuleGetGlobal_v2(to: *mut u64, bytes: *mut usize, module: usize, name: *const c_char) {
-        let name = text(name)?;
-        let state = state();
-        let module = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
-        let (address, size) = module.variables.get(name).copied().ok_or(NOT_FOUND)?;
-        if !to.is_null() {
-            give(to, address)?;
-        }
-        if bytes.is_null() { Ok(()) } else { give(bytes, size) }
+        variable(to, bytes, module, text(name)?)
     }
-    fn cuFuncGetAttribute(to: *mut c_int, attribute: u32, handle: usize) {
-        let Function { program, shared_limit, non_portable, .. } = function(handle)?;
-        let capability = state().device.profile.capability;
-        let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
-        give(to, match attribute {
-            0 if program.max_threads > 0 => program.max_threads.min(threads) as c_int,
-            0 => threads as c_int,
-            1 => program.static_shared as c_int,
-            2 => 0,
-            3 => program.local as c_int,
-            4 => registers_of(&program) as c_int,
-            // The PTX that it was made of, and the machine code that a device makes of that.
-            5 => target_number(&program.target) as c_int,
-            6 => (capability.0 * 10 + capability.1) as c_int,
-            7 => 0,
-            8 => shared_limit as c_int - program.static_shared as c_int,
-            11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
-            14 => c_int::from(non_portable),
-            9..=16 => 0,
-            _ => return Err(INVALID_VALUE),
-        })
+    fn cuFuncGetAttribute(to: *mut c_int, which: u32, handle: usize) {
+        attribute(to, which, handle)
     }
     fn cuFuncSetAttribute(handle: usize, attribute: u32, value: c_int) {
-        let mut state = state();
-        let most = state.device.profile.shared_per_block_optin;
-        let function = state.functions.get_mut(&handle).ok_or(INVALID_HANDLE)?;
-        if attribute == 8 {
-            let wanted = u32::try_from(value).map_err(|_| INVALID_VALUE)? + function.program.static_shared as u32;
-            if wanted > most {
-                return Err(INVALID_VALUE);
-            }
-            function.shared_limit = wanted.max(SHARED_DEFAULT);
-        }
-        if attribute == 14 {
-            function.non_portable = value != 0;
-        }
-        Ok(())
+        set_attribute(handle, attribute, value)
     }
     fn cuFuncSetCacheConfig(_handle: usize, _config: u32) {
         Ok(())

@@ -1,11 +1,13 @@
 //! What the driver keeps: contexts, streams, events, graphs, modules, and the rules of capture.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::early::KeptBack;
 use super::extension::Calls;
+use super::libraries::Link;
 use super::model_time::ModelTime;
 use super::order::{Clock, Order};
 use crate::check::Report;
@@ -27,6 +29,8 @@ pub enum Work {
     Download { to: usize, from: u64, bytes: usize },
     /// Within the device.
     Copy { to: u64, from: u64, bytes: usize },
+    /// Within the host.
+    Between { to: usize, from: usize, bytes: usize },
     /// A function of the host.
     Call { function: usize, data: usize },
 }
@@ -120,7 +124,15 @@ pub struct State {
     pub graphs: HashMap<usize, Vec<Node>>,
     pub executables: HashMap<usize, Vec<Node>>,
     pub pools: HashMap<usize, HashMap<u32, u64>>,
+    /// Host memory that the device reaches, by its start.
     pub pinned: HashMap<usize, usize>,
+    /// What of it is managed, and what the program allocated itself.
+    pub managed: HashSet<usize>,
+    pub registered: HashSet<usize>,
+    /// Names that were given to the program, by function.
+    pub names: HashMap<usize, CString>,
+    /// What linkers were given.
+    pub links: HashMap<usize, Link>,
     /// Launches that are kept back.
     pub kept: KeptBack,
     /// What orders work on different streams.
@@ -185,6 +197,10 @@ impl State {
             executables: HashMap::new(),
             pools: HashMap::from([(DEFAULT_POOL, HashMap::new())]),
             pinned: HashMap::new(),
+            managed: HashSet::new(),
+            registered: HashSet::new(),
+            names: HashMap::new(),
+            links: HashMap::new(),
             kept: KeptBack::default(),
             order: Order::default(),
             model_time: ModelTime::default(),

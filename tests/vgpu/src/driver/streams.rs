@@ -5,8 +5,8 @@ use std::ffi::c_int;
 use std::time::Instant;
 
 use super::order::Clock;
-use super::state::{Capture, Event, Node, state, this_thread};
-use super::work::replay;
+use super::state::{Capture, Event, Node, Work, state, this_thread};
+use super::work::{replay, submit};
 use super::{check, exported, give};
 use crate::codes::*;
 
@@ -116,6 +116,44 @@ fn instantiate(to: *mut usize, graph: usize) -> Result<(), u32> {
     give(to, executable)
 }
 
+/// What `cuStreamAddCallback` was given.
+struct Notice {
+    stream: usize,
+    function: usize,
+    data: usize,
+}
+
+/// Calls a function of the host as `cuStreamAddCallback` promises: with the stream, no error, and its data.
+extern "C" fn notify(notice: usize) {
+    // SAFETY: made by `cuStreamAddCallback`, and given here once.
+    let notice = unsafe { Box::from_raw(notice as *mut Notice) };
+    // SAFETY: the caller of cuStreamAddCallback gave a function of this type.
+    let function: extern "C" fn(usize, u32, usize) = unsafe { std::mem::transmute(notice.function) };
+    function(notice.stream, SUCCESS, notice.data);
+}
+
+fn capture_info(stream: usize, status: *mut c_int, id: *mut u64) -> Result<(), u32> {
+    let state = state();
+    if !state.has_stream(stream) {
+        return Err(INVALID_HANDLE);
+    }
+    let found = state.capturing.get(&stream).copied();
+    let broken = found.and_then(|id| state.captures.get(&id)).is_some_and(|capture| capture.broken);
+    give(status, if broken { 2 } else { c_int::from(found.is_some()) })?;
+    if id.is_null() { Ok(()) } else { give(id, found.unwrap_or(0) as u64) }
+}
+
+/// Graphs under capture have no nodes that a program could reach.
+fn nothing_of_graph(graph: *mut usize, nodes: *mut *const usize, count: *mut usize) -> Result<(), u32> {
+    if !graph.is_null() {
+        give(graph, 0)?;
+    }
+    if !nodes.is_null() {
+        give(nodes, std::ptr::null())?;
+    }
+    if count.is_null() { Ok(()) } else { give(count, 0) }
+}
+
 exported! {
     fn cuStreamCreate(to: *mut usize, flags: u32) {
         create(to, flags)
@@ -187,6 +225,86 @@ exported! {
             }
             (Some(_), _) => Ok(()),
         }
+    }
+    fn cuStreamGetFlags(stream: usize, to: *mut u32) {
+        let state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        give(to, state.streams.get(&stream).copied().unwrap_or(0))
+    }
+    fn cuStreamGetPriority(stream: usize, to: *mut c_int) {
+        if !state().has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        give(to, 0)
+    }
+    fn cuStreamGetCtx(stream: usize, to: *mut usize) {
+        if !state().has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        give(to, super::CURRENT.get())
+    }
+    fn cuStreamGetDevice(stream: usize, to: *mut c_int) {
+        let state = state();
+        if !state.has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        give(to, state.ordinal)
+    }
+    fn cuStreamGetId(stream: usize, to: *mut u64) {
+        if !state().has_stream(stream) {
+            return Err(INVALID_HANDLE);
+        }
+        give(to, stream as u64)
+    }
+    fn cuStreamAddCallback(stream: usize, function: usize, data: usize, _flags: u32) {
+        if function == 0 || !state().has_stream(stream) {
+            return Err(INVALID_VALUE);
+        }
+        let notice = Box::new(Notice { stream, function, data });
+        let work = Work::Call { function: notify as *const () as usize, data: Box::into_raw(notice) as usize };
+        check(submit(stream, work))
+    }
+    fn cuStreamGetCaptureInfo_v2(
+        stream: usize,
+        status: *mut c_int,
+        id: *mut u64,
+        graph: *mut usize,
+        nodes: *mut *const usize,
+        count: *mut usize,
+    ) {
+        capture_info(stream, status, id)?;
+        nothing_of_graph(graph, nodes, count)
+    }
+    fn cuStreamGetCaptureInfo_v3(
+        stream: usize,
+        status: *mut c_int,
+        id: *mut u64,
+        graph: *mut usize,
+        nodes: *mut *const usize,
+        _edges: *mut *const u8,
+        count: *mut usize,
+    ) {
+        capture_info(stream, status, id)?;
+        nothing_of_graph(graph, nodes, count)
+    }
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut c_int) {
+        // The mode that a capture begins in is the one that counts.
+        if mode.is_null() { Err(INVALID_VALUE) } else { Ok(()) }
+    }
+    fn cuStreamCopyAttributes(_to: usize, _from: usize) {
+        Ok(())
+    }
+    fn cuStreamSetAttribute(stream: usize, _attribute: u32, _value: *const u8) {
+        // What attributes say is where data stay and how the host waits.
+        if state().has_stream(stream) { Ok(()) } else { Err(INVALID_HANDLE) }
+    }
+    fn cuEventRecordWithFlags(event: usize, stream: usize, _flags: u32) {
+        record(event, stream)
+    }
+    fn cuGraphInstantiateWithParams(to: *mut usize, graph: usize, _parameters: *mut u8) {
+        instantiate(to, graph)
     }
     fn cuStreamBeginCapture_v2(stream: usize, mode: c_int) {
         begin(stream, mode)

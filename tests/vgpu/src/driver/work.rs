@@ -42,7 +42,7 @@ impl Work {
     fn stretches(&self) -> Vec<(Stretch, &'static str)> {
         let stretch = |start: u64, bytes: usize, write: bool| Stretch { start, bytes, write };
         match self {
-            Self::Launch { .. } | Self::Call { .. } => Vec::new(),
+            Self::Launch { .. } | Self::Call { .. } | Self::Between { .. } => Vec::new(),
             Self::Fill { address, pattern, count } => {
                 vec![(stretch(*address, pattern.len() * count, true), "a fill")]
             }
@@ -174,6 +174,11 @@ fn carry_out(work: &Work, stream: usize) -> u32 {
             // SAFETY: both sides were just checked; `copy` allows overlap.
             unsafe { std::ptr::copy(read, write, *bytes) };
             target.copy_marks(*to, source, *from, *bytes);
+            SUCCESS
+        }
+        Work::Between { to, from, bytes } => {
+            // SAFETY: both sides are the caller's promise, as with a real driver; `copy` allows overlap.
+            unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) };
             SUCCESS
         }
         Work::Call { function, data } => {

@@ -2,6 +2,7 @@
 //! Shared and global memory have files of their own.
 
 use super::block::Room;
+use super::hollow::{UNWRITTEN, WRITTEN};
 use super::shared::CHUNK;
 use super::warp::{Next, Warp, space_of};
 use crate::check::Check;
@@ -151,12 +152,14 @@ impl Warp {
         mask: u32,
     ) -> Next {
         let addresses = self.addresses(&access.address);
-        match access.space {
+        let outcome = match access.space {
             Space::Generic => self.by_space(&addresses, mask, |warp, space, addresses, mask| {
                 warp.store_to::<CHECKS>(room, me, at, access, space, addresses, mask)
             }),
             space => self.store_to::<CHECKS>(room, me, at, access, space, &addresses, mask),
-        }
+        };
+        self.hollow = false;
+        outcome
     }
 
     /// Splits generic addresses by the space they lie in, and makes them addresses of that space.
@@ -228,6 +231,12 @@ impl Warp {
         };
         if outcome == Next::Continue {
             self.scatter(access, &data, mask);
+            if CHECKS
+                && (space == Space::Shared && !room.shared.hollow.is_empty()
+                    || space == Space::Local && self.local_hollow)
+            {
+                self.fetch_hollow(room, me, at, access, space, addresses, mask);
+            }
         }
         outcome
     }
@@ -263,7 +272,10 @@ impl Warp {
         mask: u32,
     ) -> Next {
         let data = self.gather::<N>(access);
-        match space {
+        if CHECKS && space == Space::Shared && !room.shared.hollow.is_empty() {
+            self.fill_hollow(room, me, at, addresses, mask, N);
+        }
+        let outcome = match space {
             Space::Global | Space::Generic => {
                 self.write_global::<CHECKS, N>(room, me, at, access, addresses, mask, &data)
             }
@@ -275,7 +287,11 @@ impl Warp {
                 });
                 Next::Fault
             }
+        };
+        if CHECKS && self.hollow && outcome == Next::Continue {
+            self.note_hollow(room, me, at, access, space, addresses, mask);
         }
+        outcome
     }
 
     fn read_local<const CHECKS: bool, const N: usize>(
@@ -291,7 +307,7 @@ impl Warp {
             let Some(place) = self.local_place(room, me, at, lane, addresses[lane], N) else {
                 return Next::Fault;
             };
-            if CHECKS && self.local_written[place..place + N].contains(&0) {
+            if CHECKS && self.local_written[place..place + N].contains(&UNWRITTEN) {
                 room.report(Check::UninitializedLocal, at, me, lane, || {
                     format!("{N} bytes at local offset {}", addresses[lane])
                 });
@@ -316,7 +332,7 @@ impl Warp {
             };
             self.local[place..place + N].copy_from_slice(&data[lane]);
             if CHECKS {
-                self.local_written[place..place + N].fill(1);
+                self.local_written[place..place + N].fill(WRITTEN);
             }
         }
         Next::Continue

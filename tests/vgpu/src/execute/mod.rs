@@ -17,6 +17,7 @@ mod flight;
 mod gate;
 mod global;
 mod group;
+mod hollow;
 mod meeting;
 mod order;
 mod pool;
@@ -212,6 +213,7 @@ pub fn run_from(
     };
     let order = Order::new(clusters, sample, settings.seed);
     let next = AtomicU64::new(early.map_or(0, |early| early.begins(sample)));
+    let queue = Queue { order: &order, next: &next, natural: Mutex::new(None) };
     let merged: Mutex<Merged> = Mutex::default();
     // Blocks that wait for each other must all be under way; they are dealt out to the workers.
     let workers = settings.workers.clamp(1, 64).min(usize::try_from(sample).unwrap_or(usize::MAX));
@@ -226,7 +228,7 @@ pub fn run_from(
         found.add(if shape.cooperative {
             together(&launch, &order, worker, workers)
         } else {
-            one_by_one(&launch, &order, &next)
+            one_by_one(&launch, &queue)
         });
         if let Ok(mut merged) = merged.lock() {
             merged.add((found.log, found.counters, found.waits));
@@ -282,17 +284,57 @@ impl Merged {
     }
 }
 
-fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Counters, Vec<u64>) {
+/// Turns of a block that may wait for others, at which another is begun beside it.
+const PATIENCE: u32 = 200;
+
+/// Blocks of a launch that are still to begin.
+struct Queue<'a> {
+    order: &'a Order,
+    next: &'a AtomicU64,
+    /// Once a block was found to wait for others: those that had not begun then, the first at the end.
+    natural: Mutex<Option<Vec<u64>>>,
+}
+
+impl Queue<'_> {
+    fn take(&self) -> Option<u64> {
+        let turn = self.next.fetch_add(1, Relaxed);
+        if turn < self.order.count {
+            return Some(self.order.block(turn));
+        }
+        let mut natural = self.natural.lock().unwrap_or_else(PoisonError::into_inner);
+        natural.as_mut().and_then(Vec::pop)
+    }
+
+    /// From now on the lowest goes first. Devices begin blocks in this order, and programs that wait for blocks before
+    /// theirs go by that.
+    fn be_natural(&self) {
+        let mut natural = self.natural.lock().unwrap_or_else(PoisonError::into_inner);
+        if natural.is_some() {
+            return;
+        }
+        let begun = self.next.swap(self.order.count, Relaxed).min(self.order.count);
+        let mut left: Vec<u64> = (begun..self.order.count).map(|turn| self.order.block(turn)).collect();
+        left.sort_unstable_by(|a, b| b.cmp(a));
+        *natural = Some(left);
+    }
+}
+
+fn one_by_one(launch: &Launch<'_>, queue: &Queue<'_>) -> (Log, Counters, Vec<u64>) {
     let mut block = Block::new(launch);
-    loop {
-        let turn = next.fetch_add(1, Relaxed);
-        if turn >= order.count || launch.stopped() {
+    let may_wait = order::may_wait(launch.program);
+    while let Some(linear) = queue.take() {
+        if launch.stopped() {
             break;
         }
-        block.begin(order.block(turn));
+        block.begin(linear);
+        let mut turns = 0;
         while !block.advance() {
             if launch.stopped() {
                 break;
+            }
+            turns += 1;
+            if may_wait && turns == PATIENCE {
+                return beside(launch, queue, block);
             }
             if launch.late() {
                 block.give_up(Check::Timeout, "the launch did not end in time");
@@ -301,6 +343,44 @@ fn one_by_one(launch: &Launch<'_>, order: &Order, next: &AtomicU64) -> (Log, Cou
         }
     }
     block.finish()
+}
+
+/// Runs a block that may wait for others, and those that are left beside it: one more whenever none has ended for a while.
+fn beside<'a>(launch: &'a Launch<'a>, queue: &Queue<'_>, first: Block<'a>) -> (Log, Counters, Vec<u64>) {
+    queue.be_natural();
+    let (mut running, mut spare, mut merged) = (vec![first], Vec::new(), Merged::default());
+    let mut turns = PATIENCE;
+    while !launch.stopped() {
+        if turns >= PATIENCE || running.is_empty() {
+            turns = 0;
+            match queue.take() {
+                Some(linear) => {
+                    let mut block = spare.pop().unwrap_or_else(|| Block::new(launch));
+                    block.begin(linear);
+                    running.push(block);
+                }
+                None if running.is_empty() => break,
+                None => {}
+            }
+        }
+        turns += 1;
+        for index in (0..running.len()).rev() {
+            if running[index].advance() {
+                spare.push(running.swap_remove(index));
+                turns = 0;
+            }
+        }
+        if launch.late() {
+            if let Some(block) = running.first_mut() {
+                block.give_up(Check::Timeout, "the launch did not end in time");
+            }
+            launch.stop();
+        }
+    }
+    for block in running.into_iter().chain(spare) {
+        merged.add(block.finish());
+    }
+    (merged.log, merged.counters, merged.waits)
 }
 
 fn together(launch: &Launch<'_>, order: &Order, worker: usize, workers: usize) -> (Log, Counters, Vec<u64>) {

@@ -18,6 +18,15 @@ pub(super) fn synchronizes(program: &Program) -> bool {
     })
 }
 
+/// Whether a kernel reads what other blocks may write meanwhile, so that its blocks may wait for each other.
+pub(super) fn may_wait(program: &Program) -> bool {
+    program.code.iter().any(|decoded| match &decoded.op {
+        Op::Atomic(atomic) => !atomic.destinations.is_empty(),
+        Op::Load(access) => access.strong,
+        _ => false,
+    })
+}
+
 /// By address: the blocks that released there, each with its clock, in order.
 #[derive(Default)]
 pub(crate) struct Releases {

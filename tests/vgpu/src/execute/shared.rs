@@ -7,7 +7,7 @@
 //! touched in part gets a cell for each word, and a word that is touched in part one for each byte, until
 //! somebody writes the whole chunk again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 pub use super::chunk::{CHUNK, Collision, MANY_LANES, ONES};
@@ -61,6 +61,8 @@ pub struct Shared {
     bytes: HashMap<u32, u32>,
     free_bytes: Vec<u32>,
     words: usize,
+    /// Bytes that hold a value that was never computed.
+    pub hollow: HashSet<usize>,
 }
 
 /// Shared memory of launches that have ended.
@@ -120,6 +122,7 @@ impl Shared {
         self.reads.truncate(self.words * self.warps);
         self.bytes.clear();
         self.free_bytes.clear();
+        self.hollow.clear();
     }
 
     /// Checks and notes a touch of bytes that lie inside, by one lane.
@@ -148,6 +151,10 @@ impl Shared {
     /// Notes bytes of a chunk as written if they are; tells which were wrong.
     #[inline(always)]
     fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
+        if write && !self.hollow.is_empty() {
+            let bytes = (0..CHUNK).filter(|byte| mask >> byte & 1 != 0);
+            bytes.for_each(|byte| drop(self.hollow.remove(&(chunk * CHUNK + byte))));
+        }
         let chunk = &mut self.chunks[chunk];
         let pending = chunk.pending & mask != 0;
         let unwritten = !write && chunk.written & mask != mask;

@@ -107,6 +107,10 @@ pub(super) struct Warp {
     pub timing: Option<Box<Timing>>,
     pub local: Vec<u8>,
     pub local_written: Vec<u8>,
+    /// Whether the store under way brings values that were never computed.
+    pub hollow: bool,
+    /// Whether local memory holds such.
+    pub local_hollow: bool,
     /// Words and longs that may be read before they are written, and the predicates: what a block finds as zeros.
     clears: [Vec<u32>; 2],
     predicates: usize,
@@ -139,6 +143,8 @@ impl Warp {
             timing: timed.then(|| Box::new(Timing::new(program))),
             local: vec![0xff; local],
             local_written: vec![0; if checks { local } else { 0 }],
+            hollow: false,
+            local_hollow: false,
             clears: [Vec::new(), Vec::new()],
             predicates,
         }
@@ -206,7 +212,9 @@ impl Warp {
             timing.reset();
         }
         self.local.fill(0xff);
-        self.local_written.fill(0);
+        self.local_written.fill(super::hollow::UNWRITTEN);
+        self.hollow = false;
+        self.local_hollow = false;
     }
 
     /// Whether any path can run.
@@ -616,8 +624,18 @@ impl Warp {
     fn follow_validity(&mut self, room: &mut Room<'_>, me: usize, at: usize, lanes: u32, mask: u32) {
         let note = &room.launch.program.notes[at];
         let mut valid = FULL;
-        for &id in &note.uses {
-            valid &= self.valid[id as usize];
+        // What is put into the memory of a block or a thread decides nothing yet.
+        let inner = match &room.launch.program.code[at].op {
+            Op::Store(access) if access.is_inner() => access.stored(),
+            _ => 0..0,
+        };
+        self.hollow = false;
+        for (index, &id) in note.uses.iter().enumerate() {
+            if inner.contains(&index) {
+                self.hollow |= mask & !self.valid[id as usize] != 0;
+            } else {
+                valid &= self.valid[id as usize];
+            }
         }
         // A branch is decided in all lanes, not only in those that take it.
         let concerned =

@@ -41,6 +41,19 @@ pub struct Access {
     pub address: Address,
 }
 
+impl Access {
+    /// Whether it reaches memory of a block or a thread, or may.
+    pub fn is_inner(&self) -> bool {
+        matches!(self.space, Space::Shared | Space::Local | Space::Generic)
+    }
+
+    /// Where its elements' registers lie among those that the note of a store reads: behind the address.
+    pub fn stored(&self) -> std::ops::Range<usize> {
+        let first = usize::from(self.address.base.is_some());
+        first..first + self.elements.iter().filter(|element| element.slot.is_some()).count()
+    }
+}
+
 /// What an atomic does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtomicKind {

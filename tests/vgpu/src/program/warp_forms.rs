@@ -129,7 +129,9 @@ impl Loader<'_> {
     }
 
     fn vote(&mut self, parts: &[&str]) -> Result<()> {
-        let kind = match parts.get(2).copied() {
+        // ptxas takes .sync on either side of the mode.
+        let mut modes = parts[1..].iter().filter(|part| **part != "sync");
+        let kind = match modes.next().copied().filter(|_| parts.contains(&"sync")) {
             Some("all") => VoteKind::All,
             Some("any") => VoteKind::Any,
             Some("uni") => VoteKind::Uniform,

@@ -12,8 +12,9 @@ impl Loader<'_> {
     /// Loads an `mma` of such types; `false` for another.
     pub(super) fn wide_mma(&mut self, parts: &[&str]) -> Result<bool> {
         let [_, "sync", "aligned", shape, "row", "col", rest @ ..] = parts else { return Ok(false) };
+        // The manual has it before the types; ptxas takes it behind them too, as CUTLASS writes it.
         let (saturate, rest) = match rest {
-            ["satfinite", rest @ ..] => (true, rest),
+            ["satfinite", rest @ ..] | [rest @ .., "satfinite"] => (true, rest),
             rest => (false, rest),
         };
         let &[to, a_kind, b_kind, c_kind] = rest else { return Ok(false) };
