@@ -232,9 +232,10 @@ impl Warp {
         if outcome == Next::Continue {
             self.scatter(access, &data, mask);
             if CHECKS
-                && (space == Space::Shared && !room.shared.hollow.is_empty()
+                && (space == Space::Shared && (room.unwritten || !room.shared.hollow.is_empty())
                     || space == Space::Local && self.local_hollow)
             {
+                room.unwritten = false;
                 self.fetch_hollow(room, me, at, access, space, addresses, mask);
             }
         }
@@ -295,7 +296,7 @@ impl Warp {
     }
 
     fn read_local<const CHECKS: bool, const N: usize>(
-        &self,
+        &mut self,
         room: &mut Room<'_>,
         me: usize,
         at: usize,
@@ -307,11 +308,8 @@ impl Warp {
             let Some(place) = self.local_place(room, me, at, lane, addresses[lane], N) else {
                 return Next::Fault;
             };
-            if CHECKS && self.local_written[place..place + N].contains(&UNWRITTEN) {
-                room.report(Check::UninitializedLocal, at, me, lane, || {
-                    format!("{N} bytes at local offset {}", addresses[lane])
-                });
-            }
+            // What comes of it shows whether anybody goes by it.
+            self.local_hollow |= CHECKS && self.local_written[place..place + N].contains(&UNWRITTEN);
             data[lane].copy_from_slice(&self.local[place..place + N]);
         }
         Next::Continue

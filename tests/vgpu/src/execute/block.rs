@@ -67,6 +67,8 @@ pub(super) struct Room<'a> {
     pub proxies: Option<Proxies>,
     pub warpgroups: BTreeMap<usize, Warpgroup>,
     pub places: Places,
+    /// Whether a load of shared memory has just met bytes that nobody wrote.
+    pub unwritten: bool,
     /// Buffers of bulk copies that have landed.
     pub spare: Vec<Vec<u8>>,
     pub dependency: Option<Dependency>,
@@ -120,6 +122,7 @@ impl<'a> Block<'a> {
             proxies,
             warpgroups: BTreeMap::new(),
             places: Places::new(),
+            unwritten: false,
             spare: Vec::new(),
             dependency: if checks { Dependency::of(launch.memory) } else { None },
             watched: checks && (launch.memory.unfinished.is_some() || !launch.memory.concurrent.is_empty()),

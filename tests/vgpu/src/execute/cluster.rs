@@ -42,6 +42,8 @@ pub(super) struct Cluster {
     /// The block whose warp runs.
     pub current: usize,
     pub members: Vec<Member>,
+    /// By warp: the phases of the cluster's barrier that it has waited for.
+    pub met: Vec<u64>,
     barrier: Gathering,
 }
 
@@ -63,7 +65,7 @@ impl Cluster {
     pub fn new(size: usize, warps: usize, bytes: usize) -> Self {
         let stride = if size == 1 { bytes } else { bytes.next_multiple_of(1024) };
         let members = (0..size).map(|_| Member::default()).collect();
-        Self { size, warps, bytes, stride, current: 0, members, barrier: Gathering::default() }
+        Self { size, warps, bytes, stride, current: 0, members, met: Vec::new(), barrier: Gathering::default() }
     }
 
     /// Warps of all blocks.
@@ -93,8 +95,15 @@ impl Cluster {
             member.free_registers = 0;
         }
         self.current = 0;
+        self.met.clear();
+        self.met.resize(warps, 0);
         self.barrier =
             Gathering { came: vec![0; if self.size > 1 { warps } else { 0 }], ..Gathering::default() };
+    }
+
+    /// The phase of the barrier of the cluster.
+    pub fn phase(&self) -> u64 {
+        self.barrier.phase
     }
 
     /// The block of a warp.
@@ -178,7 +187,8 @@ impl Room<'_> {
         }
         let warps = self.cluster.warps;
         // Whoever has met a warp of the other block at a barrier since the start knows of its first clock.
-        let begun = (block * warps..(block + 1) * warps).any(|warp| self.clocks.knows(me, warp, 1));
+        let met = self.cluster.met.get(me).is_some_and(|&met| met > 0);
+        let begun = met || (block * warps..(block + 1) * warps).any(|warp| self.clocks.knows(me, warp, 1));
         let clock = self.clocks.now(me);
         let member = &mut self.cluster.members[block];
         let ended = member.ended;
@@ -293,6 +303,11 @@ impl Warp {
         }
         let barrier = &room.cluster.barrier;
         if barrier.phase > self.cluster_phase {
+            // Who comes this far knows that all have begun, even where the arrivals release nothing.
+            if let Some(met) = room.cluster.met.get_mut(me) {
+                *met = barrier.phase;
+            }
+            let barrier = &room.cluster.barrier;
             if op.orders {
                 room.clocks.take(me, &barrier.opened);
             }

@@ -28,6 +28,8 @@ pub(super) struct Gate {
     origin: (usize, u16),
     /// Whether the asynchronous proxy and other blocks may know it.
     fenced: bool,
+    /// The phase of the cluster's barrier that its initialisation comes before.
+    before: u64,
     /// When the last arrival or copy of this phase came, and of the one before.
     time: u64,
     opened_time: u64,
@@ -73,8 +75,8 @@ enum Trouble {
 }
 
 impl Gate {
-    pub fn new(count: u32, origin: (usize, u16)) -> Self {
-        Self { expected: count, left: i64::from(count), origin, ..Self::default() }
+    pub fn new(count: u32, origin: (usize, u16), before: u64) -> Self {
+        Self { expected: count, left: i64::from(count), origin, before, ..Self::default() }
     }
 
     /// Goes on to the next phase when everything that was expected has come.
@@ -145,7 +147,9 @@ impl Room<'_> {
             return None;
         };
         let (warp, clock) = gate.origin;
-        let known = self.clocks.knows(me, warp, clock);
+        // fence.mbarrier_init makes it known at the next barrier of the cluster, though the arrival there be relaxed.
+        let met = self.cluster.met.get(me).is_some_and(|&met| met > gate.before);
+        let known = self.clocks.knows(me, warp, clock) || gate.fenced && met;
         let fenced = gate.fenced || !remote;
         if self.launch.settings.checks && !(known && fenced) {
             let name = self.cluster.name(place);
@@ -280,7 +284,7 @@ impl Warp {
                     });
                     return Next::Fault;
                 }
-                room.gates.insert(place, Gate::new(count, (me, room.clocks.now(me))));
+                room.gates.insert(place, Gate::new(count, (me, room.clocks.now(me)), room.cluster.phase()));
                 continue;
             }
             if room.gate(me, at, lane, place, remote).is_none() {

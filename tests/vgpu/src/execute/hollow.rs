@@ -15,7 +15,62 @@ pub(super) const WRITTEN: u8 = 1;
 /// One that was written with a value that was never computed.
 const HOLLOW: u8 = 2;
 
+/// A load that brought what nobody wrote.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    check: Check,
+    at: usize,
+    lane: usize,
+    place: String,
+}
+
 impl Warp {
+    /// Reports a value that was never computed where it decides something: at the load that brought it, if one did.
+    #[cold]
+    pub(super) fn report_hollow(&self, room: &mut Room<'_>, me: usize, at: usize, lane: usize) {
+        let note = &room.launch.program.notes[at];
+        let used = note.uses.iter().find(|&&id| self.valid[id as usize] >> lane & 1 == 0);
+        match used.and_then(|id| self.origins.get(id)).cloned() {
+            Some(origin) => room.report(origin.check, origin.at, me, origin.lane, || origin.place),
+            None => room.report(Check::UninitializedRegister, at, me, lane, || {
+                "a value that was never computed is used here".to_string()
+            }),
+        }
+    }
+
+    /// The lanes whose results have a value though not all operands have, and remembers where the others come from.
+    #[cold]
+    pub(super) fn pass_hollow(&mut self, room: &Room<'_>, at: usize, valid: u32) -> u32 {
+        let program = room.launch.program;
+        let note = &program.notes[at];
+        let origin = note
+            .uses
+            .iter()
+            .filter(|&&id| self.valid[id as usize] != u32::MAX)
+            .find_map(|id| self.origins.get(id))
+            .cloned();
+        for id in &note.defines {
+            match &origin {
+                Some(origin) => drop(self.origins.insert(*id, origin.clone())),
+                None => drop(self.origins.remove(id)),
+            }
+        }
+        // One operand may say all: false and anything, true or anything.
+        let first = program.registers[0] + program.registers[1];
+        let settled = |value: bool| {
+            note.uses.iter().fold(0, |lanes, &id| {
+                let bits = id.checked_sub(first).and_then(|slot| self.registers.predicates.get(slot as usize));
+                let bits = bits.map_or(0, |&bits| if value { bits } else { !bits });
+                lanes | bits & self.valid[id as usize]
+            })
+        };
+        match &*note.opcode {
+            "and.pred" => valid | settled(false),
+            "or.pred" => valid | settled(true),
+            _ => valid,
+        }
+    }
+
     /// By element of an access: its place in front of the next, and the lanes that have a value of it.
     fn valid_elements(&self, room: &Room<'_>, at: usize, access: &Access) -> Vec<u32> {
         let ids = &room.launch.program.notes[at].uses[access.stored()];
@@ -102,19 +157,32 @@ impl Warp {
         let mut ids = room.launch.program.notes[at].defines.clone().into_iter();
         for (element, _) in access.elements.iter().enumerate().filter(|(_, element)| element.slot.is_some()) {
             let Some(id) = ids.next() else { return };
+            self.origins.remove(&id);
             for lane in lanes_of(mask) {
                 let address = addresses[lane] + (element * size) as u64;
-                let hollow = match space {
+                let (hollow, check, place) = match space {
                     Space::Local => {
                         let place = lane * room.launch.program.local + address as usize;
-                        self.local_written[place..place + size].contains(&HOLLOW)
+                        let written = &self.local_written[place..place + size];
+                        let unwritten = written.contains(&UNWRITTEN).then_some(Check::UninitializedLocal);
+                        (written.iter().any(|&byte| byte != WRITTEN), unwritten, format!("local offset {address}"))
                     }
-                    _ => room
-                        .locate_shared(me, at, lane, address, size)
-                        .is_some_and(|place| (place..place + size).any(|byte| room.shared.hollow.contains(&byte))),
+                    _ => {
+                        let Some(place) = room.locate_shared(me, at, lane, address, size) else { return };
+                        let unwritten = !room.shared.is_written(place, size);
+                        let hollow = (place..place + size).any(|byte| room.shared.hollow.contains(&byte));
+                        let check = unwritten.then_some(Check::UninitializedShared);
+                        (hollow || unwritten, check, room.cluster.name(place))
+                    }
                 };
-                if hollow {
-                    self.valid[id as usize] &= !(1 << lane);
+                if !hollow {
+                    continue;
+                }
+                self.valid[id as usize] &= !(1 << lane);
+                self.alert = true;
+                if let Some(check) = check {
+                    let place = format!("{size} bytes at {place}");
+                    self.origins.entry(id).or_insert(Origin { check, at, lane, place });
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What the two ways into shared memory must know of each other. Loads and stores go by the generic proxy; bulk copies and
 //! products of a warpgroup go by the asynchronous one, at any time between their issue and their wait.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::block::Room;
@@ -16,20 +17,27 @@ struct Way {
     /// The warp that wrote last by a store, and how often it had fenced then.
     writer: u16,
     fenced: u16,
+    /// The writer's clock then.
+    clock: u16,
     /// Products and bulk stores that may still read.
     readers: u16,
     /// How a tensor copy laid the bytes out; none where something else wrote them.
     layout: Option<Swizzle>,
 }
 
-const FRESH: Way = Way { writer: NOBODY, fenced: 0, readers: 0, layout: None };
+const FRESH: Way = Way { writer: NOBODY, fenced: 0, clock: 0, readers: 0, layout: None };
 
 /// By chunk of the shared memory of a cluster: who wrote and who reads it in which way.
 pub(super) struct Proxies {
     ways: Vec<Way>,
     /// By warp: its clock at each `fence.proxy.async`.
     fences: Vec<Vec<u16>>,
+    /// By warp: the last of them again, with what the warp knew of the others.
+    known: Vec<VecDeque<(u16, Box<[u16]>)>>,
 }
+
+/// Fences of a warp whose knowledge is kept.
+const MOST_KNOWN: usize = 16;
 
 /// What is wrong with a read by the asynchronous proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,25 +50,35 @@ pub(super) enum Unfenced {
 
 impl Proxies {
     pub fn new(bytes: usize, warps: usize) -> Self {
-        Self { ways: vec![FRESH; bytes.div_ceil(CHUNK)], fences: vec![Vec::new(); warps] }
+        Self { ways: vec![FRESH; bytes.div_ceil(CHUNK)], fences: vec![Vec::new(); warps], known: vec![VecDeque::new(); warps] }
     }
 
     pub fn reset(&mut self) {
         self.ways.fill(FRESH);
         self.fences.iter_mut().for_each(Vec::clear);
+        self.known.iter_mut().for_each(VecDeque::clear);
     }
 
     /// Notes `fence.proxy.async` of a warp.
     pub fn fence(&mut self, warp: usize, clocks: &mut Clocks) {
-        self.fences[warp].push(clocks.now(warp));
+        let now = clocks.now(warp);
+        self.fences[warp].push(now);
         clocks.advance(warp);
+        let known = &mut self.known[warp];
+        let mut room = if known.len() < MOST_KNOWN { None } else { known.pop_front().map(|(_, room)| room) };
+        match &mut room {
+            Some(room) => room.copy_from_slice(clocks.of(warp)),
+            None => room = Some(clocks.of(warp).into()),
+        }
+        known.extend(room.map(|room| (now, room)));
     }
 
     /// Notes a store to a chunk; `true` when something may still read it.
-    pub fn store(&mut self, chunk: usize, warp: usize) -> bool {
+    pub fn store(&mut self, chunk: usize, warp: usize, clock: u16) -> bool {
         let way = &mut self.ways[chunk];
         way.writer = warp as u16;
         way.fenced = self.fences[warp].len() as u16;
+        way.clock = clock;
         way.layout = None;
         way.readers != 0
     }
@@ -72,7 +90,7 @@ impl Proxies {
             if way.readers != 0 {
                 reused = reused.or(Some(chunk));
             }
-            *way = Way { writer: NOBODY, fenced: 0, layout, ..*way };
+            *way = Way { writer: NOBODY, layout, ..*way };
         }
         reused
     }
@@ -85,11 +103,23 @@ impl Proxies {
             return None;
         }
         let writer = usize::from(way.writer);
-        match self.fences[writer].get(usize::from(way.fenced)) {
-            None => Some(Unfenced::NoFence(writer)),
-            Some(&clock) if !clocks.knows(warp, writer, clock) => Some(Unfenced::NoBarrier(writer)),
-            Some(_) => None,
-        }
+        let unfenced = match self.fences[writer].get(usize::from(way.fenced)) {
+            None => Unfenced::NoFence(writer),
+            Some(&clock) if !clocks.knows(warp, writer, clock) => Unfenced::NoBarrier(writer),
+            Some(_) => return None,
+        };
+        if self.is_fenced_between(way, warp, clocks) { None } else { Some(unfenced) }
+    }
+
+    /// Whether another warp than the writer fenced when it knew of a store, and a reader knows of that: the reader itself,
+    /// most often. The fence may stand anywhere on the way from the store to the read.
+    #[inline(never)]
+    fn is_fenced_between(&self, way: &Way, reader: usize, clocks: &Clocks) -> bool {
+        let writer = usize::from(way.writer);
+        self.known.iter().enumerate().any(|(warp, fences)| {
+            let last = fences.iter().rev().find(|(clock, _)| clocks.knows(reader, warp, *clock));
+            last.is_some_and(|(_, known)| known[writer] > way.clock)
+        })
     }
 
     #[inline(always)]
@@ -129,9 +159,10 @@ impl Warp {
 #[cold]
 fn note_store(room: &mut Room<'_>, me: usize, at: usize, lane: usize, place: usize, bytes: usize) {
     let mut reused = None;
+    let clock = room.clocks.now(me);
     if let Some(proxies) = &mut room.proxies {
         for chunk in place / CHUNK..=(place + bytes - 1) / CHUNK {
-            if proxies.store(chunk, me) {
+            if proxies.store(chunk, me, clock) {
                 reused = reused.or(Some(chunk));
             }
         }

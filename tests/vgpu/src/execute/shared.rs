@@ -125,6 +125,11 @@ impl Shared {
         self.hollow.clear();
     }
 
+    /// Whether bytes that lie inside were all written.
+    pub fn is_written(&self, at: usize, bytes: usize) -> bool {
+        (at..at + bytes).all(|byte| self.chunks[byte / CHUNK].written >> (byte % CHUNK) & 1 != 0)
+    }
+
     /// Checks and notes a touch of bytes that lie inside, by one lane.
     #[inline]
     pub fn touch(&mut self, at: usize, bytes: usize, lane: usize, touch: Touch, clocks: &Clocks) -> Finding {
@@ -153,7 +158,9 @@ impl Shared {
     fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
         if write && !self.hollow.is_empty() {
             let bytes = (0..CHUNK).filter(|byte| mask >> byte & 1 != 0);
-            bytes.for_each(|byte| drop(self.hollow.remove(&(chunk * CHUNK + byte))));
+            bytes.for_each(|byte| {
+                self.hollow.remove(&(chunk * CHUNK + byte));
+            });
         }
         let chunk = &mut self.chunks[chunk];
         let pending = chunk.pending & mask != 0;

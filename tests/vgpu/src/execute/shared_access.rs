@@ -6,7 +6,7 @@ use super::proxy::report_reuse;
 use super::shared::{CHUNK, Collision, Finding, MANY_LANES, ONES, Touch};
 use super::warp::{Next, Warp};
 use crate::check::Check;
-use crate::program::LANES;
+use crate::program::{LANES, Op};
 
 /// One lane in every two bytes of a chunk: the lane itself for 16 bytes a lane, neighbours for less.
 const fn pattern(bytes: usize) -> u64 {
@@ -304,7 +304,10 @@ fn report(
         // Who else touches them is beside the point.
         return;
     }
-    if found.unwritten {
+    // What a load brings shows its faults where somebody goes by it.
+    if found.unwritten && !write && matches!(room.launch.program.code[at].op, Op::Load(_)) {
+        room.unwritten = true;
+    } else if found.unwritten {
         room.report(Check::UninitializedShared, at, me, lane, || format!("{bytes} bytes at {name}"));
     }
     let verb = if write { "writes" } else { "reads" };

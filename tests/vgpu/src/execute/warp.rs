@@ -4,10 +4,13 @@
 //! until it meets the next one, where they join again. A path that has had a long turn lets the
 //! others go first, so that lanes may wait for each other.
 
+use std::collections::HashMap;
+
 use super::block::Room;
 use super::bulk::Outgoing;
 use super::copies::PendingCopy;
 use super::flight::Flight;
+use super::hollow::Origin;
 use super::timing::Timing;
 use crate::check::Check;
 use crate::program::{Address, FULL, LANES, Members, Op, Program, Registers, VoteKind};
@@ -109,8 +112,12 @@ pub(super) struct Warp {
     pub local_written: Vec<u8>,
     /// Whether the store under way brings values that were never computed.
     pub hollow: bool,
-    /// Whether local memory holds such.
+    /// Whether local memory holds such, or a load found bytes of it that nobody wrote.
     pub local_hollow: bool,
+    /// Whether such values came into registers of which all have a value otherwise: from then on each is followed.
+    pub alert: bool,
+    /// By register: the load that brought what nobody wrote.
+    pub origins: HashMap<u32, Origin>,
     /// Words and longs that may be read before they are written, and the predicates: what a block finds as zeros.
     clears: [Vec<u32>; 2],
     predicates: usize,
@@ -145,6 +152,8 @@ impl Warp {
             local_written: vec![0; if checks { local } else { 0 }],
             hollow: false,
             local_hollow: false,
+            alert: false,
+            origins: HashMap::new(),
             clears: [Vec::new(), Vec::new()],
             predicates,
         }
@@ -215,6 +224,8 @@ impl Warp {
         self.local_written.fill(super::hollow::UNWRITTEN);
         self.hollow = false;
         self.local_hollow = false;
+        self.alert = false;
+        self.origins.clear();
     }
 
     /// Whether any path can run.
@@ -364,7 +375,7 @@ impl Warp {
                 if self.timing.is_some() {
                     self.time(room, here);
                 }
-                if decoded.followed {
+                if decoded.followed || self.alert {
                     self.follow_validity(room, me, here, lanes, mask);
                     if self.flight.is_some() && !matches!(decoded.op, Op::Wgmma(_)) {
                         self.follow_fragments(room, me, here);
@@ -644,11 +655,11 @@ impl Warp {
         if note.strict {
             if valid & concerned != concerned {
                 let lane = (!valid & concerned).trailing_zeros() as usize;
-                room.report(Check::UninitializedRegister, at, me, lane, || {
-                    "a value that was never computed is used here".to_string()
-                });
+                self.report_hollow(room, me, at, lane);
             }
             passed = FULL;
+        } else if valid & mask != mask {
+            passed = self.pass_hollow(room, at, valid);
         }
         for &id in &note.defines {
             let into = &mut self.valid[id as usize];

@@ -84,21 +84,6 @@ fn suspects(program: &Program) -> Vec<bool> {
                 }
             }
         }
-        // What is stored in the memory of a block or a thread comes back by any load of such.
-        let stores = program.code.iter().zip(&program.notes).any(|(decoded, note)| match &decoded.op {
-            Op::Store(access) if access.is_inner() => {
-                note.uses[access.stored()].iter().any(|&id| suspects[id as usize])
-            }
-            _ => false,
-        });
-        for (decoded, note) in program.code.iter().zip(&program.notes).filter(|_| stores) {
-            if matches!(&decoded.op, Op::Load(access) if access.is_inner()) {
-                for &id in &note.defines {
-                    changed |= !suspects[id as usize];
-                    suspects[id as usize] = true;
-                }
-            }
-        }
         if !changed {
             return suspects;
         }
