@@ -11,7 +11,8 @@ use super::shared::CHUNK;
 use super::shared_runs::Odd;
 use super::warp::Warp;
 use crate::check::Check;
-use crate::program::{TensorFormat, Wgmma};
+use crate::number::{E4M3, E5M2, read_tf32};
+use crate::program::{Narrow, TensorFormat, Wgmma};
 use crate::tensor_map::Swizzle;
 
 /// Depth of a product.
@@ -68,8 +69,17 @@ impl RightFactor {
     pub fn new(room: &Room<'_>, op: &Wgmma, units: &Units) -> Self {
         let brain = op.format == TensorFormat::Brain;
         let count = op.columns / 8;
-        let mut blocks = vec![[[0.0; 8]; DEPTH]; count];
-        for (block, right) in blocks.iter_mut().enumerate() {
+        let mut blocks = vec![[[0.0; 8]; DEPTH]; count * passes(op)];
+        if !op.is_plain() {
+            for (index, &chunk) in units.chunks.iter().enumerate() {
+                let (column, half) = (index / 2, index % 2);
+                let values = unit(room, chunk);
+                each_value(op, 1, half, &values, |pass, k, value| {
+                    blocks[column / 8 * passes(op) + pass][k][column % 8] = value;
+                });
+            }
+        }
+        for (block, right) in blocks.iter_mut().enumerate().take(if op.is_plain() { count } else { 0 }) {
             if op.turned[1] {
                 for (k, row) in right.iter_mut().enumerate() {
                     *row = product::widened(brain, &unit(room, units.chunks[k * count + block]));
@@ -95,6 +105,44 @@ impl RightFactor {
             known
         });
         Self { blocks, known }
+    }
+}
+
+/// How many products of sixteen depths make up the whole.
+pub(super) fn passes(op: &Wgmma) -> usize {
+    if op.bytes.is_some() { 2 } else { 1 }
+}
+
+/// Calls `give` with the numbers of the first or second unit of a row, where they are not of sixteen bits: the pass, the depth
+/// in it, and the number.
+pub(super) fn each_value(
+    op: &Wgmma,
+    side: usize,
+    half: usize,
+    bytes: &[u8; CHUNK],
+    mut give: impl FnMut(usize, usize, f32),
+) {
+    match op.bytes {
+        Some(kinds) => {
+            for (k, &byte) in bytes.iter().enumerate() {
+                give(half, k, narrow(kinds[side], byte));
+            }
+        }
+        None => {
+            for (k, word) in bytes.as_chunks::<4>().0.iter().enumerate() {
+                give(0, 4 * half + k, read_tf32(u32::from_le_bytes(*word)));
+            }
+        }
+    }
+}
+
+/// A number of eight bits.
+pub(super) fn narrow(kind: Narrow, byte: u8) -> f32 {
+    match kind {
+        Narrow::S8 => f32::from(byte as i8),
+        Narrow::E4M3 => E4M3.decode(u32::from(byte)) as f32,
+        Narrow::E5M2 => E5M2.decode(u32::from(byte)) as f32,
+        _ => f32::from(byte),
     }
 }
 

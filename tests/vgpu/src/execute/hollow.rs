@@ -5,7 +5,7 @@ use super::access::lanes_of;
 use super::block::Room;
 use super::warp::Warp;
 use crate::check::Check;
-use crate::program::{Access, LANES, Op};
+use crate::program::{Access, LANES, MatrixMove, Op, WideSum};
 use crate::ptx::Space;
 
 /// A byte of local memory that nobody wrote.
@@ -68,6 +68,78 @@ impl Warp {
             "and.pred" => valid | settled(false),
             "or.pred" => valid | settled(true),
             _ => valid,
+        }
+    }
+
+    /// Carries over to the sums of a product which rows of the left factor, columns of the right one and sums before have a
+    /// value; `false` for what is no such product.
+    #[cold]
+    pub(super) fn pass_product(&mut self, room: &Room<'_>, at: usize) -> bool {
+        // Rows of A, and whether D holds two sums a register; of each the registers.
+        let (tall, halves, [a, b, c, d]) = match &room.launch.program.code[at].op {
+            Op::Mma(op) => (true, op.half_accumulator, [&op.a, &op.b, &op.c, &op.d]),
+            Op::WideMma(op) if op.sum != WideSum::Double => {
+                (op.rows == 16, op.sum == WideSum::Half, [&op.a, &op.b, &op.c, &op.d])
+            }
+            _ => return false,
+        };
+        let bad = |slot: u32, lane: usize| self.valid[slot as usize] >> lane & 1 == 0;
+        let (mut rows, mut columns) = ([false; 16], [false; 8]);
+        for lane in 0..LANES {
+            for (index, &slot) in a.iter().enumerate() {
+                rows[lane / 4 + if tall { 8 * (index % 2) } else { 0 }] |= bad(slot, lane);
+            }
+            columns[lane / 4] |= b.iter().any(|&slot| bad(slot, lane));
+        }
+        let mut results = Vec::with_capacity(d.len());
+        for (index, &slot) in c.iter().enumerate() {
+            let mut valid = 0;
+            for lane in 0..LANES {
+                let (row, column) = (lane / 4, 2 * (lane % 4));
+                let hollow = if halves {
+                    rows[row + 8 * index] || columns[column] || columns[column + 1]
+                } else {
+                    rows[row + 8 * (index / 2)] || columns[column + index % 2]
+                };
+                valid |= u32::from(!hollow && !bad(slot, lane)) << lane;
+            }
+            results.push(valid);
+        }
+        let origin = a.iter().chain(b).chain(c).find_map(|slot| self.origins.get(slot)).cloned();
+        for (&slot, valid) in d.iter().zip(results) {
+            self.valid[slot as usize] = valid;
+            self.alert |= valid != u32::MAX;
+            if let Some(origin) = origin.as_ref().filter(|_| valid != u32::MAX) {
+                self.origins.insert(slot, origin.clone());
+            } else {
+                self.origins.remove(&slot);
+            }
+        }
+        true
+    }
+
+    /// As [`Warp::fetch_hollow`], of matrices: a row of eight lies in four lanes, or in a column of all.
+    #[cold]
+    pub(super) fn fetch_hollow_matrices(&mut self, room: &Room<'_>, at: usize, op: &MatrixMove, rows: &[u64; LANES]) {
+        for (matrix, &slot) in op.registers.iter().enumerate() {
+            let mut valid = u32::MAX;
+            self.origins.remove(&slot);
+            for row in 0..8 {
+                let (lane, place) = (8 * matrix + row, rows[8 * matrix + row] as usize);
+                let unwritten = !room.shared.is_written(place, 16);
+                let hollow = (place..place + 16).any(|byte| room.shared.hollow.contains(&byte));
+                if !unwritten && !hollow {
+                    continue;
+                }
+                valid &= !if op.transposed { 0x1111_1111 << (row / 2) } else { 0xf << (4 * row) };
+                if unwritten {
+                    let place = format!("16 bytes at {}", room.cluster.name(place));
+                    let origin = Origin { check: Check::UninitializedShared, at, lane, place };
+                    self.origins.entry(slot).or_insert(origin);
+                }
+            }
+            self.valid[slot as usize] = valid;
+            self.alert |= valid != u32::MAX;
         }
     }
 

@@ -305,7 +305,7 @@ fn report(
         return;
     }
     // What a load brings shows its faults where somebody goes by it.
-    if found.unwritten && !write && matches!(room.launch.program.code[at].op, Op::Load(_)) {
+    if found.unwritten && !write && matches!(room.launch.program.code[at].op, Op::Load(_) | Op::Matrix(_)) {
         room.unwritten = true;
     } else if found.unwritten {
         room.report(Check::UninitializedShared, at, me, lane, || format!("{bytes} bytes at {name}"));

@@ -169,6 +169,10 @@ impl Warp {
             }
             self.registers.words[slot as usize].0 = words;
         }
+        if CHECKS && (room.unwritten || !room.shared.hollow.is_empty()) {
+            room.unwritten = false;
+            self.fetch_hollow_matrices(room, at, op, rows);
+        }
         Next::Continue
     }
 

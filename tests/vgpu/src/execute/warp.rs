@@ -652,6 +652,9 @@ impl Warp {
         let concerned =
             if note.strict { lanes & if note.uses.len() <= 1 { FULL } else { mask } } else { mask };
         let mut passed = valid;
+        if valid != FULL && self.pass_product(room, at) {
+            return;
+        }
         if note.strict {
             if valid & concerned != concerned {
                 let lane = (!valid & concerned).trailing_zeros() as usize;

@@ -8,11 +8,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::block::Room;
-use super::factor::{DEPTH, RightFactor, unit};
+use super::factor::{DEPTH, RightFactor, each_value, narrow, passes, unit};
 use super::product::{self, Block, Right, halves};
 use super::warp::{Hold, Next, Warp};
 use crate::check::Check;
-use crate::number::{from_f16, to_f16};
+use crate::number::{from_f16, read_tf32, to_f16};
 use crate::program::{FULL, LANES, TensorFormat, Wgmma, WgmmaLeft};
 
 /// Rows of a warp.
@@ -107,6 +107,7 @@ impl Warp {
         };
         // The left factor: sixteen rows by two units, or sixteen depths by two groups of rows.
         let mut left: Block = [[[0.0; DEPTH]; 8]; 2];
+        let mut second = op.bytes.map(|_| Box::new(left));
         let mut rows_known = [true; ROWS];
         match op.a {
             WgmmaLeft::Shared(_) => {
@@ -119,8 +120,18 @@ impl Warp {
                 let mut bytes = [[0; 16]; 2 * ROWS];
                 bytes.iter_mut().zip(&*units.chunks).for_each(|(into, &chunk)| *into = unit(room, chunk));
                 let mut values = [[0.0; 8]; 2 * ROWS];
-                product::widen(brain, &bytes, &mut values);
-                if op.turned[0] {
+                if op.is_plain() {
+                    product::widen(brain, &bytes, &mut values);
+                }
+                if !op.is_plain() {
+                    for (index, bytes) in bytes.iter().enumerate() {
+                        let row = index / 2;
+                        each_value(op, 0, index % 2, bytes, |pass, k, value| match &mut second {
+                            Some(second) if pass == 1 => second[row / 8][row % 8][k] = value,
+                            _ => left[row / 8][row % 8][k] = value,
+                        });
+                    }
+                } else if op.turned[0] {
                     for (index, values) in values.into_iter().enumerate() {
                         for (row, value) in values.into_iter().enumerate() {
                             left[index % 2][row][index / 2] = value;
@@ -142,9 +153,22 @@ impl Warp {
                     let register = &self.registers.words[slot as usize].0;
                     for (lane, &word) in register.iter().enumerate() {
                         let (row, k) = (lane / 4 + 8 * (index % 2), 2 * (lane % 4) + 8 * (index / 2));
-                        let pair = halves(op.format, word);
-                        left[row / 8][row % 8][k] = pair[0];
-                        left[row / 8][row % 8][k + 1] = pair[1];
+                        match (op.bytes, op.format, &mut second) {
+                            (Some([kind, _]), _, Some(second)) => {
+                                let block = if index < 2 { &mut left } else { &mut **second };
+                                for (byte, value) in word.to_le_bytes().into_iter().enumerate() {
+                                    block[row / 8][row % 8][4 * (lane % 4) + byte] = narrow(kind, value);
+                                }
+                            }
+                            (_, TensorFormat::Tf32, _) => {
+                                left[row / 8][row % 8][lane % 4 + 4 * (index / 2)] = read_tf32(word);
+                            }
+                            _ => {
+                                let pair = halves(op.format, word);
+                                left[row / 8][row % 8][k] = pair[0];
+                                left[row / 8][row % 8][k + 1] = pair[1];
+                            }
+                        }
                         if CHECKS {
                             rows_known[row] &= self.valid[slot as usize] >> lane & 1 != 0;
                         }
@@ -153,17 +177,24 @@ impl Warp {
             }
         }
         if op.negates {
-            left.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|value| *value = -*value);
+            for left in std::iter::once(&mut left).chain(second.as_deref_mut()) {
+                left.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|value| *value = -*value);
+            }
         }
-        for (block, columns) in right.blocks.iter().enumerate() {
-            self.multiply(op, adds, &left, columns, block);
+        for (block, columns) in right.blocks.chunks_exact(passes(op)).enumerate() {
+            let more = second.as_deref().zip(columns.get(1));
+            if op.integer.is_some() {
+                self.multiply_integers(op, adds, &left, &columns[0], more, block);
+            } else {
+                self.multiply(op, adds, &left, &columns[0], more, block);
+            }
             if CHECKS {
                 let columns_known = right.known.as_ref().map_or([true; 8], |known| known[block]);
                 self.mark_known(op, adds, block, &rows_known, &columns_known);
             }
         }
-        room.counters.tensor_multiply_adds += (ROWS * DEPTH * op.columns) as u64;
-        room.counters.warpgroup_multiply_adds += (ROWS * DEPTH * op.columns) as u64;
+        room.counters.tensor_multiply_adds += (ROWS * op.depth() * op.columns) as u64;
+        room.counters.warpgroup_multiply_adds += (ROWS * op.depth() * op.columns) as u64;
         let left_bytes = if left_bits_are_shared(op) { ROWS * 32 } else { 0 };
         room.counters.warpgroup_shared_bytes += (left_bytes + op.columns * 32 / WARPS) as u64;
         if CHECKS {
@@ -212,7 +243,15 @@ impl Warp {
 
     /// Eight columns of D.
     #[inline(always)]
-    fn multiply(&mut self, op: &Wgmma, adds: bool, left: &Block, right: &Right, block: usize) {
+    fn multiply(
+        &mut self,
+        op: &Wgmma,
+        adds: bool,
+        left: &Block,
+        right: &Right,
+        more: Option<(&Block, &Right)>,
+        block: usize,
+    ) {
         const NOTHING: [u32; LANES] = [0; LANES];
         if op.half_accumulator {
             let slots = [op.d[block * 2], op.d[block * 2 + 1]];
@@ -226,7 +265,10 @@ impl Warp {
                     }
                 }
             }
-            let sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+            let mut sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+            if let Some((left, right)) = more {
+                sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+            }
             for (index, slot) in slots.into_iter().enumerate() {
                 let half = |part: usize, lane: usize| to_f16(f32::from_bits(sums[2 * index + part][lane]));
                 self.registers.words[slot as usize].0 =
@@ -240,9 +282,41 @@ impl Warp {
         } else {
             [&NOTHING, &NOTHING, &NOTHING, &NOTHING]
         };
-        let sums = product::fragment_product(left, right, sums);
+        let mut sums = product::fragment_product(left, right, sums);
+        if let Some((left, right)) = more {
+            sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+        }
         for (slot, sum) in slots.into_iter().zip(sums) {
             self.registers.words[slot].0 = sum;
+        }
+    }
+
+    /// Eight columns of D where it holds integers. A product of 32 bytes each is below 2^24, which f32 has exactly.
+    fn multiply_integers(
+        &mut self,
+        op: &Wgmma,
+        adds: bool,
+        left: &Block,
+        right: &Right,
+        more: Option<(&Block, &Right)>,
+        block: usize,
+    ) {
+        const NOTHING: [u32; LANES] = [0; LANES];
+        let mut sums = product::fragment_product(left, right, [&NOTHING; 4]);
+        if let Some((left, right)) = more {
+            sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+        }
+        for (index, sum) in sums.iter().enumerate() {
+            let words = &mut self.registers.words[op.d[block * 4 + index] as usize].0;
+            for (word, &sum) in words.iter_mut().zip(sum) {
+                let before = if adds { *word as i32 } else { 0 };
+                let sum = f32::from_bits(sum) as i32;
+                let after = match op.integer {
+                    Some(true) => before.saturating_add(sum),
+                    _ => before.wrapping_add(sum),
+                };
+                *word = after as u32;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::lanes::{Kind, LaneOp, lane_op};
 use super::load::{LoadError, Loader};
 use super::{
-    Address, BulkCopy, BulkWay, ClusterBarrier, InstructionClass, Mbarrier, Op, Proxy, Slots, TensorCopy,
+    Address, BulkCopy, BulkWay, ClusterBarrier, InstructionClass, Mbarrier, Narrow, Op, Proxy, Slots, TensorCopy,
     TensorFormat, Wgmma, WgmmaLeft,
 };
 use crate::ptx::{Class, Instruction, Operand};
@@ -344,20 +344,42 @@ impl Loader<'_> {
 
     fn wgmma_product(&mut self, opcode: &str, parts: &[&str]) -> Result<()> {
         let unknown = |loader: &Self| {
-            loader.fail(format!("{opcode} is not known: m64nNk16 of bf16 and f16, f32 or f16 sums, are"))
+            loader.fail(format!(
+                "{opcode} is not known: m64nN of bf16, f16, tf32, 8-bit floats and integers, f32, f16 or s32 sums, are"
+            ))
         };
-        let [_, _, "sync", "aligned", shape, to, a_kind, b_kind] = *parts else { return Err(unknown(self)) };
-        let columns = shape.strip_prefix("m64n").and_then(|rest| rest.strip_suffix("k16"));
+        let saturates = parts.contains(&"satfinite");
+        let rest: Vec<&str> = parts.iter().copied().filter(|part| *part != "satfinite").collect();
+        let [_, _, "sync", "aligned", shape, to, a_kind, b_kind] = rest[..] else { return Err(unknown(self)) };
+        let (format, bytes, half_accumulator, depth) = match (to, a_kind, b_kind) {
+            ("f32", "bf16", "bf16") => (TensorFormat::Brain, None, false, 16),
+            ("f32", "f16", "f16") => (TensorFormat::Half, None, false, 16),
+            ("f16", "f16", "f16") => (TensorFormat::Half, None, true, 16),
+            ("f32", "tf32", "tf32") => (TensorFormat::Tf32, None, false, 8),
+            _ => {
+                let (Some(a), Some(b)) = (Narrow::parse(a_kind), Narrow::parse(b_kind)) else {
+                    return Err(unknown(self));
+                };
+                let is_integer = match (a.family(), b.family()) {
+                    (0, 0) => true,
+                    (2, 2) => false,
+                    _ => return Err(unknown(self)),
+                };
+                if !matches!((is_integer, to), (true, "s32") | (false, "f32" | "f16")) {
+                    return Err(unknown(self));
+                }
+                (TensorFormat::Half, Some([a, b]), to == "f16", 32)
+            }
+        };
+        let integer = (to == "s32").then_some(saturates);
+        if saturates && integer.is_none() {
+            return Err(unknown(self));
+        }
+        let columns = shape.strip_prefix("m64n").and_then(|rest| rest.strip_suffix(&format!("k{depth}")));
         let columns: usize = columns.and_then(|digits| digits.parse().ok()).ok_or_else(|| unknown(self))?;
         if columns == 0 || columns > 256 || !columns.is_multiple_of(8) {
             return Err(unknown(self));
         }
-        let (format, half_accumulator) = match (to, a_kind, b_kind) {
-            ("f32", "bf16", "bf16") => (TensorFormat::Brain, false),
-            ("f32", "f16", "f16") => (TensorFormat::Half, false),
-            ("f16", "f16", "f16") => (TensorFormat::Half, true),
-            _ => return Err(unknown(self)),
-        };
         let d = self.fragment(self.operand(0)?, false)?;
         if d.len() != columns / if half_accumulator { 4 } else { 2 } {
             return Err(self.fail("the number of registers of D differs from the shape"));
@@ -379,13 +401,14 @@ impl Loader<'_> {
             Ok(Operand::Integer(value)) => Ok(*value as i64),
             _ => Err(loader.fail(format!("operand {} of wgmma.mma_async is a number", index + 1))),
         };
-        let scales = [number(self, 4)?, number(self, 5)?];
+        // Integers have no factors, and only elements of sixteen bits may lie turned over.
+        let scales = if integer.is_some() { [1, 1] } else { [number(self, 4)?, number(self, 5)?] };
         if scales.iter().any(|scale| scale.abs() != 1) {
             return Err(self.fail("A and B are scaled by 1 or -1"));
         }
         let from_shared = matches!(a, WgmmaLeft::Shared(_));
-        let turned_a = from_shared && number(self, 6)? != 0;
-        let turned_b = number(self, if from_shared { 7 } else { 6 })? != 0;
+        let turned_a = depth == 16 && from_shared && number(self, 6)? != 0;
+        let turned_b = depth == 16 && number(self, if from_shared { 7 } else { 6 })? != 0;
         // Fragments have rules of their own, which the executor knows: they are not among what is read and written here.
         let mut uses = vec![Self::unified(Class::Long, b), Self::unified(Class::Predicate, accumulates)];
         if let WgmmaLeft::Shared(slot) = a {
@@ -393,6 +416,8 @@ impl Loader<'_> {
         }
         let op = Wgmma {
             format,
+            bytes,
+            integer,
             columns,
             half_accumulator,
             d,

@@ -1,7 +1,7 @@
 //! What instructions of the asynchronous proxy do: barriers that count bytes, bulk and tensor copies, products of a
 //! warpgroup, barriers of a cluster.
 
-use super::op::{Address, TensorFormat};
+use super::op::{Address, Narrow, TensorFormat};
 
 /// `mbarrier` operations on a 64-bit object in shared memory.
 #[derive(Clone, Debug)]
@@ -116,11 +116,15 @@ pub enum Proxy {
     Other,
 }
 
-/// `wgmma.mma_async`: D = A B + D of m64nNk16 by four warps.
+/// `wgmma.mma_async`: D = A B + D of 64 rows by four warps, 32 bytes of each row of A and column of B deep.
 #[derive(Clone, Debug)]
 pub struct Wgmma {
-    /// Format of A and B.
+    /// Format of A and B, unless they are of bytes.
     pub format: TensorFormat,
+    /// What A and B are of, where that is bytes.
+    pub bytes: Option<[Narrow; 2]>,
+    /// Whether D holds integers, and then whether they stay at their limits.
+    pub integer: Option<bool>,
     /// Columns of B and D.
     pub columns: usize,
     /// Whether D holds halves, two a register.
@@ -137,6 +141,22 @@ pub struct Wgmma {
     pub negates: bool,
     /// Whether A (from shared memory) and B have their rows and columns, not k, innermost.
     pub turned: [bool; 2],
+}
+
+impl Wgmma {
+    /// Columns of A.
+    pub fn depth(&self) -> usize {
+        match (self.bytes, self.format) {
+            (Some(_), _) => 32,
+            (None, TensorFormat::Tf32) => 8,
+            (None, _) => 16,
+        }
+    }
+
+    /// Whether A and B are of sixteen bits, which has a faster way.
+    pub fn is_plain(&self) -> bool {
+        self.depth() == 16
+    }
 }
 
 /// Where the left factor of a `wgmma` comes from.
