@@ -15,7 +15,7 @@ use crate::execute::{self, Begun, Early, MOST_BLOCKS, Outcome, Settings, Shape};
 use crate::memory::{Concurrent, Memory, StreamBit, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
-use crate::ptx::{PtxError, Space, inline, parse};
+use crate::ptx::{self, PtxError, Space, addresses, inline, parse};
 
 /// Why a module cannot be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum ModuleError {
     },
     /// A variable's initial value names what has no address in memory.
     #[error(
-        "the initial value of {name} is the address of {of}, which is no variable in memory (pointers to functions are not modelled)"
+        "the initial value of {name} is the address of {of}, which is neither a variable in memory nor a function with a body"
     )]
     Address {
         /// The variable.
@@ -63,6 +63,8 @@ pub struct Module {
     pub kernels: HashMap<String, Arc<Program>>,
     /// Addresses and sizes of its global and constant variables.
     pub variables: HashMap<String, (u64, usize)>,
+    /// Kernels that cannot be run, and why; a module of which none can is not loaded.
+    pub refused: HashMap<String, ModuleError>,
 }
 
 /// A line of the source where warps waited.
@@ -225,7 +227,7 @@ impl Device {
     /// What is wrong with the text, or what of it is not known.
     pub fn load(&mut self, text: &str) -> Result<Module, ModuleError> {
         if let Some(kernels) = self.known.get(text) {
-            return Ok(Module { kernels: kernels.clone(), variables: HashMap::new() });
+            return Ok(Module { kernels: kernels.clone(), variables: HashMap::new(), refused: HashMap::new() });
         }
         let parsed = parse(text)?;
         if parsed.version > NEWEST_PTX {
@@ -269,11 +271,16 @@ impl Device {
                 }
             }
         }
+        let functions = addresses(&parsed);
+        // Functions have addresses to be compared, and lie nowhere.
+        symbols.extend(functions.iter().map(|(name, &address)| (name.to_string(), (Space::Generic, address))));
         for variable in parsed.variables.iter().filter(|variable| !variable.addresses.is_empty()) {
             let Some((address, _)) = variables.get(&variable.name) else { continue };
             for (at, name, offset) in &variable.addresses {
-                let (target, _) = variables
+                let target = variables
                     .get(name)
+                    .map(|(address, _)| address)
+                    .or_else(|| functions.get(name.as_str()))
                     .ok_or_else(|| ModuleError::Address { name: variable.name.clone(), of: name.clone() })?;
                 let value = target.wrapping_add(*offset as u64);
                 if let Some(allocation) = self.memory.find(*address) {
@@ -281,22 +288,34 @@ impl Device {
                 }
             }
         }
-        let mut kernels = HashMap::new();
+        let (mut kernels, mut refused) = (HashMap::new(), HashMap::new());
         for function in parsed.functions.iter().filter(|function| function.is_entry && function.has_body) {
-            let whole = inline(&parsed, function)?;
-            let mut program = load(&whole, files.clone(), &symbols, &dynamic_shared)?;
-            program.text = text.clone();
-            program.target.clone_from(&parsed.target);
-            kernels.insert(function.name.clone(), Arc::new(program));
+            let program = inline(&parsed, function)
+                .map_err(ModuleError::from)
+                .and_then(|whole| Ok(load(&whole, files.clone(), &symbols, &dynamic_shared)?));
+            match program {
+                Ok(mut program) => {
+                    program.text = text.clone();
+                    program.target.clone_from(&parsed.target);
+                    kernels.insert(function.name.clone(), Arc::new(program));
+                }
+                Err(error) => drop(refused.insert(function.name.clone(), error)),
+            }
+        }
+        // One kernel of many that cannot be run is told of when somebody wants it.
+        if kernels.is_empty()
+            && let Some(error) = first_of(&parsed, &refused)
+        {
+            return Err(error);
         }
         // The addresses of a module's own variables are part of its kernels.
-        if variables.is_empty() {
+        if variables.is_empty() && refused.is_empty() {
             if self.known.len() == MAX_KNOWN {
                 self.known.clear();
             }
             self.known.insert(text, kernels.clone());
         }
-        Ok(Module { kernels, variables })
+        Ok(Module { kernels, variables, refused })
     }
 
     /// Checks a launch against the device's limits.
@@ -530,6 +549,11 @@ impl Device {
         let mut out = vec![0; bytes];
         self.memory.find(address)?.read(address, &mut out).then_some(out)
     }
+}
+
+/// Why the first kernel of a text that cannot be run cannot.
+fn first_of(parsed: &ptx::Module, refused: &HashMap<String, ModuleError>) -> Option<ModuleError> {
+    parsed.functions.iter().find_map(|function| refused.get(&function.name)).cloned()
 }
 
 /// Registers of a thread: what is known of the kernel, within what its launch bounds leave.

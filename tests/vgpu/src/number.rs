@@ -215,41 +215,63 @@ pub fn fma_f32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
     to_f32(to_odd(sum, sum_error(product, c, sum)), rounding)
 }
 
+/// Does one instruction of the CPU on f64 under a rounding mode of its control register.
+macro_rules! under_mode {
+    ($mode:expr, $instruction:literal, $into:ident $(, $name:ident = $value:expr)*) => {{
+        let mut result: f64 = $into;
+        #[cfg(target_arch = "x86_64")]
+        {
+            let bits: u32 = match $mode {
+                Rounding::Nearest | Rounding::NearestAway => 0,
+                Rounding::Down => 1,
+                Rounding::Up => 2,
+                Rounding::Zero => 3,
+            };
+            // All exceptions masked, and the rounding of the mode.
+            let (control, mut before) = (0x1f80u32 | bits << 13, 0u32);
+            // SAFETY: the two words are there, the control register is left as it was, and loading made sure that the CPU
+            // has the instruction.
+            unsafe {
+                std::arch::asm!(
+                    "stmxcsr [{before}]",
+                    "ldmxcsr [{control}]",
+                    $instruction,
+                    "ldmxcsr [{before}]",
+                    before = in(reg) &raw mut before,
+                    control = in(reg) &raw const control,
+                    into = inout(xmm_reg) result,
+                    $($name = in(xmm_reg) $value,)*
+                    options(nostack)
+                );
+            }
+        }
+        result
+    }};
+}
+
 /// `a + b` in f64 by a rounding mode.
 pub fn add_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
-    let sum = a + b;
-    if sum == 0.0 && a != 0.0 && rounding == Rounding::Down {
-        return -0.0;
-    }
-    step(sum, sum_error(a, b, sum), rounding)
+    under_mode!(rounding, "addsd {into}, {b}", a, b = b)
 }
 
-/// `a * b + c` in f64 by a rounding mode.
+/// `a * b` in f64 by a rounding mode.
+pub fn mul_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    under_mode!(rounding, "mulsd {into}, {b}", a, b = b)
+}
+
+/// `a * b + c` in f64 by a rounding mode, rounded once.
 pub fn fma_f64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
-    let near = a.mul_add(b, c);
-    if rounding == Rounding::Nearest || !near.is_finite() {
-        return near;
-    }
-    // The exact error: product as two doubles, then both sums compensated.
-    let high = a * b;
-    let low = a.mul_add(b, -high);
-    let (first, first_error) = (high + c, sum_error(high, c, high + c));
-    let rest = (first - near) + (low + first_error);
-    step(near, rest, rounding)
+    under_mode!(rounding, "vfmadd213sd {into}, {b}, {c}", a, b = b, c = c)
 }
 
-/// Moves a nearest result by one place where the mode and the lost part ask for it.
-fn step(near: f64, lost: f64, rounding: Rounding) -> f64 {
-    if !near.is_finite() || lost == 0.0 {
-        return near;
-    }
-    match rounding {
-        Rounding::Down if lost < 0.0 => near.next_down(),
-        Rounding::Up if lost > 0.0 => near.next_up(),
-        Rounding::Zero if near > 0.0 && lost < 0.0 => near.next_down(),
-        Rounding::Zero if near < 0.0 && lost > 0.0 => near.next_up(),
-        _ => near,
-    }
+/// `a / b` in f64 by a rounding mode.
+pub fn div_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    under_mode!(rounding, "divsd {into}, {b}", a, b = b)
+}
+
+/// The square root in f64 by a rounding mode.
+pub fn sqrt_f64(a: f64, rounding: Rounding) -> f64 {
+    under_mode!(rounding, "sqrtsd {into}, {into}", a)
 }
 
 /// `a / b` in f32 by a rounding mode.

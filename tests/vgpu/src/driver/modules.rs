@@ -111,8 +111,12 @@ pub(crate) fn unload(module: usize) -> Result<(), u32> {
 /// The handle of a module's function.
 pub(crate) fn function_of(module: usize, name: &str) -> Result<usize, u32> {
     let mut state = state();
-    let kernels = &state.modules.get(&module).ok_or(INVALID_HANDLE)?.kernels;
-    let program = kernels.get(name).cloned().ok_or(NOT_FOUND)?;
+    let known = state.modules.get(&module).ok_or(INVALID_HANDLE)?;
+    if let Some(why) = known.refused.get(name) {
+        eprintln!("vgpu: the kernel cannot be run: {why}");
+        return Err(INVALID_PTX);
+    }
+    let program = known.kernels.get(name).cloned().ok_or(NOT_FOUND)?;
     // A module has one function of a name, with one limit, however often it is asked for.
     let is_it = |function: &Function| function.module == module && Arc::ptr_eq(&function.program, &program);
     let known = state.functions.iter().find(|(_, function)| is_it(function));

@@ -21,6 +21,7 @@ mod hollow;
 mod meeting;
 mod order;
 mod pool;
+mod print;
 mod product;
 mod proxy;
 mod registers;

@@ -563,6 +563,7 @@ impl Warp {
                     Next::Continue
                 }
                 Op::Mbarrier(op, address) => self.mbarrier(room, me, here, op, address, mask),
+                Op::Print(count, format, values) => self.print(room, me, here, mask, [*count, *format, *values]),
                 Op::Clock(to, long) => {
                     // Instructions so far stand for time.
                     let now = room.counters.classes.iter().sum::<u64>();

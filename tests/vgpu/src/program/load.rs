@@ -452,6 +452,14 @@ impl<'a> Loader<'a> {
             "pragma" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "pmevent" => {
                 self.emit_current(Op::Nothing, InstructionClass::Synchronize, &[], &[]);
             }
+            "vprintf" => {
+                let count = self.destination(self.operand(0)?, Class::Word)?;
+                let long = Kind { class: Class::Long, bits: 64 };
+                let (format, values) = (self.source(self.operand(1)?, long)?, self.source(self.operand(2)?, long)?);
+                let uses = [Self::unified(Class::Long, format), Self::unified(Class::Long, values)];
+                let class = InstructionClass::Synchronize;
+                self.emit_current(Op::Print(count, format, values), class, &uses, &[count]);
+            }
             "mov" => self.mov(instruction)?,
             "cvta" => self.cvta(instruction)?,
             "setp" if opcode.ends_with("x2") => self.setp_packed(instruction)?,

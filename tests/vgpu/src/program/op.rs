@@ -441,6 +441,8 @@ pub enum Op {
     Mbarrier(Box<Mbarrier>, Address),
     /// `%clock` and its like: whether 64 bits.
     Clock(u32, bool),
+    /// `vprintf`: where the count of values goes, and the registers with the addresses of format and values.
+    Print(u32, u32, u32),
     /// `isspacep`.
     IsSpace(Space, u32, u32),
 }

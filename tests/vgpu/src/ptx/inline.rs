@@ -2,7 +2,8 @@
 //!
 //! A kernel that calls nothing is left as it is. Registers, local variables and labels of the callee are its own at
 //! every call; its parameters and results are the variables that the caller passes, which live in local memory.
-//! Functions that call themselves, pointers to functions, and functions without a body cannot be run.
+//! A call through a pointer tries each function of the module whose address is taken and that fits. `vprintf`, which has no
+//! body, is an instruction. Functions that call themselves and other functions without a body cannot be run.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ pub fn inline<'a>(module: &Module, kernel: &'a Function) -> Result<Cow<'a, Funct
         }
     }
     let mut expansion = Expansion {
+        targets: pointed_at(module, &functions),
         functions,
         out: Function {
             registers: [0; 3],
@@ -54,7 +56,48 @@ fn is_call(instruction: &Instruction) -> bool {
     instruction.opcode.split('.').next() == Some("call")
 }
 
+/// Where addresses of functions begin. Nothing lies there: they are only compared.
+pub const FUNCTION_WINDOW: u64 = 0x1300_0000_0000;
+
+/// The addresses of a module's functions, by name and by alias.
+pub fn addresses(module: &Module) -> HashMap<&str, u64> {
+    let callable = module.functions.iter().filter(|function| function.has_body && !function.is_entry);
+    let mut out: HashMap<&str, u64> = callable
+        .enumerate()
+        .map(|(index, function)| (function.name.as_str(), FUNCTION_WINDOW + 16 * (index as u64 + 1)))
+        .collect();
+    for (alias, name) in &module.aliases {
+        if let Some(&address) = out.get(name.as_str()) {
+            out.insert(alias, address);
+        }
+    }
+    out
+}
+
+/// The functions whose addresses are taken, in bodies or in variables.
+fn pointed_at<'a>(module: &Module, functions: &HashMap<&str, &'a Function>) -> Vec<(u64, &'a Function)> {
+    let addresses = addresses(module);
+    let mut out: Vec<(u64, &Function)> = Vec::new();
+    let mut take = |name: &str| {
+        if let (Some(&address), Some(&function)) = (addresses.get(name), functions.get(name))
+            && !out.iter().any(|(known, _)| *known == address)
+        {
+            out.push((address, function));
+        }
+    };
+    let plain = module.functions.iter().flat_map(|function| &function.body).filter(|one| !is_call(one));
+    for operand in plain.flat_map(|instruction| &instruction.operands) {
+        if let Operand::Symbol(name, _) = operand {
+            take(name);
+        }
+    }
+    module.variables.iter().flat_map(|variable| &variable.addresses).for_each(|(_, name, _)| take(name));
+    out
+}
+
 struct Expansion<'a> {
+    /// Functions that a pointer may name, with their addresses.
+    targets: Vec<(u64, &'a Function)>,
     functions: HashMap<&'a str, &'a Function>,
     out: Function,
     calls: usize,
@@ -199,14 +242,20 @@ impl<'a> Expansion<'a> {
         let (name, arguments) = match rest {
             [Operand::Symbol(name, 0)] => (name, &[][..]),
             [Operand::Symbol(name, 0), Operand::List(arguments)] => (name, &arguments[..]),
-            [Operand::Register(_), ..] => {
-                return fail("calls through pointers to functions are not modelled".to_string());
+            [Operand::Register(pointer), Operand::List(arguments), ..] => {
+                return self.call_through(call, *pointer, results, arguments, frame);
+            }
+            [Operand::Register(pointer), ..] => {
+                return self.call_through(call, *pointer, results, &[], frame);
             }
             _ => return fail("call (results), function, (arguments) was expected".to_string()),
         };
         if name == "__assertfail" {
             self.emit(call, None, "trap", Vec::new());
             return Ok(());
+        }
+        if name == "vprintf" {
+            return self.print(call, results, arguments);
         }
         let Some(&function) = self.functions.get(name.as_str()) else {
             return fail(format!("the function {name} has no body here, and none is modelled"));
@@ -217,6 +266,20 @@ impl<'a> Expansion<'a> {
         if frame.chain.len() > DEEPEST_CALL {
             return fail(format!("more than {DEEPEST_CALL} calls inside each other"));
         }
+        self.enter(call, function, results, arguments, frame)
+    }
+
+    /// Appends the body of a function that is called.
+    fn enter(
+        &mut self,
+        call: &Instruction,
+        function: &'a Function,
+        results: &[Operand],
+        arguments: &[Operand],
+        frame: &Frame<'a>,
+    ) -> Result<(), PtxError> {
+        let fail = |message: String| Err(PtxError::at(call.line, message));
+        let name = &function.name;
         if results.len() != function.returns.len() || arguments.len() != function.parameters.len() {
             return fail(format!(
                 "{name} takes {} arguments and gives {} results, not {} and {}",
@@ -246,6 +309,87 @@ impl<'a> Expansion<'a> {
                 let operands = vec![actual.clone(), Operand::Register(inner.register(register))];
                 self.emit(call, None, mov(register.class), operands);
             }
+        }
+        Ok(())
+    }
+
+    /// A register of its own.
+    fn fresh(&mut self, class: Class) -> Register {
+        let index = self.out.registers[class as usize];
+        self.out.registers[class as usize] += 1;
+        Register { class, index }
+    }
+
+    /// Appends what a call through a pointer does: the pointer is compared with every function that it may name.
+    fn call_through(
+        &mut self,
+        call: &Instruction,
+        pointer: Register,
+        results: &[Operand],
+        arguments: &[Operand],
+        frame: &Frame<'a>,
+    ) -> Result<(), PtxError> {
+        let size = |operand: &Operand| match operand {
+            Operand::Symbol(name, 0) => {
+                self.out.variables.iter().find(|variable| variable.name == *name).map(|variable| variable.size)
+            }
+            _ => None,
+        };
+        let fits = |formals: &[Parameter], actuals: &[Operand]| {
+            formals.len() == actuals.len()
+                && formals.iter().zip(actuals).all(|(formal, actual)| {
+                    formal.register.is_some() || size(actual).is_some_and(|size| size == formal.size)
+                })
+        };
+        let fitting: Vec<(u64, &'a Function)> = self
+            .targets
+            .iter()
+            .filter(|(_, function)| {
+                fits(&function.parameters, arguments)
+                    && fits(&function.returns, results)
+                    && !frame.chain.contains(&function.name.as_str())
+            })
+            .copied()
+            .collect();
+        let differs = self.fresh(Class::Predicate);
+        let mut to_end = Vec::new();
+        for (address, function) in fitting {
+            let operands = vec![
+                Operand::Register(differs),
+                Operand::Register(pointer),
+                Operand::Integer(address),
+            ];
+            self.emit(call, None, "setp.ne.b64", operands);
+            let to_next = self.emit(call, Some((differs, false)), "bra", vec![Operand::Label(0)]);
+            self.enter(call, function, results, arguments, frame)?;
+            to_end.push(self.emit(call, None, "bra", vec![Operand::Label(0)]));
+            self.out.body[to_next].operands = vec![Operand::Label(self.out.body.len())];
+        }
+        self.emit(call, None, "trap", Vec::new());
+        let end = Operand::Label(self.out.body.len());
+        for branch in to_end {
+            self.out.body[branch].operands = vec![end.clone()];
+        }
+        Ok(())
+    }
+
+    /// Appends the instruction that `vprintf` is here: it takes the addresses of the format and of the values.
+    fn print(&mut self, call: &Instruction, results: &[Operand], arguments: &[Operand]) -> Result<(), PtxError> {
+        let [Operand::Symbol(format, 0), Operand::Symbol(values, 0)] = arguments else {
+            return Err(PtxError::at(call.line, "vprintf takes a format and the address of values"));
+        };
+        let count = self.fresh(Class::Word);
+        let mut operands = vec![Operand::Register(count)];
+        for name in [format, values] {
+            let address = self.fresh(Class::Long);
+            let place = Operand::Address(Base::Symbol(name.clone()), 0);
+            self.emit(call, None, "ld.local.b64", vec![Operand::Register(address), place]);
+            operands.push(Operand::Register(address));
+        }
+        self.emit(call, None, "vprintf", operands);
+        if let [Operand::Symbol(result, 0)] = results {
+            let place = Operand::Address(Base::Symbol(result.clone()), 0);
+            self.emit(call, None, "st.local.b32", vec![place, Operand::Register(count)]);
         }
         Ok(())
     }

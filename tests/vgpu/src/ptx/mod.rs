@@ -7,7 +7,7 @@ mod lexer;
 mod names;
 mod parser;
 
-pub use inline::inline;
+pub use inline::{addresses, inline};
 pub use parser::parse;
 
 /// What is wrong with a PTX text, and on which of its lines.

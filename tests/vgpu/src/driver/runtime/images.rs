@@ -80,7 +80,7 @@ pub(super) fn kernel(host: usize) -> Result<usize, u32> {
         return Ok(handle);
     }
     let module = registry.module(image)?;
-    let handle = function_of(module, &name).map_err(|_| INVALID_DEVICE_FUNCTION)?;
+    let handle = function_of(module, &name).map_err(|code| if code == NOT_FOUND { INVALID_DEVICE_FUNCTION } else { code })?;
     if let Some(known) = registry.functions.get_mut(&host) {
         known.2 = Some(handle);
     }
