@@ -2,7 +2,7 @@
 //!
 //! This is what the driver's C functions wrap, and what tests of the virtual GPU itself use directly.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,10 +108,18 @@ pub struct Device {
     ran: Vec<Arc<Program>>,
     /// By kernel and instruction: cycles that warps waited for it.
     waits: HashMap<String, Vec<u64>>,
+    /// Where the blocks of a cooperative grid count who has come to its barrier.
+    workspace: Option<u64>,
+    /// What `malloc` of kernels takes memory from, once a kernel does.
+    heap: Option<u64>,
+    /// Bytes of that.
+    pub heap_bytes: usize,
     /// The kernels of texts that were loaded before, for those that load one over and over.
     known: HashMap<Arc<str>, HashMap<String, Arc<Program>>>,
 }
 
+/// Bytes of the heap of kernels where the program sets no limit, as on a device.
+pub const HEAP: usize = 8 << 20;
 /// Texts whose kernels are kept.
 const MAX_KNOWN: usize = 64;
 
@@ -124,6 +132,10 @@ pub struct Prepared {
     settings: Settings,
     /// Clusters that the device runs at once.
     resident: u64,
+    /// Where a cooperative grid keeps its barrier.
+    workspace: u64,
+    /// Where `malloc` takes memory from, and its bytes.
+    heap: (u64, usize),
 }
 
 impl Prepared {
@@ -145,7 +157,8 @@ impl Prepared {
     }
 
     fn run_from(&self, early: Option<&Early>) -> Outcome {
-        execute::run_from(&self.program, &self.shape, &self.arguments, &self.view, &self.settings, early)
+        let shape = Shape { workspace: self.workspace, heap: self.heap, ..self.shape.clone() };
+        execute::run_from(&self.program, &shape, &self.arguments, &self.view, &self.settings, early)
     }
 
     /// Whether launches begin early where they may.
@@ -203,6 +216,9 @@ impl Device {
             counters: HashMap::new(),
             ran: Vec::new(),
             waits: HashMap::new(),
+            workspace: None,
+            heap: None,
+            heap_bytes: HEAP,
             known: HashMap::new(),
         }
     }
@@ -242,8 +258,14 @@ impl Device {
         let mut variables = HashMap::new();
         let mut dynamic_shared = Vec::new();
         let mut shared_end = 0u64;
+        let defined: HashSet<&str> = (parsed.variables.iter())
+            .filter(|variable| !variable.external)
+            .map(|variable| variable.name.as_str())
+            .collect();
         for variable in &parsed.variables {
             match variable.space {
+                // Of texts that were linked, one defines what the others declare.
+                _ if variable.external && defined.contains(variable.name.as_str()) => {}
                 Space::Shared if variable.size == 0 => {
                     dynamic_shared.push((variable.name.clone(), variable.align));
                 }
@@ -255,10 +277,12 @@ impl Device {
                 }
                 _ => {
                     let size = variable.size.max(1);
-                    let address = self
-                        .memory
-                        .allocate(size)
-                        .ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
+                    let allocated = if variable.managed {
+                        self.memory.allocate_managed(size)
+                    } else {
+                        self.memory.allocate(size)
+                    };
+                    let address = allocated.ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
                     // Module variables start as zero where the text gives no value.
                     let mut initial = variable.initial.clone();
                     initial.resize(size, 0);
@@ -438,7 +462,11 @@ impl Device {
             0 | 1 => u64::from(fit) * u64::from(self.profile.multiprocessors),
             size => u64::from(self.profile.clusters(size, fit)),
         };
+        let workspace = if shape.cooperative { self.workspace() } else { 0 };
+        let heap = if execute::allocates(program) { self.heap() } else { (0, 0) };
         Prepared {
+            workspace,
+            heap,
             program: program.clone(),
             shape: shape.clone(),
             arguments: arguments.to_vec(),
@@ -446,6 +474,31 @@ impl Device {
             settings: self.settings.clone(),
             resident,
         }
+    }
+
+    /// Memory for the barrier of a cooperative grid: its size and a counter, which the library of cooperative groups knows.
+    fn workspace(&mut self) -> u64 {
+        const BYTES: usize = 64;
+        if self.workspace.is_none_or(|address| self.memory.find(address).is_none()) {
+            self.workspace = self.memory.allocate(BYTES);
+        }
+        let Some(address) = self.workspace else { return 0 };
+        if let Some(allocation) = self.memory.find(address) {
+            let mut bytes = [0; BYTES];
+            bytes[..4].copy_from_slice(&(BYTES as u32).to_le_bytes());
+            allocation.write(address, &bytes);
+            allocation.mark_written(address, BYTES);
+        }
+        address
+    }
+
+    /// The heap of kernels, and its bytes.
+    fn heap(&mut self) -> (u64, usize) {
+        if self.heap.is_none() {
+            self.heap = self.memory.allocate(self.heap_bytes);
+        }
+        let size = |address| self.memory.find(address).map_or(0, |allocation| allocation.size);
+        self.heap.map_or((0, 0), |address| (address, size(address)))
     }
 
     /// Adds up where a launch waited.

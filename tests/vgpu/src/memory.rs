@@ -395,6 +395,23 @@ impl Memory {
         Some(base)
     }
 
+    /// Allocates at an address at which the host reaches it too; none when the memory is full or `size` is 0.
+    pub fn allocate_managed(&mut self, size: usize) -> Option<u64> {
+        let padded = (size as u64).checked_next_multiple_of(ALIGN)?;
+        if size == 0 || self.used.checked_add(padded)? > self.limit {
+            return None;
+        }
+        let layout = Layout::from_size_align(padded as usize, ALIGN as usize).ok()?;
+        // SAFETY: the layout has a size above 0.
+        let host = unsafe { std::alloc::alloc_zeroed(layout) };
+        if host.is_null() {
+            return None;
+        }
+        self.used += padded;
+        self.insert(host as u64, size, host, Some(layout));
+        Some(host as u64)
+    }
+
     /// Makes a stretch of host memory reachable at its own address.
     ///
     /// # Safety

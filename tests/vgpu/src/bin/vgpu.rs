@@ -206,20 +206,26 @@ fn run(options: Options) -> Result<std::convert::Infallible, String> {
     Err(format!("{}: {error}", options.program[0].to_string_lossy()))
 }
 
-/// A folder beside the library in which it is called `libcuda.so.1`.
+/// What programs call the driver, and the runtime where they are linked with the shared one.
+const NAMES: [&str; 2] = ["libcuda.so.1", "libcudart.so.13"];
+
+/// A folder beside the library in which it is called by these names.
 fn numbered(library: &Path) -> Result<PathBuf, String> {
     let library = library.canonicalize().map_err(|error| format!("{}: {error}", library.display()))?;
     let folder = library.with_file_name("vgpu-libcuda");
-    let link = folder.join("libcuda.so.1");
-    let fails = |error: std::io::Error| {
-        format!("{}: {error}; it must be a link to {}", link.display(), library.display())
-    };
-    std::fs::create_dir_all(&folder).map_err(fails)?;
-    let name = library.file_name().unwrap_or_default();
-    match std::os::unix::fs::symlink(Path::new("..").join(name), &link) {
-        // Another run may have made it.
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(fails(error)),
-        _ if link.canonicalize().is_ok_and(|found| found == library) => Ok(folder),
-        _ => Err(format!("{} is no link to {}; remove it", link.display(), library.display())),
+    for name in NAMES {
+        let link = folder.join(name);
+        let fails = |error: std::io::Error| {
+            format!("{}: {error}; it must be a link to {}", link.display(), library.display())
+        };
+        std::fs::create_dir_all(&folder).map_err(fails)?;
+        let target = Path::new("..").join(library.file_name().unwrap_or_default());
+        match std::os::unix::fs::symlink(target, &link) {
+            // Another run may have made it.
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(fails(error)),
+            _ if link.canonicalize().is_ok_and(|found| found == library) => {}
+            _ => return Err(format!("{} is no link to {}; remove it", link.display(), library.display())),
+        }
     }
+    Ok(folder)
 }

@@ -214,8 +214,11 @@ extern "C" fn at_exit() {
         count
     });
     if !matches!(outcome, Ok(0)) {
-        // SAFETY: ends the process at once, which is allowed in an exit handler.
-        unsafe { libc::_exit(101) };
+        // SAFETY: writes out what C's streams still hold, and ends the process at once, which is allowed in an exit handler.
+        unsafe {
+            libc::fflush(std::ptr::null_mut());
+            libc::_exit(101);
+        }
     }
 }
 

@@ -77,6 +77,7 @@ impl Launch {
             cooperative: self.cooperative,
             cluster: self.cluster.or(program.cluster).unwrap_or([1; 3]),
             dependent: self.dependent,
+            ..Shape::default()
         };
         if shape.cluster_blocks() > PORTABLE && !non_portable {
             eprintln!(

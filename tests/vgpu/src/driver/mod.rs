@@ -216,9 +216,13 @@ exported! {
     }
     fn cuCtxGetLimit(to: *mut usize, limit: u32) {
         // Stack, printf buffer and device heap, as a device has them by default.
-        give(to, match limit { 0 => 1024, 1 => 1 << 20, 2 => 8 << 20, _ => return Err(INVALID_VALUE) })
+        give(to, match limit { 0 => 1024, 1 => 1 << 20, 2 => state().device.heap_bytes, _ => return Err(INVALID_VALUE) })
     }
-    fn cuCtxSetLimit(_limit: u32, _value: usize) {
+    fn cuCtxSetLimit(limit: u32, value: usize) {
+        const HEAP: u32 = 2;
+        if limit == HEAP {
+            state().device.heap_bytes = value;
+        }
         Ok(())
     }
     fn cuCtxGetCacheConfig(to: *mut u32) {

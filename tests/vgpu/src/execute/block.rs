@@ -179,6 +179,9 @@ impl<'a> Block<'a> {
                         Special::TotalShared => {
                             launch.shape.dynamic_shared + launch.program.static_shared as u32
                         }
+                        Special::Workspace(upper) => {
+                            (launch.shape.workspace >> if *upper { 32 } else { 0 }) as u32
+                        }
                         Special::Fixed(value) => *value,
                     }
                 });

@@ -17,6 +17,7 @@ mod flight;
 mod gate;
 mod global;
 mod group;
+mod heap;
 mod hollow;
 mod meeting;
 mod order;
@@ -47,6 +48,7 @@ use order::Releases;
 
 pub use cluster::MOST_BLOCKS;
 pub use early::{Begun, Early};
+pub use heap::allocates;
 pub use product::multiply_add_tile;
 pub use timing::LATENCIES;
 
@@ -65,6 +67,10 @@ pub struct Shape {
     pub cluster: [u32; 3],
     /// Whether it may begin before the grids before it have ended (programmatic stream serialization).
     pub dependent: bool,
+    /// Where a cooperative grid keeps its barrier, which the device sets; 0 for nowhere.
+    pub workspace: u64,
+    /// Where `malloc` takes memory from, which the device sets, and its bytes.
+    pub heap: (u64, usize),
 }
 
 impl Default for Shape {
@@ -76,6 +82,8 @@ impl Default for Shape {
             cooperative: false,
             cluster: [1; 3],
             dependent: false,
+            workspace: 0,
+            heap: (0, 0),
         }
     }
 }

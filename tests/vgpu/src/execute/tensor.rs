@@ -13,7 +13,7 @@ use super::block::Room;
 use super::product::{Tile, halves, multiply_add_tile, product, turned};
 use super::warp::{Next, Warp, space_of};
 use crate::number::{read_tf32, to_f16};
-use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaMatrix};
+use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaFactors, WmmaSum};
 use crate::ptx::Space;
 
 impl Warp {
@@ -176,8 +176,9 @@ impl Warp {
         Next::Continue
     }
 
-    /// `wmma` for m16n16k16. The manual leaves its fragments open; here element `e` of a fragment, counted
-    /// along rows, is in lane `e / 8`, position `e % 8`, which has nothing in common with `mma`'s tables.
+    /// `wmma`. The manual leaves its fragments open; here element `e` of a fragment of `p` places a lane, counted along
+    /// rows, is in lane `e / p`, place `e % p`, which has nothing in common with `mma`'s tables. Fragments with more places
+    /// than elements hold them over and over.
     pub(super) fn wmma<const CHECKS: bool>(
         &mut self,
         room: &mut Room<'_>,
@@ -186,55 +187,133 @@ impl Warp {
         op: &Wmma,
     ) -> Next {
         match op {
-            Wmma::Move { matrix, store, row_major, size, space, registers, address, stride } => {
+            Wmma::Move { shape, per_register, store, row_major, size, space, registers, address, stride } => {
                 let base = self.addresses(address);
-                let stride = stride.map_or(16, |slot| u64::from(self.registers.words[slot as usize].0[0]));
-                for position in 0..8usize {
+                let packed = if *row_major { shape[1] } else { shape[0] } as u64;
+                let stride = stride.map_or(packed, |slot| u64::from(self.registers.words[slot as usize].0[0]));
+                let places_of_lane = registers.len() * per_register;
+                for position in 0..places_of_lane {
                     let places: [u64; LANES] = std::array::from_fn(|lane| {
-                        let element = (lane * 8 + position) as u64;
-                        let (row, column) = (element / 16, element % 16);
+                        let element = (lane * places_of_lane + position) % (shape[0] * shape[1]);
+                        let (row, column) = ((element / shape[1]) as u64, (element % shape[1]) as u64);
                         let (line, along) = if *row_major { (row, column) } else { (column, row) };
                         base[lane].wrapping_add((line * stride + along) * *size as u64)
                     });
-                    let outcome = self.wmma_element::<CHECKS>(
-                        room, me, at, *space, *size, *store, registers, position, &places,
-                    );
+                    let slot = registers[position / per_register];
+                    let part = position % per_register;
+                    let outcome = self.wmma_element::<CHECKS>(room, me, at, *space, *size, *store, slot, part, &places);
                     if outcome != Next::Continue {
                         return outcome;
                     }
                 }
-                let _ = matrix == &WmmaMatrix::C;
                 Next::Continue
             }
-            Wmma::Multiply { format, d, a, b, c } => {
-                room.counters.tensor_multiply_adds += 16 * 16 * 16;
-                let half = |registers: &[u32], row: usize, column: usize| {
-                    let element = row * 16 + column;
-                    let (lane, position) = (element / 8, element % 8);
-                    let word = self.registers.words[registers[position / 2] as usize].0[lane];
-                    halves(*format, word)[position % 2]
+            Wmma::Multiply { shape: [m, n, k], factors, sums, saturate, d, a, b, c } => {
+                room.counters.tensor_multiply_adds += (m * n * k) as u64;
+                let left = self.wmma_factor(*factors, false, a, m * k);
+                let right = self.wmma_factor(*factors, true, b, k * n);
+                let start = self.wmma_sums(sums[1], c, m * n);
+                let products = |row: usize, column: usize| {
+                    (0..*k).map({
+                        let (left, right) = (&left, &right);
+                        move |i| (left[row * k + i], right[i * n + column])
+                    })
                 };
-                let mut out = [[0f32; 16]; 16];
-                for (row, values) in out.iter_mut().enumerate() {
-                    for (column, value) in values.iter_mut().enumerate() {
-                        let element = row * 16 + column;
-                        let start = self.registers.words[c[element % 8] as usize].0[element / 8];
-                        *value = (0..16).fold(f32::from_bits(start), |sum, k| {
-                            half(a, row, k).mul_add(half(b, k, column), sum)
-                        });
-                    }
+                let mut out = vec![0f64; m * n];
+                for (element, value) in out.iter_mut().enumerate() {
+                    let (row, column) = (element / n, element % n);
+                    let before = start[element];
+                    *value = match factors {
+                        WmmaFactors::Float(_) => {
+                            let add = |sum: f32, (a, b): (f64, f64)| (a as f32).mul_add(b as f32, sum);
+                            f64::from(products(row, column).fold(before as f32, add))
+                        }
+                        WmmaFactors::Double => products(row, column).fold(before, |sum, (a, b)| a.mul_add(b, sum)),
+                        WmmaFactors::Bytes(..) => {
+                            let sum = products(row, column).fold(before, |sum, (a, b)| sum + a * b);
+                            if *saturate { sum.clamp(i32::MIN.into(), i32::MAX.into()) } else { sum }
+                        }
+                    };
                 }
-                for (row, values) in out.iter().enumerate() {
-                    for (column, value) in values.iter().enumerate() {
-                        let element = row * 16 + column;
-                        self.registers.words[d[element % 8] as usize].0[element / 8] = value.to_bits();
-                    }
-                }
+                self.put_wmma_sums(sums[0], d, &out);
                 Next::Continue
             }
         }
     }
 
+    /// The elements of a factor, which are all exact in f64.
+    fn wmma_factor(&self, factors: WmmaFactors, right: bool, registers: &[u32], count: usize) -> Vec<f64> {
+        let per_register = match factors {
+            WmmaFactors::Float(TensorFormat::Tf32) | WmmaFactors::Double => 1,
+            WmmaFactors::Float(_) => 2,
+            WmmaFactors::Bytes(..) => 4,
+        };
+        let places = registers.len() * per_register;
+        (0..count)
+            .map(|element| {
+                let (lane, position) = (element / places, element % places);
+                let (slot, part) = (registers[position / per_register] as usize, position % per_register);
+                if factors == WmmaFactors::Double {
+                    return f64::from_bits(self.registers.longs[slot].0[lane]);
+                }
+                let word = self.registers.words[slot].0[lane];
+                match factors {
+                    WmmaFactors::Float(TensorFormat::Tf32) => f64::from(read_tf32(word)),
+                    WmmaFactors::Float(format) => f64::from(halves(format, word)[part]),
+                    WmmaFactors::Bytes(a, b) => {
+                        f64::from(super::factor::narrow(if right { b } else { a }, word.to_le_bytes()[part]))
+                    }
+                    WmmaFactors::Double => 0.0,
+                }
+            })
+            .collect()
+    }
+
+    /// The elements of an accumulator.
+    fn wmma_sums(&self, kind: WmmaSum, registers: &[u32], count: usize) -> Vec<f64> {
+        let per_register = if kind == WmmaSum::Half { 2 } else { 1 };
+        let places = registers.len() * per_register;
+        (0..count)
+            .map(|element| {
+                let (lane, position) = (element / places, element % places);
+                let slot = registers[position / per_register] as usize;
+                if kind == WmmaSum::Double {
+                    return f64::from_bits(self.registers.longs[slot].0[lane]);
+                }
+                let word = self.registers.words[slot].0[lane];
+                match kind {
+                    WmmaSum::Half => f64::from(halves(TensorFormat::Half, word)[position % 2]),
+                    WmmaSum::Integer => f64::from(word as i32),
+                    _ => f64::from(f32::from_bits(word)),
+                }
+            })
+            .collect()
+    }
+
+    fn put_wmma_sums(&mut self, kind: WmmaSum, registers: &[u32], values: &[f64]) {
+        let per_register = if kind == WmmaSum::Half { 2 } else { 1 };
+        let places = registers.len() * per_register;
+        for (element, &value) in values.iter().enumerate() {
+            let (lane, position) = (element / places, element % places);
+            let slot = registers[position / per_register] as usize;
+            if kind == WmmaSum::Double {
+                self.registers.longs[slot].0[lane] = value.to_bits();
+                continue;
+            }
+            let word = &mut self.registers.words[slot].0[lane];
+            *word = match kind {
+                WmmaSum::Half => {
+                    let shift = 16 * (position % 2);
+                    *word & !(0xffff << shift) | to_f16(value as f32) << shift
+                }
+                // Sums that leave 32 bits wrap.
+                WmmaSum::Integer => value as i64 as u32,
+                _ => (value as f32).to_bits(),
+            };
+        }
+    }
+
+    /// Moves one element of all lanes, `part` of a register.
     fn wmma_element<const CHECKS: bool>(
         &mut self,
         room: &mut Room<'_>,
@@ -243,29 +322,38 @@ impl Warp {
         space: Space,
         size: usize,
         store: bool,
-        registers: &[u32],
-        position: usize,
+        slot: u32,
+        part: usize,
         places: &[u64; LANES],
     ) -> Next {
-        // Each element moves through a register of its own, which the packed ones are made of.
-        let slot = if size == 4 { registers[position] } else { registers[position / 2] };
-        let before = self.registers.words[slot as usize].0;
+        let long = size == 8;
         let access = Access {
             space,
             size,
             signed: false,
             strong: false,
             ordered: false,
-            elements: vec![crate::program::Element { slot: Some(slot), long: false }],
+            elements: vec![crate::program::Element { slot: Some(slot), long }],
             address: crate::program::Address { base: None, offset: 0 },
         };
+        if size >= 4 {
+            return self.at_places::<CHECKS>(room, me, at, &access, store, places);
+        }
+        // Each element moves through the register that it is a part of.
+        let shift = 8 * size * part;
+        let bits = if size == 1 { 0xffu32 } else { 0xffff };
+        let before = self.registers.words[slot as usize].0;
+        if store {
+            self.registers.words[slot as usize].0 = before.map(|word| word >> shift & bits);
+        }
         let outcome = self.at_places::<CHECKS>(room, me, at, &access, store, places);
-        if size == 2 && !store {
-            let shift = 16 * (position % 2);
-            let loaded = self.registers.words[slot as usize].0;
-            for lane in 0..LANES {
-                let kept = if shift == 0 { 0 } else { before[lane] & 0xffff };
-                self.registers.words[slot as usize].0[lane] = kept | (loaded[lane] & 0xffff) << shift;
+        let register = &mut self.registers.words[slot as usize].0;
+        if store {
+            *register = before;
+        } else {
+            for (word, before) in register.iter_mut().zip(before) {
+                // Parts come in order, and those behind are yet to come.
+                *word = before & !(bits << shift) | (*word & bits) << shift;
             }
         }
         outcome

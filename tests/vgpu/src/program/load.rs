@@ -239,6 +239,8 @@ impl<'a> Loader<'a> {
                 "%reserved_smem_offset_begin" | "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => {
                     Special::Fixed(0)
                 }
+                "%envreg1" => Special::Workspace(true),
+                "%envreg2" => Special::Workspace(false),
                 name if name.starts_with("%envreg") || name.starts_with("%pm") => Special::Fixed(0),
                 "%cluster_ctarank" => Special::ClusterRank,
                 "%cluster_nctarank" => Special::ClusterSize,
@@ -459,6 +461,17 @@ impl<'a> Loader<'a> {
                 let uses = [Self::unified(Class::Long, format), Self::unified(Class::Long, values)];
                 let class = InstructionClass::Synchronize;
                 self.emit_current(Op::Print(count, format, values), class, &uses, &[count]);
+            }
+            "malloc" => {
+                let to = self.destination(self.operand(0)?, Class::Long)?;
+                let size = self.source(self.operand(1)?, Kind { class: Class::Long, bits: 64 })?;
+                let (uses, defines) = ([Self::unified(Class::Long, size)], [Self::unified(Class::Long, to)]);
+                self.emit_current(Op::Allocate(to, size), InstructionClass::Synchronize, &uses, &defines);
+            }
+            "free" => {
+                let address = self.source(self.operand(0)?, Kind { class: Class::Long, bits: 64 })?;
+                let uses = [Self::unified(Class::Long, address)];
+                self.emit_current(Op::Release(address), InstructionClass::Synchronize, &uses, &[]);
             }
             "mov" => self.mov(instruction)?,
             "cvta" => self.cvta(instruction)?,

@@ -179,6 +179,9 @@ pub enum Special {
     Cluster(usize),
     /// `%nclusterid`
     Clusters(usize),
+    /// `%envreg1` and `%envreg2`: the upper (`true`) and the lower half of the address where a
+    /// cooperative grid keeps its barrier, as the library of cooperative groups reads them.
+    Workspace(bool),
     /// The same everywhere.
     Fixed(u32),
 }

@@ -282,24 +282,39 @@ pub struct WideMma {
     pub b: Vec<u32>,
 }
 
-/// Which matrix a `wmma` instruction moves.
+/// What the factors of a `wmma` product are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WmmaMatrix {
-    /// 16 x 16, the left factor.
-    A,
-    /// 16 x 16, the right factor.
-    B,
-    /// 16 x 16, accumulator.
-    C,
+pub enum WmmaFactors {
+    /// f16, bf16 or tf32.
+    Float(TensorFormat),
+    /// s8 or u8, of A and of B.
+    Bytes(Narrow, Narrow),
+    /// f64.
+    Double,
 }
 
-/// `wmma.load`, `wmma.store` and `wmma.mma` for m16n16k16.
+/// What the sums of a `wmma` product are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WmmaSum {
+    /// f32.
+    Single,
+    /// f16, two a register.
+    Half,
+    /// s32.
+    Integer,
+    /// f64.
+    Double,
+}
+
+/// `wmma.load`, `wmma.store` and `wmma.mma`.
 #[derive(Clone, Debug)]
 pub enum Wmma {
     /// A load or, for the accumulator, a store.
     Move {
-        /// Which matrix.
-        matrix: WmmaMatrix,
+        /// Rows and columns.
+        shape: [usize; 2],
+        /// Elements of a register.
+        per_register: usize,
         /// Whether it is a store.
         store: bool,
         /// Whether elements of a row are neighbours.
@@ -317,8 +332,14 @@ pub enum Wmma {
     },
     /// D = A B + C.
     Multiply {
-        /// Format of A and B.
-        format: TensorFormat,
+        /// Rows of A, columns of B, and columns of A.
+        shape: [usize; 3],
+        /// What A and B are of.
+        factors: WmmaFactors,
+        /// What D is of, and C.
+        sums: [WmmaSum; 2],
+        /// Whether integers stay at their limits.
+        saturate: bool,
         /// D, A, B, C.
         d: Vec<u32>,
         /// A.
@@ -443,6 +464,10 @@ pub enum Op {
     Clock(u32, bool),
     /// `vprintf`: where the count of values goes, and the registers with the addresses of format and values.
     Print(u32, u32, u32),
+    /// `malloc`: where the address goes, and the register with the size.
+    Allocate(u32, u32),
+    /// `free`: the register with the address.
+    Release(u32),
     /// `isspacep`.
     IsSpace(Space, u32, u32),
 }

@@ -3,8 +3,9 @@
 use super::lanes::Kind;
 use super::load::{LoadError, Loader};
 use super::{
+    Narrow,
     Barrier, InstructionClass, Match, Mma, Op, Reduce, ReduceKind, Shuffle, ShuffleKind, TensorFormat, Vote,
-    VoteKind, Wmma, WmmaMatrix,
+    VoteKind, Wmma, WmmaFactors, WmmaSum,
 };
 use crate::ptx::{Class, Instruction, Operand, Space};
 
@@ -258,11 +259,19 @@ impl Loader<'_> {
 
     fn wmma(&mut self, parts: &[&str]) -> Result<()> {
         let unknown = |loader: &Self| {
-            loader.fail("this wmma form is not known: m16n16k16 of f16 and bf16 with f32 accumulators is")
+            loader.fail(
+                "this wmma form is not known: those of f16, bf16, tf32, 8-bit integers and f64 are, of every shape",
+            )
         };
-        if !parts.contains(&"m16n16k16") {
-            return Err(unknown(self));
-        }
+        let shape = parts.iter().find_map(|part| match *part {
+            "m16n16k16" => Some([16, 16, 16]),
+            "m32n8k16" => Some([32, 8, 16]),
+            "m8n32k16" => Some([8, 32, 16]),
+            "m16n16k8" => Some([16, 16, 8]),
+            "m8n8k4" => Some([8, 8, 4]),
+            _ => None,
+        });
+        let Some([m, n, k]) = shape else { return Err(unknown(self)) };
         let row = |part: Option<&&str>| match part.copied() {
             Some("row") => Ok(true),
             Some("col") => Ok(false),
@@ -271,17 +280,19 @@ impl Loader<'_> {
         match parts.get(1).copied() {
             Some(direction @ ("load" | "store")) => {
                 let store = direction == "store";
-                let matrix = match (parts.get(2).copied(), store) {
-                    (Some("a"), false) => WmmaMatrix::A,
-                    (Some("b"), false) => WmmaMatrix::B,
-                    (Some("c"), false) | (Some("d"), true) => WmmaMatrix::C,
+                let shape = match (parts.get(2).copied(), store) {
+                    (Some("a"), false) => [m, k],
+                    (Some("b"), false) => [k, n],
+                    (Some("c"), false) | (Some("d"), true) => [m, n],
                     _ => return Err(unknown(self)),
                 };
                 let row_major = row(parts.iter().find(|part| matches!(**part, "row" | "col")))
                     .map_err(|()| unknown(self))?;
-                let size = match parts.last().copied() {
-                    Some("f32") if matrix == WmmaMatrix::C => 4,
-                    Some("f16" | "bf16") if matrix != WmmaMatrix::C => 2,
+                let (size, per_register) = match parts.last().copied() {
+                    Some("f32" | "tf32" | "s32") => (4, 1),
+                    Some("f16" | "bf16") => (2, 2),
+                    Some("s8" | "u8") => (1, 4),
+                    Some("f64") => (8, 1),
                     _ => return Err(unknown(self)),
                 };
                 let space = if parts.contains(&"global") {
@@ -293,41 +304,92 @@ impl Loader<'_> {
                 };
                 let (value, place) = if store { (1, 0) } else { (0, 1) };
                 let (address, _) = self.address(self.operand(place)?)?;
-                let registers = self.fragment(self.operand(value)?, store)?;
-                // bf16 fragments hold their elements once, f16 ones twice, whatever that is good for.
-                let fits = match matrix {
-                    WmmaMatrix::C => registers.len() == 8,
-                    _ => matches!(registers.len(), 4 | 8),
-                };
-                if !fits {
+                let class = if size == 8 { Class::Long } else { Class::Word };
+                let registers = self.fragment_of(class, self.operand(value)?, store)?;
+                // Some fragments hold their elements more than once.
+                let held = registers.len() * per_register * super::LANES;
+                if held < shape[0] * shape[1] || !held.is_multiple_of(shape[0] * shape[1]) {
                     return Err(unknown(self));
                 }
                 let stride = if self.operand_count() > 2 { Some(self.word(self.operand(2)?)?) } else { None };
                 let mut uses = Self::address_uses(&address);
                 uses.extend(stride);
                 let mut defines = Vec::new();
-                if store { &mut uses } else { &mut defines }.extend(&registers);
-                let op = Wmma::Move { matrix, store, row_major, size, space, registers, address, stride };
+                let moved = registers.iter().map(|&slot| Self::unified(class, slot));
+                if store { &mut uses } else { &mut defines }.extend(moved);
+                let op = Wmma::Move {
+                    shape,
+                    per_register,
+                    store,
+                    row_major,
+                    size,
+                    space,
+                    registers,
+                    address,
+                    stride,
+                };
                 self.emit_current(Op::Wmma(Box::new(op)), InstructionClass::Matrix, &uses, &defines);
             }
             Some("mma") => {
-                let format = if parts.contains(&"bf16") {
-                    TensorFormat::Brain
-                } else if parts.ends_with(&["f32", "f32"]) {
-                    TensorFormat::Half
-                } else {
+                let saturate = parts.contains(&"satfinite");
+                let after = parts.iter().position(|part| part.starts_with('m') && part.contains('k') && part.contains('n'));
+                let types: Vec<&str> = parts[after.map_or(0, |at| at + 1)..]
+                    .iter()
+                    .copied()
+                    .filter(|part| !matches!(*part, "satfinite" | "rn" | "rz" | "rm" | "rp"))
+                    .collect();
+                let sum = |name: &str| match name {
+                    "f32" => Some(WmmaSum::Single),
+                    "f16" => Some(WmmaSum::Half),
+                    "s32" => Some(WmmaSum::Integer),
+                    "f64" => Some(WmmaSum::Double),
+                    _ => None,
+                };
+                let (factors, d_kind, c_kind) = match types[..] {
+                    [d, c] => (Some(WmmaFactors::Float(TensorFormat::Half)), sum(d), sum(c)),
+                    [d, a, b, c] => {
+                        let factors = match (a, b) {
+                            ("bf16", "bf16") => Some(WmmaFactors::Float(TensorFormat::Brain)),
+                            ("tf32", "tf32") => Some(WmmaFactors::Float(TensorFormat::Tf32)),
+                            ("f64", "f64") => Some(WmmaFactors::Double),
+                            _ => match (Narrow::parse(a), Narrow::parse(b)) {
+                                (Some(a), Some(b)) if a.family() == 0 && b.family() == 0 => {
+                                    Some(WmmaFactors::Bytes(a, b))
+                                }
+                                _ => None,
+                            },
+                        };
+                        (factors, sum(d), sum(c))
+                    }
+                    _ => return Err(unknown(self)),
+                };
+                let (Some(factors), Some(d_kind), Some(c_kind)) = (factors, d_kind, c_kind) else {
                     return Err(unknown(self));
                 };
-                let d = self.fragment(self.operand(0)?, false)?;
-                let a = self.fragment(self.operand(1)?, true)?;
-                let b = self.fragment(self.operand(2)?, true)?;
-                let c = self.fragment(self.operand(3)?, true)?;
-                if d.len() != 8 || c.len() != 8 || !matches!(a.len(), 4 | 8) || a.len() != b.len() {
+                let class = if factors == WmmaFactors::Double { Class::Long } else { Class::Word };
+                let d = self.fragment_of(class, self.operand(0)?, false)?;
+                let a = self.fragment_of(class, self.operand(1)?, true)?;
+                let b = self.fragment_of(class, self.operand(2)?, true)?;
+                let c = self.fragment_of(class, self.operand(3)?, true)?;
+                let per = |kind: WmmaSum| if kind == WmmaSum::Half { 2 } else { 1 };
+                let of_factor = match factors {
+                    WmmaFactors::Float(TensorFormat::Tf32) | WmmaFactors::Double => 1,
+                    WmmaFactors::Float(_) => 2,
+                    WmmaFactors::Bytes(..) => 4,
+                };
+                let lanes = super::LANES;
+                let fits = d.len() * per(d_kind) * lanes == m * n
+                    && c.len() * per(c_kind) * lanes == m * n
+                    && a.len() * of_factor * lanes >= m * k
+                    && b.len() * of_factor * lanes >= k * n;
+                if !fits {
                     return Err(unknown(self));
                 }
-                let uses: Vec<u32> = a.iter().chain(&b).chain(&c).copied().collect();
-                let defines = d.clone();
-                let op = Wmma::Multiply { format, d, a, b, c };
+                let unify = |slot: &u32| Self::unified(class, *slot);
+                let uses: Vec<u32> = a.iter().chain(&b).chain(&c).map(unify).collect();
+                let defines: Vec<u32> = d.iter().map(unify).collect();
+                let sums = [d_kind, c_kind];
+                let op = Wmma::Multiply { shape: [m, n, k], factors, sums, saturate, d, a, b, c };
                 self.emit_current(Op::Wmma(Box::new(op)), InstructionClass::Tensor, &uses, &defines);
             }
             _ => return Err(unknown(self)),

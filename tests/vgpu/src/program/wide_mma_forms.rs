@@ -73,7 +73,7 @@ impl Loader<'_> {
         Ok(true)
     }
 
-    fn fragment_of(&mut self, class: Class, operand: &Operand, sources: bool) -> Result<Vec<u32>> {
+    pub(super) fn fragment_of(&mut self, class: Class, operand: &Operand, sources: bool) -> Result<Vec<u32>> {
         let parts = match operand {
             Operand::Vector(parts) => &parts[..],
             one => std::slice::from_ref(one),

@@ -2,8 +2,8 @@
 //!
 //! A kernel that calls nothing is left as it is. Registers, local variables and labels of the callee are its own at
 //! every call; its parameters and results are the variables that the caller passes, which live in local memory.
-//! A call through a pointer tries each function of the module whose address is taken and that fits. `vprintf`, which has no
-//! body, is an instruction. Functions that call themselves and other functions without a body cannot be run.
+//! A call through a pointer tries each function of the module whose address is taken and that fits. `vprintf`, `malloc` and
+//! `free`, which have no bodies, are instructions. Functions that call themselves and other functions without a body cannot be run.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -257,6 +257,9 @@ impl<'a> Expansion<'a> {
         if name == "vprintf" {
             return self.print(call, results, arguments);
         }
+        if matches!(name.as_str(), "malloc" | "free") && !self.functions.contains_key(name.as_str()) {
+            return self.use_heap(call, name, results, arguments);
+        }
         let Some(&function) = self.functions.get(name.as_str()) else {
             return fail(format!("the function {name} has no body here, and none is modelled"));
         };
@@ -369,6 +372,31 @@ impl<'a> Expansion<'a> {
         let end = Operand::Label(self.out.body.len());
         for branch in to_end {
             self.out.body[branch].operands = vec![end.clone()];
+        }
+        Ok(())
+    }
+
+    /// Appends the instruction that `malloc` or `free` is here.
+    fn use_heap(
+        &mut self,
+        call: &Instruction,
+        name: &str,
+        results: &[Operand],
+        arguments: &[Operand],
+    ) -> Result<(), PtxError> {
+        let [Operand::Symbol(argument, 0)] = arguments else {
+            return Err(PtxError::at(call.line, format!("{name} takes one argument")));
+        };
+        let place = |name: &String| Operand::Address(Base::Symbol(name.clone()), 0);
+        let [value, result] = [Class::Long; 2].map(|class| Operand::Register(self.fresh(class)));
+        self.emit(call, None, "ld.local.b64", vec![value.clone(), place(argument)]);
+        if name == "free" {
+            self.emit(call, None, "free", vec![value]);
+            return Ok(());
+        }
+        self.emit(call, None, "malloc", vec![result.clone(), value]);
+        if let [Operand::Symbol(name, 0)] = results {
+            self.emit(call, None, "st.local.b64", vec![place(name), result]);
         }
         Ok(())
     }

@@ -79,6 +79,10 @@ pub struct Variable {
     pub initial: Vec<u8>,
     /// Whether the text gave an initial value.
     pub has_initial: bool,
+    /// Whether the host reaches it too (`.attribute(.managed)`).
+    pub managed: bool,
+    /// Whether it is only declared, and another text defines it.
+    pub external: bool,
     /// Addresses of other variables among the initial values: where they stand, of which variable, and an offset.
     pub addresses: Vec<(usize, String, i64)>,
 }

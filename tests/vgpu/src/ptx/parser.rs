@@ -103,6 +103,7 @@ impl<'a> Parser<'a> {
     }
 
     fn module(&mut self) -> Result<(), PtxError> {
+        let mut external = false;
         loop {
             match self.peek() {
                 Token::End => break,
@@ -128,12 +129,15 @@ impl<'a> Parser<'a> {
                 Token::Word(".loc") => {
                     self.location()?;
                 }
-                Token::Word(".visible" | ".extern" | ".weak" | ".common") => {
+                Token::Word(word @ (".visible" | ".extern" | ".weak" | ".common")) => {
                     self.next();
+                    external = word == ".extern";
+                    continue;
                 }
                 Token::Word(".entry" | ".func") => self.function()?,
                 Token::Word(".global" | ".const" | ".shared" | ".local") => {
-                    let variables = self.variables()?;
+                    let mut variables = self.variables()?;
+                    variables.iter_mut().for_each(|variable| variable.external = external);
                     self.module.variables.extend(variables);
                 }
                 Token::Word(".pragma") => self.skip_to_semicolon()?,
@@ -150,6 +154,7 @@ impl<'a> Parser<'a> {
                 }
                 _ => return self.error("a directive of a module"),
             }
+            external = false;
         }
         if self.module.version == (0, 0) {
             return self.error(".version (is this PTX?)");
@@ -252,6 +257,7 @@ impl<'a> Parser<'a> {
         let mut align = None;
         let mut element = None;
         let mut vector = 1;
+        let mut managed = false;
         while let Token::Word(word) = self.peek() {
             if !word.starts_with('.') {
                 break;
@@ -273,6 +279,7 @@ impl<'a> Parser<'a> {
                 let mut depth = 1;
                 while depth > 0 {
                     match self.next() {
+                        Token::Word(".managed") => managed = true,
                         Token::Mark(b'(') => depth += 1,
                         Token::Mark(b')') => depth -= 1,
                         Token::End => return self.error("')'"),
@@ -309,7 +316,8 @@ impl<'a> Parser<'a> {
             if size > LARGEST_VARIABLE || initial.len() > size {
                 return self.error(&format!("a variable {name} of a sensible size, not {size} bytes"));
             }
-            out.push(Variable { name, space, align, size, initial, has_initial, addresses });
+            let external = false;
+            out.push(Variable { name, space, align, size, initial, has_initial, managed, external, addresses });
             if !self.accept(b',') {
                 break;
             }
