@@ -378,3 +378,263 @@ fn compressed_ptx_in_a_fatbin_is_refused_with_209() {
     assert_eq!(code(error), 209);
     gpu.finish();
 }
+
+/// What a raw call of the driver answers.
+fn done(code: sys::CUresult) {
+    assert_eq!(code, sys::CUresult::CUDA_SUCCESS);
+}
+
+#[test]
+fn functions_are_found_by_name_and_version() {
+    let _turn = turn();
+    let _gpu = vgpu::load().unwrap();
+    let _context = context();
+    let find = |name: &std::ffi::CStr, version: i32| {
+        let (mut place, mut status) = (std::ptr::null_mut(), sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS);
+        // SAFETY: a name, and places for the answers.
+        done(unsafe { sys::cuGetProcAddress_v2(name.as_ptr(), &mut place, version, 0, &mut status) });
+        (place, status as u32)
+    };
+    let (allocate, status) = find(c"cuMemAlloc", 12_000);
+    assert!(!allocate.is_null() && status == 0);
+    // The same function, whichever version above the first with addresses of 64 bits asks.
+    assert_eq!(find(c"cuMemAlloc", 13_000).0, allocate);
+    let create = [11_000, 12_000, 13_000].map(|version| find(c"cuCtxCreate", version).0);
+    assert!(create[0] != create[1] && create[1] != create[2] && create[0] != create[2]);
+    for unknown in [c"cuNothing", c"malloc"] {
+        let (place, status) = find(unknown, 13_000);
+        assert!(place.is_null() && status == 1, "{unknown:?}");
+    }
+    let mut address = 0u64;
+    // SAFETY: the function that the name means, with its own signature.
+    let code = unsafe {
+        let allocate: extern "C" fn(*mut u64, usize) -> u32 = std::mem::transmute(allocate);
+        allocate(&mut address, 64)
+    };
+    assert_eq!(code, 0);
+    // SAFETY: just allocated.
+    done(unsafe { sys::cuMemFree_v2(address) });
+}
+
+#[test]
+fn contexts_lie_above_each_other() {
+    let _turn = turn();
+    let _gpu = vgpu::load().unwrap();
+    let context = context();
+    let current = || {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: a place for the answer.
+        done(unsafe { sys::cuCtxGetCurrent(&mut out) });
+        out
+    };
+    context.bind_to_thread().unwrap();
+    let below = current();
+    let mut popped = std::ptr::null_mut();
+    // SAFETY: places for handles.
+    unsafe {
+        done(sys::cuCtxPushCurrent_v2(below));
+        done(sys::cuCtxSetCurrent(std::ptr::null_mut()));
+        assert_eq!(sys::cuCtxPopCurrent_v2(&mut popped), sys::CUresult::CUDA_ERROR_INVALID_CONTEXT);
+        done(sys::cuCtxSetCurrent(below));
+        done(sys::cuCtxPopCurrent_v2(&mut popped));
+    }
+    assert_eq!((popped, current()), (below, below));
+}
+
+#[test]
+fn rows_are_copied_and_filled_apart() {
+    let _turn = turn();
+    let _gpu = vgpu::load().unwrap();
+    let _context = context();
+    let (mut address, mut pitch) = (0u64, 0usize);
+    // SAFETY: places for the answers.
+    done(unsafe { sys::cuMemAllocPitch_v2(&mut address, &mut pitch, 100, 4, 4) });
+    assert!(pitch >= 100 && pitch % 128 == 0, "{pitch}");
+    let source: Vec<u8> = (0..=255).collect();
+    let mut back = [0u8; 12];
+    // Three rows of four bytes from column 2 of row 1 of a host matrix of 16 columns to column 8 of row 1.
+    let mut copy = sys::CUDA_MEMCPY2D_v2 {
+        srcXInBytes: 2,
+        srcY: 1,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: source.as_ptr().cast(),
+        srcDevice: 0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: 16,
+        dstXInBytes: 8,
+        dstY: 1,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: address,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: pitch,
+        WidthInBytes: 4,
+        Height: 3,
+    };
+    // SAFETY: all rows lie inside.
+    done(unsafe { sys::cuMemcpy2D_v2(&copy) });
+    let out = sys::CUDA_MEMCPY2D_v2 {
+        srcXInBytes: 8,
+        srcY: 1,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcHost: std::ptr::null(),
+        srcDevice: address,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: pitch,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        dstHost: back.as_mut_ptr().cast(),
+        dstDevice: 0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: 4,
+        WidthInBytes: 4,
+        Height: 3,
+    };
+    // SAFETY: as above.
+    done(unsafe { sys::cuMemcpy2D_v2(&out) });
+    assert_eq!(back, [18, 19, 20, 21, 34, 35, 36, 37, 50, 51, 52, 53]);
+    // SAFETY: two rows of two bytes, inside.
+    done(unsafe { sys::cuMemsetD2D8_v2(address + pitch as u64 + 9, pitch, 7, 2, 2) });
+    // SAFETY: as above.
+    done(unsafe { sys::cuMemcpy2D_v2(&out) });
+    assert_eq!(back, [18, 7, 7, 21, 34, 7, 7, 37, 50, 51, 52, 53]);
+    // A row past the last is refused.
+    copy.dstY = 2;
+    // SAFETY: the driver refuses what does not lie inside.
+    assert_eq!(unsafe { sys::cuMemcpy2D_v2(&copy) }, sys::CUresult::CUDA_ERROR_INVALID_VALUE);
+    // SAFETY: allocated above.
+    done(unsafe { sys::cuMemFree_v2(address) });
+}
+
+#[test]
+fn an_address_tells_what_it_is_of() {
+    let _turn = turn();
+    let _gpu = vgpu::load().unwrap();
+    let _context = context();
+    use sys::CUpointer_attribute::{
+        CU_POINTER_ATTRIBUTE_IS_MANAGED, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+    };
+    let ask = |which, address: u64| {
+        let mut value = 0u64;
+        // SAFETY: room for the widest attribute.
+        let code = unsafe { sys::cuPointerGetAttribute((&raw mut value).cast(), which, address) };
+        (code, value)
+    };
+    let (mut device, mut managed) = (0u64, 0u64);
+    let mut own = vec![0u8; 64];
+    let own_address = own.as_mut_ptr() as u64;
+    // SAFETY: places for addresses, and memory that stays as long as it is registered.
+    unsafe {
+        done(sys::cuMemAlloc_v2(&mut device, 100));
+        done(sys::cuMemAllocManaged(&mut managed, 100, 1));
+        done(sys::cuMemHostRegister_v2(own.as_mut_ptr().cast(), 64, 0));
+        let twice = sys::cuMemHostRegister_v2(own.as_mut_ptr().add(8).cast(), 8, 0);
+        assert_eq!(twice, sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+    }
+    let success = sys::CUresult::CUDA_SUCCESS;
+    for (address, kind, is_managed, size) in [(device, 2, 0, 100), (managed, 2, 1, 100), (own_address, 1, 0, 64)] {
+        assert_eq!(ask(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address), (success, kind));
+        assert_eq!(ask(CU_POINTER_ATTRIBUTE_IS_MANAGED, address + 8), (success, is_managed));
+        assert_eq!(ask(CU_POINTER_ATTRIBUTE_RANGE_SIZE, address + 8), (success, size));
+    }
+    // SAFETY: registered and allocated above.
+    unsafe {
+        done(sys::cuMemHostUnregister(own.as_mut_ptr().cast()));
+        assert_eq!(
+            sys::cuMemHostUnregister(own.as_mut_ptr().cast()),
+            sys::CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED
+        );
+        done(sys::cuMemFree_v2(device));
+        done(sys::cuMemFree_v2(managed));
+    }
+    let unknown = ask(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, own_address).0;
+    assert_eq!(unknown, sys::CUresult::CUDA_ERROR_INVALID_VALUE);
+}
+
+/// Doubles the word at the address that it is given, by a function and a variable of another text.
+const CALLER: &str = ".version 9.0\n.target sm_80\n.address_size 64\n\
+    .extern .func (.param .b32 r) scale (.param .b32 n);\n.extern .global .align 4 .u32 factor;\n\
+    .visible .entry apply(.param .u32 pad, .param .u64 p)\n{\n.reg .b32 %w<4>;\n.reg .b64 %d<3>;\n\
+    ld.param.u64 %d1, [p];\nld.global.u32 %w1, [%d1];\n{\n.param .b32 a;\n.param .b32 r;\nst.param.b32 [a], %w1;\n\
+    call.uni (r), scale, (a);\nld.param.b32 %w2, [r];\n}\nld.global.u32 %w3, [factor];\nadd.u32 %w2, %w2, %w3;\n\
+    st.global.u32 [%d1], %w2;\nret;\n}\n";
+const CALLED: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .global .align 4 .u32 factor = 3;\n\
+    .visible .func (.param .b32 r) scale (.param .b32 n)\n{\n.reg .b32 %w<4>;\nld.param.b32 %w1, [n];\n\
+    ld.global.u32 %w2, [factor];\nmul.lo.u32 %w1, %w1, %w2;\nst.param.b32 [r], %w1;\nret;\n}\n";
+
+#[test]
+fn texts_are_linked_loaded_as_a_library_and_launched_with_packed_arguments_and_in_graphs() {
+    let _turn = turn();
+    let _gpu = vgpu::load().unwrap();
+    let context = context();
+    let stream = context.default_stream();
+    let (mut link, mut image, mut size) = (std::ptr::null_mut(), std::ptr::null_mut(), 0usize);
+    let (mut library, mut kernel, mut function) =
+        (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+    let (mut word, mut at) = (5u32, 0u64);
+    fn null<T>() -> *mut T {
+        std::ptr::null_mut()
+    }
+    // SAFETY: texts that end in 0, places for all answers, and arguments laid out as the kernel's parameters.
+    unsafe {
+        done(sys::cuLinkCreate_v2(0, null(), null(), &mut link));
+        for text in [CALLER, CALLED] {
+            let text = std::ffi::CString::new(text).unwrap();
+            let (data, size) = (text.as_ptr() as *mut std::ffi::c_void, text.as_bytes_with_nul().len());
+            let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
+            done(sys::cuLinkAddData_v2(link, kind, data, size, c"part".as_ptr(), 0, null(), null()));
+        }
+        // Machine code has nothing that could be run here.
+        let code = sys::cuLinkAddData_v2(
+            link,
+            sys::CUjitInputType::CU_JIT_INPUT_CUBIN,
+            c"ELF".as_ptr() as *mut std::ffi::c_void,
+            3,
+            c"code".as_ptr(),
+            0,
+            null(),
+            null(),
+        );
+        assert_eq!(code, sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+        done(sys::cuLinkComplete(link, &mut image, &mut size));
+        done(sys::cuLibraryLoadData(&mut library, image, null(), null(), 0, null(), null(), 0));
+        done(sys::cuLinkDestroy(link));
+        done(sys::cuLibraryGetKernel(&mut kernel, library, c"apply".as_ptr()));
+        done(sys::cuKernelGetFunction(&mut function, kernel));
+        let (mut name, mut offset, mut bytes) = (std::ptr::null(), 0usize, 0usize);
+        done(sys::cuKernelGetName(&mut name, kernel));
+        assert_eq!(std::ffi::CStr::from_ptr(name), c"apply");
+        done(sys::cuFuncGetParamInfo(function, 1, &mut offset, &mut bytes));
+        assert_eq!((offset, bytes), (8, 8));
+        done(sys::cuMemAlloc_v2(&mut at, 4));
+        done(sys::cuMemcpyHtoD_v2(at, (&raw const word).cast(), 4));
+        let mut buffer = [0u64, at];
+        let mut sizes = [16usize, 8];
+        let (key, end) = (|number: usize| number as *mut std::ffi::c_void, null());
+        let mut extra = [key(1), buffer.as_mut_ptr().cast(), key(2), (&raw mut sizes[0]).cast(), end];
+        let stream = stream.cu_stream();
+        done(sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, null(), extra.as_mut_ptr()));
+        extra[3] = (&raw mut sizes[1]).cast();
+        let short = sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, null(), extra.as_mut_ptr());
+        assert_eq!(short, sys::CUresult::CUDA_ERROR_INVALID_VALUE);
+        let (mut graph, mut node, mut whole) = (null(), null(), null());
+        done(sys::cuGraphCreate(&mut graph, 0));
+        let mut pad = 0u32;
+        let mut arguments = [(&raw mut pad).cast::<std::ffi::c_void>(), (&raw mut at).cast()];
+        let mut launch: sys::CUDA_KERNEL_NODE_PARAMS_v2 = std::mem::zeroed();
+        launch.func = function;
+        (launch.gridDimX, launch.gridDimY, launch.gridDimZ) = (1, 1, 1);
+        (launch.blockDimX, launch.blockDimY, launch.blockDimZ) = (1, 1, 1);
+        launch.kernelParams = arguments.as_mut_ptr();
+        done(sys::cuGraphAddKernelNode_v2(&mut node, graph, null(), 0, &launch));
+        done(sys::cuGraphInstantiateWithFlags(&mut whole, graph, 0));
+        done(sys::cuGraphLaunch(whole, stream));
+        done(sys::cuGraphLaunch(whole, stream));
+        done(sys::cuMemcpyDtoH_v2((&raw mut word).cast(), at, 4));
+        done(sys::cuMemFree_v2(at));
+        done(sys::cuLibraryUnload(library));
+    }
+    // Three times 3 n + 3.
+    assert_eq!(word, ((5 * 3 + 3) * 3 + 3) * 3 + 3);
+}

@@ -69,6 +69,12 @@ unsafe fn packed(extra: *const *const u8, bytes: usize) -> Result<Vec<u8>, u32> 
 impl Launch {
     /// Checks the launch and gives it to its stream.
     pub fn go(self) -> Result<(), u32> {
+        let stream = self.stream;
+        check(submit(stream, self.work()?))
+    }
+
+    /// Checks the launch, and makes it a piece of work.
+    pub fn work(self) -> Result<Work, u32> {
         let Function { program, shared_limit, non_portable, .. } = function(self.function)?;
         let shape = Shape {
             grid: self.grid,
@@ -94,7 +100,7 @@ impl Launch {
         if self.arguments.is_null() && !self.extra.is_null() {
             // SAFETY: a list as the C signature has it.
             arguments = unsafe { packed(self.extra, program.parameter_bytes) }?;
-            return check(submit(self.stream, Work::Launch { program, shape, arguments }));
+            return Ok(Work::Launch { program, shape, arguments });
         }
         for (index, &(size, offset)) in program.parameters.iter().enumerate() {
             if self.arguments.is_null() {
@@ -109,7 +115,7 @@ impl Launch {
                 std::ptr::copy_nonoverlapping(value, arguments[offset..].as_mut_ptr(), size);
             }
         }
-        check(submit(self.stream, Work::Launch { program, shape, arguments }))
+        Ok(Work::Launch { program, shape, arguments })
     }
 }
 

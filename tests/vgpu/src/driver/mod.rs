@@ -8,6 +8,7 @@ mod early;
 mod entry;
 mod extension;
 pub use extension::{Calls, Change, Summary};
+mod graphs;
 mod launch;
 mod libraries;
 mod memory;

@@ -104,12 +104,21 @@ pub(crate) fn copy(to: u64, from: u64, bytes: usize, stream: Option<usize>) -> R
     if bytes == 0 {
         return Ok(());
     }
+    let work = work_between(to, from, bytes);
+    match stream {
+        Some(stream) => check(submit(stream, work)),
+        None => at_once(&work),
+    }
+}
+
+/// The copy between two places that their sides ask for.
+fn work_between(to: u64, from: u64, bytes: usize) -> Work {
     let state = state();
     let is_device = |address: u64| {
         state.device.memory.find(address).is_some() && !state.is_pinned(address as usize)
     };
     let is_mapped = |address: u64| state.device.memory.find(address).is_some();
-    let work = match (is_device(to), is_device(from)) {
+    match (is_device(to), is_device(from)) {
         (true, true) => Work::Copy { to, from, bytes },
         (true, false) => Work::Upload { to, from: from as usize, bytes },
         (false, true) => Work::Download { to: to as usize, from, bytes },
@@ -119,33 +128,51 @@ pub(crate) fn copy(to: u64, from: u64, bytes: usize, stream: Option<usize>) -> R
             (false, true) => Work::Download { to: to as usize, from, bytes },
             (false, false) => Work::Between { to: to as usize, from: from as usize, bytes },
         },
-    };
-    drop(state);
-    match stream {
-        Some(stream) => check(submit(stream, work)),
-        None => at_once(&work),
     }
 }
 
-/// Copies rows; those that follow each other without a gap on both sides go as one.
-pub(crate) fn copy_rows(
+/// The copies of rows that a `CUDA_MEMCPY3D` asks for.
+pub(super) fn works_of(copy: *const Copy3) -> Result<Vec<Work>, u32> {
+    if copy.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, and a CUDA_MEMCPY3D by the C signature.
+    let copy = unsafe { copy.read_unaligned() };
+    let mut works = Vec::new();
+    let (to, from) = (copy.to.rows()?, copy.from.rows()?);
+    each_row(to, from, [copy.width, copy.height, copy.depth], |to, from, bytes| {
+        if bytes > 0 {
+            works.push(work_between(to, from, bytes));
+        }
+        Ok(())
+    })?;
+    Ok(works)
+}
+
+/// Copies rows.
+pub(crate) fn copy_rows(to: Rows, from: Rows, size: [usize; 3], stream: Option<usize>) -> Result<(), u32> {
+    each_row(to, from, size, |to, from, bytes| copy(to, from, bytes, stream))
+}
+
+/// Calls `go` with places and bytes of each row; rows that follow each other without a gap on both sides go as one.
+fn each_row(
     to: Rows,
     from: Rows,
     [width, height, depth]: [usize; 3],
-    stream: Option<usize>,
+    mut go: impl FnMut(u64, u64, usize) -> Result<(), u32>,
 ) -> Result<(), u32> {
-    let apart = |rows: Rows| height > 1 && rows.pitch < width;
-    if apart(to) || apart(from) {
+    let overlap = |rows: Rows| height > 1 && rows.pitch < width;
+    if overlap(to) || overlap(from) {
         return Err(INVALID_VALUE);
     }
     for layer in 0..depth {
         let at = |rows: Rows, row: usize| rows.start + (layer * rows.layer + row * rows.pitch) as u64;
         if to.pitch == width && from.pitch == width {
-            copy(at(to, 0), at(from, 0), width * height, stream)?;
+            go(at(to, 0), at(from, 0), width * height)?;
             continue;
         }
         for row in 0..height {
-            copy(at(to, row), at(from, row), width, stream)?;
+            go(at(to, row), at(from, row), width)?;
         }
     }
     Ok(())

@@ -294,7 +294,7 @@ impl Merged {
 }
 
 /// Turns of a block that may wait for others, at which another is begun beside it.
-const PATIENCE: u32 = 200;
+const PATIENCE: u32 = 20;
 
 /// Blocks of a launch that are still to begin.
 struct Queue<'a> {
@@ -376,7 +376,8 @@ fn beside<'a>(launch: &'a Launch<'a>, queue: &Queue<'_>, first: Block<'a>) -> (L
         for index in (0..running.len()).rev() {
             if running[index].advance() {
                 spare.push(running.swap_remove(index));
-                turns = 0;
+                // The next takes its place.
+                turns = PATIENCE;
             }
         }
         if launch.late() {

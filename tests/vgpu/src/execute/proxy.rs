@@ -95,6 +95,14 @@ impl Proxies {
         reused
     }
 
+    /// Whether a product of a warp may read a chunk. The fence may also stand behind the barrier, where the warp that
+    /// multiplies executes it itself, as Triton has it.
+    #[inline(always)]
+    pub fn check_product(&self, chunk: usize, warp: usize, clocks: &Clocks) -> Option<Unfenced> {
+        let unfenced = self.check(chunk, warp, clocks)?;
+        if self.is_fenced_between(&self.ways[chunk], warp, clocks) { None } else { Some(unfenced) }
+    }
+
     /// Whether a warp may read a chunk by the asynchronous proxy.
     #[inline(always)]
     pub fn check(&self, chunk: usize, warp: usize, clocks: &Clocks) -> Option<Unfenced> {
@@ -103,12 +111,11 @@ impl Proxies {
             return None;
         }
         let writer = usize::from(way.writer);
-        let unfenced = match self.fences[writer].get(usize::from(way.fenced)) {
-            None => Unfenced::NoFence(writer),
-            Some(&clock) if !clocks.knows(warp, writer, clock) => Unfenced::NoBarrier(writer),
-            Some(_) => return None,
-        };
-        if self.is_fenced_between(way, warp, clocks) { None } else { Some(unfenced) }
+        match self.fences[writer].get(usize::from(way.fenced)) {
+            None => Some(Unfenced::NoFence(writer)),
+            Some(&clock) if !clocks.knows(warp, writer, clock) => Some(Unfenced::NoBarrier(writer)),
+            Some(_) => None,
+        }
     }
 
     /// Whether another warp than the writer fenced when it knew of a store, and a reader knows of that: the reader itself,

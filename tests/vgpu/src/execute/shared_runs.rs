@@ -71,7 +71,7 @@ impl Shared {
             };
             let found = Finding { unwritten, pending, collision };
             let layout = proxies.layout(index);
-            let unfenced = proxies.check(index, warp, clocks);
+            let unfenced = proxies.check_product(index, warp, clocks);
             let other = layout.is_some_and(|layout| layout.span() as u64 != span);
             if !found.is_clean() || unfenced.is_some() || other {
                 return Some(Odd { position, found, unfenced, layout });

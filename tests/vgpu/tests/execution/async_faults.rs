@@ -37,7 +37,7 @@ const PRODUCT: &[(&str, Check)] = &[
 /// Number of the fault in `kernels/async_faults.cu`, what it is, the kernel, and the check that catches it.
 const TABLE: &[(u32, &str, &str, Check)] = &[
     (1, "no fence between stores and wgmma", "square", Check::ProxyFence),
-    (2, "the fence behind the barrier", "square", Check::ProxyFence),
+    (2, "the fence behind the barrier, by one warp alone", "square", Check::ProxyFence),
     (3, "sums read before their wait", "square", Check::RegisterInFlight),
     (4, "tile overwritten before the wait", "square", Check::StageReused),
     (5, "sums changed without a fence", "square", Check::RegisterInFlight),

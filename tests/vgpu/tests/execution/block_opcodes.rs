@@ -347,3 +347,40 @@ fn powers_of_two_are_right_to_a_rounding() {
     assert_eq!(vgpu::number::power_of_two(10.0), 1024.0);
     assert!(vgpu::number::power_of_two(f32::NAN).is_nan());
 }
+
+#[test]
+fn votes_may_name_their_mode_before_they_sync() {
+    let body = "setp.lt.u32 %p1, %w15, 5;\nvote.ballot.sync.b32 %w0, %p1, -1;\nvote.any.sync.pred %p2, %p1, -1;\n\
+                @!%p2 mov.u32 %w0, 0;";
+    assert_eq!(block("sm_80", 32, body), [0x1f; 32]);
+}
+
+/// Two blocks of a cluster: each makes a barrier for the other's arrival, meets it by arrivals that release nothing, and waits.
+fn handshake(fence: &str, meeting: &str) -> Vec<Check> {
+    let body = format!(
+        "mov.u32 %w1, %cluster_ctarank;\nxor.b32 %w2, %w1, 1;\nsetp.eq.u32 %p1, %w15, 0;\n\
+         @%p1 mbarrier.init.shared::cta.b64 [tile], 1;\n{fence}\n{meeting}\n\
+         mapa.shared::cluster.u32 %w3, %w14, %w2;\n\
+         @%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%w3];\nmov.u32 %w4, 0;\nAGAIN:\n\
+         mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p2, [tile], %w4;\n@!%p2 bra AGAIN;\n\
+         barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\nmov.u32 %w0, 1;"
+    );
+    let (mut bench, arguments, _) = prepared("sm_90", 32, &body);
+    let shape = vgpu::execute::Shape {
+        grid: [2, 1, 1],
+        block: [32, 1, 1],
+        cluster: [2, 1, 1],
+        ..vgpu::execute::Shape::default()
+    };
+    checks(&bench.launch_as("case", &shape, &arguments).reports)
+}
+
+#[test]
+fn a_fence_of_mbarriers_makes_arrivals_that_release_nothing_enough() {
+    const FENCE: &str = "fence.mbarrier_init.release.cluster;";
+    const RELAXED: &str = "barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;";
+    assert_eq!(handshake(FENCE, RELAXED), []);
+    assert_eq!(handshake(FENCE, "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;"), []);
+    assert!(!handshake("", RELAXED).is_empty());
+    assert!(!handshake(FENCE, "").is_empty());
+}

@@ -133,11 +133,10 @@ fn what_cannot_be_called_is_an_error_that_says_why() {
     for (functions, body, words) in [
         (itself, "{\n.param .b32 a;\nst.param.b32 [a], 1;\ncall.uni again, (a);\n}", "again calls itself"),
         (
-            ".extern .func (.param .b32 r) vprintf(.param .b64 f, .param .b64 v);",
-            "{\n.param .b64 a;\n.param .b64 b;\n.param .b32 r;\ncall.uni (r), vprintf, (a, b);\n}",
-            "vprintf has no body",
+            ".extern .func (.param .b32 r) cudaLaunchDeviceV2(.param .b64 f, .param .b64 v);",
+            "{\n.param .b64 a;\n.param .b64 b;\n.param .b32 r;\ncall.uni (r), cudaLaunchDeviceV2, (a, b);\n}",
+            "cudaLaunchDeviceV2 has no body",
         ),
-        ("", "call.uni %d1, ();", "pointers to functions"),
         (
             itself,
             "{\n.param .b32 a;\n.param .b32 b;\ncall.uni again, (a, b);\n}",
@@ -151,4 +150,78 @@ fn what_cannot_be_called_is_an_error_that_says_why() {
         let error = crate::bench::device().load(&text(functions, body)).err().map(|error| error.to_string());
         assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{words}: {error:?}");
     }
+}
+
+/// Functions of a number, a table of two of them, and a prototype; `other` has another one.
+const POINTED: &str = ".func (.param .b32 r) twice(.param .b32 n)\n{\n.reg .b32 %w<3>;\nld.param.b32 %w1, [n];\n\
+    add.u32 %w1, %w1, %w1;\nst.param.b32 [r], %w1;\nret;\n}\n.func (.param .b32 r) square(.param .b32 n)\n{\n\
+    .reg .b32 %w<3>;\nld.param.b32 %w1, [n];\nmul.lo.u32 %w1, %w1, %w1;\nst.param.b32 [r], %w1;\nret;\n}\n\
+    .func (.param .b64 r) other(.param .b64 n)\n{\n.reg .b64 %d<3>;\nld.param.b64 %d1, [n];\nst.param.b64 [r], %d1;\n\
+    ret;\n}\n.global .align 8 .u64 table[3] = {twice, square, other};\n";
+
+/// Calls the function of the table that a lane's number modulo `of` picks.
+fn through_table(of: u32) -> String {
+    let body = format!(
+        "rem.u32 %w2, %w1, {of};\nmul.wide.u32 %d2, %w2, 8;\nmov.u64 %d1, table;\nadd.s64 %d1, %d1, %d2;\n\
+         ld.global.u64 %d3, [%d1];\n{{\n.param .b32 a;\n.param .b32 r;\nst.param.b32 [a], %w1;\n\
+         proto: .callprototype (.param .b32 _) _ (.param .b32 _);\ncall (r), %d3, (a), proto;\nld.param.b32 %w0, [r];\n}}"
+    );
+    text(POINTED, &body)
+}
+
+#[test]
+fn a_call_through_a_pointer_reaches_the_function_that_each_lane_names() {
+    let expected: Vec<u32> = (0..32).map(|i| if i % 2 == 0 { 2 * i } else { i * i }).collect();
+    assert_eq!(words(&through_table(2)), expected);
+    // An address in a register rather than in memory.
+    let taken = through_table(2).replace("ld.global.u64 %d3, [%d1];", "mov.u64 %d3, square;");
+    assert_eq!(words(&taken), (0..32).map(|i| i * i).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_pointer_to_what_has_another_prototype_stops_the_kernel() {
+    let mut bench = Bench::of_text(&through_table(3));
+    let out = bench.empty(128);
+    let outcome = bench.launch("case", [1, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    assert_eq!(checks(&outcome.reports), [Check::Trap], "{}", describe(&outcome.reports));
+}
+
+#[test]
+fn one_kernel_of_many_that_cannot_be_run_leaves_the_others() {
+    let good = text("", "mov.u32 %w0, 5;");
+    let bad = ".visible .entry bad()\n{\ncall.uni nowhere;\nret;\n}\n";
+    let mut bench = Bench::of_text(&format!("{good}{bad}"));
+    let why = bench.module.refused.get("bad").map(ToString::to_string);
+    assert!(why.as_ref().is_some_and(|why| why.contains("nowhere has no body")), "{why:?}");
+    let out = bench.empty(128);
+    bench.clean("case", [1, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    assert_eq!(bench.download::<u32>(out, 32), [5; 32]);
+}
+
+/// Allocates 64 bytes a thread, puts the thread's number into them, and frees the address in a register at the end: `%d2`, or in `%d3`
+/// an address inside.
+fn heap(freed: &str) -> String {
+    text(
+        ".extern .func (.param .b64 r) malloc(.param .b64 s);\n.extern .func free(.param .b64 p);",
+        &format!(
+            "{{\n.param .b64 a;\n.param .b64 r;\nst.param.b64 [a], 64;\ncall.uni (r), malloc, (a);\nld.param.b64 %d2, [r];\n}}\n\
+             add.s64 %d3, %d2, 16;\nst.u32 [%d2+60], %w1;\nbar.sync 0;\nld.u32 %w0, [%d2+60];\n\
+             {{\n.param .b64 a;\nst.param.b64 [a], {freed};\ncall.uni free, (a);\n}}"
+        ),
+    )
+}
+
+#[test]
+fn every_thread_has_memory_of_its_own_from_the_heap_as_long_as_there_is_some() {
+    let mut bench = Bench::of_text(&heap("%d2"));
+    // Room for two grids' worth, so that the third must have what the first gave back.
+    bench.device.heap_bytes = 32 * 64 * 4 * 2;
+    let out = bench.empty(128);
+    for _ in 0..3 {
+        bench.clean("case", [4, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+        assert_eq!(bench.download::<u32>(out, 32), (0..32).collect::<Vec<u32>>());
+    }
+    bench.module = bench.device.load(&heap("%d3")).unwrap();
+    let outcome = bench.launch("case", [1, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    assert_eq!(checks(&outcome.reports), [Check::Freed], "{}", describe(&outcome.reports));
 }

@@ -125,6 +125,7 @@ const FORMS: &[(&str, &[Instructions])] = &[
                     "sqrt.approx.f32 %w1, %w2",
                     "rsqrt.approx.ftz.f64 %d1, %d2",
                     "sqrt.rz.f64 %d1, %d2",
+                    "div.rp.f64 %d1, %d2, %d3",
                 ],
             ),
             (
@@ -502,30 +503,34 @@ const FORMS: &[(&str, &[Instructions])] = &[
                 ],
             ),
             (
-                "wmma m16n16k16 of bf16, f16",
-                &["wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%w1, %w2, %w3, %w4}, [%w5], %w6"],
-            ),
-            (
-                "wmma of other shapes",
+                "wmma of bf16, f16, tf32, s8, f64",
                 &[
+                    "wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%w1, %w2, %w3, %w4}, [%w5], %w6",
                     "wmma.load.a.sync.aligned.row.m32n8k16.shared.f16 {%w1, %w2, %w3, %w4, %w5, %w6, %w7, %w8}, [%w5], %w6",
+                    "wmma.load.b.sync.aligned.col.m16n16k8.global.tf32 {%w1, %w2, %w3, %w4}, [%d5], %w6",
+                    "wmma.mma.sync.aligned.row.col.m8n32k16.s32.s8.s8.s32.satfinite {%w1, %w2, %w3, %w4, %w5, %w6, %w7, %w8}, {%w9}, {%w1, %w2, %w3, %w4}, {%w1, %w2, %w3, %w4, %w5, %w6, %w7, %w8}",
+                    "wmma.store.d.sync.aligned.row.m8n8k4.global.f64 [%d5], {%d1, %d2}, %w6",
                 ],
             ),
+            ("wmma of s4, bits", &["wmma.load.a.sync.aligned.row.m8n8k32.global.s4 {%w1}, [%d5], %w6"]),
             (
-                "wgmma of bf16, f16",
+                "wgmma of bf16, f16, tf32, 8-bit floats, integers",
                 &[
                     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%w1, %w2, %w3, %w4}, %d1, %d2, %p1, 1, 1, 0, 1",
                     "wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%w1, %w2}, {%w5, %w6, %w7, %w8}, %d2, %p1, 1, 1, 0",
+                    "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%w1, %w2, %w3, %w4}, %d1, %d2, %p1, 1, 1",
+                    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%w1, %w2, %w3, %w4}, %d1, %d2, %p1, 1, 1",
+                    "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.u8.satfinite {%w1, %w2, %w3, %w4}, %d1, %d2, %p1",
                     "wgmma.fence.sync.aligned",
                     "wgmma.commit_group.sync.aligned",
                     "wgmma.wait_group.sync.aligned 0",
                 ],
             ),
             (
-                "wgmma of tf32, 8-bit floats, integers; wgmma.sp",
+                "wgmma of bits; wgmma.sp",
                 &[
-                    "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%w1, %w2, %w3, %w4}, %d1, %d2, %p1, 1, 1",
-                    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%w1, %w2, %w3, %w4}, %d1, %d2, %p1, 1, 1",
+                    "wgmma.mma_async.sync.aligned.m64n8k256.s32.b1.b1.and.popc {%w1, %w2, %w3, %w4}, %d1, %d2, %p1",
+                    "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%w1, %w2, %w3, %w4}, %d1, %d2, %w5, 0, %p1, 1, 1, 0, 0",
                 ],
             ),
             ("tcgen05", &["tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%w1], 32"]),

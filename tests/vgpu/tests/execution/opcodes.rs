@@ -547,3 +547,24 @@ fn the_nth_set_bit_is_found_upwards_and_downwards() {
 fn the_size_of_a_warp_has_a_name() {
     assert_eq!(warp("mov.u32 %w0, WARP_SZ;"), [32; 32]);
 }
+
+#[test]
+fn f64_rounds_as_it_is_told_beyond_every_limit() {
+    let (least, most) = (f64::from_bits(1), f64::MAX);
+    let third = 1.0f64 / 3.0;
+    check("div.rn.f64", D2, &[(&[d(1.0), d(3.0)], d(third))]);
+    check("div.rz.f64", D2, &[(&[d(1.0), d(3.0)], d(third)), (&[d(-2.0), d(3.0)], d(-2.0 / 3.0))]);
+    check("div.rp.f64", D2, &[(&[d(1.0), d(3.0)], d(third.next_up())), (&[d(6.0), d(3.0)], d(2.0))]);
+    check("div.rm.f64", D2, &[(&[d(-1.0), d(3.0)], d(-(third.next_up()))), (&[d(least), d(2.0)], 0)]);
+    check("rcp.rp.f64", D1, &[(&[d(3.0)], d(third.next_up())), (&[d(0.0)], d(f64::INFINITY))]);
+    let root = 2f64.sqrt();
+    // 1.414213562373095145 is nearest to the root of 2, and below it is 1.414213562373094923.
+    check("sqrt.rn.f64", D1, &[(&[d(2.0)], d(root))]);
+    check("sqrt.rm.f64", D1, &[(&[d(2.0)], d(root.next_down())), (&[d(4.0)], d(2.0))]);
+    check("sqrt.rp.f64", D1, &[(&[d(2.0)], d(root))]);
+    // What leaves the range downwards stays at the largest number, and what vanishes at the least.
+    check("mul.rz.f64", D2, &[(&[d(most), d(2.0)], d(most)), (&[d(least), d(0.5)], 0)]);
+    check("mul.rp.f64", D2, &[(&[d(least), d(0.5)], d(least)), (&[d(-most), d(2.0)], d(-most))]);
+    check("add.rm.f64", D2, &[(&[d(most), d(most)], d(most)), (&[d(1.0), d(-1.0)], d(-0.0))]);
+    check("add.rp.f64", D2, &[(&[d(-most), d(-most)], d(-most)), (&[d(1.0), d(least)], d(1f64.next_up()))]);
+}

@@ -26,6 +26,18 @@ const CASES: &[Case] = &[
         },
         b: |i, g, t| (t * 4 + (i & 3) + if i < 4 { 0 } else { 16 }, g),
     },
+    // CUTLASS has the word at the end.
+    Case {
+        opcode: "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.satfinite",
+        rows: 16,
+        depth: 32,
+        bits: 8,
+        a: |i, g, t| {
+            let upper = i < 4 || (8..12).contains(&i);
+            (if upper { g } else { g + 8 }, t * 4 + (i & 3) + if i < 8 { 0 } else { 16 })
+        },
+        b: |i, g, t| (t * 4 + (i & 3) + if i < 4 { 0 } else { 16 }, g),
+    },
     Case {
         opcode: "mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32",
         rows: 16,

@@ -16,9 +16,9 @@ extern "C" __global__ void __launch_bounds__(128) square(const __nv_bfloat16* in
   }
 #if FAULT == 1  // No fence between stores and the product.
   __syncthreads();
-#elif FAULT == 2  // The fence is behind the barrier: nothing says that the others have fenced.
+#elif FAULT == 2  // Behind the barrier every warp must fence for itself, and one alone does.
   __syncthreads();
-  fence_async();
+  if (threadIdx.x < 32) fence_async();
 #else
   fence_async();
   __syncthreads();
