@@ -243,7 +243,11 @@ impl Device {
     /// What is wrong with the text, or what of it is not known.
     pub fn load(&mut self, text: &str) -> Result<Module, ModuleError> {
         if let Some(kernels) = self.known.get(text) {
-            return Ok(Module { kernels: kernels.clone(), variables: HashMap::new(), refused: HashMap::new() });
+            return Ok(Module {
+                kernels: kernels.clone(),
+                variables: HashMap::new(),
+                refused: HashMap::new(),
+            });
         }
         let parsed = parse(text)?;
         if parsed.version > NEWEST_PTX {
@@ -282,7 +286,8 @@ impl Device {
                     } else {
                         self.memory.allocate(size)
                     };
-                    let address = allocated.ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
+                    let address = allocated
+                        .ok_or_else(|| ModuleError::Variable { name: variable.name.clone(), size })?;
                     // Module variables start as zero where the text gives no value.
                     let mut initial = variable.initial.clone();
                     initial.resize(size, 0);
@@ -297,7 +302,8 @@ impl Device {
         }
         let functions = addresses(&parsed);
         // Functions have addresses to be compared, and lie nowhere.
-        symbols.extend(functions.iter().map(|(name, &address)| (name.to_string(), (Space::Generic, address))));
+        symbols
+            .extend(functions.iter().map(|(name, &address)| (name.to_string(), (Space::Generic, address))));
         for variable in parsed.variables.iter().filter(|variable| !variable.addresses.is_empty()) {
             let Some((address, _)) = variables.get(&variable.name) else { continue };
             for (at, name, offset) in &variable.addresses {

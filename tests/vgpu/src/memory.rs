@@ -15,6 +15,8 @@ use crate::shadow::{PAGE, Page, Touch, Toucher};
 
 /// Where device addresses start.
 const FIRST_ADDRESS: u64 = 0x2000_0000_0000;
+/// Where they end: no host memory lies between.
+const LAST_ADDRESS: u64 = 0x4000_0000_0000;
 /// Free addresses between allocations.
 const GAP: u64 = 1 << 16;
 /// Alignment of every allocation.
@@ -476,6 +478,11 @@ impl Memory {
     pub fn epoch(&self) -> u16 {
         self.epoch
     }
+}
+
+/// Whether an address is one of device memory, whether or not anything is allocated there.
+pub fn is_of_device(address: u64) -> bool {
+    (FIRST_ADDRESS..LAST_ADDRESS).contains(&address)
 }
 
 /// The memory as one launch sees it.

@@ -1,5 +1,8 @@
 //! `vgpu run` starts a program that knows nothing of the virtual GPU.
 
+#[path = "support/tools.rs"]
+mod tools;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -62,6 +65,44 @@ fn a_python_program_runs() {
     }
     let (out, errors) = run_foreign(&["python3", &format!("{EXAMPLES}/square.py")]);
     assert_eq!(out, "[1.0, 4.0, 9.0]\n");
+    assert!(errors.contains("no check failed") && errors.contains("square"), "{errors}");
+}
+
+#[test]
+fn a_program_of_the_runtime_runs_and_its_kernels_print() {
+    let Some(nvcc) = tools::cuda_tool("nvcc") else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI runs without nvcc; run scripts/install-cuda-compiler first"
+        );
+        return;
+    };
+    if !is_there("g++") {
+        return;
+    }
+    let program = format!("{}/square-cu-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let library = vgpu::find_library().unwrap();
+    // The runtime is the library's own, whatever file the linker takes it from.
+    let built = Command::new(nvcc)
+        .args([
+            "-cudart",
+            "none",
+            "-gencode",
+            "arch=compute_80,code=compute_80",
+            "--compress-mode=none",
+            "-o",
+            &program,
+        ])
+        .arg(format!("{EXAMPLES}/square.cu"))
+        .arg("-Xlinker")
+        .arg(&library)
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let (out, errors) = run_foreign(&[&program]);
+    std::fs::remove_file(&program).unwrap();
+    let expected = "before\nthread 0 of 32 has 1.0\n1.0 4.0 9.0\ncudaErrorInvalidConfiguration\n";
+    assert_eq!(out, expected, "{errors}");
     assert!(errors.contains("no check failed") && errors.contains("square"), "{errors}");
 }
 

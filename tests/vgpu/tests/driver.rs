@@ -390,7 +390,8 @@ fn functions_are_found_by_name_and_version() {
     let _gpu = vgpu::load().unwrap();
     let _context = context();
     let find = |name: &std::ffi::CStr, version: i32| {
-        let (mut place, mut status) = (std::ptr::null_mut(), sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS);
+        let (mut place, mut status) =
+            (std::ptr::null_mut(), sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS);
         // SAFETY: a name, and places for the answers.
         done(unsafe { sys::cuGetProcAddress_v2(name.as_ptr(), &mut place, version, 0, &mut status) });
         (place, status as u32)
@@ -533,7 +534,9 @@ fn an_address_tells_what_it_is_of() {
         assert_eq!(twice, sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
     }
     let success = sys::CUresult::CUDA_SUCCESS;
-    for (address, kind, is_managed, size) in [(device, 2, 0, 100), (managed, 2, 1, 100), (own_address, 1, 0, 64)] {
+    for (address, kind, is_managed, size) in
+        [(device, 2, 0, 100), (managed, 2, 1, 100), (own_address, 1, 0, 64)]
+    {
         assert_eq!(ask(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address), (success, kind));
         assert_eq!(ask(CU_POINTER_ATTRIBUTE_IS_MANAGED, address + 8), (success, is_managed));
         assert_eq!(ask(CU_POINTER_ATTRIBUTE_RANGE_SIZE, address + 8), (success, size));

@@ -57,7 +57,9 @@ impl Calls {
             Work::Launch { .. } => &mut self.launches,
             Work::Upload { .. } => &mut self.uploads,
             Work::Download { .. } => &mut self.downloads,
-            Work::Fill { .. } | Work::Copy { .. } | Work::Between { .. } | Work::Call { .. } => &mut self.fills,
+            Work::Fill { .. } | Work::Copy { .. } | Work::Between { .. } | Work::Call { .. } => {
+                &mut self.fills
+            }
         } += 1;
     }
 }

@@ -67,12 +67,16 @@ fn add(handle: usize, kind: u32, data: *const u8, size: usize) -> Result<(), u32
     let bytes = unsafe { std::slice::from_raw_parts(data, size) };
     let added = match kind {
         PTX => String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or(&[])).into_owned(),
-        FATBIN => super::work::ptx_of_fatbin(bytes, state.device.profile.capability).map_err(|(code, why)| {
-            eprintln!("vgpu: the linker: {why}");
-            code
-        })?,
+        FATBIN => {
+            super::work::ptx_of_fatbin(bytes, state.device.profile.capability).map_err(|(code, why)| {
+                eprintln!("vgpu: the linker: {why}");
+                code
+            })?
+        }
         _ => {
-            eprintln!("vgpu: the linker was given machine code, which cannot be run here; give it PTX instead");
+            eprintln!(
+                "vgpu: the linker was given machine code, which cannot be run here; give it PTX instead"
+            );
             return Err(NO_BINARY_FOR_GPU);
         }
     };

@@ -124,7 +124,10 @@ pub(crate) fn function_of(module: usize, name: &str) -> Result<usize, u32> {
         Some((&handle, _)) => handle,
         None => {
             let handle = state.handle();
-            state.functions.insert(handle, Function { program, module, shared_limit: SHARED_DEFAULT, non_portable: false });
+            state.functions.insert(
+                handle,
+                Function { program, module, shared_limit: SHARED_DEFAULT, non_portable: false },
+            );
             handle
         }
     };
@@ -147,23 +150,26 @@ pub(crate) fn attribute(to: *mut c_int, attribute: u32, handle: usize) -> Result
     let Function { program, shared_limit, non_portable, .. } = function(handle)?;
     let capability = state().device.profile.capability;
     let threads = (65_536 / registers_of(&program).max(1) / 32 * 32).min(1024);
-    give(to, match attribute {
-        0 if program.max_threads > 0 => program.max_threads.min(threads) as c_int,
-        0 => threads as c_int,
-        1 => program.static_shared as c_int,
-        2 => 0,
-        3 => program.local as c_int,
-        4 => registers_of(&program) as c_int,
-        // The PTX that it was made of, and the machine code that a device makes of that.
-        5 => target_number(&program.target) as c_int,
-        6 => (capability.0 * 10 + capability.1) as c_int,
-        7 => 0,
-        8 => shared_limit as c_int - program.static_shared as c_int,
-        11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
-        14 => c_int::from(non_portable),
-        9..=16 => 0,
-        _ => return Err(INVALID_VALUE),
-    })
+    give(
+        to,
+        match attribute {
+            0 if program.max_threads > 0 => program.max_threads.min(threads) as c_int,
+            0 => threads as c_int,
+            1 => program.static_shared as c_int,
+            2 => 0,
+            3 => program.local as c_int,
+            4 => registers_of(&program) as c_int,
+            // The PTX that it was made of, and the machine code that a device makes of that.
+            5 => target_number(&program.target) as c_int,
+            6 => (capability.0 * 10 + capability.1) as c_int,
+            7 => 0,
+            8 => shared_limit as c_int - program.static_shared as c_int,
+            11..=13 => program.cluster.map_or(0, |cluster| cluster[attribute as usize - 11] as c_int),
+            14 => c_int::from(non_portable),
+            9..=16 => 0,
+            _ => return Err(INVALID_VALUE),
+        },
+    )
 }
 
 /// Sets an attribute of a function.

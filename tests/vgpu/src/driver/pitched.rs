@@ -5,6 +5,7 @@ use super::state::{Work, state};
 use super::work::submit;
 use super::{check, exported, give};
 use crate::codes::*;
+use crate::memory::is_of_device;
 
 /// Bytes that rows of `cuMemAllocPitch` are a multiple of.
 const PITCH: usize = 512;
@@ -89,7 +90,11 @@ impl Room {
         }
         let base = if self.kind == HOST { self.host } else { self.device };
         let layer = self.pitch * self.height;
-        Ok(Rows { start: base + (self.z * layer + self.y * self.pitch + self.x) as u64, pitch: self.pitch, layer })
+        Ok(Rows {
+            start: base + (self.z * layer + self.y * self.pitch + self.x) as u64,
+            pitch: self.pitch,
+            layer,
+        })
     }
 }
 
@@ -114,9 +119,7 @@ pub(crate) fn copy(to: u64, from: u64, bytes: usize, stream: Option<usize>) -> R
 /// The copy between two places that their sides ask for.
 fn work_between(to: u64, from: u64, bytes: usize) -> Work {
     let state = state();
-    let is_device = |address: u64| {
-        state.device.memory.find(address).is_some() && !state.is_pinned(address as usize)
-    };
+    let is_device = is_of_device;
     let is_mapped = |address: u64| state.device.memory.find(address).is_some();
     match (is_device(to), is_device(from)) {
         (true, true) => Work::Copy { to, from, bytes },

@@ -65,7 +65,16 @@ impl Cluster {
     pub fn new(size: usize, warps: usize, bytes: usize) -> Self {
         let stride = if size == 1 { bytes } else { bytes.next_multiple_of(1024) };
         let members = (0..size).map(|_| Member::default()).collect();
-        Self { size, warps, bytes, stride, current: 0, members, met: Vec::new(), barrier: Gathering::default() }
+        Self {
+            size,
+            warps,
+            bytes,
+            stride,
+            current: 0,
+            members,
+            met: Vec::new(),
+            barrier: Gathering::default(),
+        }
     }
 
     /// Warps of all blocks.

@@ -91,7 +91,14 @@ impl Warp {
     }
 
     /// `free`.
-    pub(super) fn give_back(&mut self, room: &mut Room<'_>, me: usize, at: usize, mask: u32, address: u32) -> Next {
+    pub(super) fn give_back(
+        &mut self,
+        room: &mut Room<'_>,
+        me: usize,
+        at: usize,
+        mask: u32,
+        address: u32,
+    ) -> Next {
         for lane in lanes_of(mask) {
             let address = self.registers.longs[address as usize].0[lane];
             if address != 0 && !with_heap(room, |heap| heap.release(room.linear, address)) {

@@ -59,7 +59,8 @@ impl Warp {
         let first = program.registers[0] + program.registers[1];
         let settled = |value: bool| {
             note.uses.iter().fold(0, |lanes, &id| {
-                let bits = id.checked_sub(first).and_then(|slot| self.registers.predicates.get(slot as usize));
+                let bits =
+                    id.checked_sub(first).and_then(|slot| self.registers.predicates.get(slot as usize));
                 let bits = bits.map_or(0, |&bits| if value { bits } else { !bits });
                 lanes | bits & self.valid[id as usize]
             })
@@ -120,7 +121,13 @@ impl Warp {
 
     /// As [`Warp::fetch_hollow`], of matrices: a row of eight lies in four lanes, or in a column of all.
     #[cold]
-    pub(super) fn fetch_hollow_matrices(&mut self, room: &Room<'_>, at: usize, op: &MatrixMove, rows: &[u64; LANES]) {
+    pub(super) fn fetch_hollow_matrices(
+        &mut self,
+        room: &Room<'_>,
+        at: usize,
+        op: &MatrixMove,
+        rows: &[u64; LANES],
+    ) {
         for (matrix, &slot) in op.registers.iter().enumerate() {
             let mut valid = u32::MAX;
             self.origins.remove(&slot);
@@ -237,7 +244,11 @@ impl Warp {
                         let place = lane * room.launch.program.local + address as usize;
                         let written = &self.local_written[place..place + size];
                         let unwritten = written.contains(&UNWRITTEN).then_some(Check::UninitializedLocal);
-                        (written.iter().any(|&byte| byte != WRITTEN), unwritten, format!("local offset {address}"))
+                        (
+                            written.iter().any(|&byte| byte != WRITTEN),
+                            unwritten,
+                            format!("local offset {address}"),
+                        )
                     }
                     _ => {
                         let Some(place) = room.locate_shared(me, at, lane, address, size) else { return };

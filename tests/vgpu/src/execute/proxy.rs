@@ -50,7 +50,11 @@ pub(super) enum Unfenced {
 
 impl Proxies {
     pub fn new(bytes: usize, warps: usize) -> Self {
-        Self { ways: vec![FRESH; bytes.div_ceil(CHUNK)], fences: vec![Vec::new(); warps], known: vec![VecDeque::new(); warps] }
+        Self {
+            ways: vec![FRESH; bytes.div_ceil(CHUNK)],
+            fences: vec![Vec::new(); warps],
+            known: vec![VecDeque::new(); warps],
+        }
     }
 
     pub fn reset(&mut self) {

@@ -13,7 +13,9 @@ use super::block::Room;
 use super::product::{Tile, halves, multiply_add_tile, product, turned};
 use super::warp::{Next, Warp, space_of};
 use crate::number::{read_tf32, to_f16};
-use crate::program::{Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaFactors, WmmaSum};
+use crate::program::{
+    Access, FULL, LANES, MatrixMove, Mma, SHARED_WINDOW, TensorFormat, Wmma, WmmaFactors, WmmaSum,
+};
 use crate::ptx::Space;
 
 impl Warp {
@@ -190,7 +192,8 @@ impl Warp {
             Wmma::Move { shape, per_register, store, row_major, size, space, registers, address, stride } => {
                 let base = self.addresses(address);
                 let packed = if *row_major { shape[1] } else { shape[0] } as u64;
-                let stride = stride.map_or(packed, |slot| u64::from(self.registers.words[slot as usize].0[0]));
+                let stride =
+                    stride.map_or(packed, |slot| u64::from(self.registers.words[slot as usize].0[0]));
                 let places_of_lane = registers.len() * per_register;
                 for position in 0..places_of_lane {
                     let places: [u64; LANES] = std::array::from_fn(|lane| {
@@ -201,7 +204,8 @@ impl Warp {
                     });
                     let slot = registers[position / per_register];
                     let part = position % per_register;
-                    let outcome = self.wmma_element::<CHECKS>(room, me, at, *space, *size, *store, slot, part, &places);
+                    let outcome =
+                        self.wmma_element::<CHECKS>(room, me, at, *space, *size, *store, slot, part, &places);
                     if outcome != Next::Continue {
                         return outcome;
                     }
@@ -228,7 +232,9 @@ impl Warp {
                             let add = |sum: f32, (a, b): (f64, f64)| (a as f32).mul_add(b as f32, sum);
                             f64::from(products(row, column).fold(before as f32, add))
                         }
-                        WmmaFactors::Double => products(row, column).fold(before, |sum, (a, b)| a.mul_add(b, sum)),
+                        WmmaFactors::Double => {
+                            products(row, column).fold(before, |sum, (a, b)| a.mul_add(b, sum))
+                        }
                         WmmaFactors::Bytes(..) => {
                             let sum = products(row, column).fold(before, |sum, (a, b)| sum + a * b);
                             if *saturate { sum.clamp(i32::MIN.into(), i32::MAX.into()) } else { sum }

@@ -563,7 +563,9 @@ impl Warp {
                     Next::Continue
                 }
                 Op::Mbarrier(op, address) => self.mbarrier(room, me, here, op, address, mask),
-                Op::Print(count, format, values) => self.print(room, me, here, mask, [*count, *format, *values]),
+                Op::Print(count, format, values) => {
+                    self.print(room, me, here, mask, [*count, *format, *values])
+                }
                 Op::Allocate(to, size) => self.allocate(room, mask, *to, *size),
                 Op::Release(address) => self.give_back(room, me, here, mask, *address),
                 Op::Clock(to, long) => {

@@ -3,8 +3,8 @@
 use super::lanes::{Kind, LaneOp, lane_op};
 use super::load::{LoadError, Loader};
 use super::{
-    Address, BulkCopy, BulkWay, ClusterBarrier, InstructionClass, Mbarrier, Narrow, Op, Proxy, Slots, TensorCopy,
-    TensorFormat, Wgmma, WgmmaLeft,
+    Address, BulkCopy, BulkWay, ClusterBarrier, InstructionClass, Mbarrier, Narrow, Op, Proxy, Slots,
+    TensorCopy, TensorFormat, Wgmma, WgmmaLeft,
 };
 use crate::ptx::{Class, Instruction, Operand};
 
@@ -350,7 +350,9 @@ impl Loader<'_> {
         };
         let saturates = parts.contains(&"satfinite");
         let rest: Vec<&str> = parts.iter().copied().filter(|part| *part != "satfinite").collect();
-        let [_, _, "sync", "aligned", shape, to, a_kind, b_kind] = rest[..] else { return Err(unknown(self)) };
+        let [_, _, "sync", "aligned", shape, to, a_kind, b_kind] = rest[..] else {
+            return Err(unknown(self));
+        };
         let (format, bytes, half_accumulator, depth) = match (to, a_kind, b_kind) {
             ("f32", "bf16", "bf16") => (TensorFormat::Brain, None, false, 16),
             ("f32", "f16", "f16") => (TensorFormat::Half, None, false, 16),

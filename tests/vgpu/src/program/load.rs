@@ -457,7 +457,8 @@ impl<'a> Loader<'a> {
             "vprintf" => {
                 let count = self.destination(self.operand(0)?, Class::Word)?;
                 let long = Kind { class: Class::Long, bits: 64 };
-                let (format, values) = (self.source(self.operand(1)?, long)?, self.source(self.operand(2)?, long)?);
+                let (format, values) =
+                    (self.source(self.operand(1)?, long)?, self.source(self.operand(2)?, long)?);
                 let uses = [Self::unified(Class::Long, format), Self::unified(Class::Long, values)];
                 let class = InstructionClass::Synchronize;
                 self.emit_current(Op::Print(count, format, values), class, &uses, &[count]);

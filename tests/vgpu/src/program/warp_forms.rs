@@ -3,9 +3,8 @@
 use super::lanes::Kind;
 use super::load::{LoadError, Loader};
 use super::{
-    Narrow,
-    Barrier, InstructionClass, Match, Mma, Op, Reduce, ReduceKind, Shuffle, ShuffleKind, TensorFormat, Vote,
-    VoteKind, Wmma, WmmaFactors, WmmaSum,
+    Barrier, InstructionClass, Match, Mma, Narrow, Op, Reduce, ReduceKind, Shuffle, ShuffleKind,
+    TensorFormat, Vote, VoteKind, Wmma, WmmaFactors, WmmaSum,
 };
 use crate::ptx::{Class, Instruction, Operand, Space};
 
@@ -332,7 +331,9 @@ impl Loader<'_> {
             }
             Some("mma") => {
                 let saturate = parts.contains(&"satfinite");
-                let after = parts.iter().position(|part| part.starts_with('m') && part.contains('k') && part.contains('n'));
+                let after = parts
+                    .iter()
+                    .position(|part| part.starts_with('m') && part.contains('k') && part.contains('n'));
                 let types: Vec<&str> = parts[after.map_or(0, |at| at + 1)..]
                     .iter()
                     .copied()

@@ -333,9 +333,12 @@ impl<'a> Expansion<'a> {
         frame: &Frame<'a>,
     ) -> Result<(), PtxError> {
         let size = |operand: &Operand| match operand {
-            Operand::Symbol(name, 0) => {
-                self.out.variables.iter().find(|variable| variable.name == *name).map(|variable| variable.size)
-            }
+            Operand::Symbol(name, 0) => self
+                .out
+                .variables
+                .iter()
+                .find(|variable| variable.name == *name)
+                .map(|variable| variable.size),
             _ => None,
         };
         let fits = |formals: &[Parameter], actuals: &[Operand]| {
@@ -357,11 +360,8 @@ impl<'a> Expansion<'a> {
         let differs = self.fresh(Class::Predicate);
         let mut to_end = Vec::new();
         for (address, function) in fitting {
-            let operands = vec![
-                Operand::Register(differs),
-                Operand::Register(pointer),
-                Operand::Integer(address),
-            ];
+            let operands =
+                vec![Operand::Register(differs), Operand::Register(pointer), Operand::Integer(address)];
             self.emit(call, None, "setp.ne.b64", operands);
             let to_next = self.emit(call, Some((differs, false)), "bra", vec![Operand::Label(0)]);
             self.enter(call, function, results, arguments, frame)?;
@@ -402,7 +402,12 @@ impl<'a> Expansion<'a> {
     }
 
     /// Appends the instruction that `vprintf` is here: it takes the addresses of the format and of the values.
-    fn print(&mut self, call: &Instruction, results: &[Operand], arguments: &[Operand]) -> Result<(), PtxError> {
+    fn print(
+        &mut self,
+        call: &Instruction,
+        results: &[Operand],
+        arguments: &[Operand],
+    ) -> Result<(), PtxError> {
         let [Operand::Symbol(format, 0), Operand::Symbol(values, 0)] = arguments else {
             return Err(PtxError::at(call.line, "vprintf takes a format and the address of values"));
         };

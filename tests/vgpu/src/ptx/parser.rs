@@ -317,7 +317,17 @@ impl<'a> Parser<'a> {
                 return self.error(&format!("a variable {name} of a sensible size, not {size} bytes"));
             }
             let external = false;
-            out.push(Variable { name, space, align, size, initial, has_initial, managed, external, addresses });
+            out.push(Variable {
+                name,
+                space,
+                align,
+                size,
+                initial,
+                has_initial,
+                managed,
+                external,
+                addresses,
+            });
             if !self.accept(b',') {
                 break;
             }

@@ -37,7 +37,11 @@ fn what_was_never_computed_may_lie_in_the_memory_of_a_block_or_a_thread() {
         }
         // Written anew, it is as good as any.
         let again = store.replace("%w3", "5");
-        assert_eq!(run(&format!("{apart}{store}\n{again}\n{load}\nmov.u32 %w0, %w4;")), (vec![], vec![5; 32]), "{store}");
+        assert_eq!(
+            run(&format!("{apart}{store}\n{again}\n{load}\nmov.u32 %w0, %w4;")),
+            (vec![], vec![5; 32]),
+            "{store}"
+        );
     }
 }
 

@@ -69,9 +69,8 @@ fn text(case: &Case, fences: [&str; 2], start: u32, from_registers: bool) -> Str
     } else {
         (String::new(), "%d5".to_string())
     };
-    let product = format!(
-        "wgmma.mma_async.sync.aligned.{shape}.{kinds} {{{d}}}, {left}, %d6, %p2{scales};\n"
-    );
+    let product =
+        format!("wgmma.mma_async.sync.aligned.{shape}.{kinds} {{{d}}}, {left}, %d6, %p2{scales};\n");
     format!(
         ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry case(.param .u64 in, .param .u64 out)\n{{\n\
          .reg .b32 %w<8>;\n.reg .b32 %f<8>;\n.reg .b32 %x<8>;\n.reg .b32 %a<4>;\n.reg .b64 %d<8>;\n.reg .pred %p<4>;\n\
@@ -94,7 +93,8 @@ const FENCE: &str = "fence.proxy.async;";
 /// Runs a case; gives its failed checks, the words of all threads, and the exact products.
 fn run(case: &Case, fences: [&str; 2], start: u32, from_registers: bool) -> (Vec<Check>, Vec<u32>, Vec<f64>) {
     let wide = DEEP / case.depth;
-    let pick = |numbers: &'static [(u32, f64)], row: usize, k: usize| numbers[(row * 7 + k * 3 + row * k) % 5];
+    let pick =
+        |numbers: &'static [(u32, f64)], row: usize, k: usize| numbers[(row * 7 + k * 3 + row * k) % 5];
     let mut bytes = vec![0u8; 2048 + 512];
     for (at, rows, numbers) in [(0, ROWS, case.a), (2048, COLUMNS, case.b)] {
         for row in 0..rows {
@@ -150,8 +150,13 @@ fn every_kind_multiplies_as_its_figure_has_it() {
             for row in 0..ROWS {
                 for column in 0..COLUMNS {
                     // Twice the product, onto nothing.
-                    let (got, wanted) = (at(case, &words, row, column), 2.0 * sign * exact[row * COLUMNS + column]);
-                    assert_eq!(got, wanted, "{} row {row} column {column}, registers {from_registers}", case.kinds);
+                    let (got, wanted) =
+                        (at(case, &words, row, column), 2.0 * sign * exact[row * COLUMNS + column]);
+                    assert_eq!(
+                        got, wanted,
+                        "{} row {row} column {column}, registers {from_registers}",
+                        case.kinds
+                    );
                 }
             }
         }

@@ -88,7 +88,12 @@ fn properties(ordinal: c_int) -> Result<[u8; PROPERTIES], u32> {
     Ok(out)
 }
 
-fn entry_point(name: *const c_char, to: *mut *mut c_void, version: c_int, status: *mut u32) -> Result<(), u32> {
+fn entry_point(
+    name: *const c_char,
+    to: *mut *mut c_void,
+    version: c_int,
+    status: *mut u32,
+) -> Result<(), u32> {
     if name.is_null() {
         return Err(INVALID_VALUE);
     }

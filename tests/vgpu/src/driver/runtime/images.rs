@@ -80,7 +80,8 @@ pub(super) fn kernel(host: usize) -> Result<usize, u32> {
         return Ok(handle);
     }
     let module = registry.module(image)?;
-    let handle = function_of(module, &name).map_err(|code| if code == NOT_FOUND { INVALID_DEVICE_FUNCTION } else { code })?;
+    let handle = function_of(module, &name)
+        .map_err(|code| if code == NOT_FOUND { INVALID_DEVICE_FUNCTION } else { code })?;
     if let Some(known) = registry.functions.get_mut(&host) {
         known.2 = Some(handle);
     }
@@ -196,7 +197,8 @@ extern "C" fn __cudaInitModule(handle: usize) -> c_char {
     let mut registry = registry();
     let image = number(handle);
     let Ok(module) = registry.module(image) else { return 0 };
-    for (host, known) in registry.variables.iter().filter(|(_, known)| known.image == image && known.managed) {
+    for (host, known) in registry.variables.iter().filter(|(_, known)| known.image == image && known.managed)
+    {
         let (mut address, mut bytes) = (0u64, 0usize);
         if variable(&mut address, &mut bytes, module, &known.name).is_ok() {
             // SAFETY: the compiler's start-up code gave the place of a pointer.

@@ -162,4 +162,3 @@ runtime! {
         Err(pitched::no_arrays())
     }
 }
-
