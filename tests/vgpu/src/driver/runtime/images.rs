@@ -92,9 +92,10 @@ pub(super) fn kernel(host: usize) -> Result<usize, u32> {
 pub(super) fn symbol(host: usize) -> Result<(u64, usize), u32> {
     let mut registry = registry();
     let (image, name, size) = match registry.variables.get(&host) {
-        // SAFETY: the host's variable of a managed one is a pointer to it.
         Some(Variable { managed: true, size, .. }) => {
-            return Ok((unsafe { *(host as *const u64) }, *size));
+            // SAFETY: the host's variable of a managed one is a pointer to it.
+            let address = unsafe { *(host as *const u64) };
+            return Ok((address, *size));
         }
         Some(variable) => (variable.image, variable.name.clone(), variable.size),
         None => return Err(INVALID_SYMBOL),
