@@ -80,6 +80,7 @@ pub fn allocates(program: &crate::program::Program) -> bool {
 
 impl Warp {
     /// `malloc`: nothing where the heap is full, as on a device.
+    #[cold]
     pub(super) fn allocate(&mut self, room: &Room<'_>, mask: u32, to: u32, size: u32) -> Next {
         let limit = room.launch.shape.heap.1 as u64;
         for lane in lanes_of(mask) {
@@ -91,6 +92,7 @@ impl Warp {
     }
 
     /// `free`.
+    #[cold]
     pub(super) fn give_back(
         &mut self,
         room: &mut Room<'_>,

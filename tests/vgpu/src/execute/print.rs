@@ -49,6 +49,7 @@ impl Warp {
     }
 
     /// Prints for each lane, one after the other.
+    #[cold]
     pub(super) fn print(
         &mut self,
         room: &mut Room<'_>,

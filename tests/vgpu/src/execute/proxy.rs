@@ -124,6 +124,7 @@ impl Proxies {
 
     /// Whether another warp than the writer fenced when it knew of a store, and a reader knows of that: the reader itself,
     /// most often. The fence may stand anywhere on the way from the store to the read.
+    #[cold]
     #[inline(never)]
     fn is_fenced_between(&self, way: &Way, reader: usize, clocks: &Clocks) -> bool {
         let writer = usize::from(way.writer);

@@ -157,10 +157,7 @@ impl Shared {
     #[inline(always)]
     fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
         if write && !self.hollow.is_empty() {
-            let bytes = (0..CHUNK).filter(|byte| mask >> byte & 1 != 0);
-            bytes.for_each(|byte| {
-                self.hollow.remove(&(chunk * CHUNK + byte));
-            });
+            self.fill(chunk, mask);
         }
         let chunk = &mut self.chunks[chunk];
         let pending = chunk.pending & mask != 0;
@@ -169,6 +166,14 @@ impl Shared {
             chunk.written |= mask;
         }
         Finding { unwritten, pending, collision: None }
+    }
+
+    /// Forgets that bytes held a value that was never computed.
+    #[cold]
+    fn fill(&mut self, chunk: usize, mask: u16) {
+        for byte in (0..CHUNK).filter(|byte| mask >> byte & 1 != 0) {
+            self.hollow.remove(&(chunk * CHUNK + byte));
+        }
     }
 
     /// Checks and notes a touch of a whole chunk, by the lanes that the bytes of `lanes` name, one for every two

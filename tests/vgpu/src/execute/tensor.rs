@@ -181,6 +181,7 @@ impl Warp {
     /// `wmma`. The manual leaves its fragments open; here element `e` of a fragment of `p` places a lane, counted along
     /// rows, is in lane `e / p`, place `e % p`, which has nothing in common with `mma`'s tables. Fragments with more places
     /// than elements hold them over and over.
+    #[inline(never)]
     pub(super) fn wmma<const CHECKS: bool>(
         &mut self,
         room: &mut Room<'_>,

@@ -124,13 +124,7 @@ impl Warp {
                     product::widen(brain, &bytes, &mut values);
                 }
                 if !op.is_plain() {
-                    for (index, bytes) in bytes.iter().enumerate() {
-                        let row = index / 2;
-                        each_value(op, 0, index % 2, bytes, |pass, k, value| match &mut second {
-                            Some(second) if pass == 1 => second[row / 8][row % 8][k] = value,
-                            _ => left[row / 8][row % 8][k] = value,
-                        });
-                    }
+                    fill_other(op, &bytes, &mut left, second.as_deref_mut());
                 } else if op.turned[0] {
                     for (index, values) in values.into_iter().enumerate() {
                         for (row, value) in values.into_iter().enumerate() {
@@ -153,21 +147,17 @@ impl Warp {
                     let register = &self.registers.words[slot as usize].0;
                     for (lane, &word) in register.iter().enumerate() {
                         let (row, k) = (lane / 4 + 8 * (index % 2), 2 * (lane % 4) + 8 * (index / 2));
-                        match (op.bytes, op.format, &mut second) {
-                            (Some([kind, _]), _, Some(second)) => {
-                                let block = if index < 2 { &mut left } else { &mut **second };
-                                for (byte, value) in word.to_le_bytes().into_iter().enumerate() {
-                                    block[row / 8][row % 8][4 * (lane % 4) + byte] = narrow(kind, value);
-                                }
+                        if op.is_plain() {
+                            let pair = halves(op.format, word);
+                            left[row / 8][row % 8][k] = pair[0];
+                            left[row / 8][row % 8][k + 1] = pair[1];
+                        } else if let (Some([kind, _]), Some(second)) = (op.bytes, second.as_deref_mut()) {
+                            let block = if index < 2 { &mut left } else { second };
+                            for (byte, value) in word.to_le_bytes().into_iter().enumerate() {
+                                block[row / 8][row % 8][4 * (lane % 4) + byte] = narrow(kind, value);
                             }
-                            (_, TensorFormat::Tf32, _) => {
-                                left[row / 8][row % 8][lane % 4 + 4 * (index / 2)] = read_tf32(word);
-                            }
-                            _ => {
-                                let pair = halves(op.format, word);
-                                left[row / 8][row % 8][k] = pair[0];
-                                left[row / 8][row % 8][k + 1] = pair[1];
-                            }
+                        } else {
+                            left[row / 8][row % 8][lane % 4 + 4 * (index / 2)] = read_tf32(word);
                         }
                         if CHECKS {
                             rows_known[row] &= self.valid[slot as usize] >> lane & 1 != 0;
@@ -181,16 +171,20 @@ impl Warp {
                 left.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|value| *value = -*value);
             }
         }
-        for (block, columns) in right.blocks.chunks_exact(passes(op)).enumerate() {
-            let more = second.as_deref().zip(columns.get(1));
-            if op.integer.is_some() {
-                self.multiply_integers(op, adds, &left, &columns[0], more, block);
-            } else {
-                self.multiply(op, adds, &left, &columns[0], more, block);
+        let known = |block: usize| right.known.as_ref().map_or([true; 8], |known| known[block]);
+        if op.is_plain() {
+            for (block, columns) in right.blocks.iter().enumerate() {
+                self.multiply(op, adds, &left, columns, block);
+                if CHECKS {
+                    self.mark_known(op, adds, block, &rows_known, &known(block));
+                }
             }
-            if CHECKS {
-                let columns_known = right.known.as_ref().map_or([true; 8], |known| known[block]);
-                self.mark_known(op, adds, block, &rows_known, &columns_known);
+        } else {
+            for block in 0..op.columns / 8 {
+                self.multiply_other(op, adds, [Some(&left), second.as_deref()], &right.blocks, block);
+                if CHECKS {
+                    self.mark_known(op, adds, block, &rows_known, &known(block));
+                }
             }
         }
         room.counters.tensor_multiply_adds += (ROWS * op.depth() * op.columns) as u64;
@@ -243,37 +237,12 @@ impl Warp {
 
     /// Eight columns of D.
     #[inline(always)]
-    fn multiply(
-        &mut self,
-        op: &Wgmma,
-        adds: bool,
-        left: &Block,
-        right: &Right,
-        more: Option<(&Block, &Right)>,
-        block: usize,
-    ) {
+    fn multiply(&mut self, op: &Wgmma, adds: bool, left: &Block, right: &Right, block: usize) {
         const NOTHING: [u32; LANES] = [0; LANES];
         if op.half_accumulator {
-            let slots = [op.d[block * 2], op.d[block * 2 + 1]];
-            let mut sums = [NOTHING; 4];
-            if adds {
-                for (index, slot) in slots.into_iter().enumerate() {
-                    let words = &self.registers.words[slot as usize].0;
-                    for (lane, &word) in words.iter().enumerate() {
-                        sums[2 * index][lane] = from_f16(word & 0xffff).to_bits();
-                        sums[2 * index + 1][lane] = from_f16(word >> 16).to_bits();
-                    }
-                }
-            }
-            let mut sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
-            if let Some((left, right)) = more {
-                sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
-            }
-            for (index, slot) in slots.into_iter().enumerate() {
-                let half = |part: usize, lane: usize| to_f16(f32::from_bits(sums[2 * index + part][lane]));
-                self.registers.words[slot as usize].0 =
-                    std::array::from_fn(|lane| half(0, lane) | half(1, lane) << 16);
-            }
+            let sums = self.half_sums(op, adds, block);
+            let sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
+            self.put_half_sums(op, block, &sums);
             return;
         }
         let slots = [0, 1, 2, 3].map(|index| op.d[block * 4 + index] as usize);
@@ -282,40 +251,72 @@ impl Warp {
         } else {
             [&NOTHING, &NOTHING, &NOTHING, &NOTHING]
         };
-        let mut sums = product::fragment_product(left, right, sums);
-        if let Some((left, right)) = more {
-            sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
-        }
+        let sums = product::fragment_product(left, right, sums);
         for (slot, sum) in slots.into_iter().zip(sums) {
             self.registers.words[slot].0 = sum;
         }
     }
 
-    /// Eight columns of D where it holds integers. A product of 32 bytes each is below 2^24, which f32 has exactly.
-    fn multiply_integers(
+    /// What eight columns of D hold, where that is halves.
+    #[inline(always)]
+    fn half_sums(&self, op: &Wgmma, adds: bool, block: usize) -> [[u32; LANES]; 4] {
+        let mut sums = [[0; LANES]; 4];
+        if adds {
+            for index in 0..2 {
+                let words = &self.registers.words[op.d[block * 2 + index] as usize].0;
+                for (lane, &word) in words.iter().enumerate() {
+                    sums[2 * index][lane] = from_f16(word & 0xffff).to_bits();
+                    sums[2 * index + 1][lane] = from_f16(word >> 16).to_bits();
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn put_half_sums(&mut self, op: &Wgmma, block: usize, sums: &[[u32; LANES]; 4]) {
+        for index in 0..2 {
+            let half = |part: usize, lane: usize| to_f16(f32::from_bits(sums[2 * index + part][lane]));
+            self.registers.words[op.d[block * 2 + index] as usize].0 =
+                std::array::from_fn(|lane| half(0, lane) | half(1, lane) << 16);
+        }
+    }
+
+    /// Eight columns of D where A and B are not of sixteen bits: tf32, or bytes in two products one behind the other. Sums of
+    /// integers begin at nothing: a product of 32 bytes each is below 2^24, which f32 has exactly.
+    #[inline(never)]
+    fn multiply_other(
         &mut self,
         op: &Wgmma,
         adds: bool,
-        left: &Block,
-        right: &Right,
-        more: Option<(&Block, &Right)>,
+        left: [Option<&Block>; 2],
+        right: &[Right],
         block: usize,
     ) {
-        const NOTHING: [u32; LANES] = [0; LANES];
-        let mut sums = product::fragment_product(left, right, [&NOTHING; 4]);
-        if let Some((left, right)) = more {
+        let mut sums = if op.half_accumulator {
+            self.half_sums(op, adds, block)
+        } else if adds && op.integer.is_none() {
+            [0, 1, 2, 3].map(|index| self.registers.words[op.d[block * 4 + index] as usize].0)
+        } else {
+            [[0; LANES]; 4]
+        };
+        let right = &right[block * passes(op)..];
+        for (left, right) in left.into_iter().flatten().zip(right) {
             sums = product::fragment_product(left, right, [&sums[0], &sums[1], &sums[2], &sums[3]]);
         }
-        for (index, sum) in sums.iter().enumerate() {
+        if op.half_accumulator {
+            return self.put_half_sums(op, block, &sums);
+        }
+        for (index, sum) in sums.into_iter().enumerate() {
             let words = &mut self.registers.words[op.d[block * 4 + index] as usize].0;
-            for (word, &sum) in words.iter_mut().zip(sum) {
+            let Some(saturate) = op.integer else {
+                *words = sum;
+                continue;
+            };
+            for (word, sum) in words.iter_mut().zip(sum) {
                 let before = if adds { *word as i32 } else { 0 };
                 let sum = f32::from_bits(sum) as i32;
-                let after = match op.integer {
-                    Some(true) => before.saturating_add(sum),
-                    _ => before.wrapping_add(sum),
-                };
-                *word = after as u32;
+                *word = if saturate { before.saturating_add(sum) } else { before.wrapping_add(sum) } as u32;
             }
         }
     }
@@ -343,6 +344,18 @@ impl Warp {
             }
             self.valid[slot] = if adds { self.valid[slot] & valid } else { valid };
         }
+    }
+}
+
+/// The left factor of other than sixteen bits, out of its units.
+#[inline(never)]
+fn fill_other(op: &Wgmma, bytes: &[[u8; 16]; 2 * ROWS], left: &mut Block, mut second: Option<&mut Block>) {
+    for (index, bytes) in bytes.iter().enumerate() {
+        let row = index / 2;
+        each_value(op, 0, index % 2, bytes, |pass, k, value| match &mut second {
+            Some(second) if pass == 1 => second[row / 8][row % 8][k] = value,
+            _ => left[row / 8][row % 8][k] = value,
+        });
     }
 }
 
