@@ -107,8 +107,8 @@ impl Evaluations {
     /// # Errors
     /// If the file cannot be read or replaced; the old one then still stands.
     pub fn store(folder: &Path, record: EvaluationRecord) -> Result<()> {
-        // Two that evaluate different splits at a time must not lose each other's entry. `config.toml` is never replaced;
-        // where it is missing or the file system has no locks, the user sees to it.
+        // Two that evaluate different splits at a time must not lose each other's entry. `config.toml` is replaced only where
+        // training makes a run longer; then, where it is missing, and where the file system has no locks, the user sees to it.
         let lock = File::open(folder.join("config.toml")).and_then(|file| file.lock().map(|()| file));
         let mut stored = Self::read(folder)?;
         let same = |other: &&mut EvaluationRecord| {
