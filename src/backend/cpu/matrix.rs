@@ -119,7 +119,8 @@ pub fn pack_for_few_rows() {
 }
 
 /// Terms that the GEMM crate sums at a time. It cuts a longer sum by the product's size; cut here, a sum's order does not
-/// depend on how many rows or columns there are.
+/// depend on how many rows or columns there are. Only where `rhs` is given as the transpose of its rows and the result has at most
+/// 256 numbers, as of the scorer's bottleneck for one or two examples, has the crate a kernel that sums in another order.
 const DEPTH: usize = 512;
 
 /// destination = lhs·rhs, or += when `accumulate`, on `threads` threads of the current pool. Returns the operations, a
