@@ -421,6 +421,40 @@ fn runs_that_would_be_counted_twice_are_refused() {
     Study::read(&work.path("study.toml")).expect("a study");
 }
 
+/// Runs that went on from the old prompt and runs from the new one would be compared.
+#[test]
+fn a_source_prompt_that_changed_since_the_study_began_is_refused() {
+    let work = Work::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let learn = |seed: &str| {
+        let mut command =
+            work.command(&["train", "--task", "sst2", "--labels", "negative,positive", "--steps", "1"]);
+        command.args(["--method", "prompt-tuning", "--prompt-length", "4", "--data", "day", "--seed", seed]);
+        command.arg("--model").arg(&demo).args(["--out", &format!("day-{seed}")]);
+        let output = command.output().expect("an end");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        work.path(&format!("day-{seed}")).join("prompt.safetensors")
+    };
+    let (first, second) = (learn("1"), learn("2"));
+    let prompt = work.path("day.safetensors");
+    fs::copy(&first, &prompt).expect("a copy");
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    // One target, whose settings stand before the methods'.
+    let (start, rest) = text.split_once("[[study.target]]\nname = \"room, few\"").expect("the first target");
+    let (_, rest) = rest.split_once("[[study.target]]").expect("the second target");
+    let start =
+        start.replace("name = \"day\"\ndata = \"day\"", "name = \"day\"\nprompt = \"day.safetensors\"");
+    fs::write(work.path("study.toml"), format!("{start}[[study.target]]{rest}")).expect("written");
+    let done = table(&work.success("out", &[]));
+    assert_eq!(table(&work.success("out", &[])), done, "the same prompt");
+    fs::copy(&second, &prompt).expect("a copy");
+    let refused = work.compare("out", &[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("began with for the source day"), "{said}");
+    fs::copy(&first, &prompt).expect("a copy");
+    assert_eq!(table(&work.success("out", &[])), done, "the old prompt again");
+}
+
 /// By hand, with 2.776445 as tables of Student's t have it for four degrees of freedom at 0.975.
 #[test]
 fn a_paired_interval_is_that_of_the_t_table() {

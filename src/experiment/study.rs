@@ -17,7 +17,11 @@ use super::statistics::{first_best, mean};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::prompts::Prompt;
 use crate::train::hexadecimal;
+
+/// In the folder of a study: which prompts it began with.
+const SOURCES: &str = "sources.json";
 
 /// A study. Settings leave out what the study sets itself: the learning rate, and the sources.
 #[derive(Clone, Debug)]
@@ -173,6 +177,7 @@ impl Study {
             source.prompt.clone().unwrap_or_else(|| folder(source).join("prompt.safetensors"))
         };
         let sources: Vec<PathBuf> = self.sources.iter().map(prompt).collect();
+        self.check_prompts(&sources, out)?;
         let scorer = self.scorer.as_ref().map(|_| out.join("scorer"));
         if let (Some(scorer), Some(config)) = (&scorer, &self.scorer) {
             let config = self.scorer_config(config, &sources);
@@ -191,6 +196,31 @@ impl Study {
             comparison.write(out)?;
         }
         Ok(comparison)
+    }
+
+    /// Refuses prompts, a source each, that are others than those that the study in `out` began with: its numbers would come of both.
+    fn check_prompts(&self, prompts: &[PathBuf], out: &Path) -> Result<()> {
+        let file = out.join(SOURCES);
+        let advice = "remove the file if no source prompt has changed since the study began";
+        let known: Option<BTreeMap<String, String>> =
+            files::read_json(&file, "the SHA-256 of each source prompt by its name", advice)?;
+        let mut all = known.clone().unwrap_or_default();
+        for (source, path) in self.sources.iter().zip(prompts) {
+            let found = Prompt::load(path)?.sha256();
+            let begun_with = all.entry(source.name.clone()).or_insert_with(|| found.clone());
+            if *begun_with != found {
+                return Err(Error::setting(
+                    "--out",
+                    format!(
+                        "the prompt that the study began with for the source {}, of SHA-256 {begun_with}",
+                        source.name
+                    ),
+                    format!("other numbers in {}, of SHA-256 {found}", path.display()),
+                    "name another folder for a study of the new prompt, or put the old file back",
+                ));
+            }
+        }
+        if known.as_ref() == Some(&all) { Ok(()) } else { files::write_json(&file, &all) }
     }
 
     /// The settings of the scorer's pre-training on the tasks of the sources, whose prompts are `prompts`.
