@@ -26,11 +26,11 @@ fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 2_654_435_761) % 1_009) as f32 / 504.5 - 1.0).collect()
 }
 
-/// Examples of t5-small's widths whose 2,048 encoder rows fill large tiles; every token is another one.
-fn batch() -> Batch {
+/// Examples of t5-small's widths whose 2,048 encoder rows fill large tiles, with so many target rows each; every token is another one.
+fn batch_of(targets: usize) -> Batch {
     let example = |index: usize| Example {
         source: (0..492).map(|i| (500 * index + i) as u32).collect(),
-        target: (0..2).map(|i| (3_000 + 2 * index + i) as u32).collect(),
+        target: (0..targets).map(|i| (3_000 + targets * index + i) as u32).collect(),
         index: index as u32,
         ..Example::default()
     };
@@ -39,7 +39,7 @@ fn batch() -> Batch {
 
 /// Every op of an encoder layer and the mixture, cross attention of short targets and the loss, once.
 fn work(cuda: &Cuda) -> Result<()> {
-    let batch = &batch();
+    let batch = &batch_of(2);
     let (side, rows) = (Side::Encoder, batch.rows(Side::Encoder));
     let weight = |out: usize, input: usize| cuda.weight(numbers(out * input), out, input, Readers::Many);
     let place = |width: usize, format: Format| cuda.activation_of(&numbers(rows * width), width, format);
@@ -112,12 +112,16 @@ fn work(cuda: &Cuda) -> Result<()> {
     let from = CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o, d_o: &d_o };
     cuda.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
     cuda.source_rows(batch, d_h)?;
-    // The decoder's self attention over the same few rows, and an optimizer's step over numbers enough for many blocks.
-    let qkv = few(3 * WIDTH, Format::Operand)?;
-    let mut log_sum_exp = cuda.rows(targets, HEADS.count, Format::Float)?;
-    let attention = SelfAttention { side: Side::Decoder, ..attention };
+    // The decoder's self attention over a few rows more, as examples of four and fewer need no shared memory; and an optimizer's step
+    // over numbers enough for many blocks.
+    let longer = &batch_of(5);
+    let rows = longer.rows(Side::Decoder);
+    let long = |width: usize| cuda.activation_of(&numbers(rows * width), width, Format::Operand);
+    let (qkv, d_o, mut o) = (long(3 * WIDTH)?, long(WIDTH)?, cuda.rows(rows, WIDTH, Format::Operand)?);
+    let mut log_sum_exp = cuda.rows(rows, HEADS.count, Format::Float)?;
+    let attention = SelfAttention { batch: longer, side: Side::Decoder, ..attention };
     cuda.self_attention(&attention, &qkv, &mut o, &mut log_sum_exp)?;
-    let mut d_qkv = cuda.rows(targets, 3 * WIDTH, Format::ProjectionGradient)?;
+    let mut d_qkv = cuda.rows(rows, 3 * WIDTH, Format::ProjectionGradient)?;
     let from = SelfAttentionBackward { scope, qkv: &qkv, o: &o, log_sum_exp: &log_sum_exp, d_o: &d_o };
     cuda.self_attention_backward(&attention, from, &mut d_qkv)?;
     let many = StateLayout::new(&mixing, 1, 2_000, WIDTH, 100, false);
