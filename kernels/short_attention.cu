@@ -13,7 +13,7 @@
 // Bytes: forward reads q, k, v and writes o and log_sum_exp, backward reads q, k, v, d_o and log_sum_exp and writes d_q, d_k and
 // d_v, each once. Backward keeps q, k, v and log_sum_exp.
 // On sm_80, registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   attention_short_64 52 24576 6, attention_short_dropped_64 56 24704 6, attention_short_128 122 49152 3,
+//   attention_short_64 72 24576 6, attention_short_dropped_64 70 24704 6, attention_short_128 122 49152 3,
 //   attention_short_dropped_128 124 49280 3, attention_short_backward_64 80 38912 4,
 //   attention_short_backward_dropped_64 80 39040 4, attention_short_backward_128 175 71680 2,
 //   attention_short_backward_dropped_128 175 71808 2
@@ -174,11 +174,11 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_short_64(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 6) attention_short_64(AttentionArguments arguments) {
     wait_for_earlier_launches();
     attention_short<64, false>(arguments);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_short_dropped_64(AttentionArguments arguments) {
+extern "C" __global__ void __launch_bounds__(128, 6) attention_short_dropped_64(AttentionArguments arguments) {
     wait_for_earlier_launches();
     attention_short<64, true>(arguments);
 }
