@@ -53,6 +53,11 @@ impl Warp {
                             format!("an atomic on {} bytes at shared offset {place}", op.size)
                         });
                     }
+                    if room.shared.holds_hollow(place, op.size) {
+                        room.report(Check::UninitializedRegister, at, me, lane, || {
+                            format!("an atomic on a value that was never computed, at shared offset {place}")
+                        });
+                    }
                     self.touch_shared(room, me, at, lane, place, op.size, true, true);
                 }
                 let mut bytes = [0u8; 8];

@@ -186,8 +186,9 @@ impl Warp {
         while CHECKS && let Some(odd) = room.read_chunks(me, &chunks, next, descriptor.span) {
             next = odd.position + 1;
             let chunk = chunks[odd.position] as usize;
-            // A copy may bring what nobody wrote; that harms only the numbers which are computed of it.
-            if odd.found.unwritten && !odd.found.pending {
+            // A copy may bring what nobody wrote, and a store what was never computed; that harms only the numbers which are
+            // computed of it.
+            if (odd.found.unwritten || odd.found.hollow) && !odd.found.pending {
                 unknown.push(odd.position);
             }
             self.judge_unit(room, me, at, chunk, descriptor.span, odd);
@@ -230,6 +231,7 @@ impl Warp {
     fn judge_unit(&self, room: &mut Room<'_>, me: usize, at: usize, chunk: usize, span: u64, odd: Odd) {
         let Odd { mut found, unfenced, layout, .. } = odd;
         found.unwritten &= layout.is_none();
+        found.hollow = false;
         if found.is_clean() {
             let other = layout.filter(|layout| layout.span() as u64 != span);
             complain(room, me, at, chunk, span, unfenced, other);

@@ -228,7 +228,7 @@ impl Warp {
         addresses: &[u64; LANES],
         mask: u32,
     ) {
-        // Matrices come in by other ways, and their registers are checked where they are used.
+        // Matrices are followed by `fetch_hollow_matrices`.
         if !matches!(room.launch.program.code[at].op, Op::Load(_)) {
             return;
         }

@@ -75,6 +75,8 @@ const MOST_LEFT: usize = 16;
 pub struct Finding {
     /// Bytes that were never written.
     pub unwritten: bool,
+    /// Bytes that hold a value that was never computed.
+    pub hollow: bool,
     /// Bytes of an asynchronous copy that was not waited for.
     pub pending: bool,
     /// A race.
@@ -85,7 +87,7 @@ impl Finding {
     /// Whether nothing is wrong.
     #[inline(always)]
     pub fn is_clean(&self) -> bool {
-        !self.unwritten && !self.pending && self.collision.is_none()
+        !self.unwritten && !self.hollow && !self.pending && self.collision.is_none()
     }
 }
 
@@ -146,6 +148,7 @@ impl Shared {
                 self.touch_part(from, count, lane, touch, clocks)
             };
             out.unwritten |= found.unwritten;
+            out.hollow |= found.hollow;
             out.pending |= found.pending;
             out.collision = out.collision.or(found.collision);
             from += count;
@@ -156,8 +159,13 @@ impl Shared {
     /// Notes bytes of a chunk as written if they are; tells which were wrong.
     #[inline(always)]
     fn mark(&mut self, chunk: usize, mask: u16, write: bool) -> Finding {
-        if write && !self.hollow.is_empty() {
-            self.fill(chunk, mask);
+        let mut hollow = false;
+        if !self.hollow.is_empty() {
+            if write {
+                self.fill(chunk, mask);
+            } else {
+                hollow = self.is_hollow(chunk, mask);
+            }
         }
         let chunk = &mut self.chunks[chunk];
         let pending = chunk.pending & mask != 0;
@@ -165,12 +173,18 @@ impl Shared {
         if write {
             chunk.written |= mask;
         }
-        Finding { unwritten, pending, collision: None }
+        Finding { unwritten, hollow, pending, collision: None }
+    }
+
+    /// Whether any of some bytes of a chunk hold a value that was never computed.
+    #[cold]
+    pub(super) fn is_hollow(&self, chunk: usize, mask: u16) -> bool {
+        (0..CHUNK).any(|byte| mask >> byte & 1 != 0 && self.hollow.contains(&(chunk * CHUNK + byte)))
     }
 
     /// Forgets that bytes held a value that was never computed.
     #[cold]
-    fn fill(&mut self, chunk: usize, mask: u16) {
+    pub(super) fn fill(&mut self, chunk: usize, mask: u16) {
         for byte in (0..CHUNK).filter(|byte| mask >> byte & 1 != 0) {
             self.hollow.remove(&(chunk * CHUNK + byte));
         }
@@ -386,6 +400,11 @@ impl Shared {
     /// Whether any of some bytes were never written.
     pub fn is_unwritten(&self, at: usize, bytes: usize) -> bool {
         self.checked && parts(at, bytes).any(|(chunk, mask)| self.chunks[chunk].written & mask != mask)
+    }
+
+    /// Whether any of some bytes hold a value that was never computed.
+    pub fn holds_hollow(&self, at: usize, bytes: usize) -> bool {
+        !self.hollow.is_empty() && parts(at, bytes).any(|(chunk, mask)| self.is_hollow(chunk, mask))
     }
 
     /// Whether writing some bytes would change nothing at all: they are there, written and awaited by nobody.

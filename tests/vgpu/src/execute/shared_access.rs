@@ -305,10 +305,14 @@ fn report(
         return;
     }
     // What a load brings shows its faults where somebody goes by it.
-    if found.unwritten && !write && matches!(room.launch.program.code[at].op, Op::Load(_) | Op::Matrix(_)) {
-        room.unwritten = true;
+    if !write && matches!(room.launch.program.code[at].op, Op::Load(_) | Op::Matrix(_)) {
+        room.unwritten |= found.unwritten;
     } else if found.unwritten {
         room.report(Check::UninitializedShared, at, me, lane, || format!("{bytes} bytes at {name}"));
+    } else if found.hollow {
+        room.report(Check::UninitializedRegister, at, me, lane, || {
+            format!("{bytes} bytes at {name} hold a value that was never computed")
+        });
     }
     let verb = if write { "writes" } else { "reads" };
     match found.collision {

@@ -26,6 +26,9 @@ impl Shared {
         let touch = Touch { write: true, atomic: false, warp };
         let mut out = Finding::default();
         for index in chunks {
+            if !self.hollow.is_empty() {
+                self.fill(index, u16::MAX);
+            }
             let chunk = &mut self.chunks[index];
             out.pending |= chunk.pending != 0;
             chunk.written = u16::MAX;
@@ -62,6 +65,7 @@ impl Shared {
         let touch = Touch { write: false, atomic: false, warp: reader };
         for (position, &index) in chunks.iter().enumerate().skip(from) {
             let index = index as usize;
+            let hollow = !self.hollow.is_empty() && self.is_hollow(index, u16::MAX);
             let chunk = &mut self.chunks[index];
             let (unwritten, pending) = (chunk.written != u16::MAX, chunk.pending != 0);
             let collision = if chunk.split {
@@ -69,7 +73,7 @@ impl Shared {
             } else {
                 chunk.touch(&mut self.chunk_reads, index, lanes, false, false, who)
             };
-            let found = Finding { unwritten, pending, collision };
+            let found = Finding { unwritten, hollow, pending, collision };
             let layout = proxies.layout(index);
             let unfenced = proxies.check_product(index, warp, clocks);
             let other = layout.is_some_and(|layout| layout.span() as u64 != span);

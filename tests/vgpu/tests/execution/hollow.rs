@@ -9,16 +9,23 @@ use vgpu::device::Arguments;
 /// Runs one warp, of which every lane has the address of four shared bytes in `%w2`, and `%w3` without a value; gives the
 /// failed checks and what each lane leaves in `%w0`.
 fn run(body: &str) -> (Vec<Check>, Vec<u32>) {
+    run_on("sm_80", body)
+}
+
+/// As [`run`], on a device of that architecture, with 128 bytes of zeros at `[%d3]` and an mbarrier's place `gate`.
+fn run_on(architecture: &str, body: &str) -> (Vec<Check>, Vec<u32>) {
     let text = format!(
-        ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry case(.param .u64 out)\n{{\n\
+        ".version 9.0\n.target {architecture}\n.address_size 64\n.visible .entry case(.param .u64 out, .param .u64 zeros)\n{{\n\
          .reg .b32 %w<32>;\n.reg .b64 %d<4>;\n.reg .pred %p<8>;\n.shared .align 16 .b8 own[1024];\n\
+         .shared .align 8 .b64 gate;\nld.param.u64 %d3, [zeros];\n\
          .local .align 8 .b8 apart[16];\nmov.u32 %w1, %tid.x;\nmov.u32 %w2, own;\nmad.lo.u32 %w2, %w1, 4, %w2;\n\
          mov.u32 %w0, 1;\n{body}\nld.param.u64 %d1, [out];\nmul.wide.u32 %d2, %w1, 4;\nadd.s64 %d1, %d1, %d2;\n\
          st.global.u32 [%d1], %w0;\nret;\n}}\n"
     );
-    let mut bench = Bench::of_text(&text);
-    let out = bench.empty(128);
-    let outcome = bench.launch("case", [1, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    let mut bench = Bench::of_text_for(architecture, &text);
+    let (out, zeros) = (bench.empty(128), bench.upload(&[0u32; 32]));
+    let arguments = Arguments::new().pointer(out).pointer(zeros);
+    let outcome = bench.launch("case", [1, 1, 1], [32, 1, 1], 0, &arguments);
     (checks(&outcome.reports), bench.download(out, 32))
 }
 
@@ -43,6 +50,32 @@ fn what_was_never_computed_may_lie_in_the_memory_of_a_block_or_a_thread() {
             "{store}"
         );
     }
+}
+
+#[test]
+fn what_was_never_computed_does_not_leave_a_block_unseen() {
+    let stored = |value: &str| format!("st.shared.u32 [%w2], {value};\n");
+    let lane_0 = "setp.eq.u32 %p1, %w1, 0;\n";
+    let out = "bar.warp.sync -1;\nfence.proxy.async;\nbar.warp.sync -1;\n\
+               @%p1 cp.async.bulk.global.shared::cta.bulk_group [%d3], [own], 128;\n\
+               @%p1 cp.async.bulk.commit_group;\n@%p1 cp.async.bulk.wait_group 0;\nbar.warp.sync -1;";
+    for (architecture, leaves) in
+        [("sm_80", "atom.shared.add.u32 %w4, [%w2], 1;".to_string()), ("sm_90", format!("{lane_0}{out}"))]
+    {
+        let body = |value: &str| stored(value) + &leaves;
+        assert_eq!(run_on(architecture, &body("5")), (vec![], vec![1; 32]), "{leaves}");
+        assert_eq!(run_on(architecture, &body("%w3")).0, [Check::UninitializedRegister], "{leaves}");
+    }
+}
+
+#[test]
+fn what_a_bulk_copy_brings_takes_the_place_of_what_was_never_computed() {
+    let body = "st.shared.u32 [%w2], %w3;\nsetp.eq.u32 %p1, %w1, 0;\nmov.u32 %w5, gate;\n\
+                @%p1 mbarrier.init.shared.b64 [%w5], 1;\nbar.warp.sync -1;\nfence.proxy.async;\nbar.warp.sync -1;\n\
+                mov.u32 %w6, own;\n@%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%w5], 128;\n\
+                @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%w6], [%d3], 128, [%w5];\n\
+                WAIT:\nmbarrier.try_wait.parity.shared.b64 %p2, [%w5], 0;\n@!%p2 bra WAIT;\nld.shared.u32 %w0, [%w2];";
+    assert_eq!(run_on("sm_90", body), (vec![], vec![0; 32]));
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn a_product_notices_one_wrong_chunk_among_many() {
     // As a part of the left factor a chunk is read by one warp, and as a part of the right one by the first to come. What
     // was never written reaches a row of the product, by sixteen stores of a warp, and a column, by two stores of each.
     let unwritten = [(Check::UninitializedShared, 2), (Check::UninitializedRegister, 16 + 8 - 1)];
-    let ways: [(i32, &[(Check, u64)]); 6] = [
+    let ways: [(i32, &[(Check, u64)]); 7] = [
         (1, &[(Check::AsyncCopyNotAwaited, 2)]),
         (2, &unwritten),
         (3, &[(Check::ProxyFence, 2)]),
@@ -129,6 +129,8 @@ fn a_product_notices_one_wrong_chunk_among_many() {
         (5, &[(Check::StageReused, 2)]),
         // Of the two warps that read it, the one that stored knows of it.
         (6, &[(Check::SharedRaceBetweenWarps, 1)]),
+        // It is passed on as what nobody wrote is.
+        (7, &unwritten[1..]),
     ];
     for (wrong, wanted) in ways {
         // The last that is read of the tile is 504, for pieces of a row are permuted; 126 is the last of a warp's.

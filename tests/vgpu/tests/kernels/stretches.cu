@@ -80,7 +80,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) readers_of_pair(const unsig
 // A tile of 64 rows of 128 bytes, which bulk copies bring as it lies in memory, multiplied with itself. One chunk is wrong
 // in a way: 1 comes late and is not waited for, 2 never comes, 3 is stored to by one lane in part and not fenced, 4 likewise and
 // fenced, 5 is copied to again before the product is waited for, 6 is stored to in part by warp 0 and fenced, and no barrier
-// follows. The tile is followed by one more chunk, which no product reads.
+// follows, 7 is as 4 with a value that was never computed. The tile is followed by one more chunk, which no product reads.
 extern "C" __global__ void __launch_bounds__(128) square(const unsigned char* in, float* out, int chunk, int wrong) {
   extern __shared__ __align__(1024) unsigned char tile[];
   __shared__ uint64_t gate_objects[2];
@@ -100,6 +100,10 @@ extern "C" __global__ void __launch_bounds__(128) square(const unsigned char* in
   if ((wrong == 3 || wrong == 4) && threadIdx.x == 37) {
     *reinterpret_cast<volatile unsigned short*>(tile + chunk * 16 + 6) = 0x3f80;
     if (wrong == 4) fence_async();
+  }
+  if (wrong == 7 && threadIdx.x == 37) {
+    asm volatile("{\n\t.reg .b16 none;\n\tst.shared.u16 [%0], none;\n\t}" ::"r"(a + chunk * 16 + 6) : "memory");
+    fence_async();
   }
   __syncthreads();
   if (wrong == 6 && threadIdx.x == 5) {

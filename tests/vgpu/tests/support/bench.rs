@@ -83,16 +83,18 @@ impl Bench {
     /// A test kernel for compute capability 9.0a on such a device; none without a compiler.
     pub fn hopper(kernel: &str, flags: &[&str]) -> Option<Self> {
         let flags: Vec<&str> = flags.iter().copied().chain(["-arch=compute_90a"]).collect();
-        let text = ptx(kernel, &flags)?;
-        let mut device = device();
-        device.profile = vgpu::profile::Profile::by_name("sm_90").unwrap();
-        let module = device.load(&text).unwrap();
-        Some(Self { device, module })
+        Some(Self::of_text_for("sm_90", &ptx(kernel, &flags)?))
     }
 
     /// A PTX text on a device.
     pub fn of_text(text: &str) -> Self {
+        Self::of_text_for(PROFILES[0].name, text)
+    }
+
+    /// A PTX text on a device of that profile.
+    pub fn of_text_for(profile: &str, text: &str) -> Self {
         let mut device = device();
+        device.profile = vgpu::profile::Profile::by_name(profile).unwrap();
         let module = device.load(text).unwrap();
         Self { device, module }
     }
