@@ -159,6 +159,11 @@ unsafe extern "C" fn __cudaRegisterFunction(
     registry().functions.insert(host, (number(handle), word(name), None));
 }
 
+fn register_variable(handle: usize, host: usize, name: *const c_char, size: usize, managed: bool) {
+    let variable = Variable { image: number(handle), name: word(name), size, managed };
+    registry().variables.insert(host, variable);
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __cudaRegisterVar(
     handle: usize,
@@ -170,8 +175,7 @@ unsafe extern "C" fn __cudaRegisterVar(
     _constant: c_int,
     _global: c_int,
 ) {
-    let variable = Variable { image: number(handle), name: word(name), size, managed: false };
-    registry().variables.insert(host, variable);
+    register_variable(handle, host, name, size, false);
 }
 
 #[unsafe(no_mangle)]
@@ -185,8 +189,7 @@ unsafe extern "C" fn __cudaRegisterManagedVar(
     _constant: c_int,
     _global: c_int,
 ) {
-    let variable = Variable { image: number(handle), name: word(name), size, managed: true };
-    registry().variables.insert(host, variable);
+    register_variable(handle, host, name, size, true);
 }
 
 /// Loads the module of an image and tells the host where its managed variables lie.
