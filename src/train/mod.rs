@@ -6,6 +6,7 @@ mod evaluation_file;
 mod events;
 mod initial;
 mod log;
+mod manifest;
 mod places;
 mod predictor;
 mod ranks;
@@ -26,13 +27,14 @@ pub use evaluation_file::{EvaluationRecord, Evaluations};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
+pub use manifest::RunManifest;
 pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
 pub(crate) use run_folder::hexadecimal;
-pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder, RunManifest};
+pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 #[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};

@@ -7,7 +7,8 @@ use crate::backend::{Backend, Example, OptimizerStep, Scorer};
 use crate::error::{Error, Result};
 use crate::prompts::Prompt;
 use crate::train::log::{Monitor, StepRecord};
-use crate::train::run_folder::{LastState, RunFolder, texts_sha256};
+use crate::train::manifest::{Beginning, texts_sha256};
+use crate::train::run_folder::{LastState, RunFolder};
 use crate::train::schedule::factor;
 use crate::train::step::{self, RunPart, Taken};
 use crate::train::trained_on::TrainedOn;
@@ -47,10 +48,14 @@ impl<B: Backend> Trainer<'_, B> {
     /// Makes the folder hold what the run can go on from, before it goes on.
     pub(in crate::train) fn begin(&self, folder: Option<&mut RunFolder>) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
-        let on = (!self.is_done()).then(|| TrainedOn::of(self.frozen.backend));
-        let known =
-            [self.sources.iter().map(Prompt::sha256).collect(), self.tasks().map(texts_sha256).collect()];
-        folder.record(self.trained(), known, &self.config, &self.effective(), on)?;
+        let beginning = Beginning {
+            trained_numbers: self.trained(),
+            effective: self.effective(),
+            trained_on: (!self.is_done()).then(|| TrainedOn::of(self.frozen.backend)),
+            sources_sha256: self.sources.iter().map(Prompt::sha256).collect(),
+            tasks_sha256: self.tasks().map(texts_sha256).collect(),
+        };
+        folder.record(beginning, &self.config)?;
         if self.checkpoint.best.is_some() {
             // A kill may have come between the best's files and the checkpoint.
             self.save_best(folder)?;
