@@ -18,7 +18,6 @@ use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::prompts::Prompt;
-use crate::train::hexadecimal;
 
 /// In the folder of a study: which prompts it began with.
 const SOURCES: &str = "sources.json";
@@ -251,7 +250,7 @@ impl Study {
         let done = out.join("results").join(format!("{}.json", slug(&target.name)));
         // All that the numbers come of.
         let settings = format!("{:?}", (&self.sources, &self.scorer, &self.places, target));
-        let settings_sha256 = hexadecimal(Sha256::new().chain_update(settings));
+        let settings_sha256 = format!("{:x}", Sha256::digest(settings));
         // What cannot be read is made anew.
         let written = files::read_json(&done, "", "").unwrap_or_default();
         if let Some(written) = written.filter(|done: &TargetResults| done.settings_sha256 == settings_sha256)

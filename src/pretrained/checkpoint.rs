@@ -318,7 +318,7 @@ impl Checkpoint {
         if scaled && !tied {
             hasher.update("scale_decoder_outputs\n");
         }
-        let hash = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = format!("{:x}", hasher.finalize());
         Ok(self.sha256.get_or_init(|| hash))
     }
 

@@ -551,7 +551,7 @@ mod online {
         File::open(&blob)
             .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
             .map_err(|source| Error::file("read", &blob, source))?;
-        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = format!("{:x}", hasher.finalize());
         if found.eq_ignore_ascii_case(expected) {
             return Ok(());
         }

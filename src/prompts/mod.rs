@@ -284,7 +284,7 @@ impl Prompt {
         let mut hasher = Sha256::new();
         hasher.update((self.width as u64).to_le_bytes());
         self.values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", hasher.finalize())
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::hexadecimal;
 use super::trained_on::TrainedOn;
 use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
@@ -178,5 +177,5 @@ pub(super) fn texts_sha256(task: &Task) -> String {
         other => serde_json::json!(other),
     };
     let texts = serde_json::json!([task.source, answers, task.lowercase]).to_string();
-    hexadecimal(Sha256::new().chain_update(texts))
+    format!("{:x}", Sha256::digest(texts))
 }

@@ -33,7 +33,6 @@ pub use predictor::{Prediction, Predictor, Request};
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
-pub(crate) use run_folder::hexadecimal;
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 #[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;

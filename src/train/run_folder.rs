@@ -570,10 +570,5 @@ fn open<T: DeserializeOwned>(path: &Path) -> Result<(TensorFile, T)> {
 fn checksum<'a>(tensors: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     tensors.for_each(|bytes| hasher.update(bytes));
-    hexadecimal(hasher)
-}
-
-/// A finished hash as text.
-pub(crate) fn hexadecimal(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", hasher.finalize())
 }

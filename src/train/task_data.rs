@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Monitor, hexadecimal};
+use super::Monitor;
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
@@ -117,7 +117,7 @@ pub(super) fn sha256<'a>(examples: impl Iterator<Item = &'a Examples>) -> String
             side(examples.target(row));
         }
     }
-    hexadecimal(hasher)
+    format!("{:x}", hasher.finalize())
 }
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
