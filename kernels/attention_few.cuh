@@ -6,8 +6,7 @@
 
 namespace promptmix {
 
-constexpr int MAX_ROWS = 16;  // of an example that short attention takes
-constexpr int FEW_ROWS = 4;   // of one that these functions take
+constexpr int FEW_ROWS = 4;   // of an example
 constexpr int FEW_LANES = 8;  // of a row
 
 // A warp's example and head.
@@ -17,11 +16,11 @@ struct Short {
     int warp_row;            // of its rows in a tile that the block's warps share
     bool any;
 
-    __device__ Short(const AttentionArguments& arguments, const Batch& batch) : any(false) {
+    __device__ Short(const AttentionArguments& arguments, const Batch& batch, int warp_rows) : any(false) {
         const int index = blockIdx.x * 4 + threadIdx.x / 32;
         example = index / arguments.heads;
         head = index % arguments.heads;
-        warp_row = threadIdx.x / 32 * MAX_ROWS;
+        warp_row = threadIdx.x / 32 * warp_rows;
         if (example >= batch.examples()) return;
         row = batch.offset(arguments.query_side, example);
         rows = batch.offset(arguments.query_side, example + 1) - static_cast<int>(row);

@@ -22,6 +22,7 @@
 
 using namespace promptmix;
 
+constexpr int MAX_ROWS = 16;  // of an example
 constexpr int MASK_BYTES = MAX_ROWS * 2;  // of a warp: a bit a query and key
 constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
 constexpr int TURNED_BYTES = MAX_ROWS * TURNED_STRIDE;
@@ -116,7 +117,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     constexpr int TileBytes = 64 * Width * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     const Batch batch{arguments.batch};
-    const Short of(arguments, batch);
+    const Short of(arguments, batch, MAX_ROWS);
     if (!of.any) return;
     if (of.rows <= FEW_ROWS) {
         attention_few<Width, Dropped>(arguments, batch, of);
@@ -242,7 +243,7 @@ template <int Width, bool Dropped> __device__ __forceinline__ void attention_sho
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ __align__(16) unsigned char turned[4][2][TURNED_BYTES];
     const Batch batch{arguments.batch};
-    const Short of(arguments, batch);
+    const Short of(arguments, batch, MAX_ROWS);
     if (!of.any) return;
     if (of.rows <= FEW_ROWS) {
         attention_few_backward<Width, Dropped>(arguments, batch, of);

@@ -7,14 +7,14 @@ use super::packing::{DropoutMask, PackedRows};
 use super::{ATTENTION_TILE, AttentionArguments, WIDTH_MULTIPLE, side_number};
 use crate::backend::cuda::runtime::arguments::attention::{BIAS_MARGIN, LANE_PARTS};
 use crate::backend::cuda::runtime::arguments::attention_tile::{MASK_BYTES, SIDE_BYTES};
-use crate::backend::cuda::runtime::arguments::{attention_few, scope_number, short_attention};
+use crate::backend::cuda::runtime::arguments::{scope_number, short_attention};
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
 use crate::backend::cuda::runtime::operands::{Operands, Precision, ReadOperand, WriteOperand};
 use crate::backend::{Heads, Scope, Side};
 use crate::error::{Error, Result};
 
 /// The most rows of an example that a warp holds.
-pub(crate) const MAX_SHORT_ROWS: usize = attention_few::MAX_ROWS;
+pub(crate) const MAX_SHORT_ROWS: usize = short_attention::MAX_ROWS;
 /// Shared memory after the tiles, with dropout: two masks of a bit a query and key.
 const MASKS: usize = 2 * MASK_BYTES;
 /// And where rows are few, of a block's four warps.
