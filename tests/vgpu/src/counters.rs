@@ -112,6 +112,9 @@ pub struct Counters {
     /// Warps that executed `griddepcontrol.wait`.
     #[serde(default)]
     pub dependency_waits: u64,
+    /// Launches that might begin before the grids before them had ended.
+    #[serde(default)]
+    pub dependent_launches: u64,
 }
 
 impl GlobalTraffic {
@@ -174,6 +177,7 @@ impl Counters {
     /// Adds another set; names and shapes are taken over.
     pub fn add(&mut self, other: &Self) {
         self.launches += other.launches;
+        self.dependent_launches += other.dependent_launches;
         self.blocks += other.blocks;
         self.blocks_run += other.blocks_run;
         if other.block_threads > 0 {

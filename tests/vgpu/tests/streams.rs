@@ -322,6 +322,24 @@ fn branches_of_a_graph_are_ordered_by_its_edges_alone() {
 }
 
 #[test]
+fn launches_that_may_begin_early_are_counted() {
+    let Some(turn) = Turn::take() else { return };
+    let (stream, address) = (stream(NON_BLOCKING), memory());
+    turn.gpu.change(&Change { reset_counters: true, ..Change::default() });
+    // The first depends on nothing, the plain ones wait for the end of all before them.
+    for (function, dependent) in
+        [(turn.fill, true), (turn.add_behind, true), (turn.add_behind, false), (turn.add_behind, true)]
+    {
+        launch(function, stream, address, 1, dependent);
+    }
+    assert_eq!(turn.found(), [Check::DependentTooEarly; 0]);
+    let counters = turn.gpu.summary().expect("a summary").counters;
+    let counted: Vec<_> =
+        counters.iter().map(|one| (one.kernel.as_str(), one.launches, one.dependent_launches)).collect();
+    assert_eq!(counted, [("fill", 1, 0), ("add_behind", 3, 2)]);
+}
+
+#[test]
 fn a_dependent_launch_must_wait_before_it_reads() {
     let Some(turn) = Turn::take() else { return };
     let (stream, address) = (stream(NON_BLOCKING), memory());

@@ -257,6 +257,7 @@ pub fn run_from(
     let Merged { mut log, mut counters, waits } = merged.into_inner().unwrap_or_default();
     counters.kernel.clone_from(&program.name);
     counters.launches = 1;
+    counters.dependent_launches = memory.unfinished.is_some().into();
     counters.blocks = blocks;
     counters.block_threads = shape.threads();
     counters.dynamic_shared = shape.dynamic_shared;
