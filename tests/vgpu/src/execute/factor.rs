@@ -277,3 +277,29 @@ fn complain(
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layouts that fall on one place are told apart by whatever part of them differs.
+    #[test]
+    fn a_layout_is_found_by_all_of_its_parts() {
+        let known: Layout = (1, false, 0, 64, 0);
+        let mut places = Places::new();
+        let place = |places: &mut Places, layout: &Layout| std::ptr::from_mut(places.at(layout));
+        let own = place(&mut places, &known);
+        let mut others: Vec<Layout> = vec![(1, true, 0, 64, 0), (1, false, 0, 32, 0)];
+        let all: [fn(usize) -> Layout; 3] =
+            [|n| (1 + n as u64, false, 0, 64, 0), |n| (1, false, n, 64, 0), |n| (1, false, 0, 64, n)];
+        for of in all {
+            let alike = (1..100_000).map(of).find(|layout| place(&mut places, layout) == own);
+            others.push(alike.expect("a layout at the same place"));
+        }
+        *places.at(&known) = Some((known, Rc::new([7])));
+        assert_eq!(places.get(&known).as_deref(), Some(&[7][..]));
+        for other in others {
+            assert_eq!(places.get(&other), None, "{other:?}");
+        }
+    }
+}

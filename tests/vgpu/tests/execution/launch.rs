@@ -64,6 +64,34 @@ fn whoever_counts_last_has_seen_what_the_others_wrote_however_workers_interleave
     }
 }
 
+/// Two blocks of a warp on one worker, so that the second has the memory of the first.
+fn two_blocks_in_a_row(body: &str, checked: bool) -> Vec<u32> {
+    let mut bench = Bench::of_text(&format!(
+        ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry rows(.param .u64 p)\n{{\n.reg .b32 %r<8>;\n\
+         .reg .b64 %rd<4>;\n.reg .pred %p<2>;\n.shared .align 16 .b8 own[128];\nld.param.u64 %rd1, [p];\nmov.u32 %r1, %tid.x;\n\
+         mov.u32 %r2, own;\nadd.u32 %r3, %r2, %r1;\nmad.lo.u32 %r2, %r1, 4, %r2;\nmov.u32 %r5, %ctaid.x;\n\
+         mad.lo.u32 %r5, %r5, 32, %r1;\nmul.wide.u32 %rd2, %r5, 4;\nadd.s64 %rd3, %rd1, %rd2;\nmov.u32 %r4, 0x03030303;\n\
+         {body}\nst.global.u32 [%rd3], %r6;\nret;\n}}\n"
+    ));
+    bench.device.settings.workers = 1;
+    bench.device.settings.checks = checked;
+    let out = bench.empty(64 * 4);
+    bench.clean("rows", [2, 1, 1], [32, 1, 1], 0, &Arguments::new().pointer(out));
+    bench.download(out, 64)
+}
+
+#[test]
+fn a_block_finds_nothing_of_the_block_before_it_in_its_shared_memory() {
+    let found = two_blocks_in_a_row("ld.shared.u32 %r6, [%r2];\nst.shared.u32 [%r2], %r4;", false);
+    assert_eq!(found, [u32::MAX; 64], "what nobody wrote has its bits set");
+    // What is known of single bytes is known of a block's own.
+    let bytes = "st.shared.u8 [%r3], %r4;\nbar.warp.sync -1;\n";
+    let chunks = "setp.lt.u32 %p1, %r1, 8;\nmov.u32 %r7, own;\nmad.lo.u32 %r7, %r1, 16, %r7;\n\
+                  @%p1 st.shared.v4.u32 [%r7], {%r4, %r4, %r4, %r4};\nbar.warp.sync -1;\n";
+    let found = two_blocks_in_a_row(&format!("{bytes}{chunks}{bytes}ld.shared.u32 %r6, [%r2];"), true);
+    assert_eq!(found, [0x0303_0303; 64]);
+}
+
 #[test]
 fn a_text_that_is_loaded_again_has_variables_of_its_own() {
     let text = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .global .align 4 .u32 kept;\n\
