@@ -367,15 +367,47 @@ fn a_fatbin_of_nvcc_is_loaded_from_its_ptx() {
 }
 
 #[test]
-fn compressed_ptx_in_a_fatbin_is_refused_with_209() {
+fn damaged_ptx_in_a_fatbin_is_refused_with_218() {
     let _turn = turn();
     let gpu = vgpu::load().unwrap();
     if !gpu.is_virtual() {
         return;
     }
-    let Some(path) = fatbin("compressed.fatbin", &["--compress-mode=size"]) else { return };
-    let error = context().load_module(Ptx::from_file(&path)).map(|_| ()).unwrap_err();
-    assert_eq!(code(error), 209);
+    let context = context();
+    // Zstandard and LZ4.
+    for mode in ["size", "speed"] {
+        let name = format!("compressed-{mode}.fatbin");
+        let Some(path) = fatbin(&name, &[&format!("--compress-mode={mode}")]) else { return };
+        let whole = std::fs::read(&path).unwrap();
+        context.load_module(Ptx::from_binary(whole.clone())).unwrap().load_function("global_stride").unwrap();
+        let damaged = |damage: &dyn Fn(&mut [u8])| {
+            let mut bytes = whole.clone();
+            let mut at = 16;
+            while at < bytes.len() {
+                let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+                let (is_ptx, end) = (word(at) & 0xffff == 1, at + word(at + 4) + word(at + 8));
+                if is_ptx {
+                    damage(&mut bytes[at..end]);
+                }
+                at = end;
+            }
+            context.load_module(Ptx::from_binary(bytes)).map(|_| ()).map_err(code)
+        };
+        assert_eq!(damaged(&|_| {}), Ok(()), "{mode}");
+        // Larger than any text, shorter than it is, cut off, and compressed in no known way.
+        assert_eq!(damaged(&|entry| entry[56..64].fill(0xff)), Err(218), "{mode}");
+        assert_eq!(
+            damaged(&|entry| entry[56..64].copy_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0])),
+            Err(218),
+            "{mode}"
+        );
+        assert_eq!(damaged(&|entry| entry[16..20].copy_from_slice(&[9, 0, 0, 0])), Err(218), "{mode}");
+        assert_eq!(damaged(&|entry| entry[41] = 0x10), Err(218), "{mode}");
+        // Whatever byte is wrong, it is an error or another text.
+        for at in (80..2000).step_by(61) {
+            let _ = damaged(&|entry| entry[at.min(entry.len() - 1)] ^= 0x55);
+        }
+    }
     gpu.finish();
 }
 

@@ -68,7 +68,7 @@ fn add(handle: usize, kind: u32, data: *const u8, size: usize) -> Result<(), u32
     let added = match kind {
         PTX => String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or(&[])).into_owned(),
         FATBIN => {
-            super::work::ptx_of_fatbin(bytes, state.device.profile.capability).map_err(|(code, why)| {
+            super::fatbin::ptx_of_fatbin(bytes, state.device.profile.capability).map_err(|(code, why)| {
                 eprintln!("vgpu: the linker: {why}");
                 code
             })?

@@ -7,6 +7,7 @@ mod contexts;
 mod early;
 mod entry;
 mod extension;
+mod fatbin;
 pub use extension::{Calls, Change, Summary};
 mod graphs;
 mod launch;

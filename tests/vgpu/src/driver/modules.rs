@@ -3,8 +3,9 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
 
+use super::fatbin::ptx_of_image;
 use super::state::{Function, Work, state};
-use super::work::{ptx_of_image, submit};
+use super::work::submit;
 use super::{check, exported, give};
 use crate::codes::*;
 use crate::device::{ModuleError, registers_of};

@@ -11,17 +11,9 @@ use super::errors::{INVALID_DEVICE_FUNCTION, INVALID_SYMBOL};
 use super::{give, ready, runtime};
 use crate::codes::*;
 
-/// What `__cudaRegisterFatBinary` is given.
-#[repr(C)]
-pub(crate) struct Wrapper {
-    magic: u32,
-    version: u32,
-    data: *const u8,
-    rest: *const c_void,
-}
-
 struct Image {
-    data: usize,
+    /// Where the wrapper lies, which the compiler leaves in the program's memory.
+    wrapper: usize,
     module: Option<usize>,
     /// Why it could not be loaded.
     failed: Option<u32>,
@@ -59,7 +51,7 @@ impl Registry {
             return Err(code);
         }
         let mut module = 0usize;
-        match load_loudly(&mut module, image.data as *const u8) {
+        match load_loudly(&mut module, image.wrapper as *const u8) {
             Ok(()) => image.module = Some(module),
             Err(code) => {
                 image.failed = Some(code);
@@ -120,11 +112,9 @@ fn number(handle: usize) -> usize {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __cudaRegisterFatBinary(wrapper: *const Wrapper) -> usize {
-    // SAFETY: the compiler's start-up code gives its wrapper.
-    let data = unsafe { (*wrapper).data } as usize;
+extern "C" fn __cudaRegisterFatBinary(wrapper: usize) -> usize {
     let mut registry = registry();
-    registry.images.push(Image { data, module: None, failed: None });
+    registry.images.push(Image { wrapper, module: None, failed: None });
     registry.images.len()
 }
 
