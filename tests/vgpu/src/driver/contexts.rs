@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 
-use super::state::state;
+use super::state::{device_of_primary, state};
 use super::{CURRENT, device, exported, give};
 use crate::codes::*;
 
@@ -32,6 +32,15 @@ pub(super) fn create(to: *mut usize, ordinal: c_int) -> Result<(), u32> {
     drop(state);
     push(context);
     give(to, context)
+}
+
+/// Tells the device of a context; 0 is the current one.
+pub(super) fn device_of(to: *mut c_int, context: usize) -> Result<(), u32> {
+    let context = if context == 0 { CURRENT.get() } else { context };
+    if context == 0 {
+        return Err(INVALID_CONTEXT);
+    }
+    give(to, device_of_primary(context).unwrap_or(state().ordinal))
 }
 
 fn has_context() -> Result<(), u32> {
@@ -77,8 +86,8 @@ exported! {
     fn cuCtxResetPersistingL2Cache() {
         Ok(())
     }
-    fn cuCtxGetDevice_v2(to: *mut c_int, _context: usize) {
-        give(to, state().ordinal)
+    fn cuCtxGetDevice_v2(to: *mut c_int, context: usize) {
+        device_of(to, context)
     }
     fn cuCtxEnablePeerAccess(_context: usize, _flags: u32) {
         Err(NOT_SUPPORTED)

@@ -28,7 +28,7 @@ use std::ffi::{c_char, c_int};
 
 use crate::codes::*;
 use crate::device::number;
-use state::{PRIMARY, state};
+use state::{device_of_primary, primary, state};
 
 const COMPUTE_CAPABILITY_MAJOR: u32 = 75;
 const COMPUTE_CAPABILITY_MINOR: u32 = 76;
@@ -148,7 +148,7 @@ exported! {
         let mut state = state();
         state.open(ordinal)?;
         state.primary_references += 1;
-        give(to, PRIMARY)
+        give(to, primary(ordinal))
     }
     fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) {
         device(ordinal)?;
@@ -194,17 +194,16 @@ exported! {
         give(to, CURRENT.get())
     }
     fn cuCtxSetCurrent(context: usize) {
-        if context != 0 && context != PRIMARY && !state().contexts.contains(&context) {
+        let state = state();
+        let is_primary = device_of_primary(context).is_some_and(|ordinal| ordinal < state.devices);
+        if context != 0 && !is_primary && !state.contexts.contains(&context) {
             return Err(INVALID_CONTEXT);
         }
         CURRENT.set(context);
         Ok(())
     }
     fn cuCtxGetDevice(to: *mut c_int) {
-        if CURRENT.get() == 0 {
-            return Err(INVALID_CONTEXT);
-        }
-        give(to, state().ordinal)
+        contexts::device_of(to, 0)
     }
     fn cuCtxSynchronize() {
         let mut state = state();

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use super::state::{DEFAULT_POOL, PRIMARY, state};
+use super::state::{DEFAULT_POOL, primary, state};
 use super::{exported, give};
 use crate::codes::*;
 
@@ -34,7 +34,7 @@ fn attribute(to: *mut c_void, attribute: u32, address: u64) -> Result<(), u32> {
     let place = place(address).ok_or(INVALID_VALUE)?;
     match attribute {
         // The context.
-        1 => give(to.cast::<usize>(), PRIMARY),
+        1 => give(to.cast::<usize>(), primary(state().ordinal)),
         // The side: host 1, device 2.
         2 => give(to.cast::<u32>(), if place.host && !place.managed { 1 } else { 2 }),
         // Its addresses on the device and on the host, which are one where both reach it.

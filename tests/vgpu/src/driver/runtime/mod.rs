@@ -13,7 +13,7 @@ mod streams;
 use std::cell::Cell;
 use std::ffi::c_int;
 
-use super::state::state;
+use super::state::{primary, state};
 use super::{CURRENT, exported, give};
 use crate::codes::*;
 
@@ -53,7 +53,7 @@ fn ready() -> Result<(), u32> {
     }
     state.open(ordinal)?;
     state.primary_references = state.primary_references.max(1);
-    CURRENT.set(super::state::PRIMARY);
+    CURRENT.set(primary(ordinal));
     Ok(())
 }
 
