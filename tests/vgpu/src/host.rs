@@ -104,7 +104,7 @@ fn has_real_gpu() -> bool {
 }
 
 /// The shared library: `VGPU_LIBRARY`, or beside the running program, or a folder or two above it, or where cargo built it: documentation
-/// tests run from a temporary folder.
+/// tests run from a temporary folder. The newer of two that lie there.
 ///
 /// # Errors
 /// The folders that were searched.
@@ -117,13 +117,14 @@ pub fn find_library() -> Result<PathBuf, HostError> {
     // The folder of this crate's build script lies in that of all, `debug/build/vgpu-.../out`.
     let built = Path::new(env!("OUT_DIR")).ancestors().nth(3).map(|profile| profile.join("deps"));
     for folder in program.ancestors().skip(1).take(3).chain(built.as_deref()) {
-        for folder in [folder.to_path_buf(), folder.join("deps")] {
-            let path = folder.join("libvgpu.so");
-            if path.is_file() {
-                return Ok(path);
-            }
-            searched.push(folder);
+        let places = [folder.to_path_buf(), folder.join("deps")];
+        // cargo test renews the one, cargo build both.
+        let written = |path: &PathBuf| path.metadata().and_then(|file| file.modified()).ok();
+        let found = places.iter().map(|folder| folder.join("libvgpu.so")).filter(|path| path.is_file());
+        if let Some(newest) = found.max_by_key(written) {
+            return Ok(newest);
         }
+        searched.extend(places);
     }
     Err(HostError::Missing(searched))
 }
