@@ -1,7 +1,7 @@
 //! Files as a whole: written so that a crash or a full disk never leaves half of one (temporary file, sync, rename), and
 //! refused where another program has left a stand-in for them.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -10,13 +10,23 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// Writes `path` through `write`, atomically: readers see the old content or the new, never a part.
+/// Writes `path` through `write`, atomically: readers see the old content or the new, never a part. A link stays one, and what it
+/// points to is replaced; a file keeps who may read it. A device or a pipe is written to as it is.
 ///
 /// # Errors
 /// [`Error::File`] if the folder cannot be written, the disk is full or the rename fails; the old file is then
 /// untouched and the temporary one removed.
 pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
-    let folder = match path.parent() {
+    let fail = |source| Error::file("write", path, source);
+    let before = path.metadata().ok();
+    if before.as_ref().is_some_and(is_stream) {
+        let stream = File::options().write(true).open(path).map_err(fail)?;
+        let mut buffered = BufWriter::new(&stream);
+        return write(&mut buffered).and_then(|()| buffered.flush()).map_err(fail);
+    }
+    let whole = if path.is_symlink() { path.canonicalize().ok() } else { None };
+    let target = whole.as_deref().unwrap_or(path);
+    let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
@@ -28,17 +38,24 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
     let temporary = builder
         .tempfile_in(folder)
         .map_err(|source| Error::file("create a temporary file in", folder, source))?;
-    let fail = |source| Error::file("write", path, source);
+    if let Some(before) = before {
+        temporary.as_file().set_permissions(before.permissions()).map_err(fail)?;
+    }
     let mut buffered = BufWriter::new(temporary.as_file());
     write(&mut buffered).and_then(|()| buffered.flush()).map_err(fail)?;
     drop(buffered);
     temporary.as_file().sync_all().map_err(fail)?;
-    temporary.persist(path).map_err(|error| Error::file("rename into place", path, error.error))?;
+    temporary.persist(target).map_err(|error| Error::file("rename into place", path, error.error))?;
     // The rename itself must survive a power cut; folders that cannot be synced (some network mounts) are let be.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Whether what is there is neither a file nor a folder, but a device or a pipe.
+fn is_stream(there: &Metadata) -> bool {
+    !there.is_file() && !there.is_dir()
 }
 
 /// Writes `value` to `path` as JSON, as [`replace`] does.
@@ -94,6 +111,13 @@ pub fn check_file(path: &Path) -> Result<()> {
     if path.is_dir() {
         let found = format!("the folder {}", path.display());
         return Err(Error::setting("--out", "a file to write", found, "name a file in it"));
+    }
+    if path == Path::new("-") {
+        let advice = "leave --out out where a command prints without it; a file of that name is ./-";
+        return Err(Error::setting("--out", "a file to write", "-", advice));
+    }
+    if path.metadata().is_ok_and(|there| is_stream(&there)) {
+        return Ok(());
     }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

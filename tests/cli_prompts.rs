@@ -152,6 +152,11 @@ fn sources_are_merged_added_and_removed() {
     work.train("run", &flags);
     let (run, more, less) = (work.path("run"), work.path("more"), work.path("less"));
     success(&["prompts", "add", "--run", &run, "--source", &two, "--out", &more]);
+    let best = || fs::read(work.path("more/best.safetensors")).expect("the state");
+    let before = best();
+    let refused = error(&["train", "--resume", "--steps", "9", "--out", &more]);
+    assert!(refused.contains("trained in another") && refused.contains("--initial-scorer"), "{refused}");
+    assert!(best() == before, "what was trained stays");
     let report = success(&["evaluate", "--run", &more]);
     assert!(report.matches("attention").count() == 3, "{report}");
     let message = error(&["prompts", "remove", "--run", &more, "--source", "three", "--out", &less]);
@@ -225,7 +230,13 @@ fn few_shot_runs_print_mean_and_deviation() {
     let said = work.train("few", &[&flags[..], &["--draws", "2"]].concat());
     assert!(said.contains("data seed 42") && said.contains("data seed 43"), "{said}");
     assert!(said.contains("over 2 draws, deviation"), "{said}");
+    let summary = || fs::read_to_string(work.path("few/few_shot.json")).expect("a summary");
+    let before = summary();
     assert!(success(&["train", "--resume", "--out", &work.path("few")]).contains("over 2 draws"));
+    fs::rename(&data, work.path("away")).expect("moved");
+    error(&["train", "--resume", "--out", &work.path("few")]);
+    assert_eq!(summary(), before, "what was found stays");
+    fs::rename(work.path("away"), &data).expect("moved back");
     let said = work.train("one", &[&flags[..], &["--data-seed", "7"]].concat());
     assert!(said.contains("2 steps") && Path::new(&work.path("one/prompt.safetensors")).is_file(), "{said}");
 }

@@ -125,7 +125,9 @@ fn lines_stream_through_in_order_and_none_waits_for_the_next() {
         assert!(expected.contains(&answer["prediction"].as_str().expect("text")), "{line}");
     }
     // Each bad row has its own line, and none of the good ones is lost, whatever shares a batch with it.
+    let overlong = format!("{{\"sentence\": \"{}\"}}", "a".repeat(17 << 20));
     let rows = [
+        &overlong,
         "{\"sentence\": \"film\", \"run\": \"third\"}",
         "{\"sentence\": \"film\", \"run\": \"one\", \"id\": 7}",
         "{\"sentence\": ",
@@ -137,7 +139,7 @@ fn lines_stream_through_in_order_and_none_waits_for_the_next() {
     let answers: Vec<serde_json::Value> =
         output.map(|line| serde_json::from_str(&line.expect("text")).expect("JSON")).collect();
     assert_eq!(answers.len(), rows.len());
-    for (answer, part) in answers.iter().zip(["line 6", "", "line 8", "line 9", ""]) {
+    for (answer, part) in answers.iter().zip(["line 6", "line 7", "", "line 9", "line 10", ""]) {
         match answer["error"].as_str() {
             Some(error) => assert!(!part.is_empty() && error.contains(part), "{error}"),
             None => assert!(part.is_empty() && answer["prediction"].is_string(), "{answer}"),
@@ -146,7 +148,7 @@ fn lines_stream_through_in_order_and_none_waits_for_the_next() {
     let end = child.wait_with_output().expect("an end");
     let message = String::from_utf8_lossy(&end.stderr).into_owned();
     assert_eq!(end.status.code(), Some(1));
-    assert!(message.contains("line 6") && message.contains("one of one, second"), "{message}");
+    assert!(message.contains("line 7") && message.contains("one of one, second"), "{message}");
 
     let twice =
         promptmix(&["predict", "--run", &one, "--run", &one, "--input", "-"]).output().expect("an end");
@@ -213,7 +215,31 @@ fn answers_are_not_written_over_the_rows_that_are_read() {
     assert!(!refused.status.success() && fs::read_to_string(&input).expect("the rows") == rows);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(message.contains("--out") && message.contains("which is read"), "{message}");
-    assert!(predict(&folder.path().join("answers.jsonl")).status.success());
+    let answers = folder.path().join("answers.jsonl");
+    assert!(predict(&answers).status.success());
+    let answered = fs::read(&answers).expect("answers");
+    assert!(!predict(Path::new("-")).status.success(), "a file of this name is ./-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        // A link stays one, and a file keeps who may read it.
+        fs::set_permissions(&answers, fs::Permissions::from_mode(0o600)).expect("a mode");
+        fs::write(&answers, "old").expect("written");
+        let link = folder.path().join("link.jsonl");
+        symlink(&answers, &link).expect("a link");
+        assert!(predict(&link).status.success());
+        assert!(link.is_symlink() && fs::read(&answers).expect("answers") == answered);
+        assert_eq!(answers.metadata().expect("a file").permissions().mode() & 0o777, 0o600);
+        // A pipe is written to.
+        let pipe = folder.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).expect("what comes")
+        });
+        assert!(predict(&pipe).status.success());
+        assert!(reader.join().expect("a reader") == answered && !pipe.is_file());
+    }
 }
 
 /// `promptmix ... | head -1`

@@ -307,13 +307,34 @@ fn a_folder_that_another_process_trains_in_is_left_alone() {
     success(&words(&setting.train("run", &["--steps", "3"])));
     let folder = PathBuf::from(setting.path("run"));
     let before = files(&folder);
-    let held = fs::File::open(folder.join("run.json")).expect("run.json");
+    let held = fs::File::open(folder.join("log.txt")).expect("log.txt");
     held.try_lock().expect("nobody has it");
     let message = error(&words(&setting.resume("run")));
     assert!(message.contains("nothing else writes to") && message.contains("run"), "{message}");
     assert!(files(&folder) == before, "the run folder changed");
     drop(held);
     success(&words(&setting.resume("run")));
+}
+
+/// Whoever comes second is refused, or goes on alone where the first left nothing behind.
+#[test]
+fn of_two_trainings_that_begin_in_one_folder_one_is_refused() {
+    let setting = Setting::new();
+    for round in 0..6 {
+        let name = format!("run-{round}");
+        let begin = |seed: &str| {
+            let of = setting.train(&name, &["--steps", "3", "--seed", seed]);
+            let mut command = command(&words(&of));
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+        };
+        let ends = [begin("1"), begin("2")].map(|child| child.wait_with_output().expect("an end"));
+        let refused: Vec<&Output> = ends.iter().filter(|end| !end.status.success()).collect();
+        assert_eq!(refused.len(), 1, "{}", said(&ends[0]) + &said(&ends[1]));
+        let message = said(refused[0]);
+        assert!(message.contains("nothing else writes to") || message.contains("holds files"), "{message}");
+        let log = fs::read_to_string(setting.path(&format!("{name}/log.jsonl"))).expect("a log");
+        assert_eq!(log.lines().filter(|line| line.contains("\"loss\"")).count(), 3, "{log}");
+    }
 }
 
 #[test]
@@ -665,7 +686,7 @@ fn a_run_that_took_no_step_is_no_obstacle_to_another() {
     assert_eq!(setting.config("sweep/seed-1").initial_prompt, None);
 
     // One that may be about to take a step is.
-    let held = fs::File::open(folder.join("run.json")).expect("run.json");
+    let held = fs::File::open(folder.join("log.txt")).expect("log.txt");
     held.try_lock().expect("nobody has it");
     let message = error(&words(&setting.train("run", &[])));
     assert!(message.contains("nothing else writes to"), "{message}");

@@ -301,11 +301,16 @@ fn the_table_has_mean_and_deviation_over_seeds() {
             test: vec![("accuracy".to_owned(), test)],
         }
     };
+    let failed = SweptRun {
+        outcome: Err(promptmix::Error::unsupported("a run", "what fails", "")),
+        ..run("d", 3, 0.1, 0.0, None)
+    };
     let sweep = Sweep {
         runs: vec![
             run("a", 1, 0.1, 0.5, Some(0.25)),
             run("b", 1, 0.3, 0.9, None),
             run("c", 2, 0.1, 0.7, Some(0.75)),
+            failed,
         ],
     };
     let lines: Vec<String> = sweep.table().lines().map(|line| line.replace('\t', " ")).collect();
@@ -317,6 +322,11 @@ fn the_table_has_mean_and_deviation_over_seeds() {
     assert_eq!(lines[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
     assert_eq!(lines[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
     assert_eq!(lines[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1", "no test rows, no numbers");
+    let said = sweep.to_string();
+    assert!(
+        said.contains("d  failed: ") && said.contains("(2 runs)"),
+        "a run that failed is none of them: {said}"
+    );
 }
 
 /// A small GPU takes fewer runs at a time than it was asked to, says so, and takes all of them to their end.

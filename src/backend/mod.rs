@@ -24,6 +24,9 @@ mod state;
 use std::ops::Range;
 
 use crate::error::Result;
+/// Most threads of the CPU.
+pub const MAX_THREADS: usize = 1024;
+
 pub use batch::{Batch, Example, Objective, Scope, Side};
 pub use dropout::{DropoutStep, ELEMENTS_PER_BLOCK, MaskRow, Site, SiteKind, philox};
 pub use ops::{

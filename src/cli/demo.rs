@@ -63,7 +63,7 @@ impl Arguments {
                 // Says what is wrong with --threads; each worker starts a thread of its own.
                 Cpu::<f32>::with_caller(self.device.threads)?;
                 demo::write_model(&model)?;
-                demo::compare(&settings, &model, &self.out, &mut bars)?
+                demo::compare(&settings, &model, &self.out, &mut bars).map_err(begins_anew)?
             }
             Chosen::Cuda { .. } => {
                 let device = self.device.start(chosen, None)?;
@@ -71,7 +71,7 @@ impl Arguments {
                 on_device!(device, backend => {
                     let frozen = Frozen::load(backend, &model)?;
                     let runner = Together::new(&frozen, TOGETHER)?;
-                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars)?
+                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars).map_err(begins_anew)?
                 })
             }
         };
@@ -123,5 +123,15 @@ impl Arguments {
             self.out.display()
         );
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a demo says that was interrupted: unlike a study it does not go on, as all of it takes minutes.
+fn begins_anew(error: Error) -> Error {
+    match error {
+        Error::Interrupted { after, .. } => {
+            Error::Interrupted { after, next: "remove the folder, or name another one, to begin anew".into() }
+        }
+        other => other,
     }
 }

@@ -258,13 +258,14 @@ impl Rows {
         let path = Path::new("standard input");
         let rows = Reader::with_text(BufReader::new(std::io::stdin()), path, LINE_LIMIT).past_bad_rows();
         let (sender, receiver) = sync_channel(CHUNK);
-        std::thread::spawn(move || {
+        let reader = std::thread::Builder::new().name("standard input".into()).spawn(move || {
             for row in rows {
                 if sender.send(row).is_err() {
                     break;
                 }
             }
         });
+        reader.map_err(|source| Error::file("start a thread that reads", path, source))?;
         Ok(Self::Stream(receiver))
     }
 

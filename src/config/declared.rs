@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::setting::{Setting, Value, Values, choice, kebab, settings};
 use super::{Decoding, LrScheduler, Method, Preset, PromptInit, Sampling};
-use crate::backend::Scorer;
+use crate::backend::{MAX_THREADS, Scorer};
 use crate::data::SplitSource;
 
 /// A count of steps or passes.
@@ -155,6 +155,6 @@ settings! {
 
     "Machine" {
         /// Threads of the CPU.
-        threads: Option<usize> = None, Values::Whole(1, 4096), else "one a core";
+        threads: Option<usize> = None, Values::Whole(1, MAX_THREADS as u64), else "one a core";
     }
 }

@@ -1,6 +1,7 @@
 //! Tokenised examples, stored end to end.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -136,8 +137,11 @@ impl Examples {
             if chunk.is_empty() {
                 break;
             }
-            let tokenised: Vec<Result<Vec<Tokenised>>> =
-                chunk.par_iter().map(|row| tokenise_row(row, task, encode, settings)).collect();
+            let tokenise = |row: &Row| tokenise_row(row, task, encode, settings);
+            let tokenised: Vec<Result<Vec<Tokenised>>> = match has_threads() {
+                true => chunk.par_iter().map(tokenise).collect(),
+                false => chunk.iter().map(tokenise).collect(),
+            };
             // In file order, so that of several bad rows the first is named.
             for row in tokenised {
                 building.row(row?);
@@ -255,6 +259,17 @@ struct Tokenised {
     group: Option<String>,
     full_source: usize,
     full_target: usize,
+}
+
+/// Whether rows can be shared out: on the caller's threads, or on the process's, which are started unless the system refuses.
+fn has_threads() -> bool {
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    let start = || match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => true,
+        // Only what the system says has a cause; else they were started before.
+        Err(error) => std::error::Error::source(&error).is_none(),
+    };
+    rayon::current_thread_index().is_some() || *STARTED.get_or_init(start)
 }
 
 fn tokenise_row(

@@ -27,11 +27,15 @@ pub(super) struct Lines<R> {
     end: Option<u8>,
     /// Carriage returns that stand before a line feed: one, or two in files that were written through a text mode twice.
     returns: usize,
+    /// Whether the line that was read last is longer than the limit; others may follow it.
+    pub(super) overlong: bool,
+    /// Whether the rest of it is still to come.
+    rest: bool,
 }
 
 impl<R: BufRead> Lines<R> {
     pub(super) fn new(input: R, path: Arc<Path>, limit: usize) -> Self {
-        Self { input, path, limit, line: 0, end: None, returns: 1 }
+        Self { input, path, limit, line: 0, end: None, returns: 1, overlong: false, rest: false }
     }
 
     /// Reads the next line into `buffer`, its end included; `false` at the end of the file.
@@ -42,6 +46,9 @@ impl<R: BufRead> Lines<R> {
         self.line += 1;
         let most = self.limit as u64 + 2;
         let failed = |source| Error::file("read", &self.path, source);
+        if std::mem::take(&mut self.rest) {
+            self.input.skip_until(self.end.unwrap_or(b'\n')).map_err(failed)?;
+        }
         match self.end {
             Some(end) => {
                 (&mut self.input).take(most).read_until(end, buffer).map_err(failed)?;
@@ -54,7 +61,9 @@ impl<R: BufRead> Lines<R> {
                 return Ok(false);
             }
         }
-        if self.trim(buffer).len() > self.limit {
+        self.overlong = self.trim(buffer).len() > self.limit;
+        if self.overlong {
+            self.rest = self.end.is_some() && buffer.last() != self.end.as_ref();
             return Err(too_long(&self.path, Some(self.line), self.limit));
         }
         Ok(!buffer.is_empty())

@@ -78,7 +78,7 @@ impl<R: BufRead> Iterator for Objects<R> {
         let line = match self.advance() {
             Ok(line) => line?,
             Err(error) => {
-                self.broken = true;
+                self.broken = self.elements.is_some() || !self.lines.overlong;
                 return Some(Err(error));
             }
         };

@@ -11,6 +11,9 @@ use super::statistics::{Paired, first_best, mean, standard_deviation};
 use crate::error::Result;
 use crate::files;
 
+/// In the folder of a study: its [`Comparison`].
+pub(super) const RESULTS: &str = "results.json";
+
 /// What a study found on one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,7 +52,7 @@ pub struct Comparison {
 
 impl Comparison {
     pub(super) fn write(&self, out: &Path) -> Result<()> {
-        files::write_json(&out.join("results.json"), self)?;
+        files::write_json(&out.join(RESULTS), self)?;
         files::replace(&out.join("results.tsv"), |file| file.write_all(self.runs().as_bytes()))?;
         files::replace(&out.join("table.md"), |file| file.write_all(self.to_string().as_bytes()))
     }

@@ -169,7 +169,12 @@ impl FewShotRuns {
                 let _ = std::fs::remove_dir(out);
             }
         }
-        done
+        done.map_err(|error| match error {
+            Error::Interrupted { after, .. } => {
+                Error::Interrupted { after, next: "--resume goes on from there".into() }
+            }
+            other => other,
+        })
     }
 
     /// Trains every draw's run; the settings of one that is there are compared with its draw's if `is_compared`.
@@ -181,7 +186,10 @@ impl FewShotRuns {
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        files::write_json(&out.join(SUMMARY), &self)?;
+        // One that is there lists runs that are done, and stays until all are.
+        if !out.join(SUMMARY).is_file() {
+            files::write_json(&out.join(SUMMARY), &self)?;
+        }
         let training = |data_seed| {
             let config = RunConfig { data_seed: Some(data_seed), ..self.config.clone() };
             let (name, folder) = (format!("data seed {data_seed}"), out.join(folder_of(data_seed)));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::comparison::{Comparison, TargetResults};
+use super::comparison::{Comparison, RESULTS, TargetResults};
 use super::grid::{Entry, Grid, Place, slug};
 use super::progress::Progress;
 use super::runner::{Runner, Training, train_all};
@@ -188,11 +188,16 @@ impl Study {
             places: self.places.iter().map(|place| place.name.clone()).collect(),
             targets: Vec::new(),
         };
+        // Tables that are there stay until these have as many targets, also where one fails now.
+        let written: Option<Comparison> = files::read_json(&out.join(RESULTS), "", "").unwrap_or_default();
+        let known = written.map_or(0, |written| written.targets.len()).min(self.targets.len());
         for target in &self.targets {
             let results = self.compare_on(target, &sources, scorer.as_deref(), runner, out, progress)?;
             comparison.targets.push(results);
             // After each target, so that a long study can be looked at.
-            comparison.write(out)?;
+            if comparison.targets.len() >= known {
+                comparison.write(out)?;
+            }
         }
         Ok(comparison)
     }

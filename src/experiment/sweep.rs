@@ -81,10 +81,11 @@ impl Sweep {
         measures
     }
 
-    /// Runs that differ in their seeds alone, a group each, in the order of their first.
+    /// Trained runs that differ in their seeds alone, a group each, in the order of their first.
     fn repetitions(&self) -> Vec<Vec<&SweptRun>> {
-        let groups = repeats(self.runs.iter().map(|run| (&run.config, "")));
-        groups.into_iter().map(|group| group.into_iter().map(|place| &self.runs[place]).collect()).collect()
+        let trained: Vec<&SweptRun> = self.runs.iter().filter(|run| run.outcome.is_ok()).collect();
+        let groups = repeats(trained.iter().map(|run| (&run.config, "")));
+        groups.into_iter().map(|group| group.into_iter().map(|place| trained[place]).collect()).collect()
     }
 
     /// The runs as tab-separated values: the name, every setting in which they differ and the method, in the order of the

@@ -62,7 +62,7 @@ impl<'a> Workers<'a> {
             for _ in 0..workers {
                 let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
                 let (next, finish, work) = (&next, &finish, &work);
-                scope.spawn(move || {
+                let worker = std::thread::Builder::new().spawn_scoped(scope, move || {
                     let begun = Cpu::new(Some(1)).and_then(|backend| {
                         let frozen = Frozen::load(&backend, self.model)?;
                         loop {
@@ -75,6 +75,20 @@ impl<'a> Workers<'a> {
                         finish(0, Err(error));
                     }
                 });
+                if let Err(error) = worker {
+                    let found = format!("{workers}: {error}");
+                    let advice = "ask for fewer by --threads, or raise the limit";
+                    finish(
+                        0,
+                        Err(Error::setting(
+                            "workers",
+                            "as many threads as the system can start",
+                            found,
+                            advice,
+                        )),
+                    );
+                    break;
+                }
             }
             drop(sender);
             for tick in ticks {

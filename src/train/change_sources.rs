@@ -9,8 +9,10 @@ use crate::config::Method;
 use crate::error::{Error, Result};
 use crate::prompts::{Prompt, load_sources};
 
-/// What of a run's folder does not depend on its sources.
-const KEPT: [&str; 3] = ["best.safetensors", "prompt.safetensors", "scorer.safetensors"];
+/// What of a run's folder does not depend on its sources. The state last: a folder without it is no trained run.
+const KEPT: [&str; 3] = ["prompt.safetensors", "scorer.safetensors", "best.safetensors"];
+/// The folder of a run's target prompts, where it has several.
+const TARGETS: &str = "prompts";
 
 /// Writes the run of `folder` to the new folder `out`, mixing `sources` instead of its own; gives back their names.
 ///
@@ -70,21 +72,31 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
         saved.config.sources.iter_mut().for_each(|path| *path = here.join(&*path));
     }
     let mut new = RunFolder::create_as(out, &saved)?;
-    for name in KEPT {
-        copy(&folder.join(name), &out.join(name))?;
+    let names = super::source_names(sources);
+    let noted = new.note(&format!("sources of {} changed to {}", folder.display(), names.join(", ")));
+    if let Err(error) = noted.and_then(|()| copy_kept(folder, out)) {
+        // The folder is to be free for the next try; what cannot be removed says no more than the error at hand.
+        drop(new);
+        KEPT.iter().for_each(|name| drop(std::fs::remove_file(out.join(name))));
+        let _ = std::fs::remove_dir_all(out.join(TARGETS));
+        let _ = RunFolder::take_back(out);
+        return Err(error);
     }
-    let targets = folder.join("prompts");
+    Ok(names)
+}
+
+/// Copies what does not depend on the sources.
+fn copy_kept(folder: &Path, out: &Path) -> Result<()> {
+    let targets = folder.join(TARGETS);
     if let Ok(entries) = std::fs::read_dir(&targets) {
-        let kept = out.join("prompts");
+        let kept = out.join(TARGETS);
         std::fs::create_dir_all(&kept).map_err(|source| Error::file("create", &kept, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| Error::file("read", &targets, source))?;
             copy(&entry.path(), &kept.join(entry.file_name()))?;
         }
     }
-    let names = super::source_names(sources);
-    new.note(&format!("sources of {} changed to {}", folder.display(), names.join(", ")))?;
-    Ok(names)
+    KEPT.iter().try_for_each(|name| copy(&folder.join(name), &out.join(name)))
 }
 
 /// The sources must be as wide as what the run trained.

@@ -33,8 +33,10 @@ use crate::pretrained::TensorFile;
 const TEMPORARY: &str = ".promptmix-";
 /// The file without which a folder is no run's.
 const RUN: &str = "run.json";
+/// The text log, which is never replaced: whoever has it locked may write to the folder.
+const LOG: &str = "log.txt";
 /// Files of a run that has taken no step.
-const UNBEGUN: [&str; 5] = [RUN, "config.toml", "log.jsonl", "log.txt", "last.safetensors"];
+const UNBEGUN: [&str; 5] = [RUN, "config.toml", "log.jsonl", LOG, "last.safetensors"];
 
 /// All that training goes on from.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,10 +100,9 @@ pub struct Checkpoint {
 pub struct RunFolder {
     path: PathBuf,
     lines: File,
+    /// [`LOG`], locked.
     text: File,
     events: Option<Events>,
-    /// `run.json`, and the one before if it was replaced, locked while this process may write to the folder.
-    _locks: Vec<File>,
 }
 
 impl RunFolder {
@@ -118,12 +119,16 @@ impl RunFolder {
         check_free(path)?;
         std::fs::create_dir_all(path).map_err(|source| Error::file("create", path, source))?;
         let toml = saved.config.to_toml()?;
-        let before = remove_unbegun(path)?;
+        let text = lock(path)?;
+        // Another process may have begun a run there, and ended it, since the folder was free.
+        if occupied(path)? {
+            return Err(not_free(path));
+        }
+        remove_unbegun(path)?;
+        text.set_len(0).map_err(|source| Error::file("empty", path.join(LOG), source))?;
         files::replace(&path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
         save_settings(path, saved)?;
-        let mut new = Self::open(path)?;
-        new._locks.extend(before);
-        Ok(new)
+        Self::of(path, text)
     }
 
     /// Empties `path` of what a run left that has taken no step. A folder with more in it stays as it is.
@@ -134,12 +139,10 @@ impl RunFolder {
         if !path.is_dir() || occupied(path)? {
             return Ok(());
         }
-        let _lock = remove_unbegun(path)?;
+        let _lock = if path.join(LOG).is_file() { Some(lock(path)?) } else { None };
+        remove_unbegun(path)?;
         // Last, as it is what holds the lock.
-        for name in ["config.toml", RUN] {
-            remove(&path.join(name))?;
-        }
-        Ok(())
+        ["config.toml", RUN, LOG].into_iter().try_for_each(|name| remove(&path.join(name)))
     }
 
     /// Whether `path` holds more than what a run leaves that was killed, or failed, before its first step.
@@ -151,7 +154,7 @@ impl RunFolder {
     }
 
     /// Writes into `run.json` what is known when training begins, unless it says so, and how long the run is now to be: as `config` has it.
-    pub(super) fn record(&mut self, beginning: Beginning, config: &RunConfig) -> Result<()> {
+    pub(super) fn record(&self, beginning: Beginning, config: &RunConfig) -> Result<()> {
         let before = Self::saved(&self.path)?;
         let mut saved = before.clone();
         saved.begin(beginning);
@@ -163,10 +166,7 @@ impl RunFolder {
             let toml = saved.config.to_toml()?;
             files::replace(&self.path.join("config.toml"), |file| file.write_all(toml.as_bytes()))?;
         }
-        save_settings(&self.path, &saved)?;
-        // The lock was on the file that was replaced, and stays there: another process may have opened that one just before.
-        self._locks.push(lock(&self.path)?);
-        Ok(())
+        save_settings(&self.path, &saved)
     }
 
     /// How many numbers the run in `path`, whose settings are `saved`, trains: as recorded, or else counted in
@@ -199,20 +199,20 @@ impl RunFolder {
     /// # Errors
     /// If something else has it open, in this process or another, or the logs cannot be written.
     pub fn open(path: &Path) -> Result<Self> {
-        let lock = lock(path)?;
+        let run = path.join(RUN);
+        run.metadata().map_err(|source| Error::file("open", &run, source))?;
+        Self::of(path, lock(path)?)
+    }
+
+    /// The folder in `path`, whose text log is `text`, without what a kill left half-written.
+    fn of(path: &Path, text: File) -> Result<Self> {
         for entry in std::fs::read_dir(path).map_err(|source| Error::file("read", path, source))?.flatten() {
             if is_temporary(&entry.file_name()) {
                 std::fs::remove_file(entry.path())
                     .map_err(|source| Error::file("remove", entry.path(), source))?;
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            lines: append(path, "log.jsonl")?,
-            text: append(path, "log.txt")?,
-            events: None,
-            _locks: vec![lock],
-        })
+        Ok(Self { path: path.to_owned(), lines: append(path, "log.jsonl")?, text, events: None })
     }
 
     /// The folder's path.
@@ -323,7 +323,7 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be written.
     pub fn note(&mut self, text: &str) -> Result<()> {
-        let path = self.path.join("log.txt");
+        let path = self.path.join(LOG);
         // One write a line: a kill cuts no line in two.
         self.text
             .write_all(format!("{text}\n").as_bytes())
@@ -352,15 +352,23 @@ impl RunFolder {
     /// # Errors
     /// If it is malformed, damaged or of another length, or missing though steps were logged.
     pub fn load_last(path: &Path, layout: &StateLayout) -> Result<Option<LastState>> {
-        let log = path.join("log.jsonl");
-        let path = path.join("last.safetensors");
-        if !path.exists() && log.metadata().is_ok_and(|log| log.len() > 0) {
-            return Err(Error::setting(
-                "--resume",
-                format!("the checkpoint {}", path.display()),
-                "none, though the run has taken steps",
-                "put it back; best.safetensors and prompt.safetensors are as they were",
-            ));
+        let folder = path;
+        let [log, path] = ["log.jsonl", "last.safetensors"].map(|name| folder.join(name));
+        let took_steps = log.metadata().is_ok_and(|log| log.len() > 0);
+        if !path.exists() && (took_steps || lacks_checkpoint(folder)) {
+            let (found, advice) = if took_steps {
+                (
+                    "none, though the run has taken steps",
+                    "put it back; best.safetensors and prompt.safetensors are as they were",
+                )
+            } else {
+                (
+                    "none: what is in the folder was trained in another",
+                    "train into a new folder; --initial-prompt and --initial-scorer take what this one has",
+                )
+            };
+            let expected = format!("the checkpoint {}", path.display());
+            return Err(Error::setting("--resume", expected, found, advice));
         }
         if !path.exists() {
             return Ok(None);
@@ -441,11 +449,10 @@ fn append(folder: &Path, name: &str) -> Result<File> {
     file.map_err(|source| Error::file("open", path, source))
 }
 
-/// Locks the run in `folder` against all others, until the file is dropped or the process ends, however it ends.
+/// Opens the text log of the run in `folder` and locks it against all others, until the file is dropped or the process ends,
+/// however it ends.
 fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(RUN);
-    let file = OpenOptions::new().read(true).write(true).open(&path);
-    let file = file.map_err(|source| Error::file("open", &path, source))?;
+    let file = append(folder, LOG)?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::setting(
             "--out",
@@ -461,14 +468,17 @@ fn lock(folder: &Path) -> Result<File> {
 fn check_free(path: &Path) -> Result<()> {
     if !occupied(path)? {
         // A run before its first step may be under way.
-        return if path.join(RUN).is_file() { lock(path).map(drop) } else { Ok(()) };
+        return if path.join(LOG).is_file() { lock(path).map(drop) } else { Ok(()) };
     }
-    Err(Error::setting(
-        "--out",
-        "a new or empty folder",
-        format!("{}, which holds files", path.display()),
-        "name another folder, or go on with an interrupted run by --resume",
-    ))
+    Err(not_free(path))
+}
+
+fn not_free(path: &Path) -> Error {
+    let advice = match lacks_checkpoint(path) {
+        true => "name another folder",
+        false => "name another folder, or go on with an interrupted run by --resume",
+    };
+    Error::setting("--out", "a new or empty folder", format!("{}, which holds files", path.display()), advice)
 }
 
 /// Whether `path` is a folder with more in it than what a run leaves that was killed, or failed, before its first step.
@@ -478,13 +488,21 @@ fn occupied(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(Error::file("read", path, error)),
     };
-    // Without it there was no run: the rest is somebody else's.
+    // Without it there was no run: but for what comes before it, the rest is somebody else's.
     let is_run = path.join(RUN).is_file();
-    Ok(has_steps(path)
-        || entries.flatten().map(|entry| entry.file_name()).any(|name| {
-            !is_temporary(&name)
-                && if is_run { !UNBEGUN.iter().any(|own| name == **own) } else { name != *"config.toml" }
-        }))
+    let is_empty = |name: &str| path.join(name).metadata().is_ok_and(|file| file.len() == 0);
+    let is_own = |name: &OsStr| match is_run {
+        true => UNBEGUN.iter().any(|own| name == *own),
+        false => name == "config.toml" || name == LOG && is_empty(LOG),
+    };
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    Ok(has_steps(path) || names.any(|name| !is_temporary(&name) && !is_own(&name)))
+}
+
+/// Whether `path` has what a run learns and no checkpoint, which comes before: it was trained in another folder.
+fn lacks_checkpoint(path: &Path) -> bool {
+    let is_there = |name: &str| path.join(name).exists();
+    !is_there("last.safetensors") && (is_there("best.safetensors") || is_there("prompt.safetensors"))
 }
 
 /// Whether the run in `path` has taken a step: one is logged before anything else is made of it, but a log may be gone. A checkpoint
@@ -495,13 +513,9 @@ fn has_steps(path: &Path) -> bool {
         || last.exists() && open::<Checkpoint>(&last).map_or(true, |(_, checkpoint)| checkpoint.step > 0)
 }
 
-/// Removes what a run left in `folder` that has taken no step, but for its settings; with the lock on them, if there are any.
-fn remove_unbegun(folder: &Path) -> Result<Option<File>> {
-    let lock = if folder.join(RUN).is_file() { Some(lock(folder)?) } else { None };
-    for name in UNBEGUN.into_iter().filter(|name| ![RUN, "config.toml"].contains(name)) {
-        remove(&folder.join(name))?;
-    }
-    Ok(lock)
+/// Removes what a run left in `folder` that has taken no step, but for its settings and its text log.
+fn remove_unbegun(folder: &Path) -> Result<()> {
+    ["log.jsonl", "last.safetensors"].into_iter().try_for_each(|name| remove(&folder.join(name)))
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -40,7 +40,7 @@ use self::pool::{Buffer, Pool};
 use self::rows::Blocks;
 use self::vector::vectorised;
 use super::ops::{check_row, check_weight};
-use super::{Backend, Batch, Device, Format, Matrix, MicroBatch, Readers, Side};
+use super::{Backend, Batch, Device, Format, MAX_THREADS, Matrix, MicroBatch, Readers, Side};
 use crate::error::{Error, Result};
 
 /// A frozen matrix `[out, in]`, row-major.
@@ -122,8 +122,9 @@ impl<E: Element> Cpu<E> {
     fn build(threads: Option<usize>, poison: bool, with_caller: bool) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = threads.unwrap_or(cores);
-        if count == 0 || count > 1024 {
-            return Err(Error::setting("--threads", "1 to 1024", count.to_string(), ""));
+        if count == 0 || count > MAX_THREADS {
+            let expected = format!("1 to {MAX_THREADS}");
+            return Err(Error::setting("--threads", expected, count.to_string(), ""));
         }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count);
         let builder = if with_caller { builder.use_current_thread() } else { builder };
