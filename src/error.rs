@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read, write or create something.
-    #[error("could not {action} {}: {source}", path.display())]
+    #[error("could not {action} {}: {source}{}", path.display(), then(remedy(source)))]
     File {
         /// What was tried, as an infinitive: `read`, `create`, `rename into place`.
         action: &'static str,
@@ -178,6 +178,21 @@ fn at_line(line: Option<u64>) -> String {
 
 fn named(tensor: &str) -> String {
     if tensor.is_empty() { "the tensor".to_owned() } else { format!("tensor {tensor}") }
+}
+
+/// What to do about a refusal of the system that is none of the file's own.
+fn remedy(refusal: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    /// On the systems that have it: the process has as many files open as it may.
+    const EMFILE: i32 = 24;
+    match refusal.kind() {
+        StorageFull | QuotaExceeded => "free space there; what was written before is whole",
+        ReadOnlyFilesystem => "name a place that can be written to",
+        _ if cfg!(unix) && refusal.raw_os_error() == Some(EMFILE) => {
+            "raise the limit of open files: ulimit -n"
+        }
+        _ => "",
+    }
 }
 
 fn then(advice: &str) -> String {

@@ -146,6 +146,15 @@ pub fn check_output<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a Path>)
 /// # Errors
 /// [`Error::File`] if it or the nearest folder above it that exists cannot be written to.
 pub fn check_folder(path: &Path) -> Result<()> {
+    if path.is_symlink() && !path.exists() {
+        let advice = "remove the link, or make the folder that it names";
+        return Err(Error::setting(
+            "--out",
+            "a folder",
+            format!("{}, a link to nothing", path.display()),
+            advice,
+        ));
+    }
     let nearest = path.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.exists());
     let nearest = nearest.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let action = if nearest == path { "write to" } else { "create" };

@@ -338,6 +338,16 @@ fn of_two_trainings_that_begin_in_one_folder_one_is_refused() {
 }
 
 #[test]
+fn a_link_to_nothing_is_neither_a_folder_nor_a_model() {
+    let setting = Setting::new();
+    std::os::unix::fs::symlink("nowhere", setting.path("run")).expect("a link");
+    let message = error(&words(&setting.train("run", &[])));
+    assert!(message.contains("a link to nothing") && message.contains("--out"), "{message}");
+    let error = promptmix::pretrained::locate(&setting.path("run")).expect_err("nothing is there");
+    assert!(error.to_string().contains("could not open"), "{error}");
+}
+
+#[test]
 fn a_settings_file_equals_the_flags_and_flags_win() {
     let setting = Setting::new();
     let model = model().display().to_string();

@@ -21,13 +21,20 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path.to_owned());
     }
-    if path.exists() {
-        return Err(Error::setting(
-            "model",
-            "the folder of a checkpoint",
-            format!("{model}, which is a file"),
-            "give the folder that holds config.json and the weights",
-        ));
+    match path.metadata() {
+        Ok(_) => {
+            return Err(Error::setting(
+                "model",
+                "the folder of a checkpoint",
+                format!("{model}, which is a file"),
+                "give the folder that holds config.json and the weights",
+            ));
+        }
+        // What is there and cannot be opened is not asked of the hub.
+        Err(error) if path.is_symlink() || error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(Error::file("open", path, error));
+        }
+        Err(_) => {}
     }
     if !is_id(model) {
         return Err(Error::setting(
@@ -597,6 +604,12 @@ mod online {
                     "{said}: there is nothing of that name, or it is private and HF_TOKEN does not open it"
                 ),
             );
+        }
+        // The error keeps what the system said in its words alone: no access, no space, read-only, over the quota.
+        if [13, 28, 30, 122].iter().any(|number| said.contains(&format!("(os error {number})"))) {
+            let advice =
+                "the hub's cache cannot be written: free space there, or name another folder by HF_HUB_CACHE";
+            return Error::file("keep", what, std::io::Error::other(format!("{said} ({advice})")));
         }
         unreachable_hub(what, &said)
     }
