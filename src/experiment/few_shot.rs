@@ -186,9 +186,11 @@ impl FewShotRuns {
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        // One that is there lists runs that are done, and stays until all are.
-        if !out.join(SUMMARY).is_file() {
-            files::write_json(&out.join(SUMMARY), &self)?;
+        // What earlier runs came to stays until all of these are done.
+        let before = Self::saved(out)?;
+        let begun = Self { config: self.config.clone(), ..before.clone().unwrap_or_else(|| self.clone()) };
+        if before.as_ref() != Some(&begun) {
+            files::write_json(&out.join(SUMMARY), &begun)?;
         }
         let training = |data_seed| {
             let config = RunConfig { data_seed: Some(data_seed), ..self.config.clone() };
