@@ -21,7 +21,7 @@
 //   gemm_forward_thin_project 58 98352 2, gemm_forward_thin_relu 64 98352 2, gemm_forward_thin_add 58 98352 2,
 //   gemm_forward_thin_plain 58 98352 2, gemm_forward_thin_delta 62 98352 2, gemm_forward_thin_float 58 98352 2,
 //   gemm_backward_thin_plain 58 98352 2, gemm_backward_thin_delta 62 98352 2, gemm_backward_thin_relu 58 98352 2,
-//   gemm_backward_thin_norm 71 98352 2, gemm_backward_thin_accumulate 60 98352 2
+//   gemm_backward_thin_norm 72 98352 2, gemm_backward_thin_accumulate 60 98352 2
 #include "gemm_hopper.cuh"
 #include "thin_hopper.cuh"
 
@@ -83,12 +83,11 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
 #pragma unroll 1
         for (int stage = 0; stage < min(count, STAGES); ++stage) bring(stage, stage);
     }
-    // The rows that this block finishes, eight lanes each. What is read here need not wait for the batch's number of rows: behind it
-    // there is room for more, of which nothing is stored.
+    // The rows that this block finishes, eight lanes each. Nobody wrote those behind the batch's number of rows.
     const int rows = batch.rows(of.side, of.scope);
     const int own_rows = ROWS / parts, own_row = thread / LANES, tile_row = part * own_rows + own_row;
     const int a_row = first_row + tile_row, column = first_column + thread % LANES * PACKED_COLUMNS;
-    const bool there = own_row < own_rows && a_row < arguments.rows;
+    const bool there = own_row < own_rows && a_row < rows;
     const RowInfo info = describe_row<Only>(of, batch, a_row, there);
     const Before before = load_before<Only>(of, info.row, column, there && column < of.n);
     __syncthreads();
@@ -101,7 +100,7 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
     multiply_stretches<Backward>(sums, base, full, STAGES, count, bring, [](int) {});
     store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
-    const bool inside = there && a_row < rows && column < of.n;
+    const bool inside = there && column < of.n;
     const Columns<PACKED_COLUMNS> c = inside ? sum_of_parts(base, tile_row, parts) : Columns<PACKED_COLUMNS>{};
     __syncwarp();
     arrive_at_cluster();
