@@ -190,6 +190,16 @@ impl Raw {
         self.kernels().stream().clone_htod(&narrowed(values)).expect("an upload")
     }
 
+    /// The first `count` of some numbers; nobody has written what is behind them.
+    pub fn partly_written(&self, values: &[f64], count: usize) -> CudaSlice<f32> {
+        // SAFETY: numbers in f32 of any bits are numbers.
+        let mut buffer = unsafe { self.kernels().stream().alloc(values.len()) }.expect("memory");
+        let written = narrowed(&values[..count]);
+        let mut part = buffer.slice_mut(0..count);
+        self.kernels().stream().memcpy_htod(&written, &mut part).expect("an upload");
+        buffer
+    }
+
     pub fn halves(&self, values: &[f64]) -> CudaSlice<bf16> {
         let values: Vec<bf16> = values.iter().map(|&value| bf16::from_f64(value)).collect();
         self.kernels().stream().clone_htod(&values).expect("an upload")

@@ -72,7 +72,7 @@ struct Operands<'r> {
 }
 
 impl<'r> Operands<'r> {
-    /// Room for `behind` rows more than there are, which hold NaN.
+    /// Room for `behind` rows more than there are: those to be multiplied hold NaN, and nobody has written the others.
     fn new(raw: &'r Raw, lengths: &[usize], behind: usize, out: usize, input: usize) -> Self {
         let stream = raw.kernels().stream();
         let real: usize = lengths.iter().sum();
@@ -89,14 +89,15 @@ impl<'r> Operands<'r> {
         let (x, dz) = (numbers(2, rows * input, 1.0), numbers(3, rows * out, 1.0));
         let pattern: Vec<u8> = (0..rows * input / 8).map(|i| (i * 37 % 256) as u8).collect();
         let step = DropoutStep::new(0.25, 5, &[77]).expect("a probability above 0");
+        let written = |values: &[f64]| raw.partly_written(values, values.len() / rows * real);
         Self {
             raw,
             out,
             input,
             weight: raw.halves(&weight),
-            floats: [raw.floats(&x), raw.floats(&numbers(4, rows * out, 1.0))],
-            partials: raw.floats(&partial_squares(&x, input)),
-            inner: raw.floats(&numbers(5, rows * 3, 1.0)),
+            floats: [written(&x), written(&numbers(4, rows * out, 1.0))],
+            partials: written(&partial_squares(&x, input)),
+            inner: written(&numbers(5, rows * 3, 1.0)),
             bits: stream.clone_htod(&pattern).expect("an upload"),
             sides: [multiplied(x, input), multiplied(dz, out)],
             real,
