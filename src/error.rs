@@ -105,6 +105,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// An end on request with another way to go on; what else went wrong stays as it is.
+    #[cfg(feature = "training")]
+    pub(crate) fn going_on_by(self, next: &str) -> Self {
+        match self {
+            Self::Interrupted { after, .. } => Self::Interrupted { after, next: next.into() },
+            other => other,
+        }
+    }
+
     /// An I/O failure on `path` while trying to `action` it.
     pub fn file(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::File { action, path: path.as_ref().to_owned(), source }

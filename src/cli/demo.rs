@@ -128,10 +128,5 @@ impl Arguments {
 
 /// What a demo says that was interrupted: unlike a study it does not go on, as all of it takes minutes.
 fn begins_anew(error: Error) -> Error {
-    match error {
-        Error::Interrupted { after, .. } => {
-            Error::Interrupted { after, next: "remove the folder, or name another one, to begin anew".into() }
-        }
-        other => other,
-    }
+    error.going_on_by("remove the folder, or name another one, to begin anew")
 }

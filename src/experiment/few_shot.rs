@@ -169,12 +169,7 @@ impl FewShotRuns {
                 let _ = std::fs::remove_dir(out);
             }
         }
-        done.map_err(|error| match error {
-            Error::Interrupted { after, .. } => {
-                Error::Interrupted { after, next: "--resume goes on from there".into() }
-            }
-            other => other,
-        })
+        done.map_err(|error| error.going_on_by("--resume goes on from there"))
     }
 
     /// Trains every draw's run; the settings of one that is there are compared with its draw's if `is_compared`.
