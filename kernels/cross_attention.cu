@@ -60,6 +60,62 @@ constexpr int SLICE = 128;           // columns of a block of mix_rows
 constexpr int STAGES = 3;            // of dot_products
 constexpr int LEFT_BYTES = PAIR_TILE * 64 * 2, RIGHT_BYTES = 64 * SLICE * 2;
 
+// Eight columns of a tile's row, by eight lanes a row.
+__device__ __forceinline__ Columns<8> load_chunk(const float* tile, int row, int chunk) {
+    return load_shared(tile + row * PAIR_STRIDE + chunk * 8, chunk);
+}
+
+// Stores the scores of a tile of keys, their maximum and their sum of exponentials above it; `tile` has them, from `first_row` on.
+__device__ __forceinline__ void store_scores(const CrossArguments& arguments, const Pairs& pairs, const TileEntry& entry, const float* tile,
+                                             int first_row) {
+    const int rows = pairs.rows - first_row;
+    const int chunk = threadIdx.x % 8, key = entry.first + chunk * 8;
+#pragma unroll 1
+    for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
+        Columns<8> c = load_chunk(tile, row, chunk);
+        const float2 sum = sum_of_scores(c, key, pairs.keys);
+        if (row >= rows) continue;
+        if (key < pairs.stride) {
+            store_columns(arguments.scores + pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key, c);
+        }
+        if (chunk == 0) {
+            const int most_rows = arguments.longest * arguments.heads;
+            arguments.sums[pairs.slot + static_cast<int64_t>(entry.first / PAIR_TILE) * most_rows + first_row + row] = sum;
+        }
+    }
+}
+
+// The log-sum-exp and delta of at most a tile's rows from `first_row` on.
+__device__ __forceinline__ void find_delta(const CrossArguments& arguments, const Pairs& pairs, int first_row, float* log_sum_exp, float* delta) {
+    const int rows = pairs.rows - first_row, chunk = threadIdx.x % 8;
+    if (static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
+        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
+    }
+#pragma unroll 1
+    for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
+        const float sum = delta_of(arguments, pairs.row + first_row + row, row < rows);
+        if (chunk == 0) delta[row] = sum;
+    }
+}
+
+// Stores ds and p·mask of a tile of keys, from d_mixed · h, which `tile` has.
+__device__ __forceinline__ void store_gradients(const CrossArguments& arguments, const Batch& batch, const Pairs& pairs,
+                                                const TileEntry& entry, const float* tile, const float* log_sum_exp, const float* delta,
+                                                int first_row) {
+    const int rows = pairs.rows - first_row, chunk = threadIdx.x % 8;
+    const int key = entry.first + chunk * 8;
+    if (key >= pairs.stride) return;
+#pragma unroll 1
+    for (int row = threadIdx.x / 8; row < min(rows, PAIR_TILE); row += 16) {
+        const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
+        Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);
+        const Columns<8> factor = factors(arguments, batch, entry.example, first_row + row, key);
+        find_gradients(ds, p, factor, log_sum_exp[row], delta[row], key, pairs.keys);
+        store_columns(static_cast<bf16*>(arguments.ds) + at, ds);
+        store_columns(static_cast<bf16*>(arguments.p) + at, p);
+    }
+}
+
 // Starts copying `rows` of at most 16·fragments rows and 64 columns, zeros behind what exists.
 template <int Width>
 __device__ __forceinline__ void copy_rows(uint32_t to, const bf16* from, int rows, int64_t stride, int width, int fragments) {

@@ -37,6 +37,12 @@ constexpr int PAIR_TILE = 64;  // rows of a block, and keys of a tile
 static_assert(PAIR_TILE == ATTENTION_TILE, "tiles of keys are those of the descriptor's map");
 constexpr int PAIR_STRIDE = PAIR_TILE + 8;  // of a tile of f32: eight apart in banks, so that four rows of pairs fall on all
 
+// Two sums of exponentials above their maximums, as one.
+__device__ __forceinline__ float2 joined(float2 a, float2 b) {
+    const float most = fmaxf(a.x, b.x);
+    return make_float2(most, a.y * __expf(a.x - most) + b.y * __expf(b.x - most));
+}
+
 // Where an example's pairs lie.
 struct Pairs {
     int rows, keys;          // t·H and n
@@ -68,11 +74,7 @@ struct Pairs {
         const int most = arguments.longest * arguments.heads, tiles = (keys + PAIR_TILE - 1) / PAIR_TILE;
         float2 all = make_float2(-INFINITY, 0.0f);
 #pragma unroll 1
-        for (int tile = 0; tile < tiles; ++tile) {
-            const float2 one = arguments.sums[slot + static_cast<int64_t>(tile) * most + of_row];
-            const float top = fmaxf(all.x, one.x);
-            all = make_float2(top, all.y * __expf(all.x - top) + one.y * __expf(one.x - top));
-        }
+        for (int tile = 0; tile < tiles; ++tile) all = joined(all, arguments.sums[slot + static_cast<int64_t>(tile) * most + of_row]);
         return all;
     }
     __device__ float log_sum_exp(const CrossArguments& arguments, int of_row) const {
@@ -89,11 +91,6 @@ __device__ __forceinline__ Columns<8> factors(const CrossArguments& arguments, c
     return c;
 }
 
-// Eight columns of a tile's row, by eight lanes a row.
-__device__ __forceinline__ Columns<8> load_chunk(const float* tile, int row, int chunk) {
-    return load_shared(tile + row * PAIR_STRIDE + chunk * 8, chunk);
-}
-
 // The sum over the eight lanes that share a row.
 __device__ __forceinline__ float row_sum(float value) {
 #pragma unroll
@@ -101,81 +98,46 @@ __device__ __forceinline__ float row_sum(float value) {
     return value;
 }
 
-// Stores the scores of a tile of keys, their maximum and their sum of exponentials above it; `tile` has them, from `first_row` on.
-__device__ __forceinline__ void store_scores(const CrossArguments& arguments, const Pairs& pairs, const TileEntry& entry, const float* tile,
-                                             int first_row) {
-    const int rows = pairs.rows - first_row;
-    const int chunk = threadIdx.x % 8, key = entry.first + chunk * 8;
-#pragma unroll 1
-    for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
-        Columns<8> c = load_chunk(tile, row, chunk);
-        float most = -INFINITY, sum = 0.0f;
+// The maximum of a row's scores of a tile, and their sum of exponentials above it, by the eight lanes that have eight of them each, from
+// `key` on; those behind the last key become -inf.
+__device__ __forceinline__ float2 sum_of_scores(Columns<8>& scores, int key, int keys) {
+    float most = -INFINITY, sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (key + i >= pairs.keys) c.value[i] = -INFINITY;
-            most = fmaxf(most, c.value[i]);
-        }
-#pragma unroll
-        for (int step = 4; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += __expf(c.value[i] - most);
-        sum = row_sum(sum);
-        if (row >= rows) continue;
-        if (key < pairs.stride) {
-            store_columns(arguments.scores + pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key, c);
-        }
-        if (chunk == 0) {
-            const int most_rows = arguments.longest * arguments.heads;
-            arguments.sums[pairs.slot + static_cast<int64_t>(entry.first / PAIR_TILE) * most_rows + first_row + row] = make_float2(most, sum);
-        }
+    for (int i = 0; i < 8; ++i) {
+        if (key + i >= keys) scores.value[i] = -INFINITY;
+        most = fmaxf(most, scores.value[i]);
     }
+#pragma unroll
+    for (int step = 4; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += __expf(scores.value[i] - most);
+    return make_float2(most, row_sum(sum));
 }
 
-// The log-sum-exp and delta of at most a tile's rows from `first_row` on.
-__device__ __forceinline__ void find_delta(const CrossArguments& arguments, const Pairs& pairs, int first_row, float* log_sum_exp, float* delta) {
-    const int rows = pairs.rows - first_row, chunk = threadIdx.x % 8;
-    if (static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
-        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(arguments, first_row + threadIdx.x);
-    }
+// <o, d_o> of a row of the [T, H] by the eight lanes that share it; zero of one that is not `there`.
+__device__ __forceinline__ float delta_of(const CrossArguments& arguments, int64_t row, bool there) {
+    const int64_t at = row * arguments.width;
+    float sum = 0.0f;
 #pragma unroll 1
-    for (int row = threadIdx.x / 8; row < (min(rows, PAIR_TILE) + 15) / 16 * 16; row += 16) {
-        float sum = 0.0f;
-        if (row < rows) {
-            const int64_t at = (pairs.row + first_row + row) * arguments.width;
-#pragma unroll 1
-            for (int column = chunk * 8; column < arguments.width; column += 64) {
-                const Columns<8> a = load_columns<8>(static_cast<const bf16*>(arguments.o) + at + column);
-                const Columns<8> b = load_columns<8>(static_cast<const bf16*>(arguments.d_o) + at + column);
+    for (int column = threadIdx.x % 8 * 8; there && column < arguments.width; column += 64) {
+        const Columns<8> a = load_columns<8>(static_cast<const bf16*>(arguments.o) + at + column);
+        const Columns<8> b = load_columns<8>(static_cast<const bf16*>(arguments.d_o) + at + column);
 #pragma unroll
-                for (int i = 0; i < 8; ++i) sum = fmaf(a.value[i], b.value[i], sum);
-            }
-        }
-        sum = row_sum(sum);
-        if (chunk == 0) delta[row] = sum;
+        for (int i = 0; i < 8; ++i) sum = fmaf(a.value[i], b.value[i], sum);
     }
+    __syncwarp();
+    return row_sum(sum);
 }
 
-// Stores ds and p·mask of a tile of keys, from d_mixed · h, which `tile` has.
-__device__ __forceinline__ void store_gradients(const CrossArguments& arguments, const Batch& batch, const Pairs& pairs,
-                                                const TileEntry& entry, const float* tile, const float* log_sum_exp, const float* delta,
-                                                int first_row) {
-    const int rows = pairs.rows - first_row, chunk = threadIdx.x % 8;
-    const int key = entry.first + chunk * 8;
-    if (key >= pairs.stride) return;
-#pragma unroll 1
-    for (int row = threadIdx.x / 8; row < min(rows, PAIR_TILE); row += 16) {
-        const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
-        Columns<8> ds = load_chunk(tile, row, chunk), p = load_columns<8>(arguments.scores + at);
-        const Columns<8> factor = factors(arguments, batch, entry.example, first_row + row, key);
+// Turns eight pairs of a row, from `key` on, from d_mixed · h to ds, and from scores to p·mask.
+__device__ __forceinline__ void find_gradients(Columns<8>& ds, Columns<8>& p, const Columns<8>& factor, float log_sum_exp, float delta, int key,
+                                               int keys) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const float share = __expf(p.value[i] - log_sum_exp[row]);
-            // What the product has behind the last key may be anything.
-            ds.value[i] = key + i < pairs.keys ? share * (ds.value[i] * factor.value[i] - delta[row]) : 0.0f;
-            p.value[i] = share * factor.value[i];
-        }
-        store_columns(static_cast<bf16*>(arguments.ds) + at, ds);
-        store_columns(static_cast<bf16*>(arguments.p) + at, p);
+    for (int i = 0; i < 8; ++i) {
+        const float share = __expf(p.value[i] - log_sum_exp);
+        // What the product has behind the last key may be anything.
+        ds.value[i] = key + i < keys ? share * (ds.value[i] * factor.value[i] - delta) : 0.0f;
+        p.value[i] = share * factor.value[i];
     }
 }
 

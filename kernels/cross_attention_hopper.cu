@@ -2,8 +2,8 @@
 // warpgroup.
 //
 //   project    q_h = r·x W_q,h^T, q'_h = q_h W_k,h        or        d_o_h = d_x W_o,h, d_mixed_h = d_o_h W_v,h
-//   scores     s_ihj = q'_ih · h_j                        or        ds and p·mask from d_mixed_ih · h_j
-//   mix        mixed_ih = sum_j p_ihj mask_ihj h_j        or        d_q'_ih = sum_j ds_ihj h_j
+//   attention  s_ihj = q'_ih · h_j, mixed_ih = sum_j softmax_j(s_ihj) mask_ihj h_j
+//   backward   ds and p·mask from d_mixed_ih · h_j, d_q'_ih = sum_j ds_ihj h_j
 //
 // r = 1 / rms of the row from its partial sums of squares. Shapes: x, d_x [T, D]; W_q, W_k, W_v [H·K, D], W_o [D, H·K]; q, d_o
 // [T, H·K]; q', d_mixed, mixed, d_q' [T, H, D]; h [R, D]; all in bf16, sums in f32 in the tensor core. K of project up to 64.
@@ -11,18 +11,24 @@
 // Project: a cluster of four blocks has a head and 64 rows. Each brings its quarter of D of both operands of the first product, and of
 // the second weight, by tensor copies at once, and computes that part of the head's 64 columns; each then adds up the parts of 16 rows
 // in order, rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
-// Scores: a block has 64 keys of an example and 64 of its rows, t·H, and asks for all of D that there are stages for.
-// Mix: a block has 64 columns and 64 rows of an example, and makes the weights of 64 keys while copies bring their rows of h.
+// Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has two to four stretches of 64 of D.
+// It brings those columns of the rows and of tiles of 64 keys, as many as there is room for, and multiplies them to its parts of the
+// scores. Of two tiles at once each block adds up the parts of 16 or 8 rows in order, and stores the scores. When it knows its rows' sums
+// of exponentials it gives their weights to all, who multiply them with the tiles of h that they still have; where an example has more
+// tiles than there is room for, those come again. Backward does the same with d_mixed for q' and ds for the weights.
 //
-// Grids: project x the blocks of a cluster, y over rows, z heads · scores x tiles of 64 encoder rows, y rows / 64 · mix x D / 64, y rows
-// / 64, z examples. Counts come from the descriptor; surplus blocks exit.
-// Bytes: project, x and both weights once for every head or row of tiles; scores, h once for every 64 rows of its example; mix the same;
-// what is written once. Boxes reach into the next head's columns or the next example's rows: what comes of those is not stored, or meets
-// zeros.
+// Grids: project x the blocks of a cluster, y over rows, z heads · attention x the blocks of a cluster, y rows / 64, z examples. Counts
+// come from the descriptor; surplus clusters exit.
+// Bytes: project, x and both weights once for every head or row of tiles; attention, h once for every 64 rows of its example, and scores
+// once, backward scores, ds and p once; what is written once. Boxes reach into the next head's columns or the next example's rows: what
+// comes of those is not stored, or meets zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
-// On sm_90a, with D of 768: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2, cross_scores_hopper 58 197216 1,
-//   cross_scores_backward_hopper 58 197216 1, cross_mix_hopper 69 49440 4, cross_backward_hopper 58 49440 4
+// On sm_90a, with D of 512, 768 and 1024: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+//   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2,
+//   cross_attention_128_hopper 116 225352 1, cross_attention_backward_128_hopper 100 225352 1,
+//   cross_attention_192_hopper 152 225352 1, cross_attention_backward_192_hopper 132 225352 1,
+//   cross_attention_256_hopper 184 192584 1, cross_attention_backward_256_hopper 164 192584 1
+#include <cfloat>
 #include "cross_attention.cuh"
 #include "thin_hopper.cuh"
 
@@ -158,152 +164,237 @@ extern "C" __global__ void __launch_bounds__(128) __cluster_dims__(CLUSTER, 1, 1
     project<true>(arguments);
 }
 
-struct CrossScoresHopperArguments {
+struct CrossAttentionHopperArguments {
     TensorMap left;          // q' or d_mixed [T·H, D]
     TensorMap h;             // [R, D]
     CrossArguments of;
-    int stages;              // of D, up to MAX_STAGES
+    int stages;              // tiles of h, and of weights, that there is room for, up to MAX_TILES
     int padding;
 };
 
-constexpr int MAX_STAGES = 12;
-static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles that both kinds of kernel read");
+constexpr int MAX_ATTENDED = 4;  // stretches of D of a block, as the sums of all of them lie in registers
+constexpr int MAX_TILES = 8;
+constexpr int AT_ONCE = 2;  // tiles whose scores a cluster adds up between two of its barriers
+static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles of pairs are those of the descriptor's map");
+static_assert(BYTES_SUMS % 1024 == 0, "barriers behind sums");
+// Of dynamic shared memory, where a block has `count` stretches of D: `stages` tiles of h, the left operand, as many tiles of weights,
+// the sums of the tiles at once, and a barrier for each tile of h and for the left operand.
+constexpr int ATTENTION_FIXED = AT_ONCE * BYTES_SUMS + (MAX_TILES + 1) * 8;
 
-// Behind the stages of dynamic shared memory: a barrier each, then the log-sum-exp and delta of the rows.
-template <bool Backward> __device__ __forceinline__ void scores(const CrossScoresHopperArguments& arguments) {
+// The sum of exponentials of a row that forward left, as its log, by the eight lanes of the row.
+__device__ __forceinline__ float log_sum_exp_of(const CrossArguments& of, const Pairs& pairs, int row, int tiles) {
+    const int most_rows = of.longest * of.heads;
+    // Of no tile, and no infinity, which would be subtracted from itself.
+    float2 all = make_float2(-FLT_MAX, 0.0f);
+#pragma unroll 1
+    for (int tile = threadIdx.x % LANES; tile < tiles; tile += LANES) {
+        all = joined(all, of.sums[pairs.slot + static_cast<int64_t>(tile) * most_rows + row]);
+    }
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step >>= 1) {
+        all = joined(all, make_float2(__shfl_xor_sync(0xffffffffu, all.x, step), __shfl_xor_sync(0xffffffffu, all.y, step)));
+    }
+    return all.x + logf(all.y);
+}
+
+// Count: stretches of D of a block.
+template <int Count, bool Backward> __device__ __forceinline__ void attend(const CrossAttentionHopperArguments& arguments) {
+    constexpr int BYTES_TILE = Count * BYTES_OPERAND;
     extern __shared__ __align__(1024) unsigned char shared[];
     const CrossArguments& of = arguments.of;
-    wait_for_earlier_launches();
-    const Batch batch{of.batch};
-    const TileEntry entry = batch.tile(ENCODER, ALL, blockIdx.x);
-    if (entry.example < 0) return;
-    const Pairs pairs(of, entry);
-    const int first_row = blockIdx.y * PAIR_TILE, stages = arguments.stages;
-    if (first_row >= pairs.rows) return;
-    const int behind = max(stages * BYTES_STAGE, BYTES_SUMS);
-    const uint32_t base = shared_address(shared), full = base + behind;
-    float* const log_sum_exp = reinterpret_cast<float*>(shared + behind + MAX_STAGES * 8);
-    float* const delta = log_sum_exp + PAIR_TILE;
-    const int count = (of.depth + DEPTH - 1) / DEPTH, row = static_cast<int>(pairs.row) + first_row;
-    const int key = static_cast<int>(pairs.key) + entry.first;
-    const auto bring = [&](int stage, int stretch) {
-        const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
-        expect_bytes(barrier, BYTES_STAGE);
-        copy_box(to, arguments.left, barrier, stretch * DEPTH, row);
-        copy_box(to + BYTES_OPERAND, arguments.h, barrier, stretch * DEPTH, key);
-    };
-    if (threadIdx.x == 0) {
+    const int thread = threadIdx.x, chunk = thread % LANES, stages = arguments.stages, part = blockIdx.x, parts = gridDim.x;
+    const uint32_t base = shared_address(shared), left = base + stages * BYTES_TILE, weights = left + BYTES_TILE;
+    const uint32_t tiles_of_sums = weights + stages * BYTES_OPERAND, full = tiles_of_sums + AT_ONCE * BYTES_SUMS;
+    if (thread == 0) {
 #pragma unroll 1
-        for (int stage = 0; stage < stages; ++stage) start_barrier(full + stage * 8, 1);
+        for (int i = 0; i <= stages; ++i) start_barrier(full + i * 8, 1);
         fence_barriers();
-#pragma unroll 1
-        for (int stage = 0; stage < min(count, stages); ++stage) bring(stage, stage);
     }
-    if (Backward) find_delta(of, pairs, first_row, log_sum_exp, delta);
-    __syncthreads();
-    float sums[COLUMNS / 2];
-    // Behind the batch's last row lies what nobody wrote.
-    const int written = batch.rows(ENCODER) - key;
-    multiply_stretches<false>(sums, base, full, stages, count, bring, [&](int stage) {
-        if (written < PAIR_TILE) clear_rows(shared + stage * BYTES_STAGE + BYTES_OPERAND, written);
-    });
-    float* const tile = reinterpret_cast<float*>(shared);
-    store_sums(tile, sums, pairs.rows - first_row);
-    __syncthreads();
-    if (Backward) {
-        store_gradients(of, batch, pairs, entry, tile, log_sum_exp, delta, first_row);
-    } else {
-        store_scores(of, pairs, entry, tile, first_row);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(128) cross_scores_hopper(const __grid_constant__ CrossScoresHopperArguments arguments) {
-    scores<false>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128) cross_scores_backward_hopper(const __grid_constant__ CrossScoresHopperArguments arguments) {
-    scores<true>(arguments);
-}
-
-struct CrossMixHopperArguments {
-    TensorMap h;             // [R, D]
-    CrossArguments of;
-    int padding[2];
-};
-
-constexpr int MIX_STAGES = 4;  // of 64 keys by 64 columns of h
-constexpr int WEIGHTS_FROM = MIX_STAGES * BYTES_OPERAND;  // two tiles of 64 rows by 64 keys
-constexpr int MIX_BARRIERS_FROM = WEIGHTS_FROM + 2 * BYTES_OPERAND;
-constexpr int SUMS_FROM = MIX_BARRIERS_FROM + MIX_STAGES * 8;
-constexpr int MIX_SHARED = SUMS_FROM + PAIR_TILE * 4;
-
-template <bool Backward> __device__ __forceinline__ void mix(const CrossMixHopperArguments& arguments) {
-    extern __shared__ __align__(1024) unsigned char shared[];
-    const CrossArguments& of = arguments.of;
     wait_for_earlier_launches();
     const Batch batch{of.batch};
     const Pairs pairs(of, batch, blockIdx.z);
-    const int first_row = blockIdx.y * PAIR_TILE, rows = pairs.rows - first_row, first_column = blockIdx.x * COLUMNS;
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, first_column = part * Count * COLUMNS;
     if (rows <= 0) return;
-    const uint32_t base = shared_address(shared), full = base + MIX_BARRIERS_FROM;
-    float* const log_sum_exp = reinterpret_cast<float*>(shared + SUMS_FROM);
     const int tiles = (pairs.keys + PAIR_TILE - 1) / PAIR_TILE;
-    const auto bring = [&](int tile) {
-        const int stage = tile % MIX_STAGES;
-        expect_bytes(full + stage * 8, BYTES_OPERAND);
-        copy_box(base + stage * BYTES_OPERAND, arguments.h, full + stage * 8, first_column, static_cast<int>(pairs.key) + tile * PAIR_TILE);
+    // Where not all tiles of h have room at once, all come a second time.
+    const bool again = tiles > stages;
+    const int copies = again ? 2 * tiles : tiles;
+    const auto bring = [&](int copy) {
+        const uint32_t to = base + copy % stages * BYTES_TILE, barrier = full + copy % stages * 8;
+        const int key = static_cast<int>(pairs.key) + (copy < tiles ? copy : copy - tiles) * PAIR_TILE;
+        expect_bytes(barrier, BYTES_TILE);
+#pragma unroll 1
+        for (int i = 0; i < Count; ++i) copy_box(to + i * BYTES_OPERAND, arguments.h, barrier, first_column + i * DEPTH, key);
     };
-    if (threadIdx.x == 0) {
+    if (thread == 0) {
+        const uint32_t barrier = full + stages * 8;
+        expect_bytes(barrier, BYTES_TILE);
 #pragma unroll 1
-        for (int stage = 0; stage < MIX_STAGES; ++stage) start_barrier(full + stage * 8, 1);
-        fence_barriers();
+        for (int i = 0; i < Count; ++i) {
+            copy_box(left + i * BYTES_OPERAND, arguments.left, barrier, first_column + i * DEPTH, static_cast<int>(pairs.row) + first_row);
+        }
 #pragma unroll 1
-        for (int tile = 0; tile < min(tiles, MIX_STAGES); ++tile) bring(tile);
+        for (int copy = 0; copy < min(copies, stages); ++copy) bring(copy);
     }
-    if (!Backward && static_cast<int>(threadIdx.x) < min(rows, PAIR_TILE)) {
-        log_sum_exp[threadIdx.x] = pairs.log_sum_exp(of, first_row + threadIdx.x);
+    __syncwarp();
+    // The row of which this thread finishes eight columns of each tile.
+    const int own_rows = ROWS / parts, row = part * own_rows + thread / LANES;
+    const bool owns = thread / LANES < own_rows, there = owns && row < rows;
+    const int64_t pair = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + chunk * 8;
+    float log_sum_exp = 0.0f, delta = 0.0f;
+    if (Backward) {
+        log_sum_exp = log_sum_exp_of(of, pairs, first_row + (there ? row : 0), tiles);
+        delta = delta_of(of, pairs.row + first_row + row, there);
     }
     __syncthreads();
-    const int chunk = threadIdx.x % LANES;
-    float sums[COLUMNS / 2];
+    // Waits for a copy of a tile of h. Behind an example's last row lie the next one's, or what nobody wrote, of which even no part is
+    // too much.
+    const auto land = [&](int copy, int tile) {
+        wait_for_phase(full + copy % stages * 8, copy / stages & 1);
+        const int keys = pairs.keys - tile * PAIR_TILE;
+        if (keys >= PAIR_TILE) return;
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-        const int stage = tile % MIX_STAGES, key = tile * PAIR_TILE + chunk * 8, left = pairs.keys - tile * PAIR_TILE;
-        const int weights = WEIGHTS_FROM + tile % 2 * BYTES_OPERAND;
-        // All rows, as those behind the last are in the products too.
-#pragma unroll 1
-        for (int row = threadIdx.x / LANES; row < ROWS; row += THREADS / LANES) {
-            Columns<8> c = {};
-            if (row < rows && key < pairs.stride) {
-                const int64_t at = pairs.start + static_cast<int64_t>(first_row + row) * pairs.stride + key;
-                if (Backward) {
-                    c = load_columns<8>(static_cast<const bf16*>(of.ds) + at);
-                } else {
-                    c = load_columns<8>(of.scores + at);
-                    const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) c.value[i] = __expf(c.value[i] - log_sum_exp[row]) * factor.value[i];
-                }
-            }
-            store_columns(reinterpret_cast<bf16*>(shared + weights + operand_place(row, chunk)), c);
-        }
-        wait_for_phase(full + stage * 8, tile / MIX_STAGES & 1);
-        // Behind an example's last row lie the next one's, or what nobody wrote, of which even no part is too much.
-        clear_rows(shared + stage * BYTES_OPERAND, left);
-        // The products before this barrier are done.
-        if (threadIdx.x == 0 && tile > 0 && tile - 1 + MIX_STAGES < tiles) bring(tile - 1 + MIX_STAGES);
+        for (int i = 0; i < Count; ++i) clear_rows(shared + copy % stages * BYTES_TILE + i * BYTES_OPERAND, keys);
+    };
+    // Asks for the copy that takes the place of one whose products are done, in all warps by the barrier.
+    const auto follow = [&](int copy) {
+        if (copy + stages >= copies) return;
+        __syncthreads();
+        if (thread == 0) bring(copy + stages);
         __syncwarp();
-        fence_products();
-        multiply_stretch<true>(sums, base + weights, base + stage * BYTES_OPERAND, tile > 0);
-        commit_products();
-        wait_for_products<0>();
+    };
+    wait_for_phase(full + stages * 8, 0);
+    // Of the last tiles at once: scores, or ds.
+    Columns<8> last[AT_ONCE] = {};
+    float2 all = make_float2(-INFINITY, 0.0f);
+#pragma unroll 1
+    for (int first = 0; first < tiles; first += AT_ONCE) {
+        // Scores, and then p·mask.
+        Columns<8> p[AT_ONCE] = {};
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int key = (first + i) * PAIR_TILE + chunk * 8;
+            if (Backward && there && key < pairs.stride) p[i] = load_columns<8>(of.scores + pair + (first + i) * PAIR_TILE);
+        }
+        // All have read the sums before.
+        if (first > 0) wait_for_arrivals();
+#pragma unroll 1
+        for (int i = 0; i < min(AT_ONCE, tiles - first); ++i) {
+            const int tile = first + i;
+            const uint32_t h = base + tile % stages * BYTES_TILE;
+            land(tile, tile);
+            float sums[COLUMNS / 2];
+            fence_products();
+#pragma unroll
+            for (int j = 0; j < Count; ++j) {
+                multiply_stretch<false>(sums, left + j * BYTES_OPERAND, h + j * BYTES_OPERAND, j > 0);
+            }
+            commit_products();
+            wait_for_products<0>();
+            store_sums(reinterpret_cast<float*>(shared + (tiles_of_sums - base) + i * BYTES_SUMS), sums, rows);
+            follow(tile);
+        }
+        __syncwarp();
+        wait_for_cluster();
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int tile = first + i, key = tile * PAIR_TILE + chunk * 8;
+            if (tile >= tiles) break;
+            Columns<8> c = {};
+            if (there) c = sum_of_parts(tiles_of_sums + i * BYTES_SUMS, row, parts);
+            __syncwarp();
+            const bool stored = there && key < pairs.stride;
+            const int64_t at = pair + tile * PAIR_TILE;
+            if (!Backward) {
+                const float2 one = sum_of_scores(c, key, pairs.keys);
+                all = joined(all, one);
+                if (stored) store_columns(of.scores + at, c);
+                if (there && chunk == 0) {
+                    of.sums[pairs.slot + static_cast<int64_t>(tile) * of.longest * of.heads + first_row + row] = one;
+                }
+            } else if (stored) {
+                const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
+                find_gradients(c, p[i], factor, log_sum_exp, delta, key, pairs.keys);
+                store_columns(static_cast<bf16*>(of.ds) + at, c);
+                store_columns(static_cast<bf16*>(of.p) + at, p[i]);
+            } else {
+                c = {};
+            }
+            last[i] = c;
+        }
+        __syncwarp();
+        if (first + AT_ONCE < tiles) arrive_at_cluster();
     }
-    void* const to = Backward ? of.d_absorbed_q : of.to;
-    store_rounded(static_cast<bf16*>(to) + (pairs.row + first_row) * of.depth, of.depth, rows, first_column, of.depth, sums);
+    if (Backward && of.d_absorbed_q == nullptr) {
+        // A block's shared memory must last until the others have read it.
+        wait_for_cluster();
+        return;
+    }
+    if (!Backward) log_sum_exp = all.x + logf(all.y);
+    float mixed[Count][COLUMNS / 2];
+#pragma unroll 1
+    for (int first = 0; first < tiles; first += stages) {
+        // The products of the weights before are done.
+        if (first > 0) wait_for_cluster();
+        const int count = min(stages, tiles - first);
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+            const int tile = first + i, key = tile * PAIR_TILE + chunk * 8;
+            Columns<8> c = {};
+            if (tile / AT_ONCE == (tiles - 1) / AT_ONCE) {
+                c = tile % AT_ONCE == 0 ? last[0] : last[1];
+            } else if (there) {
+                // What this thread stored itself.
+                c = Backward ? load_columns<8>(static_cast<const bf16*>(of.ds) + pair + tile * PAIR_TILE)
+                             : load_columns<8>(of.scores + pair + tile * PAIR_TILE);
+            }
+            if (!Backward && there) {
+                const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) c.value[j] = __expf(c.value[j] - log_sum_exp) * factor.value[j];
+            } else if (!there) {
+                c = {};
+            }
+            const uint4 packed = make_uint4(pack_bf16(c.value[0], c.value[1]), pack_bf16(c.value[2], c.value[3]),
+                                            pack_bf16(c.value[4], c.value[5]), pack_bf16(c.value[6], c.value[7]));
+            const uint32_t place = weights + i * BYTES_OPERAND + operand_place(row, chunk);
+#pragma unroll 1
+            for (int block = 0; owns && block < parts; ++block) store_to_block(place, block, packed);
+            __syncwarp();
+        }
+        // By who wrote, and by who is about to read what others wrote here.
+        fence_writes();
+        __syncwarp();
+        wait_for_cluster();
+        fence_writes();
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+            const int tile = first + i, copy = again ? tiles + tile : tile;
+            const uint32_t h = base + copy % stages * BYTES_TILE;
+            if (again) land(copy, tile);
+            fence_products();
+#pragma unroll
+            for (int j = 0; j < Count; ++j) multiply_stretch<true>(mixed[j], weights + i * BYTES_OPERAND, h + j * BYTES_OPERAND, tile > 0);
+            commit_products();
+            wait_for_products<0>();
+            if (again) follow(copy);
+        }
+        __syncwarp();
+    }
+    bf16* const to = static_cast<bf16*>(Backward ? of.d_absorbed_q : of.to) + (pairs.row + first_row) * of.depth;
+#pragma unroll
+    for (int j = 0; j < Count; ++j) store_rounded(to, of.depth, rows, first_column + j * COLUMNS, of.depth, mixed[j]);
 }
 
-extern "C" __global__ void __launch_bounds__(128) cross_mix_hopper(const __grid_constant__ CrossMixHopperArguments arguments) {
-    mix<false>(arguments);
-}
-extern "C" __global__ void __launch_bounds__(128) cross_backward_hopper(const __grid_constant__ CrossMixHopperArguments arguments) {
-    mix<true>(arguments);
-}
+#define ATTENTION_OF(columns)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(128)                                                                           \
+        cross_attention_##columns##_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {                   \
+        attend<columns / COLUMNS, false>(arguments);                                                                            \
+    }                                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(128)                                                                           \
+        cross_attention_backward_##columns##_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {          \
+        attend<columns / COLUMNS, true>(arguments);                                                                             \
+    }
+ATTENTION_OF(128)
+ATTENTION_OF(192)
+ATTENTION_OF(256)

@@ -42,7 +42,7 @@ constexpr int TILE_FROM = STAGES * BYTES_STAGE;
 constexpr int INFO_FROM = TILE_FROM + ROWS * STRIDE * 4;
 constexpr int BARRIERS_FROM = INFO_FROM + ROWS * 20;
 constexpr int SHARED = BARRIERS_FROM + STAGES * 2 * 8;
-static_assert(SHARED <= 232448, "what a block may have");
+static_assert(SHARED <= MAX_SHARED, "what a block may have");
 
 // The stage that comes next, and the parity of the phase that a consumer waits for there.
 struct Turn {

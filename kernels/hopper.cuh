@@ -11,6 +11,7 @@ namespace promptmix {
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
+constexpr int MAX_SHARED = 232448;  // bytes of shared memory of a block
 
 __device__ __forceinline__ void start_barrier(uint32_t barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");

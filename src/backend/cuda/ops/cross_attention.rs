@@ -520,7 +520,8 @@ impl<'s> AbsorbedCrossAttention<'s> {
     /// Launches the forward pass: `o` \[T, H·K\] from `q` \[T, H·K\] and `h` \[R, D\].
     ///
     /// Costs 4·t·H·D·(n + K) operations for an example of t targets and n sources, in four launches, one less where q' is known; reads
-    /// the weights once for every 64 targets, and h twice for every 64 / H targets of its example.
+    /// the weights once for every 64 targets, and h twice for every 64 / H targets of its example. With compute capability 9.0 scores and
+    /// mixture are one launch, which reads h once.
     ///
     /// # Errors
     /// A length, format or head width that does not fit, and what the driver says.
@@ -546,15 +547,18 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if !is_known {
             steps.launch(Step::Widen, &CrossArguments { from: q, weight: w_k, to: absorbed_q, ..shared })?;
         }
-        steps.attend(Step::Scores, &shared)?;
-        steps.attend(Step::Mix, &CrossArguments { to: mixed, ..shared })?;
+        let mixing = CrossArguments { to: mixed, ..shared };
+        if !steps.attend(absorbed_q, &mixing, false)? {
+            steps.launch(Step::Scores, &shared)?;
+            steps.launch(Step::Mix, &mixing)?;
+        }
         steps.narrow(&CrossArguments { from: mixed, weight: w_v, to: o, ..shared })
     }
 
     /// Launches the backward pass from `d_o` \[T, H·K\] and what forward left.
     ///
-    /// Costs twice the forward pass, in five launches: one less where d_mixed is known, two less without d_q, one less without d_h.
-    /// Deterministic, no atomics.
+    /// Costs twice the forward pass, in five launches: one less where d_mixed is known, two less without d_q, one less without d_h, and one
+    /// less with d_q on compute capability 9.0. Deterministic, no atomics.
     ///
     /// # Errors
     /// As [`AbsorbedCrossAttention::forward`].
@@ -602,9 +606,14 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if !is_known {
             steps.launch(Step::Widen, &CrossArguments { from: d_o, weight: w_v, to: d_mixed, ..shared })?;
         }
-        steps.attend(Step::ScoresBackward, &shared)?;
+        let at_once = steps.attend(d_mixed, &shared, true)?;
+        if !at_once {
+            steps.launch(Step::ScoresBackward, &shared)?;
+        }
         if with_d_q {
-            steps.attend(Step::MixBackward, &shared)?;
+            if !at_once {
+                steps.launch(Step::MixBackward, &shared)?;
+            }
             let CrossArguments { from, to, q, inner, .. } = narrow;
             steps.narrow(&CrossArguments { from, weight: w_k, to, q, inner, ..shared })?;
         }

@@ -3,21 +3,22 @@
 
 use super::cross_attention::{AbsorbedShape, Step, Steps};
 use super::{
-    CrossArguments, CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
-    GemmArguments, ProjectedArguments, side_number,
+    CrossArguments, CrossAttentionHopperArguments, CrossProjectHopperArguments, GemmArguments,
+    ProjectedArguments, side_number,
 };
 use crate::backend::Side;
-use crate::backend::cuda::runtime::arguments::cross_attention::PAIR_TILE;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
-use crate::backend::cuda::runtime::arguments::hopper::TensorMap;
+use crate::backend::cuda::runtime::arguments::hopper::{MAX_SHARED, TensorMap};
 use crate::backend::cuda::runtime::arguments::{
     cross_attention_hopper as hopper, gemm_thin_hopper, thin_hopper as thin,
 };
-use crate::backend::cuda::runtime::kernels::{Arguments, Kernel};
+use crate::backend::cuda::runtime::kernels::Kernel;
 use crate::backend::cuda::runtime::operands::Precision;
 use crate::backend::cuda::runtime::tensor_map::tensor_map;
 use crate::error::Result;
+
+const FILE: &str = "cross_attention_hopper";
 
 impl AbsorbedShape<'_> {
     /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
@@ -40,49 +41,44 @@ impl Steps<'_> {
         tensor_map(address, shape, [thin::ROWS, thin::DEPTH])
     }
 
-    /// Launches scores or a mix, or what is backward of it, of `shared`.
-    pub(super) fn attend(&self, step: Step, shared: &CrossArguments) -> Result<()> {
-        let Some(stretches) = self.hopper()? else { return self.launch(step, shared) };
+    /// Launches the attention of `left`, q' or d_mixed, over h, or what is backward of it, as clusters, where the device and the shape
+    /// have that; whether it did.
+    pub(super) fn attend(&self, left: u64, shared: &CrossArguments, backward: bool) -> Result<bool> {
+        let Some(stretches) = self.hopper()? else { return Ok(false) };
         let (depth, heads) = (self.shape.depth, self.shape.heads.count);
-        let grid = step.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
-        let h = Self::map(shared.h, [self.shape.sources(), depth])?;
-        let (left, name) = match step {
-            Step::Scores => (shared.absorbed_q, "cross_scores_hopper"),
-            Step::ScoresBackward => (shared.d_mixed, "cross_scores_backward_hopper"),
-            _ => {
-                let name =
-                    if matches!(step, Step::Mix) { "cross_mix_hopper" } else { "cross_backward_hopper" };
-                let grid = [depth.div_ceil(thin::COLUMNS) as u32, grid[1], grid[2]];
-                let arguments =
-                    CrossMixHopperArguments { h, of: *shared, ..CrossMixHopperArguments::default() };
-                return self.launch_hopper(name, grid, hopper::MIX_SHARED, &arguments);
-            }
+        // Blocks of a cluster, and stretches of D of each.
+        let parts = [thin::MIN_CLUSTER, gemm_thin_hopper::MAX_CLUSTER];
+        let parts = if stretches <= parts[0] * hopper::MAX_ATTENDED { parts[0] } else { parts[1] };
+        let count = stretches.div_ceil(parts).max(2);
+        // As the kernel lays it out: as many tiles as there is room for.
+        let tile = (count + 1) * thin::BYTES_OPERAND;
+        let fixed = count * thin::BYTES_OPERAND + hopper::ATTENTION_FIXED;
+        let stages = ((MAX_SHARED - fixed) / tile).min(hopper::MAX_TILES);
+        let name = match (count, backward) {
+            (2, false) => "cross_attention_128_hopper",
+            (2, true) => "cross_attention_backward_128_hopper",
+            (3, false) => "cross_attention_192_hopper",
+            (3, true) => "cross_attention_backward_192_hopper",
+            (_, false) => "cross_attention_256_hopper",
+            (_, true) => "cross_attention_backward_256_hopper",
         };
-        let stages = stretches.min(hopper::MAX_STAGES);
-        let arguments = CrossScoresHopperArguments {
+        let arguments = CrossAttentionHopperArguments {
             left: Self::map(left, [self.shape.targets() * heads, depth])?,
-            h,
+            h: Self::map(shared.h, [self.shape.sources(), depth])?,
             of: *shared,
             stages: stages as i32,
-            ..CrossScoresHopperArguments::default()
+            ..CrossAttentionHopperArguments::default()
         };
-        // As the kernel lays it out: the sums lie where the stages were.
-        let behind = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS);
-        self.launch_hopper(name, grid, behind + hopper::MAX_STAGES * 8 + 2 * PAIR_TILE * 4, &arguments)
-    }
-
-    fn launch_hopper<A: Arguments>(
-        &self,
-        name: &'static str,
-        grid: [u32; 3],
-        shared: usize,
-        arguments: &A,
-    ) -> Result<()> {
-        let kernel = Kernel { file: "cross_attention_hopper", name };
+        let [_, rows, examples] = Step::Mix.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
+        let cluster = [parts as u32, 1, 1];
+        let kernel = Kernel { file: FILE, name };
+        let (grid, threads, shared) =
+            ([cluster[0], rows, examples], thin::THREADS as u32, (fixed + stages * tile) as u32);
         // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
         unsafe {
-            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, arguments, &self.operands)
-        }
+            self.kernels.launch_clusters(kernel, grid, cluster, threads, shared, &arguments, &self.operands)
+        }?;
+        Ok(true)
     }
 
     /// Launches a narrow, as a product of clusters where the device and the shape have one: rows of D columns a head.
@@ -149,7 +145,11 @@ impl Steps<'_> {
         let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
         let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];
         let name = if backward { "cross_project_backward_hopper" } else { "cross_project_hopper" };
-        self.launch_hopper(name, grid, shared, &arguments)?;
+        let kernel = Kernel { file: FILE, name };
+        // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
+        unsafe {
+            self.kernels.launch(kernel, grid, thin::THREADS as u32, shared as u32, &arguments, &self.operands)
+        }?;
         Ok(true)
     }
 }

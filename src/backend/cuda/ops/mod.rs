@@ -27,7 +27,7 @@ mod tiles;
 use super::runtime::arguments::attention::AttentionArguments;
 use super::runtime::arguments::cross_attention::{CrossArguments, ProjectedArguments, SourceArguments};
 use super::runtime::arguments::cross_attention_hopper::{
-    CrossMixHopperArguments, CrossProjectHopperArguments, CrossScoresHopperArguments,
+    CrossAttentionHopperArguments, CrossProjectHopperArguments,
 };
 use super::runtime::arguments::decode::DecodeArguments;
 use super::runtime::arguments::dropout::Mask;
