@@ -11,11 +11,11 @@
 // Project: a cluster of four blocks has a head and 64 rows. Each brings its quarter of D of both operands of the first product, and of
 // the second weight, by tensor copies at once, and computes that part of the head's 64 columns; each then adds up the parts of 16 rows
 // in order, rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
-// Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has two to four stretches of 64 of D.
+// Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has up to four stretches of 64 of D.
 // It brings those columns of the rows and of tiles of 64 keys, as many as there is room for, and multiplies them to its parts of the
 // scores. Of two tiles at once each block adds up the parts of 16 or 8 rows in order, and stores the scores. When it knows its rows' sums
 // of exponentials it gives their weights to all, who multiply them with the tiles of h that they still have; where an example has more
-// tiles than there is room for, those come again. Backward does the same with d_mixed for q' and ds for the weights.
+// tiles than there is room for, they come again, and weights are made again, for each stretch. Backward does the same with d_mixed for q' and ds for the weights.
 //
 // Grids: project x the blocks of a cluster, y over rows, z heads · attention x the blocks of a cluster, y rows / 64, z examples. Counts
 // come from the descriptor; surplus clusters exit.
@@ -23,11 +23,9 @@
 // once, backward scores, ds and p once; what is written once. Boxes reach into the next head's columns or the next example's rows: what
 // comes of those is not stored, or meets zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
-// On sm_90a, with D of 512, 768 and 1024: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+// On sm_90a, with D of 768: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2,
-//   cross_attention_128_hopper 116 225352 1, cross_attention_backward_128_hopper 100 225352 1,
-//   cross_attention_192_hopper 152 225352 1, cross_attention_backward_192_hopper 132 225352 1,
-//   cross_attention_256_hopper 184 192584 1, cross_attention_backward_256_hopper 164 192584 1
+//   cross_attention_hopper 72 225352 1, cross_attention_backward_hopper 95 225352 1
 #include <cfloat>
 #include "cross_attention.cuh"
 #include "thin_hopper.cuh"
@@ -169,16 +167,16 @@ struct CrossAttentionHopperArguments {
     TensorMap h;             // [R, D]
     CrossArguments of;
     int stages;              // tiles of h, and of weights, that there is room for, up to MAX_TILES
-    int padding;
+    int count;               // stretches of D of a block
 };
 
-constexpr int MAX_ATTENDED = 4;  // stretches of D of a block, as the sums of all of them lie in registers
+constexpr int MAX_ATTENDED = 4;  // stretches of D of a block
 constexpr int MAX_TILES = 8;
 constexpr int AT_ONCE = 2;  // tiles whose scores a cluster adds up between two of its barriers
 static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles of pairs are those of the descriptor's map");
 static_assert(BYTES_SUMS % 1024 == 0, "barriers behind sums");
-// Of dynamic shared memory, where a block has `count` stretches of D: `stages` tiles of h, the left operand, as many tiles of weights,
-// the sums of the tiles at once, and a barrier for each tile of h and for the left operand.
+// Of dynamic shared memory: `stages` tiles of h, each of `count` stretches of D, the left operand, as many tiles of weights, the sums of
+// the tiles at once, and a barrier for each tile of h and for the left operand.
 constexpr int ATTENTION_FIXED = AT_ONCE * BYTES_SUMS + (MAX_TILES + 1) * 8;
 
 // The sum of exponentials of a row that forward left, as its log, by the eight lanes of the row.
@@ -190,20 +188,19 @@ __device__ __forceinline__ float log_sum_exp_of(const CrossArguments& of, const 
     for (int tile = threadIdx.x % LANES; tile < tiles; tile += LANES) {
         all = joined(all, of.sums[pairs.slot + static_cast<int64_t>(tile) * most_rows + row]);
     }
-#pragma unroll
+#pragma unroll 1
     for (int step = LANES / 2; step > 0; step >>= 1) {
         all = joined(all, make_float2(__shfl_xor_sync(0xffffffffu, all.x, step), __shfl_xor_sync(0xffffffffu, all.y, step)));
     }
     return all.x + logf(all.y);
 }
 
-// Count: stretches of D of a block.
-template <int Count, bool Backward> __device__ __forceinline__ void attend(const CrossAttentionHopperArguments& arguments) {
-    constexpr int BYTES_TILE = Count * BYTES_OPERAND;
+template <bool Backward> __device__ __forceinline__ void attend(const CrossAttentionHopperArguments& arguments) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const CrossArguments& of = arguments.of;
-    const int thread = threadIdx.x, chunk = thread % LANES, stages = arguments.stages, part = blockIdx.x, parts = gridDim.x;
-    const uint32_t base = shared_address(shared), left = base + stages * BYTES_TILE, weights = left + BYTES_TILE;
+    const int thread = threadIdx.x, chunk = thread % LANES, part = blockIdx.x, parts = gridDim.x;
+    const int stages = arguments.stages, stretches = arguments.count, bytes_tile = stretches * BYTES_OPERAND;
+    const uint32_t base = shared_address(shared), left = base + stages * bytes_tile, weights = left + bytes_tile;
     const uint32_t tiles_of_sums = weights + stages * BYTES_OPERAND, full = tiles_of_sums + AT_ONCE * BYTES_SUMS;
     if (thread == 0) {
 #pragma unroll 1
@@ -213,28 +210,34 @@ template <int Count, bool Backward> __device__ __forceinline__ void attend(const
     wait_for_earlier_launches();
     const Batch batch{of.batch};
     const Pairs pairs(of, batch, blockIdx.z);
-    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, first_column = part * Count * COLUMNS;
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, first_column = part * stretches * DEPTH;
     if (rows <= 0) return;
     const int tiles = (pairs.keys + PAIR_TILE - 1) / PAIR_TILE;
-    // Where not all tiles of h have room at once, all come a second time.
+    // Where not all tiles of h have room at once, each stretch of D comes a second time for the mixture.
     const bool again = tiles > stages;
-    const int copies = again ? 2 * tiles : tiles;
-    const auto bring = [&](int copy) {
-        const uint32_t to = base + copy % stages * BYTES_TILE, barrier = full + copy % stages * 8;
-        const int key = static_cast<int>(pairs.key) + (copy < tiles ? copy : copy - tiles) * PAIR_TILE;
-        expect_bytes(barrier, BYTES_TILE);
+    const int copies = again ? tiles * (1 + stretches) : tiles;
+    const auto bring = [&](int copy, int place) {
+        int tile = copy, first = 0, end = stretches;
+        if (copy >= tiles) {
+            first = copy / tiles - 1;
+            end = first + 1;
+            tile = copy % tiles;
+        }
+        const uint32_t to = base + place * bytes_tile, barrier = full + place * 8;
+        const int key = static_cast<int>(pairs.key) + tile * PAIR_TILE;
+        expect_bytes(barrier, (end - first) * BYTES_OPERAND);
 #pragma unroll 1
-        for (int i = 0; i < Count; ++i) copy_box(to + i * BYTES_OPERAND, arguments.h, barrier, first_column + i * DEPTH, key);
+        for (int i = first; i < end; ++i) copy_box(to + i * BYTES_OPERAND, arguments.h, barrier, first_column + i * DEPTH, key);
     };
     if (thread == 0) {
         const uint32_t barrier = full + stages * 8;
-        expect_bytes(barrier, BYTES_TILE);
+        expect_bytes(barrier, bytes_tile);
 #pragma unroll 1
-        for (int i = 0; i < Count; ++i) {
+        for (int i = 0; i < stretches; ++i) {
             copy_box(left + i * BYTES_OPERAND, arguments.left, barrier, first_column + i * DEPTH, static_cast<int>(pairs.row) + first_row);
         }
 #pragma unroll 1
-        for (int copy = 0; copy < min(copies, stages); ++copy) bring(copy);
+        for (int copy = 0; copy < min(copies, stages); ++copy) bring(copy, copy);
     }
     __syncwarp();
     // The row of which this thread finishes eight columns of each tile.
@@ -247,64 +250,58 @@ template <int Count, bool Backward> __device__ __forceinline__ void attend(const
         delta = delta_of(of, pairs.row + first_row + row, there);
     }
     __syncthreads();
-    // Waits for a copy of a tile of h. Behind an example's last row lie the next one's, or what nobody wrote, of which even no part is
-    // too much.
-    const auto land = [&](int copy, int tile) {
-        wait_for_phase(full + copy % stages * 8, copy / stages & 1);
+    // Waits for a copy of a tile's stretches, and says where it lies. Behind an example's last row lie the next one's, or what nobody
+    // wrote, of which even no part is too much.
+    const auto land = [&](int copy, int tile, int first, int end) {
+        const int turn = again ? copy / stages : 0, place = copy - turn * stages;
+        wait_for_phase(full + place * 8, turn & 1);
         const int keys = pairs.keys - tile * PAIR_TILE;
-        if (keys >= PAIR_TILE) return;
+        if (keys < PAIR_TILE) {
 #pragma unroll 1
-        for (int i = 0; i < Count; ++i) clear_rows(shared + copy % stages * BYTES_TILE + i * BYTES_OPERAND, keys);
+            for (int i = first; i < end; ++i) clear_rows(shared + place * bytes_tile + i * BYTES_OPERAND, keys);
+        }
+        return place;
     };
     // Asks for the copy that takes the place of one whose products are done, in all warps by the barrier.
-    const auto follow = [&](int copy) {
+    const auto follow = [&](int copy, int place) {
         if (copy + stages >= copies) return;
         __syncthreads();
-        if (thread == 0) bring(copy + stages);
+        if (thread == 0) bring(copy + stages, place);
         __syncwarp();
     };
     wait_for_phase(full + stages * 8, 0);
-    // Of the last tiles at once: scores, or ds.
-    Columns<8> last[AT_ONCE] = {};
+    float sums[COLUMNS / 2];
     float2 all = make_float2(-INFINITY, 0.0f);
 #pragma unroll 1
     for (int first = 0; first < tiles; first += AT_ONCE) {
-        // Scores, and then p·mask.
-        Columns<8> p[AT_ONCE] = {};
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            const int key = (first + i) * PAIR_TILE + chunk * 8;
-            if (Backward && there && key < pairs.stride) p[i] = load_columns<8>(of.scores + pair + (first + i) * PAIR_TILE);
-        }
+        const int end = min(first + AT_ONCE, tiles);
         // All have read the sums before.
         if (first > 0) wait_for_arrivals();
 #pragma unroll 1
-        for (int i = 0; i < min(AT_ONCE, tiles - first); ++i) {
-            const int tile = first + i;
-            const uint32_t h = base + tile % stages * BYTES_TILE;
-            land(tile, tile);
-            float sums[COLUMNS / 2];
+        for (int tile = first; tile < end; ++tile) {
+            const int place = land(tile, tile, 0, stretches);
+            const uint32_t h = base + place * bytes_tile;
             fence_products();
-#pragma unroll
-            for (int j = 0; j < Count; ++j) {
-                multiply_stretch<false>(sums, left + j * BYTES_OPERAND, h + j * BYTES_OPERAND, j > 0);
+#pragma unroll 1
+            for (int i = 0; i < stretches; ++i) {
+                multiply_stretch<false>(sums, left + i * BYTES_OPERAND, h + i * BYTES_OPERAND, i > 0);
             }
             commit_products();
             wait_for_products<0>();
-            store_sums(reinterpret_cast<float*>(shared + (tiles_of_sums - base) + i * BYTES_SUMS), sums, rows);
-            follow(tile);
+            store_sums(reinterpret_cast<float*>(shared + (tiles_of_sums - base) + (tile - first) * BYTES_SUMS), sums, rows);
+            follow(tile, place);
         }
         __syncwarp();
         wait_for_cluster();
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            const int tile = first + i, key = tile * PAIR_TILE + chunk * 8;
-            if (tile >= tiles) break;
-            Columns<8> c = {};
-            if (there) c = sum_of_parts(tiles_of_sums + i * BYTES_SUMS, row, parts);
-            __syncwarp();
-            const bool stored = there && key < pairs.stride;
+#pragma unroll 1
+        for (int tile = first; tile < end; ++tile) {
+            const int key = tile * PAIR_TILE + chunk * 8;
             const int64_t at = pair + tile * PAIR_TILE;
+            const bool stored = there && key < pairs.stride;
+            Columns<8> c = {}, p = {};
+            if (Backward && stored) p = load_columns<8>(of.scores + at);
+            if (there) c = sum_of_parts(tiles_of_sums + (tile - first) * BYTES_SUMS, row, parts);
+            __syncwarp();
             if (!Backward) {
                 const float2 one = sum_of_scores(c, key, pairs.keys);
                 all = joined(all, one);
@@ -314,16 +311,13 @@ template <int Count, bool Backward> __device__ __forceinline__ void attend(const
                 }
             } else if (stored) {
                 const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
-                find_gradients(c, p[i], factor, log_sum_exp, delta, key, pairs.keys);
+                find_gradients(c, p, factor, log_sum_exp, delta, key, pairs.keys);
                 store_columns(static_cast<bf16*>(of.ds) + at, c);
-                store_columns(static_cast<bf16*>(of.p) + at, p[i]);
-            } else {
-                c = {};
+                store_columns(static_cast<bf16*>(of.p) + at, p);
             }
-            last[i] = c;
         }
         __syncwarp();
-        if (first + AT_ONCE < tiles) arrive_at_cluster();
+        if (end < tiles) arrive_at_cluster();
     }
     if (Backward && of.d_absorbed_q == nullptr) {
         // A block's shared memory must last until the others have read it.
@@ -331,70 +325,64 @@ template <int Count, bool Backward> __device__ __forceinline__ void attend(const
         return;
     }
     if (!Backward) log_sum_exp = all.x + logf(all.y);
-    float mixed[Count][COLUMNS / 2];
-#pragma unroll 1
-    for (int first = 0; first < tiles; first += stages) {
-        // The products of the weights before are done.
-        if (first > 0) wait_for_cluster();
-        const int count = min(stages, tiles - first);
-#pragma unroll 1
-        for (int i = 0; i < count; ++i) {
-            const int tile = first + i, key = tile * PAIR_TILE + chunk * 8;
-            Columns<8> c = {};
-            if (tile / AT_ONCE == (tiles - 1) / AT_ONCE) {
-                c = tile % AT_ONCE == 0 ? last[0] : last[1];
-            } else if (there) {
-                // What this thread stored itself.
-                c = Backward ? load_columns<8>(static_cast<const bf16*>(of.ds) + pair + tile * PAIR_TILE)
-                             : load_columns<8>(of.scores + pair + tile * PAIR_TILE);
-            }
-            if (!Backward && there) {
-                const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
-#pragma unroll
-                for (int j = 0; j < 8; ++j) c.value[j] = __expf(c.value[j] - log_sum_exp) * factor.value[j];
-            } else if (!there) {
-                c = {};
-            }
-            const uint4 packed = make_uint4(pack_bf16(c.value[0], c.value[1]), pack_bf16(c.value[2], c.value[3]),
-                                            pack_bf16(c.value[4], c.value[5]), pack_bf16(c.value[6], c.value[7]));
-            const uint32_t place = weights + i * BYTES_OPERAND + operand_place(row, chunk);
-#pragma unroll 1
-            for (int block = 0; owns && block < parts; ++block) store_to_block(place, block, packed);
-            __syncwarp();
-        }
-        // By who wrote, and by who is about to read what others wrote here.
-        fence_writes();
-        __syncwarp();
-        wait_for_cluster();
-        fence_writes();
-#pragma unroll 1
-        for (int i = 0; i < count; ++i) {
-            const int tile = first + i, copy = again ? tiles + tile : tile;
-            const uint32_t h = base + copy % stages * BYTES_TILE;
-            if (again) land(copy, tile);
-            fence_products();
-#pragma unroll
-            for (int j = 0; j < Count; ++j) multiply_stretch<true>(mixed[j], weights + i * BYTES_OPERAND, h + j * BYTES_OPERAND, tile > 0);
-            commit_products();
-            wait_for_products<0>();
-            if (again) follow(copy);
-        }
-        __syncwarp();
-    }
     bf16* const to = static_cast<bf16*>(Backward ? of.d_absorbed_q : of.to) + (pairs.row + first_row) * of.depth;
+#pragma unroll 1
+    for (int stretch = 0; stretch < stretches; ++stretch) {
+#pragma unroll 1
+        for (int first = 0; first < tiles; first += stages) {
+            const int end = min(first + stages, tiles);
+            if (stretch == 0 || again) {
+                // The products of the weights before are done.
+                if (stretch + first > 0) wait_for_cluster();
+#pragma unroll 1
+                for (int tile = first; tile < end; ++tile) {
+                    const int key = tile * PAIR_TILE + chunk * 8;
+                    Columns<8> c = {};
+                    // What this thread stored itself.
+                    if (there && key < pairs.stride) {
+                        const int64_t at = pair + tile * PAIR_TILE;
+                        if (Backward) {
+                            c = load_columns<8>(static_cast<const bf16*>(of.ds) + at);
+                        } else {
+                            c = load_columns<8>(of.scores + at);
+                            const Columns<8> factor = factors(of, batch, blockIdx.z, first_row + row, key);
 #pragma unroll
-    for (int j = 0; j < Count; ++j) store_rounded(to, of.depth, rows, first_column + j * COLUMNS, of.depth, mixed[j]);
+                            for (int i = 0; i < 8; ++i) c.value[i] = __expf(c.value[i] - log_sum_exp) * factor.value[i];
+                        }
+                    }
+                    const uint4 packed = make_uint4(pack_bf16(c.value[0], c.value[1]), pack_bf16(c.value[2], c.value[3]),
+                                                    pack_bf16(c.value[4], c.value[5]), pack_bf16(c.value[6], c.value[7]));
+                    const uint32_t place = weights + (tile - first) * BYTES_OPERAND + operand_place(row, chunk);
+#pragma unroll 1
+                    for (int block = 0; owns && block < parts; ++block) store_to_block(place, block, packed);
+                    __syncwarp();
+                }
+                // By who wrote, and by who is about to read what others wrote here.
+                fence_writes();
+                __syncwarp();
+                wait_for_cluster();
+                fence_writes();
+            }
+#pragma unroll 1
+            for (int tile = first; tile < end; ++tile) {
+                const int copy = tiles * (1 + stretch) + tile;
+                const int place = again ? land(copy, tile, stretch, stretch + 1) : tile;
+                fence_products();
+                multiply_stretch<true>(sums, weights + (tile - first) * BYTES_OPERAND, base + place * bytes_tile + stretch * BYTES_OPERAND,
+                                       tile > 0);
+                commit_products();
+                wait_for_products<0>();
+                if (again) follow(copy, place);
+            }
+        }
+        __syncwarp();
+        store_rounded(to, of.depth, rows, first_column + stretch * COLUMNS, of.depth, sums);
+    }
 }
 
-#define ATTENTION_OF(columns)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128)                                                                           \
-        cross_attention_##columns##_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {                   \
-        attend<columns / COLUMNS, false>(arguments);                                                                            \
-    }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(128)                                                                           \
-        cross_attention_backward_##columns##_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {          \
-        attend<columns / COLUMNS, true>(arguments);                                                                             \
-    }
-ATTENTION_OF(128)
-ATTENTION_OF(192)
-ATTENTION_OF(256)
+extern "C" __global__ void __launch_bounds__(128) cross_attention_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {
+    attend<false>(arguments);
+}
+extern "C" __global__ void __launch_bounds__(128) cross_attention_backward_hopper(const __grid_constant__ CrossAttentionHopperArguments arguments) {
+    attend<true>(arguments);
+}

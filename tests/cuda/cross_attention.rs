@@ -204,6 +204,15 @@ fn long_targets() {
     }
 }
 
+/// More sources than clusters have room for at once, and more target rows than a block has.
+#[test]
+fn sources_beside_the_most_at_once() {
+    cross(&[(318, 2), (319, 1), (20, 6)], Heads { count: 12, width: 8 }, 768, 0.1);
+    cross(&[(190, 1), (200, 3)], Heads { count: 2, width: 64 }, 1_024, 0.0);
+    cross(&[(700, 2), (1, 1)], Heads { count: 3, width: 8 }, 520, 0.1);
+    cross(&[(260, 1)], Heads { count: 1, width: 8 }, 1_800, 0.0);
+}
+
 #[test]
 fn heads_of_released_models() {
     cross(&[(37, 2), (90, 3)], Heads { count: 8, width: 64 }, 512, 0.1);

@@ -49,25 +49,18 @@ impl Steps<'_> {
         // Blocks of a cluster, and stretches of D of each.
         let parts = [thin::MIN_CLUSTER, gemm_thin_hopper::MAX_CLUSTER];
         let parts = if stretches <= parts[0] * hopper::MAX_ATTENDED { parts[0] } else { parts[1] };
-        let count = stretches.div_ceil(parts).max(2);
+        let count = stretches.div_ceil(parts);
         // As the kernel lays it out: as many tiles as there is room for.
         let tile = (count + 1) * thin::BYTES_OPERAND;
         let fixed = count * thin::BYTES_OPERAND + hopper::ATTENTION_FIXED;
         let stages = ((MAX_SHARED - fixed) / tile).min(hopper::MAX_TILES);
-        let name = match (count, backward) {
-            (2, false) => "cross_attention_128_hopper",
-            (2, true) => "cross_attention_backward_128_hopper",
-            (3, false) => "cross_attention_192_hopper",
-            (3, true) => "cross_attention_backward_192_hopper",
-            (_, false) => "cross_attention_256_hopper",
-            (_, true) => "cross_attention_backward_256_hopper",
-        };
+        let name = if backward { "cross_attention_backward_hopper" } else { "cross_attention_hopper" };
         let arguments = CrossAttentionHopperArguments {
             left: Self::map(left, [self.shape.targets() * heads, depth])?,
             h: Self::map(shared.h, [self.shape.sources(), depth])?,
             of: *shared,
             stages: stages as i32,
-            ..CrossAttentionHopperArguments::default()
+            count: count as i32,
         };
         let [_, rows, examples] = Step::Mix.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
         let cluster = [parts as u32, 1, 1];
