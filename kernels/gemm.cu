@@ -11,7 +11,8 @@
 //   delta          the same, and <C, y> of each 64 columns: a head of attention, whose output y was
 //   relu backward  C·bit / (1 - p)
 //   norm backward  d_x += r·C - r^2·(inner / D)·x, and its copy; inner = <dz, z> of the row, from partials. Where x was made of
-//                  `below` by a ReLU feed-forward, also the partials of that one's inner: <d_x, x - below> of each 64 columns
+//                  `below` by a ReLU feed-forward, also the partials of that one's inner: <d_x, x - below> of each 64 columns.
+//                  x and `below` in f32, or both in bf16, whose rounding brings less to d_x than its own copy's
 //   float          C in f32
 //   accumulate     what was there in f32, plus C
 //

@@ -19,8 +19,8 @@ struct GemmArguments {
     const float* partials;   // of the norm that is read
     float* partials_next;    // of x_next
     const float* inner;      // [m, inner_parts]
-    const float* below;      // [rows, n], or null
-    const bf16* y;           // [rows, n]: of delta; of norm backward without `below` x's copy, or null
+    const void* below;       // [rows, n] in f32, or in bf16 where norm backward reads x's copy; or null
+    const bf16* y;           // [rows, n]: of delta; of norm backward x's copy, or null
     float* inner_next;       // [rows, ceil(n / 64)]: of `below`, or of y
     uint8_t* bits;           // [rows, n / 8]
     float* workspace;        // [tiles, parts, tile]
@@ -116,7 +116,7 @@ __device__ __forceinline__ Before load_before(const GemmArguments& arguments, in
     if (!Paired && !inside) return before;
     const int64_t at = static_cast<int64_t>(row) * arguments.n + column;
     const int epilogue = epilogue_of<Only>(arguments);
-    // Where x stands in no difference, its copy says enough of it.
+    // What x and `below` bring to d_x lies along x, and its rounding is below that of d_x's own copy.
     const bool copied = epilogue == DELTA || (epilogue == NORM_BACKWARD && arguments.y != nullptr);
     if (copied) {
         if (inside) before.x = load_columns<PACKED_COLUMNS>(arguments.y + at);
@@ -124,7 +124,13 @@ __device__ __forceinline__ Before load_before(const GemmArguments& arguments, in
         before.x = load_floats<Paired>(arguments.x + at, inside);
     }
     if (epilogue == ACCUMULATE || epilogue == NORM_BACKWARD) before.next = load_floats<Paired>(arguments.x_next + at, inside);
-    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) before.below = load_floats<Paired>(arguments.below + at, inside);
+    if (epilogue == NORM_BACKWARD && arguments.below != nullptr) {
+        if (copied) {
+            if (inside) before.below = load_columns<PACKED_COLUMNS>(static_cast<const bf16*>(arguments.below) + at);
+        } else {
+            before.below = load_floats<Paired>(static_cast<const float*>(arguments.below) + at, inside);
+        }
+    }
     if (epilogue == RELU_BACKWARD && inside) before.bits = arguments.bits[at / 8];
     return before;
 }
@@ -207,8 +213,8 @@ __device__ __forceinline__ void finish(const GemmArguments& arguments, const Row
     }
     case NORM_BACKWARD: {
         const bool copied = arguments.y != nullptr;
-        const Columns<PACKED_COLUMNS> x = copied ? before.x : settled<Paired>(before.x), next = settled<Paired>(before.next);
-        const Columns<PACKED_COLUMNS> below = arguments.below != nullptr ? settled<Paired>(before.below) : before.below;
+        const Columns<PACKED_COLUMNS> next = settled<Paired>(before.next), x = copied ? before.x : settled<Paired>(before.x);
+        const Columns<PACKED_COLUMNS> below = copied || arguments.below == nullptr ? before.below : settled<Paired>(before.below);
         float sum = 0.0f;
         if (inside) {
             const float along = info.along;

@@ -1,9 +1,11 @@
 //! Files as a whole: written so that a crash or a full disk never leaves half of one (temporary file, sync, rename), and
 //! refused where another program has left a stand-in for them.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,6 +40,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
     let temporary = builder
         .tempfile_in(folder)
         .map_err(|source| Error::file("create a temporary file in", folder, source))?;
+    let _listed = Unfinished::list(temporary.path());
     if let Some(before) = before {
         temporary.as_file().set_permissions(before.permissions()).map_err(fail)?;
     }
@@ -51,6 +54,36 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// The temporary files of [`replace`] that have not been given their names yet.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A file in that list.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn list(path: &Path) -> Self {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes the temporary files of [`replace`], for a process that is about to end while it writes some. None can be begun from then on.
+#[cfg(feature = "cli")]
+pub(crate) fn remove_unfinished() {
+    let unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in unfinished.iter() {
+        let _ = std::fs::remove_file(path);
+    }
+    // Whoever waits for the list must not go on.
+    std::mem::forget(unfinished);
 }
 
 /// Whether what is there is neither a file nor a folder, but a device or a pipe.

@@ -197,6 +197,7 @@ impl<'a> Layer<'a> {
             d_x,
             copy: Some(&mut self.d_copy),
             inner_next: None,
+            below_copy: None,
         });
         w_in.backward(kernels, &self.d_a, &weights.w_in, epilogue)?;
         // The attention.
@@ -220,6 +221,7 @@ impl<'a> Layer<'a> {
             d_x,
             copy: Some(&mut self.d_copy),
             inner_next: None,
+            below_copy: None,
         });
         qkv.backward(kernels, &self.d_qkv, &weights.qkv, epilogue)
     }

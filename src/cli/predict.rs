@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use serde_json::{Map, Value, json};
 
 use super::device::{Device, on_device};
+use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::{self, LINE_LIMIT, Reader};
@@ -117,6 +118,7 @@ impl Arguments {
         let bad_rows = match &self.out {
             None => self.answer(&predictor, runs, &mut rows, &mut std::io::stdout().lock())?,
             Some(path) => {
+                progress::removing_unfinished_files()?;
                 let (mut failure, mut bad_rows) = (None, 0);
                 files::replace(path, |file| {
                     bad_rows = self.answer(&predictor, runs, &mut rows, file).map_err(|error| {

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::experiment::Progress;
+use crate::files;
 use crate::train::{Monitor, StepRecord, ValidationRecord};
 
 /// A bar of `length` steps of `what`; hidden where standard error is no terminal.
@@ -42,6 +43,20 @@ fn signals() -> Result<Arc<AtomicBool>> {
             .map_err(|source| Error::file("listen for", "signals", source))?;
     }
     Ok(signalled)
+}
+
+/// Has SIGINT and SIGTERM end the process as ever, but without the temporary file of what it was writing.
+pub(super) fn removing_unfinished_files() -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let fail = |source| Error::file("listen for", "signals", source);
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(fail)?;
+    let ending = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            files::remove_unfinished();
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    ending.map(drop).map_err(fail)
 }
 
 /// Shows a comparison: a bar a part of the work, and notes, each of the same words once.

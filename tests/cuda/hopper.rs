@@ -190,12 +190,15 @@ impl<'r> Operands<'r> {
         let mut d_h = start();
         launch(Epilogue::Accumulate { d_h: &mut d_h });
         left.push(("accumulate", self.read(&d_h), exact));
-        let below = raw.floats(&numbers(7, count, 1.0));
+        let below = numbers(7, count, 1.0);
+        let (below, below_copy) = (raw.floats(&below), raw.halves(&below));
         let norm = Norm { partials: &self.partials, epsilon: 1e-6 };
-        for x_copy in [None, Some(&self.sides[0])] {
+        for (x_copy, below_copy) in
+            [(None, None), (Some(&self.sides[0]), None), (Some(&self.sides[0]), Some(&below_copy))]
+        {
             let (mut d_x, mut copy) = (start(), raw.poisoned_halves(count));
             let mut inner_next = raw.poisoned_floats(parts);
-            let next = if x_copy.is_none() { Some((&below, &mut inner_next)) } else { None };
+            let wanted = x_copy.is_none() || below_copy.is_some();
             launch(Epilogue::NormBackward(NormBackward {
                 x: &self.floats[0],
                 x_copy: x_copy.map(|copy| copy as _),
@@ -203,11 +206,12 @@ impl<'r> Operands<'r> {
                 inner: &self.inner,
                 d_x: &mut d_x,
                 copy: Some(&mut copy),
-                inner_next: next.map(|(below, inner)| (below as _, inner as _)),
+                inner_next: wanted.then_some((&below as _, &mut inner_next as _)),
+                below_copy: below_copy.map(|copy| copy as _),
             }));
             left.push(("d_x", self.read(&d_x), exact));
             left.push(("copy of d_x", self.read(&copy), one));
-            if x_copy.is_none() {
+            if wanted {
                 left.push(("inner of d_x", self.read(&inner_next), sums(self.out + 64)));
             }
         }

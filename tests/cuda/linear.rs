@@ -288,6 +288,7 @@ fn raw_products(lengths: &[usize], out: usize, input: usize) {
         d_x: &mut d_x,
         copy: Some(&mut copy),
         inner_next: None,
+        below_copy: None,
     };
     linear.backward(kernels, &dz_copy, &w, Epilogue::NormBackward(of_norm)).expect("backward");
     let expected: Vec<f64> = (0..rows * input)

@@ -129,6 +129,7 @@ impl Cuda {
                 (Some(below), Some(inner)) => Some((read(below.float()?), write(inner))),
                 _ => None,
             },
+            below_copy: of.below.and_then(Rows::copy),
         });
         self.product_backward(rows, dz, weight, epilogue)?;
         d_x.inner = inner_next;

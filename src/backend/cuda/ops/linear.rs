@@ -117,6 +117,8 @@ pub struct NormBackward<'a> {
     /// `below` \[rows, n\] in f32, and \[rows, ceil(n / 64)\] for the parts of <d_x, x - below>, where the feed-forward that made x of
     /// below wants them.
     pub inner_next: Option<(&'a dyn DevicePtr<f32>, &'a mut dyn DevicePtrMut<f32>)>,
+    /// `below` in bf16, which is read where x's copy is given too.
+    pub below_copy: Option<&'a dyn ReadOperand>,
 }
 
 impl<'e> Epilogue<'e> {
@@ -186,15 +188,16 @@ impl<'e> Epilogue<'e> {
                 arguments.inner_parts = inner_parts as i32;
                 arguments.x_next = operands.write("d_x", of.d_x, numbers)?;
                 arguments.copy = copy_of(operands, of.copy, numbers)?;
-                match (of.inner_next, of.x_copy) {
-                    (Some((below, inner_next)), _) => {
-                        arguments.below = operands.read("below", below, numbers)?;
-                        arguments.inner_next = operands.write("inner_next", inner_next, all * parts)?;
-                    }
-                    (None, Some(copy)) => {
-                        arguments.y = operands.matrix("x_copy", copy, Precision::Bf16, numbers)?;
-                    }
-                    (None, None) => {}
+                let x_copy = of.x_copy.filter(|_| of.inner_next.is_none() || of.below_copy.is_some());
+                if let Some((below, inner_next)) = of.inner_next {
+                    arguments.below = match of.below_copy.filter(|_| x_copy.is_some()) {
+                        Some(copy) => operands.matrix("below_copy", copy, Precision::Bf16, numbers)?,
+                        None => operands.read("below", below, numbers)?,
+                    };
+                    arguments.inner_next = operands.write("inner_next", inner_next, all * parts)?;
+                }
+                if let Some(copy) = x_copy {
+                    arguments.y = operands.matrix("x_copy", copy, Precision::Bf16, numbers)?;
                 }
             }
             Self::Accumulate { d_h } => arguments.x_next = operands.write("d_h", d_h, numbers)?,

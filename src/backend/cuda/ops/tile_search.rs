@@ -342,6 +342,7 @@ impl OnDevice {
                 d_x: &mut self.float,
                 copy: Some(z),
                 inner_next: None,
+                below_copy: None,
             }),
             LayerProduct::Plain => Epilogue::Plain { z },
         };
