@@ -242,6 +242,39 @@ fn answers_are_not_written_over_the_rows_that_are_read() {
     }
 }
 
+/// A signal ends it as it ends any program, and leaves neither half of the answers nor a temporary file.
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_the_old_answers_and_no_temporary_file() {
+    use std::os::unix::process::ExitStatusExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let run = runs(&frozen, folder.path())[0].display().to_string();
+    let written = tempfile::tempdir().expect("a temporary folder");
+    let answers = written.path().join("answers.jsonl");
+    fs::write(&answers, "old").expect("written");
+    for (name, number) in [("-INT", 2), ("-TERM", 15)] {
+        let out = answers.to_str().expect("a path");
+        let mut child = promptmix(&["predict", "--run", &run, "--input", "-", "--out", out])
+            .spawn()
+            .expect("the binary runs");
+        let mut rows = child.stdin.take().expect("a pipe");
+        writeln!(rows, "{{\"sentence\": \"a film\"}}").expect("a row");
+        let files = || fs::read_dir(written.path()).expect("a folder").count();
+        let started = std::time::Instant::now();
+        while files() < 2 {
+            assert!(started.elapsed().as_secs() < 60, "no temporary file");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().expect("a signal").success());
+        let ended = child.wait().expect("an end");
+        assert_eq!(ended.signal(), Some(number));
+        assert_eq!((files(), fs::read_to_string(&answers).expect("answers").as_str()), (1, "old"));
+    }
+}
+
 /// `promptmix ... | head -1`
 #[cfg(unix)]
 #[test]
