@@ -13,9 +13,10 @@
 // in order, rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
 // Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has up to four stretches of 64 of D.
 // It brings those columns of the rows and of tiles of 64 keys, as many as there is room for, and multiplies them to its parts of the
-// scores. Of two tiles at once each block adds up the parts of 16 or 8 rows in order, and stores the scores. When it knows its rows' sums
-// of exponentials it gives their weights to all, who multiply them with the tiles of h that they still have; where an example has more
-// tiles than there is room for, they come again, and weights are made again, for each stretch. Backward does the same with d_mixed for q' and ds for the weights.
+// scores. Of one or two tiles at once each block adds up the parts of 16 or 8 rows in order, and stores the scores. When it knows its
+// rows' sums of exponentials it gives their weights to all, who multiply them with the tiles of h that they still have; where an example
+// has more tiles than there is room for, they come again, and weights are made again, for each stretch. Backward does the same with
+// d_mixed for q' and ds for the weights.
 //
 // Grids: project x the blocks of a cluster, y over rows, z heads · attention x the blocks of a cluster, y rows / 64, z examples. Counts
 // come from the descriptor; surplus clusters exit.
@@ -23,9 +24,9 @@
 // once, backward scores, ds and p once; what is written once. Boxes reach into the next head's columns or the next example's rows: what
 // comes of those is not stored, or meets zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
-// On sm_90a, with D of 768: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
+// On sm_90a, with D of 768, and 48 rows of an example over 128 keys on average: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2,
-//   cross_attention_hopper 72 225352 1, cross_attention_backward_hopper 95 225352 1
+//   cross_attention_hopper 72 112208 2, cross_attention_backward_hopper 94 112208 2
 #include <cfloat>
 #include "cross_attention.cuh"
 #include "thin_hopper.cuh"
@@ -168,16 +169,18 @@ struct CrossAttentionHopperArguments {
     CrossArguments of;
     int stages;              // tiles of h, and of weights, that there is room for, up to MAX_TILES
     int count;               // stretches of D of a block
+    int room;                // rows of a tile of sums
+    int at_once;             // tiles whose scores a cluster adds up between two of its barriers
+    int padding[14];
 };
 
 constexpr int MAX_ATTENDED = 4;  // stretches of D of a block
 constexpr int MAX_TILES = 8;
-constexpr int AT_ONCE = 2;  // tiles whose scores a cluster adds up between two of its barriers
 static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles of pairs are those of the descriptor's map");
-static_assert(BYTES_SUMS % 1024 == 0, "barriers behind sums");
-// Of dynamic shared memory: `stages` tiles of h, each of `count` stretches of D, the left operand, as many tiles of weights, the sums of
-// the tiles at once, and a barrier for each tile of h and for the left operand.
-constexpr int ATTENTION_FIXED = AT_ONCE * BYTES_SUMS + (MAX_TILES + 1) * 8;
+// Of dynamic shared memory: `stages` tiles of h, each of `count` stretches of D; the left operand, and where that was then as many tiles
+// of weights; a barrier for each tile of h and for the left operand; `at_once` tiles of sums.
+constexpr int BYTES_ATTENTION_BARRIERS = (MAX_TILES + 2) / 2 * 16;
+constexpr int BYTES_ROW_OF_SUMS = STRIDE * 4;
 
 // The sum of exponentials of a row that forward left, as its log, by the eight lanes of the row.
 __device__ __forceinline__ float log_sum_exp_of(const CrossArguments& of, const Pairs& pairs, int row, int tiles) {
@@ -200,8 +203,8 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
     const CrossArguments& of = arguments.of;
     const int thread = threadIdx.x, chunk = thread % LANES, part = blockIdx.x, parts = gridDim.x;
     const int stages = arguments.stages, stretches = arguments.count, bytes_tile = stretches * BYTES_OPERAND;
-    const uint32_t base = shared_address(shared), left = base + stages * bytes_tile, weights = left + bytes_tile;
-    const uint32_t tiles_of_sums = weights + stages * BYTES_OPERAND, full = tiles_of_sums + AT_ONCE * BYTES_SUMS;
+    const uint32_t base = shared_address(shared), left = base + stages * bytes_tile, full = left + max(stretches, stages) * BYTES_OPERAND;
+    const uint32_t tiles_of_sums = full + BYTES_ATTENTION_BARRIERS, bytes_sums = arguments.room * BYTES_ROW_OF_SUMS;
     if (thread == 0) {
 #pragma unroll 1
         for (int i = 0; i <= stages; ++i) start_barrier(full + i * 8, 1);
@@ -273,8 +276,8 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
     float sums[COLUMNS / 2];
     float2 all = make_float2(-INFINITY, 0.0f);
 #pragma unroll 1
-    for (int first = 0; first < tiles; first += AT_ONCE) {
-        const int end = min(first + AT_ONCE, tiles);
+    for (int first = 0; first < tiles; first += arguments.at_once) {
+        const int end = min(first + arguments.at_once, tiles);
         // All have read the sums before.
         if (first > 0) wait_for_arrivals();
 #pragma unroll 1
@@ -288,7 +291,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
             }
             commit_products();
             wait_for_products<0>();
-            store_sums(reinterpret_cast<float*>(shared + (tiles_of_sums - base) + (tile - first) * BYTES_SUMS), sums, rows);
+            store_sums<false>(reinterpret_cast<float*>(shared + (tiles_of_sums - base) + (tile - first) * bytes_sums), sums, rows);
             follow(tile, place);
         }
         __syncwarp();
@@ -300,7 +303,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
             const bool stored = there && key < pairs.stride;
             Columns<8> c = {}, p = {};
             if (Backward && stored) p = load_columns<8>(of.scores + at);
-            if (there) c = sum_of_parts(tiles_of_sums + (tile - first) * BYTES_SUMS, row, parts);
+            if (there) c = sum_of_parts(tiles_of_sums + (tile - first) * bytes_sums, row, parts);
             __syncwarp();
             if (!Backward) {
                 const float2 one = sum_of_scores(c, key, pairs.keys);
@@ -325,6 +328,8 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
         return;
     }
     if (!Backward) log_sum_exp = all.x + logf(all.y);
+    // All products with the left operand are done, in all blocks.
+    const uint32_t weights = left;
     bf16* const to = static_cast<bf16*>(Backward ? of.d_absorbed_q : of.to) + (pairs.row + first_row) * of.depth;
 #pragma unroll 1
     for (int stretch = 0; stretch < stretches; ++stretch) {

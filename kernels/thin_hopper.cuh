@@ -77,8 +77,9 @@ __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], u
 // Where chunk `chunk` of row `row` lies as a tensor copy with 128-byte swizzle would have it.
 __device__ __forceinline__ uint32_t operand_place(int row, int chunk) { return row * (DEPTH * 2) + ((chunk ^ (row & 7)) << 4); }
 
-// Writes a part's sums to the tile of f32 at the start of `tile`, and zeros behind its `rows` rows: what lies in A there nobody wrote.
-__device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2], int rows) {
+// Writes a part's sums to the tile of f32 at the start of `tile`, and, if all of its rows will be read, zeros behind its `rows` rows: what
+// lies in A there nobody wrote.
+template <bool All = true> __device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2], int rows) {
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     float* const to = tile + row * STRIDE + lane % 4 * 2;
 #pragma unroll
@@ -88,7 +89,7 @@ __device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLU
             for (int i = 0; i < COLUMNS / 8; ++i) {
                 *reinterpret_cast<float2*>(to + half * 8 * STRIDE + i * 8) = make_float2(sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
             }
-        } else {
+        } else if (All) {
 #pragma unroll 1
             for (int i = 0; i < COLUMNS / 8; ++i) *reinterpret_cast<float2*>(to + half * 8 * STRIDE + i * 8) = make_float2(0.0f, 0.0f);
         }

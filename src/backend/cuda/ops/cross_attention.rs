@@ -63,7 +63,7 @@ impl AbsorbedShape<'_> {
             let expected = format!("[R, D] with D a multiple of {WIDTH_MULTIPLE}, up to {WIDEST_SOURCE}");
             return Err(Error::tensor("h", expected, format!("D {}", self.depth), ""));
         }
-        let (rows, targets) = (self.longest() * self.heads.count, self.targets() * self.heads.count);
+        let (rows, targets) = (self.longest_rows(), self.targets() * self.heads.count);
         // With the gaps between examples.
         let pairs = (self.sources().next_multiple_of(8) + 8 * self.batch.batch().examples()) * rows;
         let (sums, dropped, parts) = match precision {
@@ -119,9 +119,18 @@ impl AbsorbedShape<'_> {
         self.batch.batch().rows(Side::Encoder)
     }
 
+    pub(super) fn examples(&self) -> usize {
+        self.batch.batch().examples()
+    }
+
     /// The most targets of an example.
     fn longest(&self) -> usize {
         self.batch.batch().longest_target()
+    }
+
+    /// The most rows of an example among \[T, H\].
+    pub(super) fn longest_rows(&self) -> usize {
+        self.longest() * self.heads.count
     }
 
     /// The most tiles of sources.
@@ -195,7 +204,7 @@ impl Step {
         let (heads, targets) = (of.heads.count, of.targets());
         // Slices of columns, blocks of 64 rows that an example may have, and rows of scores.
         let (columns, parts, rows) =
-            (of.depth.div_ceil(SLICE), (of.longest() * heads).div_ceil(64), targets * heads);
+            (of.depth.div_ceil(SLICE), of.longest_rows().div_ceil(64), targets * heads);
         match (precision, self) {
             (Precision::Bf16, Self::Widen) => [columns, targets.div_ceil(64), heads],
             (Precision::Bf16, Self::Narrow) => {

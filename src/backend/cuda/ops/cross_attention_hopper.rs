@@ -7,6 +7,7 @@ use super::{
     ProjectedArguments, side_number,
 };
 use crate::backend::Side;
+use crate::backend::cuda::runtime::arguments::cross_attention::PAIR_TILE;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::GemmHopperArguments;
 use crate::backend::cuda::runtime::arguments::hopper::{MAX_SHARED, TensorMap};
@@ -19,6 +20,8 @@ use crate::backend::cuda::runtime::tensor_map::tensor_map;
 use crate::error::Result;
 
 const FILE: &str = "cross_attention_hopper";
+/// Shared memory of a block that leaves room for another on its multiprocessor, which keeps 1 KiB of each.
+const HALF_SHARED: usize = (MAX_SHARED + 1024) / 2 - 1024;
 
 impl AbsorbedShape<'_> {
     /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
@@ -50,10 +53,25 @@ impl Steps<'_> {
         let parts = [thin::MIN_CLUSTER, gemm_thin_hopper::MAX_CLUSTER];
         let parts = if stretches <= parts[0] * hopper::MAX_ATTENDED { parts[0] } else { parts[1] };
         let count = stretches.div_ceil(parts);
-        // As the kernel lays it out: as many tiles as there is room for.
-        let tile = (count + 1) * thin::BYTES_OPERAND;
-        let fixed = count * thin::BYTES_OPERAND + hopper::ATTENTION_FIXED;
-        let stages = ((MAX_SHARED - fixed) / tile).min(hopper::MAX_TILES);
+        let room = self.shape.longest_rows().min(thin::ROWS);
+        // As the kernel lays it out.
+        let bytes = |stages: usize, at_once: usize| {
+            let operands = (stages * count + stages.max(count)) * thin::BYTES_OPERAND;
+            operands + hopper::BYTES_ATTENTION_BARRIERS + at_once * room * hopper::BYTES_ROW_OF_SUMS
+        };
+        let most = |shared: usize, at_once: usize| {
+            (1..=hopper::MAX_TILES).rev().find(|&stages| bytes(stages, at_once) <= shared)
+        };
+        // Clusters of blocks that have a multiprocessor each cannot take all of them. So two share one, where a tile more than an
+        // example has on average still finds room.
+        let average = self.shape.sources().div_ceil(self.shape.examples()).div_ceil(PAIR_TILE);
+        let halves = [2, 1].into_iter().find_map(|at_once| {
+            most(HALF_SHARED, at_once).filter(|&stages| stages > average).map(|stages| (stages, at_once))
+        });
+        let (stages, at_once) = match halves {
+            Some(halves) => halves,
+            None => (most(MAX_SHARED, 2).unwrap_or(1), 2),
+        };
         let name = if backward { "cross_attention_backward_hopper" } else { "cross_attention_hopper" };
         let arguments = CrossAttentionHopperArguments {
             left: Self::map(left, [self.shape.targets() * heads, depth])?,
@@ -61,12 +79,15 @@ impl Steps<'_> {
             of: *shared,
             stages: stages as i32,
             count: count as i32,
+            room: room as i32,
+            at_once: at_once as i32,
+            ..CrossAttentionHopperArguments::default()
         };
         let [_, rows, examples] = Step::Mix.grid(&self.shape, self.precision).map(|blocks| blocks as u32);
         let cluster = [parts as u32, 1, 1];
         let kernel = Kernel { file: FILE, name };
         let (grid, threads, shared) =
-            ([cluster[0], rows, examples], thin::THREADS as u32, (fixed + stages * tile) as u32);
+            ([cluster[0], rows, examples], thin::THREADS as u32, bytes(stages, at_once) as u32);
         // SAFETY: every operand was checked against the shape, which the maps and the grid follow; counts come from the descriptor.
         unsafe {
             self.kernels.launch_clusters(kernel, grid, cluster, threads, shared, &arguments, &self.operands)
