@@ -2,6 +2,7 @@
 // of squares; and the same dropout on the gradient of the prompt rows.
 //
 //   x[row] = mask(table[id[row]])  on token rows; prompt rows are the mixture's and stay as they are
+//   id: the batch's, or where a decoding step's tokens lie on the device already, those
 //   partials[row, i] = sum of x[row, 64 i .. 64 i + 63]^2
 //
 // Shapes: table [V, D] f32, x [rows, D] f32, copy [rows, D] bf16 (none in f32), partials [rows, ceil(D / 64)] f32.
@@ -21,8 +22,11 @@ struct EmbedArguments {
     bf16* copy;
     float* partials;
     Mask mask;
+    const int* ids;          // [rows] in place of the batch's, or null
     int side;
     int width;
+    int vocabulary;          // V, for ids
+    int padding;
 };
 
 extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments) {
@@ -30,7 +34,14 @@ extern "C" __global__ void __launch_bounds__(128) embed(EmbedArguments arguments
     const Batch batch{arguments.batch};
     const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= batch.rows(arguments.side)) return;
-    const int width = arguments.width, id = batch.id(arguments.side, row);
+    const int width = arguments.width;
+    int id;
+    if (arguments.ids == nullptr) {
+        id = batch.id(arguments.side, row);
+    } else {
+        // The launch before may have written it: an ordinary load. No number leads out of the table.
+        id = static_cast<int>(min(static_cast<uint32_t>(arguments.ids[row]), static_cast<uint32_t>(arguments.vocabulary - 1)));
+    }
     if (id < 0) return;
     const MaskRow mask = mask_of_row(arguments.mask, batch, arguments.side, row);
     float* const x = arguments.x + static_cast<int64_t>(row) * width;

@@ -66,6 +66,8 @@ pub struct Batch {
     pooled_padding: Option<(usize, u32)>,
     row_weights: Arc<[f64]>,
     objective: Objective,
+    /// Tokens that are decoded at most, where they are decoded one behind the other.
+    decoding: Option<usize>,
     /// Rows of the encoder and the decoder, and target rows of an example, that buffers and grids are made for, where those
     /// are more than there are.
     capacity: [usize; 3],
@@ -139,6 +141,7 @@ impl Batch {
             target_prompt: of_each(|example| example.target_prompt),
             pooled_padding: None,
             objective: Objective::default(),
+            decoding: None,
             capacity: [0; 3],
             id: fresh_id(),
         })
@@ -224,10 +227,26 @@ impl Batch {
             decoder_ids: decoder_ids.concat().into(),
             target_offsets: std::iter::once(0).chain(ends).collect(),
             objective: Objective::default(),
+            decoding: None,
             capacity: [self.capacity[0], 0, 0],
             id: fresh_id(),
             ..self.clone()
         })
+    }
+
+    /// The same encoder rows to be answered token by token, up to `longest` of them: each example has one decoder row, which reads
+    /// `start` first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if `start` lies outside the vocabulary.
+    pub fn decoded(&self, start: u32, longest: usize) -> Result<Self> {
+        let first = vec![vec![start]; self.examples()];
+        Ok(Self { decoding: Some(longest), ..self.with_decoder(&first, &first)? })
+    }
+
+    /// Tokens that are decoded at most, of a batch that is [`Batch::decoded`].
+    pub fn decoding(&self) -> Option<usize> {
+        self.decoding
     }
 
     /// The stretch `examples` as a batch of its own, without room for more rows; all examples are the batch as it is.
@@ -259,6 +278,7 @@ impl Batch {
             pooled_padding: self.pooled_padding,
             row_weights: self.row_weights[targets].into(),
             objective: self.objective,
+            decoding: self.decoding,
             capacity: [0; 3],
             id: fresh_id(),
         }

@@ -3,7 +3,7 @@
 use super::Spellings;
 use crate::backend::{Backend, Batch, Example};
 use crate::error::Result;
-use crate::model::{Frozen, Mixture, Pass};
+use crate::model::{Encoding, Frozen, Mixture, Pass};
 
 /// How one question is answered.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,8 @@ pub struct Answer {
     pub attention: Vec<f64>,
 }
 
-/// Answers one batch of questions. `pooled_width`: padding up to so many tokens joins the pool.
+/// Answers one batch of questions. `pooled_width`: padding up to so many tokens joins the pool. `graph_cache` has answered for this
+/// model, mixture and state alone.
 ///
 /// # Errors
 /// Those of packing a batch, of the device and of decoding text.
@@ -56,6 +57,7 @@ pub fn answer<B: Backend>(
     mixture: &Mixture<B>,
     state: &B::State,
     pooled_width: Option<usize>,
+    graph_cache: &mut B::GraphCache,
     questions: &[Question<'_>],
 ) -> Result<Vec<Answer>> {
     let (model, backend) = (&frozen.model, frozen.backend);
@@ -77,9 +79,6 @@ pub fn answer<B: Backend>(
         Some(width) => batch.pooling_padding(width, config.pad_token_id),
         None => batch,
     };
-    let encoding = model.encode(backend, mixture, state, &batch, &mut Pass::evaluation())?;
-    let weights = backend.attention(encoding.mix())?;
-    let per_example = weights.len() / questions.len().max(1);
     let prompts = mixture.source_count + usize::from(!mixture.mixing.without_target);
 
     let candidates: Vec<&[Vec<u32>]> = questions
@@ -89,19 +88,30 @@ pub fn answer<B: Backend>(
             Answering::Greedy { .. } => &[],
         })
         .collect();
-    let scores = if candidates.iter().any(|candidates| !candidates.is_empty()) {
-        model.score(backend, &batch, &encoding, &candidates)?
-    } else {
-        Vec::new()
+    let (mut weights, mut scores) = (Vec::new(), Vec::new());
+    let mut encoded = |batch: &Batch, encoding: &Encoding<B>| -> Result<()> {
+        weights = backend.attention(encoding.mix())?;
+        if candidates.iter().any(|candidates| !candidates.is_empty()) {
+            scores = model.score(backend, batch, encoding, &candidates)?;
+        }
+        Ok(())
     };
     let longest = questions.iter().filter_map(|question| match question.answering {
         Answering::Greedy { longest, .. } => Some(longest),
         Answering::Labels { .. } => None,
     });
     let said = match longest.max() {
-        Some(longest) => model.greedy(backend, &batch, &encoding, longest)?,
-        None => Vec::new(),
+        Some(longest) => {
+            let batch = batch.decoded(config.decoder_start_token_id, longest)?;
+            model.answer(backend, mixture, state, graph_cache, &batch, encoded)?
+        }
+        None => {
+            let encoding = model.encode(backend, mixture, state, &batch, &mut Pass::evaluation())?;
+            encoded(&batch, &encoding)?;
+            Vec::new()
+        }
     };
+    let per_example = weights.len() / questions.len().max(1);
     questions
         .iter()
         .enumerate()

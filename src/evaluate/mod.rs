@@ -96,6 +96,7 @@ impl<B: Backend> Evaluator<'_, B> {
             Some(texts) => Answering::Labels { texts, tokens: &tokens },
             None => Answering::Greedy { longest: self.longest_target, spellings: &spellings },
         };
+        let mut graph_cache = B::GraphCache::default();
         let mut answers = Vec::with_capacity(sources.len());
         let mut attention = Vec::with_capacity(sources.len());
         for sources in sources.chunks(self.batch_size.max(1)) {
@@ -108,7 +109,8 @@ impl<B: Backend> Evaluator<'_, B> {
                     answering,
                 })
                 .collect();
-            for answer in answer(self.frozen, self.mixture, state, self.pooled_width, &questions)? {
+            let (frozen, mixture, width) = (self.frozen, self.mixture, self.pooled_width);
+            for answer in answer(frozen, mixture, state, width, &mut graph_cache, &questions)? {
                 answers.push(answer.text);
                 attention.push(answer.attention);
             }

@@ -1,12 +1,14 @@
 //! The decoder over its encoder rows, up to the rows that `lm_head` reads; and greedy decoding.
 
+use std::ops::Range;
+
 use super::layer::{Attended, FeedForwardSaved, Layer, SelfAttentionSaved, mask};
-use super::{DecoderLayer, Encoding, Pass, T5};
+use super::{DecoderLayer, Encoding, Mixture, Pass, T5};
 use crate::backend::{
     Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FinalNorm,
     FinalNormBackward, Format, ProjectionBackward, Residual, Scope, Side, SiteKind,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The decoder's output for a batch.
 pub struct Decoding<B: Backend> {
@@ -52,8 +54,59 @@ struct Cross<'a, B: Backend> {
 enum Past<'a, B: Backend> {
     /// All of an example's tokens are in the batch.
     InBatch,
-    /// One token an example is; the rest lie in the cache.
-    Cached { cache: &'a mut B::Cache, position: usize },
+    /// One token an example is; the rest lie in the cache. Behind the first it is what the step before chose.
+    Cached { steps: &'a mut Steps<B>, position: usize },
+}
+
+/// An answer that is decoded token by token.
+pub(super) struct Answer<B: Backend> {
+    pub(super) encoding: Encoding<B>,
+    pub(super) steps: Steps<B>,
+}
+
+/// What decoding steps leave to those after them.
+pub(super) struct Steps<B: Backend> {
+    cache: B::Cache,
+    tokens: B::Tokens,
+    longest: usize,
+}
+
+impl<B: Backend> Steps<B> {
+    /// The positions of stretch `number`: as many as are decoded before the host hears of them.
+    fn stretch(&self, backend: &B, number: usize) -> Range<usize> {
+        let ahead = backend.tokens_ahead().max(1);
+        let start = number.saturating_mul(ahead).min(self.longest);
+        start..start.saturating_add(ahead).min(self.longest)
+    }
+}
+
+/// What examples said, as far as the host has heard.
+struct Said {
+    tokens: Vec<Vec<u32>>,
+    /// The end-of-sequence token, behind which nothing counts.
+    end: u32,
+    /// Steps.
+    heard: usize,
+}
+
+impl Said {
+    /// Reads what stretch `number` chose.
+    fn hear<B: Backend>(&mut self, backend: &B, steps: &Steps<B>, number: usize) -> Result<()> {
+        for chosen in backend.read_tokens(&steps.tokens, steps.stretch(backend, number))? {
+            for (said, id) in self.tokens.iter_mut().zip(chosen) {
+                if said.last() != Some(&self.end) {
+                    said.push(id);
+                }
+            }
+            self.heard += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether an example has more to say, of `longest` tokens at most.
+    fn goes_on(&self, longest: usize) -> bool {
+        self.heard < longest && self.tokens.iter().any(|said| said.last() != Some(&self.end))
+    }
 }
 
 impl<B: Backend> T5<B> {
@@ -71,8 +124,46 @@ impl<B: Backend> T5<B> {
         self.decode_past(backend, batch, encoding, pass, Past::InBatch)
     }
 
-    /// The most likely next token, again and again, until every example has said `eos_token_id` or `longest` tokens.
-    /// What an example says after its end-of-sequence token is not returned; that token is, where it came.
+    /// Encodes a batch that is [`Batch::decoded`] and answers each example with the most likely next token, again and again, until
+    /// every example has said `eos_token_id` or as many tokens as the batch is decoded for. What an example says after its end-of-sequence token is not returned; that token is,
+    /// where it came. `encoded` is called once, with the encoding and the batch that it is of.
+    ///
+    /// On a device that captures work, as [`Backend::capture_stretches`] says, the encoder and
+    /// [`DecodeOps::tokens_ahead`](crate::backend::DecodeOps::tokens_ahead) tokens are one launch and one read. `graph_cache` is
+    /// of this model, mixture and state alone.
+    ///
+    /// # Errors
+    /// Another batch, those of [`T5::encode`] and of `encoded`, and what the device fails with.
+    pub fn answer(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &B::State,
+        graph_cache: &mut B::GraphCache,
+        batch: &Batch,
+        mut encoded: impl FnMut(&Batch, &Encoding<B>) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let longest = batch.decoding().ok_or_else(|| {
+            Error::tensor("a batch to answer", "one that is decoded", "one with decoder rows of its own", "")
+        })?;
+        let mut said = self.said(batch.examples());
+        let begin = |batch: &Batch| self.begin_answer(backend, mixture, state, batch);
+        let stretch = |batch: &Batch, answer: &mut Answer<B>, number: usize| {
+            self.say(backend, batch, &answer.encoding, &mut answer.steps, number)
+        };
+        let mut stretches = 0;
+        backend.capture_stretches(graph_cache, batch, begin, stretch, |batch, answer| {
+            if stretches == 0 {
+                encoded(batch, &answer.encoding)?;
+            }
+            said.hear(backend, &answer.steps, stretches)?;
+            stretches += 1;
+            Ok(said.goes_on(longest))
+        })?;
+        Ok(said.tokens)
+    }
+
+    /// As [`T5::answer`], of an encoding of `batch` that is there already, up to `longest` tokens.
     ///
     /// # Errors
     /// What the device fails with; none of packing a batch for an encoding of this batch.
@@ -83,27 +174,55 @@ impl<B: Backend> T5<B> {
         encoding: &Encoding<B>,
         longest: usize,
     ) -> Result<Vec<Vec<u32>>> {
-        let examples = batch.examples();
-        let mut said: Vec<Vec<u32>> = vec![Vec::new(); examples];
-        let mut last = vec![self.config.decoder_start_token_id; examples];
-        let mut cache = backend.cache(self.decoder.len(), examples, longest.max(1), self.heads)?;
-        let finished = |said: &[u32]| said.last() == Some(&self.config.eos_token_id);
-        for position in 0..longest {
-            let ids: Vec<Vec<u32>> = last.iter().map(|&id| vec![id]).collect();
-            let step = batch.with_decoder(&ids, &ids)?;
-            let past = Past::Cached { cache: &mut cache, position };
-            let decoding = self.decode_past(backend, &step, encoding, &mut Pass::evaluation(), past)?;
-            last = backend.read_loss(&backend.loss(&step, &decoding.hidden, &self.lm_head(), None)?)?.greedy;
-            for (said, &id) in said.iter_mut().zip(&last) {
-                if !finished(said) {
-                    said.push(id);
-                }
-            }
-            if said.iter().all(|said| finished(said)) {
+        let batch = batch.decoded(self.config.decoder_start_token_id, longest)?;
+        let (mut said, mut steps) = (self.said(batch.examples()), self.steps(backend, &batch)?);
+        for number in 0.. {
+            if !said.goes_on(longest) {
                 break;
             }
+            self.say(backend, &batch, encoding, &mut steps, number)?;
+            said.hear(backend, &steps, number)?;
         }
-        Ok(said)
+        Ok(said.tokens)
+    }
+
+    /// What an answer to a batch that is [`Batch::decoded`] begins with.
+    pub(super) fn begin_answer(
+        &self,
+        backend: &B,
+        mixture: &Mixture<B>,
+        state: &B::State,
+        batch: &Batch,
+    ) -> Result<Answer<B>> {
+        let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation())?;
+        Ok(Answer { encoding, steps: self.steps(backend, batch)? })
+    }
+
+    fn steps(&self, backend: &B, batch: &Batch) -> Result<Steps<B>> {
+        let (examples, longest) = (batch.examples(), batch.decoding().unwrap_or(1));
+        let cache = backend.cache(self.decoder.len(), examples, longest.max(1), self.heads)?;
+        Ok(Steps { cache, tokens: backend.tokens(examples, longest)?, longest })
+    }
+
+    fn said(&self, examples: usize) -> Said {
+        Said { tokens: vec![Vec::new(); examples], end: self.config.eos_token_id, heard: 0 }
+    }
+
+    /// Decodes the tokens of stretch `number`.
+    pub(super) fn say(
+        &self,
+        backend: &B,
+        batch: &Batch,
+        encoding: &Encoding<B>,
+        steps: &mut Steps<B>,
+        number: usize,
+    ) -> Result<()> {
+        for position in steps.stretch(backend, number) {
+            let past = Past::Cached { steps: &mut *steps, position };
+            let decoding = self.decode_past(backend, batch, encoding, &mut Pass::evaluation(), past)?;
+            backend.choose_tokens(batch, &decoding.hidden, &self.lm_head(), &mut steps.tokens, position)?;
+        }
+        Ok(())
     }
 
     fn decode_past(
@@ -123,7 +242,12 @@ impl<B: Backend> T5<B> {
             mask: mask(pass.dropout, Side::Decoder, SiteKind::Embedding, 0),
             epsilon: self.epsilon(),
         };
-        backend.embed(embedding, &mut residual)?;
+        match &past {
+            Past::Cached { steps, position: position @ 1.. } => {
+                backend.embed_tokens(embedding, &steps.tokens, position - 1, &mut residual)?;
+            }
+            _ => backend.embed(embedding, &mut residual)?,
+        }
         let mut layers = Vec::new();
         for cross in self.decoder_layers(batch, encoding, pass.dropout) {
             let layer = &cross.layer;
@@ -215,11 +339,11 @@ impl<B: Backend> Past<'_, B> {
     fn attend(&mut self, backend: &B, layer: &Layer<'_, B>, of: Attended<'_, B>) -> Result<()> {
         match self {
             Self::InBatch => layer.attend(backend, of),
-            Self::Cached { cache, position } => {
+            Self::Cached { steps, position } => {
                 let bias = layer.model.bias(Side::Decoder);
                 let (heads, position) = (layer.model.heads, *position);
                 let step = DecodeStep { layer: layer.index, position, heads, bias };
-                backend.decode_self_attention(&step, of.qkv, cache, of.o)
+                backend.decode_self_attention(&step, of.qkv, &mut steps.cache, of.o)
             }
         }
     }

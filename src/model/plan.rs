@@ -51,18 +51,27 @@ impl<B: Backend> T5<B> {
         backend.counted_operations(micro, |batch| self.train_on(backend, mixture, state, micro, batch))
     }
 
-    /// Bytes of device memory that forward alone holds at its fullest on batches no larger than `batch`; as
-    /// [`T5::step_bytes`].
+    /// Bytes of device memory that forward alone holds at its fullest on batches no larger than `batch`, and that their answers of up
+    /// to `longest` tokens take where they are decoded token by token; as [`T5::step_bytes`].
     ///
     /// # Errors
-    /// Those of [`T5::loss`].
+    /// Those of [`T5::loss`] and of [`T5::answer`].
     pub fn evaluation_bytes(
         &self,
         backend: &B,
         mixture: &Mixture<B>,
         state: &B::State,
         batch: &Batch,
+        longest: Option<usize>,
     ) -> Result<usize> {
+        if let Some(longest) = longest {
+            let batch = &batch.decoded(0, longest)?;
+            let micro = MicroBatch { batch, dropout: None, first: false, last: None };
+            return backend.foreseen_bytes(&micro, |batch| {
+                let mut answer = self.begin_answer(backend, mixture, state, batch)?;
+                self.say(backend, batch, &answer.encoding, &mut answer.steps, 0)
+            });
+        }
         let micro = MicroBatch { batch, dropout: None, first: false, last: None };
         backend.foreseen_bytes(&micro, |batch| {
             let encoding = self.encode(backend, mixture, state, batch, &mut Pass::evaluation())?;

@@ -1,6 +1,7 @@
 //! Trained runs, opened to answer with: several of them behind one frozen model, their rows in one batch.
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use super::setup::{mixture, prompt_names, sources_of};
 use super::task_data::longest_target;
@@ -8,7 +9,7 @@ use super::{RunFolder, tasks};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
 use crate::error::{Error, Result};
-use crate::evaluate::{Answering, Question, Spellings, answer};
+use crate::evaluate::{Answer, Answering, Question, Spellings, answer};
 use crate::model::{Frozen, Mixture};
 use crate::tasks::{Row, Task};
 
@@ -76,6 +77,17 @@ struct Stack<B: Backend> {
     pooled_width: Option<usize>,
     values: Vec<f64>,
     state: B::State,
+    /// Of answers with this state; who finds it in use by another thread works without what it has.
+    graph_cache: Mutex<B::GraphCache>,
+}
+
+impl<B: Backend> Stack<B> {
+    fn answer(&self, frozen: &Frozen<'_, B>, questions: &[Question<'_>]) -> Result<Vec<Answer>> {
+        let Self { mixture, state, pooled_width, .. } = self;
+        let (mut own, mut shared) = (B::GraphCache::default(), self.graph_cache.try_lock());
+        let graph_cache = shared.as_mut().map_or(&mut own, |shared| &mut **shared);
+        answer(frozen, mixture, state, *pooled_width, graph_cache, questions)
+    }
 }
 
 impl<'a, B: Backend> Predictor<'a, B> {
@@ -131,7 +143,8 @@ impl<'a, B: Backend> Predictor<'a, B> {
             Some(stack) => stack,
             None => {
                 let state = frozen.backend.state(&mixture.layout, &[], 0)?;
-                self.stacks.push(Stack { mixture, sources, pooled_width, values: Vec::new(), state });
+                let (values, graph_cache) = (Vec::new(), Mutex::default());
+                self.stacks.push(Stack { mixture, sources, pooled_width, values, state, graph_cache });
                 self.stacks.len() - 1
             }
         };
@@ -139,6 +152,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         let place = opened.values.len() / opened.mixture.layout.len().max(1);
         opened.values.extend(values);
         opened.state = frozen.backend.state(&opened.mixture.layout, &opened.values, place + 1)?;
+        opened.graph_cache = Mutex::default();
         self.runs.push(OpenedRun { config, tasks, prompts, stack, place });
         Ok(())
     }
@@ -214,8 +228,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
             for own in own.chunks(BATCH) {
                 let questions =
                     own.iter().map(|&place| self.question(&requests[place])).collect::<Result<Vec<_>>>()?;
-                let answers =
-                    answer(self.frozen, &stack.mixture, &stack.state, stack.pooled_width, &questions)?;
+                let answers = stack.answer(self.frozen, &questions)?;
                 for (&place, answer) in own.iter().zip(answers) {
                     predictions[place] =
                         Some(Prediction { answer: answer.text, attention: answer.attention });

@@ -513,6 +513,43 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
             },
             operands: const { &[count("the position bias"), own("qkv"), own("o"), own("a decoding step")] },
         },
+        Op {
+            name: "choose_tokens",
+            run: |m| {
+                let [examples, step] = m.shape("the tokens of a step", [m.decoder(), 0]);
+                choose_tokens(m, &mut m.device.tokens(examples, 1)?, step)
+            },
+            operands: const {
+                &[
+                    table("the head", "the mean of the head's rows"),
+                    own("the mean of the head's rows"),
+                    own("hidden"),
+                    own("the tokens of a step"),
+                ]
+            },
+        },
+        Op {
+            name: "embed_tokens",
+            run: |m| {
+                let (batch, table) = (m.batch, &m.table()?);
+                let mut output = m.residual("x", m.decoder(), WIDTH)?;
+                let of = Embedding { table, batch, side: Side::Decoder, mask: m.mask, epsilon: EPSILON };
+                let [examples, step] = m.shape("the tokens of a step", [m.decoder(), 0]);
+                let mut tokens = m.device.tokens(examples, 1)?;
+                if examples == m.decoder() {
+                    choose_tokens(&m.fitting(), &mut tokens, 0)?;
+                }
+                m.device.embed_tokens(of, &tokens, step, &mut output)
+            },
+            operands: const {
+                &[
+                    table("the embedding table", "x"),
+                    own("x"),
+                    own("the norm of x"),
+                    own("the tokens of a step"),
+                ]
+            },
+        },
     ]
 }
 
@@ -534,6 +571,12 @@ fn self_attention_backward<B: Backend>(m: &Maker<'_, B>, side: Side, scope: Scop
     let mut d_qkv = m.rows("d_qkv", scoped, 3 * TOTAL, Format::ProjectionGradient)?;
     let from = SelfAttentionBackward { scope, qkv, o, log_sum_exp, d_o };
     m.device.self_attention_backward(&self_attention(m, &bias, side), from, &mut d_qkv)
+}
+
+fn choose_tokens<B: Backend>(m: &Maker<'_, B>, tokens: &mut B::Tokens, step: usize) -> Result<()> {
+    let (weight, mean) = lm_head(m)?;
+    let hidden = m.rows("hidden", m.decoder(), WIDTH, Format::Operand)?;
+    m.device.choose_tokens(m.batch, &hidden, &LmHead { weight: &weight, mean: &mean }, tokens, step)
 }
 
 fn cross_weights<B: Backend>(m: &Maker<'_, B>) -> Result<[B::Weight; 2]> {

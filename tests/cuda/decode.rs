@@ -1,10 +1,10 @@
 //! Decoding token by token against a cache: `kernels/decode.cu`.
 
 use promptmix::Result;
-use promptmix::backend::{DecodeStep, Format, Heads};
+use promptmix::backend::{DecodeStep, Embedding, Format, Heads, LmHead, Readers, Residual, Side};
 use promptmix::cuda::decode::DecodeStep as RawStep;
 
-use crate::device::{Bounds, Case, Place, Raw, Results, follow, narrowed, numbers, roundings};
+use crate::device::{Bounds, Case, Place, Raw, Results, batch, follow, narrowed, numbers, roundings, sums};
 
 #[derive(Debug)]
 struct Tokens {
@@ -49,6 +49,52 @@ fn tokens_beside_a_warp() {
         // bf16: o alone is rounded; q, k and v hold exactly.
         let case = Tokens { examples, heads, length };
         follow(&case, Bounds { terms: heads.width + length, bf16: roundings(2.0) });
+    }
+}
+
+/// Each of some steps chooses by a head and embeds what the step before chose.
+#[derive(Debug)]
+struct Chosen {
+    examples: usize,
+    width: usize,
+}
+
+impl Case for Chosen {
+    fn run<B: Place>(&self, backend: &B) -> Result<Results> {
+        let Self { examples, width } = *self;
+        let (vocabulary, steps, epsilon) = (90, 3, 1e-6);
+        let batch = batch(&vec![(2, 1); examples], 1, vocabulary).decoded(0, steps)?;
+        let table = narrowed(&numbers(1, vocabulary * width, 1.0));
+        let weight = backend.weight(table, vocabulary, width, Readers::Lookup)?;
+        let mean = backend.weight(vec![0.0; width], 1, width, Readers::Lookup)?;
+        let lm_head = LmHead { weight: &weight, mean: &mean };
+        let mut tokens = backend.tokens(examples, steps)?;
+        let mut results = Vec::new();
+        for step in 0..steps {
+            let hidden =
+                backend.place(&numbers(10 + step as u64, examples * width, 1.0), width, Format::Operand)?;
+            backend.choose_tokens(&batch, &hidden, &lm_head, &mut tokens, step)?;
+            let mut x = Residual::new(backend, examples, width)?;
+            let of = Embedding { table: &weight, batch: &batch, side: Side::Decoder, mask: None, epsilon };
+            backend.embed_tokens(of, &tokens, step, &mut x)?;
+            results.push(("x", backend.read(&x.x)?));
+            results.push(("r", backend.read(&x.r)?));
+        }
+        let chosen = backend.read_tokens(&tokens, 0..steps)?;
+        assert!(chosen.iter().any(|of| of != &chosen[0]), "steps chose different tokens");
+        assert_eq!(backend.read_tokens(&tokens, 1..2)?, chosen[1..2]);
+        assert!(backend.read_tokens(&tokens, 1..steps + 1).is_err(), "no such step");
+        results.push(("chosen", chosen.concat().into_iter().map(f64::from).collect()));
+        Ok(results)
+    }
+}
+
+#[test]
+fn tokens_that_steps_choose_stay_on_the_device() {
+    // Steps' tokens begin on 16 bytes, however many examples there are.
+    for (examples, width) in [(1, 40), (3, 8), (4, 64), (9, 72)] {
+        // Nothing is rounded but the norm's sum, and another token would be a whole number off.
+        follow(&Chosen { examples, width }, Bounds { terms: width, bf16: sums(width) });
     }
 }
 

@@ -117,7 +117,7 @@ fn embedding_on_buffers_of_ones_own() {
         }
         let (mut x, mut copy) = (raw.floats(&x), raw.halves(&x));
         let mut partials = raw.floats(&sums_before);
-        let table = raw.floats(&table);
+        let (read_table, table) = (table.clone(), raw.floats(&table));
         let embedding = RawEmbedding { rows: packed.rows(side), width, mask: DropoutMask::default() };
         let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };
         embedding.forward(kernels, &table, written).expect("forward");
@@ -127,6 +127,31 @@ fn embedding_on_buffers_of_ones_own() {
         let squares: Vec<f64> =
             squares.map(|(sum, before)| if before.is_nan() { sum } else { *before }).collect();
         raw.holds("partials", &partials, &squares, sums(64));
+
+        // Ids of one's own; one that the table does not have is its last.
+        if side == Side::Decoder {
+            let ids: Vec<u32> =
+                (0..rows as u32).map(|row| [7 * row % 50, 50, u32::MAX][row as usize % 3]).collect();
+            let expected: Vec<f64> = ids
+                .iter()
+                .flat_map(|&id| {
+                    let row = (id as usize).min(vocabulary - 1);
+                    read_table[row * width..(row + 1) * width].to_vec()
+                })
+                .collect();
+            let ids = kernels.stream().clone_htod(&ids).expect("ids");
+            let (mut x, mut copy) =
+                (raw.floats(&vec![f64::NAN; rows * width]), raw.poisoned_halves(rows * width));
+            let mut partials = raw.floats(&vec![f64::NAN; rows * parts]);
+            let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };
+            embedding.forward_of(kernels, &table, &ids, written).expect("forward");
+            assert_eq!(raw.read(&x), expected);
+            assert_eq!(raw.read(&copy), expected);
+            raw.holds("partials", &partials, &partial_squares(&expected, width), sums(64));
+            let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };
+            let refused = embedding.forward_of(kernels, &table, &ids.slice(0..rows - 1), written);
+            assert!(refused.expect_err("an id too few").to_string().contains("ids"));
+        }
 
         let few = table.slice(0..width * 10);
         let written = EmbeddedRows { x: &mut x, copy: Some(&mut copy), partials: &mut partials };

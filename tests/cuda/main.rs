@@ -12,6 +12,7 @@ mod random;
 mod setting;
 
 mod absorbed;
+mod answer;
 mod attention;
 mod cross_attention;
 mod decode;

@@ -259,6 +259,45 @@ fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() -> Resul
     Ok(())
 }
 
+/// A batch is encoded and answered at once as it is in two calls, and on the CPU no token is decoded behind the last end mark.
+#[test]
+fn an_answer_is_what_greedy_decoding_says_of_the_encoding() -> Result<()> {
+    let mut config = small_config(Activation::Relu, true, 1, 1);
+    let answer = |config: &promptmix::pretrained::T5Config, count: usize, longest| -> Result<_> {
+        let lengths = [(17, 1), (1, 1), (25, 1)];
+        let setting = Setting::new(config.clone(), examples(3, config, &lengths[..count]));
+        let case: Case<Cpu<f32>> = setting.build(1);
+        let Case { backend, model, mixture, batch, values, .. } = &case;
+        let state = backend.state(&mixture.layout, values, 1)?;
+        let encoding = model.encode(backend, mixture, &state, batch, &mut Pass::evaluation())?;
+        let expected = model.greedy(backend, batch, &encoding, longest)?;
+        let refused = model.answer(backend, mixture, &state, &mut (), batch, |_, _| Ok(()));
+        assert!(refused.expect_err("decoder rows of its own").to_string().contains("a batch to answer"));
+        let decoded = batch.decoded(config.decoder_start_token_id, longest)?;
+        let (mut encodings, before) = (0, backend.operations());
+        let said = model.answer(backend, mixture, &state, &mut (), &decoded, |of, answered| {
+            assert_eq!(backend.read(answered.rows())?, backend.read(encoding.rows())?);
+            assert_eq!(of.examples(), count);
+            encodings += 1;
+            Ok(())
+        })?;
+        assert_eq!((&said, encodings), (&expected, 1));
+        Ok((said, backend.operations() - before))
+    };
+    for longest in [0, 1, 9] {
+        let (said, _) = answer(&config, 3, longest)?;
+        assert!(said.iter().all(|said| said.len() == longest), "{said:?}");
+    }
+    // Let what one example says third end a sequence: it takes what three tokens take, or fewer where it said that before.
+    let (free, of_nine) = answer(&config, 1, 9)?;
+    config.eos_token_id = free[0][2];
+    let (said, operations) = answer(&config, 1, 9)?;
+    assert!(said[0].len() <= 3 && said[0].last() == Some(&config.eos_token_id), "{said:?}");
+    assert_eq!(operations, answer(&config, 1, said[0].len())?.1);
+    assert!(operations < of_nine);
+    Ok(())
+}
+
 /// The likelihood of a candidate is what the loss says of it as a target.
 #[test]
 fn scoring_equals_the_loss_of_the_candidate_as_target() -> Result<()> {

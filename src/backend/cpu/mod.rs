@@ -28,7 +28,7 @@ use rayon::prelude::*;
 
 pub use attention::PositionBias;
 pub use cross_attention::CrossAttentionSaved;
-pub use decode::Cache;
+pub use decode::{Cache, Tokens};
 pub use element::Element;
 pub use feed_forward::FeedForwardSaved;
 pub use mix::{MixSaved, Sources};

@@ -20,7 +20,7 @@ mod runtime;
 
 pub use backend::{
     Cache, CrossAttentionSaved, Cuda, DeviceLoss, FeedForwardSaved, GraphCache, MixSaved, Operand,
-    PositionBias, Rows, SourceGradient, Sources, State, Weight,
+    PositionBias, Rows, SourceGradient, Sources, State, Tokens, Weight,
 };
 pub use cudarc;
 pub use ops::packing::{Described, DeviceDropout, DropoutMask, LabelRows, Packed, PackedRows};

@@ -26,6 +26,14 @@ impl<D: Device> Embedding<'_, D> {
         check_vocabulary(self.batch.vocabulary(), vocabulary)?;
         output.check("x", self.batch.rows(self.side), width)
     }
+
+    /// Fails unless the rows are the decoder's.
+    pub(crate) fn check_decoder(&self) -> Result<()> {
+        if self.side == Side::Decoder {
+            return Ok(());
+        }
+        Err(Error::tensor("chosen tokens", "rows of the decoder", "those of the encoder", ""))
+    }
 }
 
 /// Fails if an embedding table of `found` rows lacks one of the first `needed`.

@@ -18,6 +18,7 @@ mod tally;
 pub(crate) use attention::check_bias;
 pub use attention::{SelfAttention, SelfAttentionBackward, SelfAttentionOps};
 pub use cross_attention::{CrossAttention, CrossAttentionBackward, CrossAttentionOps};
+pub(crate) use decode::check_tokens;
 pub use decode::{DecodeOps, DecodeStep};
 pub(crate) use embedding::check_embedding_gradient;
 pub use embedding::{Embedding, EmbeddingOps};

@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::validation::EVALUATION_BATCH;
 use crate::backend::{Backend, DropoutStep, MicroBatch, OptimizerStep};
-use crate::config::RunConfig;
+use crate::config::{Decoding, RunConfig};
 use crate::data::Examples;
 use crate::error::Result;
 use crate::model::{self, Frozen, Mixture};
@@ -58,7 +58,9 @@ fn needed_bytes<B: Backend>(
     };
     // Unrecorded work may hold a quarter more than it uses.
     let validation = batch(EVALUATION_BATCH, &|data| &data.validation)?;
-    let validation = model.evaluation_bytes(backend, mixture, state, &validation)? / 4 * 5;
+    let answered = tasks.iter().map(|data| data.longest_target).max();
+    let answered = answered.filter(|_| config.decoding == Decoding::Greedy);
+    let validation = model.evaluation_bytes(backend, mixture, state, &validation, answered)? / 4 * 5;
     let rate = config.dropout.unwrap_or(f64::from(model.config().dropout_rate));
     let dropout = DropoutStep::new(rate, 0, &vec![config.seed; runs]);
     let schedule = vec![OptimizerStep::new(0.0, 0.0); runs];

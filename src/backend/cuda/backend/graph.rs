@@ -1,7 +1,8 @@
 //! A piece of work is captured as a CUDA graph, one a shape bucket, and the graph is launched for other batches.
 //!
 //! A dry run with the first micro-batch of a bucket says what memory it needs; then it is captured. It and every later one are
-//! one copy and one launch. All buckets of a graph cache share one arena. When a larger bucket comes the arena is
+//! one copy and one launch. Work whose length the host decides meanwhile, as decoding is, is several graphs, launched one behind the
+//! other with a look at what the last one left. All buckets of a graph cache share one arena. When a larger bucket comes the arena is
 //! replaced, and graphs that were captured in the old one are captured again when they are next needed. What differs between
 //! batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.
 
@@ -30,6 +31,8 @@ struct Bucket {
     /// What its label rows learn from: kernels are given its numbers when they are captured.
     objective: Objective,
     first: bool,
+    /// Tokens that are decoded at most, each of all examples, where the batch is decoded.
+    decoding: Option<usize>,
     /// Runs that its optimizer step updates, if it is the step's last.
     last: Option<usize>,
 }
@@ -40,6 +43,9 @@ const PARTS: usize = 8;
 /// Rows are rounded up to at least this.
 const LEAST: usize = 32;
 
+/// Shapes of answers whose graphs stay: questions come in any number, and no two numbers share a graph.
+const MOST_ANSWERS: usize = 32;
+
 fn room(rows: usize) -> usize {
     let step = (rows / PARTS).next_power_of_two().max(LEAST);
     rows.next_multiple_of(step)
@@ -47,16 +53,22 @@ fn room(rows: usize) -> usize {
 
 impl Bucket {
     fn of(micro: &MicroBatch<'_>) -> Self {
-        let decoder_rows = room(micro.batch.real_rows(Side::Decoder));
+        let (decoding, rows) = (micro.batch.decoding(), micro.batch.real_rows(Side::Decoder));
+        // A decoding step has one row an example, and examples are as many in all of a bucket.
+        let (decoder_rows, longest_target) = match decoding {
+            Some(_) => (rows, micro.batch.longest_target()),
+            None => (room(rows), target_room(micro.batch.longest_target(), room(rows))),
+        };
         Self {
             examples: micro.batch.examples(),
             prompt_length: micro.batch.prompt_length(),
             encoder_rows: room(micro.batch.real_rows(Side::Encoder)),
             decoder_rows,
-            longest_target: target_room(micro.batch.longest_target(), decoder_rows),
+            longest_target,
             dropout: micro.dropout.map_or(0, |step| dropout_words(step).len()),
             objective: micro.batch.objective(),
             first: micro.first,
+            decoding,
             last: micro.last.map(<[_]>::len),
         }
     }
@@ -73,9 +85,10 @@ struct Entry {
     /// The batch that the bucket began with stands for all in captures: what the host asks of it they have in common.
     batch: Batch,
     input: Input,
-    /// What its work takes, and the floating-point operations of its products.
-    needs: Needs,
-    graph: Option<Captured>,
+    /// Bytes that its work takes.
+    bytes: usize,
+    /// What was captured of its work, its stretches in order.
+    graphs: Vec<Captured>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +97,11 @@ struct Needs {
     operations: u64,
 }
 
-struct Captured(CudaGraph);
+struct Captured {
+    graph: CudaGraph,
+    /// Floating-point operations of its products.
+    operations: u64,
+}
 
 impl std::fmt::Debug for Captured {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -103,7 +120,7 @@ pub struct GraphCache {
 }
 
 impl GraphCache {
-    /// Shape buckets met so far.
+    /// Shape buckets met so far; of answers those whose graphs stay.
     pub fn buckets(&self) -> usize {
         self.entries.len()
     }
@@ -113,7 +130,8 @@ impl GraphCache {
         self.replays
     }
 
-    /// Captures so far: one a bucket, and one more for each that is needed again after a larger one.
+    /// Captures so far: one a bucket, or one for each stretch of its work that was needed, and one more for each that is needed again
+    /// after a larger bucket.
     pub fn captures(&self) -> u64 {
         self.captures
     }
@@ -131,47 +149,125 @@ impl Cuda {
         micro: &MicroBatch<'_>,
         mut work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()> {
-        let bucket = Bucket::of(micro);
-        let roomy = bucket.roomy(micro.batch);
-        let index = match graph_cache.entries.iter().position(|entry| entry.bucket == bucket) {
-            Some(index) => index,
-            None => {
-                let input = Input::new(self, &roomy, micro)?;
-                let needs = self.dry_run(&input, micro, || work(&roomy))?;
-                graph_cache.entries.push(Entry { bucket, batch: roomy.clone(), input, needs, graph: None });
-                graph_cache.entries.len() - 1
-            }
-        };
+        let (index, roomy) = self.entry_of(graph_cache, micro, &mut work)?;
         let arena = self.arena_of(graph_cache, index)?;
         let entry = &mut graph_cache.entries[index];
         entry.input.send(&roomy, micro)?;
         entry.input.announce(self, micro);
-        if self.precision == Precision::F32 || !self.graphs.get() {
+        if !self.captures() {
             return self.within(&arena, || work(&entry.batch));
         }
-        let graph = match &mut entry.graph {
-            Some(graph) => graph,
-            none => {
-                let captured = self.capture_graph(&arena, || work(&entry.batch))?;
-                graph_cache.captures += 1;
-                none.insert(Captured(captured))
-            }
-        };
-        graph.0.launch().map_err(|error| driver("launch a captured step", error))?;
-        self.operations.set(self.operations.get() + entry.needs.operations);
+        if entry.graphs.is_empty() {
+            entry.graphs.push(self.capture_graph(&arena, || work(&entry.batch))?);
+            graph_cache.captures += 1;
+        }
+        self.replay(&entry.graphs[0])?;
         graph_cache.replays += 1;
         Ok(())
     }
 
+    /// What is kept lies in the arena, first of all and so at the same places for every batch of a bucket; between two batches it is
+    /// empty.
+    pub(super) fn capture_in_stretches<K>(
+        &self,
+        graph_cache: &mut GraphCache,
+        batch: &Batch,
+        begin: impl Fn(&Batch) -> Result<K>,
+        stretch: impl Fn(&Batch, &mut K, usize) -> Result<()>,
+        mut goes_on: impl FnMut(&Batch, &K) -> Result<bool>,
+    ) -> Result<()> {
+        let micro = &MicroBatch { batch, dropout: None, first: false, last: None };
+        let first = |batch: &Batch| {
+            let mut kept = begin(batch)?;
+            stretch(batch, &mut kept, 0)?;
+            Ok(kept)
+        };
+        let (index, roomy) = self.entry_of(graph_cache, micro, |batch| first(batch).map(drop))?;
+        let arena = self.arena_of(graph_cache, index)?;
+        let entry = &mut graph_cache.entries[index];
+        entry.input.send(&roomy, micro)?;
+        entry.input.announce(self, micro);
+        let mut kept = match (self.captures(), entry.graphs.is_empty()) {
+            (false, _) => self.within(&arena, || first(&entry.batch))?,
+            (true, true) => {
+                let mut kept = None;
+                let captured = self.capture_graph(&arena, || {
+                    kept = Some(first(&entry.batch)?);
+                    Ok(())
+                })?;
+                entry.graphs.push(captured);
+                graph_cache.captures += 1;
+                kept.ok_or_else(|| Error::device("capture a step", "nothing was issued", ""))?
+            }
+            // The captured launches write it: only where it lies must be known.
+            (true, false) => self.without_launches(&arena, || begin(&entry.batch))?.0,
+        };
+        for number in 0.. {
+            if self.captures() {
+                if number == entry.graphs.len() {
+                    // What reads back may have put other descriptors in the place of this one.
+                    entry.input.announce(self, micro);
+                    let work = || stretch(&entry.batch, &mut kept, number);
+                    entry.graphs.push(self.capture_graph(&arena, work)?);
+                    graph_cache.captures += 1;
+                }
+                self.replay(&entry.graphs[number])?;
+                graph_cache.replays += 1;
+            } else if number > 0 {
+                entry.input.announce(self, micro);
+                self.within(&arena, || stretch(&entry.batch, &mut kept, number))?;
+            }
+            if !goes_on(&roomy, &kept)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether work is captured. Slow arithmetic is to verify with, launch by launch.
+    fn captures(&self) -> bool {
+        self.precision != Precision::F32 && self.graphs.get()
+    }
+
+    fn replay(&self, captured: &Captured) -> Result<()> {
+        captured.graph.launch().map_err(|error| driver("launch a captured step", error))?;
+        self.operations.set(self.operations.get() + captured.operations);
+        Ok(())
+    }
+
+    /// Which entry is the bucket of `micro`, made of a dry run of its work if there is none; and the micro-batch's batch with the
+    /// bucket's room.
+    fn entry_of(
+        &self,
+        graph_cache: &mut GraphCache,
+        micro: &MicroBatch<'_>,
+        work: impl FnOnce(&Batch) -> Result<()>,
+    ) -> Result<(usize, Batch)> {
+        let bucket = Bucket::of(micro);
+        let roomy = bucket.roomy(micro.batch);
+        if let Some(index) = graph_cache.entries.iter().position(|entry| entry.bucket == bucket) {
+            return Ok((index, roomy));
+        }
+        let input = Input::new(self, &roomy, micro)?;
+        let bytes = self.dry_run(&input, micro, || work(&roomy))?.bytes;
+        if bucket.decoding.is_some() && graph_cache.entries.len() >= MOST_ANSWERS {
+            // Nothing of it runs any more: what it said was read.
+            graph_cache.entries.remove(0);
+        }
+        let batch = roomy.clone();
+        graph_cache.entries.push(Entry { bucket, batch, input, bytes, graphs: Vec::new() });
+        Ok((graph_cache.entries.len() - 1, roomy))
+    }
+
     /// The cache's arena, large enough for one of its buckets.
     fn arena_of(&self, graph_cache: &mut GraphCache, index: usize) -> Result<Arc<Memory>> {
-        let bytes = graph_cache.entries[index].needs.bytes;
+        let bytes = graph_cache.entries[index].bytes;
         if let Some(arena) = graph_cache.arena.as_ref().filter(|arena| arena.bytes() >= bytes) {
             return Ok(arena.clone());
         }
         // Nothing may run in the old one any more, and it is given back first, so that both never stand side by side.
         self.synchronize()?;
-        graph_cache.entries.iter_mut().for_each(|entry| entry.graph = None);
+        graph_cache.entries.iter_mut().for_each(|entry| entry.graphs.clear());
         graph_cache.arena = None;
         Ok(graph_cache.arena.insert(self.memory.arena(bytes)?).clone())
     }
@@ -185,15 +281,22 @@ impl Cuda {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<Needs> {
         let memory = self.memory.dry_run();
-        let before = self.operations.get();
         input.announce(self, micro);
-        self.kernels().dry_run(true);
-        let done = self.within(&memory, work);
-        self.kernels().dry_run(false);
+        let done = self.without_launches(&memory, work);
         input.retract(self);
-        let operations = self.operations.replace(before) - before;
-        done?;
+        let ((), operations) = done?;
         Ok(Needs { bytes: memory.bytes(), operations })
+    }
+
+    /// What `work` gives when it is issued with memory of `arena` and nothing is launched, and the floating-point operations of
+    /// its products, which are not counted.
+    fn without_launches<T>(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+        let before = self.operations.get();
+        self.kernels().dry_run(true);
+        let done = self.within(arena, work);
+        self.kernels().dry_run(false);
+        let operations = self.operations.replace(before) - before;
+        Ok((done?, operations))
     }
 
     /// Bytes of the arena that `work` would need for `micro`.
@@ -217,7 +320,7 @@ impl Cuda {
         Ok(self.dry_run(&input, micro, || work(micro.batch))?.operations)
     }
 
-    fn capture_graph(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    fn capture_graph(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<Captured> {
         let stream = self.kernels().stream();
         let fail = |error| driver("capture a step", error);
         let before = self.operations.get();
@@ -225,14 +328,15 @@ impl Cuda {
         let done = self.within(arena, work);
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).map_err(fail);
-        self.operations.set(before);
+        let operations = self.operations.replace(before) - before;
         // What failed within says more than the capture that it broke.
         done?;
-        graph?.ok_or_else(|| Error::device("capture a step", "the driver gave no graph", ""))
+        let graph = graph?.ok_or_else(|| Error::device("capture a step", "the driver gave no graph", ""))?;
+        Ok(Captured { graph, operations })
     }
 
     /// Does `work` with every buffer from `arena`.
-    fn within(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn within<T>(&self, arena: &Arc<Memory>, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.arena.replace(Some(arena.clone()));
         let done = work();
         self.arena.replace(before);

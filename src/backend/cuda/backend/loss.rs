@@ -1,5 +1,7 @@
 //! The frozen `lm_head` and cross entropy.
 
+use cudarc::driver::DevicePtrMut;
+
 use super::{Buffer, Cuda, Rows, Weight, read};
 use crate::backend::cuda::ops::linear::Epilogue;
 use crate::backend::cuda::ops::loss::{CrossEntropy, CrossEntropyRows, HiddenGradient, LossScratch, Plan};
@@ -22,25 +24,22 @@ impl DeviceLoss {
     }
 }
 
-impl LossOps for Cuda {
-    type DeviceLoss = DeviceLoss;
-
-    fn loss(
+impl Cuda {
+    /// The loss of each row with, where it is wanted, its gradient; the most likely tokens go to `greedy`. Negative log
+    /// likelihoods, then objectives.
+    pub(super) fn cross_entropy(
         &self,
         batch: &Batch,
         hidden: &Rows,
         lm_head: &LmHead<'_, Self>,
         d_hidden: Option<&mut Rows>,
-    ) -> Result<DeviceLoss> {
+        greedy: &mut dyn DevicePtrMut<u32>,
+    ) -> Result<[Buffer<f32>; 2]> {
         lm_head.check(batch, hidden, d_hidden.as_deref())?;
         let (rows, [vocabulary, width]) = (batch.rows(Side::Decoder), lm_head.weight.shape());
         let plan = Plan::of(self.precision(), self.info().multiprocessors, rows, [vocabulary, width])?;
         let lengths = plan.scratch();
-        let mut saved = DeviceLoss {
-            negative_log_likelihood: self.allocate(rows)?,
-            objective: self.allocate(rows)?,
-            greedy: self.allocate(rows)?,
-        };
+        let [mut negative_log_likelihood, mut loss] = [self.allocate(rows)?, self.allocate(rows)?];
         let mut partials: Buffer<f32> = self.allocate(lengths.partials)?;
         let mut label_logits: Buffer<f32> = self.allocate(rows)?;
         let mut weighted: Buffer<f32> =
@@ -65,14 +64,31 @@ impl LossOps for Cuda {
             mean,
         };
         let written = CrossEntropyRows {
-            negative_log_likelihood: &mut saved.negative_log_likelihood,
-            loss: &mut saved.objective,
-            greedy: &mut saved.greedy,
+            negative_log_likelihood: &mut negative_log_likelihood,
+            loss: &mut loss,
+            greedy,
         };
         let scratch = LossScratch { partials: &mut partials, label_logits: &mut label_logits };
         self.count(products * 2 * batch.real_rows(Side::Decoder) * vocabulary * width);
         entropy.launch(self.kernels(), hidden.operand()?, scratch, written, gradient)?;
-        Ok(saved)
+        Ok([negative_log_likelihood, loss])
+    }
+}
+
+impl LossOps for Cuda {
+    type DeviceLoss = DeviceLoss;
+
+    fn loss(
+        &self,
+        batch: &Batch,
+        hidden: &Rows,
+        lm_head: &LmHead<'_, Self>,
+        d_hidden: Option<&mut Rows>,
+    ) -> Result<DeviceLoss> {
+        let mut greedy = self.allocate(batch.rows(Side::Decoder))?;
+        let [negative_log_likelihood, objective] =
+            self.cross_entropy(batch, hidden, lm_head, d_hidden, &mut greedy)?;
+        Ok(DeviceLoss { negative_log_likelihood, objective, greedy })
     }
 
     fn read_loss(&self, saved: &DeviceLoss) -> Result<Loss> {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
 
 pub use cross_attention::{CrossAttentionSaved, SourceGradient};
-pub use decode::Cache;
+pub use decode::{Cache, Tokens};
 pub use feed_forward::FeedForwardSaved;
 pub use graph::GraphCache;
 pub use loss::DeviceLoss;
@@ -321,6 +321,17 @@ impl Backend for Cuda {
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()> {
         self.capture_work(graph_cache, micro, work)
+    }
+
+    fn capture_stretches<K>(
+        &self,
+        graph_cache: &mut GraphCache,
+        batch: &Batch,
+        begin: impl Fn(&Batch) -> Result<K>,
+        stretch: impl Fn(&Batch, &mut K, usize) -> Result<()>,
+        goes_on: impl FnMut(&Batch, &K) -> Result<bool>,
+    ) -> Result<()> {
+        self.capture_in_stretches(graph_cache, batch, begin, stretch, goes_on)
     }
 
     fn foreseen_bytes(

@@ -71,6 +71,31 @@ impl Embedding<'_> {
         table: &dyn DevicePtr<f32>,
         written: EmbeddedRows<'_>,
     ) -> Result<()> {
+        self.launch(kernels, table, None, written)
+    }
+
+    /// As [`Embedding::forward`], of `ids` \[rows\] in place of the batch's: token ids that an earlier launch may have written. One that
+    /// the table does not have is taken for its last.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_of(
+        &self,
+        kernels: &Kernels,
+        table: &dyn DevicePtr<f32>,
+        ids: &dyn DevicePtr<u32>,
+        written: EmbeddedRows<'_>,
+    ) -> Result<()> {
+        self.launch(kernels, table, Some(ids), written)
+    }
+
+    fn launch(
+        &self,
+        kernels: &Kernels,
+        table: &dyn DevicePtr<f32>,
+        ids: Option<&dyn DevicePtr<u32>>,
+        written: EmbeddedRows<'_>,
+    ) -> Result<()> {
         check_width(self.width)?;
         let vocabulary = self.rows.batch().batch().vocabulary();
         super::check_rows("table", vocabulary, self.width, table.len())?;
@@ -87,10 +112,14 @@ impl Embedding<'_> {
                 rows * self.width.div_ceil(NORM_COLUMNS),
             )?,
             mask: self.mask.read(&mut operands)?,
+            ids: operands.read_if("ids", ids, rows)?,
             side: side_number(self.rows.side()),
             width: self.width as i32,
+            vocabulary: vocabulary as i32,
+            ..EmbedArguments::default()
         };
-        // SAFETY: lengths were checked, the batch's ids are below its vocabulary, and rows beyond the batch's exit.
+        // SAFETY: lengths were checked, the batch's ids are below its vocabulary and the kernel keeps others there, and rows
+        // beyond the batch's exit.
         unsafe {
             launch_rows(kernels, Kernel { file: "embedding", name: "embed" }, rows, &arguments, &operands)
         }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    SyncOnDrop,
 };
 
 use super::error::driver;
@@ -303,12 +304,24 @@ impl<T> Buffer<T> {
     /// # Errors
     /// None of a buffer that is in use.
     pub fn view(&self) -> Result<CudaView<'_, T>> {
-        let gone =
-            || Error::device("use a buffer", "it was given back", "this is a defect of promptmix: report it");
         let slice = self.slice.as_ref().ok_or_else(gone)?;
         // SAFETY: the slice holds at least `length` numbers of T, any bits are a T, and it is aligned to 256 bytes.
         unsafe { slice.transmute(self.length) }.ok_or_else(gone)
     }
+
+    /// All of it, to write.
+    ///
+    /// # Errors
+    /// None of a buffer that is in use.
+    pub(crate) fn view_mut(&mut self) -> Result<CudaViewMut<'_, T>> {
+        let slice = self.slice.as_mut().ok_or_else(gone)?;
+        // SAFETY: as in `view`.
+        unsafe { slice.transmute_mut(self.length) }.ok_or_else(gone)
+    }
+}
+
+fn gone() -> Error {
+    Error::device("use a buffer", "it was given back", "this is a defect of promptmix: report it")
 }
 
 impl<T> DeviceSlice<T> for Buffer<T> {
