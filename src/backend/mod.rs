@@ -81,24 +81,24 @@ pub trait Backend:
         work: impl FnMut(&Batch) -> Result<()>,
     ) -> Result<()>;
     /// Does work that goes on for as long as the host says, or launches again what an earlier call captured of it for a batch of
-    /// like shape: `begin` and the first `stretch`, further stretches one by one, until `goes_on`, which may read back what is
-    /// kept, says no. They get the batch with the room that the device makes for like ones; what [`Backend::capture`] asks of
-    /// `work` holds for `begin` and `stretch`, but that what is kept may lie in any memory. A stretch takes no more memory and no
-    /// other kernels than the first, which has number 0.
+    /// like shape: `begin` and the first `chunk` as one, then further chunks one by one, until `goes_on`, which may read back what
+    /// `begin` gave, says no. All get the batch with the room that the device makes for like ones. What [`Backend::capture`] asks of
+    /// `work` holds for `begin` and `chunk`, but that what `begin` gives may lie in any memory. Chunks are numbered from 0; none
+    /// takes more memory or other kernels than the first.
     ///
     /// # Errors
     /// What they fail with, and what the driver says.
-    fn capture_stretches<K>(
+    fn capture_chunks<K>(
         &self,
         _graph_cache: &mut Self::GraphCache,
         batch: &Batch,
         begin: impl Fn(&Batch) -> Result<K>,
-        stretch: impl Fn(&Batch, &mut K, usize) -> Result<()>,
+        chunk: impl Fn(&Batch, &mut K, usize) -> Result<()>,
         mut goes_on: impl FnMut(&Batch, &K) -> Result<bool>,
     ) -> Result<()> {
         let mut kept = begin(batch)?;
         for number in 0.. {
-            stretch(batch, &mut kept, number)?;
+            chunk(batch, &mut kept, number)?;
             if !goes_on(batch, &kept)? {
                 break;
             }

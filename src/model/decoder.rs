@@ -72,8 +72,8 @@ pub(super) struct Steps<B: Backend> {
 }
 
 impl<B: Backend> Steps<B> {
-    /// The positions of stretch `number`: as many as are decoded before the host hears of them.
-    fn stretch(&self, backend: &B, number: usize) -> Range<usize> {
+    /// The positions of chunk `number`: as many as are decoded before the host hears of them.
+    fn chunk(&self, backend: &B, number: usize) -> Range<usize> {
         let ahead = backend.tokens_ahead().max(1);
         let start = number.saturating_mul(ahead).min(self.longest);
         start..start.saturating_add(ahead).min(self.longest)
@@ -90,9 +90,9 @@ struct Said {
 }
 
 impl Said {
-    /// Reads what stretch `number` chose.
+    /// Reads what chunk `number` chose.
     fn hear<B: Backend>(&mut self, backend: &B, steps: &Steps<B>, number: usize) -> Result<()> {
-        for chosen in backend.read_tokens(&steps.tokens, steps.stretch(backend, number))? {
+        for chosen in backend.read_tokens(&steps.tokens, steps.chunk(backend, number))? {
             for (said, id) in self.tokens.iter_mut().zip(chosen) {
                 if said.last() != Some(&self.end) {
                     said.push(id);
@@ -125,10 +125,11 @@ impl<B: Backend> T5<B> {
     }
 
     /// Encodes a batch that is [`Batch::decoded`] and answers each example with the most likely next token, again and again, until
-    /// every example has said `eos_token_id` or as many tokens as the batch is decoded for. What an example says after its end-of-sequence token is not returned; that token is,
-    /// where it came. `encoded` is called once, with the encoding and the batch that it is of.
+    /// every example has said `eos_token_id` or as many tokens as the batch is decoded for. What an example says after its
+    /// end-of-sequence token is not returned; that token is, where it came. `encoded` is called once, with the encoding and the
+    /// batch that it is of.
     ///
-    /// On a device that captures work, as [`Backend::capture_stretches`] says, the encoder and
+    /// On a device that captures work, as [`Backend::capture_chunks`] says, the encoder and
     /// [`DecodeOps::tokens_ahead`](crate::backend::DecodeOps::tokens_ahead) tokens are one launch and one read. `graph_cache` is
     /// of this model, mixture and state alone.
     ///
@@ -148,16 +149,16 @@ impl<B: Backend> T5<B> {
         })?;
         let mut said = self.said(batch.examples());
         let begin = |batch: &Batch| self.begin_answer(backend, mixture, state, batch);
-        let stretch = |batch: &Batch, answer: &mut Answer<B>, number: usize| {
+        let chunk = |batch: &Batch, answer: &mut Answer<B>, number: usize| {
             self.say(backend, batch, &answer.encoding, &mut answer.steps, number)
         };
-        let mut stretches = 0;
-        backend.capture_stretches(graph_cache, batch, begin, stretch, |batch, answer| {
-            if stretches == 0 {
+        let mut chunks = 0;
+        backend.capture_chunks(graph_cache, batch, begin, chunk, |batch, answer| {
+            if chunks == 0 {
                 encoded(batch, &answer.encoding)?;
             }
-            said.hear(backend, &answer.steps, stretches)?;
-            stretches += 1;
+            said.hear(backend, &answer.steps, chunks)?;
+            chunks += 1;
             Ok(said.goes_on(longest))
         })?;
         Ok(said.tokens)
@@ -208,7 +209,7 @@ impl<B: Backend> T5<B> {
         Said { tokens: vec![Vec::new(); examples], end: self.config.eos_token_id, heard: 0 }
     }
 
-    /// Decodes the tokens of stretch `number`.
+    /// Decodes the tokens of chunk `number`.
     pub(super) fn say(
         &self,
         backend: &B,
@@ -217,7 +218,7 @@ impl<B: Backend> T5<B> {
         steps: &mut Steps<B>,
         number: usize,
     ) -> Result<()> {
-        for position in steps.stretch(backend, number) {
+        for position in steps.chunk(backend, number) {
             let past = Past::Cached { steps: &mut *steps, position };
             let decoding = self.decode_past(backend, batch, encoding, &mut Pass::evaluation(), past)?;
             backend.choose_tokens(batch, &decoding.hidden, &self.lm_head(), &mut steps.tokens, position)?;

@@ -6,7 +6,7 @@ use promptmix::cuda::{Cuda, GraphCache, Precision};
 use promptmix::model::Pass;
 use promptmix::pretrained::Activation;
 
-use crate::device::{Device, device};
+use crate::device::{Device, device, launching_device};
 use crate::model::config;
 use crate::random::Random;
 use crate::setting::{Case, Setting, example, examples};
@@ -219,28 +219,36 @@ fn shapes_that_grow_and_shrink_say_the_same() {
 #[test]
 fn eight_tokens_for_64_rows_are_one_launch() {
     let setting = setting(Activation::Relu, None);
-    let Some((case, gpu)) = built(&setting, Precision::Bf16, true) else { return };
-    let Case { backend, model, mixture, .. } = &case;
-    let (own, mut graph_cache) = (state(&case), GraphCache::default());
-    let mut before = None;
-    for seed in 0..3 {
-        if seed == 1 {
-            backend.synchronize().expect("a healthy device");
-            before = gpu.calls();
+    let run = |graphs: bool| {
+        // Without fills between them launches follow each other as they do for a user.
+        let Device { cuda, gpu } = launching_device(Precision::Bf16)?;
+        cuda.set_graphs(graphs);
+        let case = setting.build_on(cuda);
+        let Case { backend, model, mixture, .. } = &case;
+        let (own, mut graph_cache) = (state(&case), GraphCache::default());
+        let (mut answers, mut before) = (Vec::new(), None);
+        for seed in 0..3 {
+            if seed == 1 {
+                before = gpu.calls();
+            }
+            let batch = batch(&setting, seed, 64, 4).decoded(setting.config().decoder_start_token_id, 8);
+            let batch = batch.expect("a start");
+            let said = model.answer(backend, mixture, &own, &mut graph_cache, &batch, |_, _| Ok(()));
+            let said = said.expect("an answer");
+            assert!(said.len() == 64 && said.iter().all(|said| said.len() == 8));
+            answers.push(said);
         }
-        let batch = batch(&setting, seed, 64, 4);
-        let batch = batch.decoded(setting.config().decoder_start_token_id, 8).expect("a start");
-        let said = model.answer(backend, mixture, &own, &mut graph_cache, &batch, |_, _| Ok(()));
-        let said = said.expect("an answer");
-        assert!(said.len() == 64 && said.iter().all(|said| said.len() == 8));
-    }
+        let calls = before.zip(gpu.calls());
+        backend.synchronize().expect("a healthy device");
+        Some((answers, calls, graph_cache))
+    };
+    let (Some((expected, ..)), Some((found, calls, graph_cache))) = (run(false), run(true)) else { return };
+    assert_eq!(found, expected);
     assert_eq!((graph_cache.replays(), graph_cache.captures(), graph_cache.buckets()), (3, 1, 1));
-    if let (Some(before), Some(after)) = (before, gpu.calls()) {
-        assert_eq!(after.launches, before.launches, "kernels launched one by one");
-        assert_eq!(after.graphs, before.graphs + 2);
-        assert_eq!(after.uploads, before.uploads + 2);
-        assert_eq!(after.downloads, before.downloads + 2);
-        assert_eq!(after.waits, before.waits + 2);
+    if let Some((before, after)) = calls {
+        let [graphs, uploads] = [before.graphs + 2, before.uploads + 2];
+        let [downloads, waits] = [before.downloads + 2, before.waits + 2];
+        assert_eq!(after, vgpu::Calls { graphs, uploads, downloads, waits, ..before });
     }
 }
 

@@ -81,8 +81,8 @@ pub trait DecodeOps: SelfAttentionOps {
         tokens: &mut Self::Tokens,
         step: usize,
     ) -> Result<()>;
-    /// As [`EmbeddingOps::embed`](super::EmbeddingOps::embed) of the decoder's rows, of the tokens that step `step` chose in place of the
-    /// batch's ids.
+    /// As [`EmbeddingOps::embed`](super::EmbeddingOps::embed) of the decoder's rows, of the tokens that step `step` chose in place of
+    /// the batch's ids.
     ///
     /// # Errors
     /// A shape or side that does not fit, a step that the tokens have no room for, and what the driver says.

@@ -87,7 +87,7 @@ struct Entry {
     input: Input,
     /// Bytes that its work takes.
     bytes: usize,
-    /// What was captured of its work, its stretches in order.
+    /// What was captured of its work, its chunks in order.
     graphs: Vec<Captured>,
 }
 
@@ -130,7 +130,7 @@ impl GraphCache {
         self.replays
     }
 
-    /// Captures so far: one a bucket, or one for each stretch of its work that was needed, and one more for each that is needed again
+    /// Captures so far: one a bucket, or one for each chunk of its work that was needed, and one more for each that is needed again
     /// after a larger bucket.
     pub fn captures(&self) -> u64 {
         self.captures
@@ -166,20 +166,19 @@ impl Cuda {
         Ok(())
     }
 
-    /// What is kept lies in the arena, first of all and so at the same places for every batch of a bucket; between two batches it is
-    /// empty.
-    pub(super) fn capture_in_stretches<K>(
+    /// What `begin` gives lies in the arena, which is empty between two batches: so at the same places for every batch of a bucket.
+    pub(super) fn capture_in_chunks<K>(
         &self,
         graph_cache: &mut GraphCache,
         batch: &Batch,
         begin: impl Fn(&Batch) -> Result<K>,
-        stretch: impl Fn(&Batch, &mut K, usize) -> Result<()>,
+        chunk: impl Fn(&Batch, &mut K, usize) -> Result<()>,
         mut goes_on: impl FnMut(&Batch, &K) -> Result<bool>,
     ) -> Result<()> {
         let micro = &MicroBatch { batch, dropout: None, first: false, last: None };
         let first = |batch: &Batch| {
             let mut kept = begin(batch)?;
-            stretch(batch, &mut kept, 0)?;
+            chunk(batch, &mut kept, 0)?;
             Ok(kept)
         };
         let (index, roomy) = self.entry_of(graph_cache, micro, |batch| first(batch).map(drop))?;
@@ -207,7 +206,7 @@ impl Cuda {
                 if number == entry.graphs.len() {
                     // What reads back may have put other descriptors in the place of this one.
                     entry.input.announce(self, micro);
-                    let work = || stretch(&entry.batch, &mut kept, number);
+                    let work = || chunk(&entry.batch, &mut kept, number);
                     entry.graphs.push(self.capture_graph(&arena, work)?);
                     graph_cache.captures += 1;
                 }
@@ -215,7 +214,7 @@ impl Cuda {
                 graph_cache.replays += 1;
             } else if number > 0 {
                 entry.input.announce(self, micro);
-                self.within(&arena, || stretch(&entry.batch, &mut kept, number))?;
+                self.within(&arena, || chunk(&entry.batch, &mut kept, number))?;
             }
             if !goes_on(&roomy, &kept)? {
                 break;

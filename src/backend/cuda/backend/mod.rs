@@ -323,15 +323,15 @@ impl Backend for Cuda {
         self.capture_work(graph_cache, micro, work)
     }
 
-    fn capture_stretches<K>(
+    fn capture_chunks<K>(
         &self,
         graph_cache: &mut GraphCache,
         batch: &Batch,
         begin: impl Fn(&Batch) -> Result<K>,
-        stretch: impl Fn(&Batch, &mut K, usize) -> Result<()>,
+        chunk: impl Fn(&Batch, &mut K, usize) -> Result<()>,
         goes_on: impl FnMut(&Batch, &K) -> Result<bool>,
     ) -> Result<()> {
-        self.capture_in_stretches(graph_cache, batch, begin, stretch, goes_on)
+        self.capture_in_chunks(graph_cache, batch, begin, chunk, goes_on)
     }
 
     fn foreseen_bytes(
