@@ -204,6 +204,55 @@ fn long_targets() {
     }
 }
 
+/// What lies behind a batch's rows, where activations have room for more, changes nothing: here it is no number.
+#[test]
+fn rows_behind_the_batch_change_nothing() -> Result<()> {
+    for (lengths, heads, width) in [
+        (vec![(70, 2), (29, 3)], Heads { count: 3, width: 24 }, 264),
+        (vec![(5, 1), (318, 2)], Heads { count: 12, width: 8 }, 768),
+        (vec![(190, 1)], Heads { count: 2, width: 64 }, 1_024),
+    ] {
+        let Some(device) = device(Precision::Bf16) else { return Ok(()) };
+        let (cuda, total) = (&device.cuda, heads.total());
+        let exact = batch(&lengths, 2, 50);
+        let (sources, targets) = (exact.rows(Side::Encoder), exact.rows(Side::Decoder));
+        let roomy = exact.clone().with_capacity(sources + 40, targets + 9, exact.longest_target() + 1);
+        let weight = |seed| cuda.weight(matrix(seed, total, width), total, width, Readers::Many);
+        let (w_k, w_v) = (weight(1)?, weight(2)?);
+        let mut left = Vec::new();
+        for batch in [&exact, &roomy] {
+            let (all_sources, all_targets) = (batch.rows(Side::Encoder), batch.rows(Side::Decoder));
+            let padded = |seed, [rows, all, width]: [usize; 3], format| {
+                let mut values = numbers(seed, rows * width, 0.2);
+                values.resize(all * width, f64::NAN);
+                cuda.place(&values, width, format)
+            };
+            let cross = CrossAttention { batch, heads, w_k: &w_k, w_v: &w_v, mask: None };
+            let q = padded(3, [targets, all_targets, total], Format::Operand)?;
+            let h = padded(4, [sources, all_sources, width], Format::Operand)?;
+            let d_o = padded(5, [targets, all_targets, total], Format::Operand)?;
+            let mut o = cuda.rows(all_targets, total, Format::Operand)?;
+            let saved = cuda.cross_attention(&cross, &q, &h, &mut o, true)?.expect("kept");
+            let mut d_q = cuda.rows(all_targets, total, Format::ProjectionGradient)?;
+            let mut d_h = cuda.source_gradient(batch, width)?;
+            let from = CrossAttentionBackward { saved: &saved, q: &q, h: &h, o: &o, d_o: &d_o };
+            cuda.cross_attention_backward(&cross, from, Some(&mut d_q), &mut d_h)?;
+            let d_h = cuda.source_rows(batch, d_h)?;
+            let real = |rows, count: usize| Ok::<_, promptmix::Error>(cuda.read(rows)?[..count].to_vec());
+            left.push([
+                real(&o, targets * total)?,
+                real(&d_q, targets * total)?,
+                real(&d_h, sources * width)?,
+            ]);
+        }
+        for (exact, roomy) in left[0].iter().zip(&left[1]) {
+            assert!(exact.iter().all(|value| value.is_finite()) && exact.iter().any(|&value| value != 0.0));
+            assert!(exact == roomy, "{heads:?} {width}");
+        }
+    }
+    Ok(())
+}
+
 /// More sources than clusters have room for at once, and more target rows than a block has.
 #[test]
 fn sources_beside_the_most_at_once() {
