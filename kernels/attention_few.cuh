@@ -16,11 +16,8 @@ struct Short {
     int warp_row;            // of its rows in a tile that the block's warps share
     bool any;
 
-    __device__ Short(const AttentionArguments& arguments, const Batch& batch, int warp_rows) : any(false) {
-        const int index = blockIdx.x * 4 + threadIdx.x / 32;
-        example = index / arguments.heads;
-        head = index % arguments.heads;
-        warp_row = threadIdx.x / 32 * warp_rows;
+    __device__ Short(const AttentionArguments& arguments, const Batch& batch, int example, int head, int warp_row)
+        : example(example), head(head), rows(0), row(0), warp_row(warp_row), any(false) {
         if (example >= batch.examples()) return;
         row = batch.offset(arguments.query_side, example);
         rows = batch.offset(arguments.query_side, example + 1) - static_cast<int>(row);
@@ -53,8 +50,10 @@ template <int Width> struct FewRows {
     const bf16* first[Width / 64];
     int stride;
 
-    __device__ __forceinline__ FewRows(const void* matrix, int stride, const Short& of, int width) : stride(stride) {
-        const bf16* const head = static_cast<const bf16*>(matrix) + of.row * stride + of.head * width;
+    __device__ __forceinline__ FewRows(const void* matrix, int stride, const Short& of, int width)
+        : FewRows(static_cast<const bf16*>(matrix) + of.row * stride + of.head * width, stride, width) {}
+    // From the first row of the head's columns on.
+    __device__ __forceinline__ FewRows(const bf16* head, int stride, int width) : stride(stride) {
 #pragma unroll
         for (int i = 0; i < Width / 64; ++i) first[i] = head + min(column(i), width - 8);
     }
@@ -121,32 +120,56 @@ __device__ __forceinline__ uint32_t draw_few(const AttentionArguments& arguments
     return kept;
 }
 
-template <int Width, bool Dropped>
-__device__ __forceinline__ void attention_few(const AttentionArguments& arguments, const Batch& batch, const Short& of) {
+// What a lane asks for beside rows, of query lane / 8, or the last one for lanes of a row that does not exist, and key lane % 8.
+struct FewBefore {
+    float bias;         // times log2 e
+    float log_sum_exp;  // of backward, times log2 e; a row that does not exist has no probability
+    uint32_t kept;      // a bit each key
+    float scale;        // of what is kept
+};
+template <bool Dropped, bool Backward>
+__device__ __forceinline__ FewBefore load_few_before(const AttentionArguments& arguments, const Batch& batch, const Short& of) {
+    const int row = threadIdx.x % 32 / FEW_LANES, query = min(row, of.rows - 1);
+    FewBefore before = {0.0f, INFINITY, 0, 1.0f};
+    before.bias = few_bias(arguments, of, query, threadIdx.x % FEW_LANES);
+    if (Backward && row < of.rows) before.log_sum_exp = arguments.log_sum_exp[(of.row + row) * arguments.heads + of.head] * LOG2_E;
+    if (Dropped) {
+        before.kept = draw_few(arguments, batch, of, query);
+        before.scale = arguments.mask.step->scale;
+    }
+    return before;
+}
+
+// What a lane works on: a head's queries, keys and values.
+template <int Width> struct FewInput {
+    FewRows<Width> queries, keys, values;
+};
+
+// `bias_of` gives the query's bias of a key.
+template <int Width, bool Dropped, typename BiasOf>
+__device__ __forceinline__ void attention_few(const AttentionArguments& arguments, const Short& of, const FewInput<Width>& input,
+                                              const FewBefore& before, const BiasOf& bias_of, int width) {
     // Lanes of a row that does not exist have the last one once more, and store nothing.
-    const int query = min(threadIdx.x % 32 / FEW_LANES, of.rows - 1), width = arguments.width;
-    const bool any = threadIdx.x % 32 / FEW_LANES < of.rows;
-    const FewRows<Width> keys(arguments.k, arguments.kv_stride, of, width), values(arguments.v, arguments.kv_stride, of, width);
-    const FewColumns<Width> q = FewRows<Width>(arguments.q, arguments.q_stride, of, width).load_within(query, width);
-    const uint32_t kept = Dropped ? draw_few(arguments, batch, of, query) : 0;
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, scale_log2 = arguments.softmax_scale * LOG2_E;
+    const int row = threadIdx.x % 32 / FEW_LANES, query = min(row, of.rows - 1);
+    const FewColumns<Width> q = input.queries.load_within(query, width);
+    const float scale_log2 = arguments.softmax_scale * LOG2_E;
     float most = -INFINITY, sum = 0.0f;
     FewColumns<Width> out = {};
     // Every query sees the first key, so that `most` is a number from then on.
 #pragma unroll 1
     for (int key = 0; key < of.rows; ++key) {
-        const FewColumns<Width> k = keys.load(key), v = values.load(key);
-        const float score = fmaf(product_of_rows(q, k), scale_log2, few_bias(arguments, of, query, key));
+        const FewColumns<Width> k = input.keys.load(key), v = input.values.load(key);
+        const float score = fmaf(product_of_rows(q, k), scale_log2, bias_of(key));
         const float next = fmaxf(most, score), shrink = power_of_two(most - next);
         float p = power_of_two(score - next);
         most = next;
         sum = fmaf(sum, shrink, p);
-        if (Dropped) p *= factor_of_bit(kept, key, scale);
+        if (Dropped) p *= factor_of_bit(before.kept, key, before.scale);
         out.scale(shrink);
         out.add_scaled(p, v);
     }
     out.scale(__fdividef(1.0f, sum));
-    if (!any) return;
+    if (row >= of.rows) return;
     FewRows<Width>(arguments.o, arguments.heads * width, of, width).store(query, width, out);
     if (threadIdx.x % FEW_LANES == 0) {
         arguments.log_sum_exp[(of.row + query) * arguments.heads + of.head] = (most + log2f(sum)) * LN_2;
@@ -154,31 +177,26 @@ __device__ __forceinline__ void attention_few(const AttentionArguments& argument
 }
 
 template <int Width, bool Dropped>
-__device__ __forceinline__ void attention_few_backward(const AttentionArguments& arguments, const Batch& batch, const Short& of) {
+__device__ __forceinline__ void attention_few_backward(const AttentionArguments& arguments, const Short& of, const FewInput<Width>& input,
+                                                       const FewRows<Width>& d_outs, const FewBefore& before, int width) {
     // A lane has columns of `row`, which is a query and a key; and the score of query `row` and key `key`.
-    const int row = threadIdx.x % 32 / FEW_LANES, key = threadIdx.x % FEW_LANES, width = arguments.width;
+    const int row = threadIdx.x % 32 / FEW_LANES, key = threadIdx.x % FEW_LANES;
     const bool any = row < of.rows;
     const int own = min(row, of.rows - 1);
-    const FewRows<Width> queries(arguments.q, arguments.q_stride, of, width), keys(arguments.k, arguments.kv_stride, of, width);
-    const FewRows<Width> values(arguments.v, arguments.kv_stride, of, width), d_outs(arguments.d_o, arguments.heads * width, of, width);
-    const FewColumns<Width> q = queries.load_within(own, width), d_o = d_outs.load_within(own, width);
-    // A row that does not exist has no probability.
-    const float log_sum_exp = any ? arguments.log_sum_exp[(of.row + own) * arguments.heads + of.head] * LOG2_E : INFINITY;
-    const float bias = few_bias(arguments, of, row, key);
-    const uint32_t kept = Dropped ? draw_few(arguments, batch, of, row) : 0;
-    const float scale = Dropped ? arguments.mask.step->scale : 1.0f, to_scale = arguments.softmax_scale;
+    const FewColumns<Width> q = input.queries.load_within(own, width), d_o = d_outs.load_within(own, width);
+    const float to_scale = arguments.softmax_scale;
     float score = 0.0f, d_p = 0.0f;
 #pragma unroll 1
     for (int i = 0; i < of.rows; ++i) {
-        const FewColumns<Width> k = keys.load(i), v = values.load(i);
+        const FewColumns<Width> k = input.keys.load(i), v = input.values.load(i);
         const float score_of_key = product_of_rows(q, k), d_p_of_key = product_of_rows(d_o, v);
         if (i == key) {
             score = score_of_key;
             d_p = d_p_of_key;
         }
     }
-    const float factor = Dropped ? factor_of_bit(kept, key, scale) : 1.0f;
-    float p = power_of_two(fmaf(score, to_scale * LOG2_E, bias - log_sum_exp));
+    const float factor = Dropped ? factor_of_bit(before.kept, key, before.scale) : 1.0f;
+    float p = power_of_two(fmaf(score, to_scale * LOG2_E, before.bias - before.log_sum_exp));
     const float delta = sum_over_lanes(p * d_p * factor), ds = p * (d_p * factor - delta);
     p *= factor;
     if (arguments.inner != nullptr) {
@@ -195,7 +213,7 @@ __device__ __forceinline__ void attention_few_backward(const AttentionArguments&
     FewColumns<Width> d_q = {}, d_k = {}, d_v = {};
 #pragma unroll 1
     for (int i = 0; i < of.rows; ++i) {
-        const FewColumns<Width> k = keys.load(i), q_i = queries.load(i), d_o_i = d_outs.load(i);
+        const FewColumns<Width> k = input.keys.load(i), q_i = input.queries.load(i), d_o_i = d_outs.load(i);
         d_q.add_scaled(__shfl_sync(0xffffffffu, ds, row * FEW_LANES + i), k);
         d_k.add_scaled(__shfl_sync(0xffffffffu, ds, i * FEW_LANES + row), q_i);
         d_v.add_scaled(__shfl_sync(0xffffffffu, p, i * FEW_LANES + row), d_o_i);

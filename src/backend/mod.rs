@@ -34,7 +34,8 @@ pub use ops::{
     Embedding, EmbeddingOps, FeedForward, FeedForwardBackward, FeedForwardOps, FinalNorm, FinalNormBackward,
     Format, Heads, LinearOps, LmHead, Loss, LossOps, Mask, Matrix, Mix, MixOps, NormOps, OptimizerOps,
     Projection, ProjectionBackward, PromptRows, Readers, Residual, ResidualProjection,
-    ResidualProjectionBackward, SelfAttention, SelfAttentionBackward, SelfAttentionOps, StatisticsOps,
+    ResidualProjectionBackward, SelfAttention, SelfAttentionBackward, SelfAttentionOps,
+    SelfAttentionOutputBackward, StatisticsOps,
 };
 pub use state::{Group, Mixing, OptimizerStep, Scorer, Segment, StateLayout, StepReport, StepStatistics};
 

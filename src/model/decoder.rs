@@ -6,7 +6,7 @@ use super::layer::{Attended, FeedForwardSaved, Layer, SelfAttentionSaved, mask};
 use super::{DecoderLayer, Encoding, Mixture, Pass, T5};
 use crate::backend::{
     Backend, Batch, CrossAttention, CrossAttentionBackward, DecodeStep, DropoutStep, Embedding, FinalNorm,
-    FinalNormBackward, Format, ProjectionBackward, Residual, Scope, Side, SiteKind,
+    FinalNormBackward, Format, Projection, ProjectionBackward, Residual, Scope, Side, SiteKind,
 };
 use crate::error::{Error, Result};
 
@@ -343,6 +343,8 @@ impl<B: Backend> Past<'_, B> {
             Self::Cached { steps, position } => {
                 let bias = layer.model.bias(Side::Decoder);
                 let (heads, position) = (layer.model.heads, *position);
+                let (batch, side, weight) = (layer.batch, layer.side, &layer.weights.qkv);
+                backend.project(Projection { batch, side, input: of.input, weight }, of.qkv)?;
                 let step = DecodeStep { layer: layer.index, position, heads, bias };
                 backend.decode_self_attention(&step, of.qkv, &mut steps.cache, of.o)
             }

@@ -2,9 +2,8 @@
 
 use super::{Pass, T5};
 use crate::backend::{
-    Backend, Batch, DropoutStep, FeedForward, FeedForwardBackward, Format, Mask, Projection,
-    ProjectionBackward, Residual, ResidualProjection, ResidualProjectionBackward, Scope, SelfAttention,
-    SelfAttentionBackward, Side, Site, SiteKind,
+    Backend, Batch, DropoutStep, FeedForward, FeedForwardBackward, Format, Mask, ProjectionBackward,
+    Residual, ResidualProjection, Scope, SelfAttention, SelfAttentionOutputBackward, Side, Site, SiteKind,
 };
 use crate::error::Result;
 
@@ -40,9 +39,11 @@ pub(super) struct FeedForwardSaved<B: Backend> {
     inside: B::FeedForwardSaved,
 }
 
-/// Queries, keys and values of all heads, which a self attention reads, and what it writes: its output and the log-sum-exps.
+/// What the queries, keys and values of a self attention are projected from, and what is written: these of all heads, the attention's
+/// output and the log-sum-exps.
 pub(super) struct Attended<'a, B: Backend> {
-    pub(super) qkv: &'a B::Rows,
+    pub(super) input: &'a Residual<B>,
+    pub(super) qkv: &'a mut B::Rows,
     pub(super) o: &'a mut B::Rows,
     pub(super) log_sum_exp: &'a mut B::Rows,
 }
@@ -77,10 +78,11 @@ impl<'a, B: Backend> Layer<'a, B> {
 
     /// Attention over the tokens of the batch.
     pub(super) fn attend(&self, backend: &B, of: Attended<'_, B>) -> Result<()> {
-        backend.self_attention(&self.attention(), of.qkv, of.o, of.log_sum_exp)
+        let Attended { input, qkv, o, log_sum_exp } = of;
+        backend.self_attention_project(&self.attention(), input, &self.weights.qkv, qkv, [o, log_sum_exp])
     }
 
-    /// The self attention sublayer, whose heads `attend` finds.
+    /// The self attention sublayer, whose qkv and heads `attend` finds.
     pub(super) fn self_attention(
         &self,
         backend: &B,
@@ -91,10 +93,9 @@ impl<'a, B: Backend> Layer<'a, B> {
         let Self { model, weights, side, batch, .. } = *self;
         let (rows, total) = (batch.rows(side), model.heads.total());
         let mut qkv = backend.rows(rows, 3 * total, Format::Operand)?;
-        backend.project(Projection { batch, side, input: &input, weight: &weights.qkv }, &mut qkv)?;
         let mut o = backend.rows(rows, total, Format::Operand)?;
         let mut log_sum_exp = backend.rows(rows, model.heads.count, Format::Float)?;
-        attend(Attended { qkv: &qkv, o: &mut o, log_sum_exp: &mut log_sum_exp })?;
+        attend(Attended { input: &input, qkv: &mut qkv, o: &mut o, log_sum_exp: &mut log_sum_exp })?;
         let mut next = Residual::new(backend, rows, model.config.d_model)?;
         backend
             .add_project(self.output(&o, &weights.o, SiteKind::SelfAttentionOutput, &input.x), &mut next)?;
@@ -113,25 +114,21 @@ impl<'a, B: Backend> Layer<'a, B> {
         d_x: &mut B::Rows,
     ) -> Result<()> {
         let Self { model, weights, side, batch, .. } = *self;
-        let total = model.heads.total();
-        let mut d_o = backend.rows(batch.rows(side), total, Format::Operand)?;
-        let output = ResidualProjectionBackward {
-            batch,
-            side,
-            d_x,
-            weight: &weights.o,
-            mask: self.mask(SiteKind::SelfAttentionOutput),
-            y: Some((&saved.o, model.heads)),
-        };
-        backend.add_project_backward(output, &mut d_o)?;
         let scoped = match scope {
             Scope::Prompt => batch.examples() * batch.prompt_length(),
             Scope::All => batch.rows(side),
         };
-        let mut d_qkv = backend.rows(scoped, 3 * total, Format::ProjectionGradient)?;
-        let (qkv, o, log_sum_exp) = (&saved.qkv, &saved.o, &saved.log_sum_exp);
-        let from = SelfAttentionBackward { scope, qkv, o, log_sum_exp, d_o: &d_o };
-        backend.self_attention_backward(&self.attention(), from, &mut d_qkv)?;
+        let mut d_qkv = backend.rows(scoped, 3 * model.heads.total(), Format::ProjectionGradient)?;
+        let from = SelfAttentionOutputBackward {
+            scope,
+            qkv: &saved.qkv,
+            o: &saved.o,
+            log_sum_exp: &saved.log_sum_exp,
+            d_x,
+            weight: &weights.o,
+            mask: self.mask(SiteKind::SelfAttentionOutput),
+        };
+        backend.self_attention_output_backward(&self.attention(), from, &mut d_qkv)?;
         let (dz, weight, input) = (&d_qkv, &weights.qkv, &saved.input);
         backend.project_backward(ProjectionBackward { batch, side, scope, dz, weight, input, below }, d_x)
     }

@@ -5,7 +5,7 @@ use promptmix::backend::{
     Example, FeedForward, FeedForwardBackward, FinalNorm, FinalNormBackward, Format, Heads, LmHead, Mask,
     Mix, Mixing, OptimizerStep, Projection, ProjectionBackward, PromptRows, Readers, Residual,
     ResidualProjection, ResidualProjectionBackward, Scope, Scorer, SelfAttention, SelfAttentionBackward,
-    Side, Site, SiteKind, StateLayout, StepStatistics,
+    SelfAttentionOutputBackward, Side, Site, SiteKind, StateLayout, StepStatistics,
 };
 use promptmix::{Error, Result};
 
@@ -419,6 +419,58 @@ fn attention<B: Backend>() -> Vec<Op<B>> {
             name: "self_attention_backward of the decoder",
             run: |m| self_attention_backward(m, Side::Decoder, Scope::All),
             operands: SELF_ATTENTION_BACKWARD,
+        },
+        Op {
+            name: "self_attention_project",
+            run: |m| {
+                let (of, rows) = (m.position_bias()?, m.decoder());
+                let input = m.residual("x", rows, WIDTH)?;
+                let weight = m.weight("w_qkv", 3 * TOTAL, WIDTH, Readers::Few)?;
+                let mut qkv = m.rows("qkv", rows, 3 * TOTAL, Format::Operand)?;
+                let mut o = m.rows("o", rows, TOTAL, Format::Operand)?;
+                let mut log_sum_exp = m.rows("log_sum_exp", rows, HEADS.count, Format::Float)?;
+                let of = self_attention(m, &of, Side::Decoder);
+                let written = [&mut o, &mut log_sum_exp];
+                m.device.self_attention_project(&of, &input, &weight, &mut qkv, written)
+            },
+            operands: const {
+                &[
+                    count("the position bias"),
+                    own("x"),
+                    own("the norm of x"),
+                    decides("w_qkv", "w_qkv", "x"),
+                    own("qkv"),
+                    own("o"),
+                    own("log_sum_exp"),
+                ]
+            },
+        },
+        Op {
+            name: "self_attention_output_backward",
+            run: |m| {
+                let (bias, rows) = (m.position_bias()?, m.decoder());
+                let qkv = &m.rows("qkv", rows, 3 * TOTAL, Format::Operand)?;
+                let o = &m.rows("o", rows, TOTAL, Format::Operand)?;
+                let log_sum_exp = &m.rows("log_sum_exp", rows, HEADS.count, Format::Float)?;
+                let d_x = &m.rows("d_x", rows, WIDTH, Format::Residual)?;
+                let weight = &m.weight("w_o", WIDTH, TOTAL, Readers::Few)?;
+                let mut d_qkv = m.rows("d_qkv", rows, 3 * TOTAL, Format::ProjectionGradient)?;
+                let (scope, mask) = (Scope::All, m.mask);
+                let from = SelfAttentionOutputBackward { scope, qkv, o, log_sum_exp, d_x, weight, mask };
+                let of = self_attention(m, &bias, Side::Decoder);
+                m.device.self_attention_output_backward(&of, from, &mut d_qkv)
+            },
+            operands: const {
+                &[
+                    count("the position bias"),
+                    own("qkv"),
+                    own("o"),
+                    own("log_sum_exp"),
+                    own("d_x"),
+                    decides("w_o", "d_x", "w_o"),
+                    own("d_qkv"),
+                ]
+            },
         },
         Op {
             name: "cross_project",

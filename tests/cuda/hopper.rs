@@ -313,6 +313,16 @@ fn attention_by_warpgroups_is_right_too() {
     }
 }
 
+/// Short self attention has kernels of clusters with the product beside it, which give what the two give.
+#[test]
+fn attention_with_the_product_beside_it_is_right_too() {
+    let Some(raw) = Raw::new() else { return };
+    if raw.is_virtual() && raw.capability() != (9, 0) {
+        let said = again(&["attention_with_product::"], false);
+        assert!(said.contains("4 passed"), "on the profile h200:\n{said}");
+    }
+}
+
 /// Each kernel waits for the launches before it, so that a launch may begin while they run: with all that come before the wait first,
 /// the numbers are PyTorch's.
 #[test]

@@ -14,6 +14,7 @@ mod setting;
 mod absorbed;
 mod answer;
 mod attention;
+mod attention_with_product;
 mod cross_attention;
 mod decode;
 mod device;

@@ -16,7 +16,7 @@ mod optimizer;
 mod tally;
 
 pub(crate) use attention::check_bias;
-pub use attention::{SelfAttention, SelfAttentionBackward, SelfAttentionOps};
+pub use attention::{SelfAttention, SelfAttentionBackward, SelfAttentionOps, SelfAttentionOutputBackward};
 pub use cross_attention::{CrossAttention, CrossAttentionBackward, CrossAttentionOps};
 pub(crate) use decode::check_tokens;
 pub use decode::{DecodeOps, DecodeStep};

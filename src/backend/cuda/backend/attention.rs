@@ -1,11 +1,16 @@
 //! Self attention.
 
-use super::{Buffer, Cuda, PositionBias, Rows, read, write};
+use super::{Buffer, Cuda, PositionBias, Rows, Weight, read, write};
 use crate::backend::cuda::ops::attention::{
     self as launch, Attention, AttentionBackward, AttentionGradient, AttentionInput, Delta, InputGradient,
 };
+use crate::backend::cuda::ops::linear::{Product, TileShape};
+use crate::backend::cuda::ops::self_attention_hopper::{OutputBackward, ProjectedForward};
 use crate::backend::ops::check_bias;
-use crate::backend::{Heads, Scope, SelfAttention, SelfAttentionBackward, SelfAttentionOps, Side};
+use crate::backend::{
+    Format, Heads, LinearOps, Matrix, Projection, Residual, Scope, SelfAttention, SelfAttentionBackward,
+    SelfAttentionOps, SelfAttentionOutputBackward, Side,
+};
 use crate::error::Result;
 
 /// Fails unless kernels have room for such heads.
@@ -106,6 +111,74 @@ impl SelfAttentionOps for Cuda {
         let of_input = InputGradient::Packed(d_qkv.operand_mut()?);
         let gradient = AttentionGradient { of_input, inner: Some(write(&mut inner)) };
         attention.backward(self.kernels(), backward, gradient)?;
+        d_qkv.inner = Some(inner);
+        Ok(())
+    }
+
+    fn self_attention_project(
+        &self,
+        of: &SelfAttention<'_, Self>,
+        input: &Residual<Self>,
+        weight: &Weight,
+        qkv: &mut Rows,
+        [o, log_sum_exp]: [&mut Rows; 2],
+    ) -> Result<()> {
+        of.check_projected(input, weight, [qkv, o, log_sum_exp])?;
+        let (attention, [n, k]) = (self.self_attention_of(of, Scope::All)?, weight.shape());
+        let joins = attention.joins_products(self.kernels(), self.precision())?;
+        let parts = attention.parts_of_projection(self.info().multiprocessors, k).filter(|_| joins);
+        let Some(parts) = parts else {
+            self.project(Projection { batch: of.batch, side: of.side, input, weight }, qkv)?;
+            return self.self_attention(of, qkv, o, log_sum_exp);
+        };
+        self.count(2 * attention.queries.real() * n * k);
+        self.count_pairs(&attention, 2);
+        let launched = ProjectedForward {
+            x: input.x.operand()?,
+            norm: self.norm(&input.r)?,
+            weight: weight.operand(),
+            qkv: qkv.operand_mut()?,
+            o: o.operand_mut()?,
+            log_sum_exp: log_sum_exp.float_mut()?,
+        };
+        attention.project_forward(self.kernels(), parts, k, launched)
+    }
+
+    fn self_attention_output_backward(
+        &self,
+        of: &SelfAttention<'_, Self>,
+        from: SelfAttentionOutputBackward<'_, Self>,
+        d_qkv: &mut Rows,
+    ) -> Result<()> {
+        from.check(of, d_qkv)?;
+        let (attention, weight) = (self.self_attention_of(of, from.scope)?, from.weight);
+        let rows = self.described(of.batch)?.rows(of.side);
+        let a = from.d_x.operand()?;
+        let product = Product { rows, a, weight: weight.operand(), shape: weight.shape(), backward: true };
+        let joins = attention.joins_products(self.kernels(), self.precision())?;
+        // The cut that the product alone would have: the same sums.
+        let cut = self.cut(&product).config().filter(|cut| joins && cut.shape == TileShape::ThinHopper);
+        let Some(cut) = cut else {
+            let mut d_o = self.activation(rows.all(), of.heads.total(), Format::Operand)?;
+            self.add_project_backward(from.projection(of), &mut d_o)?;
+            return self.self_attention_backward(of, from.attention(&d_o), d_qkv);
+        };
+        let [n, k] = product.sizes();
+        self.count(2 * rows.real() * n * k);
+        self.count_backward(&attention);
+        let mut masked = None;
+        let d_x = self.masked_gradient(rows, from.d_x, from.mask, &mut masked)?;
+        let mut inner = self.allocate(rows.count() * 2 * of.heads.count)?;
+        d_qkv.inner = None;
+        let launched = OutputBackward {
+            d_x,
+            weight: weight.operand(),
+            qkv: from.qkv.operand()?,
+            log_sum_exp: from.log_sum_exp.float()?,
+            d_qkv: d_qkv.operand_mut()?,
+            inner: write(&mut inner),
+        };
+        attention.output_backward(self.kernels(), cut, k, launched)?;
         d_qkv.inner = Some(inner);
         Ok(())
     }

@@ -55,12 +55,17 @@ impl Cuda {
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
         let product = Product { rows, a, weight: weight.operand(), shape: weight.shape(), backward };
-        let ([n, k], m) = (product.sizes(), rows.count());
-        let cut = Cut::new(self.precision(), self.info(), &self.tiles, backward, [m, n, k]);
+        let ([n, k], cut) = (product.sizes(), self.cut(&product));
         let mut parts: Buffer<f32> = self.allocate(cut.workspace())?;
         let counters = self.counters(cut.counters())?;
         self.count(2 * rows.real() * n * k);
         product.launch(self.kernels(), &cut, Workspace { parts: write(&mut parts), counters }, epilogue)
+    }
+
+    /// How a product is cut.
+    pub(super) fn cut(&self, product: &Product<'_>) -> Cut {
+        let [n, k] = product.sizes();
+        Cut::new(self.precision(), self.info(), &self.tiles, product.backward, [product.rows.count(), n, k])
     }
 
     /// `tiles` counters of zero, which every kernel that counts leaves at zero. Products take turns at them, so that two

@@ -281,7 +281,7 @@ impl<'s> Attention<'s> {
     }
 
     /// Whether every example's rows fit a warp.
-    fn is_short(&self, precision: Precision) -> bool {
+    pub(super) fn is_short(&self, precision: Precision) -> bool {
         let decoder = [self.queries.side(), self.keys.side()] == [Side::Decoder; 2];
         precision == Precision::Bf16 && decoder && self.queries.longest_target() <= MAX_SHORT_ROWS
     }
@@ -312,7 +312,7 @@ impl<'s> Attention<'s> {
     }
 
     /// Adds what both passes read to a launch: the arguments, and the format of all matrices.
-    fn arguments<'a>(
+    pub(super) fn arguments<'a>(
         &self,
         operands: &mut Operands<'a>,
         input: AttentionInput<'a>,
@@ -320,9 +320,9 @@ impl<'s> Attention<'s> {
     where
         's: 'a,
     {
-        self.check()?;
+        let beside = self.arguments_beside_input(operands)?;
         let (total, [queries, keys]) = (self.heads.total(), [self.queries.all(), self.keys.all()]);
-        let (places, [q_stride, kv_stride], precision) = match input {
+        let ([q, k, v], [q_stride, kv_stride], precision) = match input {
             AttentionInput::Packed(qkv) => {
                 self.check_packed()?;
                 let (precision, stride) = (qkv.precision(), 3 * total);
@@ -341,6 +341,17 @@ impl<'s> Attention<'s> {
                 (places, strides, precision)
             }
         };
+        let arguments =
+            AttentionArguments { q, k, v, q_stride: q_stride as i32, kv_stride: kv_stride as i32, ..beside };
+        Ok((arguments, precision))
+    }
+
+    /// The same without q, k and v.
+    pub(super) fn arguments_beside_input<'a>(&self, operands: &mut Operands<'a>) -> Result<AttentionArguments>
+    where
+        's: 'a,
+    {
+        self.check()?;
         let (bias, max_distance) = match self.bias {
             Some((_, max_distance)) if max_distance > MAX_DISTANCE => {
                 let expected = format!("a maximum distance up to {MAX_DISTANCE}");
@@ -351,12 +362,8 @@ impl<'s> Attention<'s> {
             }
             None => (0, 0),
         };
-        let [q, k, v] = places;
-        let arguments = AttentionArguments {
+        Ok(AttentionArguments {
             batch: self.queries.read(operands)?,
-            q,
-            k,
-            v,
             bias,
             mask: self.mask.read(operands)?,
             query_side: side_number(self.queries.side()),
@@ -364,14 +371,11 @@ impl<'s> Attention<'s> {
             scope: scope_number(self.queries.scope()),
             heads: self.heads.count as i32,
             width: self.heads.width as i32,
-            q_stride: q_stride as i32,
-            kv_stride: kv_stride as i32,
             max_distance: max_distance as i32,
             causal: i32::from(self.causal),
             softmax_scale: self.softmax_scale,
             ..AttentionArguments::default()
-        };
-        Ok((arguments, precision))
+        })
     }
 
     /// Fails unless queries and keys are the same rows.
@@ -495,7 +499,7 @@ impl<'s> Attention<'s> {
     }
 
     /// Adds the gradients to a launch; how many heads' worth of inner products a row has.
-    fn read_gradient<'a>(
+    pub(super) fn read_gradient<'a>(
         &self,
         operands: &mut Operands<'a>,
         gradient: InputGradient<'a>,
