@@ -18,7 +18,7 @@
 // writes d_qkv and inner, each once; parts of the product between the multiprocessors alone.
 // Backward keeps qkv and log_sum_exp.
 // On sm_90a, with D of 768 in 8 parts: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   self_attention_forward_hopper 132 90504 2, self_attention_forward_dropped_hopper 134 90504 2,
+//   self_attention_forward_hopper 132 90504 2, self_attention_forward_dropped_hopper 133 90504 2,
 //   self_attention_backward_hopper 97 71824 3, self_attention_backward_dropped_hopper 97 71824 3
 #include "short_attention.cuh"
 #include "thin_hopper.cuh"
@@ -186,7 +186,7 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
             float of_part[COLUMNS / 2];
 #pragma unroll
             for (int i = 0; i < COLUMNS / 2; ++i) of_part[i] = sums[part * COLUMNS / 2 + i];
-            store_sums(reinterpret_cast<float*>(shared + part * BYTES_SUMS), of_part);
+            store_sums<false>(reinterpret_cast<float*>(shared + part * BYTES_SUMS), of_part, ROWS);
         }
         wait_for_cluster();
     };
@@ -289,7 +289,7 @@ template <bool Dropped> __device__ __forceinline__ void backward(const SelfAtten
         __syncthreads();
         float sums[COLUMNS / 2];
         multiply_stretches<true>(sums, base, full, stages, stretches.count, bring, [](int) {});
-        store_sums(reinterpret_cast<float*>(shared), sums);
+        store_sums<false>(reinterpret_cast<float*>(shared), sums, ROWS);
         wait_for_cluster();
     };
     const auto sum = [&](const Short& of) {

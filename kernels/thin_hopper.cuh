@@ -96,19 +96,6 @@ template <bool All = true> __device__ __forceinline__ void store_sums(float* til
     }
 }
 
-// The same without zeros, where nobody reads those rows.
-__device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2]) {
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
-    float* const to = tile + row * STRIDE + lane % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int i = 0; i < COLUMNS / 8; ++i) {
-            *reinterpret_cast<float2*>(to + half * 8 * STRIDE + i * 8) = make_float2(sums[i * 4 + half * 2], sums[i * 4 + half * 2 + 1]);
-        }
-    }
-}
-
 // Zeros rows of an operand from `first` on, and has the products see it. All threads call it.
 __device__ __forceinline__ void clear_rows(unsigned char* operand, int first) {
 #pragma unroll 1

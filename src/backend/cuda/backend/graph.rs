@@ -44,7 +44,7 @@ const PARTS: usize = 8;
 const LEAST: usize = 32;
 
 /// Shapes of answers whose graphs stay: questions come in any number, and no two numbers share a graph.
-const MOST_ANSWERS: usize = 32;
+const MAX_ANSWER_SHAPES: usize = 32;
 
 fn room(rows: usize) -> usize {
     let step = (rows / PARTS).next_power_of_two().max(LEAST);
@@ -249,7 +249,7 @@ impl Cuda {
         }
         let input = Input::new(self, &roomy, micro)?;
         let bytes = self.dry_run(&input, micro, || work(&roomy))?.bytes;
-        if bucket.decoding.is_some() && graph_cache.entries.len() >= MOST_ANSWERS {
+        if bucket.decoding.is_some() && graph_cache.entries.len() >= MAX_ANSWER_SHAPES {
             // Nothing of it runs any more: what it said was read.
             graph_cache.entries.remove(0);
         }
