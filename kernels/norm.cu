@@ -6,10 +6,10 @@
 // Where x was made of `below` by a ReLU feed-forward, whose backward comes next, also inner = <d_x, x - below> of each row.
 // The encoder's norm weight is folded into cross attention (norm_weight is null, scale 1); the decoder's multiplies its few label rows,
 // with D^-0.5 where embeddings are tied.
-// Shapes: x [rows, D] f32, partials [rows, ceil(D / 64)], norm_weight [D] f32, h [rows, D] in the operand format, d_h [rows, D]
+// Shapes: x [rows, D] f32, below [rows, D] f32 or bf16, partials [rows, ceil(D / 64)], norm_weight [D] f32, h [rows, D] in the operand format, d_h [rows, D]
 // f32, d_x [rows, D] f32 and its bf16 copy.
 // Grid: forward a warp a row; backward a block of 128 threads a row, which holds the row in registers (D up to 4,096).
-// Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (12 with `below`), writes 6 D. Backward keeps x and the partials.
+// Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (10 with `below` in bf16), writes 6 D. Backward keeps x and the partials.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
 //   final_norm_bf16 44 0 10, final_norm_f32 44 0 10, final_norm_backward 90 16 5
 #include "dependent.cuh"
@@ -70,8 +70,9 @@ struct FinalNormBackwardArguments {
     const float* d_h;
     float* d_x;
     bf16* copy;
-    const float* below;  // [rows, D], or null
-    float* inner;        // [rows]
+    const float* below;      // [rows, D]
+    const bf16* below_copy;  // in place of it, or null
+    float* inner;            // [rows], or null where there is no `below`
     Mask mask;
     int side;
     int width;
@@ -125,13 +126,15 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
         for (int i = 0; i < FLOAT_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
         store_columns(arguments.d_x + start + column, d);
         if (arguments.copy != nullptr) store_columns(arguments.copy + start + column, d);
-        if (arguments.below != nullptr) {
-            const Columns<FLOAT_COLUMNS> below = load_columns<FLOAT_COLUMNS>(arguments.below + start + column);
+        if (arguments.inner != nullptr) {
+            const Columns<FLOAT_COLUMNS> below = arguments.below_copy != nullptr
+                                                     ? load_columns<FLOAT_COLUMNS>(arguments.below_copy + start + column)
+                                                     : load_columns<FLOAT_COLUMNS>(arguments.below + start + column);
 #pragma unroll
             for (int i = 0; i < FLOAT_COLUMNS; ++i) inner = fmaf(d.value[i], x[stretch].value[i] - below.value[i], inner);
         }
     }
-    if (arguments.below == nullptr) return;
+    if (arguments.inner == nullptr) return;
     inner = warp_sum(inner);
     __syncthreads();
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = inner;

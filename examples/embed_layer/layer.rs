@@ -190,14 +190,12 @@ impl<'a> Layer<'a> {
         let epilogue = Epilogue::ReluBackward { mask: masks.inner, bits: &self.gates, dz: &mut self.d_a };
         w_out.backward(kernels, &self.d_masked, &weights.w_out, epilogue)?;
         let epilogue = Epilogue::NormBackward(NormBackward {
-            x: &self.between.x,
-            x_copy: Some(&self.between.copy),
+            x: &self.between.copy,
             norm: self.between.norm(),
             inner: &self.inner,
             d_x,
             copy: Some(&mut self.d_copy),
             inner_next: None,
-            below_copy: None,
         });
         w_in.backward(kernels, &self.d_a, &weights.w_in, epilogue)?;
         // The attention.
@@ -214,14 +212,12 @@ impl<'a> Layer<'a> {
         let gradient = AttentionGradient { of_input, inner: Some(&mut self.inner_qkv) };
         attention.backward(kernels, from, gradient)?;
         let epilogue = Epilogue::NormBackward(NormBackward {
-            x: &self.input.x,
-            x_copy: Some(&self.input.copy),
+            x: &self.input.copy,
             norm: self.input.norm(),
             inner: &self.inner_qkv,
             d_x,
             copy: Some(&mut self.d_copy),
             inner_next: None,
-            below_copy: None,
         });
         qkv.backward(kernels, &self.d_qkv, &weights.qkv, epilogue)
     }

@@ -366,7 +366,7 @@ impl<'a, B: Backend> Cross<'a, B> {
     fn forward(
         &self,
         backend: &B,
-        input: Residual<B>,
+        mut input: Residual<B>,
         pass: &mut Pass<'_, B>,
     ) -> Result<(Residual<B>, Option<CrossSaved<B>>)> {
         let Self { layer, weights, encoding } = self;
@@ -379,6 +379,7 @@ impl<'a, B: Backend> Cross<'a, B> {
         let mut next = Residual::new(backend, rows, layer.model.config.d_model)?;
         let output = layer.output(&o, &weights.cross_o, SiteKind::CrossAttentionOutput, &input.x);
         backend.add_project(output, &mut next)?;
+        backend.release_forward(&mut input.x);
         pass.observe(|| format!("{} cross attention", layer.name()), &next.x)?;
         Ok((next, inside.map(|inside| CrossSaved { input, q, o, inside })))
     }

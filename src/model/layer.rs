@@ -86,7 +86,7 @@ impl<'a, B: Backend> Layer<'a, B> {
     pub(super) fn self_attention(
         &self,
         backend: &B,
-        input: Residual<B>,
+        mut input: Residual<B>,
         pass: &mut Pass<'_, B>,
         attend: impl FnOnce(Attended<'_, B>) -> Result<()>,
     ) -> Result<(Residual<B>, Option<SelfAttentionSaved<B>>)> {
@@ -99,6 +99,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         let mut next = Residual::new(backend, rows, model.config.d_model)?;
         backend
             .add_project(self.output(&o, &weights.o, SiteKind::SelfAttentionOutput, &input.x), &mut next)?;
+        backend.release_forward(&mut input.x);
         pass.observe(|| format!("{} self attention", self.name()), &next.x)?;
         Ok((next, pass.keep.then_some(SelfAttentionSaved { input, qkv, o, log_sum_exp })))
     }
@@ -137,11 +138,12 @@ impl<'a, B: Backend> Layer<'a, B> {
     pub(super) fn feed_forward(
         &self,
         backend: &B,
-        input: Residual<B>,
+        mut input: Residual<B>,
         pass: &mut Pass<'_, B>,
     ) -> Result<(Residual<B>, Option<FeedForwardSaved<B>>)> {
         let mut next = Residual::new(backend, self.batch.rows(self.side), self.model.config.d_model)?;
         let inside = backend.feed_forward(&self.inner(), &input, &mut next, pass.keep)?;
+        backend.release_forward(&mut input.x);
         pass.observe(|| format!("{} feed-forward", self.name()), &next.x)?;
         Ok((next, inside.map(|inside| FeedForwardSaved { input, inside })))
     }

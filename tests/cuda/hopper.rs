@@ -5,7 +5,7 @@ use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::bf16;
 use promptmix::backend::{DropoutStep, Side, Site, SiteKind};
 use promptmix::cuda::linear::{Epilogue, Linear, Norm, NormBackward, TileConfig, TileShape};
-use promptmix::cuda::{DeviceDropout, DropoutMask, Sequences};
+use promptmix::cuda::{DeviceDropout, DropoutMask, ReadOperand, Sequences};
 use promptmix::verify::{Tolerance, compare};
 
 use crate::device::{Raw, matrix, numbers, partial_squares, roundings, sums};
@@ -192,22 +192,18 @@ impl<'r> Operands<'r> {
         left.push(("accumulate", self.read(&d_h), exact));
         let below = numbers(7, count, 1.0);
         let (below, below_copy) = (raw.floats(&below), raw.halves(&below));
+        let formats: [[&dyn ReadOperand; 2]; 2] = [[&self.floats[0], &below], [&self.sides[0], &below_copy]];
         let norm = Norm { partials: &self.partials, epsilon: 1e-6 };
-        for (x_copy, below_copy) in
-            [(None, None), (Some(&self.sides[0]), None), (Some(&self.sides[0]), Some(&below_copy))]
-        {
+        for ([x, below], wanted) in [(formats[0], true), (formats[1], false), (formats[1], true)] {
             let (mut d_x, mut copy) = (start(), raw.poisoned_halves(count));
             let mut inner_next = raw.poisoned_floats(parts);
-            let wanted = x_copy.is_none() || below_copy.is_some();
             launch(Epilogue::NormBackward(NormBackward {
-                x: &self.floats[0],
-                x_copy: x_copy.map(|copy| copy as _),
+                x,
                 norm,
                 inner: &self.inner,
                 d_x: &mut d_x,
                 copy: Some(&mut copy),
-                inner_next: wanted.then_some((&below as _, &mut inner_next as _)),
-                below_copy: below_copy.map(|copy| copy as _),
+                inner_next: wanted.then_some((below, &mut inner_next as _)),
             }));
             left.push(("d_x", self.read(&d_x), exact));
             left.push(("copy of d_x", self.read(&copy), one));

@@ -7,7 +7,7 @@ use promptmix::backend::{
 };
 use promptmix::cuda::feed_forward::{EachRow, Gate};
 use promptmix::cuda::linear::{Epilogue, Linear, Norm, NormBackward};
-use promptmix::cuda::{DropoutMask, Sequences};
+use promptmix::cuda::{DropoutMask, ReadOperand, Sequences};
 use promptmix::verify::Tolerance;
 
 use crate::device::{
@@ -241,7 +241,7 @@ fn raw_products(lengths: &[usize], out: usize, input: usize) {
         assert!(z.abs() < 1e-3 || (saved[i / 8] >> (i % 8) & 1 == 1) == (z > 0.0), "bit {i} of {z}");
     }
 
-    let (base, d_start) = (raw.floats(&residual), raw.floats(&before));
+    let base = raw.floats(&residual);
     let (mut x_next, mut copy) = (raw.poisoned_floats(rows * out), raw.poisoned_halves(rows * out));
     let mut next = raw.poisoned_floats(rows * out.div_ceil(64));
     let add = Epilogue::Add {
@@ -279,18 +279,6 @@ fn raw_products(lengths: &[usize], out: usize, input: usize) {
         .flat_map(|row| [row[..out / 2].iter().sum::<f64>(), row[out / 2..].iter().sum()])
         .collect();
     let parts = raw.floats(&halves);
-    let (mut d_x, mut copy) = (d_start, raw.poisoned_halves(rows * input));
-    let of_norm = NormBackward {
-        x: &x_float,
-        x_copy: None,
-        norm,
-        inner: &parts,
-        d_x: &mut d_x,
-        copy: Some(&mut copy),
-        inner_next: None,
-        below_copy: None,
-    };
-    linear.backward(kernels, &dz_copy, &w, Epilogue::NormBackward(of_norm)).expect("backward");
     let expected: Vec<f64> = (0..rows * input)
         .map(|i| {
             let row = i / input;
@@ -298,8 +286,27 @@ fn raw_products(lengths: &[usize], out: usize, input: usize) {
             before[i] + r[row] * d_a[i] - along * x[i]
         })
         .collect();
-    raw.holds("d_x", &d_x, &expected, exact);
-    raw.holds("its copy", &copy, &expected, one);
+    let formats: [&dyn ReadOperand; 2] = [&x_float, &x_copy];
+    for x in formats {
+        let (mut d_x, mut copy) = (raw.floats(&before), raw.poisoned_halves(rows * input));
+        let of_norm =
+            NormBackward { x, norm, inner: &parts, d_x: &mut d_x, copy: Some(&mut copy), inner_next: None };
+        linear.backward(kernels, &dz_copy, &w, Epilogue::NormBackward(of_norm)).expect("backward");
+        raw.holds("d_x", &d_x, &expected, exact);
+        raw.holds("its copy", &copy, &expected, one);
+    }
+    let mut d_x = raw.floats(&before);
+    let of_norm = NormBackward {
+        x: &x_copy,
+        norm,
+        inner: &parts,
+        d_x: &mut d_x,
+        copy: None,
+        inner_next: Some((&x_float, &mut raw.poisoned_floats(rows * input.div_ceil(64)))),
+    };
+    let refused = linear.backward(kernels, &dz_copy, &w, Epilogue::NormBackward(of_norm));
+    let refused = refused.expect_err("two formats").to_string();
+    assert!(refused.contains("below: expected bf16"), "{refused}");
 
     let mut short = raw.poisoned_floats(1);
     let short = linear.forward(kernels, &x_copy, &w, Epilogue::Float { z: &mut short });

@@ -1,9 +1,9 @@
 //! The memory of a step is known before anything is allocated for it, and many shapes share it.
 
-use promptmix::backend::{Device as _, DropoutStep, Example, MicroBatch, OptimizerOps, OptimizerStep};
+use promptmix::backend::{Device as _, DropoutStep, Example, MicroBatch, OptimizerOps, OptimizerStep, Side};
 use promptmix::cuda::{Cuda, GraphCache, Precision};
 use promptmix::model::{Pass, batch_of_lengths, foresee, label_weights};
-use promptmix::pretrained::Activation;
+use promptmix::pretrained::{Activation, T5Config};
 
 use crate::device::device;
 use crate::model::config;
@@ -75,6 +75,35 @@ fn a_step_takes_what_was_foreseen() {
     }
 }
 
+/// Of the rows of the residual stream backward reads the bf16 copy alone, so a layer more takes nothing in f32 for them.
+#[test]
+fn a_layer_takes_what_its_backward_reads() {
+    let grown = |precision| -> Option<usize> {
+        let bytes = |layers| {
+            let mut setting = setting(Activation::Relu);
+            setting.tensors.config.num_layers = layers;
+            let case = setting.build_on(device(precision)?.cuda);
+            Some(foreseen(&case, &setting, &setting.examples))
+        };
+        Some(bytes(9)? - bytes(5)?)
+    };
+    let (Some(bf16), Some(f32)) = (grown(Precision::Bf16), grown(Precision::F32)) else { return };
+    let setting = setting(Activation::Relu);
+    let T5Config { d_model, d_kv, d_ff, num_heads, .. } = *setting.config();
+    let rows = room(setting.pack(&setting.examples).rows(Side::Encoder));
+    // What attention and the feed-forward begin with, of so many bytes a number, and their norms; q, k, v and o; log-sum-exps; bits.
+    let saved = |number: usize| {
+        let attention = number * 4 * num_heads * d_kv + 4 * num_heads;
+        4 * rows * (2 * (number * d_model + 4) + attention + d_ff / 8)
+    };
+    for (what, grown, saved) in [("bf16", bf16, saved(2)), ("f32", f32, saved(4))] {
+        let ratio = grown as f64 / saved as f64;
+        eprintln!("{what}: four layers more take {grown} bytes, backward reads {saved}: {ratio:.3}");
+        // Each buffer is rounded up to 512 bytes.
+        assert!((1.0..1.06).contains(&ratio), "{what}: {grown} bytes for {saved}");
+    }
+}
+
 /// The places of buffers leave little unused between them: an arena is about what is in use when most is.
 #[test]
 fn an_arena_is_little_larger_than_what_is_in_use() {
@@ -87,8 +116,7 @@ fn an_arena_is_little_larger_than_what_is_in_use() {
         let mut state = cuda.state(&case.mixture.layout, &case.values, 1).expect("a state");
         let before = cuda.peak_bytes();
         // Without a recorder every buffer is an allocation of its own.
-        let batch =
-            case.batch.clone().with_capacity(room(case.batch.rows(promptmix::backend::Side::Encoder)), 32, 4);
+        let batch = case.batch.clone().with_capacity(room(case.batch.rows(Side::Encoder)), 32, 4);
         let dropout = DropoutStep::new(0.1, 0, &[1]);
         case.model.issue(cuda, &case.mixture, &mut state, &batch, dropout.as_ref()).expect("a step");
         let used = cuda.peak_bytes() - before;

@@ -7,7 +7,7 @@ use promptmix::backend::{
     ResidualProjection, Side, Site, SiteKind,
 };
 use promptmix::cuda::norm::{FinalNorm as RawNorm, FinalNormGradient, NormedRows};
-use promptmix::cuda::{DeviceDropout, DropoutMask, Sequences};
+use promptmix::cuda::{DeviceDropout, DropoutMask, ReadOperand, Sequences};
 use promptmix::verify::Tolerance;
 
 use crate::device::{
@@ -63,7 +63,11 @@ impl Case for Last {
         backend.final_norm(norm(), &mut h)?;
         let d_h = backend.place(&numbers(7, rows * width, 1.0), width, Format::Float)?;
         let mut d_x = backend.rows(rows, width, Format::Residual)?;
-        let known = (self.below == Some(true)).then_some(&below.x);
+        let known = self.below == Some(true);
+        if known {
+            backend.release_forward(&mut below.x);
+        }
+        let known = known.then_some(&below.x);
         backend.final_norm_backward(norm(), FinalNormBackward { d_h: &d_h, below: known }, &mut d_x)?;
         if self.below.is_some() {
             let from = FeedForwardBackward { saved: &saved, input: &below, x_next: &input.x };
@@ -108,7 +112,7 @@ fn final_norms_on_buffers_of_ones_own() {
         let (x_device, d_device) = (raw.floats(&x), raw.floats(&d_h));
         let (partials, gain_device) = (raw.floats(&partial_squares(&x, width)), raw.floats(&norm_weights));
         let below = numbers(4, rows * width, 1.0);
-        let below_device = raw.floats(&below);
+        let (below_device, below_copy) = (raw.floats(&below), raw.halves(&below));
         let input = NormedRows { x: &x_device, partials: &partials };
         for (with_norm_weight, masked) in [(false, false), (true, false), (true, true)] {
             let norm_weight: Option<&dyn DevicePtr<f32>> =
@@ -131,10 +135,11 @@ fn final_norms_on_buffers_of_ones_own() {
 
             let (mut d_x, mut copy) = (raw.poisoned_floats(rows * width), raw.poisoned_halves(rows * width));
             let mut products = raw.poisoned_floats(rows);
+            let below_device: &dyn ReadOperand = if masked { &below_copy } else { &below_device };
             let written = FinalNormGradient {
                 d_x: &mut d_x,
                 copy: Some(&mut copy),
-                inner: Some((&below_device, &mut products)),
+                inner: Some((below_device, &mut products)),
             };
             norm.backward(kernels, input, &d_device, written).expect("backward");
             let inner: Vec<f64> = (0..rows)

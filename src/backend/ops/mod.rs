@@ -152,6 +152,10 @@ pub trait Device: Sized + 'static {
     /// # Errors
     /// No memory for it.
     fn zeros(&self, rows: usize, width: usize) -> Result<Self::Rows>;
+    /// Gives back what of the rows of a residual stream forward alone reads, once it has: on a device where products read a copy in
+    /// another format, backward reads that too. [`FeedForwardBackward`] needs more of its rows where the op before it did not find
+    /// the inner products.
+    fn release_forward(&self, _: &mut Self::Rows) {}
     /// Reads an activation back, row-major.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Products with frozen weights.
 
-use super::{Buffer, Cuda, Precision, Rows, Weight, read, write};
+use super::{Buffer, Cuda, Precision, Rows, Weight, write};
 use crate::backend::cuda::ops::cut::Cut;
 use crate::backend::cuda::ops::feed_forward::EachRow;
 use crate::backend::cuda::ops::linear::{Epilogue, Norm, NormBackward, Product, Workspace};
@@ -124,17 +124,15 @@ impl Cuda {
         d_x.inner = None;
         let (float, copy) = d_x.residual_mut()?;
         let epilogue = Epilogue::NormBackward(NormBackward {
-            x: of.input.x.float()?,
-            x_copy: of.input.x.copy(),
+            x: of.input.x.operand()?,
             norm: self.norm(&of.input.r)?,
             inner: of.inner,
             d_x: float,
             copy,
             inner_next: match (of.below, &mut inner_next) {
-                (Some(below), Some(inner)) => Some((read(below.float()?), write(inner))),
+                (Some(below), Some(inner)) => Some((below.operand()?, write(inner))),
                 _ => None,
             },
-            below_copy: of.below.and_then(Rows::copy),
         });
         self.product_backward(rows, dz, weight, epilogue)?;
         d_x.inner = inner_next;

@@ -302,6 +302,12 @@ impl Device for Cuda {
         Ok(zeros)
     }
 
+    fn release_forward(&self, x: &mut Rows) {
+        if x.operand.is_some() {
+            x.float = None;
+        }
+    }
+
     fn read(&self, rows: &Rows) -> Result<Vec<f64>> {
         self.download_rows(rows)
     }

@@ -50,7 +50,7 @@ impl NormOps for Cuda {
             d_x: float,
             copy,
             inner: match (from.below, &mut inner) {
-                (Some(below), Some(inner)) => Some((read(below.float()?), write(inner))),
+                (Some(below), Some(inner)) => Some((below.operand()?, write(inner))),
                 _ => None,
             },
         };

@@ -61,7 +61,7 @@ impl Operand {
 ///
 /// | format | `float` | `operand` | `inner` |
 /// |---|---|---|---|
-/// | `Residual` | \[rows, width\] | \[rows, width\] in bf16; in f32 the float part serves | of a gradient: \[rows, parts\] where the op that wrote it found them |
+/// | `Residual` | \[rows, width\]; in bf16 only until forward has read it for the last time | \[rows, width\] in bf16; in f32 the float part serves | of a gradient: \[rows, parts\] where the op that wrote it found them |
 /// | `Operand` | | \[rows, width\] | of a gradient: as above |
 /// | `ProjectionGradient` | | \[rows, width\] | \[rows, parts\], made by the op that writes it |
 /// | `Float` | \[rows, width\] | | |
@@ -127,11 +127,6 @@ impl Rows {
     pub(super) fn operand_mut(&mut self) -> Result<&mut dyn WriteOperand> {
         let format = self.format;
         self.operand.as_mut().map(Operand::as_write).ok_or_else(|| lacks(format, "an operand part"))
-    }
-
-    /// The operand copy beside the f32 part; none in f32.
-    pub(super) fn copy(&self) -> Option<&dyn ReadOperand> {
-        self.operand.as_ref().map(Operand::as_read)
     }
 
     /// Residual rows, to write: the f32 part, and its operand copy, which there is none of in f32.

@@ -102,10 +102,8 @@ pub enum Epilogue<'a> {
 
 /// Operands of [`Epilogue::NormBackward`].
 pub struct NormBackward<'a> {
-    /// \[rows, n\] in f32, which the projection read.
-    pub x: &'a dyn DevicePtr<f32>,
-    /// The same in bf16, which is less to read; in f32 none.
-    pub x_copy: Option<&'a dyn ReadOperand>,
+    /// \[rows, n\], which the projection read: in f32, or its bf16 copy, which is less to read.
+    pub x: &'a dyn ReadOperand,
     /// Of x, over n.
     pub norm: Norm<'a>,
     /// \[rows of a, parts\] in f32, whose sum over the parts is <dz, z> of the row.
@@ -114,11 +112,9 @@ pub struct NormBackward<'a> {
     pub d_x: &'a mut dyn DevicePtrMut<f32>,
     /// The same in bf16, which products read.
     pub copy: Option<&'a mut dyn WriteOperand>,
-    /// `below` \[rows, n\] in f32, and \[rows, ceil(n / 64)\] for the parts of <d_x, x - below>, where the feed-forward that made x of
-    /// below wants them.
-    pub inner_next: Option<(&'a dyn DevicePtr<f32>, &'a mut dyn DevicePtrMut<f32>)>,
-    /// `below` in bf16, which is read where x's copy is given too.
-    pub below_copy: Option<&'a dyn ReadOperand>,
+    /// `below` \[rows, n\] in the format of x, and \[rows, ceil(n / 64)\] for the parts of <d_x, x - below>, where the feed-forward that
+    /// made x of below wants them.
+    pub inner_next: Option<(&'a dyn ReadOperand, &'a mut dyn DevicePtrMut<f32>)>,
 }
 
 impl<'e> Epilogue<'e> {
@@ -183,21 +179,15 @@ impl<'e> Epilogue<'e> {
             Self::NormBackward(of) => {
                 let inner_parts = of.inner.len() / count.max(1);
                 (arguments.partials, arguments.epsilon) = of_norm(operands, of.norm, n)?;
-                arguments.x = operands.read("x", of.x, numbers)?;
+                let x = of.x.read(operands, "x", numbers)?;
+                *if of.x.precision() == Precision::Bf16 { &mut arguments.y } else { &mut arguments.x } = x;
                 arguments.inner = operands.read("inner", of.inner, count * inner_parts.max(1))?;
                 arguments.inner_parts = inner_parts as i32;
                 arguments.x_next = operands.write("d_x", of.d_x, numbers)?;
                 arguments.copy = copy_of(operands, of.copy, numbers)?;
-                let x_copy = of.x_copy.filter(|_| of.inner_next.is_none() || of.below_copy.is_some());
                 if let Some((below, inner_next)) = of.inner_next {
-                    arguments.below = match of.below_copy.filter(|_| x_copy.is_some()) {
-                        Some(copy) => operands.matrix("below_copy", copy, Precision::Bf16, numbers)?,
-                        None => operands.read("below", below, numbers)?,
-                    };
+                    arguments.below = operands.matrix("below", below, of.x.precision(), numbers)?;
                     arguments.inner_next = operands.write("inner_next", inner_next, all * parts)?;
-                }
-                if let Some(copy) = x_copy {
-                    arguments.y = operands.matrix("x_copy", copy, Precision::Bf16, numbers)?;
                 }
             }
             Self::Accumulate { d_h } => arguments.x_next = operands.write("d_h", d_h, numbers)?,

@@ -8,7 +8,7 @@ use super::{
     side_number,
 };
 use crate::backend::cuda::runtime::kernels::{Kernel, Kernels};
-use crate::backend::cuda::runtime::operands::WriteOperand;
+use crate::backend::cuda::runtime::operands::{Precision, ReadOperand, WriteOperand};
 use crate::error::{Error, Result};
 
 /// Columns that a block of the backward kernel holds in registers.
@@ -77,9 +77,9 @@ pub struct FinalNormGradient<'a> {
     pub d_x: &'a mut dyn DevicePtrMut<f32>,
     /// The same in bf16, which products read.
     pub copy: Option<&'a mut dyn WriteOperand>,
-    /// `below` \[rows, D\] in f32 and `inner` \[rows\], which gets <d_x, x - below> of each row, where the feed-forward that made x of
-    /// below wants it.
-    pub inner: Option<(&'a dyn DevicePtr<f32>, &'a mut dyn DevicePtrMut<f32>)>,
+    /// `below` \[rows, D\] in f32 or bf16 and `inner` \[rows\], which gets <d_x, x - below> of each row, where the feed-forward that
+    /// made x of below wants it.
+    pub inner: Option<(&'a dyn ReadOperand, &'a mut dyn DevicePtrMut<f32>)>,
 }
 
 impl FinalNorm<'_> {
@@ -129,12 +129,12 @@ impl FinalNorm<'_> {
         }
         let (rows, mut operands) = (self.rows.count(), kernels.operands());
         let numbers = rows * self.width;
-        let (below, inner) = match written.inner {
-            Some((below, inner)) => {
-                (operands.read("below", below, numbers)?, operands.write("inner", inner, rows)?)
-            }
-            None => (0, 0),
-        };
+        let ([mut below, mut below_copy], mut inner) = ([0; 2], 0);
+        if let Some((from, to)) = written.inner {
+            let address = from.read(&mut operands, "below", numbers)?;
+            *if from.precision() == Precision::Bf16 { &mut below_copy } else { &mut below } = address;
+            inner = operands.write("inner", to, rows)?;
+        }
         let arguments = FinalNormBackwardArguments {
             batch: self.rows.read(&mut operands)?,
             x: operands.read("x", input.x, numbers)?,
@@ -144,6 +144,7 @@ impl FinalNorm<'_> {
             d_x: operands.write("d_x", written.d_x, numbers)?,
             copy: copy_of(&mut operands, written.copy, numbers)?,
             below,
+            below_copy,
             inner,
             mask: self.mask.read(&mut operands)?,
             side: side_number(self.rows.side()),

@@ -70,8 +70,8 @@ impl ProductShape {
             // x, then x_next with its copy.
             LayerProduct::Add => (4 + 4 + 2) * rows * n + partials(n),
             LayerProduct::ReluBackward => rows * n / 8 + 2 * rows * n,
-            // x, then d_x as it was and as it is, with its copy.
-            LayerProduct::NormBackward => (4 + 8 + 2) * rows * n + partials(n) + 4 * rows,
+            // x in bf16, then d_x as it was and as it is, with its copy.
+            LayerProduct::NormBackward => (2 + 8 + 2) * rows * n + partials(n) + 4 * rows,
             LayerProduct::Plain => 2 * rows * n,
         };
         2 * (rows * k + n * k) + epilogue
@@ -127,6 +127,7 @@ struct OnDevice {
     weight: CudaSlice<bf16>,
     /// \[rows, n\]: the residual stream, or what a product adds to.
     x: CudaSlice<f32>,
+    x_copy: CudaSlice<bf16>,
     /// \[rows, n\] in f32 where the result is, otherwise one number.
     float: CudaSlice<f32>,
     /// \[rows, n\]: the result, or its copy.
@@ -296,7 +297,8 @@ impl OnDevice {
         Ok(Self {
             a: numbers.halves(rows * k, 0)?,
             weight: numbers.halves(n * k, 7)?,
-            x: numbers.floats(if is_float { rows * n } else { 1 })?,
+            x: numbers.floats(if product == LayerProduct::Add { rows * n } else { 1 })?,
+            x_copy: numbers.halves(if product == LayerProduct::NormBackward { rows * n } else { 1 }, 0)?,
             float: numbers.floats(if is_float { rows * n } else { 1 })?,
             z: numbers.halves(rows * n, 0)?,
             // Of the rows that are multiplied, or backward of the projection's input.
@@ -335,14 +337,12 @@ impl OnDevice {
             },
             LayerProduct::ReluBackward => Epilogue::ReluBackward { mask, bits: &self.bits, dz: z },
             LayerProduct::NormBackward => Epilogue::NormBackward(NormBackward {
-                x: &self.x,
-                x_copy: None,
+                x: &self.x_copy,
                 norm,
                 inner: &self.inner,
                 d_x: &mut self.float,
                 copy: Some(z),
                 inner_next: None,
-                below_copy: None,
             }),
             LayerProduct::Plain => Epilogue::Plain { z },
         };
