@@ -125,11 +125,13 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
     Columns<PACKED_COLUMNS> c = sum_of_parts(stages, row, CLUSTER);
+    // Nobody wrote partial sums of rows behind the batch's.
+    const bool inside = first_row + row < rows && chunk * PACKED_COLUMNS < width;
 #pragma unroll
-    for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = chunk * PACKED_COLUMNS < width ? c.value[i] * r : 0.0f;
+    for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = inside ? c.value[i] * r : 0.0f;
     const uint4 packed = make_uint4(pack_bf16(c.value[0], c.value[1]), pack_bf16(c.value[2], c.value[3]), pack_bf16(c.value[4], c.value[5]),
                                     pack_bf16(c.value[6], c.value[7]));
-    if (first_row + row < rows && chunk * PACKED_COLUMNS < width) {
+    if (inside) {
         const int64_t at = static_cast<int64_t>(first_row + row) * arguments.heads * width + head * width + chunk * PACKED_COLUMNS;
         *reinterpret_cast<uint4*>(arguments.middle + at) = packed;
     }

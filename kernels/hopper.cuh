@@ -119,7 +119,7 @@ template <int Count> __device__ __forceinline__ void keep(uint32_t (&words)[Coun
     for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(words[i])::"memory");
 }
 
-// d = a b, or where it Adds, or `adds` is not 0 or not asked for, d += a b: a 64x16, b 16 by 32, 64 or 192 columns, d 64 by as many, by
+// d = a b, or where it Adds, or `adds` is not 0 or not asked for, d += a b: a 64x16, b 16 by 32, 64, 128 or 192 columns, d 64 by as many, by
 // the four warps of a warpgroup. Lane l of warp w holds of d rows 16w + l / 4 and eight on, columns 8j + 2·(l % 4) and the next, for all
 // j. Across: b's rows along k are not neighbours in memory, its columns are.
 #define SUMS_8(how, i) \
@@ -128,6 +128,9 @@ template <int Count> __device__ __forceinline__ void keep(uint32_t (&words)[Coun
 #define CHANGED "+f"
 #define NUMBERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NUMBERS_32 NUMBERS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NUMBERS_64 \
+    NUMBERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, " \
+               "%55, %56, %57, %58, %59, %60, %61, %62, %63"
 template <bool Adds> __device__ __forceinline__ void multiply_32(float (&d)[16], uint64_t a, uint64_t b) {
     if constexpr (Adds) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" NUMBERS_16 "}, %16, %17, 1, 1, 1, 0, 0;"
@@ -181,17 +184,25 @@ __device__ __forceinline__ void multiply_own_across(float (&d)[32], const uint32
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 template <bool Across>
+__device__ __forceinline__ void multiply_128(float (&d)[64], uint64_t a, uint64_t b, uint32_t adds) {
+    asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %66, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{" NUMBERS_64 "}, %64, %65, adds, 1, 1, 0, %67;\n\t}"
+                 : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24), SUMS_8(CHANGED, 32), SUMS_8(CHANGED, 40),
+                   SUMS_8(CHANGED, 48), SUMS_8(CHANGED, 56)
+                 : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
+}
+template <bool Across>
 __device__ __forceinline__ void multiply_192(float (&d)[96], uint64_t a, uint64_t b, uint32_t adds) {
     asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, %98, 0;\n\t"
                  "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
-                 "{" NUMBERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
-                 "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "
-                 "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
+                 "{" NUMBERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
                  "%90, %91, %92, %93, %94, %95}, %96, %97, adds, 1, 1, 0, %99;\n\t}"
                  : SUMS_8(CHANGED, 0), SUMS_8(CHANGED, 8), SUMS_8(CHANGED, 16), SUMS_8(CHANGED, 24), SUMS_8(CHANGED, 32), SUMS_8(CHANGED, 40),
                    SUMS_8(CHANGED, 48), SUMS_8(CHANGED, 56), SUMS_8(CHANGED, 64), SUMS_8(CHANGED, 72), SUMS_8(CHANGED, 80), SUMS_8(CHANGED, 88)
                  : "l"(a), "l"(b), "r"(adds), "n"(Across ? 1 : 0));
 }
+#undef NUMBERS_64
 #undef NUMBERS_32
 #undef NUMBERS_16
 #undef CHANGED

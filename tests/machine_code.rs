@@ -353,12 +353,17 @@ fn the_main_loop_of_large_products() {
     }
 }
 
-/// A stretch of 64 in k is four products of 64x192 by 16, with next to nothing between them; registers go from the warps that copy
+/// A stretch of 64 in k is four products of 64x192 or 64x128 by 16, with next to nothing between them; registers go from the warps that copy
 /// to those that multiply, and none spill.
 #[test]
 fn the_main_loop_of_products_by_warpgroups() {
     let Some(tools) = tools() else { return };
-    let names = ["gemm_forward_hopper", "gemm_backward_hopper"];
+    let names = [
+        "gemm_forward_hopper",
+        "gemm_backward_hopper",
+        "gemm_forward_hopper_128",
+        "gemm_backward_hopper_128",
+    ];
     let kernels = disassembled(&tools, "gemm_hopper", &names, "sm_90a");
     for name in names {
         let (_, all) = kernels.iter().find(|(known, _)| known == name).expect("the kernel");

@@ -11,7 +11,10 @@ use promptmix::verify::{Tolerance, compare};
 use crate::device::{Raw, matrix, numbers, partial_squares, roundings, sums};
 
 const EVERY_DEVICE: TileConfig = TileConfig { shape: TileShape::Large, split_k: 1 };
-const HOPPER: TileConfig = TileConfig { shape: TileShape::Hopper, split_k: 1 };
+const HOPPER: [TileConfig; 2] = [
+    TileConfig { shape: TileShape::Hopper, split_k: 1 },
+    TileConfig { shape: TileShape::HopperNarrow, split_k: 1 },
+];
 const THIN: [TileConfig; 2] = [
     TileConfig { shape: TileShape::ThinHopper, split_k: 4 },
     TileConfig { shape: TileShape::ThinHopper, split_k: 8 },
@@ -234,28 +237,35 @@ fn follow(raw: &Raw, tile: TileConfig, lengths: &[usize], behind: usize, [out, i
 #[test]
 fn ragged_products_of_warpgroups_follow_those_of_every_device() {
     let Some(raw) = hopper("ragged_products_of_warpgroups_follow_those_of_every_device") else { return };
-    follow(&raw, HOPPER, &[1], 0, [8, 8]);
-    follow(&raw, HOPPER, &[31, 2], 0, [200, 72]);
-    follow(&raw, HOPPER, &[64, 65], 0, [136, 264]);
-    // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
-    follow(&raw, HOPPER, &[64, 6], 90, [200, 72]);
+    for tile in HOPPER {
+        follow(&raw, tile, &[1], 0, [8, 8]);
+        follow(&raw, tile, &[31, 2], 0, [200, 72]);
+        follow(&raw, tile, &[64, 65], 0, [136, 264]);
+        // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
+        follow(&raw, tile, &[64, 6], 90, [200, 72]);
+    }
 }
 
 /// The products of the encoders of t5-small, t5-base and t5-large.
 #[test]
 fn products_of_models_by_warpgroups_follow_those_of_every_device() {
     let Some(raw) = hopper("products_of_models_by_warpgroups_follow_those_of_every_device") else { return };
-    follow(&raw, HOPPER, &[37], 0, [1_536, 512]);
-    follow(&raw, HOPPER, &[129], 0, [768, 768]);
-    follow(&raw, HOPPER, &[17], 0, [1_024, 4_096]);
+    let [wide, narrow] = HOPPER;
+    follow(&raw, wide, &[37], 0, [1_536, 512]);
+    follow(&raw, wide, &[129], 0, [768, 768]);
+    follow(&raw, wide, &[17], 0, [1_024, 4_096]);
+    follow(&raw, narrow, &[129], 0, [512, 512]);
+    follow(&raw, narrow, &[17], 0, [1_024, 4_096]);
 }
 
 /// More tiles than multiprocessors: a block takes several, and its ring of stages goes on from one to the next.
 #[test]
 fn a_block_of_several_tiles_follows_one_tile_a_block() {
     let Some(raw) = hopper("a_block_of_several_tiles_follows_one_tile_a_block") else { return };
-    follow(&raw, HOPPER, &[130], 0, [12_808, 72]);
-    follow(&raw, HOPPER, &[130], 0, [136, 12_808]);
+    for tile in HOPPER {
+        follow(&raw, tile, &[130], 0, [12_808, 72]);
+        follow(&raw, tile, &[130], 0, [136, 12_808]);
+    }
 }
 
 /// Beside each edge of a tile; a depth of as many stretches as parts, of several each, and of more than there are stages.

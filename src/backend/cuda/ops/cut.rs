@@ -62,6 +62,7 @@ impl TileShape {
             Self::Medium => MEDIUM,
             Self::Small => SMALL,
             Self::Hopper => HOPPER,
+            Self::HopperNarrow => HOPPER_NARROW,
             Self::ThinHopper => THIN_HOPPER,
         }
     }
@@ -167,6 +168,13 @@ const HOPPER: Tile = Tile {
     groups: 1,
     passes: (hopper::ROWS + hopper::COLUMNS / hopper::CLUSTER) * DEPTH * 2 / CACHE_RATE,
 };
+const HOPPER_NARROW: Tile = Tile {
+    kernels: Names::Two(["gemm_forward_hopper_128", "gemm_backward_hopper_128"]),
+    columns: hopper::NARROW_COLUMNS,
+    shared: hopper::NARROW_SHARED as u32,
+    passes: (hopper::ROWS + hopper::NARROW_COLUMNS / hopper::CLUSTER) * DEPTH * 2 / CACHE_RATE,
+    ..HOPPER
+};
 const THIN_HOPPER: Tile = Tile {
     kind: Kind::ThinHopper,
     kernels: Names::OneEach,
@@ -237,7 +245,7 @@ pub(crate) struct Cut {
 fn parts(shape: TileShape, k: usize) -> Vec<usize> {
     let groups = shape.tile().groups;
     match shape {
-        TileShape::Hopper => vec![1],
+        TileShape::Hopper | TileShape::HopperNarrow => vec![1],
         TileShape::ThinHopper => {
             let each_has_work = |parts: &usize| k.div_ceil(thin_tile::DEPTH) >= *parts;
             [thin_tile::MIN_CLUSTER, thin::MAX_CLUSTER].into_iter().filter(each_has_work).collect()
@@ -285,7 +293,9 @@ impl Cut {
             return Self::of(measured, device, m, n);
         }
         if m.min(n).min(k) >= LARGE_FROM {
-            configs.retain(|config| matches!(config.shape, TileShape::Large | TileShape::Hopper));
+            configs.retain(|config| {
+                matches!(config.shape, TileShape::Large | TileShape::Hopper | TileShape::HopperNarrow)
+            });
         }
         let cuts = configs.into_iter().map(|config| Self::of(config, device, m, n));
         let large = TileConfig { shape: TileShape::Large, split_k: 1 };
@@ -367,6 +377,17 @@ impl Cut {
     /// Which file has its kernels.
     pub(super) fn kind(&self) -> Kind {
         self.tile.kind
+    }
+
+    /// Rows of A, and of the weight as it is stored, that come in one tensor copy; none where there is no such copy. Backward the
+    /// weight comes 64 columns of n wide.
+    pub(super) fn boxes(&self, backward: bool) -> Option<[usize; 2]> {
+        match (self.tile.kind, backward) {
+            (Kind::Any, _) => None,
+            (Kind::Hopper, false) => Some([self.tile.rows, self.tile.columns / hopper::CLUSTER]),
+            (Kind::Hopper, true) => Some([self.tile.rows, hopper::DEPTH / hopper::CLUSTER]),
+            (Kind::ThinHopper, _) => Some([thin_tile::ROWS, thin_tile::DEPTH]),
+        }
     }
 
     /// Counters that must be zero before and are zero afterwards; none without split-K, and where the parts are a cluster.

@@ -10,7 +10,6 @@ use super::{GemmArguments, NORM_COLUMNS, WIDTH_MULTIPLE, check_width, copy_of, s
 use crate::backend::Scope;
 use crate::backend::cuda::runtime::arguments::gemm::Epilogue as Follows;
 use crate::backend::cuda::runtime::arguments::gemm_hopper::{self as hopper, GemmHopperArguments};
-use crate::backend::cuda::runtime::arguments::thin_hopper as thin;
 use crate::backend::cuda::runtime::capture::check_not_capturing;
 use crate::backend::cuda::runtime::devices;
 use crate::backend::cuda::runtime::error::driver;
@@ -286,14 +285,7 @@ impl Product<'_> {
         };
         let (name, grid, threads, shared) = cut.launch(self.backward, follows);
         let kernel = Kernel { file: cut.kind().file(), name };
-        // Rows of A, and of the weight as it is stored, which come in one copy. Backward it comes 64 columns of n wide.
-        let boxes = match (cut.kind(), self.backward) {
-            (Kind::Any, _) => None,
-            (Kind::Hopper, false) => Some([hopper::ROWS, hopper::COLUMNS / hopper::CLUSTER]),
-            (Kind::Hopper, true) => Some([hopper::ROWS, hopper::DEPTH / hopper::CLUSTER]),
-            (Kind::ThinHopper, _) => Some([thin::ROWS, thin::DEPTH]),
-        };
-        if let Some([of_a, of_weight]) = boxes.filter(|_| !grid.contains(&0)) {
+        if let Some([of_a, of_weight]) = cut.boxes(self.backward).filter(|_| !grid.contains(&0)) {
             let (stored, rows) = (if self.backward { [k, n] } else { [n, k] }, self.rows.count());
             let arguments = GemmHopperArguments {
                 a: tensor_map(arguments.a, [rows, k], [of_a, hopper::DEPTH])?,

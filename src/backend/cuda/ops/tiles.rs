@@ -19,13 +19,16 @@ pub enum TileShape {
     Small,
     /// 128 rows, 192 columns by a block that stays for several tiles: compute capability 9.0 alone, and without split-K.
     Hopper,
+    /// As [`TileShape::Hopper`], 128 rows and 128 columns, where wider tiles would leave multiprocessors without one.
+    HopperNarrow,
     /// 64 rows, 64 columns by a cluster, whose blocks sum their parts of k: compute capability 9.0 alone, and split-K 4 or 8.
     ThinHopper,
 }
 
 impl TileShape {
     /// All of them; those of every device first, the largest first.
-    pub const ALL: [Self; 5] = [Self::Large, Self::Medium, Self::Small, Self::Hopper, Self::ThinHopper];
+    pub const ALL: [Self; 6] =
+        [Self::Large, Self::Medium, Self::Small, Self::Hopper, Self::HopperNarrow, Self::ThinHopper];
 
     /// Rows by columns, as tables have it.
     pub fn name(self) -> &'static str {
@@ -34,6 +37,7 @@ impl TileShape {
             Self::Medium => "80x128",
             Self::Small => "64x64",
             Self::Hopper => "128x192",
+            Self::HopperNarrow => "128x128 cluster",
             Self::ThinHopper => "64x64 cluster",
         }
     }
@@ -191,7 +195,8 @@ impl Entry {
             _ => return Err(("forward or backward", direction)),
         };
         let shape = TileShape::ALL.into_iter().find(|shape| shape.name() == tile);
-        let shape = shape.ok_or(("128x128, 80x128, 64x64, 128x192 or 64x64 cluster", tile))?;
+        let shape =
+            shape.ok_or(("128x128, 80x128, 64x64, 128x192, 128x128 cluster or 64x64 cluster", tile))?;
         if !us.parse::<f64>().is_ok_and(|us| us > 0.0 && us.is_finite()) {
             return Err(("microseconds", us));
         }
