@@ -41,12 +41,11 @@ struct CrossProjectHopperArguments {
     const float* partials;   // of the norm of x
     bf16* middle;            // [T, H·K]: q, or d_o
     bf16* to;                // [T, H, D]: q', or d_mixed
-    int rows;                // that the matrices of rows have room for
     int heads;
     int width;               // K
     int depth;               // D
     float epsilon;
-    int padding;
+    int padding[2];
 };
 
 constexpr int CLUSTER = 4;
@@ -98,13 +97,13 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
         }
     }
     const int rows = batch.rows(DECODER);
-    // The row that this thread finishes eight columns of. Its partial sums may be read before it is known whether there is such a row.
+    // The row that this thread finishes eight columns of. Nobody wrote partial sums of rows behind the batch's.
     const int row = part * (ROWS / CLUSTER) + thread / LANES, chunk = thread % LANES;
     float r = 1.0f;
     if (!Across) {
         const int parts = (depth + NORM_COLUMNS - 1) / NORM_COLUMNS;
-        const int64_t of_row = min(first_row + row, arguments.rows - 1);
-        r = rsqrtf(sum_of_row(arguments.partials + of_row * parts, parts) / static_cast<float>(depth) + arguments.epsilon);
+        const float* const of_row = arguments.partials + static_cast<int64_t>(first_row + row) * parts;
+        r = rsqrtf(sum_of_row(of_row, first_row + row < rows ? parts : 0) / static_cast<float>(depth) + arguments.epsilon);
     }
     __syncthreads();
     wait_for_phase(barrier, 0);
@@ -125,13 +124,11 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
     Columns<PACKED_COLUMNS> c = sum_of_parts(stages, row, CLUSTER);
-    // Nobody wrote partial sums of rows behind the batch's.
-    const bool inside = first_row + row < rows && chunk * PACKED_COLUMNS < width;
 #pragma unroll
-    for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = inside ? c.value[i] * r : 0.0f;
+    for (int i = 0; i < PACKED_COLUMNS; ++i) c.value[i] = chunk * PACKED_COLUMNS < width ? c.value[i] * r : 0.0f;
     const uint4 packed = make_uint4(pack_bf16(c.value[0], c.value[1]), pack_bf16(c.value[2], c.value[3]), pack_bf16(c.value[4], c.value[5]),
                                     pack_bf16(c.value[6], c.value[7]));
-    if (inside) {
+    if (first_row + row < rows && chunk * PACKED_COLUMNS < width) {
         const int64_t at = static_cast<int64_t>(first_row + row) * arguments.heads * width + head * width + chunk * PACKED_COLUMNS;
         *reinterpret_cast<uint4*>(arguments.middle + at) = packed;
     }

@@ -2,8 +2,8 @@
 
 use promptmix::Result;
 use promptmix::backend::{
-    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, Readers, Residual,
-    ResidualProjection, Side, SiteKind,
+    CrossAttention, CrossAttentionBackward, CrossAttentionOps, Device, Format, Heads, LinearOps, Readers,
+    Residual, ResidualProjection, Side, SiteKind,
 };
 use promptmix::cuda::Precision;
 
@@ -250,6 +250,45 @@ fn rows_behind_the_batch_change_nothing() -> Result<()> {
             assert!(exact == roomy, "{heads:?} {width}");
         }
     }
+    Ok(())
+}
+
+/// Nobody wrote the norms of rows behind a batch's, and no projection reads them.
+#[test]
+fn a_projection_of_fewer_rows_than_there_is_room_for() -> Result<()> {
+    let Some(device) = device(Precision::Bf16) else { return Ok(()) };
+    let (cuda, heads, width) = (&device.cuda, Heads { count: 3, width: 24 }, 264);
+    let total = heads.total();
+    let exact = batch(&[(70, 2), (29, 3)], 2, 50);
+    let targets = exact.rows(Side::Decoder);
+    let room = exact.clone().with_capacity(exact.rows(Side::Encoder), targets + 9, exact.longest_target());
+    let weight = |seed, out, input| cuda.weight(matrix(seed, out, input), out, input, Readers::Few);
+    let (before, w_q, w_k, w_v) = (
+        weight(1, width, width)?,
+        weight(2, total, width)?,
+        weight(3, total, width)?,
+        weight(4, total, width)?,
+    );
+    let mut left = Vec::new();
+    for batch in [&exact, &room] {
+        let all = batch.rows(Side::Decoder);
+        let placed = |seed, format| {
+            let mut values = numbers(seed, targets * width, 1.0);
+            values.resize(all * width, f64::NAN);
+            cuda.place(&values, width, format)
+        };
+        let (y, start) = (placed(5, Format::Operand)?, placed(6, Format::Residual)?);
+        let mut input = Residual::new(cuda, all, width)?;
+        let (side, weight) = (Side::Decoder, &before);
+        let first = ResidualProjection { batch, side, y: &y, weight, mask: None, epsilon: 1e-6, x: &start };
+        cuda.add_project(first, &mut input)?;
+        let mut q = cuda.rows(all, total, Format::Operand)?;
+        let cross = CrossAttention { batch, heads, w_k: &w_k, w_v: &w_v, mask: None };
+        cuda.cross_project(&cross, &input, &w_q, &mut q)?;
+        left.push(cuda.read(&q)?[..targets * total].to_vec());
+    }
+    assert!(left[0].iter().all(|value| value.is_finite()) && left[0].iter().any(|&value| value != 0.0));
+    assert!(left[0] == left[1]);
     Ok(())
 }
 

@@ -146,7 +146,6 @@ impl Steps<'_> {
             partials: projection.partials,
             middle: projection.middle,
             to: projection.of.to,
-            rows: rows as i32,
             heads: heads.count as i32,
             width: heads.width as i32,
             depth: depth as i32,
