@@ -278,7 +278,8 @@ fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
             "line 1: expected a setting, found `stesp` (did you mean `steps`?)",
         ),
         ("[sweep]\nseed = [1, 1]\n", "`seed-1` twice"),
-        ("[sweep]\nseed = [\"one\"]\n", "one"),
+        ("[sweep]\nseed = [\"one\"]\n", "in `seed`"),
+        ("steps = \"5\"\n[sweep]\nseed = [1]\n", "in `steps`"),
         ("[sweep\n", "line 1"),
     ] {
         let message = read(text).expect_err("a bad file").to_string();

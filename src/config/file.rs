@@ -114,7 +114,14 @@ pub fn parse(path: &Path, text: &str) -> Result<Table> {
 
 fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() as u64 + 1);
-    Error::format(path, line, "settings as in `learning-rate = 0.3`", error.message().to_owned(), "")
+    let found = if line.is_some() { error.message().to_owned() } else { with_key(error) };
+    Error::format(path, line, "settings as in `learning-rate = 0.3`", found, "")
+}
+
+/// What is wrong with a value, and under which key, for a table that came without its lines.
+pub fn with_key(error: &toml::de::Error) -> String {
+    // Shown whole, an error without a place in a text ends with a line that names the key.
+    error.to_string().trim().lines().collect::<Vec<_>>().join(", ")
 }
 
 fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a String>) -> Result<()> {

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::grid::{Place, slug};
 use super::study::{Source, Sources, Study, StudyMethod, Target};
-use crate::config::file::{parse, read, with_keys_of_now};
+use crate::config::file::{parse, read, with_key, with_keys_of_now};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 
@@ -112,7 +112,7 @@ impl Study {
         let mut file = File { path, text, shared };
         let declared = file.shared.remove("study").ok_or_else(|| file.refuse("a table `study`", "none"))?;
         let declared = Declared::deserialize(declared)
-            .map_err(|error| file.refuse("a table `study`", error.message().trim()))?;
+            .map_err(|error| file.refuse("a table `study` of the keys there are", with_key(&error)))?;
         for (key, is_empty) in [
             ("seeds", declared.seeds.is_empty()),
             ("learning-rates", declared.learning_rates.is_empty()),
