@@ -343,6 +343,23 @@ fn what_is_no_json_is_named() {
     }
 }
 
+/// What pandas' to_json writes without `orient="records"` is one object, and no row.
+#[test]
+fn a_table_as_one_object_is_named() {
+    for table in [
+        json!({"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}),
+        json!({"columns": ["text", "label"], "index": [0, 1], "data": [["a", 1], ["b", 0]]}),
+        json!({"0": {"text": "a", "label": 1}, "1": {"text": "b", "label": 0}}),
+    ] {
+        for name in ["f.json", "f.jsonl"] {
+            let message = read(name, table.to_string()).unwrap_err();
+            assert!(message.contains("orient=\"records\", lines=True"), "{message}");
+        }
+    }
+    let row = json!({"text": "a", "answers": {"0": "b"}});
+    assert_eq!(read("f.jsonl", row.to_string()).unwrap(), [(row, 1)]);
+}
+
 #[test]
 fn a_header_without_rows_and_a_file_by_another_format_s_name_are_said_to_be_that() {
     for (name, content) in

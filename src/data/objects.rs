@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::array::Elements;
 use super::json;
@@ -100,6 +100,10 @@ pub(super) fn parse_object(line: &[u8], path: &Arc<Path>, number: u64) -> Result
         Error::format(path, Some(number), "one JSON object", found, advice.to_owned())
     };
     match json::parse(text) {
+        Ok(Value::Object(fields)) if number == 1 && is_data_frame(&fields) => Err(unfit(
+            "all rows as one object, as pandas' to_json writes them".to_owned(),
+            "save them with to_json(orient=\"records\", lines=True)",
+        )),
         Ok(Value::Object(fields)) => Ok(Row::new(fields, path.clone(), number)),
         Ok(_) => {
             Err(unfit(quote(text), "each row is an object such as {\"sentence\": \"...\", \"label\": 0}"))
@@ -110,6 +114,20 @@ pub(super) fn parse_object(line: &[u8], path: &Arc<Path>, number: u64) -> Result
             Err(unfit(quote(text), other.unwrap_or(&json::advice(text, &error))))
         }
     }
+}
+
+/// Whether `fields` are no row but a table: pandas' to_json without `orient` makes an object of each column, whose keys are the
+/// numbers of the rows, and with `split` or `index` similar ones.
+fn is_data_frame(fields: &Map<String, Value>) -> bool {
+    let is_numbered = |value: &Value| match value {
+        Value::Object(rows) => !rows.is_empty() && rows.keys().all(|key| key.parse::<u64>().is_ok()),
+        _ => false,
+    };
+    let is_split =
+        fields.len() == 3 && ["columns", "index", "data"].iter().all(|key| fields.contains_key(*key));
+    let is_by_row =
+        fields.keys().all(|key| key.parse::<u64>().is_ok()) && fields.values().all(Value::is_object);
+    !fields.is_empty() && (is_split || is_by_row || fields.values().all(is_numbered))
 }
 
 /// What to do about a file that begins with this line and so holds no JSON lines, if it is plain what it holds.
