@@ -139,7 +139,7 @@ pub const POINTER_BYTES: usize = LFS_POINTER.len();
 /// Whether a file could be written as `path`: asked before the work whose result goes there. Nothing is left behind.
 ///
 /// # Errors
-/// [`Error::File`] if its folder is missing or cannot be written, [`Error::Setting`] if it is a folder itself.
+/// [`Error::File`] if its folder cannot be written, [`Error::Setting`] if that is missing or if `path` is a folder itself.
 pub fn check_file(path: &Path) -> Result<()> {
     if path.is_dir() {
         let found = format!("the folder {}", path.display());
@@ -156,6 +156,16 @@ pub fn check_file(path: &Path) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    refuse_file(folder)?;
+    if !folder.exists() {
+        let found = format!("{}, and no folder {}", path.display(), folder.display());
+        return Err(Error::setting(
+            "--out",
+            "a file in a folder that is there",
+            found,
+            "make the folder first",
+        ));
+    }
     try_in(folder).map_err(|source| Error::file("write", path, source))
 }
 
@@ -174,11 +184,25 @@ pub fn check_output<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a Path>)
     Ok(())
 }
 
+/// Refuses a path to a folder where it, or what is named above it, is a file.
+///
+/// # Errors
+/// [`Error::Setting`] that names the file.
+pub fn refuse_file(path: &Path) -> Result<()> {
+    let Some(nearest) = path.ancestors().find(|place| place.exists()) else { return Ok(()) };
+    if nearest.is_dir() {
+        return Ok(());
+    }
+    let found = format!("{}, a file", nearest.display());
+    Err(Error::setting("--out", "a folder", found, "name another place"))
+}
+
 /// Whether `path` is a folder that can be written to, or could be made one. Nothing is left behind.
 ///
 /// # Errors
-/// [`Error::File`] if it or the nearest folder above it that exists cannot be written to.
+/// [`Error::File`] if it or the nearest folder above it that exists cannot be written to, and those of [`refuse_file`].
 pub fn check_folder(path: &Path) -> Result<()> {
+    refuse_file(path)?;
     if path.is_symlink() && !path.exists() {
         let advice = "remove the link, or make the folder that it names";
         return Err(Error::setting(

@@ -225,7 +225,7 @@ fn a_folder_of_few_shot_runs_is_evaluated_as_one() {
     let output = promptmix(&["--run", &run, "--split", "test"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("begun    not evaluated: ") && said.contains("best.safetensors"), "{said}");
+    assert!(said.contains("begun    not evaluated: ") && said.contains("learnt nothing yet"), "{said}");
     assert!(said.contains("over 4 runs") && said.contains("more than their seeds: learning-rate;"), "{said}");
 
     let empty = folder.path().join("empty");

@@ -327,11 +327,12 @@ fn a_place_that_cannot_be_written_to_is_refused_before_the_model_is_read() {
             let command = TRAIN.replace("--out run", &format!("--out {out}{more}"));
             let error = project.error("a", &command);
             assert!(error.contains(part) && !error.contains("safetensors"), "{command}: {error}");
+            assert!(!error.contains("os error"), "{command}: {error}");
         }
     }
     for out in ["data", "absent/answers.jsonl", "file/answers.jsonl"] {
         let error = project.error("a", &format!("{ANSWER} run --out {out}"));
-        assert!(!error.contains("safetensors"), "{out}: {error}");
+        assert!(!error.contains("safetensors") && !error.contains("os error"), "{out}: {error}");
     }
     fs::write(
         project.path("a/sweep.toml"),
@@ -339,6 +340,8 @@ fn a_place_that_cannot_be_written_to_is_refused_before_the_model_is_read() {
     )
     .expect("written");
     let error = project.error("a", "sweep sweep.toml --out file/runs");
-    assert!(error.contains("file") && !error.contains("safetensors"), "{error}");
+    assert!(error.contains("file, a file") && !error.contains("safetensors"), "{error}");
+    let error = project.error("a", "report run --out file");
+    assert!(error.contains("found file, a file"), "{error}");
     assert!(!project.path("a/absent").exists());
 }

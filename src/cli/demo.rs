@@ -40,6 +40,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
+        files::refuse_file(&self.out)?;
         if self.study {
             return self.run_study();
         }

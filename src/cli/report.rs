@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::error::Result;
+use crate::files;
 use crate::report;
 
 /// Flags of `promptmix report`.
@@ -27,6 +28,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let out = self.out.unwrap_or_else(|| self.runs[0].join("report"));
+        files::refuse_file(&out)?;
         let page = report::write(&self.runs, &out)?;
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)

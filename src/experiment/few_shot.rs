@@ -127,6 +127,7 @@ impl FewShotRuns {
     /// # Errors
     /// If the folder exists and holds more than runs that have taken no step, or cannot be written.
     pub fn check_new(out: &Path) -> Result<()> {
+        files::refuse_file(out)?;
         if has_begun(out)? {
             let found = format!("{}, which holds files", out.display());
             let advice = "name another folder, or go on with interrupted runs by --resume";

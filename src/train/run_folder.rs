@@ -190,6 +190,7 @@ impl RunFolder {
     /// # Errors
     /// As [`RunFolder::create`].
     pub fn check_new(path: &Path) -> Result<()> {
+        files::refuse_file(path)?;
         check_free(path)?;
         files::check_folder(path)
     }
@@ -411,7 +412,13 @@ impl RunFolder {
 
     /// As [`RunFolder::load_best`], with the number of steps before that state.
     pub(super) fn load_best_of_step(path: &Path, layout: &StateLayout) -> Result<(Vec<f64>, u64)> {
-        let (file, step) = open::<u64>(&path.join("best.safetensors"))?;
+        let best = path.join("best.safetensors");
+        if !best.exists() && !path.join("prompt.safetensors").exists() {
+            let advice = "wait for its first validation, or go on with it: promptmix train --resume";
+            let found = "a run that has learnt nothing yet";
+            return Err(Error::format(path, None, "a run with a best.safetensors", found, advice));
+        }
+        let (file, step) = open::<u64>(&best)?;
         let mut values = Vec::with_capacity(layout.len());
         for segment in layout.segments() {
             if segment.name == "input_scale" && !file.contains(segment.name) {
