@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::stem;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The prompt of a run on a single task.
 const PROMPT: &str = "prompt.safetensors";
@@ -28,8 +31,10 @@ pub fn file_of(path: &Path) -> Result<PathBuf> {
         let found = format!("those of {} tasks: {}", of_tasks.len(), of_tasks.join(", "));
         return Err(Error::format(path, None, expected, found, "name the file of one of them"));
     }
-    let (found, advice) = if path.join("scorer.safetensors").is_file() {
+    let (found, advice) = if pretrains_scorer(path) {
         ("a run that learnt a scorer alone", "give it as --initial-scorer; sources are prompts")
+    } else if path.join("best.safetensors").is_file() && is_run(path) {
+        ("a run without its prompt.safetensors", "promptmix train --resume writes it again")
     } else if is_run(path) {
         (
             "a run without a prompt yet",
@@ -40,6 +45,13 @@ pub fn file_of(path: &Path) -> Result<PathBuf> {
         ("a folder without prompt.safetensors", advice)
     };
     Err(Error::format(path, None, expected, found, advice))
+}
+
+/// Whether the run in `folder` trained the scorer alone, by its settings or, where they are gone, by the scorer that is there.
+fn pretrains_scorer(folder: &Path) -> bool {
+    let settings: Option<Value> = files::read_json(&folder.join("run.json"), "", "").unwrap_or_default();
+    let declared = settings.and_then(|settings| settings["config"]["pretrain-scorer"].as_bool());
+    declared.unwrap_or_else(|| folder.join("scorer.safetensors").is_file())
 }
 
 /// Whether `folder` is one that training wrote.
