@@ -191,11 +191,12 @@ fn named(tensor: &str) -> String {
 
 /// What to do about a refusal of the system that is none of the file's own.
 fn remedy(refusal: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     /// On the systems that have it: the process has as many files open as it may.
     const EMFILE: i32 = 24;
     match refusal.kind() {
         StorageFull | QuotaExceeded => "free space there; what was written before is whole",
+        FileTooLarge => "raise the limit of file sizes: ulimit -f; what was written before is whole",
         ReadOnlyFilesystem => "name a place that can be written to",
         _ if cfg!(unix) && refusal.raw_os_error() == Some(EMFILE) => {
             "raise the limit of open files: ulimit -n"

@@ -578,6 +578,36 @@ fn the_folder_of_a_run_stands_for_its_prompt() {
         message.contains("prompts/sst2.safetensors") && message.contains("prompts/stars.safetensors"),
         "{message}"
     );
+
+    // A run whose prompt was removed has a scorer too, and is still none that learnt a scorer alone.
+    fs::remove_file(format!("{run}/prompt.safetensors")).expect("removed");
+    let message = train(&run);
+    assert!(message.contains("a run without its prompt.safetensors"), "{message}");
+    success(&["train", "--resume", "--out", &run]);
+    success(&["prompts", "show", &run]);
+}
+
+/// The system ends a program at once whose file grows beyond `ulimit -f`, unless it takes the signal.
+#[test]
+#[cfg(unix)]
+fn a_file_beyond_the_limit_of_sizes_is_an_error_that_leaves_no_part_of_it() {
+    let work = Work::new();
+    let [part, other] = ["part.safetensors", "other.safetensors"].map(|name| work.path(name));
+    let prompt = Prompt::new("part", vec![0.5; 64 * 256], 64, 256, PromptMetadata::default());
+    prompt.expect("a prompt").save(Path::new(&part)).expect("saved");
+    let mut shell = program::without_gpu(std::process::Command::new("sh"));
+    fs::copy(&part, &other).expect("copied");
+    let merge = ["prompts", "merge", &part, &other, "--out", &work.path("both.safetensors")];
+    shell.args(["-c", "ulimit -f 8; exec \"$0\" \"$@\"", program::PATH]).args(merge);
+    let output = shell.output().expect("an end");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ulimit -f"), "{said}");
+    let entries = fs::read_dir(work.0.path()).expect("a folder").flatten();
+    let known = ["data", "stars.toml", "part.safetensors", "other.safetensors"];
+    let left: Vec<_> =
+        entries.map(|entry| entry.file_name()).filter(|name| known.iter().all(|own| name != own)).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
