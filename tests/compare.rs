@@ -347,7 +347,8 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
         ("{ \"ATTEMPT\" = 0.75 }", "{ \"ATEMPT\" = 0.75 }", "ATEMPT"),
         ("few-shot = 4", "few-shots = 4", "few-shot"),
         ("steps = 8", "steps = 0", "--steps"),
-        ("prompt-length = 4", "prompt-length = \"four\"", "four"),
+        ("prompt-length = 4", "prompt-length = \"four\"", "four\", expected usize, in `prompt-length`"),
+        ("seeds = [1, 2]", "seeds = 1", "in `seeds`"),
         ("[study]", "[stud]", "study"),
         ("untrained = true", "untrained = 1", "untrained"),
         ("[[study.target]]\nname = \"room\"", "[[study.target]]", "name"),
@@ -367,6 +368,35 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
     }
     fs::write(work.path("study.toml"), text).expect("written");
     Study::read(&work.path("study.toml")).expect("the study as it was");
+}
+
+/// What the last target reads is else found missing when all others are done.
+#[test]
+fn what_a_study_reads_is_looked_at_before_anything_is_trained() {
+    let work = Work::new();
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    let refused = |from: &str, to: &str, expected: &str| {
+        assert!(text.contains(from), "{from}");
+        fs::write(work.path("study.toml"), text.replacen(from, to, 1)).expect("written");
+        for last in [["--out", "refused"].as_slice(), &["--dry-run"]] {
+            let output = work.command(&[&["compare", "study.toml"], last].concat()).output().expect("an end");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && said.contains(expected), "{to}: {said}");
+            assert!(!work.path("refused").exists(), "{to}");
+        }
+    };
+    refused("name = \"room\"\ndata = \"room\"", "name = \"room\"\ndata = \"nosuch\"", "nosuch");
+    refused("data = \"film\"", "prompt = \"nosuch.safetensors\"", "nosuch.safetensors");
+    refused(
+        "name = \"ATTEMPT\"\n",
+        "name = \"ATTEMPT\"\nprompt-length = 6\n",
+        "4, the length of the source day",
+    );
+    let test = work.path("room/test.jsonl");
+    let rows = fs::read_to_string(&test).expect("rows");
+    fs::write(&test, rows.replace("\"label\": 0", "\"label\": -1").replace("\"label\": 1", "\"label\": -1"))
+        .expect("written");
+    refused("steps = 8", "steps = 8", "test.jsonl, line 1");
 }
 
 #[test]

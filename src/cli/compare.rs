@@ -92,7 +92,12 @@ impl Arguments {
             Cpu::<f32>::with_caller(self.device.threads)?;
             let workers = Workers::new(&model, self.device.threads)?;
             // Once, and not by each of them.
-            super::warn(Checkpoint::open(&model)?.warnings());
+            let checkpoint = Checkpoint::open(&model)?;
+            super::warn(checkpoint.warnings());
+            // The hash of a large model takes a while, and only prompts that are there already could be of another one.
+            let has_prompts = study.sources.iter().any(|source| source.prompt.is_some());
+            let hash = if has_prompts { Some(checkpoint.sha256()?) } else { None };
+            study.check_inputs(checkpoint.config().d_model, hash, self.out.as_deref())?;
             if self.dry_run {
                 let cpu = Cpu::<f32>::new(Some(1))?;
                 return estimate(&study, &Frozen::load(&cpu, &model)?, workers.count());
@@ -106,6 +111,8 @@ impl Arguments {
     fn run_together<B: Backend>(&self, study: &Study, frozen: &Frozen<'_, B>) -> Result<ExitCode> {
         super::warn(&frozen.warnings);
         let together = Together::new(frozen, self.together.unwrap_or(TOGETHER))?;
+        let width = frozen.model.config().d_model;
+        study.check_inputs(width, Some(&frozen.model_hash), self.out.as_deref())?;
         if self.dry_run { estimate(study, frozen, 1) } else { self.compare(study, &together) }
     }
 

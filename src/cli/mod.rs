@@ -33,7 +33,6 @@ mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
@@ -90,7 +89,7 @@ pub fn run() -> ExitCode {
     }
     // A file that grows beyond `ulimit -f` is an error of its write, which says so and leaves no part of it, and no sudden end.
     #[cfg(unix)]
-    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
     let arguments = Arguments::parse_from(settings::with_hyphens(std::env::args_os()));
     let ended = arguments.command.run();
     match ended.and_then(|code| output::finish().map(|()| code)) {

@@ -9,6 +9,7 @@
 mod comparison;
 mod few_shot;
 mod grid;
+mod inputs;
 mod progress;
 mod runner;
 mod statistics;

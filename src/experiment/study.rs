@@ -252,14 +252,7 @@ impl Study {
         out: &Path,
         progress: &mut dyn Progress,
     ) -> Result<TargetResults> {
-        let done = out.join("results").join(format!("{}.json", slug(&target.name)));
-        // All that the numbers come of.
-        let settings = format!("{:?}", (&self.sources, &self.scorer, &self.places, target));
-        let settings_sha256 = format!("{:x}", Sha256::digest(settings));
-        // What cannot be read is made anew.
-        let written = files::read_json(&done, "", "").unwrap_or_default();
-        if let Some(written) = written.filter(|done: &TargetResults| done.settings_sha256 == settings_sha256)
-        {
+        if let Some(written) = self.finished(target, out) {
             return Ok(written);
         }
         let runs = out.join("runs").join(slug(&target.name));
@@ -318,11 +311,30 @@ impl Study {
                 *folder = folder.strip_prefix(out).unwrap_or(folder).to_owned();
             }
         }
+        let settings_sha256 = self.settings_sha256(target);
         let results =
             TargetResults { name: target.name.clone(), sources: of_sources, methods, settings_sha256 };
         let folder = out.join("results");
         std::fs::create_dir_all(&folder).map_err(|source| Error::file("create", folder, source))?;
-        files::write_json(&done, &results)?;
+        files::write_json(&results_of(target, out), &results)?;
         Ok(results)
     }
+
+    /// The results of `target` in `out`, if they are there and came of the settings of now.
+    pub(super) fn finished(&self, target: &Target, out: &Path) -> Option<TargetResults> {
+        // What cannot be read is made anew.
+        let written = files::read_json(&results_of(target, out), "", "").unwrap_or_default();
+        written.filter(|done: &TargetResults| done.settings_sha256 == self.settings_sha256(target))
+    }
+
+    /// SHA-256 of all that the numbers of `target` come of.
+    fn settings_sha256(&self, target: &Target) -> String {
+        let settings = format!("{:?}", (&self.sources, &self.scorer, &self.places, target));
+        format!("{:x}", Sha256::digest(settings))
+    }
+}
+
+/// The file of the results of `target` in the folder `out` of a study.
+fn results_of(target: &Target, out: &Path) -> PathBuf {
+    out.join("results").join(format!("{}.json", slug(&target.name)))
 }

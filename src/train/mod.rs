@@ -39,6 +39,7 @@ pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
+pub use task_data::check_data;
 pub use trained_on::TrainedOn;
 pub use trained_run::TrainedRun;
 pub use trainer::{Outcome, Trainer};

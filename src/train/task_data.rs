@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::Monitor;
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
-use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, is_split_file};
+use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, data_of_tasks, is_split_file};
 use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
@@ -118,6 +118,30 @@ pub(super) fn sha256<'a>(examples: impl Iterator<Item = &'a Examples>) -> String
         }
     }
     format!("{:x}", hasher.finalize())
+}
+
+/// Looks at the files and the first row of each of `splits` that a run of `config` reads on this machine. Data sets of the hub are not
+/// fetched for this.
+///
+/// # Errors
+/// Those of the settings and the data.
+pub fn check_data(config: &RunConfig, splits: &[Split]) -> Result<()> {
+    let tasks = super::tasks(config)?;
+    let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+    for (task, place) in tasks.iter().zip(data_of_tasks(&config.data.to_string_lossy(), &names)?) {
+        let folder = task.place(&place)?;
+        if folder.to_string_lossy().starts_with("hub:") {
+            continue;
+        }
+        let found = Splits::of_task(&folder, task, config.split_source())?;
+        for &split in splits {
+            let purpose = if split == Split::Train { Purpose::Training } else { Purpose::Evaluation };
+            if let Some(row) = found.get(split)?.rows_for(task)?.next() {
+                task.examples(&row?, purpose)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
