@@ -25,7 +25,7 @@
 // comes of those is not stored, or meets zeros.
 // Backward keeps q', the scores and their tiles' sums, as it does of kernels/cross_attention.cu.
 // On sm_90a, with D of 768, and 48 rows of an example over 128 keys on average: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
-//   cross_project_hopper 62 81936 2, cross_project_backward_hopper 59 81936 2,
+//   cross_project_hopper 61 81936 2, cross_project_backward_hopper 59 81936 2,
 //   cross_attention_hopper 72 112208 2, cross_attention_backward_hopper 94 112208 2
 #include <cfloat>
 #include "cross_attention.cuh"
