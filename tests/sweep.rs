@@ -365,6 +365,6 @@ fn a_gpu_takes_as_many_runs_into_a_batch_as_its_memory_holds() {
     };
     assert!(!sweep(500).contains("share a batch"), "all four fit");
     // Enough for the steps of two runs beside the weights, and too little for those of three.
-    let said = sweep(50);
+    let said = sweep(45);
     assert!(said.contains("2 of 4 runs share a batch"), "{said}");
 }
