@@ -6,8 +6,8 @@
 // Where x was made of `below` by a ReLU feed-forward, whose backward comes next, also inner = <d_x, x - below> of each row.
 // The encoder's norm weight is folded into cross attention (norm_weight is null, scale 1); the decoder's multiplies its few label rows,
 // with D^-0.5 where embeddings are tied.
-// Shapes: x [rows, D] f32, below [rows, D] f32 or bf16, partials [rows, ceil(D / 64)], norm_weight [D] f32, h [rows, D] in the operand format, d_h [rows, D]
-// f32, d_x [rows, D] f32 and its bf16 copy.
+// Shapes: x [rows, D] f32, below [rows, D] f32 or bf16, partials [rows, ceil(D / 64)], norm_weight [D] f32, h [rows, D] in the operand
+// format, d_h [rows, D] f32, d_x [rows, D] f32 and its bf16 copy.
 // Grid: forward a warp a row; backward a block of 128 threads a row, which holds the row in registers (D up to 4,096).
 // Bytes: forward reads 4 D, writes 2 D a row; backward reads 8 D (10 with `below` in bf16), writes 6 D. Backward keeps x and the partials.
 // On sm_80: registers a thread, bytes of shared memory a block, blocks a multiprocessor at once:
