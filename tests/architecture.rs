@@ -28,7 +28,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     ("bench", &["backend"]),
     ("report", &["evaluate", "experiment", "prompts", "train"]),
-    ("demo", &["backend", "config", "data", "experiment", "prompts", "train"]),
+    ("demo", &["backend", "config", "data", "evaluate", "experiment", "prompts", "train"]),
     ("experiment", &["backend", "config", "data", "evaluate", "model", "prompts", "train"]),
     ("train", &["backend", "config", "data", "evaluate", "model", "pretrained", "prompts", "tasks"]),
     ("evaluate", &["backend", "config", "data", "metrics", "model", "pretrained", "tasks"]),

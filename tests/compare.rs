@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use promptmix::data::Split;
-use promptmix::experiment::{Paired, Study, mean};
+use promptmix::evaluate::{Paired, mean};
+use promptmix::experiment::Study;
 use promptmix::train::Evaluations;
 use serde_json::Value;
 

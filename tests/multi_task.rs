@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, Sampling};
 use promptmix::data::{Batches, Split};
-use promptmix::experiment::{FewShotRuns, Spread, Together};
+use promptmix::evaluate::Spread;
+use promptmix::experiment::{FewShotRuns, Together};
 use promptmix::model::Frozen;
 use promptmix::prompts::{Prompt, SavedScorer};
 use promptmix::train::{

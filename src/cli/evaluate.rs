@@ -9,8 +9,7 @@ use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::{Split, data_of_task};
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluation;
-use crate::experiment::Spread;
+use crate::evaluate::{Evaluation, Spread};
 use crate::model::Frozen;
 use crate::train::{
     self, EvaluationRecord, Evaluations, FoundRun, RunFolder, RunManifest, TrainedRun, differing_settings,

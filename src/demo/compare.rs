@@ -117,63 +117,60 @@ impl Declare<'_> {
         let (settings, out) = (&self.settings.target, self.out);
         TARGET.write(&data_folder(out, TARGET.name), settings.rows, self.settings.sources.seed)?;
         let names = SOURCES.map(|task| task.name);
-        let configs: Vec<RunConfig> = self
-            .configs(settings, TARGET.name, TARGET.labels)
-            .into_iter()
-            .map(|config| RunConfig { few_shot: Some(self.settings.shots), class_balanced: true, ..config })
-            .collect();
-        let mut noisy = Vec::new();
-        for config in &configs {
+        let mut study = self.study(TARGET.name, TARGET.labels, &names, settings, Some(self.settings.shots));
+        let Target { configs, methods, .. } = &mut study.targets[0];
+        let mut noisy = configs.clone();
+        for config in &mut noisy {
             let folder = out.join("noise").join(config.seed.to_string());
-            let noise: Vec<PathBuf> =
-                names.iter().map(|name| folder.join(format!("{name}.safetensors"))).collect();
-            write_noise(&source_paths(out, &names), &noise, config.seed)?;
-            noisy.push(RunConfig { sources: noise, ..config.clone() });
+            config.sources = names.map(|name| folder.join(format!("{name}.safetensors"))).to_vec();
+            write_noise(&source_paths(out, &names), &config.sources, config.seed)?;
         }
         let rates = &settings.learning_rates;
-        let mut methods = methods(rates, &configs);
         methods.push(StudyMethod::new(NOISE, Sources::None, rates, noisy));
-        methods.push(StudyMethod::new(SPOT_EACH, Sources::Each, rates, as_method(Method::Spot, &configs)));
+        methods.push(StudyMethod::new(SPOT_EACH, Sources::Each, rates, as_method(Method::Spot, configs)));
         if self.settings.fixed_mixtures {
-            methods.extend([UNIFORM, CONSTANT].map(|name| fixed_mixture(name, rates, &configs)));
+            methods.extend([UNIFORM, CONSTANT].map(|name| fixed_mixture(name, rates, configs)));
         }
-        Ok(self.study(TARGET.name, &names, settings, configs, methods))
+        Ok(study)
     }
 
     fn questions(&self, task: &QuestionsTask) -> Result<Study> {
         let settings = &self.settings.questions;
         let (rows, seed) = (settings.rows, self.settings.sources.seed);
         task.write(&data_folder(self.out, task.name), rows, seed, Subject::OfKind)?;
-        let configs = self.configs(settings, task.name, task.labels);
-        let rates = &settings.learning_rates;
-        let mut methods = methods(rates, &configs);
-        methods.push(fixed_mixture(CONSTANT, rates, &configs));
-        if self.settings.fixed_mixtures {
-            methods.push(fixed_mixture(UNIFORM, rates, &configs));
-        }
-        Ok(self.study(task.name, task.sources, settings, configs, methods))
+        let mut study = self.study(task.name, task.labels, task.sources, settings, None);
+        let Target { configs, methods, .. } = &mut study.targets[0];
+        let controls = if self.settings.fixed_mixtures { &[CONSTANT, UNIFORM][..] } else { &[CONSTANT] };
+        methods.extend(controls.iter().map(|name| fixed_mixture(name, &settings.learning_rates, configs)));
+        Ok(study)
     }
 
-    /// What all trainings on a target share, a seed each.
-    fn configs(&self, settings: &TargetSettings, task: &str, labels: [&str; 2]) -> Vec<RunConfig> {
-        let config = |&seed: &u64| RunConfig {
-            steps: Some(settings.steps),
-            validate_every: Some(settings.validate_every),
-            seed,
-            ..self.settings.sources.run(self.model, task, labels, data_folder(self.out, task))
-        };
-        settings.seeds.iter().map(config).collect()
-    }
-
+    /// What is compared on every target.
     fn study(
         &self,
         target: &str,
+        labels: [&str; 2],
         sources: &[&str],
         settings: &TargetSettings,
-        configs: Vec<RunConfig>,
-        methods: Vec<StudyMethod>,
+        few_shot: Option<usize>,
     ) -> Study {
-        let prompts = source_paths(self.out, sources);
+        let shared = self.settings.sources.run(self.model, target, labels, data_folder(self.out, target));
+        let at_seed = |&seed: &u64| RunConfig {
+            steps: Some(settings.steps),
+            validate_every: Some(settings.validate_every),
+            seed,
+            few_shot,
+            class_balanced: few_shot.is_some(),
+            ..shared.clone()
+        };
+        let configs: Vec<RunConfig> = settings.seeds.iter().map(at_seed).collect();
+        let (rates, spot) = (&settings.learning_rates, as_method(Method::Spot, &configs));
+        let methods = vec![
+            StudyMethod::new(PROMPT_TUNING, Sources::None, rates, as_method(Method::PromptTuning, &configs)),
+            StudyMethod::new(AS_IS, Sources::Best, &[], spot.clone()),
+            StudyMethod::new(SPOT, Sources::Best, rates, spot),
+            StudyMethod::new(ATTEMPT, Sources::All, rates, configs.clone()),
+        ];
         let source = |(name, prompt): (&&str, PathBuf)| Source {
             name: (*name).to_owned(),
             prompt: Some(prompt),
@@ -181,25 +178,13 @@ impl Declare<'_> {
         };
         let place = |seed: &u64| Place::new(format!("seed-{seed}"), 0, *seed);
         Study {
-            sources: sources.iter().zip(prompts).map(source).collect(),
+            sources: sources.iter().zip(source_paths(self.out, sources)).map(source).collect(),
             scorer: None,
             targets: vec![Target { name: target.into(), published: BTreeMap::new(), configs, methods }],
             places: settings.seeds.iter().map(place).collect(),
             against: ATTEMPT.into(),
         }
     }
-}
-
-/// What is compared on each target.
-fn methods(rates: &[f64], configs: &[RunConfig]) -> Vec<StudyMethod> {
-    let spot = as_method(Method::Spot, configs);
-    let tuned = as_method(Method::PromptTuning, configs);
-    vec![
-        StudyMethod::new(PROMPT_TUNING, Sources::None, rates, tuned),
-        StudyMethod::new(AS_IS, Sources::Best, &[], spot.clone()),
-        StudyMethod::new(SPOT, Sources::Best, rates, spot),
-        StudyMethod::new(ATTEMPT, Sources::All, rates, configs.to_vec()),
-    ]
 }
 
 fn as_method(method: Method, configs: &[RunConfig]) -> Vec<RunConfig> {

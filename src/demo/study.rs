@@ -15,9 +15,9 @@ use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
+use crate::evaluate::{Paired, first_best, mean};
 use crate::experiment::{
-    Entry, EvaluationJob, Grid, MethodResults, Paired, Place, Progress, Runner, Workers, complete,
-    first_best, mean,
+    Entry, EvaluationJob, Grid, MethodResults, Place, Progress, Runner, Workers, complete,
 };
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::experiment::{MethodResults, Paired, mean, standard_deviation};
+use crate::evaluate::{Paired, mean, standard_deviation};
+use crate::experiment::MethodResults;
 
 /// Who the other methods are compared with.
 pub(super) const ATTEMPT: &str = "ATTEMPT";

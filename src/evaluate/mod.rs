@@ -1,12 +1,15 @@
-//! Judging a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
+//! Evaluating a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
 
 mod answer;
 mod attention;
 mod spelling;
+mod statistics;
 
 pub use answer::{Answer, Answering, Question, answer};
 pub use attention::AttentionSpread;
 pub use spelling::Spellings;
+pub(crate) use statistics::first_best;
+pub use statistics::{Paired, Spread, mean, standard_deviation};
 
 use crate::backend::Backend;
 use crate::config::Decoding;

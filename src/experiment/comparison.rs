@@ -7,8 +7,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::grid::MethodResults;
-use super::statistics::{Paired, first_best, mean, standard_deviation};
+
 use crate::error::Result;
+use crate::evaluate::{Paired, first_best, mean, standard_deviation};
 use crate::files;
 
 /// In the folder of a study: its [`Comparison`].

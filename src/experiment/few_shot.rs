@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
 use super::runner::{Runner, Training};
-use super::statistics::Spread;
 use super::sweep::{Sweep, SweptRun, spread};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::evaluate::Spread;
 use crate::files;
 use crate::train::{RunFolder, RunManifest};
 

@@ -6,11 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
 use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric, named, train_all};
-use super::statistics::{first_best, mean};
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, first_best, mean};
 
 /// Where an entry is trained and evaluated: a data set and a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]

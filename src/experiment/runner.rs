@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use super::progress::Progress;
 use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::data::{Split, data_of_tasks};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::model::Frozen;
 use crate::train::{
-    EvaluationRecord, Evaluations, Member, Monitor, Outcome, RunFolder, Silent, StepRecord, SweepMonitor,
-    TrainedRun, Trainer, ValidationRecord, resume, run_together,
+    Evaluated, Member, Monitor, Outcome, StepRecord, SweepMonitor, Trainer, ValidationRecord,
+    begin_or_resume, evaluate_tasks, run_together,
 };
 
 /// Runs that are open at a time: each holds its rows.
@@ -59,9 +59,6 @@ impl EvaluationJob {
     }
 }
 
-/// The tasks of a run, and what it answered to the rows of each.
-pub type Evaluated = Vec<(String, Result<Evaluation>)>;
-
 /// Who takes trainings and evaluates runs.
 pub trait Runner {
     /// Takes all steps that the trainings have left; results are in their order. One that fails does not hold up the others.
@@ -96,69 +93,20 @@ pub(crate) fn train_all(
     runner.train(trainings, progress)?.into_iter().collect()
 }
 
-/// The run of a training, from its last checkpoint if it has begun before.
+/// The run of a training, from its last checkpoint if it has begun before; `progress` hears of the steps that it has behind it.
 pub(super) fn open<'a, B: Backend>(
     frozen: &'a Frozen<'a, B>,
     training: &Training,
-    monitor: &mut dyn Monitor,
-) -> Result<(Trainer<'a, B>, RunFolder)> {
-    let Training { config, folder, .. } = training;
-    let mut trainer = Trainer::new(frozen, config, monitor)?;
-    let is_there = folder.join("run.json").is_file();
-    let differences = match is_there && training.is_compared {
-        true => RunFolder::saved(folder)?.config.differences(config),
-        false => Vec::new(),
-    };
-    // A run that failed before its first step, as by a setting that is now another, is no obstacle.
-    let folder = if is_there && (differences.is_empty() || RunFolder::has_begun(folder)?) {
-        if !differences.is_empty() {
-            let listed: Vec<String> = differences.iter().map(ToString::to_string).collect();
-            return Err(Error::setting(
-                "--out",
-                format!("a run of these settings in {}", folder.display()),
-                format!("a run of other settings: {}", listed.join(", ")),
-                "name another folder, or undo the change",
-            ));
-        }
-        resume(&mut trainer, folder)?
-    } else {
-        RunFolder::create(folder, config, trainer.model_hash())?
-    };
-    Ok((trainer, folder))
-}
-
-/// Answers the rows of one run, and keeps what came of it in the run's folder, if it has one, as `promptmix evaluate` does.
-pub(super) fn evaluate<B: Backend>(
-    frozen: &Frozen<'_, B>,
-    job: &EvaluationJob,
-    monitor: &mut dyn Monitor,
-) -> Result<Evaluated> {
-    let EvaluationJob { config, folder, split } = job;
-    let Some(folder) = folder else {
-        let trainer = Trainer::new(frozen, config, monitor)?;
-        let parameters = trainer.parameters()?;
-        let evaluate = |task| trainer.evaluate_task(task, *split, Some(&parameters), &mut |_| {});
-        return Ok(trainer
-            .tasks()
-            .enumerate()
-            .map(|(index, task)| (task.name.clone(), evaluate(index)))
-            .collect());
-    };
-    let mut run = TrainedRun::open(frozen, folder, &RunFolder::saved(folder)?)?;
-    let names: Vec<String> = run.tasks().iter().map(|task| task.name.clone()).collect();
-    let of_tasks: Vec<&str> = names.iter().map(String::as_str).collect();
-    let places = data_of_tasks(&config.data.to_string_lossy(), &of_tasks)?;
-    let mut evaluated = Vec::with_capacity(names.len());
-    for (name, place) in names.iter().zip(places) {
-        run.select(name)?;
-        let evaluation = run.evaluate(&place, *split, config.decoding, &mut |_, _| {});
-        if let Ok(evaluation) = &evaluation {
-            let record = EvaluationRecord::new(&run, &place, *split, config.decoding, evaluation);
-            Evaluations::store(folder, record)?;
-        }
-        evaluated.push((name.clone(), evaluation));
+    progress: &mut dyn Progress,
+) -> Result<Member<'a, B>> {
+    let Training { name, config, folder, is_compared } = training;
+    let mut trainer = Trainer::new(frozen, config, &mut Listener::new(progress))?;
+    let folder = begin_or_resume(&mut trainer, folder, *is_compared)?;
+    if config.steps.is_none() {
+        progress.more(trainer.step_count() + trainer.steps_left());
     }
-    Ok(evaluated)
+    (0..trainer.step_count()).for_each(|_| progress.step());
+    Ok(Member { name: name.clone(), trainer, folder: Some(folder) })
 }
 
 /// The evaluations of a run that answered the rows of all its tasks.
@@ -225,18 +173,11 @@ impl<B: Backend> Runner for Together<'_, B> {
     fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
         let mut outcomes = Vec::with_capacity(trainings.len());
         for trainings in trainings.chunks(OPEN_RUNS.max(self.most)) {
-            let mut members = Vec::with_capacity(trainings.len());
-            let names = trainings.iter().map(|training| training.name.clone()).collect();
-            let mut monitor = Named { names, progress: &mut *progress };
-            for training in trainings {
-                let (trainer, folder) = open(self.frozen, training, &mut monitor)?;
-                if training.config.steps.is_none() {
-                    monitor.progress.more(trainer.step_count() + trainer.steps_left());
-                }
-                (0..trainer.step_count()).for_each(|_| monitor.progress.step());
-                members.push(Member { name: training.name.clone(), trainer, folder: Some(folder) });
-            }
-            outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut monitor)?);
+            let open = |training| open(self.frozen, training, &mut *progress);
+            let mut members = trainings.iter().map(open).collect::<Result<Vec<_>>>()?;
+            let names = trainings.iter().map(|training| &training.name[..]).collect();
+            let mut listener = Listener { names, ..Listener::new(&mut *progress) };
+            outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut listener)?);
         }
         Ok(outcomes)
     }
@@ -251,26 +192,39 @@ impl<B: Backend> Runner for Together<'_, B> {
             if progress.ends() {
                 return Err(interrupted(evaluated.len(), runs.len()));
             }
-            evaluated.push(evaluate(self.frozen, run, &mut Silent));
+            evaluated.push(evaluate_tasks(self.frozen, &run.config, run.folder.as_deref(), run.split));
             progress.step();
         }
         Ok(evaluated)
     }
 }
 
-/// Passes on the steps and validations of several runs.
-struct Named<'p> {
-    names: Vec<String>,
+/// Passes on what runs say.
+pub(super) struct Listener<'p> {
+    /// Names of the runs that share a batch.
+    names: Vec<&'p str>,
     progress: &'p mut dyn Progress,
 }
 
-impl Monitor for Named<'_> {
-    fn note(&mut self, text: &str) {
-        self.progress.note(text);
+impl<'p> Listener<'p> {
+    pub(super) fn new(progress: &'p mut dyn Progress) -> Self {
+        Self { names: Vec::new(), progress }
     }
 }
 
-impl SweepMonitor for Named<'_> {
+impl Monitor for Listener<'_> {
+    fn step(&mut self, _: &StepRecord) {
+        self.progress.step();
+    }
+    fn note(&mut self, text: &str) {
+        self.progress.note(text);
+    }
+    fn ends(&mut self) -> bool {
+        self.progress.ends()
+    }
+}
+
+impl SweepMonitor for Listener<'_> {
     fn step(&mut self, _: usize, _: &StepRecord) {
         self.progress.step();
     }

@@ -13,9 +13,9 @@ use super::comparison::{Comparison, RESULTS, TargetResults};
 use super::grid::{Entry, Grid, Place, slug};
 use super::progress::Progress;
 use super::runner::{Runner, Training, train_all};
-use super::statistics::{first_best, mean};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
+use crate::evaluate::{first_best, mean};
 use crate::files;
 use crate::prompts::Prompt;
 

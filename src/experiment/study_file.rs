@@ -1,7 +1,7 @@
 //! A study's file: settings of every run as a run's file has them, and a table of what is compared.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -113,37 +113,34 @@ impl Study {
         let declared = file.shared.remove("study").ok_or_else(|| file.refuse("a table `study`", "none"))?;
         let declared = Declared::deserialize(declared)
             .map_err(|error| file.refuse("a table `study` of the keys there are", with_key(&error)))?;
-        for (key, is_empty) in [
-            ("seeds", declared.seeds.is_empty()),
-            ("learning-rates", declared.learning_rates.is_empty()),
-            ("draws", declared.draws.as_ref().is_some_and(Vec::is_empty)),
-            ("target", declared.target.is_empty()),
-            ("method", declared.method.is_empty()),
-        ] {
-            if is_empty {
-                return Err(file.refuse(format!("at least one entry of study.{key}"), "none"));
-            }
+        let draws = declared.draws.as_deref();
+        let lengths = [
+            ("seeds", declared.seeds.len()),
+            ("learning-rates", declared.learning_rates.len()),
+            ("draws", draws.map_or(1, <[_]>::len)),
+            ("target", declared.target.len()),
+            ("method", declared.method.len()),
+        ];
+        if let Some((key, _)) = lengths.iter().find(|(_, length)| *length == 0) {
+            return Err(file.refuse(format!("at least one entry of study.{key}"), "none"));
         }
-        for (key, seeds) in
-            [("seeds", &declared.seeds[..]), ("draws", declared.draws.as_deref().unwrap_or_default())]
-        {
-            let repeated = (1..seeds.len()).find(|&index| seeds[..index].contains(&seeds[index]));
-            if let Some(index) = repeated {
+        for (key, seeds) in [("seeds", &declared.seeds[..]), ("draws", draws.unwrap_or_default())] {
+            if let Some(index) = (1..seeds.len()).find(|&index| seeds[..index].contains(&seeds[index])) {
                 // The same run twice would look like two that agree.
-                return Err(
-                    file.refuse(format!("each of study.{key} once"), format!("{} twice", seeds[index]))
-                );
+                let found = format!("{} twice", seeds[index]);
+                return Err(file.refuse(format!("each of study.{key} once"), found));
             }
         }
         file.shared = file.settings("every run", file.shared.clone())?;
-        let mut places = Vec::new();
-        for &seed in &declared.seeds {
-            let drawn = |draw: &u64| Place::new(format!("seed-{seed}-draw-{draw}"), *draw as usize, seed);
-            match &declared.draws {
-                None => places.push(Place::new(format!("seed-{seed}"), seed as usize, seed)),
-                Some(draws) => places.extend(draws.iter().map(drawn)),
-            }
-        }
+        let place = |seed: u64, draw: Option<&u64>| match draw {
+            None => Place::new(format!("seed-{seed}"), seed as usize, seed),
+            Some(draw) => Place::new(format!("seed-{seed}-draw-{draw}"), *draw as usize, seed),
+        };
+        let of_seed = |&seed: &u64| match draws {
+            None => vec![place(seed, None)],
+            Some(draws) => draws.iter().map(|draw| place(seed, Some(draw))).collect(),
+        };
+        let places: Vec<Place> = declared.seeds.iter().flat_map(of_seed).collect();
         let at_places = |config: &RunConfig| -> Vec<RunConfig> {
             let at = |place: &Place| {
                 let drawn = config.few_shot.map(|_| place.data as u64);
@@ -152,39 +149,27 @@ impl Study {
             places.iter().map(at).collect()
         };
 
+        // What is trained before the targets' runs has the first of their seeds, if it names none.
+        let first_seed = Table::from_iter([("seed".to_owned(), Value::Integer(places[0].seed as i64))]);
         let of_sources = with_keys_of_now(path, declared.source_settings)?;
         let mut sources: Vec<Source> = Vec::new();
         for (name, mut settings) in file.entries("source", declared.source)? {
             let prompt = file.take(&mut settings, "prompt", &format!("a path for {name}"))?;
-            let settings = with_keys_of_now(path, settings)?;
-            let config = file.config(&[&of_sources, &settings])?;
-            let has_seed = [&of_sources, &settings].iter().any(|layer| layer.contains_key("seed"));
-            let seed = if has_seed { config.seed } else { places[0].seed };
-            let config = RunConfig { method: Method::PromptTuning, sources: Vec::new(), seed, ..config };
+            let config = file.config(&[&first_seed, &of_sources, &with_keys_of_now(path, settings)?])?;
+            let config = RunConfig { method: Method::PromptTuning, sources: Vec::new(), ..config };
             sources.push(Source { name, prompt, config });
         }
-        let mut scorer = None;
-        if let Some(settings) = declared.scorer {
-            let settings = with_keys_of_now(path, settings)?;
-            let config = file.config(&[&settings])?;
-            let seed = if settings.contains_key("seed") { config.seed } else { places[0].seed };
-            scorer = Some(RunConfig { seed, ..config });
-            let lacks = |config: &RunConfig| {
-                config.task.is_empty() || config.template.is_some() || config.data.as_os_str().is_empty()
-            };
-            if let Some(source) = sources.iter().find(|source| lacks(&source.config)) {
-                let (expected, found) = ("task and data of each source, for study.scorer", &source.name);
-                let advice = "a task of one's own is a task's TOML file here";
-                return Err(Error::format(
-                    path,
-                    None,
-                    expected,
-                    format!("source {found} without both"),
-                    advice,
-                ));
-            }
+        let scorer =
+            declared.scorer.map(|settings| file.config(&[&first_seed, &with_keys_of_now(path, settings)?]));
+        let scorer = scorer.transpose()?;
+        let lacks = |config: &RunConfig| {
+            config.task.is_empty() || config.template.is_some() || config.data.as_os_str().is_empty()
+        };
+        if let Some(source) = sources.iter().find(|source| scorer.is_some() && lacks(&source.config)) {
+            let (expected, found) = ("task and data of each source, for study.scorer", &source.name);
+            let advice = "a task of one's own is a task's TOML file here";
+            return Err(Error::format(path, None, expected, format!("source {found} without both"), advice));
         }
-
         let spot = Table::from_iter([("method".to_owned(), Method::Spot.name().into())]);
         let mut targets: Vec<(Target, Table)> = Vec::new();
         for (name, mut settings) in file.entries("target", declared.target)? {
@@ -219,10 +204,8 @@ impl Study {
             let kind = settings.get("method").or(file.shared.get("method")).and_then(Value::as_str);
             let all = if kind == Some(Method::PromptTuning.name()) { Sources::None } else { Sources::All };
             let method_sources = sources_of(taken.as_ref(), all, &sources).ok_or_else(|| {
-                file.refuse(
-                    "\"all\", \"best\", \"each\" or names of sources as `sources`",
-                    format!("{taken:?}"),
-                )
+                let found = taken.map_or_else(String::new, |taken| taken.to_string());
+                file.refuse("\"all\", \"best\", \"each\" or names of sources as `sources`", found)
             })?;
             if has_pretrained_scorer && scorer.is_none() {
                 return Err(file.refuse("a table study.scorer, for `pretrained-scorer`", "none"));
@@ -257,25 +240,20 @@ impl Study {
     /// Whether every run can be begun, on `model`.
     fn check(&self, model: &str) -> Result<()> {
         let learnt = self.sources.iter().filter(|source| source.prompt.is_none());
-        let mut configs: Vec<RunConfig> = learnt.map(|source| source.config.clone()).collect();
-        let with_source = |config: &RunConfig| RunConfig {
-            sources: vec![PathBuf::from("prompt.safetensors")],
-            ..config.clone()
-        };
-        for target in &self.targets {
-            if target.methods.iter().any(|method| method.sources == Sources::Best) {
-                configs.push(with_source(&target.configs[0]));
+        let mut runs: Vec<(&RunConfig, &Sources, Option<&f64>)> =
+            learnt.map(|source| (&source.config, &Sources::None, None)).collect();
+        for Target { configs, methods, .. } in &self.targets {
+            if methods.iter().any(|method| method.sources == Sources::Best) {
+                runs.push((&configs[0], &Sources::All, None));
             }
-            for method in &target.methods {
-                let config = match method.sources {
-                    Sources::None => method.configs[0].clone(),
-                    _ => with_source(&method.configs[0]),
-                };
-                let rate = *method.learning_rates.first().unwrap_or(&config.learning_rate);
-                configs.push(RunConfig { learning_rate: rate, ..config });
-            }
+            runs.extend(methods.iter().map(|m| (&m.configs[0], &m.sources, m.learning_rates.first())));
         }
-        for config in configs {
+        for (config, sources, rate) in runs {
+            let mut config =
+                RunConfig { learning_rate: *rate.unwrap_or(&config.learning_rate), ..config.clone() };
+            if *sources != Sources::None {
+                config.sources = vec!["prompt.safetensors".into()];
+            }
             config.check()?;
             if config.model != model || model.is_empty() {
                 let found = format!("`{}` and `{model}`", config.model);

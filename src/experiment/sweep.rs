@@ -6,10 +6,10 @@ use toml::{Table, Value};
 
 use super::progress::Progress;
 use super::runner::{EvaluationJob, Runner, Training, begin_trainings, metrics};
-use super::statistics::Spread;
 use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;
+use crate::evaluate::Spread;
 use crate::train::{Outcome, repeats};
 
 /// What every run has that was trained.

@@ -4,16 +4,16 @@
 //! one thread: the numbers depend on neither the count of workers nor their order.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
 use super::progress::Progress;
-use super::runner::{Evaluated, EvaluationJob, Runner, Training, evaluate, interrupted, open};
+use super::runner::{EvaluationJob, Listener, Runner, Training, interrupted, open};
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
-use crate::train::{Monitor, Outcome, Silent, StepRecord};
+use crate::train::{Evaluated, Outcome, evaluate_tasks};
 
 /// Workers on one frozen T5.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ impl<'a> Workers<'a> {
         if count == Some(0) {
             return Err(Error::setting("workers", "at least one", "none", ""));
         }
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self { model, count: count.unwrap_or_else(cores) })
     }
 
@@ -40,89 +40,67 @@ impl<'a> Workers<'a> {
         self.count
     }
 
-    /// Does all jobs, each worker one after the other, and gives their results in the jobs' order; or the first error of the model
-    /// or of a job, and then jobs that were not begun stay undone.
+    /// Does all jobs, each worker one after the other, and gives their results in the jobs' order; or the first error of a worker
+    /// that cannot begin, and then jobs that were not begun stay undone.
     fn run<J: Sync, R: Send>(
         &self,
         jobs: &[J],
         progress: &mut dyn Progress,
-        work: impl Fn(&Frozen<'_, Cpu>, &J, &mut Ticks<'_>) -> Result<R> + Sync,
+        work: impl Fn(&Frozen<'_, Cpu>, &J, &mut dyn Progress) -> R + Sync,
     ) -> Result<Vec<R>> {
-        let workers = self.count.clamp(1, jobs.len().max(1));
         let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let results: Mutex<Vec<(usize, Result<R>)>> = Mutex::new(Vec::with_capacity(jobs.len()));
-        let finish = |index: usize, result: Result<R>| {
-            if result.is_err() {
-                next.store(jobs.len(), Ordering::Relaxed);
+        let take = |mut progress: Remote<'_>| -> Result<Vec<(usize, R)>> {
+            let backend = Cpu::new(Some(1))?;
+            let frozen = Frozen::load(&backend, self.model)?;
+            let mut results = Vec::new();
+            while !progress.ends() {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(job) = jobs.get(index) else { break };
+                results.push((index, work(&frozen, job, &mut progress)));
             }
-            results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, result));
+            Ok(results)
         };
-        std::thread::scope(|scope| {
-            let (sender, ticks) = channel();
-            for _ in 0..workers {
-                let mut monitor = Ticks { sender: sender.clone(), ended: &ended };
-                let (next, finish, work) = (&next, &finish, &work);
-                let worker = std::thread::Builder::new().spawn_scoped(scope, move || {
-                    let begun = Cpu::new(Some(1)).and_then(|backend| {
-                        let frozen = Frozen::load(&backend, self.model)?;
-                        loop {
-                            let index = next.fetch_add(1, Ordering::Relaxed);
-                            let Some(job) = jobs.get(index) else { return Ok(()) };
-                            finish(index, work(&frozen, job, &mut monitor));
-                        }
-                    });
-                    if let Err(error) = begun {
-                        finish(0, Err(error));
-                    }
-                });
-                if let Err(error) = worker {
-                    let found = format!("{workers}: {error}");
-                    let advice = "ask for fewer by --threads, or raise the limit";
-                    finish(
-                        0,
-                        Err(Error::setting(
-                            "workers",
-                            "as many threads as the system can start",
-                            found,
-                            advice,
-                        )),
-                    );
-                    break;
-                }
-            }
+        let mut results = thread::scope(|scope| {
+            let (sender, said) = channel();
+            let start = |_| {
+                let (remote, take) = (Remote { sender: sender.clone(), ended: &ended }, &take);
+                let end = || ended.store(true, Ordering::Relaxed);
+                let work = move || take(remote).inspect_err(|_| end());
+                thread::Builder::new().spawn_scoped(scope, work).inspect_err(|_| end())
+            };
+            let started: std::io::Result<Vec<_>> =
+                (0..self.count.clamp(1, jobs.len().max(1))).map(start).collect();
             drop(sender);
-            for tick in ticks {
-                match tick {
-                    Tick::Step => progress.step(),
-                    Tick::More(steps) => progress.more(steps),
-                    Tick::Note(note) => progress.note(&note),
-                }
+            for say in said {
+                say(progress);
                 if progress.ends() {
                     ended.store(true, Ordering::Relaxed);
-                    next.store(jobs.len(), Ordering::Relaxed);
                 }
             }
-        });
-        if ended.load(Ordering::Relaxed) {
-            let done = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-            return Err(interrupted(done, jobs.len()));
+            let workers = started.map_err(|error| {
+                let found = format!("{}: {error}", self.count);
+                let advice = "ask for fewer by --threads, or raise the limit";
+                Error::setting("workers", "as many threads as the system can start", found, advice)
+            })?;
+            let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let results: Vec<Vec<(usize, R)>> = workers.into_iter().map(join).collect::<Result<_>>()?;
+            Ok::<_, Error>(results.into_iter().flatten().collect::<Vec<_>>())
+        })?;
+        if ended.into_inner() {
+            return Err(interrupted(results.len(), jobs.len()));
         }
-        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         results.sort_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, result)| result).collect()
+        Ok(results.into_iter().map(|(_, result)| result).collect())
     }
 }
 
 impl Runner for Workers<'_> {
     fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
-        self.run(trainings, progress, |frozen, training, ticks| {
-            Ok(open(frozen, training, ticks).and_then(|(mut trainer, mut folder)| {
-                if training.config.steps.is_none() {
-                    let _ = ticks.sender.send(Tick::More(trainer.step_count() + trainer.steps_left()));
-                }
-                (0..trainer.step_count()).for_each(|_| ticks.done());
-                trainer.run(Some(&mut folder), ticks)
-            }))
+        self.run(trainings, progress, |frozen, training, progress| {
+            let mut member = open(frozen, training, progress)?;
+            member.trainer.run(member.folder.as_mut(), &mut Listener::new(progress))
         })
     }
 
@@ -131,41 +109,41 @@ impl Runner for Workers<'_> {
         runs: &[EvaluationJob],
         progress: &mut dyn Progress,
     ) -> Result<Vec<Result<Evaluated>>> {
-        self.run(runs, progress, |frozen, run, ticks| {
-            let evaluated = evaluate(frozen, run, &mut Silent);
-            ticks.done();
-            Ok(evaluated)
+        self.run(runs, progress, |frozen, run, progress| {
+            let evaluated = evaluate_tasks(frozen, &run.config, run.folder.as_deref(), run.split);
+            progress.step();
+            evaluated
         })
     }
 }
 
-#[derive(Debug)]
-enum Tick {
-    Step,
-    More(u64),
-    Note(String),
-}
-
-/// Passes a worker's steps and notes on.
-#[derive(Debug)]
-struct Ticks<'a> {
-    sender: Sender<Tick>,
+/// Passes on what a worker says to the thread that shows it.
+struct Remote<'a> {
+    sender: Sender<Box<dyn FnOnce(&mut dyn Progress) + Send>>,
     ended: &'a AtomicBool,
 }
 
-impl Ticks<'_> {
-    fn done(&mut self) {
+impl Remote<'_> {
+    fn say(&self, what: impl FnOnce(&mut dyn Progress) + Send + 'static) {
         // Whoever listened may be gone; the work goes on all the same.
-        let _ = self.sender.send(Tick::Step);
+        let _ = self.sender.send(Box::new(what));
     }
 }
 
-impl Monitor for Ticks<'_> {
-    fn step(&mut self, _: &StepRecord) {
-        self.done();
+impl Progress for Remote<'_> {
+    fn begin(&mut self, what: &str, steps: u64) {
+        let what = what.to_owned();
+        self.say(move |progress| progress.begin(&what, steps));
+    }
+    fn more(&mut self, steps: u64) {
+        self.say(move |progress| progress.more(steps));
+    }
+    fn step(&mut self) {
+        self.say(|progress| progress.step());
     }
     fn note(&mut self, text: &str) {
-        let _ = self.sender.send(Tick::Note(text.to_owned()));
+        let text = text.to_owned();
+        self.say(move |progress| progress.note(&text));
     }
     fn ends(&mut self) -> bool {
         self.ended.load(Ordering::Relaxed)

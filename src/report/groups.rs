@@ -2,7 +2,7 @@
 
 use super::history::{History, json, text};
 use super::labels::{NAME_BREAKS, common};
-use crate::experiment::Spread;
+use crate::evaluate::Spread;
 use crate::train::{RunManifest, differing_settings, repeats};
 
 /// Runs that repeat one another; a run without repetitions is a group of its own.

@@ -291,7 +291,7 @@ fn attention_rows(group: &Group<'_>, groups: usize, columns: &[String]) -> Vec<(
             .collect();
         let cell = |column: usize| {
             let values: Vec<f64> = weights.iter().filter_map(|weights| weights[column]).collect();
-            let spread = crate::experiment::Spread::new("", &values);
+            let spread = crate::evaluate::Spread::new("", &values);
             let deviation = (values.len() > 1).then_some(spread.deviation);
             (!values.is_empty()).then_some(Cell { value: spread.mean, deviation })
         };

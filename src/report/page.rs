@@ -7,7 +7,7 @@ use super::groups::Group;
 use super::heat_map::{colour, ink, shown};
 use super::history::{History, json, text};
 use super::labels::shortened;
-use crate::experiment::Spread;
+use crate::evaluate::Spread;
 
 /// A picture, with what a reader should know to read it.
 pub(super) struct Figure {

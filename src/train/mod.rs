@@ -2,6 +2,7 @@
 
 mod best;
 mod change_sources;
+mod evaluate_tasks;
 mod evaluation_file;
 mod events;
 mod initial;
@@ -23,6 +24,8 @@ mod trained_run;
 mod trainer;
 
 pub use change_sources::change_sources;
+pub use evaluate_tasks::Evaluated;
+pub(crate) use evaluate_tasks::evaluate_tasks;
 pub use evaluation_file::{EvaluationRecord, Evaluations};
 pub(crate) use initial::normal;
 pub use initial::{Start, state as initial_state, temperature};
@@ -64,6 +67,38 @@ pub fn resume<B: Backend>(trainer: &mut Trainer<'_, B>, path: &Path) -> Result<R
     let mut folder = RunFolder::open(path)?;
     folder.rewind(trainer.step_count())?;
     Ok(folder)
+}
+
+/// The folder of a run by `trainer`'s settings in `path`: made anew, or opened after the last checkpoint of a run that is there.
+/// What such a run was trained with has to be the settings of now, down to the last path, if `is_compared`; not where the settings
+/// are the run's own and only its files may have moved.
+///
+/// # Errors
+/// As [`resume`] and [`RunFolder::create`]; [`Error::Setting`] if a run of other settings is there.
+pub(crate) fn begin_or_resume<B: Backend>(
+    trainer: &mut Trainer<'_, B>,
+    path: &Path,
+    is_compared: bool,
+) -> Result<RunFolder> {
+    let is_there = path.join("run.json").is_file();
+    let differences = match is_there && is_compared {
+        true => RunFolder::saved(path)?.config.differences(&trainer.config),
+        false => Vec::new(),
+    };
+    // A run that failed before its first step, as by a setting that is now another, is no obstacle.
+    if !is_there || (!differences.is_empty() && !RunFolder::has_begun(path)?) {
+        return RunFolder::create(path, &trainer.config, trainer.model_hash());
+    }
+    if differences.is_empty() {
+        return resume(trainer, path);
+    }
+    let listed: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    Err(Error::setting(
+        "--out",
+        format!("a run of these settings in {}", path.display()),
+        format!("a run of other settings: {}", listed.join(", ")),
+        "name another folder, or undo the change",
+    ))
 }
 
 /// The tasks that a run's settings describe, in the order of their target prompts.

@@ -1,4 +1,4 @@
-//! Means, standard deviations and paired differences.
+//! Means and standard deviations over runs, and paired differences of two methods.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
