@@ -50,7 +50,7 @@ impl<'a> Workers<'a> {
     ) -> Result<Vec<R>> {
         let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
         let take = |mut progress: Remote<'_>| -> Result<Vec<(usize, R)>> {
-            let backend = Cpu::new(Some(1))?;
+            let backend = Cpu::with_caller(Some(1))?;
             let frozen = Frozen::load(&backend, self.model)?;
             let mut results = Vec::new();
             while !progress.ends() {
