@@ -91,6 +91,30 @@ fn is_stream(there: &Metadata) -> bool {
     !there.is_file() && !there.is_dir()
 }
 
+/// Refuses a pipe, a device or a socket where a file belongs, before it is opened: to open a pipe would wait for its other end.
+///
+/// # Errors
+/// [`Error::Format`] that names it.
+pub fn refuse_stream(path: &Path) -> Result<()> {
+    if !path.metadata().is_ok_and(|there| is_stream(&there)) {
+        return Ok(());
+    }
+    let advice = "put the file itself in its place, or remove it";
+    Err(Error::format(path, None, "a file", "a pipe, a device or a socket", advice))
+}
+
+/// All bytes of the file at `path`; `None` if there is none.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be read, and that of [`refuse_stream`].
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    refuse_stream(path)?;
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|source| Error::file("read", path, source)),
+    }
+}
+
 /// Writes `value` to `path` as JSON, as [`replace`] does.
 ///
 /// # Errors
@@ -104,12 +128,9 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// The JSON in `path`; `None` if there is no such file. `expected` and `advice` are for one that cannot be read.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be read, [`Error::Format`] with the line if it holds something else.
+/// Those of [`read`], and [`Error::Format`] with the line if it holds something else.
 pub fn read_json<T: DeserializeOwned>(path: &Path, expected: &str, advice: &str) -> Result<Option<T>> {
-    let json = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| Error::file("read", path, source))?,
-    };
+    let Some(json) = read(path)? else { return Ok(None) };
     let malformed = |error: serde_json::Error| {
         let line = u64::try_from(error.line()).ok();
         Error::format(path, line, expected, error.to_string(), advice)

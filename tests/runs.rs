@@ -865,3 +865,71 @@ fn a_run_that_patience_ended_stays_ended() {
     success(&words(&setting.resume("run")));
     assert!(result(&folder) == ended, "no step was taken");
 }
+
+/// To open a pipe would wait for its other end: one in the place of a run's file, or of its data, is refused by name, before it is opened.
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for() {
+    let setting = Setting::new();
+    let short = ["--steps", "2", "--validate-every", "2"];
+    success(&words(&setting.train("whole", &short)));
+    let (whole, run, out) = (setting.path("whole"), setting.path("run"), setting.path("report"));
+    let resume = ["train", "--resume", "--steps", "4", "--out", &run];
+    let evaluate = ["evaluate", "--run", &run];
+    let report = ["report", &run, "--out", &out];
+    let train = setting.train("new", &short);
+    let train = words(&train);
+    let (show, rows) = (setting.path("run/prompt.safetensors"), setting.path("train.jsonl"));
+    let show = ["prompts", "show", &show];
+    let predict = ["predict", "--run", &run, "--input", &rows];
+    let mut cases: Vec<(&str, &[&str])> = vec![
+        ("run/run.json", &predict[..]),
+        ("run/run.json", &resume[..]),
+        ("run/config.toml", &evaluate[..]),
+        ("run/evaluation.json", &evaluate[..]),
+        ("run/log.txt", &resume[..]),
+        ("run/log.jsonl", &resume[..]),
+        ("run/examples.jsonl", &resume[..]),
+        ("run/last.safetensors", &resume[..]),
+        ("run/best.safetensors", &evaluate[..]),
+        ("run/prompt.safetensors", &resume[..]),
+        ("run/prompt.safetensors", &show[..]),
+        ("train.jsonl", &train[..]),
+        ("validation.jsonl", &train[..]),
+        ("train.jsonl", &predict[..]),
+    ];
+    if cfg!(feature = "report") {
+        cases.push(("run/examples.jsonl", &report[..]));
+    }
+    for (file, arguments) in cases {
+        let _ = fs::remove_dir_all(&run);
+        fs::create_dir(&run).expect("a folder");
+        for (name, bytes) in files(Path::new(&whole)) {
+            fs::write(Path::new(&run).join(name), bytes).expect("copied");
+        }
+        let path = setting.path(file);
+        let before = fs::read(&path).ok();
+        let _ = fs::remove_file(&path);
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        let mut child =
+            command(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
+        let started = Instant::now();
+        let ended = loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                break Some(status);
+            }
+            if started.elapsed().as_secs() >= 120 {
+                child.kill().expect("killed");
+                break None;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        let said = said(&child.wait_with_output().expect("an end"));
+        assert!(ended.is_some(), "{arguments:?} waits for {file}");
+        let refusal = format!("{path}: expected a file, found a pipe, a device or a socket");
+        assert!(said.contains(&refusal), "{file} {arguments:?}: {said}");
+        fs::remove_file(&path).expect("the pipe is gone");
+        if let Some(bytes) = before {
+            fs::write(&path, bytes).expect("put back");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
-use crate::files::{POINTER_BYTES, refuse_lfs_pointer};
+use crate::files::{POINTER_BYTES, refuse_lfs_pointer, refuse_stream};
 
 /// Bytes read at a time.
 const BLOCK: usize = 1 << 16;
@@ -158,6 +158,7 @@ impl BufRead for Input {
 /// As [`Input::open`].
 pub(super) fn open_file(path: &Path) -> Result<File> {
     let fail = |source| Error::file("read", path, source);
+    refuse_stream(path)?;
     let mut file = File::open(path).map_err(|source| Error::file("open", path, source))?;
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(Error::setting("data file", "a file", format!("the folder {}", path.display()), ""));

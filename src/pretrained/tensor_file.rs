@@ -316,8 +316,9 @@ impl Bytes {
     fn map(path: &Path) -> Result<Self> {
         // Asked before opening: to open a pipe would wait for its other end.
         let about = std::fs::metadata(path).map_err(|source| Error::file("open", path, source))?;
-        if !about.is_file() {
-            return Err(Error::format(path, None, "a file", "a folder or a device", ""));
+        files::refuse_stream(path)?;
+        if about.is_dir() {
+            return Err(Error::format(path, None, "a file", "a folder", "name a file in it"));
         }
         if about.len() == 0 {
             // An empty file cannot be mapped everywhere; the readers say what is wrong with it.

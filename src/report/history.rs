@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::evaluate::AttentionSpread;
 use crate::experiment::FewShotRuns;
+use crate::files;
 use crate::prompts::Prompt;
 use crate::train::{
     EvaluationRecord, Evaluations, ExampleRecord, FoundRun, RunFolder, RunManifest, TaskRecord, source_names,
@@ -296,10 +297,7 @@ pub(super) fn name_apart(runs: &mut [History]) {
 
 /// The lines of a file, but for a last one that is not yet whole; none where a run that is just beginning has no such file.
 fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
-    let text = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|source| Error::file("read", path, source))?,
-    };
+    let Some(text) = files::read(path)? else { return Ok(Vec::new()) };
     let text = String::from_utf8_lossy(&text);
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     let lines = text[..whole].lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

@@ -112,9 +112,6 @@ fn check_width(folder: &Path, source: &Prompt) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    match std::fs::read(from) {
-        Ok(bytes) => crate::files::replace(to, |file| std::io::Write::write_all(file, &bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::file("read", from, source)),
-    }
+    let Some(bytes) = crate::files::read(from)? else { return Ok(()) };
+    crate::files::replace(to, |file| std::io::Write::write_all(file, &bytes))
 }

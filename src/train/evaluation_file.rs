@@ -109,7 +109,9 @@ impl Evaluations {
     pub fn store(folder: &Path, record: EvaluationRecord) -> Result<()> {
         // Two that evaluate different splits at a time must not lose each other's entry. `config.toml` is replaced only where
         // training makes a run longer; then, where it is missing, and where the file system has no locks, the user sees to it.
-        let lock = File::open(folder.join("config.toml")).and_then(|file| file.lock().map(|()| file));
+        let locked = folder.join("config.toml");
+        files::refuse_stream(&locked)?;
+        let lock = File::open(locked).and_then(|file| file.lock().map(|()| file));
         let mut stored = Self::read(folder)?;
         let same = |other: &&mut EvaluationRecord| {
             (other.split, &other.task, other.decoding) == (record.split, &record.task, record.decoding)

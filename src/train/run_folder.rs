@@ -35,6 +35,19 @@ const TEMPORARY: &str = ".promptmix-";
 const RUN: &str = "run.json";
 /// The text log, which is never replaced: whoever has it locked may write to the folder.
 const LOG: &str = "log.txt";
+/// What a run writes besides events, which are new files each time: files, and the folder of several tasks' prompts.
+const WRITTEN: [&str; 10] = [
+    RUN,
+    LOG,
+    "config.toml",
+    "log.jsonl",
+    "examples.jsonl",
+    "last.safetensors",
+    "best.safetensors",
+    "prompt.safetensors",
+    "scorer.safetensors",
+    "prompts",
+];
 /// Files of a run that has taken no step.
 const UNBEGUN: [&str; 5] = [RUN, "config.toml", "log.jsonl", LOG, "last.safetensors"];
 
@@ -202,6 +215,14 @@ impl RunFolder {
     pub fn open(path: &Path) -> Result<Self> {
         let run = path.join(RUN);
         run.metadata().map_err(|source| Error::file("open", &run, source))?;
+        // All that the run writes, so that none keeps it waiting at its end; a folder has its files one level further down.
+        for name in WRITTEN {
+            let written = path.join(name);
+            files::refuse_stream(&written)?;
+            for entry in std::fs::read_dir(&written).into_iter().flatten().flatten() {
+                files::refuse_stream(&entry.path())?;
+            }
+        }
         Self::of(path, lock(path)?)
     }
 
@@ -228,12 +249,9 @@ impl RunFolder {
     pub fn saved(path: &Path) -> Result<RunManifest> {
         let file = path.join(RUN);
         let advice = "name a folder that promptmix train wrote";
-        let json = match std::fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let found = format!("none in {}", path.display());
-                return Err(Error::setting("the run folder", "a folder with run.json", found, advice));
-            }
-            read => read.map_err(|source| Error::file("read", &file, source))?,
+        let Some(json) = files::read(&file)? else {
+            let found = format!("none in {}", path.display());
+            return Err(Error::setting("the run folder", "a folder with run.json", found, advice));
         };
         let malformed = |error: serde_json::Error| {
             Error::format(
@@ -452,6 +470,7 @@ fn save_settings(path: &Path, saved: &RunManifest) -> Result<()> {
 /// Opens one of the folder's logs to append to.
 fn append(folder: &Path, name: &str) -> Result<File> {
     let path = folder.join(name);
+    files::refuse_stream(&path)?;
     let file = OpenOptions::new().create(true).append(true).open(&path);
     file.map_err(|source| Error::file("open", path, source))
 }

@@ -7,6 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::backend::Example;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// `attempt.json`: the mixture that the numbers belong to.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -51,6 +52,7 @@ impl Fixture {
     pub fn open(folder: &Path) -> Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
+            files::refuse_stream(&path)?;
             let bytes = std::fs::read(&path).map_err(|source| Error::file("read", &path, source))?;
             Ok((path, bytes))
         };
