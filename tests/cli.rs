@@ -433,3 +433,44 @@ fn bench_step_reports_what_it_measured_as_json() {
         assert!(median > 0.0 && json[key]["counted_gflop"].as_f64() > Some(0.0), "{json}");
     }
 }
+
+/// Pearson's and Spearman's correlation of answers that are all alike are not defined: nothing was measured, and nothing says 0.
+#[test]
+fn a_best_validation_that_is_not_defined_is_called_that() {
+    let data = Data::new();
+    let pairs = |count: usize| -> String {
+        let pair = |i: usize| {
+            format!("{{\"sentence1\": \"a\", \"sentence2\": \"b {i}\", \"label\": {}}}\n", i % 6 % 5)
+        };
+        (0..count).map(pair).collect()
+    };
+    fs::create_dir(data.path("stsb")).expect("a folder");
+    data.write("stsb/train.jsonl", &pairs(12));
+    data.write("stsb/validation.jsonl", &pairs(8));
+    let (model, folder, out) = (model().display().to_string(), data.path("stsb"), data.path("run"));
+    let said = success(&[
+        "train",
+        "--model",
+        &model,
+        "--task",
+        "stsb",
+        "--data",
+        &folder,
+        "--out",
+        &out,
+        "--method",
+        "prompt-tuning",
+        "--prompt-length",
+        "2",
+        "--steps",
+        "1",
+        "--batch-size",
+        "4",
+    ]);
+    assert!(
+        said.contains("best validation undefined (pearson, spearman: ") && !said.contains("0.0000"),
+        "{said}"
+    );
+    let prompt = Prompt::load(Path::new(&out)).expect("a prompt");
+    assert_eq!(prompt.metadata().metric, None, "no value that was never measured");
+}

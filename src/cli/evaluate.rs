@@ -91,14 +91,17 @@ impl Arguments {
     ) -> Result<ExitCode> {
         let (frozen, model) = self.load(backend, std::iter::once((found, saved)))?;
         super::say_moved(saved, &found.path, &model);
-        let mut means = Vec::new();
+        let (mut means, mut undefined) = (Vec::new(), false);
         self.evaluate(&frozen, found, saved, &mut |evaluated| {
-            means.extend(evaluated.evaluation.scores.mean());
+            let scores = &evaluated.evaluation.scores;
+            means.extend(scores.mean());
+            undefined |= scores.values.iter().any(|(_, value)| value.is_none());
             self.print(None, &evaluated);
         })?;
         if self.task.is_none() && saved.config.is_multi_task() && !self.json {
             let mean = means.iter().sum::<f64>() / means.len() as f64;
-            println!("mean over {} tasks {mean:.4}", means.len());
+            let note = if undefined { "; what is undefined counts as 0" } else { "" };
+            println!("mean over {} tasks {mean:.4}{note}", means.len());
         }
         Ok(ExitCode::SUCCESS)
     }

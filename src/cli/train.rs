@@ -181,11 +181,18 @@ impl Arguments {
             several if trainer.tasks().count() == 1 => format!(" (mean of {})", several.join(" and ")),
             _ => " (mean over the tasks)".to_owned(),
         };
+        let undefined = outcome.undefined.join(", ");
+        let best = match outcome.undefined.len() {
+            0 => format!("{:.4}{of}", outcome.best),
+            all if all == metrics.len() => {
+                format!("undefined ({undefined}: the answers or the references are all alike)")
+            }
+            _ => format!("{:.4}{of}, where {undefined} is undefined and counts as 0,", outcome.best),
+        };
         if ranks.rank() == 0 {
             println!(
-                "{} steps{why}; best validation {:.4}{of} after step {}; written to {}",
+                "{} steps{why}; best validation {best} after step {}; written to {}",
                 outcome.steps,
-                outcome.best,
                 outcome.best_step,
                 self.out.display()
             );

@@ -35,6 +35,11 @@ impl<B: Backend> Trainer<'_, B> {
             let Some(range) = layout.target_prompt(0, index) else { break };
             let (task, best) = (&data.task, self.checkpoint.best);
             let values = self.best[range].iter().map(|&value| value as f32).collect();
+            let several = self.tasks.len() > 1;
+            let is_undefined = task.metrics.iter().any(|metric| {
+                let name = if several { format!("{} {metric}", task.name) } else { metric.to_string() };
+                self.checkpoint.best_undefined.contains(&name)
+            });
             let names: Vec<&str> = task.metrics.iter().map(|metric| metric.name()).collect();
             let name =
                 if names.len() > 1 { format!("mean of {}", names.join(" and ")) } else { names.concat() };
@@ -45,7 +50,12 @@ impl<B: Backend> Trainer<'_, B> {
                 steps: best.map(|(_, step)| step),
                 learning_rate: Some(self.config.learning_rate),
                 seed: Some(self.config.seed),
-                metric: self.checkpoint.best_of_tasks.get(index).map(|&value| (name, value)),
+                metric: self
+                    .checkpoint
+                    .best_of_tasks
+                    .get(index)
+                    .filter(|_| !is_undefined)
+                    .map(|&value| (name, value)),
                 ..PromptMetadata::default()
             };
             prompts.push(Prompt::new(&task.name, values, layout.prompt_length, layout.width, metadata)?);

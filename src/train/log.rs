@@ -159,6 +159,12 @@ impl ValidationRecord {
         }
         Self { step, metrics, mean, best, prompts, spread, invalid, tasks }
     }
+
+    /// The names of the metrics that are not defined.
+    pub(super) fn undefined(&self) -> Vec<String> {
+        let undefined = self.metrics.iter().filter(|(_, value)| value.is_none());
+        undefined.map(|(name, _)| name.clone()).collect()
+    }
 }
 
 impl ValidationRecord {

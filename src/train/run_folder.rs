@@ -98,6 +98,10 @@ pub struct Checkpoint {
     /// The mean metric of each task at the best validation.
     #[serde(default)]
     pub best_of_tasks: Vec<f64>,
+    /// Metrics that were not defined at the best validation, as its record names them, and count as 0 in its mean. Not in checkpoints
+    /// of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub best_undefined: Vec<String>,
     /// Validations since.
     pub without_improvement: u64,
     /// SHA-256 over the token ids of the training examples.

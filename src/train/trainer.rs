@@ -53,8 +53,11 @@ pub struct Trainer<'a, B: Backend> {
 pub struct Outcome {
     /// Steps taken.
     pub steps: u64,
-    /// The best validation's mean metric.
+    /// The best validation's mean metric; one that is not defined counts as 0.
     pub best: f64,
+    /// Metrics that were not defined at the best validation, as [`ValidationRecord::metrics`](crate::train::ValidationRecord::metrics)
+    /// names them.
+    pub undefined: Vec<String>,
     /// The step it came behind.
     pub best_step: u64,
     /// Numbers that trained.

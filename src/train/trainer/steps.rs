@@ -124,6 +124,7 @@ impl<B: Backend> Trainer<'_, B> {
         Outcome {
             steps: self.checkpoint.step,
             best,
+            undefined: self.checkpoint.best_undefined.clone(),
             best_step,
             trained: self.trained(),
             rows: self.training_rows(),

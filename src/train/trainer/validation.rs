@@ -28,12 +28,15 @@ impl<B: Backend> Trainer<'_, B> {
             before += data.validation.len();
         }
         let records: Vec<TaskRecord> = self.tasks().zip(&evaluations).map(TaskRecord::new).collect();
-        let mean = records.iter().map(|record| record.mean).sum::<f64>() / records.len() as f64;
+        let means: Vec<f64> = records.iter().map(|record| record.mean).collect();
+        let mean = means.iter().sum::<f64>() / means.len() as f64;
         // The first validation counts even where its metric is not defined: there must be a best.
         let best = self.checkpoint.best.is_none_or(|(best, _)| mean > best || best.is_nan());
+        let record = ValidationRecord::new(self.checkpoint.step, mean, best, self.prompts.clone(), records);
         if best {
             self.checkpoint.best = Some((mean, self.checkpoint.step));
-            self.checkpoint.best_of_tasks = records.iter().map(|record| record.mean).collect();
+            self.checkpoint.best_of_tasks = means;
+            self.checkpoint.best_undefined = record.undefined();
             self.checkpoint.without_improvement = 0;
             self.best = self.parameters()?;
             self.best_examples.clear();
@@ -44,7 +47,7 @@ impl<B: Backend> Trainer<'_, B> {
         } else {
             self.checkpoint.without_improvement += 1;
         }
-        Ok(ValidationRecord::new(self.checkpoint.step, mean, best, self.prompts.clone(), records))
+        Ok(record)
     }
 
     /// Answers `split` of the first task's data with the best parameters so far, or with `parameters`; of the validation rows
