@@ -92,6 +92,13 @@ pub enum Error {
         next: String,
     },
 
+    /// Whoever listens to a run asked for an end before its first step.
+    #[error("ended on request while {during}: no step was taken, and nothing was written")]
+    NotBegun {
+        /// What was being done.
+        during: String,
+    },
+
     /// Something is known but cannot be done by this build or on this machine.
     #[error("{what} is not supported: {reason}{}", then(advice))]
     Unsupported {

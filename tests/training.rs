@@ -410,6 +410,27 @@ fn a_run_leaves_settings_logs_best_last_and_a_prompt_that_others_can_use() {
     assert!(occupied.to_string().contains("--resume"), "{occupied}");
 }
 
+/// Who asks for an end while the rows are still read need not wait for the last of them.
+#[test]
+fn an_end_that_is_asked_for_comes_before_all_rows_are_read() {
+    struct Ends;
+    impl Monitor for Ends {
+        fn note(&mut self, text: &str) {
+            assert!(!text.starts_with("training: "), "the rows were read to their end");
+        }
+        fn ends_before_first_step(&mut self) -> bool {
+            true
+        }
+    }
+    let data = data(16);
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let error = Trainer::new(&frozen, &config(data.path()), &mut Ends).map(drop).unwrap_err();
+    assert!(matches!(error, Error::NotBegun { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("train.jsonl: no step was taken, and nothing was written"), "{said}");
+}
+
 #[test]
 fn patience_ends_a_run_that_no_longer_improves() {
     let data = data(24);

@@ -94,7 +94,7 @@ pub fn run() -> ExitCode {
     let ended = arguments.command.run();
     match ended.and_then(|code| output::finish().map(|()| code)) {
         Ok(code) => code,
-        Err(error @ Error::Interrupted { .. }) => {
+        Err(error @ (Error::Interrupted { .. } | Error::NotBegun { .. })) => {
             eprintln!("{error}");
             ExitCode::from(progress::INTERRUPTED)
         }

@@ -158,4 +158,8 @@ impl Monitor for Shown {
     fn ends(&mut self) -> bool {
         self.signalled.load(Ordering::Relaxed)
     }
+
+    fn ends_before_first_step(&mut self) -> bool {
+        self.ends()
+    }
 }

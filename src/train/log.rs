@@ -240,6 +240,10 @@ pub trait Monitor {
     fn ends(&mut self) -> bool {
         false
     }
+    /// Whether the run is to end before its first step, asked while rows are read, when nothing has been written.
+    fn ends_before_first_step(&mut self) -> bool {
+        false
+    }
 }
 
 /// Nobody.

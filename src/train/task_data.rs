@@ -79,10 +79,18 @@ impl TaskData {
             (None, Some(most)) if all.row_count()? > most => draw(most, false)?,
             _ => all.clone(),
         };
-        let load = |part: &Part, purpose, most: Option<usize>| {
+        let load = |part: &Part, purpose, most: Option<usize>, monitor: &mut dyn Monitor| {
             let mut settings = ExampleSettings::new(config.max_source_length, longest_target, purpose);
             settings.max_rows = most;
-            Examples::load(part, &task, &encode, &settings)
+            let origin = part.path().display().to_string();
+            // Millions of rows take minutes, in which a user may think better of it.
+            let rows = part.rows_for(&task)?.map(|row| {
+                if monitor.ends_before_first_step() {
+                    return Err(Error::NotBegun { during: format!("rows were read from {origin}") });
+                }
+                row
+            });
+            Examples::of_rows(rows, &origin, &task, &encode, &settings)
         };
         let validation_rows = splits.get(Split::Validation)?;
         for (split, part) in [(Split::Train, all), (Split::Validation, validation_rows)] {
@@ -95,8 +103,8 @@ impl TaskData {
                 monitor.note(remark);
             }
         }
-        let training = load(&training_rows, Purpose::Training, None)?;
-        let validation = load(validation_rows, Purpose::Evaluation, config.validation_rows)?;
+        let training = load(&training_rows, Purpose::Training, None, monitor)?;
+        let validation = load(validation_rows, Purpose::Evaluation, config.validation_rows, monitor)?;
         let of = if config.is_multi_task() { format!(" of {}", task.name) } else { String::new() };
         monitor.note(&format!("training{of}: {}", training.counts()));
         monitor.note(&format!("validation{of}: {}", validation.counts()));
