@@ -474,3 +474,24 @@ fn a_best_validation_that_is_not_defined_is_called_that() {
     let prompt = Prompt::load(Path::new(&out)).expect("a prompt");
     assert_eq!(prompt.metadata().metric, None, "no value that was never measured");
 }
+
+/// Files of many runs have commands of their own, which who gives one to another command is told.
+#[test]
+fn a_file_of_many_runs_is_told_which_command_takes_it() {
+    let data = Data::new();
+    data.write("sweep.toml", "model = \"m\"\n[sweep]\nseed = [1, 2]\n");
+    data.write("study.toml", "model = \"m\"\n[study]\nseeds = [1, 2]\n");
+    let out = data.path("out");
+    let train = |name: &str| error(&["train", "--config", &data.path(name), "--out", &out]);
+    let (sweep, study) = (train("sweep.toml"), train("study.toml"));
+    assert!(
+        sweep.contains("line 2") && sweep.contains(&format!("promptmix sweep {}", data.path("sweep.toml"))),
+        "{sweep}"
+    );
+    assert!(
+        study.contains("line 2") && study.contains(&format!("promptmix compare {}", data.path("study.toml"))),
+        "{study}"
+    );
+    let said = error(&["sweep", &data.path("study.toml"), "--out", &out]);
+    assert!(said.contains("promptmix compare"), "{said}");
+}

@@ -138,6 +138,15 @@ fn check_keys<'a>(path: &Path, text: &str, mut keys: impl Iterator<Item = &'a St
                 "a run's settings do not say where it is computed: leave it out, and give --{unknown} to the command"
             )
         }
+        _ if unknown == "sweep" => {
+            format!(
+                "a file with a table `sweep` is one of many runs: promptmix sweep {} --out FOLDER",
+                path.display()
+            )
+        }
+        _ if unknown == "study" => {
+            format!("a file with a table `study` is a comparison's: promptmix compare {}", path.display())
+        }
         Some((_, key)) => format!("did you mean `{key}`?"),
         None => "promptmix train --help lists the settings".to_owned(),
     };

@@ -26,6 +26,10 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
         let advice = "as in: [sweep] seed = [1, 2, 3] and task = [{ task = \"rte\", data = \"data/rte\" }]";
         Err(Error::format(path, None, expected, found, advice))
     };
+    if shared.contains_key("study") && !shared.contains_key("sweep") {
+        let advice = format!("it is a comparison's file: promptmix compare {}", path.display());
+        return Err(Error::format(path, None, "a table `sweep` of lists", "a table `study`", advice));
+    }
     let Some(Value::Table(axes)) = shared.remove("sweep") else {
         return refuse("a table `sweep` of lists", "none".into());
     };
