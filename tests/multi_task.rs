@@ -238,6 +238,22 @@ fn a_run_on_several_tasks_leaves_a_prompt_a_task_and_answers_as_each() {
     );
 }
 
+/// A folder of one task's rows in the place of one with a folder a task is answered with what to write instead.
+#[test]
+fn the_rows_of_one_task_are_not_taken_for_those_of_all() {
+    let data = data(8, 8);
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let mut config = config(data.path());
+    config.data = data.path().join("sst2");
+    let said = Trainer::new(&frozen, &config, &mut Silent).map(drop).unwrap_err().to_string();
+    for part in
+        ["a folder for each of the tasks, sst2, rte", "none for sst2", "train.jsonl", "--task sst2 --data"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
 #[test]
 fn tasks_of_a_run_are_known_and_different() {
     let mut config = RunConfig::default();

@@ -7,7 +7,7 @@ use super::device::{Device, on_device};
 use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
-use crate::data::{Split, data_of_task};
+use crate::data::{Split, data_of_task, refuse_without};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Spread};
 use crate::model::Frozen;
@@ -228,6 +228,7 @@ impl Arguments {
         };
         let data = match &self.data {
             Some(data) if names.len() > 1 && self.task.is_none() => {
+                refuse_without(data, &names, &run.task().name)?;
                 data_of_task(data, &names, &run.task().name)?
             }
             Some(data) => data.clone(),

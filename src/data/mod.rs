@@ -28,6 +28,8 @@ pub use folder::is_split_file;
 pub use format::Format;
 pub use index::RowIndex;
 pub use lines::LINE_LIMIT;
+#[cfg(feature = "training")]
+pub(crate) use places::refuse_without;
 pub use places::{data_of_task, data_of_tasks, data_parts};
 pub use reader::{Reader, count_rows, open, open_columns, open_with_text};
 pub use splits::{Part, Rows, Split, SplitSource, Splits};

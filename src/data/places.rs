@@ -59,6 +59,23 @@ pub fn data_of_task(data: &Path, names: &[&str], name: &str) -> Result<PathBuf> 
     Ok(data_of_tasks(written, names)?.swap_remove(place))
 }
 
+/// Refuses `data` where it is to be the folder of several tasks' folders and has none for `name`, one of `names`.
+///
+/// # Errors
+/// [`Error::Setting`] that says what is there.
+#[cfg(feature = "training")]
+pub(crate) fn refuse_without(data: &Path, names: &[&str], name: &str) -> Result<()> {
+    if names.len() < 2 || !data.is_dir() || data.join(name).exists() {
+        return Ok(());
+    }
+    let (all, whole) = (names.join(", "), data.display());
+    let expected = format!("a folder for each of the tasks, {all}, in {whole}");
+    let found = format!("none for {name}, {}", super::folder::listing(data));
+    let advice =
+        format!("give one place a task with commas between, or name one task: --task {name} --data {whole}");
+    Err(Error::setting("--data", expected, found, advice))
+}
+
 /// The folder called `name` in `whole`; of a data set of the hub before the revision.
 fn in_folder(whole: &str, name: &str) -> PathBuf {
     match whole.split_once('@').filter(|_| whole.starts_with("hub:")) {

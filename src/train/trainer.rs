@@ -20,7 +20,7 @@ use super::task_data::{TaskData, sha256};
 use super::tasks;
 use crate::backend::{Backend, Objective};
 use crate::config::{Method, RunConfig};
-use crate::data::{Batches, data_of_tasks};
+use crate::data::{Batches, data_of_tasks, refuse_without};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::Prompt;
@@ -81,6 +81,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let mixture = mixture(frozen, config, &sources, described.len())?;
         let names: Vec<&str> = described.iter().map(|task| &task.name[..]).collect();
         let places = data_of_tasks(&config.data.to_string_lossy(), &names)?;
+        names.iter().try_for_each(|name| refuse_without(&config.data, &names, name))?;
         let load = |(task, place)| TaskData::load(frozen, config, task, place, monitor);
         let tasks = described.into_iter().zip(places).map(load).collect::<Result<Vec<_>>>()?;
         let values = initial_values(frozen, config, &tasks, &mixture.layout, &sources, monitor)?;
