@@ -358,6 +358,13 @@ fn a_test_file_tests_where_there_is_no_validation_file() {
     let splits = Splits::of_task(folder.path(), &task, false).unwrap();
     let found = splits.get(Split::Validation).unwrap_err().to_string();
     assert!(found.contains("--split-validation-test holds 1000 rows"), "{found}");
+    // Nor can the rule take 1,000 rows of fewer, and nobody is told to turn off what may not be on.
+    write(folder.path(), "train.jsonl", sst2(6));
+    let found = Splits::of_task(folder.path(), &task, true).unwrap_err().to_string();
+    assert!(
+        found.contains("at least 1001 rows") && found.contains("without `--splits paper` and"),
+        "{found}"
+    );
 }
 
 /// One data set of the hub holds six of questions: a task reads its own subset, counts it, splits it and draws from it.

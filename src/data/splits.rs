@@ -426,7 +426,8 @@ fn too_small(path: &Path, least: usize, rows: usize) -> Error {
         "split rule",
         format!("at least {least} rows in {}", path.display()),
         rows.to_string(),
-        "turn `split_validation_test` off and give each split its own file",
+        "the paper's rule takes validation or test rows from it: without `--splits paper` and `--split-validation-test` each split is its own \
+         file",
     )
 }
 
