@@ -200,6 +200,17 @@ fn a_label_outside_the_set_names_file_line_field_and_the_set() {
     for part in ["rows.jsonl, line 7", "`label`", "0, 1", "\"2\""] {
         assert!(message.contains(part), "{part}: {message}");
     }
+    for written in ["nan", "NaN", "None"] {
+        let missing = row(json!({"sentence": "s", "label": written}));
+        let said = |task: &Task| task.examples(&missing, Purpose::Training).unwrap_err().to_string();
+        let own = Task::generic("g", "{sentence}", Some("bad,good"), "label").unwrap();
+        let (known, own) = (said(&Task::named("sst2").unwrap()), said(&own));
+        assert!(known.contains("write for a missing value") && !known.contains("--labels"), "{known}");
+        assert!(own.contains("write for a missing value") && own.contains("if it is a label"), "{own}");
+    }
+    let missing = row(json!({"sentence1": "a", "sentence2": "b", "label": "nan"}));
+    let message = Task::named("stsb").unwrap().examples(&missing, Purpose::Training).unwrap_err().to_string();
+    assert!(message.contains("write for a missing value"), "{message}");
     let hidden = row(json!({"sentence": "s", "label": -1}));
     let said = |task: &Task, row: &Row, purpose| task.examples(row, purpose).unwrap_err().to_string();
     let sst2 = Task::named("sst2").unwrap();

@@ -191,6 +191,7 @@ impl Target {
                     // No list of labels could make -1 one of them.
                     let origin = || if origin() == Origin::Own { Origin::Known } else { origin() };
                     let advice = without_label(value).map(|written| origin().advice(written));
+                    let advice = advice.or_else(|| missing_value(value));
                     row.error(
                         format!("a number from {minimum} to {maximum} in field {field}"),
                         quote(&value.to_string()),
@@ -306,6 +307,18 @@ fn without_label(value: &Value) -> Option<&'static str> {
     written_forms(value).iter().any(|form| form == "-1").then_some("-1")
 }
 
+/// Texts that programs write for a missing value: Python's `str` of NaN and None, R, and pandas for its own NA.
+const MISSING: [&str; 6] = ["nan", "none", "null", "na", "n/a", "<na>"];
+
+/// What to do about a row whose label is such a text.
+fn missing_value(value: &Value) -> Option<String> {
+    let text = value.as_str()?.trim();
+    let is_missing = MISSING.iter().any(|missing| text.eq_ignore_ascii_case(missing));
+    is_missing.then(|| {
+        format!("{text:?} is what programs write for a missing value: label the row, or leave such rows out")
+    })
+}
+
 fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, origin: Origin) -> Error {
     let known: Vec<String> = classes
         .iter()
@@ -318,6 +331,12 @@ fn outside(classes: &[Class], field: &Field, value: &Value, row: &Row, origin: O
     let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let advice = if let Some(written) = without_label(value) {
         origin.advice(written)
+    } else if let Some(advice) = missing_value(value) {
+        match origin {
+            // A label of one's own may be called that.
+            Origin::Own => format!("{advice}; if it is a label, name it among those of `--labels`"),
+            _ => advice,
+        }
     } else {
         let names: Vec<&str> = classes
             .iter()
