@@ -495,3 +495,14 @@ fn a_file_of_many_runs_is_told_which_command_takes_it() {
     let said = error(&["sweep", &data.path("study.toml"), "--out", &out]);
     assert!(said.contains("promptmix compare"), "{said}");
 }
+
+#[test]
+fn a_prompt_that_is_cut_short_is_trained_again_and_not_fetched() {
+    let data = Data::new();
+    success(&words(&data.train("run", &[])));
+    let prompt = data.path("run/prompt.safetensors");
+    let bytes = fs::read(&prompt).expect("read");
+    fs::write(&prompt, &bytes[..20]).expect("written");
+    let said = error(&["prompts", "show", &prompt]);
+    assert!(said.contains("if a run wrote it, put back a copy or train again"), "{said}");
+}

@@ -368,7 +368,7 @@ fn safetensors_entries(path: &Path, bytes: &[u8]) -> Result<Found> {
             None,
             "a safetensors file",
             found,
-            "the file is damaged or cut short; fetch it again",
+            "the file is damaged or cut short; fetch it again, or, if a run wrote it, put back a copy or train again",
         )
     };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
