@@ -506,3 +506,16 @@ fn a_prompt_that_is_cut_short_is_trained_again_and_not_fetched() {
     let said = error(&["prompts", "show", &prompt]);
     assert!(said.contains("if a run wrote it, put back a copy or train again"), "{said}");
 }
+
+#[test]
+#[cfg(feature = "cuda")]
+fn kernels_are_written_into_no_file() {
+    let data = Data::new();
+    data.write("file", "");
+    for place in ["file", "file/inside"] {
+        let said = error(&["kernels", "export", &data.path(place)]);
+        let (file, wanted) = (data.path("file"), "FOLDER: expected a folder to write to");
+        assert!(said.contains(wanted) && said.contains(&format!("{file}, which is no folder")), "{said}");
+    }
+    assert_eq!(fs::read(data.path("file")).expect("still there"), b"");
+}

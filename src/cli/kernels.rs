@@ -47,6 +47,17 @@ impl Arguments {
 impl Export {
     fn run(self) -> Result<ExitCode> {
         let images = images(self.arch.parse::<Architecture>()?)?;
+        if let Some(file) =
+            self.folder.ancestors().find(|place| place.exists()).filter(|place| !place.is_dir())
+        {
+            let found = format!("{}, which is no folder", file.display());
+            return Err(Error::setting(
+                "FOLDER",
+                "a folder to write to",
+                found,
+                "name another place, or move it away",
+            ));
+        }
         std::fs::create_dir_all(&self.folder).map_err(|error| Error::file("create", &self.folder, error))?;
         let name = |image: &Image| format!("{}.{}", image.stem, image.extension);
         let mut bytes = 0;
