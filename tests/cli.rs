@@ -519,3 +519,32 @@ fn kernels_are_written_into_no_file() {
     }
     assert_eq!(fs::read(data.path("file")).expect("still there"), b"");
 }
+
+#[test]
+fn verify_says_what_a_models_files_leave_open() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny");
+    let data = Data::new();
+    let folder = data.0.path().join("more");
+    fs::create_dir(&folder).expect("a folder");
+    for entry in fs::read_dir(&tiny).expect("the fixture") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied");
+    }
+    // The same file with a tensor more, which no T5 has.
+    let file = folder.join("model.safetensors");
+    let bytes = fs::read(&file).expect("read");
+    let (length, rest) = bytes.split_first_chunk::<8>().expect("a header's length");
+    let (header, tensors) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).expect("a header");
+    let range = [tensors.len(), tensors.len() + 4];
+    header["adapter.weight"] = serde_json::json!({ "dtype": "F32", "shape": [1], "data_offsets": range });
+    let header = header.to_string().into_bytes();
+    fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], &header, tensors, &[0; 4]].concat())
+        .expect("written");
+    let output = promptmix(&["verify", &folder.display().to_string()]);
+    let said = text(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("warning: ") && said.contains("adapter.weight"),
+        "{said}"
+    );
+}

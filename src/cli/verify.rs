@@ -28,6 +28,7 @@ impl Arguments {
         let mut passed = true;
         for folder in &self.folders {
             let report = on_device!(device, backend => verify(backend, folder)?);
+            super::warn(&report.warnings);
             println!("{}\n{report}", folder.display());
             let verdict = if report.passed() { "passed" } else { "FAILED" };
             println!("{}: {verdict}\n", folder.display());

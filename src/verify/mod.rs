@@ -79,6 +79,8 @@ impl Check {
 /// All checks of one fixture.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// What the model's files leave open.
+    pub warnings: Vec<String>,
     /// In the fixture's order of names.
     pub checks: Vec<Check>,
     /// Tensors of the fixture that were neither compared nor listed.
@@ -193,7 +195,7 @@ pub fn verify<B: Backend>(backend: &B, folder: &Path) -> Result<Report> {
     checks.sort_by(|a, b| a.name.cmp(&b.name));
     let seen: BTreeSet<&str> = checks.iter().map(|check| check.name.as_str()).collect();
     let forgotten = fixture.names().filter(|name| !seen.contains(name)).map(str::to_owned).collect();
-    Ok(Report { checks, forgotten })
+    Ok(Report { warnings: checkpoint.warnings().to_vec(), checks, forgotten })
 }
 
 struct Run<'a> {
