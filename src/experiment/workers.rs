@@ -50,6 +50,7 @@ impl<'a> Workers<'a> {
     ) -> Result<Vec<R>> {
         let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
         let take = |mut progress: Remote<'_>| -> Result<Vec<(usize, R)>> {
+            // On the worker's own thread: to hand each op to another costs a seventh of the time.
             let backend = Cpu::with_caller(Some(1))?;
             let frozen = Frozen::load(&backend, self.model)?;
             let mut results = Vec::new();
