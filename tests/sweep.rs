@@ -293,8 +293,15 @@ fn the_table_has_mean_and_deviation_over_seeds() {
     let run = |name: &str, seed: u64, rate: f64, best: f64, test: Option<f64>| {
         let mut config = RunConfig::default();
         (config.seed, config.learning_rate) = (seed, rate);
-        let outcome =
-            Outcome { steps: 9, best, best_step: 3, trained: 1, rows: vec![8], stopped_early: false };
+        let outcome = Outcome {
+            steps: 9,
+            best,
+            undefined: Vec::new(),
+            best_step: 3,
+            trained: 1,
+            rows: vec![8],
+            stopped_early: false,
+        };
         SweptRun {
             name: name.into(),
             config,
