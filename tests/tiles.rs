@@ -89,7 +89,7 @@ fn a_search_launches_every_candidate_of_each_product_of_a_layer_and_compares_the
         let found: Vec<TileConfig> = measured.iter().map(|candidate| candidate.config).collect();
         assert_eq!(found, expected, "{product:?}");
         for candidate in &measured {
-            assert!(candidate.apart <= Candidate::MOST_APART, "{product:?}: {candidate:?}");
+            assert!(candidate.apart <= Candidate::MAX_APART, "{product:?}: {candidate:?}");
             assert_eq!([candidate.cold_us.len(), candidate.warm_us.len()], [2, 2]);
             assert!(candidate.microseconds() > 0.0 && candidate.expected_cycles > 0, "{candidate:?}");
         }

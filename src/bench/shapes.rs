@@ -52,7 +52,7 @@ const EXPECTED: &str = "[[shape]] tables with name, examples, source-lengths, ta
                         inner, vocabulary, sources, bottleneck and decoded";
 const ADVICE: &str = "src/bench/presets.toml has those of released models";
 /// The most numbers of one operand: several times those of the largest model here, and what hosts and devices have room for.
-const MOST_NUMBERS: u128 = 1 << 31;
+const MAX_NUMBERS: u128 = 1 << 31;
 
 /// The shapes that `named` names: a preset, or the TOML file at that path.
 ///
@@ -136,8 +136,8 @@ impl Shape {
         let rows = self.lengths().map(|length| (length + self.prompt_length) as u128).sum::<u128>();
         let widest = self.width.max(2 * self.inner).max(3 * self.heads * self.head_width) as u128;
         let largest = (rows * widest).max((self.vocabulary * self.width) as u128);
-        if largest > MOST_NUMBERS {
-            return refuse(format!("operands of at most {MOST_NUMBERS} numbers"), largest.to_string());
+        if largest > MAX_NUMBERS {
+            return refuse(format!("operands of at most {MAX_NUMBERS} numbers"), largest.to_string());
         }
         Ok(())
     }

@@ -161,7 +161,7 @@ impl<'a> Line<'a> {
         is_chosen: impl Fn(&Candidate) -> bool,
     ) -> Result<Self> {
         for candidate in candidates {
-            let agrees = candidate.apart <= Candidate::MOST_APART; // which NaN does not
+            let agrees = candidate.apart <= Candidate::MAX_APART; // which NaN does not
             if !agrees {
                 let action = format!("multiply in tiles of {}", candidate.config);
                 let found = format!(

@@ -10,7 +10,7 @@ use super::file::{parse, read, with_keys_of_now};
 use crate::error::{Error, Result};
 
 /// Runs of one file at most: more is nearly always a mistake.
-const MOST: usize = 10_000;
+const MAX_RUNS: usize = 10_000;
 
 /// Reads the runs of the file at `path`: settings as [`RunConfig::from_toml`] reads them, and a table `sweep` of lists.
 /// There is a run for every combination of the lists' entries. An entry is a value of the setting that its list is named
@@ -39,8 +39,8 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
         let Value::Array(entries) = entries else {
             return refuse(&format!("a list as sweep.{axis}"), entries.type_str().into());
         };
-        if entries.is_empty() || runs.len() * entries.len() > MOST {
-            let expected = format!("1 to {MOST} runs");
+        if entries.is_empty() || runs.len() * entries.len() > MAX_RUNS {
+            let expected = format!("1 to {MAX_RUNS} runs");
             return refuse(&expected, format!("{} with sweep.{axis}", runs.len() * entries.len()));
         }
         let mut longer = Vec::with_capacity(runs.len() * entries.len());

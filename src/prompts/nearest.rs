@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::pretrained::Checkpoint;
 
 /// Neighbors of a row at most.
-const MOST: usize = 1_000;
+const MAX_NEIGHBORS: usize = 1_000;
 
 /// A row of the embedding.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,8 +37,8 @@ pub fn nearest(
         let expected = format!("1 to {}, as the prompt has rows", prompt.length());
         return Err(Error::setting("--rows", expected, rows.to_string(), ""));
     }
-    if top == 0 || top > MOST {
-        return Err(Error::setting("--top", format!("1 to {MOST}"), top.to_string(), ""));
+    if top == 0 || top > MAX_NEIGHBORS {
+        return Err(Error::setting("--top", format!("1 to {MAX_NEIGHBORS}"), top.to_string(), ""));
     }
     let own = &prompt.values()[..rows * width];
     let own_squares: Vec<f64> = own.chunks_exact(width).map(|row| dot(row, row)).collect();

@@ -135,14 +135,14 @@ pub struct Log {
 }
 
 /// Distinct reports kept of one launch.
-const MOST: usize = 64;
+const MAX_REPORTS: usize = 64;
 
 impl Log {
     /// Adds a failure at an instruction; `make` is called only for the first of its kind.
     pub fn add(&mut self, check: Check, at: usize, make: impl FnOnce() -> Report) {
         match self.found.get(&(check, at)) {
             Some(&index) => self.reports[index].count += 1,
-            None if self.reports.len() < MOST => {
+            None if self.reports.len() < MAX_REPORTS => {
                 self.found.insert((check, at), self.reports.len());
                 self.reports.push(make());
             }
@@ -195,7 +195,7 @@ impl Log {
             let report = other.reports[index].clone();
             match self.found.get(&(check, at)) {
                 Some(&known) => self.reports[known].count += report.count,
-                None if self.reports.len() < MOST => {
+                None if self.reports.len() < MAX_REPORTS => {
                     self.found.insert((check, at), self.reports.len());
                     self.reports.push(report);
                 }

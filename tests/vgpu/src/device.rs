@@ -11,7 +11,7 @@ use crate::codes::{
     COOPERATIVE_LAUNCH_TOO_LARGE, INVALID_CLUSTER_SIZE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES,
 };
 use crate::counters::Counters;
-use crate::execute::{self, Begun, Early, MOST_BLOCKS, Outcome, Settings, Shape};
+use crate::execute::{self, Begun, Early, MAX_BLOCKS, Outcome, Settings, Shape};
 use crate::memory::{Concurrent, Memory, StreamBit, View};
 use crate::profile::{NEWEST_PTX, PROFILES, Profile, REGISTERS, SHARED_DEFAULT};
 use crate::program::{LoadError, Program, load};
@@ -438,8 +438,8 @@ impl Device {
         if self.profile.capability.0 < 9 {
             return Err(format!("{} has no clusters", self.profile.name));
         }
-        if size == 0 || size > MOST_BLOCKS {
-            return Err(format!("a cluster of {size} blocks; 1 to {MOST_BLOCKS} are allowed"));
+        if size == 0 || size > MAX_BLOCKS {
+            return Err(format!("a cluster of {size} blocks; 1 to {MAX_BLOCKS} are allowed"));
         }
         if program.max_cluster > 0 && size > program.max_cluster {
             return Err(format!("a cluster of {size} blocks exceeds the kernel's {}", program.max_cluster));

@@ -53,7 +53,7 @@ impl Swizzle {
 }
 
 /// Most dimensions of a tensor.
-pub const MOST_DIMENSIONS: usize = 5;
+pub const MAX_DIMENSIONS: usize = 5;
 /// Bytes of a map.
 pub const MAP_BYTES: usize = 128;
 const MAGIC: [u8; 4] = *b"vtm1";
@@ -72,13 +72,13 @@ pub struct TensorMap {
     /// Where the tensor begins in global memory.
     pub address: u64,
     /// Elements in each dimension.
-    pub dimensions: [u64; MOST_DIMENSIONS],
+    pub dimensions: [u64; MAX_DIMENSIONS],
     /// Bytes from one element to the next in each dimension.
-    pub strides: [u64; MOST_DIMENSIONS],
+    pub strides: [u64; MAX_DIMENSIONS],
     /// Elements of a box in each dimension of shared memory.
-    pub boxes: [u32; MOST_DIMENSIONS],
+    pub boxes: [u32; MAX_DIMENSIONS],
     /// Elements of the tensor from one element of the box to the next.
-    pub steps: [u32; MOST_DIMENSIONS],
+    pub steps: [u32; MAX_DIMENSIONS],
 }
 
 /// What `cuTensorMapEncodeTiled` is told.
@@ -142,7 +142,7 @@ impl TensorMap {
     pub fn new(request: &Request<'_>) -> Result<Self, MapError> {
         let invalid = |message: String| Err(MapError::Invalid(message));
         let rank = request.dimensions.len();
-        if !(1..=MOST_DIMENSIONS).contains(&rank) {
+        if !(1..=MAX_DIMENSIONS).contains(&rank) {
             return invalid(format!("a tensor has 1 to 5 dimensions, not {rank}"));
         }
         let Some((element, nan)) = kind(request.kind) else {
@@ -169,10 +169,10 @@ impl TensorMap {
             outside,
             swizzle,
             address: request.address,
-            dimensions: [1; MOST_DIMENSIONS],
-            strides: [element as u64; MOST_DIMENSIONS],
-            boxes: [1; MOST_DIMENSIONS],
-            steps: [1; MOST_DIMENSIONS],
+            dimensions: [1; MAX_DIMENSIONS],
+            strides: [element as u64; MAX_DIMENSIONS],
+            boxes: [1; MAX_DIMENSIONS],
+            steps: [1; MAX_DIMENSIONS],
         };
         for axis in 0..rank {
             let size = request.dimensions[axis];
@@ -285,10 +285,10 @@ impl TensorMap {
             swizzle: Swizzle::of(swizzle as u8)?,
             outside: take(8)?.to_le_bytes(),
             address: take(8)?,
-            dimensions: [1; MOST_DIMENSIONS],
-            strides: [element; MOST_DIMENSIONS],
-            boxes: [1; MOST_DIMENSIONS],
-            steps: [1; MOST_DIMENSIONS],
+            dimensions: [1; MAX_DIMENSIONS],
+            strides: [element; MAX_DIMENSIONS],
+            boxes: [1; MAX_DIMENSIONS],
+            steps: [1; MAX_DIMENSIONS],
         };
         for size in &mut out.dimensions {
             *size = take(4)? + 1;
@@ -302,7 +302,7 @@ impl TensorMap {
         for step in &mut out.steps {
             *step = take(1)? as u32;
         }
-        let sensible = (1..=MOST_DIMENSIONS).contains(&out.rank)
+        let sensible = (1..=MAX_DIMENSIONS).contains(&out.rank)
             && matches!(out.element, 1 | 2 | 4 | 8)
             && out.boxes.iter().all(|size| (1..=256).contains(size));
         sensible.then_some(out)

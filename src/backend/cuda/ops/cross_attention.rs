@@ -557,7 +557,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
             steps.launch(Step::Widen, &CrossArguments { from: q, weight: w_k, to: absorbed_q, ..shared })?;
         }
         let mixing = CrossArguments { to: mixed, ..shared };
-        if !steps.attend(absorbed_q, &mixing, false)? {
+        if !steps.attend(&mixing, false)? {
             steps.launch(Step::Scores, &shared)?;
             steps.launch(Step::Mix, &mixing)?;
         }
@@ -615,7 +615,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
         if !is_known {
             steps.launch(Step::Widen, &CrossArguments { from: d_o, weight: w_v, to: d_mixed, ..shared })?;
         }
-        let at_once = steps.attend(d_mixed, &shared, true)?;
+        let at_once = steps.attend(&shared, true)?;
         if !at_once {
             steps.launch(Step::ScoresBackward, &shared)?;
         }

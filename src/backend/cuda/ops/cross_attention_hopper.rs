@@ -44,9 +44,9 @@ impl Steps<'_> {
         tensor_map(address, shape, [thin::ROWS, thin::DEPTH])
     }
 
-    /// Launches the attention of `left`, q' or d_mixed, over h, or what is backward of it, as clusters, where the device and the shape
-    /// have that; whether it did.
-    pub(super) fn attend(&self, left: u64, shared: &CrossArguments, backward: bool) -> Result<bool> {
+    /// Launches the attention of q' over h, or what is backward of it, of d_mixed, as clusters, where the device and the shape have
+    /// that; whether it did.
+    pub(super) fn attend(&self, shared: &CrossArguments, backward: bool) -> Result<bool> {
         let Some(stretches) = self.hopper()? else { return Ok(false) };
         let (depth, heads) = (self.shape.depth, self.shape.heads.count);
         // Blocks of a cluster, and stretches of D of each.
@@ -73,6 +73,7 @@ impl Steps<'_> {
             None => (most(MAX_SHARED, 2).unwrap_or(1), 2),
         };
         let name = if backward { "cross_attention_backward_hopper" } else { "cross_attention_hopper" };
+        let left = if backward { shared.d_mixed } else { shared.absorbed_q };
         let arguments = CrossAttentionHopperArguments {
             left: Self::map(left, [self.shape.targets() * heads, depth])?,
             h: Self::map(shared.h, [self.shape.sources(), depth])?,

@@ -142,8 +142,8 @@ impl Refill {
 
 /// A batch of so many examples with room for so many rows a side.
 fn roomy(examples: usize, prompt_length: usize, [sources, targets]: [usize; 2]) -> Result<Batch> {
-    if examples == 0 || targets < examples || sources < examples || sources.max(targets) > MOST_ROWS {
-        let expected = format!("an example or more, and a row for each, up to {MOST_ROWS}");
+    if examples == 0 || targets < examples || sources < examples || sources.max(targets) > MAX_ROWS {
+        let expected = format!("an example or more, and a row for each, up to {MAX_ROWS}");
         let found = format!("{examples} examples, {targets} rows (sources: {sources})");
         return Err(Error::tensor("the capacity", expected, found, ""));
     }
@@ -163,7 +163,7 @@ fn pack(lengths: impl Iterator<Item = (usize, usize)>, prompt_length: usize) -> 
 }
 
 /// So that every number of a description is an i32.
-const MOST_ROWS: usize = 1 << 24;
+const MAX_ROWS: usize = 1 << 24;
 
 /// Lengths that stay, or those that are refilled.
 #[derive(Debug)]

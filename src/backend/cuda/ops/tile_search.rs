@@ -96,7 +96,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// Two results of the same sums in other orders, each rounded to bf16 once, may be a step of bf16 apart.
-    pub const MOST_APART: f64 = 1.0 / 128.0;
+    pub const MAX_APART: f64 = 1.0 / 128.0;
 
     /// What candidates are ranked by: the mean of a cold and a warm launch's median in microseconds. In a step the weight comes from
     /// memory and the rows from the cache.

@@ -16,7 +16,7 @@ use crate::execute::{Begun, Outcome};
 use crate::program::Program;
 
 /// Most launches that are under way at a time.
-const MOST: usize = 4;
+const MAX_LAUNCHES: usize = 4;
 
 /// Calls that neither give the device work nor tell of any, and those that give more launches.
 const QUIET: &[&str] = &[
@@ -72,7 +72,7 @@ pub fn keep(prepared: Prepared, program: &Arc<Program>, stream: usize, dependent
             let kept = &state().kept.launches;
             match kept.back().map(|last| &last.progress) {
                 None => false,
-                Some(_) if !follows || kept.len() >= MOST => true,
+                Some(_) if !follows || kept.len() >= MAX_LAUNCHES => true,
                 // Only a grid that lets it may be overtaken together with the one before it.
                 Some(Progress::Begun(last)) => kept.len() > 1 && !last.triggered,
                 Some(Progress::Fresh(_)) => kept.len() > 1,

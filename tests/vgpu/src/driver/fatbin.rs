@@ -12,7 +12,7 @@ const WRAPPER: u32 = 0x4662_43b1;
 /// A wrapper of this version names the fatbins that were linked, and not a file.
 const LINKED: u32 = 2;
 /// More text than any program has: a damaged size is not to take the memory of the host.
-const MOST_TEXT: usize = 1 << 30;
+const MAX_TEXT: usize = 1 << 30;
 
 /// Why there is no PTX: the driver's error number, and words.
 type Refusal = (u32, String);
@@ -157,7 +157,7 @@ impl<'a> Entry<'a> {
         const ANY: u64 = 0xf000;
         let broken =
             |why: &str| (INVALID_PTX, format!("the PTX of the fatbin cannot be decompressed: {why}"));
-        if self.flags & ANY != 0 && self.size > MOST_TEXT {
+        if self.flags & ANY != 0 && self.size > MAX_TEXT {
             return Err(broken("it claims to be larger than any"));
         }
         let mut unpacked = Vec::new();

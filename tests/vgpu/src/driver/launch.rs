@@ -33,7 +33,7 @@ const END: usize = 0;
 const BUFFER: usize = 1;
 const SIZE: usize = 2;
 /// Pairs of `extra` at which a list is taken for one that does not end.
-const MOST_PAIRS: usize = 8;
+const MAX_PAIRS: usize = 8;
 
 /// The arguments in a buffer that is laid out as the kernel's parameters.
 ///
@@ -41,7 +41,7 @@ const MOST_PAIRS: usize = 8;
 /// `extra` is a list as `cuLaunchKernel` takes it.
 unsafe fn packed(extra: *const *const u8, bytes: usize) -> Result<Vec<u8>, u32> {
     let (mut buffer, mut size) = (std::ptr::null::<u8>(), None);
-    for pair in 0..MOST_PAIRS {
+    for pair in 0..MAX_PAIRS {
         // SAFETY: the list goes on, as no end was met.
         let key = unsafe { *extra.add(2 * pair) } as usize;
         if key == END {
@@ -278,7 +278,7 @@ exported! {
         let profile = state().device.profile;
         let shared = program.static_shared as u32 + config.shared;
         let fit = profile.occupancy(threads, registers_of(&program), shared);
-        let most = if non_portable { crate::execute::MOST_BLOCKS } else { PORTABLE };
+        let most = if non_portable { crate::execute::MAX_BLOCKS } else { PORTABLE };
         let size = (1..=most).rev().filter(|size| size.is_power_of_two()).find(|&size| profile.clusters(size, fit) > 0);
         give(to, size.unwrap_or(0) as c_int)
     }

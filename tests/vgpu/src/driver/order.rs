@@ -15,7 +15,7 @@ pub type Clock = BTreeMap<usize, u64>;
 /// The legacy default stream's two handles.
 const LEGACY: [usize; 2] = [0, 1];
 /// Work that is kept in mind while the host waits for none of it.
-const MOST_UNDERWAY: usize = 2048;
+const MAX_UNDERWAY: usize = 2048;
 
 /// A piece of work that may still be under way for all that the host knows.
 struct Underway {
@@ -125,7 +125,7 @@ impl Order {
     pub fn launch(&mut self, stream: usize, epoch: u16, name: &str, dependent: bool) -> Option<u16> {
         let number = self.number(stream);
         self.launches.push((epoch, Underway { stream, number, name: name.into() }));
-        if self.launches.len() > MOST_UNDERWAY {
+        if self.launches.len() > MAX_UNDERWAY {
             self.launches.remove(0);
         }
         // Launch numbers start anew after a while, and then older ones mean nothing.
@@ -158,7 +158,7 @@ impl Order {
         self.chains.remove(&stream);
         let number = self.number(stream);
         self.stretches.push((stretch, Underway { stream, number, name: name.into() }));
-        if self.stretches.len() > MOST_UNDERWAY {
+        if self.stretches.len() > MAX_UNDERWAY {
             self.stretches.remove(0);
         }
         let concurrent = concurrent?;

@@ -155,7 +155,7 @@ pub const DEFAULT_POOL: usize = 0x6000;
 /// The handle of the first device's primary context. Those of the others follow it.
 const PRIMARY: usize = 0x1000;
 /// Most devices that there may be.
-const MOST_DEVICES: u64 = 64;
+const MAX_DEVICES: u64 = 64;
 
 /// The handle of a device's primary context.
 pub fn primary(ordinal: i32) -> usize {
@@ -164,7 +164,7 @@ pub fn primary(ordinal: i32) -> usize {
 
 /// The device whose primary context a handle is.
 pub fn device_of_primary(context: usize) -> Option<i32> {
-    (PRIMARY..PRIMARY + MOST_DEVICES as usize).contains(&context).then(|| (context - PRIMARY) as i32)
+    (PRIMARY..PRIMARY + MAX_DEVICES as usize).contains(&context).then(|| (context - PRIMARY) as i32)
 }
 
 /// The state, for one caller at a time.
@@ -194,7 +194,7 @@ impl State {
         Self {
             device: Device::new(profile),
             profile_problem,
-            devices: crate::device::number("VGPU_DEVICES").map_or(1, |count| count.min(MOST_DEVICES) as i32),
+            devices: crate::device::number("VGPU_DEVICES").map_or(1, |count| count.min(MAX_DEVICES) as i32),
             ordinal: 0,
             primary_references: 0,
             contexts: Vec::new(),

@@ -3,7 +3,7 @@
 use super::state::state;
 use super::{exported, give};
 use crate::codes::*;
-use crate::tensor_map::{MAP_BYTES, MOST_DIMENSIONS, MapError, Request, TensorMap};
+use crate::tensor_map::{MAP_BYTES, MAX_DIMENSIONS, MapError, Request, TensorMap};
 
 /// A slice of the caller's.
 fn slice<'a, T>(from: *const T, count: usize) -> Result<&'a [T], u32> {
@@ -37,7 +37,7 @@ exported! {
             return Err(NOT_SUPPORTED);
         }
         let rank = rank as usize;
-        if !(1..=MOST_DIMENSIONS).contains(&rank) || to.is_null() || !(to as usize).is_multiple_of(64) {
+        if !(1..=MAX_DIMENSIONS).contains(&rank) || to.is_null() || !(to as usize).is_multiple_of(64) {
             eprintln!("vgpu: a tensor map of {rank} dimensions at {to:?}; 1 to 5 and a multiple of 64 are allowed");
             return Err(INVALID_VALUE);
         }

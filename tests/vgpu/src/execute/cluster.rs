@@ -12,7 +12,7 @@ use crate::check::Check;
 use crate::program::ClusterBarrier;
 
 /// Most blocks of a cluster.
-pub const MOST_BLOCKS: u32 = 16;
+pub const MAX_BLOCKS: u32 = 16;
 
 /// One block of a cluster.
 #[derive(Default)]

@@ -16,7 +16,7 @@ use crate::check::Check;
 
 /// Turns that a block gets before the earlier grids: one that waits for blocks which stand still would never come to its
 /// own wait.
-const MOST_TURNS: usize = 64;
+const MAX_TURNS: usize = 64;
 
 /// Where a launch that began early stands still.
 pub struct Early {
@@ -156,7 +156,7 @@ pub(super) fn run_share(
         blocks.push((block, false));
     }
     let mut untriggered = false;
-    for _ in 0..MOST_TURNS {
+    for _ in 0..MAX_TURNS {
         let mut moved = false;
         for (block, done) in blocks.iter_mut().filter(|(block, done)| !done && !block.stands_still()) {
             if launch.stopped() {

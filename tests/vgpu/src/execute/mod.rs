@@ -46,7 +46,7 @@ use crate::program::Program;
 use block::Block;
 use order::Releases;
 
-pub use cluster::MOST_BLOCKS;
+pub use cluster::MAX_BLOCKS;
 pub use early::{Begun, Early};
 pub use heap::allocates;
 pub use product::multiply_add_tile;

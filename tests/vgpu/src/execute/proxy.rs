@@ -37,7 +37,7 @@ pub(super) struct Proxies {
 }
 
 /// Fences of a warp whose knowledge is kept.
-const MOST_KNOWN: usize = 16;
+const MAX_KNOWN: usize = 16;
 
 /// What is wrong with a read by the asynchronous proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Proxies {
         self.fences[warp].push(now);
         clocks.advance(warp);
         let known = &mut self.known[warp];
-        let mut room = if known.len() < MOST_KNOWN { None } else { known.pop_front().map(|(_, room)| room) };
+        let mut room = if known.len() < MAX_KNOWN { None } else { known.pop_front().map(|(_, room)| room) };
         match &mut room {
             Some(room) => room.copy_from_slice(clocks.of(warp)),
             None => room = Some(clocks.of(warp).into()),

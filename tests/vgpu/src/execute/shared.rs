@@ -68,7 +68,7 @@ pub struct Shared {
 /// Shared memory of launches that have ended.
 static LEFT: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
 /// The most of it that is kept: a worker takes one, but blocks that run together have one each.
-const MOST_LEFT: usize = 16;
+const MAX_LEFT: usize = 16;
 
 /// What a read or write of shared memory found wrong. It is small enough to come back in a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Shared {
     /// launch more than all else.
     pub fn leave(self) {
         let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-        if left.len() < MOST_LEFT {
+        if left.len() < MAX_LEFT {
             left.push(self);
         }
     }

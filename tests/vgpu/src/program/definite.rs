@@ -5,7 +5,7 @@
 use super::{Op, Program};
 
 /// The most cells of all sets together; beyond that nothing is claimed.
-const MOST_CELLS: usize = 1 << 24;
+const MAX_CELLS: usize = 1 << 24;
 
 /// Marks the instructions that the register check must follow, and the registers that need none.
 pub fn mark(program: &mut Program) {
@@ -22,7 +22,7 @@ fn suspects(program: &Program) -> Vec<bool> {
     let total = words + longs + predicates;
     let cells = total.div_ceil(64);
     let starts = block_starts(program);
-    if starts.len().saturating_mul(cells) > MOST_CELLS {
+    if starts.len().saturating_mul(cells) > MAX_CELLS {
         return vec![true; total];
     }
     // Bit by register: whether a thread may come to the start of a block without having set it.

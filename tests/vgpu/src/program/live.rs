@@ -7,7 +7,7 @@ use super::{Op, Program, WgmmaLeft};
 /// Registers that the hardware's calling convention and addressing take besides the values.
 const OVERHEAD: u32 = 8;
 /// The most that a thread can have.
-const MOST: u32 = 255;
+const MAX_REGISTERS: u32 = 255;
 
 /// The estimate, in 32-bit registers; `limit` is `.maxnreg`, 0 for none.
 pub fn estimate(program: &Program, limit: u32) -> u32 {
@@ -17,7 +17,7 @@ pub fn estimate(program: &Program, limit: u32) -> u32 {
     let count = program.code.len();
     // Large kernels would make the fixed point slow; they are estimated by their limit.
     if count.saturating_mul(cells) > 1 << 24 {
-        return MOST.min(if limit > 0 { limit } else { MOST });
+        return MAX_REGISTERS.min(if limit > 0 { limit } else { MAX_REGISTERS });
     }
     let mut constant = vec![0u64; cells];
     let slots = (program.word_constants.iter().map(|(slot, _)| *slot))
@@ -99,6 +99,6 @@ pub fn estimate(program: &Program, limit: u32) -> u32 {
         }
         most = most.max(registers);
     }
-    let wanted = (most + OVERHEAD).next_multiple_of(8).clamp(16, MOST);
+    let wanted = (most + OVERHEAD).next_multiple_of(8).clamp(16, MAX_REGISTERS);
     if limit > 0 { wanted.min(limit) } else { wanted }
 }

@@ -8,13 +8,13 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::names::MOST_REGISTERS;
+use super::names::MAX_REGISTERS;
 use super::{Base, Class, Function, Instruction, Module, Operand, Parameter, PtxError, Register, Space};
 
 /// Instructions of one kernel, all its callees included, at which a text is taken for hostile.
-const MOST_INSTRUCTIONS: usize = 1 << 20;
+const MAX_INSTRUCTIONS: usize = 1 << 20;
 /// Calls of one kernel at which a text is taken for hostile.
-const MOST_CALLS: usize = 1 << 16;
+const MAX_CALLS: usize = 1 << 16;
 /// Calls inside calls at which a text is taken for hostile.
 const DEEPEST_CALL: usize = 64;
 
@@ -161,7 +161,7 @@ impl<'a> Expansion<'a> {
         for class in 0..3 {
             frame.registers[class] = self.out.registers[class];
             let total = self.out.registers[class].checked_add(function.registers[class]);
-            match total.filter(|&total| total <= MOST_REGISTERS) {
+            match total.filter(|&total| total <= MAX_REGISTERS) {
                 Some(total) => self.out.registers[class] = total,
                 None => return Err(PtxError::at(line, "all calls together need too many registers")),
             }
@@ -201,8 +201,8 @@ impl<'a> Expansion<'a> {
                 own.push(self.out.body.len());
                 self.out.body.push(copy);
             }
-            if self.out.body.len() > MOST_INSTRUCTIONS {
-                let message = format!("all calls together make more than {MOST_INSTRUCTIONS} instructions");
+            if self.out.body.len() > MAX_INSTRUCTIONS {
+                let message = format!("all calls together make more than {MAX_INSTRUCTIONS} instructions");
                 return Err(PtxError::at(instruction.line, message));
             }
         }
@@ -293,8 +293,8 @@ impl<'a> Expansion<'a> {
             ));
         }
         self.calls += 1;
-        if self.calls > MOST_CALLS {
-            return fail(format!("all calls together are more than {MOST_CALLS}"));
+        if self.calls > MAX_CALLS {
+            return fail(format!("all calls together are more than {MAX_CALLS}"));
         }
         let mut inner = Frame { chain: frame.chain.clone(), ..Frame::default() };
         inner.chain.push(&function.name);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Class, Function, Location, Module, Operand, PtxError, Register};
 
 /// Registers of one function at which a text is taken for hostile.
-pub(super) const MOST_REGISTERS: u32 = 1 << 20;
+pub(super) const MAX_REGISTERS: u32 = 1 << 20;
 
 /// Names visible in one `{ }` of a body.
 #[derive(Default)]
@@ -39,7 +39,7 @@ impl<'a> Body<'a> {
     pub(super) fn new_registers(&mut self, class: Class, count: u32) -> Option<Register> {
         let total = &mut self.function.registers[class as usize];
         let index = *total;
-        *total = total.checked_add(count).filter(|&total| total <= MOST_REGISTERS)?;
+        *total = total.checked_add(count).filter(|&total| total <= MAX_REGISTERS)?;
         Some(Register { class, index })
     }
 
