@@ -118,9 +118,12 @@ impl Runner for Workers<'_> {
     }
 }
 
+/// Something that a worker says, told to whoever listens.
+type Say = Box<dyn FnOnce(&mut dyn Progress) + Send>;
+
 /// Passes on what a worker says to the thread that shows it.
 struct Remote<'a> {
-    sender: Sender<Box<dyn FnOnce(&mut dyn Progress) + Send>>,
+    sender: Sender<Say>,
     ended: &'a AtomicBool,
 }
 
