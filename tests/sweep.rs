@@ -313,7 +313,7 @@ fn the_table_has_mean_and_deviation_over_seeds() {
         outcome: Err(promptmix::Error::unsupported("a run", "what fails", "")),
         ..run("d", 3, 0.1, 0.0, None)
     };
-    let sweep = Sweep {
+    let mut sweep = Sweep {
         runs: vec![
             run("a", 1, 0.1, 0.5, Some(0.25)),
             run("b", 1, 0.3, 0.9, None),
@@ -321,6 +321,15 @@ fn the_table_has_mean_and_deviation_over_seeds() {
             failed,
         ],
     };
+    let said = sweep.to_string();
+    assert!(said.contains("0.5000 after step 3 of 9; test"), "{said}");
+    let Ok(outcome) = &mut sweep.runs[0].outcome else { panic!("a run that was trained") };
+    outcome.undefined = vec!["pearson".into(), "spearman".into()];
+    let said = sweep.to_string();
+    assert!(
+        said.contains("0.5000 after step 3 of 9 (pearson and spearman undefined, which counts as 0); test"),
+        "{said}"
+    );
     let lines: Vec<String> = sweep.table().lines().map(|line| line.replace('\t', " ")).collect();
     assert_eq!(
         lines[0],

@@ -162,8 +162,11 @@ impl fmt::Display for Sweep {
         for SweptRun { name, outcome, test, .. } in &self.runs {
             write!(formatter, "{name:<width$}  ")?;
             match outcome {
-                Ok(Outcome { steps, best, best_step, .. }) => {
+                Ok(Outcome { steps, best, best_step, undefined, .. }) => {
                     write!(formatter, "best validation {best:.4} after step {best_step} of {steps}")?;
+                    if !undefined.is_empty() {
+                        write!(formatter, " ({} undefined, which counts as 0)", undefined.join(" and "))?;
+                    }
                     for (metric, value) in test {
                         write!(formatter, "; test {metric} {:.4}", value.unwrap_or(f64::NAN))?;
                     }
