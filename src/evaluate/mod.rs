@@ -1,4 +1,5 @@
-//! Evaluating a run: answers by greedy decoding or by ranking the label strings, through the same encode as training.
+//! Evaluating runs: answers by greedy decoding or by ranking the label strings, through the same encode as training, and statistics over
+//! several runs.
 
 mod answer;
 mod attention;
