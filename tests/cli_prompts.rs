@@ -256,9 +256,8 @@ fn few_shot_runs_that_were_refused_leave_the_folder_to_the_command_that_is_put_r
     assert!(refused("1000").contains("1000"));
     assert!(!Path::new(&out).exists(), "nothing was learnt");
     // What a kill leaves before the first step.
-    let begun =
-        serde_json::json!({ "config": promptmix::config::RunConfig::default(), "draws": [], "summary": [] });
-    work.write("few/few_shot.json", &begun.to_string());
+    work.write("few/few_shot_settings.toml", "draws = 2\n");
+    work.write("few/draw-42/log.txt", "");
     work.write("few/draw-42/config.toml", "");
     work.write("few/notes.txt", "mine");
     assert!(refused("3").contains("holds files"));

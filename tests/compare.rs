@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use promptmix::data::Split;
 use promptmix::evaluate::{Paired, mean};
 use promptmix::experiment::Study;
+use promptmix::prompts::Prompt;
 use promptmix::train::Evaluations;
 use serde_json::Value;
 
@@ -132,6 +133,10 @@ data = "room"
     fn file(&self, out: &str, name: &str) -> String {
         fs::read_to_string(self.path(out).join(name)).expect("a file")
     }
+}
+
+fn read(work: &Work) -> promptmix::Result<Study> {
+    Study::read(&work.path("study.toml"), None, Path::new(""))
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -358,6 +363,8 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
         ("few-shot = 4", "few-shot = 4\nsources = [\"a\"]", "study.source"),
         ("name = \"room\"", "name = \"?!\"", "different folders"),
         ("name = \"ATTEMPT\"\n", "name = \"ATTEMPT\"\nmodel = \"other\"\n", "one model"),
+        ("learning-rates = [0.3, 3.0]", "learning-rates = [0.3, -3.0]", "--learning-rate"),
+        ("sources = \"best\"", "sources = \"worst\"", "\"random\" or names of sources"),
     ] {
         assert!(text.contains(from), "{from}");
         fs::write(work.path("study.toml"), text.replacen(from, to, 1)).expect("written");
@@ -368,7 +375,7 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
         assert!(!work.path("refused").exists(), "{to}");
     }
     fs::write(work.path("study.toml"), text).expect("written");
-    Study::read(&work.path("study.toml")).expect("the study as it was");
+    read(&work).expect("the study as it was");
 }
 
 /// What the last target reads is else found missing when all others are done.
@@ -419,10 +426,12 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     let few = text.replace("name = \"room\"\n", "name = \"room\"\nfew-shot = 5\n");
     let draws = few.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7, 8, 9]");
     fs::write(work.path("study.toml"), &draws).expect("written");
-    let study = Study::read(&work.path("study.toml")).expect("a study");
+    let study = read(&work).expect("a study");
     let places: Vec<(u64, usize)> = study.places.iter().map(|place| (place.seed, place.data)).collect();
     assert_eq!(places, [(1, 7), (1, 8), (1, 9), (2, 7), (2, 8), (2, 9)]);
-    assert_eq!(study.plan().evaluated, 2 * 4 * 6);
+    let said = work.command(&["compare", "study.toml", "--dry-run"]).output().expect("an end").stdout;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains(&format!("{} runs answer test rows", 2 * 4 * 6)), "{said}");
 
     // The data elsewhere, and a model of another name.
     fs::create_dir(work.path("rows")).expect("a folder");
@@ -430,11 +439,70 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
         fs::rename(work.path(task), work.path("rows").join(task)).expect("moved");
     }
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").display().to_string();
-    fs::write(work.path("study.toml"), text.replace(&format!("{demo:?}"), "\"no/model\"")).expect("written");
+    fs::write(work.path("study.toml"), text.replace(&format!("model = {demo:?}\n"), "")).expect("written");
     let said = String::from_utf8_lossy(&work.compare("out", &["--model", &demo]).stderr).into_owned();
     assert!(said.contains("the folder day"), "there is no data here: {said}");
     let said = work.success("other", &["--model", &demo, "--data-root", "rows"]);
     assert!(said.contains("| room, few |"), "{said}");
+}
+
+#[test]
+fn the_data_root_holds_for_each_of_several_tasks_places() {
+    let work = Work::new();
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    let several = "name = \"both\"\ntask = \"sst2,rte\"\ndata = \"film,hub:\"";
+    let text = text.replace("labels = \"negative,positive\"\n", "");
+    fs::write(work.path("study.toml"), text.replace("name = \"room\"\ndata = \"room\"", several))
+        .expect("written");
+    let study = Study::read(&work.path("study.toml"), None, Path::new("/rows")).expect("a study");
+    let places: Vec<&Path> = study.targets.iter().map(|target| target.config.data.as_path()).collect();
+    assert_eq!(places, [Path::new("/rows/room"), Path::new("/rows/film,hub:")]);
+}
+
+/// By hand: the norm of each row is the source's, and the numbers hang on the seed alone.
+#[test]
+fn random_sources_have_the_norms_of_the_sources() {
+    let work = Work::new();
+    work.write(
+        "[[study.method]]\nname = \"ATTEMPT\"\n[[study.method]]\nname = \"random\"\nsources = \"random\"\n",
+    );
+    let first = table(&work.success("out", &[]));
+    let norms = |path: &Path| -> Vec<f32> {
+        let prompt = Prompt::load(path).expect("a prompt");
+        let rows = prompt.values().chunks(prompt.width());
+        rows.map(|row| row.iter().map(|value| value * value).sum::<f32>().sqrt()).collect()
+    };
+    let random = |seed: &str, source: &str| {
+        work.path("out").join("random").join(seed).join(format!("{source}.safetensors"))
+    };
+    for source in ["day", "film"] {
+        let learnt = work.path("out").join("sources").join(source).join("prompt.safetensors");
+        let expected = norms(&learnt);
+        assert_eq!(expected.len(), 4);
+        for seed in ["1", "2"] {
+            let found = norms(&random(seed, source));
+            // Sums of at most some hundred squares in f32.
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * b && *b > 0.0;
+            assert!(found.len() == 4 && found.iter().zip(&expected).all(near), "{found:?} {expected:?}");
+        }
+        let [one, two] = ["1", "2"].map(|seed| fs::read(random(seed, source)).expect("a file"));
+        assert_ne!(one, two, "another for each seed");
+        assert_ne!(one, fs::read(&learnt).expect("a file"));
+    }
+    let of_method =
+        |target: usize, method: usize| work.results("out")["targets"][target]["methods"][method].clone();
+    let run = of_method(0, 1)["chosen"][1].as_str().expect("a folder").to_owned();
+    let run = fs::read_to_string(work.path("out").join(run).join("run.json")).expect("a run");
+    assert!(run.contains("random/2/day.safetensors"), "{run}");
+    assert_eq!(
+        of_method(0, 1)["attention"].as_array().expect("weights").len(),
+        3,
+        "two sources and the target"
+    );
+    let prompt = fs::read(random("1", "day")).expect("a file");
+    fs::remove_dir_all(work.path("out").join("results")).expect("removed");
+    assert_eq!(table(&work.success("out", &[])), first, "goes on with the same prompts");
+    assert_eq!(fs::read(random("1", "day")).expect("a file"), prompt);
 }
 
 /// The same run counted twice would narrow the deviation and the interval.
@@ -448,16 +516,16 @@ fn runs_that_would_be_counted_twice_are_refused() {
         ("seeds = [1, 2]\ndraws = [7, 8]", "target room, of which every draw has the same rows"),
     ] {
         fs::write(work.path("study.toml"), text.replace("seeds = [1, 2]", seeds)).expect("written");
-        let refused = Study::read(&work.path("study.toml")).expect_err(seeds).to_string();
+        let refused = read(&work).expect_err(seeds).to_string();
         assert!(refused.contains(said), "{refused}");
     }
     fs::write(work.path("study.toml"), format!("draws = 3\n{text}")).expect("written");
-    let refused = Study::read(&work.path("study.toml")).expect_err("no setting of a study").to_string();
+    let refused = read(&work).expect_err("no setting of a study").to_string();
     assert!(refused.contains("`study.draws` in place of `draws`"), "{refused}");
     // One draw is each run once.
     fs::write(work.path("study.toml"), text.replace("seeds = [1, 2]", "seeds = [1, 2]\ndraws = [7]"))
         .expect("written");
-    Study::read(&work.path("study.toml")).expect("a study");
+    read(&work).expect("a study");
 }
 
 /// Runs that went on from the old prompt and runs from the new one would be compared.

@@ -1,6 +1,6 @@
 //! `promptmix compare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,8 +8,9 @@ use super::device::{Chosen, Device, on_device};
 use super::progress::Bars;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::config::{Method, RunConfig};
 use crate::error::Result;
-use crate::experiment::{Plan, Progress, Runner, Study, Together, Workers};
+use crate::experiment::{Progress, Runner, Sources, Study, StudyMethod, Together, Workers};
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained::{self, Checkpoint};
@@ -75,13 +76,8 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let mut study = Study::read(&self.file)?;
-        if let Some(model) = &self.model {
-            study = study.on_model(model);
-        }
-        if let Some(root) = &self.data_root {
-            study = study.with_data_root(root);
-        }
+        let root = self.data_root.as_deref().unwrap_or(Path::new(""));
+        let study = Study::read(&self.file, self.model.as_deref(), root)?;
         if let Some(out) = self.out.as_deref().filter(|_| !self.dry_run) {
             files::check_folder(out)?;
         }
@@ -132,9 +128,30 @@ impl Arguments {
     }
 }
 
+/// The stages of a study, each with its trainings and their steps, where they count in steps.
+fn stages(study: &Study) -> Vec<(&str, usize, u64)> {
+    let trainings = |method: &StudyMethod| {
+        let sources = if method.sources == Sources::Each { study.sources.len() } else { 1 };
+        method.learning_rates.len() * sources * study.places.len()
+    };
+    let learnt: Vec<_> = study.learnt_sources().map(|source| (&source.config, 1)).collect();
+    let scorer: Vec<_> = study.scorer.iter().map(|scorer| (scorer, 1)).collect();
+    let mut stages = vec![("source prompts", learnt), ("scorer", scorer)];
+    stages.retain(|(_, configs)| !configs.is_empty());
+    stages.extend(study.targets.iter().map(|target| {
+        let configs = target.methods.iter().map(|method| (&method.config, trainings(method)));
+        (&target.name[..], configs.collect::<Vec<_>>())
+    }));
+    let steps = |(config, times): &(&RunConfig, usize)| config.steps.unwrap_or(0) * *times as u64;
+    let counted = stages.into_iter().map(|(name, configs)| {
+        (name, configs.iter().map(|(_, times)| times).sum(), configs.iter().map(steps).sum())
+    });
+    counted.collect()
+}
+
 /// Prints what the study is going to do, and how long its trainings take by a few steps like theirs, `at_a_time` of them.
 fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize) -> Result<ExitCode> {
-    let Plan { stages, evaluated, has_epochs, .. } = study.plan();
+    let stages = stages(study);
     println!("{:<40} {:>9} {:>12}", "stage", "trainings", "steps");
     for (name, trainings, steps) in &stages {
         println!("{name:<40} {trainings:>9} {steps:>12}");
@@ -142,13 +159,28 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
     let steps: u64 = stages.iter().map(|(_, _, steps)| steps).sum();
     let trainings: usize = stages.iter().map(|(_, trainings, _)| trainings).sum();
     println!("{:<40} {trainings:>9} {steps:>12}", "all");
-    if has_epochs {
+    let methods = || study.targets.iter().flat_map(|target| &target.methods);
+    let of_methods = methods().map(|method| &method.config);
+    let of_sources = study.learnt_sources().map(|source| &source.config);
+    if of_sources.chain(&study.scorer).chain(of_methods).any(|config| config.steps.is_none()) {
         println!("some trainings count in epochs; their steps are not among these");
     }
-    println!("{evaluated} runs answer test rows, once each");
+    println!("{} runs answer test rows, once each", methods().count() * study.places.len());
+    // Needs nothing that the study makes.
+    let like_theirs = RunConfig {
+        method: Method::PromptTuning,
+        prompt_init: None,
+        initial_prompt: None,
+        initial_scorer: None,
+        standardize_inputs: None,
+        learn_temperature: false,
+        scorer: RunConfig::default().scorer,
+        seed: study.places[0].seed,
+        ..study.targets[0].methods[0].config.clone()
+    };
     let mut bars = Bars::quiet()?;
     let mut measure = || {
-        let mut trainer = Trainer::new(frozen, &study.probe(), &mut Silent)?;
+        let mut trainer = Trainer::new(frozen, &like_theirs, &mut Silent)?;
         let probed = PROBE.min(trainer.steps_left());
         bars.begin("estimate", probed);
         let started = Instant::now();

@@ -108,10 +108,7 @@ impl Arguments {
         ranks::check_same(ranks.as_ref(), chosen != Chosen::Cpu)?;
         let device = self.device.start(chosen, threads)?;
         if !self.resume && ranks.rank() == 0 {
-            match config.draw_seeds().as_slice() {
-                [] => RunFolder::check_new(&self.out)?,
-                _ => FewShotRuns::check_new(&self.out)?,
-            }
+            RunFolder::check_new(&self.out)?;
         }
         let mut monitor: Box<dyn Monitor> = match (ranks.rank(), ranks.count()) {
             (0, 1) => Box::new(Shown::new().ending_on_signals()?),
@@ -230,11 +227,8 @@ impl Arguments {
 
     /// The settings of the run in --out to go on with, their paths where they are found now, and what it recorded.
     fn begun(&self) -> Result<(RunConfig, Option<RunManifest>)> {
-        let (saved, begun) = match FewShotRuns::saved(&self.out)? {
-            Some(runs) => {
-                let begun = runs.first_begun(&self.out);
-                (runs.config, begun)
-            }
+        let (saved, begun) = match FewShotRuns::begun(&self.out)? {
+            Some(begun) => begun,
             None => {
                 let saved = RunFolder::saved(&self.out)?;
                 (saved.config.clone(), Some(saved))

@@ -29,6 +29,8 @@ pub use format::Format;
 pub use index::RowIndex;
 pub use lines::LINE_LIMIT;
 #[cfg(feature = "training")]
+pub(crate) use places::moved_places;
+#[cfg(feature = "training")]
 pub(crate) use places::refuse_without;
 pub use places::{data_of_task, data_of_tasks, data_parts};
 pub use reader::{Reader, count_rows, open, open_columns, open_with_text};

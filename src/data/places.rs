@@ -76,6 +76,18 @@ pub(crate) fn refuse_without(data: &Path, names: &[&str], name: &str) -> Result<
     Err(Error::setting("--data", expected, found, advice))
 }
 
+/// `data` of so many tasks, each part of it that is a path of this machine where `place` has it.
+#[cfg(feature = "training")]
+pub(crate) fn moved_places(data: &Path, tasks: usize, mut place: impl FnMut(&Path) -> PathBuf) -> PathBuf {
+    let Some(written) = data.to_str() else { return place(data) };
+    let parts = data_parts(written, tasks).into_iter().map(|part| match part {
+        "" => PathBuf::new(),
+        hub if hub.starts_with("hub:") => hub.into(),
+        folder => place(Path::new(folder)),
+    });
+    parts.map(PathBuf::into_os_string).collect::<Vec<_>>().join(std::ffi::OsStr::new(",")).into()
+}
+
 /// The folder called `name` in `whole`; of a data set of the hub before the revision.
 fn in_folder(whole: &str, name: &str) -> PathBuf {
     match whole.split_once('@').filter(|_| whole.starts_with("hub:")) {

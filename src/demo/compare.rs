@@ -7,7 +7,7 @@ use super::generate::{SOURCES, TARGET};
 use super::questions::{QuestionsTask, Subject, THREE_QUESTIONS};
 use super::report::Report;
 use super::settings::{Settings, TargetSettings};
-use super::sources::{data_folder, source_paths, write_noise};
+use super::sources::{data_folder, source_paths};
 use super::table::{ATTEMPT, AttentionByKind, Row, Table};
 use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
@@ -89,6 +89,18 @@ const SPOT: &str = "SPoT from {}";
 const SPOT_EACH: &str = "control: SPoT, best of six sources";
 const NOISE: &str = "control: ATTEMPT, random sources";
 
+/// Each method with its sources. Where its weights are not attention's, they are 1/(S+1), or learnt ones that no input moves.
+const METHODS: [(&str, Sources, Method, Scorer); 8] = [
+    (PROMPT_TUNING, Sources::None, Method::PromptTuning, Scorer::Bottleneck),
+    (AS_IS, Sources::Best, Method::Spot, Scorer::Bottleneck),
+    (SPOT, Sources::Best, Method::Spot, Scorer::Bottleneck),
+    (ATTEMPT, Sources::All, Method::Attempt, Scorer::Bottleneck),
+    (NOISE, Sources::Random, Method::Attempt, Scorer::Bottleneck),
+    (SPOT_EACH, Sources::Each, Method::Spot, Scorer::Bottleneck),
+    (UNIFORM, Sources::All, Method::Attempt, Scorer::Uniform),
+    (CONSTANT, Sources::All, Method::Attempt, Scorer::Constant),
+];
+
 /// The methods of a target, named after the source that is best as it is. Where SPoT from each source comes to that one too, it
 /// is left out.
 fn table(results: &TargetResults) -> Table {
@@ -114,88 +126,65 @@ struct Declare<'a> {
 
 impl Declare<'_> {
     fn few_shot(&self) -> Result<Study> {
-        let (settings, out) = (&self.settings.target, self.out);
-        TARGET.write(&data_folder(out, TARGET.name), settings.rows, self.settings.sources.seed)?;
-        let names = SOURCES.map(|task| task.name);
-        let mut study = self.study(TARGET.name, TARGET.labels, &names, settings, Some(self.settings.shots));
-        let Target { configs, methods, .. } = &mut study.targets[0];
-        let mut noisy = configs.clone();
-        for config in &mut noisy {
-            let folder = out.join("noise").join(config.seed.to_string());
-            config.sources = names.map(|name| folder.join(format!("{name}.safetensors"))).to_vec();
-            write_noise(&source_paths(out, &names), &config.sources, config.seed)?;
-        }
-        let rates = &settings.learning_rates;
-        methods.push(StudyMethod::new(NOISE, Sources::None, rates, noisy));
-        methods.push(StudyMethod::new(SPOT_EACH, Sources::Each, rates, as_method(Method::Spot, configs)));
-        if self.settings.fixed_mixtures {
-            methods.extend([UNIFORM, CONSTANT].map(|name| fixed_mixture(name, rates, configs)));
-        }
-        Ok(study)
+        let (settings, seed) = (&self.settings.target, self.settings.sources.seed);
+        TARGET.write(&data_folder(self.out, TARGET.name), settings.rows, seed)?;
+        let fixed = if self.settings.fixed_mixtures { &[UNIFORM, CONSTANT][..] } else { &[] };
+        let methods = [&[PROMPT_TUNING, AS_IS, SPOT, ATTEMPT, NOISE, SPOT_EACH], fixed].concat();
+        let shared = RunConfig {
+            few_shot: Some(self.settings.shots),
+            class_balanced: true,
+            ..self.shared(TARGET.name, TARGET.labels)
+        };
+        Ok(self.study(TARGET.name, &SOURCES.map(|task| task.name), settings, shared, &methods))
     }
 
     fn questions(&self, task: &QuestionsTask) -> Result<Study> {
-        let settings = &self.settings.questions;
-        let (rows, seed) = (settings.rows, self.settings.sources.seed);
-        task.write(&data_folder(self.out, task.name), rows, seed, Subject::OfKind)?;
-        let mut study = self.study(task.name, task.labels, task.sources, settings, None);
-        let Target { configs, methods, .. } = &mut study.targets[0];
-        let controls = if self.settings.fixed_mixtures { &[CONSTANT, UNIFORM][..] } else { &[CONSTANT] };
-        methods.extend(controls.iter().map(|name| fixed_mixture(name, &settings.learning_rates, configs)));
-        Ok(study)
+        let (settings, seed) = (&self.settings.questions, self.settings.sources.seed);
+        task.write(&data_folder(self.out, task.name), settings.rows, seed, Subject::OfKind)?;
+        let fixed = if self.settings.fixed_mixtures { &[CONSTANT, UNIFORM][..] } else { &[CONSTANT] };
+        let methods = [&[PROMPT_TUNING, AS_IS, SPOT, ATTEMPT], fixed].concat();
+        Ok(self.study(task.name, task.sources, settings, self.shared(task.name, task.labels), &methods))
     }
 
-    /// What is compared on every target.
+    /// Settings of every run on `target`.
+    fn shared(&self, target: &str, labels: [&str; 2]) -> RunConfig {
+        self.settings.sources.run(self.model, target, labels, data_folder(self.out, target))
+    }
+
+    /// The comparison on `target` of what `names` lists of [`METHODS`], with `shared` settings.
     fn study(
         &self,
         target: &str,
-        labels: [&str; 2],
         sources: &[&str],
         settings: &TargetSettings,
-        few_shot: Option<usize>,
+        shared: RunConfig,
+        names: &[&str],
     ) -> Study {
-        let shared = self.settings.sources.run(self.model, target, labels, data_folder(self.out, target));
-        let at_seed = |&seed: &u64| RunConfig {
-            steps: Some(settings.steps),
-            validate_every: Some(settings.validate_every),
-            seed,
-            few_shot,
-            class_balanced: few_shot.is_some(),
-            ..shared.clone()
+        let (steps, validate_every) = (Some(settings.steps), Some(settings.validate_every));
+        let config = RunConfig { steps, validate_every, ..shared };
+        let declared = |(name, sources, method, scorer): (&str, Sources, Method, Scorer)| StudyMethod {
+            name: name.to_owned(),
+            sources,
+            has_pretrained_scorer: false,
+            learning_rates: if name == AS_IS { Vec::new() } else { settings.learning_rates.clone() },
+            config: RunConfig { method, scorer, ..config.clone() },
         };
-        let configs: Vec<RunConfig> = settings.seeds.iter().map(at_seed).collect();
-        let (rates, spot) = (&settings.learning_rates, as_method(Method::Spot, &configs));
-        let methods = vec![
-            StudyMethod::new(PROMPT_TUNING, Sources::None, rates, as_method(Method::PromptTuning, &configs)),
-            StudyMethod::new(AS_IS, Sources::Best, &[], spot.clone()),
-            StudyMethod::new(SPOT, Sources::Best, rates, spot),
-            StudyMethod::new(ATTEMPT, Sources::All, rates, configs.clone()),
-        ];
+        let of_name = |name: &&str| METHODS.into_iter().find(|(of, ..)| of == name).map(declared);
+        let methods = names.iter().filter_map(of_name).collect();
         let source = |(name, prompt): (&&str, PathBuf)| Source {
             name: (*name).to_owned(),
             prompt: Some(prompt),
             config: RunConfig::default(),
         };
-        let place = |seed: &u64| Place::new(format!("seed-{seed}"), 0, *seed);
+        let place = |&seed: &u64| Place::new(format!("seed-{seed}"), seed as usize, seed);
         Study {
             sources: sources.iter().zip(source_paths(self.out, sources)).map(source).collect(),
             scorer: None,
-            targets: vec![Target { name: target.into(), published: BTreeMap::new(), configs, methods }],
+            targets: vec![Target { name: target.into(), published: BTreeMap::new(), config, methods }],
             places: settings.seeds.iter().map(place).collect(),
             against: ATTEMPT.into(),
         }
     }
-}
-
-fn as_method(method: Method, configs: &[RunConfig]) -> Vec<RunConfig> {
-    configs.iter().map(|config| RunConfig { method, ..config.clone() }).collect()
-}
-
-/// ATTEMPT without attention: weights of 1/(S+1), or learnt ones that no input moves.
-fn fixed_mixture(name: &str, rates: &[f64], configs: &[RunConfig]) -> StudyMethod {
-    let scorer = if name == UNIFORM { Scorer::Uniform } else { Scorer::Constant };
-    let configs = configs.iter().map(|config| RunConfig { scorer, ..config.clone() });
-    StudyMethod::new(name, Sources::All, rates, configs.collect())
 }
 
 /// Learns a prompt from `path`, or evaluates it as it is.

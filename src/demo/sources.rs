@@ -2,15 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-
 use super::generate::{GeneratedTask, Rows, SOURCES};
 use crate::config::{Decoding, Method, RunConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::experiment::{Progress, Runner, Training, train_all};
-use crate::prompts::{Prompt, PromptMetadata};
-use crate::train::normal;
 
 /// How source prompts are learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,38 +97,4 @@ pub(super) fn data_folder(out: &Path, name: &str) -> PathBuf {
 /// The prompts that were learnt on the source tasks called `names`.
 pub(super) fn source_paths(out: &Path, names: &[&str]) -> Vec<PathBuf> {
     names.iter().map(|name| out.join("sources").join(name).join("prompt.safetensors")).collect()
-}
-
-/// For each of `sources` a prompt of noise in `folder`, each row with the norm of the source's.
-pub(super) fn write_noise(sources: &[PathBuf], noise: &[PathBuf], seed: u64) -> Result<()> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    for (source, path) in sources.iter().zip(noise) {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|error| Error::file("create", folder, error))?;
-        let source = Prompt::load(source)?;
-        let noise = Prompt::new(
-            source.name(),
-            noise_like(&source, &mut random),
-            source.length(),
-            source.width(),
-            PromptMetadata {
-                model_sha256: source.metadata().model_sha256.clone(),
-                ..PromptMetadata::default()
-            },
-        )?;
-        noise.save(path)?;
-    }
-    Ok(())
-}
-
-fn noise_like(source: &Prompt, random: &mut ChaCha8Rng) -> Vec<f32> {
-    let norm = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>().sqrt();
-    let mut values = Vec::with_capacity(source.values().len());
-    for row in source.values().chunks_exact(source.width()) {
-        let row: Vec<f64> = row.iter().map(|&value| f64::from(value)).collect();
-        let noise: Vec<f64> = row.iter().map(|_| normal(random)).collect();
-        let scale = norm(&row) / norm(&noise);
-        values.extend(noise.iter().map(|value| (value * scale) as f32));
-    }
-    values
 }

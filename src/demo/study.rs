@@ -16,9 +16,8 @@ use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::{Paired, first_best, mean};
-use crate::experiment::{
-    Entry, EvaluationJob, Grid, MethodResults, Place, Progress, Runner, Workers, complete,
-};
+use crate::experiment::{Entry, EvaluationJob, Grid, MethodResults, Place, Progress, Runner, Workers};
+use crate::train::complete;
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
 const SPOT_SUM: &str = "SPoT from the weighted sum";
@@ -344,7 +343,7 @@ impl Study<'_> {
         };
         let runs: Vec<EvaluationJob> = jobs
             .iter()
-            .map(|&(data, source)| EvaluationJob::new(config(source, data), None, split))
+            .map(|&(data, source)| EvaluationJob { config: config(source, data), folder: None, split })
             .collect();
         progress.begin(what, jobs.len() as u64);
         let evaluated = self.runner.evaluate(&runs, progress)?;

@@ -2,6 +2,7 @@
 //!
 //! One draw says little: with 16 rows a class the draw moves the result more than most settings do.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::Spread;
 use crate::files;
-use crate::train::{RunFolder, RunManifest};
+use crate::train::{DRAW, FEW_SHOT_SETTINGS, Outcome, RunFolder, RunManifest};
 
 /// The file in the folder of few-shot runs.
 const SUMMARY: &str = "few_shot.json";
@@ -58,63 +59,13 @@ pub struct Draw {
     pub test: Vec<(String, Option<f64>)>,
 }
 
-/// How the folders of the draws' runs begin, before the data seed.
-const DRAW: &str = "draw-";
-
 /// The folder of a draw's run.
 fn folder_of(data_seed: u64) -> PathBuf {
     format!("{DRAW}{data_seed}").into()
 }
 
-/// What lies in `out`, if it is a folder.
-fn entries(out: &Path) -> Result<Vec<PathBuf>> {
-    match std::fs::read_dir(out) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::file("read", out, source)),
-    }
-}
-
-/// Whether `path` is named as the folder of a draw's run is.
-fn is_draw(path: &Path) -> bool {
-    path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAW))
-}
-
-/// Whether there is more in `out` than the summary and runs that have taken no step.
-fn has_begun(out: &Path) -> Result<bool> {
-    let entries = entries(out)?;
-    if !entries.iter().any(|entry| entry.ends_with(SUMMARY)) {
-        return RunFolder::has_begun(out);
-    }
-    for entry in entries {
-        let is_of_nothing = match entry.ends_with(SUMMARY) {
-            // One that lists runs is a result, even where their folders are gone.
-            true => FewShotRuns::saved(out).is_ok_and(|runs| runs.is_some_and(|runs| runs.draws.is_empty())),
-            false => is_draw(&entry) && !RunFolder::has_begun(&entry)?,
-        };
-        if !is_of_nothing {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Empties `out` of what runs left none of which has taken a step.
-fn take_back(out: &Path) -> Result<()> {
-    for draw in entries(out)?.iter().filter(|entry| is_draw(entry)) {
-        RunFolder::take_back(draw)?;
-        // What somebody else laid into it stays.
-        let _ = std::fs::remove_dir(draw);
-    }
-    let summary = out.join(SUMMARY);
-    if summary.is_file() {
-        std::fs::remove_file(&summary).map_err(|source| Error::file("remove", &summary, source))?;
-    }
-    RunFolder::take_back(out)
-}
-
 impl FewShotRuns {
-    /// The settings of few-shot runs that were begun in `folder`; `None` if it holds none.
+    /// What few-shot runs in `folder` came to; `None` if it holds none that are done.
     ///
     /// # Errors
     /// If `few_shot.json` cannot be read.
@@ -122,25 +73,22 @@ impl FewShotRuns {
         files::read_json(&folder.join(SUMMARY), "the summary of few-shot runs", "start them anew")
     }
 
-    /// Whether few-shot runs could be written to `out`, asked before there are any: nothing is left there.
+    /// The settings of few-shot runs that were begun in `out`, and what the first of them that has begun recorded, with the settings of
+    /// them all; `None` if none were begun there.
     ///
     /// # Errors
-    /// If the folder exists and holds more than runs that have taken no step, or cannot be written.
-    pub fn check_new(out: &Path) -> Result<()> {
-        files::refuse_file(out)?;
-        if has_begun(out)? {
-            let found = format!("{}, which holds files", out.display());
-            let advice = "name another folder, or go on with interrupted runs by --resume";
-            return Err(Error::setting("--out", "a new or empty folder", found, advice));
-        }
-        files::check_folder(out)
-    }
-
-    /// What the first of the runs below `out` that has begun recorded, with the settings of them all.
-    pub fn first_begun(&self, out: &Path) -> Option<RunManifest> {
-        let folders = self.config.draw_seeds().into_iter().map(|data_seed| out.join(folder_of(data_seed)));
-        let saved = folders.into_iter().find_map(|folder| RunFolder::saved(&folder).ok())?;
-        Some(RunManifest { config: self.config.clone(), ..saved })
+    /// If the settings cannot be read.
+    pub fn begun(out: &Path) -> Result<Option<(RunConfig, Option<RunManifest>)>> {
+        let settings = out.join(FEW_SHOT_SETTINGS);
+        let config = match Self::saved(out)? {
+            _ if settings.is_file() => RunConfig::from_toml(&settings)?,
+            Some(runs) => runs.config,
+            None => return Ok(None),
+        };
+        let folders = config.draw_seeds().into_iter().map(|data_seed| out.join(folder_of(data_seed)));
+        let saved = folders.into_iter().find_map(|folder| RunFolder::saved(&folder).ok());
+        let begun = saved.map(|saved| RunManifest { config: config.clone(), ..saved });
+        Ok(Some((config, begun)))
     }
 
     /// Trains a run for each draw into folders below `out`, and evaluates it on the test rows if there are any. Goes on
@@ -155,18 +103,18 @@ impl FewShotRuns {
         resume: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let runs = Self { config: config.clone(), draws: Vec::new(), summary: Vec::new() };
         if resume {
-            return runs.train(runner, out, false, progress);
+            return Self::train(runner, config, out, false, progress);
         }
-        Self::check_new(out)?;
+        RunFolder::check_new(out)?;
         let is_new = !out.exists();
-        take_back(out)?;
-        let done = runs.train(runner, out, true, progress);
-        if done.is_err() && !has_begun(out)? {
-            // Nothing was learnt: the folder is to be free for the command that is put right.
-            take_back(out)?;
+        RunFolder::take_back(out)?;
+        let done = Self::train(runner, config, out, true, progress);
+        if done.is_err() {
+            // If nothing was learnt, the folder is to be free for the command that is put right.
+            RunFolder::take_back(out)?;
             if is_new {
+                // It stays if anything is in it.
                 let _ = std::fs::remove_dir(out);
             }
         }
@@ -175,34 +123,29 @@ impl FewShotRuns {
 
     /// Trains every draw's run; the settings of one that is there are compared with its draw's if `is_compared`.
     fn train(
-        mut self,
         runner: &dyn Runner,
+        config: &RunConfig,
         out: &Path,
         is_compared: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        // What earlier runs came to stays until all of these are done.
-        let before = Self::saved(out)?;
-        let begun = Self { config: self.config.clone(), ..before.clone().unwrap_or_else(|| self.clone()) };
-        if before.as_ref() != Some(&begun) {
-            files::write_json(&out.join(SUMMARY), &begun)?;
-        }
+        let toml = config.to_toml()?;
+        files::replace(&out.join(FEW_SHOT_SETTINGS), |file| file.write_all(toml.as_bytes()))?;
         let training = |data_seed| {
-            let config = RunConfig { data_seed: Some(data_seed), ..self.config.clone() };
+            let config = RunConfig { data_seed: Some(data_seed), ..config.clone() };
             let (name, folder) = (format!("data seed {data_seed}"), out.join(folder_of(data_seed)));
             Training { is_compared, ..Training::new(name, config, folder) }
         };
-        let trainings: Vec<Training> = self.config.draw_seeds().into_iter().map(training).collect();
+        let trainings: Vec<Training> = config.draw_seeds().into_iter().map(training).collect();
         let sweep = Sweep::run(runner, "draws", &trainings, progress)?;
         let all: Vec<&SweptRun> = sweep.runs.iter().collect();
         let has_every = |measure: &&String| all.iter().all(|run| run.measure(measure).is_some());
         let measures = sweep.measures();
-        self.summary =
-            measures.iter().filter(has_every).filter_map(|measure| spread(&all, measure)).collect();
-        for SweptRun { config, outcome, test, .. } in sweep.runs {
-            let outcome = outcome?;
-            self.draws.push(Draw {
+        let summary = measures.iter().filter(has_every).filter_map(|measure| spread(&all, measure)).collect();
+        let draw = |SweptRun { config, outcome, test, .. }| {
+            let outcome: Outcome = outcome?;
+            Ok(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),
                 rows: outcome.rows,
@@ -213,9 +156,12 @@ impl FewShotRuns {
                 best_step: outcome.best_step,
                 validation: outcome.best,
                 test,
-            });
-        }
-        files::write_json(&out.join(SUMMARY), &self)?;
-        Ok(self)
+            })
+        };
+        let draws = sweep.runs.into_iter().map(draw).collect::<Result<_>>()?;
+        let runs = Self { config: config.clone(), draws, summary };
+        // What earlier runs came to stayed until all of these were done.
+        files::write_json(&out.join(SUMMARY), &runs)?;
+        Ok(runs)
     }
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
-use super::runner::{EvaluationJob, Runner, Training, complete, mean_metric, named, train_all};
+use super::runner::{EvaluationJob, Runner, Training, train_all};
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, first_best, mean};
+use crate::train::{complete, mean_metric, named_metrics};
 
 /// Where an entry is trained and evaluated: a data set and a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,12 @@ impl Place {
     pub fn new(name: impl Into<String>, data: usize, seed: u64) -> Self {
         Self { name: name.into(), data, seed }
     }
+
+    /// The settings `config` in this place: with its seed, and few-shot rows drawn by its data set's number unless they have a seed.
+    pub(super) fn apply(&self, config: &RunConfig) -> RunConfig {
+        let drawn = config.few_shot.map(|_| self.data as u64);
+        RunConfig { seed: self.seed, data_seed: config.data_seed.or(drawn), ..config.clone() }
+    }
 }
 
 /// One way to learn a target.
@@ -41,7 +48,7 @@ pub struct Entry {
 }
 
 /// What an entry may choose: a learning rate, and a source where it tries several.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Candidate {
     /// The learning rate; `None` if nothing is trained.
@@ -61,44 +68,37 @@ pub struct Candidate {
 impl Entry {
     /// An entry that tries each of `rates` on `configs`, a place each; without rates it is evaluated as it starts.
     pub fn new(name: impl Into<String>, rates: &[f64], configs: Vec<RunConfig>) -> Self {
-        Self { name: name.into(), candidates: Vec::new() }.or(None, rates, &configs)
+        Self::of_sources(name, rates, [(None, configs)])
     }
 
     /// An entry that tries each of `rates` from each source, which are given by their names, each with its settings a place.
-    pub(super) fn of_sources<'a>(
-        name: &str,
+    pub(super) fn of_sources(
+        name: impl Into<String>,
         rates: &[f64],
-        sources: impl Iterator<Item = (&'a str, Vec<RunConfig>)>,
+        sources: impl IntoIterator<Item = (Option<String>, Vec<RunConfig>)>,
     ) -> Self {
-        let none = Self { name: name.to_owned(), candidates: Vec::new() };
-        sources.fold(none, |entry, (source, configs)| entry.or(Some(source), rates, &configs))
-    }
-
-    fn or(mut self, source: Option<&str>, rates: &[f64], configs: &[RunConfig]) -> Self {
-        let candidate = |rate: Option<f64>| {
-            let at = |config: &RunConfig| RunConfig {
-                learning_rate: rate.unwrap_or(config.learning_rate),
-                ..config.clone()
-            };
-            Candidate {
-                rate,
-                source: source.map(str::to_owned),
-                configs: configs.iter().map(at).collect(),
-                folders: Vec::new(),
-                validation: Vec::new(),
-                trained: 0,
+        let untrained = rates.is_empty().then_some(None);
+        let rates: Vec<Option<f64>> = rates.iter().copied().map(Some).chain(untrained).collect();
+        let mut candidates = Vec::new();
+        for (source, configs) in sources {
+            for &rate in &rates {
+                let (mut configs, source) = (configs.clone(), source.clone());
+                for config in &mut configs {
+                    config.learning_rate = rate.unwrap_or(config.learning_rate);
+                }
+                candidates.push(Candidate { rate, source, configs, ..Candidate::default() });
             }
-        };
-        self.candidates.extend(rates.iter().map(|&rate| candidate(Some(rate))));
-        self.candidates.extend(rates.is_empty().then(|| candidate(None)));
-        self
+        }
+        Self { name: name.into(), candidates }
     }
 }
 
 impl Candidate {
     fn jobs(&self, split: Split) -> impl Iterator<Item = EvaluationJob> {
-        let run = move |(place, config): (usize, &RunConfig)| {
-            EvaluationJob::new(config.clone(), self.folders.get(place).cloned(), split)
+        let run = move |(place, config): (usize, &RunConfig)| EvaluationJob {
+            config: config.clone(),
+            folder: self.folders.get(place).cloned(),
+            split,
         };
         self.configs.iter().enumerate().map(run)
     }
@@ -169,24 +169,15 @@ impl<'a> Grid<'a> {
                     untrained.extend(candidate.jobs(Split::Validation));
                     continue;
                 };
-                let source = candidate.source.as_deref().unwrap_or_default();
+                let stem = slug(&format!("{name} {}", candidate.source.as_deref().unwrap_or_default()));
                 for (place, config) in self.places.iter().zip(&candidate.configs) {
-                    let twin = trainings.iter().find(|training| training.config == *config);
-                    let path = twin.map_or_else(
-                        || {
-                            folder.join(format!(
-                                "{}-rate-{rate}-{}",
-                                slug(&format!("{name} {source}")),
-                                place.name
-                            ))
-                        },
-                        |twin| twin.folder.clone(),
-                    );
-                    if twin.is_none() {
-                        let name = path.file_name().unwrap_or_default().to_string_lossy();
-                        trainings.push(Training::new(name, config.clone(), &path));
+                    let twin = trainings.iter().position(|training| training.config == *config);
+                    let index = twin.unwrap_or(trainings.len());
+                    if index == trainings.len() {
+                        let run = format!("{stem}-rate-{rate}-{}", place.name);
+                        trainings.push(Training::new(&run, config.clone(), folder.join(&run)));
                     }
-                    candidate.folders.push(path);
+                    candidate.folders.push(trainings[index].folder.clone());
                 }
             }
         }
@@ -248,12 +239,11 @@ impl<'a> Grid<'a> {
         let chosen = self.choose(name);
         let mut runs = Vec::new();
         for candidate in &self.entry(name).candidates {
-            let places = self.places.iter().map(|place| place.name.clone());
-            let of_places = candidate.folders.iter().cloned().zip(places).zip(&candidate.validation);
-            let rated = of_places.zip(candidate.rate.into_iter().cycle());
-            runs.extend(
-                rated.map(|(((folder, place), validation), rate)| (folder, rate, place, *validation)),
-            );
+            let found = candidate.folders.iter().zip(self.places).zip(&candidate.validation);
+            let rates = candidate.rate.into_iter().cycle();
+            runs.extend(found.zip(rates).map(|(((folder, place), &validation), rate)| {
+                (folder.clone(), rate, place.name.clone(), validation)
+            }));
         }
         MethodResults {
             name: name.to_owned(),
@@ -272,7 +262,7 @@ impl<'a> Grid<'a> {
     }
 
     #[expect(clippy::panic, reason = "its callers say that they panic, and no user names an entry")]
-    fn entry(&self, name: &str) -> &Entry {
+    pub(super) fn entry(&self, name: &str) -> &Entry {
         let found = self.entries.iter().find(|entry| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
@@ -281,17 +271,12 @@ impl<'a> Grid<'a> {
 /// Each test metric, an entry a place.
 fn metrics(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<(String, Vec<Option<f64>>)> {
     let of_place = |tasks: &Vec<(String, Evaluation)>| -> Vec<(String, Option<f64>)> {
-        tasks.iter().flat_map(|(task, evaluation)| named(task, tasks.len() > 1, evaluation)).collect()
+        tasks.iter().flat_map(|(task, evaluation)| named_metrics(task, tasks.len() > 1, evaluation)).collect()
     };
-    let mut metrics: Vec<(String, Vec<Option<f64>>)> = Vec::new();
-    for place in evaluations.iter().map(of_place) {
-        metrics.resize_with(place.len(), Default::default);
-        for ((of, values), (name, value)) in metrics.iter_mut().zip(place) {
-            *of = name;
-            values.push(value);
-        }
-    }
-    metrics
+    let places: Vec<_> = evaluations.iter().map(of_place).collect();
+    let at = |index: usize| places.iter().filter_map(move |place| place.get(index)).map(|(_, value)| *value);
+    let names = places.first().into_iter().flatten().enumerate();
+    names.map(|(index, (name, _))| (name.clone(), at(index).collect())).collect()
 }
 
 /// The mean mixture over places and tasks.

@@ -40,14 +40,12 @@ impl Study {
         for target in self.targets.iter().filter(|target| out.is_none_or(|out| is_open(out, target))) {
             if target.methods.iter().any(|method| method.sources == Sources::Best) {
                 // Each source is answered by as it is.
-                self.check_lengths(&target.name, &target.configs[0], &Sources::All, &lengths)?;
+                self.check_lengths(&target.name, &target.config, &Sources::All, &lengths)?;
             }
             for method in &target.methods {
                 let name = format!("{} on {}", method.name, target.name);
-                for config in &method.configs {
-                    self.check_lengths(&name, config, &method.sources, &lengths)?;
-                    check_data(config, &[Split::Train, Split::Validation, Split::Test], &mut seen)?;
-                }
+                self.check_lengths(&name, &method.config, &method.sources, &lengths)?;
+                check_data(&method.config, &[Split::Train, Split::Validation, Split::Test], &mut seen)?;
             }
         }
         Ok(())
@@ -64,7 +62,7 @@ impl Study {
         let is_taken = |place: usize| match taken {
             Sources::None => false,
             Sources::Of(places) => places.contains(&place),
-            Sources::All | Sources::Best | Sources::Each => true,
+            Sources::All | Sources::Best | Sources::Each | Sources::Random => true,
         };
         let other =
             (0..lengths.len()).find(|&place| is_taken(place) && lengths[place] != config.prompt_length);

@@ -2,8 +2,8 @@
 
 use crate::train::Silent;
 
-/// Who listens to a comparison.
-pub trait Progress {
+/// Who listens to a comparison, on the thread that has something to say.
+pub trait Progress: Send {
     /// A part of the work begins, of so many steps in all.
     fn begin(&mut self, what: &str, steps: u64);
     /// So many steps more: those of a training that counts in epochs, once its rows are read.

@@ -8,11 +8,10 @@ use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluation;
 use crate::model::Frozen;
 use crate::train::{
     Evaluated, Member, Monitor, Outcome, StepRecord, SweepMonitor, Trainer, ValidationRecord,
-    begin_or_resume, evaluate_tasks, run_together,
+    begin_or_resume, evaluate_tasks, named_metrics, run_together,
 };
 
 /// Runs that are open at a time: each holds its rows.
@@ -42,7 +41,6 @@ impl Training {
 
 /// Rows to be answered by a run.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct EvaluationJob {
     /// The settings of the run.
     pub config: RunConfig,
@@ -50,13 +48,6 @@ pub struct EvaluationJob {
     pub folder: Option<PathBuf>,
     /// Which rows.
     pub split: Split,
-}
-
-impl EvaluationJob {
-    /// The best state of the run by `config` in `folder` on `split`.
-    pub fn new(config: RunConfig, folder: Option<PathBuf>, split: Split) -> Self {
-        Self { config, folder, split }
-    }
 }
 
 /// Who takes trainings and evaluates runs.
@@ -109,14 +100,6 @@ pub(super) fn open<'a, B: Backend>(
     Ok(Member { name: name.clone(), trainer, folder: Some(folder) })
 }
 
-/// The evaluations of a run that answered the rows of all its tasks.
-///
-/// # Errors
-/// The first task's that it did not.
-pub(crate) fn complete(evaluated: Result<Evaluated>) -> Result<Vec<(String, Evaluation)>> {
-    evaluated?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
-}
-
 /// Each metric of a run on its test rows, with the tasks' names before where there are several. What was not evaluated is noted:
 /// many data sets ship no test rows, or some without labels.
 pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<(String, Option<f64>)> {
@@ -124,24 +107,11 @@ pub(super) fn metrics(evaluated: Evaluated, progress: &mut dyn Progress) -> Vec<
     let mut metrics = Vec::new();
     for (task, evaluation) in evaluated {
         match evaluation {
-            Ok(evaluation) => metrics.extend(named(&task, several, &evaluation)),
+            Ok(evaluation) => metrics.extend(named_metrics(&task, several, &evaluation)),
             Err(error) => progress.note(&format!("the test rows were not evaluated: {error}")),
         }
     }
     metrics
-}
-
-/// The metrics of a task, with its name before where it is one of several.
-pub(super) fn named(task: &str, several: bool, evaluation: &Evaluation) -> Vec<(String, Option<f64>)> {
-    let of = if several { format!("{task} ") } else { String::new() };
-    let values = evaluation.scores.values.iter();
-    values.map(|(metric, value)| (format!("{of}{metric}"), *value)).collect()
-}
-
-/// The mean over tasks of the mean over their metrics; NaN where one is not defined.
-pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
-    let means = evaluations.iter().map(|(_, evaluation)| evaluation.scores.mean().unwrap_or(f64::NAN));
-    means.sum::<f64>() / evaluations.len() as f64
 }
 
 /// The end that was asked for, of a comparison, `done` runs of `all` of whose present stage are done.

@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 
 use super::comparison::{Comparison, RESULTS, TargetResults};
-use super::grid::{Entry, Grid, Place, slug};
+use super::grid::{Candidate, Entry, Grid, Place, slug};
 use super::progress::Progress;
 use super::runner::{Runner, Training, train_all};
 use crate::config::{Method, RunConfig};
@@ -18,11 +20,12 @@ use crate::error::{Error, Result};
 use crate::evaluate::{first_best, mean};
 use crate::files;
 use crate::prompts::Prompt;
+use crate::train::random_like;
 
 /// In the folder of a study: which prompts it began with.
 const SOURCES: &str = "sources.json";
 
-/// A study. Settings leave out what the study sets itself: the learning rate, and the sources.
+/// A study. Settings leave out what the study sets itself: the learning rate, the sources, and the seeds of its places.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Study {
@@ -58,8 +61,8 @@ pub struct Target {
     pub name: String,
     /// Numbers that others published, by the methods' names.
     pub published: BTreeMap<String, f64>,
-    /// Settings of a source as it is, a place each.
-    pub configs: Vec<RunConfig>,
+    /// Settings of a source as it is.
+    pub config: RunConfig,
     /// The methods.
     pub methods: Vec<StudyMethod>,
 }
@@ -76,16 +79,8 @@ pub struct StudyMethod {
     pub has_pretrained_scorer: bool,
     /// The rates that it chooses from; without any it is evaluated as it starts.
     pub learning_rates: Vec<f64>,
-    /// Its settings, a place each.
-    pub configs: Vec<RunConfig>,
-}
-
-impl StudyMethod {
-    /// A method without a pre-trained scorer.
-    pub fn new(name: &str, sources: Sources, learning_rates: &[f64], configs: Vec<RunConfig>) -> Self {
-        let (name, learning_rates) = (name.to_owned(), learning_rates.to_vec());
-        Self { name, sources, has_pretrained_scorer: false, learning_rates, configs }
-    }
+    /// Its settings.
+    pub config: RunConfig,
 }
 
 /// Which sources a method takes.
@@ -100,63 +95,16 @@ pub enum Sources {
     Best,
     /// Each alone: it chooses one on validation rows, as it does a learning rate.
     Each,
+    /// Random prompts in place of all of them, each row of the norm of the source's row; others for each seed.
+    Random,
     /// These, by their places in the study.
     Of(Vec<usize>),
 }
 
-/// What a study is going to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Plan {
-    /// Each stage: its name, trainings and their steps where they are given.
-    pub stages: Vec<(String, usize, u64)>,
-    /// Runs that are evaluated on test rows.
-    pub evaluated: usize,
-    /// Whether a training counts in epochs, whose steps are known only once its rows are read.
-    pub has_epochs: bool,
-}
-
 impl Study {
-    /// The stages of the study, without doing anything.
-    pub fn plan(&self) -> Plan {
-        let mut plan = Plan { stages: Vec::new(), evaluated: 0, has_epochs: false };
-        let mut stage = |name: &str, configs: Vec<(&RunConfig, usize)>| {
-            plan.has_epochs |= configs.iter().any(|(config, _)| config.steps.is_none());
-            let steps = configs.iter().map(|(config, times)| config.steps.unwrap_or(0) * *times as u64).sum();
-            plan.stages.push((name.to_owned(), configs.iter().map(|(_, times)| times).sum(), steps));
-        };
-        let learnt = self.sources.iter().filter(|source| source.prompt.is_none());
-        let learnt: Vec<_> = learnt.map(|source| (&source.config, 1)).collect();
-        if !learnt.is_empty() {
-            stage("source prompts", learnt);
-        }
-        if let Some(scorer) = &self.scorer {
-            stage("scorer", vec![(scorer, 1)]);
-        }
-        for target in &self.targets {
-            let candidates = |method: &StudyMethod| match method.sources {
-                Sources::Each => method.learning_rates.len() * self.sources.len(),
-                _ => method.learning_rates.len(),
-            };
-            let runs = |method| std::iter::repeat(candidates(method));
-            stage(&target.name, target.methods.iter().flat_map(|m| m.configs.iter().zip(runs(m))).collect());
-            plan.evaluated += target.methods.len() * self.places.len();
-        }
-        plan
-    }
-
-    /// Settings of a training like those of the study that needs nothing the study makes: prompt tuning on its first target.
-    pub fn probe(&self) -> RunConfig {
-        RunConfig {
-            method: Method::PromptTuning,
-            prompt_init: None,
-            initial_prompt: None,
-            initial_scorer: None,
-            standardize_inputs: None,
-            learn_temperature: false,
-            scorer: RunConfig::default().scorer,
-            ..self.targets[0].methods[0].configs[0].clone()
-        }
+    /// The sources whose prompts are learnt first.
+    pub(crate) fn learnt_sources(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|source| source.prompt.is_none())
     }
 
     /// Does all that the study's results in `out` lack, and writes `results.json`, `results.tsv` and `table.md` there.
@@ -166,9 +114,8 @@ impl Study {
     pub fn run(&self, runner: &dyn Runner, out: &Path, progress: &mut dyn Progress) -> Result<Comparison> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
         let folder = |source: &Source| out.join("sources").join(slug(&source.name));
-        let learnt = self.sources.iter().filter(|source| source.prompt.is_none());
         let training = |source: &Source| Training::new(&source.name, source.config.clone(), folder(source));
-        let trainings: Vec<Training> = learnt.map(training).collect();
+        let trainings: Vec<Training> = self.learnt_sources().map(training).collect();
         if !trainings.is_empty() {
             train_all("source prompts", &trainings, 0, runner, progress)?;
         }
@@ -256,53 +203,53 @@ impl Study {
             return Ok(written);
         }
         let runs = out.join("runs").join(slug(&target.name));
+        let at_places = |config: RunConfig, sources: Vec<PathBuf>| -> Vec<RunConfig> {
+            let config = RunConfig { sources, ..config };
+            self.places.iter().map(|place| place.apply(&config)).collect()
+        };
+        let each = |config: &RunConfig| -> Vec<(Option<String>, Vec<RunConfig>)> {
+            let alone = |(source, prompt): (&Source, &PathBuf)| {
+                (Some(source.name.clone()), at_places(config.clone(), vec![prompt.clone()]))
+            };
+            self.sources.iter().zip(sources).map(alone).collect()
+        };
         let mut of_sources: Vec<(String, f64)> = Vec::new();
         if target.methods.iter().any(|method| method.sources == Sources::Best) {
-            let as_is = |(source, prompt): (&Source, &PathBuf)| {
-                let spot = |config: &RunConfig| RunConfig {
-                    method: Method::Spot,
-                    sources: vec![prompt.clone()],
-                    ..config.clone()
-                };
-                Entry::new(&source.name, &[], target.configs.iter().map(spot).collect())
-            };
-            let entries = self.sources.iter().zip(sources).map(as_is).collect();
+            let config = RunConfig { method: Method::Spot, ..target.config.clone() };
             let mut grid = Grid::new(runner, &self.places);
-            grid.train(&format!("{}: sources as they are", target.name), &runs, entries, progress)?;
-            let validation = |source: &Source| mean(&grid.choose(&source.name).validation);
-            of_sources =
-                self.sources.iter().map(|source| (source.name.clone(), validation(source))).collect();
+            let what = format!("{}: sources as they are", target.name);
+            grid.train(&what, &runs, vec![Entry::of_sources(&what, &[], each(&config))], progress)?;
+            let validation =
+                |source: &Candidate| (source.source.clone().unwrap_or_default(), mean(&source.validation));
+            of_sources = grid.entry(&what).candidates.iter().map(validation).collect();
         }
         let best = first_best(&of_sources.iter().map(|(_, validation)| *validation).collect::<Vec<_>>());
         let entry = |method: &StudyMethod| {
-            let with = |prompts: Option<&[PathBuf]>| -> Vec<RunConfig> {
-                let config = |config: &RunConfig| RunConfig {
-                    sources: prompts.map_or_else(|| config.sources.clone(), <[_]>::to_vec),
-                    initial_scorer: scorer
-                        .filter(|_| method.has_pretrained_scorer)
-                        .map_or_else(|| config.initial_scorer.clone(), |scorer| Some(scorer.to_owned())),
-                    ..config.clone()
-                };
-                method.configs.iter().map(config).collect()
-            };
-            let of = |places: &[usize]| -> Vec<RunConfig> {
-                with(Some(&places.iter().map(|&place| sources[place].clone()).collect::<Vec<_>>()))
-            };
-            let configs = match &method.sources {
-                Sources::None => with(None),
-                Sources::All => with(Some(sources)),
-                Sources::Best => of(&[best]),
-                Sources::Of(places) => of(places),
-                Sources::Each => {
-                    let names = self.sources.iter().map(|source| &source.name[..]);
-                    let alone = names.enumerate().map(|(place, name)| (name, of(&[place])));
-                    return Entry::of_sources(&method.name, &method.learning_rates, alone);
+            let (name, rates) = (&method.name, &method.learning_rates);
+            let mut config = method.config.clone();
+            if let (Some(scorer), true) = (scorer, method.has_pretrained_scorer) {
+                config.initial_scorer = Some(scorer.to_owned());
+            }
+            let taken = match &method.sources {
+                Sources::None => config.sources.clone(),
+                Sources::All => sources.to_vec(),
+                Sources::Best => vec![sources[best].clone()],
+                Sources::Of(places) => places.iter().map(|&place| sources[place].clone()).collect(),
+                Sources::Each => return Ok(Entry::of_sources(name, rates, each(&config))),
+                Sources::Random => {
+                    let at = |place: &Place| {
+                        let sources = self.write_random(sources, out, place.seed)?;
+                        Ok(RunConfig { sources, ..place.apply(&config) })
+                    };
+                    let configs = self.places.iter().map(at).collect::<Result<_>>()?;
+                    return Ok(Entry::new(name, rates, configs));
                 }
             };
-            Entry::new(&method.name, &method.learning_rates, configs)
+            Ok(Entry::new(name, rates, at_places(config, taken)))
         };
+        let entries = target.methods.iter().map(entry).collect::<Result<_>>()?;
         let mut grid = Grid::new(runner, &self.places);
-        grid.train(&target.name, &runs, target.methods.iter().map(entry).collect(), progress)?;
+        grid.train(&target.name, &runs, entries, progress)?;
         let names: Vec<String> = target.methods.iter().map(|method| method.name.clone()).collect();
         let mut methods = grid.test(&format!("{}: test rows", target.name), &names, progress)?;
         for method in &mut methods {
@@ -325,6 +272,19 @@ impl Study {
         // What cannot be read is made anew.
         let written = files::read_json(&results_of(target, out), "", "").unwrap_or_default();
         written.filter(|done: &TargetResults| done.settings_sha256 == self.settings_sha256(target))
+    }
+
+    /// Writes a random prompt for each of `sources` below `out`; gives back their paths.
+    fn write_random(&self, sources: &[PathBuf], out: &Path, seed: u64) -> Result<Vec<PathBuf>> {
+        let folder = out.join("random").join(seed.to_string());
+        std::fs::create_dir_all(&folder).map_err(|source| Error::file("create", &folder, source))?;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let write = |(source, prompt): (&Source, &PathBuf)| {
+            let path = folder.join(format!("{}.safetensors", slug(&source.name)));
+            random_like(&Prompt::load(prompt)?, &mut random)?.save(&path)?;
+            Ok(path)
+        };
+        self.sources.iter().zip(sources).map(write).collect()
     }
 
     /// SHA-256 of all that the numbers of `target` come of.

@@ -50,9 +50,12 @@ impl Sweep {
         begin_trainings(what, trainings, 0, progress);
         let outcomes = runner.train(trainings, progress)?;
         let trained = trainings.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
-        let job =
-            |run: &Training| EvaluationJob::new(run.config.clone(), Some(run.folder.clone()), Split::Test);
-        let jobs: Vec<EvaluationJob> = trained.map(|(run, _)| job(run)).collect();
+        let jobs = trained.map(|(Training { config, folder, .. }, _)| EvaluationJob {
+            config: config.clone(),
+            folder: Some(folder.clone()),
+            split: Split::Test,
+        });
+        let jobs: Vec<EvaluationJob> = jobs.collect();
         progress.begin("test rows", jobs.len() as u64);
         let mut evaluated = runner.evaluate(&jobs, progress)?.into_iter();
         let mut runs = Vec::with_capacity(trainings.len());

@@ -3,9 +3,10 @@
 //! Small trainings are independent and too short to share out over threads, so each worker runs whole ones on a backend of
 //! one thread: the numbers depend on neither the count of workers nor their order.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::progress::Progress;
@@ -48,12 +49,18 @@ impl<'a> Workers<'a> {
         progress: &mut dyn Progress,
         work: impl Fn(&Frozen<'_, Cpu>, &J, &mut dyn Progress) -> R + Sync,
     ) -> Result<Vec<R>> {
-        let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let take = |mut progress: Remote<'_>| -> Result<Vec<(usize, R)>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (next, has_failed, progress) =
+            (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(progress));
+        let shared = Shared { progress: &progress, has_failed: &has_failed };
+        let fail = || has_failed.store(true, Ordering::Relaxed);
+        let work_on_jobs = || -> Result<Vec<(usize, R)>> {
             // On the worker's own thread: to hand each op to another costs a seventh of the time.
             let backend = Cpu::with_caller(Some(1))?;
             let frozen = Frozen::load(&backend, self.model)?;
-            let mut results = Vec::new();
+            let (mut progress, mut results) = (shared, Vec::new());
             while !progress.ends() {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(job) = jobs.get(index) else { break };
@@ -61,39 +68,25 @@ impl<'a> Workers<'a> {
             }
             Ok(results)
         };
-        let mut results = thread::scope(|scope| {
-            let (sender, said) = channel();
-            let start = |_| {
-                let (remote, take) = (Remote { sender: sender.clone(), ended: &ended }, &take);
-                let end = || ended.store(true, Ordering::Relaxed);
-                let work = move || take(remote).inspect_err(|_| end());
-                thread::Builder::new().spawn_scoped(scope, work).inspect_err(|_| end())
-            };
-            let started: std::io::Result<Vec<_>> =
-                (0..self.count.clamp(1, jobs.len().max(1))).map(start).collect();
-            drop(sender);
-            for say in said {
-                say(progress);
-                if progress.ends() {
-                    ended.store(true, Ordering::Relaxed);
+        let results = thread::scope(|scope| {
+            let worker = || work_on_jobs().inspect_err(|_| fail());
+            let start = |_| thread::Builder::new().spawn_scoped(scope, worker).inspect_err(|_| fail());
+            let started: Vec<_> = (0..self.count.min(jobs.len())).map(start).collect();
+            let join = |started: std::io::Result<thread::ScopedJoinHandle<'_, _>>| match started {
+                Ok(worker) => worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(error) => {
+                    let found = format!("{}: {error}", self.count);
+                    let advice = "ask for fewer by --threads, or raise the limit";
+                    Err(Error::setting("workers", "as many threads as the system can start", found, advice))
                 }
-            }
-            let workers = started.map_err(|error| {
-                let found = format!("{}: {error}", self.count);
-                let advice = "ask for fewer by --threads, or raise the limit";
-                Error::setting("workers", "as many threads as the system can start", found, advice)
-            })?;
-            let join = |worker: thread::ScopedJoinHandle<'_, _>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            let results: Vec<Vec<(usize, R)>> = workers.into_iter().map(join).collect::<Result<_>>()?;
-            Ok::<_, Error>(results.into_iter().flatten().collect::<Vec<_>>())
+            started.into_iter().map(join).collect::<Result<Vec<_>>>()
         })?;
-        if ended.into_inner() {
+        let results: BTreeMap<usize, R> = results.into_iter().flatten().collect();
+        if { shared }.ends() {
             return Err(interrupted(results.len(), jobs.len()));
         }
-        results.sort_by_key(|(index, _)| *index);
-        Ok(results.into_iter().map(|(_, result)| result).collect())
+        Ok(results.into_values().collect())
     }
 }
 
@@ -118,38 +111,34 @@ impl Runner for Workers<'_> {
     }
 }
 
-/// Something that a worker says, told to whoever listens.
-type Say = Box<dyn FnOnce(&mut dyn Progress) + Send>;
-
-/// Passes on what a worker says to the thread that shows it.
-struct Remote<'a> {
-    sender: Sender<Say>,
-    ended: &'a AtomicBool,
+/// The progress of all workers, who end where one has failed.
+#[derive(Clone, Copy)]
+struct Shared<'a, 'p> {
+    progress: &'a Mutex<&'p mut dyn Progress>,
+    has_failed: &'a AtomicBool,
 }
 
-impl Remote<'_> {
-    fn say(&self, what: impl FnOnce(&mut dyn Progress) + Send + 'static) {
-        // Whoever listened may be gone; the work goes on all the same.
-        let _ = self.sender.send(Box::new(what));
+impl<'p> Shared<'_, 'p> {
+    fn lock(&self) -> MutexGuard<'_, &'p mut dyn Progress> {
+        // A worker that panicked while it spoke takes the program with it; the others may end before that.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Progress for Remote<'_> {
+impl Progress for Shared<'_, '_> {
     fn begin(&mut self, what: &str, steps: u64) {
-        let what = what.to_owned();
-        self.say(move |progress| progress.begin(&what, steps));
+        self.lock().begin(what, steps);
     }
     fn more(&mut self, steps: u64) {
-        self.say(move |progress| progress.more(steps));
+        self.lock().more(steps);
     }
     fn step(&mut self) {
-        self.say(|progress| progress.step());
+        self.lock().step();
     }
     fn note(&mut self, text: &str) {
-        let text = text.to_owned();
-        self.say(move |progress| progress.note(&text));
+        self.lock().note(text);
     }
     fn ends(&mut self) -> bool {
-        self.ended.load(Ordering::Relaxed)
+        self.has_failed.load(Ordering::Relaxed) || self.lock().ends()
     }
 }

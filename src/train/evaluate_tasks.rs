@@ -47,3 +47,28 @@ pub(crate) fn evaluate_tasks<B: Backend>(
     }
     Ok(evaluated)
 }
+
+/// The evaluations of a run that answered the rows of all its tasks.
+///
+/// # Errors
+/// The first task's that it did not.
+pub(crate) fn complete(evaluated: Result<Evaluated>) -> Result<Vec<(String, Evaluation)>> {
+    evaluated?.into_iter().map(|(task, evaluation)| Ok((task, evaluation?))).collect()
+}
+
+/// The metrics of a task, with its name before where it is one of several.
+pub(crate) fn named_metrics(
+    task: &str,
+    several: bool,
+    evaluation: &Evaluation,
+) -> Vec<(String, Option<f64>)> {
+    let of = if several { format!("{task} ") } else { String::new() };
+    let values = evaluation.scores.values.iter();
+    values.map(|(metric, value)| (format!("{of}{metric}"), *value)).collect()
+}
+
+/// The mean over tasks of the mean over their metrics; NaN where one is not defined.
+pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
+    let means = evaluations.iter().map(|(_, evaluation)| evaluation.scores.mean().unwrap_or(f64::NAN));
+    means.sum::<f64>() / evaluations.len() as f64
+}

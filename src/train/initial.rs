@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use crate::backend::StateLayout;
 use crate::config::{Method, PromptInit, RunConfig};
 use crate::error::{Error, Result};
-use crate::prompts::{self, Prompt};
+use crate::prompts::{self, Prompt, PromptMetadata};
 
 /// Rows of the embedding that vocabulary initialisation draws from: the most frequent pieces.
 const VOCABULARY_ROWS: usize = 5_000;
@@ -138,7 +138,22 @@ fn uniform(random: &mut ChaCha8Rng) -> f64 {
 }
 
 /// Standard normal, by Box and Muller.
-pub(crate) fn normal(random: &mut ChaCha8Rng) -> f64 {
+fn normal(random: &mut ChaCha8Rng) -> f64 {
     let radius = (-2.0 * (1.0 - uniform(random)).ln()).sqrt();
     radius * (std::f64::consts::TAU * uniform(random)).cos()
+}
+
+/// A random prompt for the model of `source`, whose rows have the norms of its rows.
+pub(crate) fn random_like(source: &Prompt, random: &mut ChaCha8Rng) -> Result<Prompt> {
+    let norm = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let mut values = Vec::with_capacity(source.values().len());
+    for row in source.values().chunks_exact(source.width()) {
+        let row: Vec<f64> = row.iter().map(|&value| f64::from(value)).collect();
+        let noise: Vec<f64> = row.iter().map(|_| normal(random)).collect();
+        let scale = norm(&row) / norm(&noise);
+        values.extend(noise.iter().map(|value| (value * scale) as f32));
+    }
+    let model_sha256 = source.metadata().model_sha256.clone();
+    let metadata = PromptMetadata { model_sha256, ..PromptMetadata::default() };
+    Prompt::new(source.name(), values, source.length(), source.width(), metadata)
 }

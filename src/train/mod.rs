@@ -25,9 +25,9 @@ mod trainer;
 
 pub use change_sources::change_sources;
 pub use evaluate_tasks::Evaluated;
-pub(crate) use evaluate_tasks::evaluate_tasks;
+pub(crate) use evaluate_tasks::{complete, evaluate_tasks, mean_metric, named_metrics};
 pub use evaluation_file::{EvaluationRecord, Evaluations};
-pub(crate) use initial::normal;
+pub(crate) use initial::random_like;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
 pub use manifest::RunManifest;
@@ -37,6 +37,7 @@ pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
 pub use repeats::{differing_settings, repeats};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
+pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};
 #[cfg(feature = "cli")]
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};

@@ -3,12 +3,11 @@
 //! Settings hold paths as they were given: relative ones start where training ran. A thing is looked for there, then from
 //! where the program runs now, then beside the run: from its folder and each one above.
 
-use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use super::RunManifest;
 use crate::config::RunConfig;
-use crate::data::data_parts;
+use crate::data::moved_places;
 use crate::error::{Error, Result};
 use crate::pretrained::{Checkpoint, is_hub_id, locate};
 use crate::prompts::Prompt;
@@ -26,20 +25,8 @@ impl RunManifest {
                 *path = place;
             }
         };
-        // Several tasks may have a place each.
-        let parts: Vec<PathBuf> = match config.data.to_str() {
-            Some(data) => {
-                data_parts(data, config.task_names().count()).into_iter().map(PathBuf::from).collect()
-            }
-            None => vec![config.data.clone()],
-        };
-        let now = parts.into_iter().map(|mut part| {
-            if !part.to_str().is_some_and(|part| part.starts_with("hub:")) {
-                moved(&mut part);
-            }
-            part.into_os_string()
-        });
-        config.data = PathBuf::from(now.collect::<Vec<_>>().join(OsStr::new(",")));
+        let tasks = config.task_names().count();
+        config.data = moved_places(&config.data, tasks, |part| find(part).unwrap_or_else(|| part.to_owned()));
         for (index, path) in config.sources.iter_mut().enumerate() {
             // Of several files of that name the prompt that it was trained with, if it is one of them.
             let is_source = |place: &PathBuf| {

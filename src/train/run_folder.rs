@@ -48,6 +48,10 @@ const WRITTEN: [&str; 10] = [
     "scorer.safetensors",
     "prompts",
 ];
+/// In the folder of few-shot runs: their settings, but for the data seed.
+pub(crate) const FEW_SHOT_SETTINGS: &str = "few_shot_settings.toml";
+/// How the folders of few-shot runs begin, before the data seed.
+pub(crate) const DRAW: &str = "draw-";
 /// Files of a run that has taken no step.
 const UNBEGUN: [&str; 5] = [RUN, "config.toml", "log.jsonl", LOG, "last.safetensors"];
 
@@ -148,7 +152,7 @@ impl RunFolder {
         Self::of(path, text)
     }
 
-    /// Empties `path` of what a run left that has taken no step. A folder with more in it stays as it is.
+    /// Empties `path` of what a run left that has taken no step, or few-shot runs. A folder with more in it stays as it is.
     ///
     /// # Errors
     /// If something trains in it, or it cannot be read or changed.
@@ -166,7 +170,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub(crate) fn has_begun(path: &Path) -> Result<bool> {
+    pub(super) fn has_begun(path: &Path) -> Result<bool> {
         occupied(path)
     }
 
@@ -523,7 +527,10 @@ fn occupied(path: &Path) -> Result<bool> {
     let is_empty = |name: &str| path.join(name).metadata().is_ok_and(|file| file.len() == 0);
     let is_own = |name: &OsStr| match is_run {
         true => UNBEGUN.iter().any(|own| name == *own),
-        false => name == "config.toml" || name == LOG && is_empty(LOG),
+        false if name.to_string_lossy().starts_with(DRAW) => occupied(&path.join(name)).is_ok_and(|is| !is),
+        false if name == FEW_SHOT_SETTINGS => true,
+        // The log comes first: settings alone are somebody's own.
+        false => is_empty(LOG) && (name == "config.toml" || name == LOG),
     };
     let mut names = entries.flatten().map(|entry| entry.file_name());
     Ok(has_steps(path) || names.any(|name| !is_temporary(&name) && !is_own(&name)))
@@ -543,9 +550,18 @@ fn has_steps(path: &Path) -> bool {
         || last.exists() && open::<Checkpoint>(&last).map_or(true, |(_, checkpoint)| checkpoint.step > 0)
 }
 
-/// Removes what a run left in `folder` that has taken no step, but for its settings and its text log.
+/// Removes what a run left in `folder` that has taken no step, but for its settings and its text log; and few-shot runs.
 fn remove_unbegun(folder: &Path) -> Result<()> {
-    ["log.jsonl", "last.safetensors"].into_iter().try_for_each(|name| remove(&folder.join(name)))
+    for entry in std::fs::read_dir(folder).map_err(|source| Error::file("read", folder, source))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(DRAW) {
+            RunFolder::take_back(&entry.path())?;
+            // What somebody else laid into it stays.
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+    ["log.jsonl", "last.safetensors", FEW_SHOT_SETTINGS]
+        .into_iter()
+        .try_for_each(|name| remove(&folder.join(name)))
 }
 
 fn remove(path: &Path) -> Result<()> {

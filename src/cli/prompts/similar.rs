@@ -9,7 +9,7 @@ use crate::cli::settings::TaskFlags;
 use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::experiment::{EvaluationJob, Progress, Runner, Together, complete};
+use crate::experiment::{EvaluationJob, Progress, Runner, Together};
 use crate::metrics::Scores;
 use crate::model::Frozen;
 use crate::pretrained::{self, Checkpoint};
@@ -129,7 +129,7 @@ impl Arguments {
             let (sources, prompt_length) = (vec![source.clone()], prompt.length());
             let config = RunConfig { sources, prompt_length, ..base.clone() };
             config.check()?;
-            Ok(EvaluationJob::new(config, None, Split::Validation))
+            Ok(EvaluationJob { config, folder: None, split: Split::Validation })
         });
         runs.collect()
     }
@@ -145,7 +145,7 @@ fn evaluate<B: Backend>(backend: &B, checkpoint: &Checkpoint, runs: &[Evaluation
     bars.finish();
     let mut scores = Vec::with_capacity(runs.len());
     for evaluated in evaluated? {
-        scores.extend(complete(evaluated)?.into_iter().map(|(_, evaluation)| evaluation.scores));
+        scores.extend(train::complete(evaluated)?.into_iter().map(|(_, evaluation)| evaluation.scores));
     }
     Ok(scores)
 }
