@@ -557,7 +557,10 @@ fn a_source_prompt_that_changed_since_the_study_began_is_refused() {
     fs::copy(&second, &prompt).expect("a copy");
     let refused = work.compare("out", &[]);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("began with for the source day"), "{said}");
+    assert!(
+        !refused.status.success() && said.contains("the source day as the study began with it"),
+        "{said}"
+    );
     fs::copy(&first, &prompt).expect("a copy");
     assert_eq!(table(&work.success("out", &[])), done, "the old prompt again");
 }

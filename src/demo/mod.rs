@@ -22,6 +22,7 @@
 mod bundled;
 mod compare;
 mod generate;
+mod methods;
 mod questions;
 mod report;
 mod settings;

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::compare::{CONSTANT, PROMPT_TUNING, UNIFORM, from_source};
 use super::generate::Rows;
+use super::methods::{CONSTANT, PROMPT_TUNING, UNIFORM};
 use super::questions::{QuestionsTask, Subject, TWO_QUESTIONS};
 use super::sources::{SourceSettings, data_folder, source_paths};
 use super::table::{ATTEMPT, AttentionByKind, Row, Table};
@@ -471,4 +471,9 @@ impl StudyReport {
         ));
         criteria
     }
+}
+
+/// Learns a prompt from `path`, or evaluates it as it is.
+fn from_source(config: RunConfig, path: &Path) -> RunConfig {
+    RunConfig { method: Method::Spot, sources: vec![path.to_owned()], ..config }
 }

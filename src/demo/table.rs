@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::evaluate::{Paired, mean, standard_deviation};
-use crate::experiment::MethodResults;
+use crate::experiment::{MethodResults, TargetResults};
 
 /// Who the other methods are compared with.
 pub(super) const ATTEMPT: &str = "ATTEMPT";
@@ -44,6 +44,23 @@ impl From<&MethodResults> for Row {
 pub struct Table {
     /// The methods.
     pub rows: Vec<Row>,
+}
+
+/// Named after the source that is best as it is, which stands for `{}`. Where trying each source comes to that one too, it is left out.
+impl From<&TargetResults> for Table {
+    fn from(results: &TargetResults) -> Self {
+        let best = results.best_source();
+        let reported = results.methods.iter().filter(|method| method.source.as_deref() != best);
+        let row = |method: &MethodResults| {
+            let mut row = Row::from(method);
+            row.name = match &method.source {
+                Some(source) => format!("{} ({source})", row.name),
+                None => row.name.replace("{}", best.unwrap_or_default()),
+            };
+            row
+        };
+        Self { rows: reported.map(row).collect() }
+    }
 }
 
 impl Table {

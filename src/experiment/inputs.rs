@@ -38,38 +38,26 @@ impl Study {
         }
         let is_open = |out: &Path, target| self.finished(target, out).is_none();
         for target in self.targets.iter().filter(|target| out.is_none_or(|out| is_open(out, target))) {
-            if target.methods.iter().any(|method| method.sources == Sources::Best) {
-                // Each source is answered by as it is.
-                self.check_lengths(&target.name, &target.config, &Sources::All, &lengths)?;
-            }
-            for method in &target.methods {
-                let name = format!("{} on {}", method.name, target.name);
-                self.check_lengths(&name, &method.config, &method.sources, &lengths)?;
-                check_data(&method.config, &[Split::Train, Split::Validation, Split::Test], &mut seen)?;
+            for (name, config, sources, _) in target.runs() {
+                self.check_lengths(&name, config, sources, &lengths)?;
+                check_data(config, &[Split::Train, Split::Validation, Split::Test], &mut seen)?;
             }
         }
         Ok(())
     }
 
-    /// Refuses sources, `lengths` of them all, that the runs called `name` cannot take for their length.
-    fn check_lengths(
-        &self,
-        name: &str,
-        config: &RunConfig,
-        taken: &Sources,
-        lengths: &[usize],
-    ) -> Result<()> {
+    /// Refuses sources, of all of which `known` are the lengths, that the runs called `name` cannot take for their length.
+    fn check_lengths(&self, name: &str, config: &RunConfig, taken: &Sources, known: &[usize]) -> Result<()> {
         let is_taken = |place: usize| match taken {
             Sources::None => false,
             Sources::Of(places) => places.contains(&place),
             Sources::All | Sources::Best | Sources::Each | Sources::Random => true,
         };
-        let other =
-            (0..lengths.len()).find(|&place| is_taken(place) && lengths[place] != config.prompt_length);
+        let other = (0..known.len()).find(|&place| is_taken(place) && known[place] != config.prompt_length);
         let Some(place) = other else { return Ok(()) };
         Err(Error::setting(
             "prompt-length",
-            format!("{}, the length of the source {}", lengths[place], self.sources[place].name),
+            format!("{}, the length of the source {}", known[place], self.sources[place].name),
             format!("{} for {name}", config.prompt_length),
             "sources and target prompt are mixed row by row and must be of one length",
         ))

@@ -22,7 +22,7 @@ pub use few_shot::{Draw, FewShotRuns};
 pub use grid::{Candidate, Entry, Grid, MethodResults, Place};
 pub use progress::Progress;
 pub(crate) use runner::train_all;
-pub use runner::{EvaluationJob, Runner, Together, Training};
+pub use runner::{EvaluationJob, Results, Runner, Together, Training};
 pub use study::{Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};
 pub use workers::Workers;

@@ -50,20 +50,22 @@ pub struct EvaluationJob {
     pub split: Split,
 }
 
+/// A result of each, or the error that kept all from it.
+pub type Results<T> = Result<Vec<Result<T>>>;
+
 /// Who takes trainings and evaluates runs.
 pub trait Runner {
     /// Takes all steps that the trainings have left; results are in their order. One that fails does not hold up the others.
     ///
     /// # Errors
     /// Those of the device and of loading the model, and of a training that cannot begin; those of its steps are in its result.
-    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>>;
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Results<Outcome>;
 
     /// Answers rows: for each run its tasks and an evaluation of each. Ticks once a run.
     ///
     /// # Errors
     /// As [`train`](Self::train).
-    fn evaluate(&self, runs: &[EvaluationJob], progress: &mut dyn Progress)
-    -> Result<Vec<Result<Evaluated>>>;
+    fn evaluate(&self, runs: &[EvaluationJob], progress: &mut dyn Progress) -> Results<Evaluated>;
 }
 
 /// Says that trainings begin as a part of the work, with so many `other` steps besides.
@@ -91,7 +93,8 @@ pub(super) fn open<'a, B: Backend>(
     progress: &mut dyn Progress,
 ) -> Result<Member<'a, B>> {
     let Training { name, config, folder, is_compared } = training;
-    let mut trainer = Trainer::new(frozen, config, &mut Listener::new(progress))?;
+    let mut trainer =
+        Trainer::new(frozen, config, &mut Listener { names: Vec::new(), progress: &mut *progress })?;
     let folder = begin_or_resume(&mut trainer, folder, *is_compared)?;
     if config.steps.is_none() {
         progress.more(trainer.step_count() + trainer.steps_left());
@@ -140,23 +143,19 @@ impl<'a, B: Backend> Together<'a, B> {
 }
 
 impl<B: Backend> Runner for Together<'_, B> {
-    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Results<Outcome> {
         let mut outcomes = Vec::with_capacity(trainings.len());
         for trainings in trainings.chunks(OPEN_RUNS.max(self.most)) {
             let open = |training| open(self.frozen, training, &mut *progress);
             let mut members = trainings.iter().map(open).collect::<Result<Vec<_>>>()?;
             let names = trainings.iter().map(|training| &training.name[..]).collect();
-            let mut listener = Listener { names, ..Listener::new(&mut *progress) };
+            let mut listener = Listener { names, progress: &mut *progress };
             outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut listener)?);
         }
         Ok(outcomes)
     }
 
-    fn evaluate(
-        &self,
-        runs: &[EvaluationJob],
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Result<Evaluated>>> {
+    fn evaluate(&self, runs: &[EvaluationJob], progress: &mut dyn Progress) -> Results<Evaluated> {
         let mut evaluated = Vec::with_capacity(runs.len());
         for run in runs {
             if progress.ends() {
@@ -172,14 +171,8 @@ impl<B: Backend> Runner for Together<'_, B> {
 /// Passes on what runs say.
 pub(super) struct Listener<'p> {
     /// Names of the runs that share a batch.
-    names: Vec<&'p str>,
-    progress: &'p mut dyn Progress,
-}
-
-impl<'p> Listener<'p> {
-    pub(super) fn new(progress: &'p mut dyn Progress) -> Self {
-        Self { names: Vec::new(), progress }
-    }
+    pub(super) names: Vec<&'p str>,
+    pub(super) progress: &'p mut dyn Progress,
 }
 
 impl Monitor for Listener<'_> {

@@ -7,8 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 
 use super::comparison::{Comparison, RESULTS, TargetResults};
@@ -20,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{first_best, mean};
 use crate::files;
 use crate::prompts::Prompt;
-use crate::train::random_like;
+use crate::train::write_random_like;
 
 /// In the folder of a study: which prompts it began with.
 const SOURCES: &str = "sources.json";
@@ -101,6 +99,23 @@ pub enum Sources {
     Of(Vec<usize>),
 }
 
+impl Target {
+    /// Whether a method takes the source that is best as it is.
+    pub(super) fn needs_best_source(&self) -> bool {
+        self.methods.iter().any(|method| method.sources == Sources::Best)
+    }
+
+    /// Each kind of run on it: what it is called, its settings, its sources, and its rates where it is trained.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (String, &RunConfig, &Sources, &[f64])> {
+        let as_is = (self.name.clone(), &self.config, &Sources::All, &[][..]);
+        let methods = self.methods.iter().map(|method| {
+            let name = format!("{} on {}", method.name, self.name);
+            (name, &method.config, &method.sources, &method.learning_rates[..])
+        });
+        self.needs_best_source().then_some(as_is).into_iter().chain(methods)
+    }
+}
+
 impl Study {
     /// The sources whose prompts are learnt first.
     pub(crate) fn learnt_sources(&self) -> impl Iterator<Item = &Source> {
@@ -113,16 +128,15 @@ impl Study {
     /// Those of training and evaluation; [`Error::Setting`] if `out` holds runs of other settings.
     pub fn run(&self, runner: &dyn Runner, out: &Path, progress: &mut dyn Progress) -> Result<Comparison> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        let folder = |source: &Source| out.join("sources").join(slug(&source.name));
-        let training = |source: &Source| Training::new(&source.name, source.config.clone(), folder(source));
-        let trainings: Vec<Training> = self.learnt_sources().map(training).collect();
+        let (mut sources, mut trainings): (Vec<PathBuf>, Vec<Training>) = Default::default();
+        for Source { name, prompt, config } in &self.sources {
+            let folder = out.join("sources").join(slug(name));
+            sources.push(prompt.clone().unwrap_or_else(|| folder.join("prompt.safetensors")));
+            trainings.extend(prompt.is_none().then(|| Training::new(name, config.clone(), folder)));
+        }
         if !trainings.is_empty() {
             train_all("source prompts", &trainings, 0, runner, progress)?;
         }
-        let prompt = |source: &Source| {
-            source.prompt.clone().unwrap_or_else(|| folder(source).join("prompt.safetensors"))
-        };
-        let sources: Vec<PathBuf> = self.sources.iter().map(prompt).collect();
         self.check_prompts(&sources, out)?;
         let scorer = self.scorer.as_ref().map(|_| out.join("scorer"));
         if let (Some(scorer), Some(config)) = (&scorer, &self.scorer) {
@@ -160,15 +174,10 @@ impl Study {
             let found = Prompt::load(path)?.sha256();
             let begun_with = all.entry(source.name.clone()).or_insert_with(|| found.clone());
             if *begun_with != found {
-                return Err(Error::setting(
-                    "--out",
-                    format!(
-                        "the prompt that the study began with for the source {}, of SHA-256 {begun_with}",
-                        source.name
-                    ),
-                    format!("other numbers in {}, of SHA-256 {found}", path.display()),
-                    "name another folder for a study of the new prompt, or put the old file back",
-                ));
+                let expected = format!("the source {} as the study began with it, {begun_with}", source.name);
+                let found = format!("other numbers in {}, {found}", path.display());
+                let advice = "name another folder for a study of the new prompt, or put the old file back";
+                return Err(Error::setting("--out", expected, found, advice));
             }
         }
         if known.as_ref() == Some(&all) { Ok(()) } else { files::write_json(&file, &all) }
@@ -203,51 +212,53 @@ impl Study {
             return Ok(written);
         }
         let runs = out.join("runs").join(slug(&target.name));
-        let at_places = |config: RunConfig, sources: Vec<PathBuf>| -> Vec<RunConfig> {
-            let config = RunConfig { sources, ..config };
-            self.places.iter().map(|place| place.apply(&config)).collect()
-        };
-        let each = |config: &RunConfig| -> Vec<(Option<String>, Vec<RunConfig>)> {
-            let alone = |(source, prompt): (&Source, &PathBuf)| {
-                (Some(source.name.clone()), at_places(config.clone(), vec![prompt.clone()]))
+        let names = || self.sources.iter().map(|source| slug(&source.name));
+        let entry = |name: &str, rates: &[f64], config: &RunConfig, taken: &Sources| {
+            let at_places = |taken: &Sources| {
+                let at = |place: &Place| {
+                    let random = out.join("random").join(place.seed.to_string());
+                    let sources = match taken {
+                        Sources::None => config.sources.clone(),
+                        Sources::Of(chosen) => chosen.iter().map(|&source| sources[source].clone()).collect(),
+                        Sources::Random => write_random_like(names().zip(sources), &random, place.seed)?,
+                        Sources::All | Sources::Best | Sources::Each => sources.to_vec(),
+                    };
+                    Ok(RunConfig { sources, ..place.apply(config) })
+                };
+                self.places.iter().map(at).collect::<Result<Vec<_>>>()
             };
-            self.sources.iter().zip(sources).map(alone).collect()
+            let alone = |(index, source): (usize, &Source)| {
+                Ok((Some(source.name.clone()), at_places(&Sources::Of(vec![index]))?))
+            };
+            let tried = match taken {
+                Sources::Each => self.sources.iter().enumerate().map(alone).collect::<Result<_>>()?,
+                _ => vec![(None, at_places(taken)?)],
+            };
+            Ok::<_, Error>(Entry::of_sources(name, rates, tried))
         };
         let mut of_sources: Vec<(String, f64)> = Vec::new();
-        if target.methods.iter().any(|method| method.sources == Sources::Best) {
+        if target.needs_best_source() {
             let config = RunConfig { method: Method::Spot, ..target.config.clone() };
-            let mut grid = Grid::new(runner, &self.places);
             let what = format!("{}: sources as they are", target.name);
-            grid.train(&what, &runs, vec![Entry::of_sources(&what, &[], each(&config))], progress)?;
+            let mut grid = Grid::new(runner, &self.places);
+            grid.train(&what, &runs, vec![entry(&what, &[], &config, &Sources::Each)?], progress)?;
             let validation =
                 |source: &Candidate| (source.source.clone().unwrap_or_default(), mean(&source.validation));
             of_sources = grid.entry(&what).candidates.iter().map(validation).collect();
         }
         let best = first_best(&of_sources.iter().map(|(_, validation)| *validation).collect::<Vec<_>>());
-        let entry = |method: &StudyMethod| {
-            let (name, rates) = (&method.name, &method.learning_rates);
+        let mut entries = Vec::new();
+        for method in &target.methods {
             let mut config = method.config.clone();
             if let (Some(scorer), true) = (scorer, method.has_pretrained_scorer) {
                 config.initial_scorer = Some(scorer.to_owned());
             }
             let taken = match &method.sources {
-                Sources::None => config.sources.clone(),
-                Sources::All => sources.to_vec(),
-                Sources::Best => vec![sources[best].clone()],
-                Sources::Of(places) => places.iter().map(|&place| sources[place].clone()).collect(),
-                Sources::Each => return Ok(Entry::of_sources(name, rates, each(&config))),
-                Sources::Random => {
-                    let at = |place: &Place| {
-                        let sources = self.write_random(sources, out, place.seed)?;
-                        Ok(RunConfig { sources, ..place.apply(&config) })
-                    };
-                    let configs = self.places.iter().map(at).collect::<Result<_>>()?;
-                    return Ok(Entry::new(name, rates, configs));
-                }
+                Sources::Best => &Sources::Of(vec![best]),
+                taken => taken,
             };
-            Ok(Entry::new(name, rates, at_places(config, taken)))
-        };
-        let entries = target.methods.iter().map(entry).collect::<Result<_>>()?;
+            entries.push(entry(&method.name, &method.learning_rates, &config, taken)?);
+        }
         let mut grid = Grid::new(runner, &self.places);
         grid.train(&target.name, &runs, entries, progress)?;
         let names: Vec<String> = target.methods.iter().map(|method| method.name.clone()).collect();
@@ -272,19 +283,6 @@ impl Study {
         // What cannot be read is made anew.
         let written = files::read_json(&results_of(target, out), "", "").unwrap_or_default();
         written.filter(|done: &TargetResults| done.settings_sha256 == self.settings_sha256(target))
-    }
-
-    /// Writes a random prompt for each of `sources` below `out`; gives back their paths.
-    fn write_random(&self, sources: &[PathBuf], out: &Path, seed: u64) -> Result<Vec<PathBuf>> {
-        let folder = out.join("random").join(seed.to_string());
-        std::fs::create_dir_all(&folder).map_err(|source| Error::file("create", &folder, source))?;
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let write = |(source, prompt): (&Source, &PathBuf)| {
-            let path = folder.join(format!("{}.safetensors", slug(&source.name)));
-            random_like(&Prompt::load(prompt)?, &mut random)?.save(&path)?;
-            Ok(path)
-        };
-        self.sources.iter().zip(sources).map(write).collect()
     }
 
     /// SHA-256 of all that the numbers of `target` come of.

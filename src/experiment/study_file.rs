@@ -183,9 +183,8 @@ impl Study {
             config.task.is_empty() || config.template.is_some() || config.data.as_os_str().is_empty()
         };
         if let Some(source) = sources.iter().find(|source| scorer.is_some() && lacks(&source.config)) {
-            let (expected, found) = ("task and data of each source, for study.scorer", &source.name);
-            let advice = "a task of one's own is a task's TOML file here";
-            return Err(Error::format(path, None, expected, format!("source {found} without both"), advice));
+            let expected = "task and data of each source, its own task as a TOML file, for study.scorer";
+            return Err(file.refuse(expected, format!("source {} without both", source.name)));
         }
         let spot = Table::from_iter([("method".to_owned(), Method::Spot.name().into())]);
         let mut targets: Vec<(Target, Table)> = Vec::new();
@@ -195,13 +194,10 @@ impl Study {
             let draws = draws.map_or(0, <[_]>::len);
             if draws > 1 && (config.few_shot.is_none() || config.data_seed.is_some()) {
                 // Its rows are the same for every draw, and so are its runs, which would be counted once a draw.
-                return Err(Error::format(
-                    path,
-                    None,
-                    format!("`few-shot` and no `data-seed` for each target, beside {draws} of study.draws"),
-                    format!("target {name}, of which every draw has the same rows"),
-                    "give it `few-shot`, or compare on it in a study of its own, without study.draws",
-                ));
+                let expected = format!("`few-shot` and no `data-seed`, or a study without its {draws} draws");
+                return Err(
+                    file.refuse(expected, format!("target {name}, of which every draw has the same rows"))
+                );
             }
             targets.push((Target { name, published, config, methods: Vec::new() }, settings));
         }
@@ -221,8 +217,7 @@ impl Study {
                 return Err(file.refuse("a table study.scorer, for `pretrained-scorer`", "none"));
             }
             if taken != Sources::None && sources.is_empty() {
-                let advice = "list source prompts as [[study.source]]";
-                return Err(Error::format(path, None, format!("sources for {name}"), "none", advice));
+                return Err(file.refuse(format!("sources for {name}, as [[study.source]]"), "none"));
             }
             let rates = method.learning_rates.as_ref().unwrap_or(&declared.learning_rates);
             for (target, of_target) in &mut targets {
@@ -250,31 +245,21 @@ impl Study {
 
     /// Refuses runs that could not be begun.
     fn check(&self) -> Result<()> {
-        let check = |config: &RunConfig, sources: &Sources, rates: &[f64]| {
+        let learnt = self.learnt_sources();
+        let learnt = learnt.map(|source| (source.name.clone(), &source.config, &Sources::None, &[][..]));
+        for (_, config, sources, rates) in learnt.chain(self.targets.iter().flat_map(Target::runs)) {
             let mut config = config.clone();
             if *sources != Sources::None {
                 config.sources = vec!["prompt.safetensors".into()];
             }
             let own = [config.learning_rate];
-            for &rate in if rates.is_empty() { &own } else { rates } {
-                RunConfig { learning_rate: rate, ..config.clone() }.check()?;
+            for &learning_rate in if rates.is_empty() { &own } else { rates } {
+                RunConfig { learning_rate, ..config.clone() }.check()?;
             }
             let model = self.model();
             if config.model != model || model.is_empty() {
                 let found = format!("`{}` and `{model}`", config.model);
                 return Err(Error::setting("model", "one model for all runs of a study", found, ""));
-            }
-            Ok(())
-        };
-        for source in self.learnt_sources() {
-            check(&source.config, &Sources::None, &[])?;
-        }
-        for Target { config, methods, .. } in &self.targets {
-            if methods.iter().any(|method| method.sources == Sources::Best) {
-                check(config, &Sources::All, &[])?;
-            }
-            for method in methods {
-                check(&method.config, &method.sources, &method.learning_rates)?;
             }
         }
         Ok(())

@@ -106,9 +106,8 @@ impl Sweep {
         head.extend(keys.iter().map(|&key| key.to_owned()));
         head.extend(["steps".into(), "at step".into()]);
         head.extend(measures.iter().cloned());
-        head.extend(
-            measures.iter().flat_map(|of| [format!("{of}: mean"), format!("{of}: standard deviation")]),
-        );
+        let over_seeds = |of: &String| [format!("{of}: mean"), format!("{of}: standard deviation")];
+        head.extend(measures.iter().flat_map(over_seeds));
         head.push("runs".into());
         // Blank where there is no number.
         let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::progress::Progress;
-use super::runner::{EvaluationJob, Listener, Runner, Training, interrupted, open};
+use super::runner::{EvaluationJob, Listener, Results, Runner, Training, interrupted, open};
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
@@ -91,18 +91,14 @@ impl<'a> Workers<'a> {
 }
 
 impl Runner for Workers<'_> {
-    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Result<Vec<Result<Outcome>>> {
+    fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Results<Outcome> {
         self.run(trainings, progress, |frozen, training, progress| {
             let mut member = open(frozen, training, progress)?;
-            member.trainer.run(member.folder.as_mut(), &mut Listener::new(progress))
+            member.trainer.run(member.folder.as_mut(), &mut Listener { names: Vec::new(), progress })
         })
     }
 
-    fn evaluate(
-        &self,
-        runs: &[EvaluationJob],
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Result<Evaluated>>> {
+    fn evaluate(&self, runs: &[EvaluationJob], progress: &mut dyn Progress) -> Results<Evaluated> {
         self.run(runs, progress, |frozen, run, progress| {
             let evaluated = evaluate_tasks(frozen, &run.config, run.folder.as_deref(), run.split);
             progress.step();

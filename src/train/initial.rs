@@ -1,5 +1,7 @@
 //! Where training starts: the target prompt and the scorer before the first step.
 
+use std::path::{Path, PathBuf};
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -143,17 +145,29 @@ fn normal(random: &mut ChaCha8Rng) -> f64 {
     radius * (std::f64::consts::TAU * uniform(random)).cos()
 }
 
-/// A random prompt for the model of `source`, whose rows have the norms of its rows.
-pub(crate) fn random_like(source: &Prompt, random: &mut ChaCha8Rng) -> Result<Prompt> {
+/// Writes into `folder`, for each of the prompts in `sources` under its name, a random one whose rows have the norms of its rows.
+pub(crate) fn write_random_like<'a>(
+    sources: impl Iterator<Item = (String, &'a PathBuf)>,
+    folder: &Path,
+    seed: u64,
+) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::file("create", folder, source))?;
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let norm = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>().sqrt();
-    let mut values = Vec::with_capacity(source.values().len());
-    for row in source.values().chunks_exact(source.width()) {
-        let row: Vec<f64> = row.iter().map(|&value| f64::from(value)).collect();
-        let noise: Vec<f64> = row.iter().map(|_| normal(random)).collect();
-        let scale = norm(&row) / norm(&noise);
-        values.extend(noise.iter().map(|value| (value * scale) as f32));
-    }
-    let model_sha256 = source.metadata().model_sha256.clone();
-    let metadata = PromptMetadata { model_sha256, ..PromptMetadata::default() };
-    Prompt::new(source.name(), values, source.length(), source.width(), metadata)
+    let write = |(name, path): (String, &PathBuf)| {
+        let source = Prompt::load(path)?;
+        let mut values = Vec::with_capacity(source.values().len());
+        for row in source.values().chunks_exact(source.width()) {
+            let row: Vec<f64> = row.iter().map(|&value| f64::from(value)).collect();
+            let noise: Vec<f64> = row.iter().map(|_| normal(&mut random)).collect();
+            let scale = norm(&row) / norm(&noise);
+            values.extend(noise.iter().map(|value| (value * scale) as f32));
+        }
+        let model_sha256 = source.metadata().model_sha256.clone();
+        let metadata = PromptMetadata { model_sha256, ..PromptMetadata::default() };
+        let path = folder.join(format!("{name}.safetensors"));
+        Prompt::new(&name, values, source.length(), source.width(), metadata)?.save(&path)?;
+        Ok(path)
+    };
+    sources.map(write).collect()
 }

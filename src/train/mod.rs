@@ -27,7 +27,7 @@ pub use change_sources::change_sources;
 pub use evaluate_tasks::Evaluated;
 pub(crate) use evaluate_tasks::{complete, evaluate_tasks, mean_metric, named_metrics};
 pub use evaluation_file::{EvaluationRecord, Evaluations};
-pub(crate) use initial::random_like;
+pub(crate) use initial::write_random_like;
 pub use initial::{Start, state as initial_state, temperature};
 pub use log::{Monitor, Silent, StepRecord, TaskRecord, ValidationRecord};
 pub use manifest::RunManifest;
