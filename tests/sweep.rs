@@ -7,7 +7,7 @@ use std::time::Instant;
 use promptmix::Error;
 use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, read_sweep};
-use promptmix::experiment::{Sweep, SweptRun};
+use promptmix::experiment::{FewShotRuns, Progress, Sweep, SweptRun, Together, Training};
 use promptmix::model::Frozen;
 use promptmix::train::{
     Member, Outcome, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together,
@@ -219,6 +219,38 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
         let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst <= 1e-4, "run {index} differs by {worst:.1e}");
     }
+}
+
+/// Who asks for an end while the rows of a run are read need not wait for its steps, nor for the other runs' rows.
+#[test]
+fn an_end_that_is_asked_for_comes_before_runs_begin() {
+    struct Ends;
+    impl Progress for Ends {
+        fn begin(&mut self, _: &str, _: u64) {}
+        fn step(&mut self) {
+            panic!("no step is to be taken");
+        }
+        fn ends(&mut self) -> bool {
+            true
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let config = config(&data(folder.path())[0]);
+    let out = folder.path().join("out");
+    let training = |name: &str| Training::new(name, config.clone(), out.join(name));
+    let together = Together::new(&frozen, 2).expect("two");
+    let ended =
+        Sweep::run(&together, "sweep", &["one", "other"].map(training), &mut Ends).expect_err("an end");
+    assert!(ended.to_string().contains("0 of 2 runs of this stage"), "{ended}");
+    assert!(!out.exists(), "nothing was begun");
+
+    let mut few = config.clone();
+    (few.few_shot, few.draws) = (Some(2), 2);
+    let ended = FewShotRuns::run(&together, &few, &out, false, &mut Ends).expect_err("an end");
+    assert!(ended.to_string().contains("the same command begins anew"), "{ended}");
+    assert!(!out.exists(), "nothing was begun");
 }
 
 #[test]

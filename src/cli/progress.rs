@@ -158,8 +158,4 @@ impl Monitor for Shown {
     fn ends(&mut self) -> bool {
         self.signalled.load(Ordering::Relaxed)
     }
-
-    fn ends_before_first_step(&mut self) -> bool {
-        self.ends()
-    }
 }

@@ -205,11 +205,12 @@ impl Arguments {
         for draw in &runs.draws {
             let folder = self.out.join(&draw.folder);
             println!(
-                "data seed {}: best validation {:.4} after step {} of {}; {}",
+                "data seed {}: best validation {:.4} after step {} of {}{}; {}",
                 draw.data_seed,
                 draw.validation,
                 draw.best_step,
                 draw.steps,
+                train::remark_on_undefined(&draw.undefined),
                 folder.display()
             );
         }

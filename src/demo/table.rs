@@ -124,7 +124,9 @@ impl AttentionByKind {
         let of_kind = |kind: usize| {
             let rows = || places.iter().flat_map(move |rows| rows.iter().skip(kind).step_by(count));
             let number = rows().count().max(1) as f64;
-            (0..prompts.len()).map(|prompt| rows().map(|row| row[prompt]).sum::<f64>() / number).collect()
+            (0..prompts.len())
+                .map(|prompt| rows().filter_map(|row| row.get(prompt)).sum::<f64>() / number)
+                .collect()
         };
         let attention = (0..count).map(of_kind).collect();
         Self { prompts, kinds, attention }

@@ -70,9 +70,8 @@ impl Comparison {
         for target in &self.targets {
             for method in &target.methods {
                 for (folder, rate, place, validation) in &method.runs {
-                    let place_of = method.chosen.iter().position(|chosen| chosen == folder);
-                    let test =
-                        place_of.map_or_else(String::new, |index| format!("{:.6}", method.test[index]));
+                    let chosen = method.chosen.iter().zip(&method.test).find(|(chosen, _)| *chosen == folder);
+                    let test = chosen.map_or_else(String::new, |(_, test)| format!("{test:.6}"));
                     let (target, method, folder) = (&target.name, &method.name, folder.display());
                     table +=
                         &format!("{target}\t{method}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n");

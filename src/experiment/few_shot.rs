@@ -55,6 +55,9 @@ pub struct Draw {
     pub best_step: u64,
     /// The mean metric of the best validation.
     pub validation: f64,
+    /// Metrics that are not defined there, and count as 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undefined: Vec<String>,
     /// Each test metric of the best state; with several tasks their names stand before.
     pub test: Vec<(String, Option<f64>)>,
 }
@@ -85,8 +88,8 @@ impl FewShotRuns {
             Some(runs) => runs.config,
             None => return Ok(None),
         };
-        let folders = config.draw_seeds().into_iter().map(|data_seed| out.join(folder_of(data_seed)));
-        let saved = folders.into_iter().find_map(|folder| RunFolder::saved(&folder).ok());
+        let saved = |seed| RunFolder::saved(&out.join(folder_of(seed))).ok();
+        let saved = config.draw_seeds().into_iter().find_map(saved);
         let begun = saved.map(|saved| RunManifest { config: config.clone(), ..saved });
         Ok(Some((config, begun)))
     }
@@ -118,7 +121,9 @@ impl FewShotRuns {
                 let _ = std::fs::remove_dir(out);
             }
         }
-        done.map_err(|error| error.going_on_by("--resume goes on from there"))
+        let is_there = out.join(FEW_SHOT_SETTINGS).is_file();
+        let next = if is_there { "--resume goes on from there" } else { "the same command begins anew" };
+        done.map_err(|error| error.going_on_by(next))
     }
 
     /// Trains every draw's run; the settings of one that is there are compared with its draw's if `is_compared`.
@@ -142,7 +147,7 @@ impl FewShotRuns {
         let all: Vec<&SweptRun> = sweep.runs.iter().collect();
         let has_every = |measure: &&String| all.iter().all(|run| run.measure(measure).is_some());
         let measures = sweep.measures();
-        let summary = measures.iter().filter(has_every).filter_map(|measure| spread(&all, measure)).collect();
+        let summary = measures.iter().filter(has_every).filter_map(|of| spread(&all, of)).collect();
         let draw = |SweptRun { config, outcome, test, .. }| {
             let outcome: Outcome = outcome?;
             Ok(Draw {
@@ -155,6 +160,7 @@ impl FewShotRuns {
                 steps: outcome.steps,
                 best_step: outcome.best_step,
                 validation: outcome.best,
+                undefined: outcome.undefined,
                 test,
             })
         };

@@ -145,10 +145,14 @@ impl<'a, B: Backend> Together<'a, B> {
 impl<B: Backend> Runner for Together<'_, B> {
     fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Results<Outcome> {
         let mut outcomes = Vec::with_capacity(trainings.len());
-        for trainings in trainings.chunks(OPEN_RUNS.max(self.most)) {
+        for chunk in trainings.chunks(OPEN_RUNS.max(self.most)) {
             let open = |training| open(self.frozen, training, &mut *progress);
-            let mut members = trainings.iter().map(open).collect::<Result<Vec<_>>>()?;
-            let names = trainings.iter().map(|training| &training.name[..]).collect();
+            let members = chunk.iter().map(open).collect::<Result<Vec<_>>>();
+            if progress.ends() {
+                return Err(interrupted(outcomes.len(), trainings.len()));
+            }
+            let mut members = members?;
+            let names = chunk.iter().map(|training| &training.name[..]).collect();
             let mut listener = Listener { names, progress: &mut *progress };
             outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut listener)?);
         }

@@ -242,9 +242,8 @@ impl Study {
             let what = format!("{}: sources as they are", target.name);
             let mut grid = Grid::new(runner, &self.places);
             grid.train(&what, &runs, vec![entry(&what, &[], &config, &Sources::Each)?], progress)?;
-            let validation =
-                |source: &Candidate| (source.source.clone().unwrap_or_default(), mean(&source.validation));
-            of_sources = grid.entry(&what).candidates.iter().map(validation).collect();
+            let as_is = |of: &Candidate| (of.source.clone().unwrap_or_default(), mean(&of.validation));
+            of_sources = grid.entry(&what).candidates.iter().map(as_is).collect();
         }
         let best = first_best(&of_sources.iter().map(|(_, validation)| *validation).collect::<Vec<_>>());
         let mut entries = Vec::new();

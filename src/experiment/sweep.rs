@@ -10,7 +10,7 @@ use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::Spread;
-use crate::train::{Outcome, repeats};
+use crate::train::{Outcome, remark_on_undefined, repeats};
 
 /// What every run has that was trained.
 const VALIDATION: &str = "validation";
@@ -50,12 +50,12 @@ impl Sweep {
         begin_trainings(what, trainings, 0, progress);
         let outcomes = runner.train(trainings, progress)?;
         let trained = trainings.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
-        let jobs = trained.map(|(Training { config, folder, .. }, _)| EvaluationJob {
+        let job = |(Training { config, folder, .. }, _): (&Training, _)| EvaluationJob {
             config: config.clone(),
             folder: Some(folder.clone()),
             split: Split::Test,
-        });
-        let jobs: Vec<EvaluationJob> = jobs.collect();
+        };
+        let jobs: Vec<EvaluationJob> = trained.map(job).collect();
         progress.begin("test rows", jobs.len() as u64);
         let mut evaluated = runner.evaluate(&jobs, progress)?.into_iter();
         let mut runs = Vec::with_capacity(trainings.len());
@@ -165,10 +165,8 @@ impl fmt::Display for Sweep {
             write!(formatter, "{name:<width$}  ")?;
             match outcome {
                 Ok(Outcome { steps, best, best_step, undefined, .. }) => {
-                    write!(formatter, "best validation {best:.4} after step {best_step} of {steps}")?;
-                    if !undefined.is_empty() {
-                        write!(formatter, " ({} undefined, which counts as 0)", undefined.join(" and "))?;
-                    }
+                    let remark = remark_on_undefined(undefined);
+                    write!(formatter, "best validation {best:.4} after step {best_step} of {steps}{remark}")?;
                     for (metric, value) in test {
                         write!(formatter, "; test {metric} {:.4}", value.unwrap_or(f64::NAN))?;
                     }

@@ -49,9 +49,6 @@ impl<'a> Workers<'a> {
         progress: &mut dyn Progress,
         work: impl Fn(&Frozen<'_, Cpu>, &J, &mut dyn Progress) -> R + Sync,
     ) -> Result<Vec<R>> {
-        if jobs.is_empty() {
-            return Ok(Vec::new());
-        }
         let (next, has_failed, progress) =
             (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(progress));
         let shared = Shared { progress: &progress, has_failed: &has_failed };

@@ -242,7 +242,7 @@ pub trait Monitor {
     }
     /// Whether the run is to end before its first step, asked while rows are read, when nothing has been written.
     fn ends_before_first_step(&mut self) -> bool {
-        false
+        self.ends()
     }
 }
 

@@ -46,6 +46,7 @@ pub use sweep::{Member, SweepMonitor, run_together};
 pub use task_data::check_data;
 pub use trained_on::TrainedOn;
 pub use trained_run::TrainedRun;
+pub(crate) use trainer::remark_on_undefined;
 pub use trainer::{Outcome, Trainer};
 
 pub use crate::prompts::similarity;

@@ -68,6 +68,14 @@ pub struct Outcome {
     pub stopped_early: bool,
 }
 
+/// What is said behind a best validation of the metrics that are `undefined` there; empty for none.
+pub(crate) fn remark_on_undefined(undefined: &[String]) -> String {
+    match undefined {
+        [] => String::new(),
+        undefined => format!(" ({} undefined, which counts as 0)", undefined.join(" and ")),
+    }
+}
+
 impl<'a, B: Backend> Trainer<'a, B> {
     /// Reads data and prompts and sets up the state, by `config`. `monitor` hears how many rows were truncated and
     /// what else is worth knowing.
