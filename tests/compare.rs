@@ -222,7 +222,32 @@ fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
     assert!(distinct.len() >= 3, "results that differ: {distinct:?}");
     assert!(best_sources.contains("film"), "not always the first: {best_sources:?}");
     assert!(said.contains("(published 0.75)"), "{said}");
-    assert_eq!(work.file("out", "results.tsv").lines().count(), 1 + trained);
+    // And what is not trained, on two targets with two seeds.
+    let tsv = work.file("out", "results.tsv");
+    assert_eq!(tsv.lines().count(), 1 + trained + 4);
+    for target in work.results("out")["targets"].as_array().expect("targets") {
+        for method in target["methods"].as_array().expect("methods") {
+            let start = format!(
+                "{}\t{}\t",
+                target["name"].as_str().expect("a name"),
+                method["name"].as_str().expect("a name")
+            );
+            let test = numbers(&method["test"]);
+            let tested: Vec<Vec<&str>> = tsv
+                .lines()
+                .filter(|line| line.starts_with(&start))
+                .map(|line| line.split('\t').collect())
+                .filter(|cells: &Vec<&str>| !cells[5].is_empty())
+                .collect();
+            assert_eq!(tested.len(), 2, "{tsv}");
+            for (cells, test) in tested.iter().zip(&test) {
+                assert_eq!(cells[5], format!("{test:.6}"));
+            }
+            let (mean, half) = ((test[0] + test[1]) / 2.0, (test[0] - test[1]).abs() / 2.0);
+            let of_both = [format!("{mean:.6}"), format!("{:.6}", half * 2.0_f64.sqrt())];
+            assert!(tested.iter().all(|cells| cells[6..8] == of_both), "{tsv}");
+        }
+    }
     // Few rows are drawn anew for each seed.
     let data_seed = |seed: u64| {
         let run = format!("out/runs/room-few/attempt-rate-0.3-seed-{seed}/run.json");
@@ -331,8 +356,23 @@ fn a_dry_run_counts_and_does_nothing() {
         let words: Vec<&str> = line[name.len()..].split_whitespace().collect();
         words.join(" ")
     };
-    assert_eq!([line("source prompts"), line("room, few"), line("all")], ["2 12", "12 96", "26 204"]);
-    assert!(said.contains("16 runs answer test rows") && said.contains("hours of training"), "{said}");
+    assert_eq!([line("source prompts"), line("room, few"), line("all")], ["2 80 12", "12 8 96", "26 204"]);
+    assert!(said.contains("16 runs answer test rows") && said.contains("seconds of training"), "{said}");
+    // The same in epochs: 40 rows in batches of 8 are 5 steps, 8 few-shot rows are one.
+    let text = fs::read_to_string(work.path("study.toml")).expect("a study");
+    let epochs = text.replace("\nsteps = 8\n", "\nepochs = 3\n").replace("\nsteps = 6\n", "\nepochs = 2\n");
+    fs::write(work.path("study.toml"), epochs).expect("written");
+    let output = work.command(&["compare", "study.toml", "--dry-run"]).output().expect("an end");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let steps = |name: &str| {
+        let line =
+            said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {said}"));
+        line.split_whitespace().last().map(str::to_owned).expect("words")
+    };
+    assert_eq!(
+        [steps("source prompts"), steps("room, few"), steps("room  "), steps("all")],
+        ["20", "36", "180", "236"]
+    );
     let mut left: Vec<String> = fs::read_dir(work.folder.path())
         .expect("a folder")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

@@ -348,18 +348,22 @@ fn a_test_file_tests_where_there_is_no_validation_file() {
     write(folder.path(), "train.jsonl", sst2(1_200));
     write(folder.path(), "test.jsonl", sst2(7));
     let task = Task::named("yelp_polarity").unwrap();
-    let splits = Splits::of_task(folder.path(), &task, true).unwrap();
-    assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 200);
-    assert!(splits.get(Split::Validation).unwrap().path().ends_with("train.jsonl"));
-    let test = splits.get(Split::Test).unwrap();
-    assert!(test.path().ends_with("test.jsonl"));
-    assert_eq!(test.row_count().unwrap(), 7);
-    // Without the rule there is nothing to validate on, and the error says what makes it.
-    let splits = Splits::of_task(folder.path(), &task, false).unwrap();
-    let found = splits.get(Split::Validation).unwrap_err().to_string();
-    assert!(found.contains("--split-validation-test holds 1000 rows"), "{found}");
-    // Nor can the rule take 1,000 rows of fewer, and nobody is told to turn off what may not be on.
+    for is_papers in [true, false] {
+        let splits = Splits::of_task(folder.path(), &task, is_papers).unwrap();
+        assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 200);
+        let validation = splits.get(Split::Validation).unwrap();
+        assert!(validation.path().ends_with("train.jsonl"));
+        assert_eq!(validation.row_count().unwrap(), 1_000);
+        let test = splits.get(Split::Test).unwrap();
+        assert!(test.path().ends_with("test.jsonl"));
+        assert_eq!(test.row_count().unwrap(), 7);
+    }
+    // The rule cannot take 1,000 rows of fewer, and nobody is told to turn off what may not be on.
     write(folder.path(), "train.jsonl", sst2(6));
+    let splits = Splits::of_task(folder.path(), &task, false).unwrap();
+    assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 6);
+    let found = splits.get(Split::Validation).unwrap_err().to_string();
+    assert!(found.contains("more than 1000 rows beside a test file"), "{found}");
     let found = Splits::of_task(folder.path(), &task, true).unwrap_err().to_string();
     assert!(
         found.contains("at least 1001 rows") && found.contains("without `--splits paper` and"),

@@ -188,8 +188,10 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
     assert_eq!(progress.done, progress.promised);
 
     // Another comparison does not mix its files with these.
-    let error = compare(&tiny(), &model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
-    assert!(error.contains("name another folder"), "{error}");
+    let mut other = tiny();
+    other.sources.steps = 3;
+    let error = compare(&other, &model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
+    assert!(error.contains("other settings") && error.contains("name another folder"), "{error}");
 }
 
 /// What a GPU does with the demonstration's trainings, here on the CPU: it takes them in shared batches.
@@ -283,6 +285,31 @@ fn test_rows_are_never_among_those_that_are_learnt_from_or_chosen_by() {
                 assert!(!seen.is_empty() && test.iter().all(|text| !seen.contains(text)), "{task} {split}");
             }
         }
+    }
+}
+
+/// Interrupted anywhere, and once more when all of it is done.
+#[test]
+fn a_comparison_goes_on_where_it_was_and_finds_the_same() {
+    struct Ending(u64);
+    impl Progress for Ending {
+        fn begin(&mut self, _: &str, _: u64) {}
+        fn step(&mut self) {
+            self.0 = self.0.saturating_sub(1);
+        }
+        fn ends(&mut self) -> bool {
+            self.0 == 0
+        }
+    }
+    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let expected = compare(&tinier(), &model(), whole.path(), &mut Counted::default()).unwrap().to_string();
+    for steps in [5, 40] {
+        let error = compare(&tinier(), &model(), cut.path(), &mut Ending(steps)).unwrap_err().to_string();
+        assert!(error.contains("the same command goes on from there"), "{error}");
+    }
+    for _ in 0..2 {
+        let report = compare(&tinier(), &model(), cut.path(), &mut Counted::default()).unwrap();
+        assert_eq!(report.to_string(), expected);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::experiment::{Progress, Runner, Sources, Study, StudyMethod, Together,
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained::{self, Checkpoint};
-use crate::train::{Silent, Trainer};
+use crate::train::{self, Silent, Trainer};
 
 /// Runs in one batch, where nothing else is asked for.
 pub(super) const TOGETHER: usize = 8;
@@ -78,6 +78,10 @@ impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let root = self.data_root.as_deref().unwrap_or(Path::new(""));
         let study = Study::read(&self.file, self.model.as_deref(), root)?;
+        let is_published = study.targets.iter().any(|target| !target.published.is_empty());
+        if self.model.is_some() && is_published {
+            super::warn(&["published numbers are of the file's model, not of --model".to_owned()]);
+        }
         if let Some(out) = self.out.as_deref().filter(|_| !self.dry_run) {
             files::check_folder(out)?;
         }
@@ -128,44 +132,86 @@ impl Arguments {
     }
 }
 
-/// The stages of a study, each with its trainings and their steps, where they count in steps.
-fn stages(study: &Study) -> Vec<(&str, usize, u64)> {
-    let trainings = |method: &StudyMethod| {
+/// A part of what a study is going to do.
+struct Stage<'a> {
+    name: &'a str,
+    trainings: usize,
+    /// Rows that each of its trainings learns from, or all of its sources together; unknown where the hub has them.
+    rows: Option<usize>,
+    /// Steps of all trainings; unknown where they count in epochs of rows that the hub has.
+    steps: Option<u64>,
+}
+
+/// The stages of a study.
+fn stages(study: &Study) -> Result<Vec<Stage<'_>>> {
+    let times = |method: &StudyMethod| {
         let sources = if method.sources == Sources::Each { study.sources.len() } else { 1 };
         method.learning_rates.len() * sources * study.places.len()
     };
-    let learnt: Vec<_> = study.learnt_sources().map(|source| (&source.config, 1)).collect();
-    let scorer: Vec<_> = study.scorer.iter().map(|scorer| (scorer, 1)).collect();
-    let mut stages = vec![("source prompts", learnt), ("scorer", scorer)];
-    stages.retain(|(_, configs)| !configs.is_empty());
-    stages.extend(study.targets.iter().map(|target| {
-        let configs = target.methods.iter().map(|method| (&method.config, trainings(method)));
-        (&target.name[..], configs.collect::<Vec<_>>())
-    }));
-    let steps = |(config, times): &(&RunConfig, usize)| config.steps.unwrap_or(0) * *times as u64;
-    let counted = stages.into_iter().map(|(name, configs)| {
-        (name, configs.iter().map(|(_, times)| times).sum(), configs.iter().map(steps).sum())
-    });
-    counted.collect()
+    let steps = |config: &RunConfig, rows: Option<usize>| {
+        let batch_size = config.batch_size * config.gradient_accumulation_steps;
+        config.steps.or_else(|| Some(config.steps(rows?.div_ceil(batch_size) as u64)))
+    };
+    let mut stages = Vec::new();
+    let (mut of_sources, mut trainings) =
+        (Stage { name: "source prompts", trainings: 0, rows: Some(0), steps: Some(0) }, 0);
+    for source in &study.sources {
+        // A prompt that is there may come without its data.
+        let rows = match source.prompt {
+            Some(_) if study.scorer.is_none() => continue,
+            _ => train::count_training_rows(&source.config)?,
+        };
+        of_sources.rows = of_sources.rows.zip(rows).map(|(all, rows)| all + rows);
+        if source.prompt.is_none() {
+            trainings += 1;
+            of_sources.steps =
+                of_sources.steps.zip(steps(&source.config, rows)).map(|(all, steps)| all + steps);
+        }
+    }
+    let all_rows = of_sources.rows;
+    if trainings > 0 {
+        stages.push(Stage { trainings, ..of_sources });
+    }
+    if let Some(scorer) = &study.scorer {
+        stages.push(Stage { name: "scorer", trainings: 1, rows: all_rows, steps: steps(scorer, all_rows) });
+    }
+    for target in &study.targets {
+        let rows = train::count_training_rows(&target.config)?;
+        let of_methods =
+            target.methods.iter().map(|method| Some(steps(&method.config, rows)? * times(method) as u64));
+        stages.push(Stage {
+            name: &target.name,
+            trainings: target.methods.iter().map(times).sum(),
+            rows,
+            steps: of_methods.sum(),
+        });
+    }
+    Ok(stages)
 }
 
 /// Prints what the study is going to do, and how long its trainings take by a few steps like theirs, `at_a_time` of them.
 fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize) -> Result<ExitCode> {
-    let stages = stages(study);
-    println!("{:<40} {:>9} {:>12}", "stage", "trainings", "steps");
-    for (name, trainings, steps) in &stages {
-        println!("{name:<40} {trainings:>9} {steps:>12}");
+    let stages = stages(study)?;
+    println!("{:<40} {:>9} {:>12} {:>12}", "stage", "trainings", "rows", "steps");
+    let number = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    for Stage { name, trainings, rows, steps } in &stages {
+        println!(
+            "{name:<40} {trainings:>9} {:>12} {:>12}",
+            number(rows.map(|rows| rows as u64)),
+            number(*steps)
+        );
     }
-    let steps: u64 = stages.iter().map(|(_, _, steps)| steps).sum();
-    let trainings: usize = stages.iter().map(|(_, trainings, _)| trainings).sum();
-    println!("{:<40} {trainings:>9} {steps:>12}", "all");
-    let methods = || study.targets.iter().flat_map(|target| &target.methods);
-    let of_methods = methods().map(|method| &method.config);
-    let of_sources = study.learnt_sources().map(|source| &source.config);
-    if of_sources.chain(&study.scorer).chain(of_methods).any(|config| config.steps.is_none()) {
-        println!("some trainings count in epochs; their steps are not among these");
+    let steps: u64 = stages.iter().filter_map(|stage| stage.steps).sum();
+    let trainings: usize = stages.iter().map(|stage| stage.trainings).sum();
+    let is_known = stages.iter().all(|stage| stage.steps.is_some());
+    println!("{:<40} {trainings:>9} {:>12} {:>12}", "all", "", number(is_known.then_some(steps)));
+    if !is_known {
+        println!(
+            "?: these trainings count in epochs of data sets of the hub, whose rows are counted once they are here"
+        );
     }
-    println!("{} runs answer test rows, once each", methods().count() * study.places.len());
+    let methods: usize = study.targets.iter().map(|target| target.methods.len()).sum();
+    println!("{} runs answer test rows, once each", methods * study.places.len());
     // Needs nothing that the study makes.
     let like_theirs = RunConfig {
         method: Method::PromptTuning,
@@ -193,15 +239,29 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
     let measured = measure();
     bars.finish();
     match measured {
-        Ok((seconds, rows)) => println!(
-            "a step like those of {} ({} training rows; prompt tuning, a run alone) took {:.0} ms: about {:.1} hours of training, \
-             {at_a_time} at a time; validation and test rows come on top",
-            study.targets[0].name,
-            rows.iter().sum::<usize>(),
-            1000.0 * seconds,
-            seconds * steps as f64 / at_a_time as f64 / 3600.0,
-        ),
+        Ok((seconds, rows)) => {
+            let of_target = format!(
+                "a step like those of {} ({} training rows; prompt tuning, a run alone) took {:.0} ms",
+                study.targets[0].name,
+                rows.iter().sum::<usize>(),
+                1000.0 * seconds
+            );
+            let known = if is_known { "" } else { " for the steps that are known" };
+            let all = duration(seconds * steps as f64 / at_a_time as f64);
+            println!(
+                "{of_target}: about {all} of training{known}, {at_a_time} at a time; validation and test rows come on top"
+            );
+        }
         Err(error) => println!("no estimate of the time: {error}"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// So many seconds in the unit that people would use.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} seconds"),
+        ..5400.0 => format!("{:.0} minutes", seconds / 60.0),
+        _ => format!("{:.1} hours", seconds / 3600.0),
+    }
 }

@@ -44,16 +44,17 @@ impl Arguments {
         if self.study {
             return self.run_study();
         }
-        if self.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        let is_empty = self.out.read_dir().map_or(true, |mut entries| entries.next().is_none());
+        if !is_empty && !self.out.join("model").is_dir() {
             return Err(Error::setting(
                 "--out",
-                "a new or empty folder",
+                "a new or empty folder, or that of a demonstration to go on with",
                 format!("{}, which holds files", self.out.display()),
                 "name another folder, or remove this one",
             ));
         }
         let started = Instant::now();
-        let chosen = self.device.choose(None)?;
+        let chosen = self.device.choose(Some(&self.out))?;
         let mut settings = if self.long { Settings::long() } else { Settings::short() };
         settings.workers = self.device.threads;
         let model = self.out.join("model");
@@ -64,7 +65,7 @@ impl Arguments {
                 // Says what is wrong with --threads; each worker starts a thread of its own.
                 Cpu::<f32>::with_caller(self.device.threads)?;
                 demo::write_model(&model)?;
-                demo::compare(&settings, &model, &self.out, &mut bars).map_err(begins_anew)?
+                demo::compare(&settings, &model, &self.out, &mut bars)?
             }
             Chosen::Cuda { .. } => {
                 let device = self.device.start(chosen, None)?;
@@ -72,7 +73,7 @@ impl Arguments {
                 on_device!(device, backend => {
                     let frozen = Frozen::load(backend, &model)?;
                     let runner = Together::new(&frozen, TOGETHER)?;
-                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars).map_err(begins_anew)?
+                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars)?
                 })
             }
         };
@@ -125,9 +126,4 @@ impl Arguments {
         );
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// What a demo says that was interrupted: unlike a study it does not go on, as all of it takes minutes.
-fn begins_anew(error: Error) -> Error {
-    error.going_on_by("remove the folder, or name another one, to begin anew")
 }

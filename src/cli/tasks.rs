@@ -170,7 +170,8 @@ fn splits(rule: SplitRule) -> String {
     match rule {
         SplitRule::HalveValidation => with("one half of the validation file validates and the other tests"),
         SplitRule::HoldOutTraining { rows } => with(&format!(
-            "{rows} rows of the training file validate and the validation file tests, or the test file where there is no other"
+            "{rows} rows of the training file validate and the validation file tests; so also where there are a training and a test file alone, \
+             and then the test file tests"
         )),
         SplitRule::MatchedAndMismatched => {
             "validation_mismatched validates and test, test_matched or validation_matched tests, the first there is; with \

@@ -210,7 +210,7 @@ impl Arguments {
                 draw.validation,
                 draw.best_step,
                 draw.steps,
-                train::remark_on_undefined(&draw.undefined),
+                train::remark_on_best(draw.test.iter().map(|(metric, _)| metric), &draw.undefined),
                 folder.display()
             );
         }

@@ -335,7 +335,7 @@ impl Splits {
                 // A validation file tests only where no file is there to test.
                 SplitSource::Hub => splits.test.or(part("test_matched")?).or(matched),
             };
-        } else if source == SplitSource::Paper {
+        } else if source == SplitSource::Paper || splits.lacks_validation_alone()? {
             splits.apply(rule)?;
         }
         if splits.train.is_none() && splits.validation.is_none() && splits.test.is_none() {
@@ -349,6 +349,16 @@ impl Splits {
             ));
         }
         Ok(splits)
+    }
+
+    /// Whether the files train and test, and the rule holds rows to validate on out of those that train.
+    fn lacks_validation_alone(&self) -> Result<bool> {
+        Ok(match (self.rule, &self.train, &self.validation, &self.test) {
+            (SplitRule::HoldOutTraining { rows }, Some(train), None, Some(_)) => {
+                train.row_count()? > rows as usize
+            }
+            _ => false,
+        })
     }
 
     /// The rows of a split.
@@ -367,7 +377,9 @@ impl Splits {
     fn missing(&self, stem: &str) -> Error {
         let advice = match (self.rule, stem) {
             (SplitRule::HoldOutTraining { rows }, "validation") if self.train.is_some() => {
-                format!("--split-validation-test holds {rows} rows of the training file out to validate on")
+                format!(
+                    "of a training file of more than {rows} rows beside a test file {rows} would validate"
+                )
             }
             (SplitRule::HoldOutTraining { .. } | SplitRule::HalveValidation, "test")
                 if self.validation.is_some() =>

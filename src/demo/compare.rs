@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::experiment::{Progress, Runner, Study, TargetResults, Workers};
 
 /// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with the T5 in
-/// `model`. The test rows of a target are read only once every choice on it is made.
+/// `model`. The test rows of a target are read only once every choice on it is made. What was interrupted goes on.
 ///
 /// # Errors
-/// If `out` holds generated data already or cannot be written, and those of training.
+/// If `out` holds runs of other settings or cannot be written, and those of training.
 pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn Progress) -> Result<Report> {
     compare_with(settings, &Workers::new(model, settings.workers)?, model, out, progress)
 }
@@ -34,15 +34,6 @@ pub fn compare_with(
     progress: &mut dyn Progress,
 ) -> Result<Report> {
     settings.check()?;
-    let data = out.join("data");
-    if data.exists() {
-        return Err(Error::setting(
-            "the folder of the demonstration",
-            "one without data",
-            format!("{}", data.display()),
-            "name another folder, or remove this one",
-        ));
-    }
     let names = SOURCES.map(|task| task.name);
     let source_validation = settings.sources.train(runner, model, &names, out, progress)?;
     let shared = |task: &str, labels| settings.sources.run(model, task, labels, data_folder(out, task));

@@ -66,15 +66,26 @@ impl Comparison {
 
     /// Every run as tab-separated values.
     fn runs(&self) -> String {
-        let mut table = String::from("target\tmethod\tlearning rate\tplace\tvalidation\ttest\tfolder\n");
+        let head = "target\tmethod\tlearning rate\tplace\tvalidation\ttest\ttest: mean\ttest: standard deviation\tfolder\n";
+        let mut table = head.to_owned();
         for target in &self.targets {
             for method in &target.methods {
+                let (of, name) = (&target.name, &method.name);
+                let all = format!("{:.6}\t{:.6}", mean(&method.test), standard_deviation(&method.test));
+                for (place, (validation, test)) in self
+                    .places
+                    .iter()
+                    .zip(method.validation.iter().zip(&method.test))
+                    .filter(|_| method.runs.is_empty())
+                {
+                    table += &format!("{of}\t{name}\t\t{place}\t{validation:.6}\t{test:.6}\t{all}\t\n");
+                }
                 for (folder, rate, place, validation) in &method.runs {
                     let chosen = method.chosen.iter().zip(&method.test).find(|(chosen, _)| *chosen == folder);
-                    let test = chosen.map_or_else(String::new, |(_, test)| format!("{test:.6}"));
-                    let (target, method, folder) = (&target.name, &method.name, folder.display());
-                    table +=
-                        &format!("{target}\t{method}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n");
+                    let test =
+                        chosen.map_or_else(|| "\t\t".to_owned(), |(_, test)| format!("{test:.6}\t{all}"));
+                    let folder = folder.display();
+                    table += &format!("{of}\t{name}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n");
                 }
             }
         }
@@ -88,10 +99,12 @@ impl Comparison {
         heads: &[&str],
         cells: impl Fn(&TargetResults) -> Vec<String>,
     ) -> fmt::Result {
+        let cell = |text: &str| text.replace('|', "\\|");
+        let heads: Vec<String> = heads.iter().map(|head| cell(head)).collect();
         writeln!(formatter, "| target | {} |", heads.join(" | "))?;
         writeln!(formatter, "|---|{}", "---|".repeat(heads.len()))?;
         for target in &self.targets {
-            writeln!(formatter, "| {} | {} |", target.name, cells(target).join(" | "))?;
+            writeln!(formatter, "| {} | {} |", cell(&target.name), cells(target).join(" | "))?;
         }
         Ok(())
     }
@@ -102,36 +115,44 @@ impl fmt::Display for Comparison {
         let Some(first) = self.targets.first() else { return Ok(()) };
         let names: Vec<&str> = first.methods.iter().map(|method| &method.name[..]).collect();
         let has_sources = self.targets.iter().any(|target| !target.sources.is_empty());
-        writeln!(
-            formatter,
-            "Test rows: mean ± standard deviation over {} runs; learning rates chosen on validation rows.\n",
-            self.places.len()
-        )?;
+        match self.places.len() {
+            1 => write!(formatter, "Test rows: one run")?,
+            runs => write!(formatter, "Test rows: mean ± standard deviation over {runs} runs")?,
+        }
+        writeln!(formatter, "; learning rates chosen on validation rows.\n")?;
         let mut heads = vec!["metric"];
         heads.extend(has_sources.then_some("best source"));
         heads.extend(&names);
         self.table(formatter, &heads, |target| {
-            let measured: Vec<&str> =
-                target.methods[0].metrics.iter().map(|(metric, _)| &metric[..]).collect();
-            let mut cells = vec![measured.join(", ")];
+            let measured = target.methods[0].metrics.iter().map(|(metric, _)| &metric[..]);
+            let measured = measured.collect::<Vec<_>>();
+            let mean_of = if measured.len() > 1 { "mean of " } else { "" };
+            let mut cells = vec![format!("{mean_of}{}", measured.join(", "))];
             cells.extend(has_sources.then(|| target.best_source().unwrap_or_default().to_owned()));
             cells.extend(target.methods.iter().map(|method| {
                 let published = method.published.map_or(String::new(), |n| format!(" (published {n})"));
-                format!("{:.3} ± {:.3}{published}", mean(&method.test), standard_deviation(&method.test))
+                let is_defined = |(_, values): &(_, Vec<Option<f64>>)| values.iter().all(Option::is_some);
+                let remark =
+                    if method.metrics.iter().all(is_defined) { "" } else { " (undefined counts as 0)" };
+                let spread = match &method.test[..] {
+                    [test] => format!("{test:.3}"),
+                    test => format!("{:.3} ± {:.3}", mean(test), standard_deviation(test)),
+                };
+                format!("{spread}{remark}{published}")
             }));
             cells
         })?;
         let against = &self.against;
         writeln!(
             formatter,
-            "\n{against} is ahead by, on test rows: mean and 95 % interval of paired differences.\n"
+            "\n{against} is ahead by, on test rows: mean and 95 % interval of paired differences, where there are several.\n"
         )?;
         let others: Vec<&str> = names.iter().copied().filter(|name| name != against).collect();
         self.table(formatter, &others, |target| {
             let ahead = target.methods.iter().filter_map(|method| self.ahead_of(target, method));
-            let cell = |ahead: Paired| {
-                let [low, high] = ahead.interval;
-                format!("{:+.3} ({low:+.3} to {high:+.3})", ahead.mean)
+            let cell = |Paired { mean, interval: [low, high], .. }: Paired| match low.is_finite() {
+                true => format!("{mean:+.3} ({low:+.3} to {high:+.3})"),
+                false => format!("{mean:+.3}"),
             };
             ahead.map(cell).collect()
         })?;

@@ -153,8 +153,10 @@ impl Study {
         let written: Option<Comparison> = files::read_json(&out.join(RESULTS), "", "").unwrap_or_default();
         let known = written.map_or(0, |written| written.targets.len()).min(self.targets.len());
         for target in &self.targets {
-            let results = self.compare_on(target, &sources, scorer.as_deref(), runner, out, progress)?;
-            comparison.targets.push(results);
+            comparison.targets.push(match self.finished(target, out) {
+                Some(results) => results,
+                None => self.compare_on(target, &sources, scorer.as_deref(), runner, out, progress)?,
+            });
             // After each target, so that a long study can be looked at.
             if comparison.targets.len() >= known {
                 comparison.write(out)?;
@@ -198,7 +200,7 @@ impl Study {
         }
     }
 
-    /// Compares the methods on `target`, with `sources` as the prompts of the study's, unless that is done.
+    /// Compares the methods on `target`, with `sources` as the prompts of the study's; runs that are there go on.
     pub(crate) fn compare_on(
         &self,
         target: &Target,
@@ -208,9 +210,6 @@ impl Study {
         out: &Path,
         progress: &mut dyn Progress,
     ) -> Result<TargetResults> {
-        if let Some(written) = self.finished(target, out) {
-            return Ok(written);
-        }
         let runs = out.join("runs").join(slug(&target.name));
         let names = || self.sources.iter().map(|source| slug(&source.name));
         let entry = |name: &str, rates: &[f64], config: &RunConfig, taken: &Sources| {

@@ -10,7 +10,7 @@ use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::Spread;
-use crate::train::{Outcome, remark_on_undefined, repeats};
+use crate::train::{Outcome, name_of_repeats, remark_on_best, repeats};
 
 /// What every run has that was trained.
 const VALIDATION: &str = "validation";
@@ -165,7 +165,7 @@ impl fmt::Display for Sweep {
             write!(formatter, "{name:<width$}  ")?;
             match outcome {
                 Ok(Outcome { steps, best, best_step, undefined, .. }) => {
-                    let remark = remark_on_undefined(undefined);
+                    let remark = remark_on_best(test.iter().map(|(metric, _)| metric), undefined);
                     write!(formatter, "best validation {best:.4} after step {best_step} of {steps}{remark}")?;
                     for (metric, value) in test {
                         write!(formatter, "; test {metric} {:.4}", value.unwrap_or(f64::NAN))?;
@@ -181,7 +181,8 @@ impl fmt::Display for Sweep {
         }
         writeln!(formatter, "\nmean ± standard deviation over seeds")?;
         for group in groups {
-            write!(formatter, "{:<width$}", group[0].name)?;
+            let names: Vec<String> = group.iter().map(|run| run.name.clone()).collect();
+            write!(formatter, "{:<width$}", name_of_repeats(&names))?;
             for Spread { name, mean, deviation } in measures.iter().filter_map(|of| spread(&group, of)) {
                 write!(formatter, "  {name} {mean:.4} ± {deviation:.4}")?;
             }

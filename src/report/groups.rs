@@ -1,9 +1,8 @@
 //! Runs that differ in their seeds alone, together.
 
 use super::history::{History, json, text};
-use super::labels::{NAME_BREAKS, common};
 use crate::evaluate::Spread;
-use crate::train::{RunManifest, differing_settings, repeats};
+use crate::train::{RunManifest, differing_settings, name_of_repeats, repeats};
 
 /// Runs that repeat one another; a run without repetitions is a group of its own.
 pub(super) struct Group<'a> {
@@ -51,16 +50,7 @@ pub(super) fn groups(runs: &[History]) -> Vec<Group<'_>> {
     groups
 }
 
-/// What the runs' names have in common, with a star for what differs; without anything in common, the first's and how many
-/// more there are.
+/// What the runs are called together.
 pub(super) fn name(runs: &[&History]) -> String {
-    let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
-    let [first, rest @ ..] = &names[..] else { return String::new() };
-    if rest.is_empty() {
-        return first.clone();
-    }
-    match common(&names, NAME_BREAKS) {
-        (0, 0) => format!("{first} and {} more", rest.len()),
-        (head, tail) => format!("{}*{}", &first[..head], &first[first.len() - tail..]),
-    }
+    name_of_repeats(&runs.iter().map(|run| run.name.clone()).collect::<Vec<_>>())
 }

@@ -1,5 +1,7 @@
 //! Numbers and names of a picture. Names must fit: how wide they are, and how they are cut so that what tells them apart stays.
 
+use crate::train::{NAME_BREAKS, common_ends};
+
 /// The width of `text` in a sans-serif font of so many pixels, rather more than less: fonts differ, and a name that is too
 /// wide runs into its neighbour.
 pub(super) fn width(text: &str, size: f64) -> f64 {
@@ -34,9 +36,8 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     text.chars().take(head).chain(['…']).chain(text.chars().skip(count - tail)).collect()
 }
 
-/// Where a path may be parted, and where a name.
+/// Where a path may be parted.
 const PATH_BREAKS: &str = "/";
-pub(super) const NAME_BREAKS: &str = "/-_ :";
 
 /// The names, each of at most `most` letters where that leaves different names different: what all have in common at the
 /// beginning or end goes first, folders before words, then the middle.
@@ -47,7 +48,7 @@ pub(super) fn shortened(names: &[String], most: usize) -> Vec<String> {
     }
     let mut inside = names.to_vec();
     for (breaks, drops_end) in [(PATH_BREAKS, false), (PATH_BREAKS, true), (NAME_BREAKS, true)] {
-        let (head, tail) = common(names, breaks);
+        let (head, tail) = common_ends(names, breaks);
         let tail = if drops_end { tail } else { 0 };
         let mark = |dropped: usize| if dropped > 0 { "…" } else { "" };
         let inner = |name: &String| format!("{}{}{}", mark(head), &name[head..name.len() - tail], mark(tail));
@@ -73,31 +74,6 @@ fn apart(names: &[String], inside: &[String], short: &[String], place: usize, mo
     let letters: String = inside[place].chars().skip(from).take(kept).collect();
     let (before, behind) = (from > 0, from + kept < inside[place].chars().count());
     format!("{}{letters}{}", if before { "…" } else { "" }, if behind { "…" } else { "" })
-}
-
-/// Bytes that all names have in common at their beginnings and, of the rest, at their ends, up to the last of `breaks`;
-/// none of a single name.
-pub(super) fn common(names: &[String], breaks: &str) -> (usize, usize) {
-    let Some(first) = names.first() else { return (0, 0) };
-    if names.iter().all(|name| name == first) {
-        return (0, 0);
-    }
-    let heads = first.char_indices().map(|(at, c)| (at + c.len_utf8(), c));
-    let head = heads
-        .take_while(|(end, _)| names.iter().all(|name| name.starts_with(&first[..*end])))
-        .filter(|(end, c)| breaks.contains(*c) && names.iter().all(|name| name.len() > *end))
-        .last()
-        .map_or(0, |(end, _)| end);
-    let tails = first[head..].char_indices().rev().map(|(at, c)| (first.len() - head - at, c));
-    let tail = tails
-        .take_while(|(length, _)| {
-            let end = &first[first.len() - length..];
-            names.iter().all(|name| name.len() > head + length && name.ends_with(end))
-        })
-        .filter(|(_, c)| breaks.contains(*c))
-        .last()
-        .map_or(0, |(length, _)| length);
-    (head, tail)
 }
 
 #[cfg(test)]
@@ -136,7 +112,7 @@ mod tests {
     #[test]
     fn letters_of_several_bytes_are_never_split() {
         let names = names(["äöü/ßé-日本", "äöü/ñ-日本", "äöü/日日日日日日日日日-日本"]);
-        let (head, tail) = common(&names, NAME_BREAKS);
+        let (head, tail) = common_ends(&names, NAME_BREAKS);
         assert_eq!((&names[0][..head], &names[0][names[0].len() - tail..]), ("äöü/", "-日本"));
         assert_eq!(shortened(&names, 6), ["…ßé…", "…ñ…", "…日…日日…"]);
         assert_eq!(shortened(&[], 3), [""; 0]);

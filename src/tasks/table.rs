@@ -135,6 +135,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn find(name: &str) -> Result<Task> {
+    if name.is_empty() {
+        let advice = "give --task; `promptmix tasks` lists the known ones";
+        return Err(Error::setting("--task", "a known task, or a TOML file of one's own", "none", advice));
+    }
     let row =
         TABLE.iter().find(|row| row.name == name || row.other_names.contains(&name)).ok_or_else(|| {
             let names: Vec<&str> = names().collect();

@@ -35,6 +35,7 @@ pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
+pub(crate) use repeats::{NAME_BREAKS, common_ends, name_of_repeats};
 pub use repeats::{differing_settings, repeats};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};
@@ -44,9 +45,11 @@ pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
 pub use sweep::{Member, SweepMonitor, run_together};
 pub use task_data::check_data;
+#[cfg(feature = "cli")]
+pub(crate) use task_data::count_training_rows;
 pub use trained_on::TrainedOn;
 pub use trained_run::TrainedRun;
-pub(crate) use trainer::remark_on_undefined;
+pub(crate) use trainer::remark_on_best;
 pub use trainer::{Outcome, Trainer};
 
 pub use crate::prompts::similarity;

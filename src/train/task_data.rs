@@ -152,6 +152,32 @@ pub fn check_data(config: &RunConfig, splits: &[Split]) -> Result<()> {
     Ok(())
 }
 
+/// The rows that the run by `config` would learn from, counted without reading them into examples; `None` where a task's are a data set
+/// of the hub, which is not fetched for this.
+///
+/// # Errors
+/// Those of the settings and the data.
+pub(crate) fn count_training_rows(config: &RunConfig) -> Result<Option<usize>> {
+    let tasks = super::tasks(config)?;
+    let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+    let mut rows = 0;
+    for (task, place) in tasks.iter().zip(data_of_tasks(&config.data.to_string_lossy(), &names)?) {
+        let folder = task.place(&place)?;
+        if folder.to_string_lossy().starts_with("hub:") {
+            return Ok(None);
+        }
+        let classes = if config.class_balanced { task.class_count().unwrap_or(1) as usize } else { 1 };
+        rows += match config.few_shot {
+            Some(shots) => shots * classes,
+            None => {
+                let all = open_splits(config, task, &folder)?.get(Split::Train)?.row_count()?;
+                all.min(config.training_rows.unwrap_or(usize::MAX))
+            }
+        };
+    }
+    Ok(Some(rows))
+}
+
 /// The splits of a task's data in `folder`, which may be one of the hub's.
 pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
     Splits::of_task(&find(task, folder)?.folder, task, config.split_source())

@@ -68,8 +68,16 @@ pub struct Outcome {
     pub stopped_early: bool,
 }
 
+/// What is said behind the value of a best validation: of how many `metrics` it is the mean, where it is of several, and which of them
+/// are `undefined` there.
+pub(crate) fn remark_on_best<'a>(metrics: impl Iterator<Item = &'a String>, undefined: &[String]) -> String {
+    let metrics: Vec<&str> = metrics.map(String::as_str).collect();
+    let of = if metrics.len() > 1 { format!(" (mean of {})", metrics.join(" and ")) } else { String::new() };
+    of + &remark_on_undefined(undefined)
+}
+
 /// What is said behind a best validation of the metrics that are `undefined` there; empty for none.
-pub(crate) fn remark_on_undefined(undefined: &[String]) -> String {
+fn remark_on_undefined(undefined: &[String]) -> String {
     match undefined {
         [] => String::new(),
         undefined => format!(" ({} undefined, which counts as 0)", undefined.join(" and ")),

@@ -39,6 +39,24 @@ fn of_two_trainings_that_begin_in_one_folder_one_is_refused() {
     }
 }
 
+/// A file of settings that a user wrote would else be replaced by a run's, or removed with what a run left.
+#[test]
+fn settings_that_lie_in_a_folder_alone_stay() {
+    let setting = Setting::new();
+    let mine = "steps = 3 # mine\n";
+    for name in ["run", "few"] {
+        fs::create_dir(setting.path(name)).expect("a folder");
+        fs::write(setting.path(&format!("{name}/config.toml")), mine).expect("written");
+    }
+    let few = ["--few-shot", "1000", "--draws", "2"];
+    for (name, more) in [("run", &[][..]), ("few", &few)] {
+        let message = error(&words(&setting.train(name, more)));
+        assert!(message.contains("holds files"), "{message}");
+        let kept = fs::read_to_string(setting.path(&format!("{name}/config.toml"))).expect("the settings");
+        assert_eq!(kept, mine);
+    }
+}
+
 #[test]
 fn a_link_to_nothing_is_neither_a_folder_nor_a_model() {
     let setting = Setting::new();
