@@ -363,7 +363,7 @@ fn a_test_file_tests_where_there_is_no_validation_file() {
     let splits = Splits::of_task(folder.path(), &task, false).unwrap();
     assert_eq!(splits.get(Split::Train).unwrap().row_count().unwrap(), 6);
     let found = splits.get(Split::Validation).unwrap_err().to_string();
-    assert!(found.contains("more than 1000 rows beside a test file"), "{found}");
+    assert!(found.contains("of more than 1000 rows beside a test file"), "{found}");
     let found = Splits::of_task(folder.path(), &task, true).unwrap_err().to_string();
     assert!(
         found.contains("at least 1001 rows") && found.contains("without `--splits paper` and"),

@@ -333,6 +333,16 @@ fn the_command_leaves_a_folder_that_holds_files_alone() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("--out") && error.contains("name another folder"), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    // Nor is a model of the user's own written over, which lies where a demonstration's would.
+    std::fs::remove_file(folder.path().join("thesis.txt")).unwrap();
+    let config = folder.path().join("model/config.json");
+    std::fs::create_dir(folder.path().join("model")).unwrap();
+    std::fs::write(&config, "mine").unwrap();
+    let mut command = program::promptmix();
+    let output = command.arg("demo").arg("--out").arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(config).unwrap(), "mine");
 }
 
 #[test]

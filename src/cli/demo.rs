@@ -45,7 +45,7 @@ impl Arguments {
             return self.run_study();
         }
         let is_empty = self.out.read_dir().map_or(true, |mut entries| entries.next().is_none());
-        if !is_empty && !self.out.join("model").is_dir() {
+        if !is_empty && !demo::is_bundled_model(&self.out.join("model")) {
             return Err(Error::setting(
                 "--out",
                 "a new or empty folder, or that of a demonstration to go on with",

@@ -377,9 +377,7 @@ impl Splits {
     fn missing(&self, stem: &str) -> Error {
         let advice = match (self.rule, stem) {
             (SplitRule::HoldOutTraining { rows }, "validation") if self.train.is_some() => {
-                format!(
-                    "of a training file of more than {rows} rows beside a test file {rows} would validate"
-                )
+                format!("name the file so; of more than {rows} rows beside a test file, {rows} validate")
             }
             (SplitRule::HoldOutTraining { .. } | SplitRule::HalveValidation, "test")
                 if self.validation.is_some() =>

@@ -25,3 +25,12 @@ pub fn write_model(folder: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Whether the model in `folder` is this one, as far as it was written.
+pub fn is_bundled_model(folder: &Path) -> bool {
+    let is_other = |(name, bytes): &(&str, &[u8])| {
+        let found = std::fs::read(folder.join(name));
+        found.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |found| found != *bytes)
+    };
+    folder.is_dir() && !FILES.iter().any(is_other)
+}

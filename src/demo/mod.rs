@@ -32,7 +32,7 @@ mod table;
 pub mod words;
 
 #[cfg(feature = "cli")]
-pub use bundled::write_model;
+pub use bundled::{is_bundled_model, write_model};
 pub use compare::{compare, compare_with};
 pub use generate::{Generated, GeneratedTask, Rows, SOURCES, TARGET};
 pub use questions::{Kind, QuestionsRow, QuestionsTask, Subject, THREE_QUESTIONS, TWO_QUESTIONS};
