@@ -35,7 +35,9 @@ pub use predictor::{Prediction, Predictor, Request};
 #[cfg(feature = "mpi")]
 pub use ranks::Mpi;
 pub use ranks::{Alone, Ranks};
-pub(crate) use repeats::{NAME_BREAKS, common_ends, name_of_repeats};
+pub(crate) use repeats::name_of_repeats;
+#[cfg(feature = "report")]
+pub(crate) use repeats::{NAME_BREAKS, common_ends};
 pub use repeats::{differing_settings, repeats};
 pub use run_folder::{Checkpoint, ExampleRecord, LastState, RunFolder};
 pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};

@@ -157,6 +157,7 @@ pub fn check_data(config: &RunConfig, splits: &[Split]) -> Result<()> {
 ///
 /// # Errors
 /// Those of the settings and the data.
+#[cfg(feature = "cli")]
 pub(crate) fn count_training_rows(config: &RunConfig) -> Result<Option<usize>> {
     let tasks = super::tasks(config)?;
     let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
