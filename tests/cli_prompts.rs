@@ -259,6 +259,8 @@ fn few_shot_runs_that_were_refused_leave_the_folder_to_the_command_that_is_put_r
     work.write("few/few_shot_settings.toml", "draws = 2\n");
     work.write("few/draw-42/log.txt", "");
     work.write("few/draw-42/config.toml", "");
+    assert!(refused("1000").contains("1000"));
+    assert_eq!(fs::read_dir(&out).expect("a folder").count(), 0, "what the kill left is gone");
     work.write("few/notes.txt", "mine");
     assert!(refused("3").contains("holds files"));
     fs::remove_file(work.path("few/notes.txt")).expect("removed");

@@ -358,9 +358,10 @@ fn a_dry_run_counts_and_does_nothing() {
     };
     assert_eq!([line("source prompts"), line("room, few"), line("all")], ["2 80 12", "12 8 96", "26 204"]);
     assert!(said.contains("16 runs answer test rows") && said.contains("seconds of training"), "{said}");
-    // The same in epochs: 40 rows in batches of 8 are 5 steps, 8 few-shot rows are one.
+    // The same in epochs: 40 rows in batches of 7 are 6 steps, 8 few-shot rows are two.
     let text = fs::read_to_string(work.path("study.toml")).expect("a study");
     let epochs = text.replace("\nsteps = 8\n", "\nepochs = 3\n").replace("\nsteps = 6\n", "\nepochs = 2\n");
+    let epochs = epochs.replace("batch-size = 8", "batch-size = 7");
     fs::write(work.path("study.toml"), epochs).expect("written");
     let output = work.command(&["compare", "study.toml", "--dry-run"]).output().expect("an end");
     let said = String::from_utf8(output.stdout).expect("text");
@@ -371,7 +372,7 @@ fn a_dry_run_counts_and_does_nothing() {
     };
     assert_eq!(
         [steps("source prompts"), steps("room, few"), steps("room  "), steps("all")],
-        ["20", "36", "180", "236"]
+        ["24", "72", "216", "312"]
     );
     let mut left: Vec<String> = fs::read_dir(work.folder.path())
         .expect("a folder")
