@@ -128,9 +128,9 @@ impl RunConfig {
         sizes.iter().map(share).collect()
     }
 
-    /// Who says which file is which split.
-    pub fn split_source(&self) -> SplitSource {
-        self.splits.unwrap_or(SplitSource::from(self.split_validation_test))
+    /// Who says which file is which split, where the settings say it; else it hangs on the data ([`SplitSource::of`]).
+    pub fn split_source(&self) -> Option<SplitSource> {
+        self.splits.or(self.split_validation_test.then_some(SplitSource::Paper))
     }
 
     /// Whether the target prompt is left out; a scorer is pre-trained on the sources alone.

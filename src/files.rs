@@ -243,3 +243,11 @@ pub fn check_folder(path: &Path) -> Result<()> {
 fn try_in(folder: &Path) -> std::io::Result<()> {
     tempfile::Builder::new().prefix(".promptmix-").tempfile_in(folder).map(drop)
 }
+
+/// `name` as the name of a folder: its letters and digits in lower case, with dashes between words.
+#[cfg(feature = "training")]
+pub(crate) fn folder_name(name: &str) -> String {
+    let letters = name.to_lowercase();
+    let words = letters.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
+}

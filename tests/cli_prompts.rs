@@ -237,6 +237,13 @@ fn few_shot_runs_print_mean_and_deviation() {
     error(&["train", "--resume", "--out", &work.path("few")]);
     assert_eq!(summary(), before, "what was found stays");
     fs::rename(work.path("away"), &data).expect("moved back");
+    let longer = |steps| ["train", "--resume", "--out", &work.path("few"), "--steps", steps].map(str::to_owned);
+    let shorter = longer("2");
+    let message = error(&shorter.each_ref().map(String::as_str));
+    assert!(message.contains("--steps: expected more than 2, found 2"), "{message}");
+    let said = success(&longer("4").each_ref().map(String::as_str));
+    assert_eq!(said.matches("of 4").count(), 2, "each draw is longer: {said}");
+    assert!(success(&["train", "--resume", "--out", &work.path("few")]).contains("of 4"), "and stays so");
     let said = work.train("one", &[&flags[..], &["--data-seed", "7"]].concat());
     assert!(said.contains("2 steps") && Path::new(&work.path("one/prompt.safetensors")).is_file(), "{said}");
 }

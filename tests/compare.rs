@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -282,12 +283,15 @@ fn logged(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_study_of_24_runs_that_is_killed_at_five_moments_ends_with_the_same_table() {
+fn a_study_of_24_runs_that_is_killed_at_five_random_moments_ends_with_the_same_table() {
     let work = Work::new();
     work.success("whole", &[]);
-    // Its 2 + 24 trainings log 12 + 192 steps, and validations; each kill comes later than the last, between two writes or within
-    // one.
-    for (kill, lines) in [5, 41, 90, 137, 190].into_iter().enumerate() {
+    // Its 2 + 24 trainings log 12 + 192 steps, and validations; a kill comes between two writes or within one, or while the program starts.
+    let random = |below: u64| RandomState::new().build_hasher().finish() % below;
+    let mut kills = [(); 5].map(|()| (random(170) as usize, Duration::from_millis(random(25))));
+    kills.sort_unstable();
+    println!("lines in the logs, and then the time, before each kill: {kills:?}");
+    for (lines, then) in kills {
         let mut child = work
             .command(&["compare", "study.toml", "--out", "killed"])
             .stdout(Stdio::null())
@@ -295,10 +299,10 @@ fn a_study_of_24_runs_that_is_killed_at_five_moments_ends_with_the_same_table() 
             .spawn()
             .expect("a start");
         while logged(&work.path("killed")) < lines {
-            assert!(child.try_wait().expect("a child").is_none(), "it ended before kill {kill}");
+            assert!(child.try_wait().expect("a child").is_none(), "it ended before {lines} lines");
             std::thread::sleep(Duration::from_millis(2));
         }
-        std::thread::sleep(Duration::from_millis(7 * kill as u64));
+        std::thread::sleep(then);
         child.kill().expect("a signal");
         child.wait().expect("an end");
     }
@@ -552,14 +556,18 @@ fn runs_that_would_be_counted_twice_are_refused() {
     let work = Work::new();
     let text = fs::read_to_string(work.path("study.toml")).expect("a study");
     for (seeds, said) in [
-        ("seeds = [1, 1]", "each of study.seeds once"),
-        ("seeds = [1, 2]\ndraws = [7, 7]", "each of study.draws once"),
+        ("seeds = [1, 1]", "study.seeds that name different folders"),
+        ("seeds = [1, 2]\ndraws = [7, 7]", "study.draws that name different folders"),
+        ("seeds = [1, 2]\ndraws = []", "at least one entry of study.draws"),
         ("seeds = [1, 2]\ndraws = [7, 8]", "target room, of which every draw has the same rows"),
     ] {
         fs::write(work.path("study.toml"), text.replace("seeds = [1, 2]", seeds)).expect("written");
         let refused = read(&work).expect_err(seeds).to_string();
         assert!(refused.contains(said), "{refused}");
     }
+    fs::write(work.path("study.toml"), text.replace("[0.3, 3.0]", "[0.3, 0.30]")).expect("written");
+    let refused = read(&work).expect_err("a rate twice").to_string();
+    assert!(refused.contains("study.learning-rates that name different folders"), "{refused}");
     fs::write(work.path("study.toml"), format!("draws = 3\n{text}")).expect("written");
     let refused = read(&work).expect_err("no setting of a study").to_string();
     assert!(refused.contains("`study.draws` in place of `draws`"), "{refused}");

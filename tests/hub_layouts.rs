@@ -114,7 +114,8 @@ fn every_known_task_reads_its_own_data_set_of_the_hub() {
         let (task, data) = (Task::named(name).expect("a task"), data_set(name));
         let own = task.hub.as_ref().expect("a data set");
         assert_eq!(own.id, data.id, "{name}");
-        let said = setting.success(&["tasks", "--show", name, "--data", "hub:"]);
+        let show = ["tasks", "--show", name, "--data", "hub:"];
+        let said = setting.success(&[&show[..], &["--splits", "hub"]].concat());
         // Which revision it is: the conversion where the default branch has a script alone.
         let revision = if data.place == Place::Converted { "refs/convert/parquet" } else { "main" };
         let folder = match data.place {
@@ -150,7 +151,12 @@ fn every_known_task_reads_its_own_data_set_of_the_hub() {
             SplitRule::MatchedAndMismatched => [FEW, VALIDATION + 2, VALIDATION],
             _ => by_files,
         };
-        let said = setting.success(&["tasks", "--show", name, "--data", "hub:", "--split-validation-test"]);
+        for paper in [&["--split-validation-test"][..], &["--splits", "paper"], &[]] {
+            let said = setting.success(&[&show[..], paper].concat());
+            assert_eq!(sizes(&said), by_rule, "{name}, {paper:?}: {said}");
+        }
+        // The same data set, named; files that were fetched have no rule of their own.
+        let said = setting.success(&["tasks", "--show", name, "--data", &own.address()]);
         assert_eq!(sizes(&said), by_rule, "{name}: {said}");
     }
 }
@@ -161,7 +167,7 @@ fn rows_of_a_test_file_with_hidden_labels_are_refused_with_what_makes_others() {
     for name in names() {
         let (task, data) = (Task::named(name).expect("a task"), data_set(name));
         let has_test = data.splits.iter().any(|(split, _)| split.starts_with("test"));
-        let show = ["tasks", "--show", name, "--data", "hub:", "--split", "test"];
+        let show = ["tasks", "--show", name, "--data", "hub:", "--split", "test", "--splits", "hub"];
         let (shown, said) = setting.run(&show);
         // What the task's own lines say of the flag is no advice.
         let said = if shown { &said } else { said.split_once("error: ").expect("an error").1 };
@@ -177,7 +183,7 @@ fn rows_of_a_test_file_with_hidden_labels_are_refused_with_what_makes_others() {
             continue;
         }
         assert!(shown || said.contains("--split-validation-test"), "{name}: {said}");
-        let said = setting.success(&[&show[..], &["--split-validation-test"]].concat());
+        let said = setting.success(&["tasks", "--show", name, "--data", "hub:", "--split", "test"]);
         assert!(said.contains("  -> "), "{name}: {said}");
     }
 }
@@ -286,34 +292,54 @@ fn a_model_and_its_data_come_from_the_hub_in_one_run() {
     setting.put_tiny_model();
     let shown = setting.success(&["tasks", "--show", "rte", "--data", "hub:", "--model", "owner/tiny"]);
     assert!(shown.contains("source tokens of 36 examples"), "{shown}");
-    let out = setting.cache.path().join("run").display().to_string();
-    let said = setting.success(&[
-        "train",
-        "--task",
-        "rte",
-        "--data",
-        "hub:",
-        "--model",
-        "owner/tiny",
-        "--method",
-        "prompt-tuning",
-        "--out",
-        &out,
-        "--steps",
-        "1",
-        "--batch-size",
-        "2",
-        "--prompt-length",
-        "2",
-        "--device",
-        "cpu",
-    ]);
+    let run = |name: &str| setting.cache.path().join(name).display().to_string();
+    let train = |name: &str, more: &[&str]| {
+        let out = run(name);
+        let of_run = ["train", "--task", "rte", "--data", "hub:", "--model", "owner/tiny", "--out", &out];
+        let small =
+            ["--method", "prompt-tuning", "--steps", "1", "--batch-size", "2", "--prompt-length", "2"];
+        setting.success(&[&of_run[..], &small, more, &["--device", "cpu"]].concat())
+    };
+    let said = train("run", &[]);
     assert!(said.contains("hub: nyu-mll/glue/rte at main, commit"), "{said}");
+    assert!(said.contains("rte has the paper's splits") && said.contains("--splits hub"), "{said}");
     assert!(said.contains("36 examples from 36 rows"), "{said}");
-    let evaluated = setting.success(&["evaluate", "--run", &out, "--split", "validation", "--device", "cpu"]);
-    assert!(evaluated.contains("rte validation: 24 examples"), "{evaluated}");
-    let hidden = setting.error(&["evaluate", "--run", &out, "--split", "test", "--device", "cpu"]);
+    let evaluate = ["--device", "cpu", "--split"];
+    let evaluated = |name: &str, split: &str| {
+        setting.success(&[&["evaluate", "--run", &run(name)], &evaluate[..], &[split]].concat())
+    };
+    for split in ["validation", "test"] {
+        let said = evaluated("run", split);
+        assert!(said.contains(&format!("rte {split}: 12 examples")), "a half of 24: {said}");
+    }
+    let said = train("by-names", &["--splits", "hub"]);
+    assert!(!said.contains("the paper's splits"), "{said}");
+    let hidden =
+        setting.error(&[&["evaluate", "--run", &run("by-names")], &evaluate[..], &["test"]].concat());
     assert!(hidden.contains("-1 stands for a hidden label: --split-validation-test"), "{hidden}");
+    // Folders of before, when the names of the files were the default, stay with them.
+    let file = Path::new(&run("by-names")).join("run.json");
+    let of_now = std::fs::read_to_string(&file).expect("run.json");
+    let mut manifest: Value = serde_json::from_str(&of_now).expect("JSON");
+    manifest["config"].as_object_mut().expect("settings").remove("splits").expect("as it was given");
+    assert_eq!(manifest["effective"]["splits"], "hub");
+    for (has_effective, steps) in [(true, "2"), (false, "3")] {
+        if !has_effective {
+            manifest.as_object_mut().expect("a table").remove("effective").expect("settings");
+        }
+        std::fs::write(&file, manifest.to_string()).expect("written");
+        assert!(evaluated("by-names", "validation").contains("rte validation: 24 examples"), "all");
+        setting.success(&[
+            "train",
+            "--out",
+            &run("by-names"),
+            "--resume",
+            "--steps",
+            steps,
+            "--device",
+            "cpu",
+        ]);
+    }
 }
 
 #[test]

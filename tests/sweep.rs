@@ -10,7 +10,7 @@ use promptmix::config::{Decoding, Method, RunConfig, read_sweep};
 use promptmix::experiment::{FewShotRuns, Progress, Sweep, SweptRun, Together, Training};
 use promptmix::model::Frozen;
 use promptmix::train::{
-    Member, Outcome, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together,
+    Member, Monitor, Outcome, Silent, StepRecord, Trainer, ValidationRecord, run_together,
 };
 
 #[cfg(all(feature = "cuda", feature = "cli", unix))]
@@ -75,15 +75,19 @@ fn sources(frozen: &Frozen<'_, Cpu<f32>>, data: &Path, folder: &Path) -> Vec<Pat
 /// Counts what it hears.
 #[derive(Default)]
 struct Heard {
+    run: Option<usize>,
     steps: Vec<(usize, StepRecord)>,
     validations: usize,
 }
 
-impl SweepMonitor for Heard {
-    fn step(&mut self, run: usize, record: &StepRecord) {
-        self.steps.push((run, record.clone()));
+impl Monitor for Heard {
+    fn of_run(&mut self, run: Option<usize>) {
+        self.run = run;
     }
-    fn validated(&mut self, _: usize, _: &ValidationRecord) {
+    fn step(&mut self, record: &StepRecord) {
+        self.steps.push((self.run.expect("of one run"), record.clone()));
+    }
+    fn validated(&mut self, _: &ValidationRecord) {
         self.validations += 1;
     }
     fn note(&mut self, text: &str) {

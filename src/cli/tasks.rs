@@ -34,7 +34,7 @@ A task of your own is a TOML file, which --task and --show take like a name:
   metrics = [\"f1\", \"accuracy\"]
   where = \"lang == en or de\"    # rows of the files that are the task's
   hub = \"owner/name/folder\"     # its data set on the hub, for --data hub:
-  split = \"halve-validation\"   # or { hold-out-training = { rows = 1000 } }; applied by --split-validation-test")]
+  split = \"halve-validation\"   # or { hold-out-training = { rows = 1000 } }; applied by --splits paper, and by default to --data hub:")]
 pub(super) struct Arguments {
     /// Show one task, a name or a .toml file, with rows of --data
     #[arg(long)]
@@ -49,9 +49,10 @@ pub(super) struct Arguments {
     /// train, validation or test
     #[arg(long, default_value = "train")]
     split: Split,
-    /// Who says which rows validate and test: the paper's rule for the task, or the files' names
-    #[arg(long, default_value = "hub")]
-    splits: SplitSource,
+    /// Who says which rows validate and test: the paper's rule for the task, which is the default for its own data set on the hub, or
+    /// the files' names
+    #[arg(long)]
+    splits: Option<SplitSource>,
     /// The same as --splits paper
     #[arg(long)]
     split_validation_test: bool,
@@ -101,11 +102,12 @@ impl Arguments {
             println!("\ngive --data to see rows of it");
             return Ok(());
         };
+        let given = self.splits.or(self.split_validation_test.then_some(SplitSource::Paper));
+        let source = SplitSource::of(given, &task, data);
         let data = pretrained::find_data(&task.place(data)?, &is_split_file)?;
         if let Some(origin) = &data.origin {
             println!("{origin}");
         }
-        let source = if self.split_validation_test { SplitSource::Paper } else { self.splits };
         let splits = Splits::of_task(&data.folder, &task, source)?;
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {

@@ -78,6 +78,19 @@ fn too_short<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig, begun: &R
     Error::setting(flag, more, found, advice)
 }
 
+/// Refuses a length by `config` that makes few-shot runs of the settings `saved` no longer: some of them may be done.
+fn refuse_shorter_draws(config: &RunConfig, saved: &RunConfig) -> Result<()> {
+    // In epochs where both are.
+    let (before, now) = (saved.steps(1), config.steps(1));
+    let is_comparable = saved.steps.is_some() == config.steps.is_some();
+    if saved.draw_seeds().is_empty() || !is_comparable || now > before {
+        return Ok(());
+    }
+    let flag = if config.steps.is_some() { "--steps" } else { "--epochs" };
+    let advice = "leave the flag out to go on to the end that the runs were begun with";
+    Err(Error::setting(flag, format!("more than {before}"), now.to_string(), advice))
+}
+
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let ranks = ranks::join()?;
@@ -236,10 +249,10 @@ impl Arguments {
             }
         };
         self.refuse_other_settings(&saved)?;
-        let is_one_run = saved.draw_seeds().is_empty();
-        let mut config = begun.as_ref().map_or(saved, |begun| begun.located(&self.out));
-        if let (true, Some(length)) = (is_one_run, self.length()) {
+        let mut config = begun.as_ref().map_or_else(|| saved.clone(), |begun| begun.located(&self.out));
+        if let Some(length) = self.length() {
             config = config.with(&length)?;
+            refuse_shorter_draws(&config, &saved)?;
         }
         if begun.is_none() {
             config.model = self.text("model").map_or(config.model, str::to_owned);
@@ -261,15 +274,11 @@ impl Arguments {
         (!length.is_empty()).then_some(length)
     }
 
-    /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored. A single run may be made longer.
+    /// A run goes on as it began: a flag that would change a setting of it is an error, not ignored. Runs may be made longer.
     fn refuse_other_settings(&self, saved: &RunConfig) -> Result<()> {
         let mut settings = self.settings.0.clone();
         // These say where things lie now.
-        let length: &[&str] = match (saved.draw_seeds().is_empty(), saved.steps) {
-            (true, None) => &["steps", "epochs"],
-            (true, Some(_)) => &["steps"],
-            (false, _) => &[],
-        };
+        let length: &[&str] = if saved.steps.is_none() { &["steps", "epochs"] } else { &["steps"] };
         for key in ["model", "data"].iter().chain(length) {
             settings.remove(*key);
         }

@@ -38,7 +38,7 @@ settings! {
         /// with commas of an entry a task.
         data: PathBuf = PathBuf::new(), Values::Path, else "none: it must be given";
         /// Who says which rows validate and test.
-        splits: Option<SplitSource> = None, choice::<SplitSource>(), else "hub; paper with split-validation-test";
+        splits: Option<SplitSource> = None, choice::<SplitSource>(), else "paper for a task's own data set on the hub, and with split-validation-test; else hub";
         /// The same as `splits` paper.
         split_validation_test: bool = false, Values::Switch;
         /// Tokens of a source at most, end mark included.

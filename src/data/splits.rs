@@ -71,6 +71,14 @@ choices! {
     }
 }
 
+impl SplitSource {
+    /// Who says it of the rows of `task` at `place`, a folder or a data set of the hub: what was `given`, if anything; else the task's
+    /// rule for its own data set on the hub, whose test file often hides its labels, and the files' names for any other data.
+    pub fn of(given: Option<Self>, task: &Task, place: &Path) -> Self {
+        given.unwrap_or(Self::from(task.owns(place)))
+    }
+}
+
 /// Of `--split-validation-test`: set, the task's rule applies.
 impl From<bool> for SplitSource {
     fn from(split_validation_test: bool) -> Self {

@@ -1,17 +1,17 @@
 //! The comparison: six source prompts, then every method on a few-shot target, and on one whose rows ask different questions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::generate::{SOURCES, TARGET};
 use super::methods::{AS_IS, CONSTANT, NOISE, PROMPT_TUNING, SPOT, SPOT_EACH, UNIFORM, sources, study_on};
 use super::questions::{Subject, THREE_QUESTIONS};
 use super::report::Report;
 use super::settings::Settings;
-use super::sources::{data_folder, source_paths};
-use super::table::{ATTEMPT, AttentionByKind, Table};
+use super::sources::data_folder;
+use super::table::ATTEMPT;
 use crate::config::RunConfig;
-use crate::error::{Error, Result};
-use crate::experiment::{Progress, Runner, Study, TargetResults, Workers};
+use crate::error::Result;
+use crate::experiment::{Progress, Runner, Study, Workers};
 
 /// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with the T5 in
 /// `model`. The test rows of a target are read only once every choice on it is made. What was interrupted goes on.
@@ -53,32 +53,7 @@ pub fn compare_with(
     let methods = [&[PROMPT_TUNING, AS_IS, SPOT, ATTEMPT], fixed].concat();
     let config = shared(task.name, task.labels);
     let questions = study_on(task.name, &settings.questions, config, sources(out, task.sources), &methods);
-    let mut on = |study: &Study| {
-        let sources: Vec<PathBuf> = study.sources.iter().filter_map(|source| source.prompt.clone()).collect();
-        study.compare_on(&study.targets[0], &sources, None, runner, out, progress)
-    };
+    let mut on = |study: &Study| study.compare_on(&study.targets[0], runner, out, progress);
     let (few_shot, questions) = (on(&few_shot)?, on(&questions)?);
-    let attempt = |results: &TargetResults| {
-        let found = results.methods.iter().find(|method| method.name == ATTEMPT);
-        found.cloned().ok_or_else(|| Error::unsupported("a demonstration", "it lacks ATTEMPT", ""))
-    };
-    let (of_few_shot, of_questions) = (attempt(&few_shot)?, attempt(&questions)?);
-    let run = of_few_shot.chosen.first().map(|folder| out.join(folder)).unwrap_or_default();
-    Ok(Report {
-        settings: settings.clone(),
-        sources: names.map(str::to_owned).to_vec(),
-        source_validation,
-        transfer: few_shot.sources.iter().map(|(_, validation)| *validation).collect(),
-        few_shot: Table::from(&few_shot),
-        attention: of_few_shot.attention,
-        run,
-        questions: Table::from(&questions),
-        by_kind: AttentionByKind::new(
-            task.prompts(),
-            task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
-            &of_questions.mixtures,
-        ),
-        source_prompts: source_paths(out, &names),
-        model: model.to_owned(),
-    })
+    Report::of(settings, source_validation, &few_shot, &questions, model, out)
 }

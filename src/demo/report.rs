@@ -1,12 +1,15 @@
 //! What a comparison found, and how it is shown.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::generate::TARGET;
+use super::generate::{SOURCES, TARGET};
 use super::questions::THREE_QUESTIONS;
 use super::settings::{Settings, TargetSettings};
-use super::table::{AttentionByKind, Table};
+use super::sources::source_paths;
+use super::table::{ATTEMPT, AttentionByKind, Table};
+use crate::error::{Error, Result};
+use crate::experiment::TargetResults;
 
 /// What a comparison found.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +91,40 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// Of what was found in the folder `out`, with the T5 in `model`.
+    pub(super) fn of(
+        settings: &Settings,
+        source_validation: Vec<f64>,
+        few_shot: &TargetResults,
+        questions: &TargetResults,
+        model: &Path,
+        out: &Path,
+    ) -> Result<Self> {
+        let attempt = |results: &TargetResults| {
+            let found = results.methods.iter().find(|method| method.name == ATTEMPT);
+            found.cloned().ok_or_else(|| Error::unsupported("a demonstration", "it lacks ATTEMPT", ""))
+        };
+        let (of_few_shot, of_questions) = (attempt(few_shot)?, attempt(questions)?);
+        let (names, task) = (SOURCES.map(|task| task.name), THREE_QUESTIONS);
+        Ok(Self {
+            settings: settings.clone(),
+            sources: names.map(str::to_owned).to_vec(),
+            source_validation,
+            transfer: few_shot.sources.iter().map(|(_, validation)| *validation).collect(),
+            few_shot: Table::from(few_shot),
+            attention: of_few_shot.attention,
+            run: of_few_shot.chosen.first().map(|folder| out.join(folder)).unwrap_or_default(),
+            questions: Table::from(questions),
+            by_kind: AttentionByKind::new(
+                task.prompts(),
+                task.kinds.iter().map(|kind| kind.name.to_owned()).collect(),
+                &of_questions.mixtures,
+            ),
+            source_prompts: source_paths(out, &names),
+            model: model.to_owned(),
+        })
+    }
+
     /// A command that trains ATTEMPT on someone's own data with the source prompts of this comparison.
     pub fn next_command(&self) -> String {
         let sources: Vec<String> =

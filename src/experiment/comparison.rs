@@ -7,7 +7,6 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::grid::MethodResults;
-
 use crate::error::Result;
 use crate::evaluate::{Paired, first_best, mean, standard_deviation};
 use crate::files;
@@ -68,25 +67,25 @@ impl Comparison {
     fn runs(&self) -> String {
         let head = "target\tmethod\tlearning rate\tplace\tvalidation\ttest\ttest: mean\ttest: standard deviation\tfolder\n";
         let mut table = head.to_owned();
-        for target in &self.targets {
-            for method in &target.methods {
-                let (of, name) = (&target.name, &method.name);
-                let all = format!("{:.6}\t{:.6}", mean(&method.test), standard_deviation(&method.test));
-                for (place, (validation, test)) in self
-                    .places
-                    .iter()
-                    .zip(method.validation.iter().zip(&method.test))
-                    .filter(|_| method.runs.is_empty())
-                {
-                    table += &format!("{of}\t{name}\t\t{place}\t{validation:.6}\t{test:.6}\t{all}\t\n");
-                }
-                for (folder, rate, place, validation) in &method.runs {
-                    let chosen = method.chosen.iter().zip(&method.test).find(|(chosen, _)| *chosen == folder);
-                    let test =
-                        chosen.map_or_else(|| "\t\t".to_owned(), |(_, test)| format!("{test:.6}\t{all}"));
-                    let folder = folder.display();
-                    table += &format!("{of}\t{name}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n");
-                }
+        for (target, method) in
+            self.targets.iter().flat_map(|of| of.methods.iter().map(move |method| (of, method)))
+        {
+            let (of, name, mean, deviation) =
+                (&target.name, &method.name, mean(&method.test), standard_deviation(&method.test));
+            let line = |rate: &str, place: &str, validation: f64, test: Option<&f64>, folder: &Path| {
+                let test = test
+                    .map_or_else(|| "\t\t".into(), |test| format!("{test:.6}\t{mean:.6}\t{deviation:.6}"));
+                let folder = folder.display();
+                format!("{of}\t{name}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n")
+            };
+            let untrained = self.places.iter().zip(&method.validation).zip(&method.test);
+            for ((place, validation), test) in untrained.filter(|_| method.runs.is_empty()) {
+                table += &line("", place, *validation, Some(test), Path::new(""));
+            }
+            for (folder, rate, place, validation) in &method.runs {
+                let chosen = method.chosen.iter().zip(&method.test).find(|(chosen, _)| *chosen == folder);
+                let test = chosen.map(|(_, test)| test);
+                table += &line(&rate.to_string(), place, *validation, test, folder);
             }
         }
         table

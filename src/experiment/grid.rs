@@ -10,7 +10,8 @@ use crate::config::RunConfig;
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, first_best, mean};
-use crate::train::{complete, mean_metric, named_metrics};
+use crate::files::folder_name;
+use crate::train::{complete, mean_attention, mean_metric, metrics_of_runs};
 
 /// Where an entry is trained and evaluated: a data set and a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,10 +83,11 @@ impl Entry {
         let mut candidates = Vec::new();
         for (source, configs) in sources {
             for &rate in &rates {
-                let (mut configs, source) = (configs.clone(), source.clone());
-                for config in &mut configs {
-                    config.learning_rate = rate.unwrap_or(config.learning_rate);
-                }
+                let at_rate = |config: &RunConfig| RunConfig {
+                    learning_rate: rate.unwrap_or(config.learning_rate),
+                    ..config.clone()
+                };
+                let (source, configs) = (source.clone(), configs.iter().map(at_rate).collect());
                 candidates.push(Candidate { rate, source, configs, ..Candidate::default() });
             }
         }
@@ -169,7 +171,8 @@ impl<'a> Grid<'a> {
                     untrained.extend(candidate.jobs(Split::Validation));
                     continue;
                 };
-                let stem = slug(&format!("{name} {}", candidate.source.as_deref().unwrap_or_default()));
+                let stem =
+                    folder_name(&format!("{name} {}", candidate.source.as_deref().unwrap_or_default()));
                 for (place, config) in self.places.iter().zip(&candidate.configs) {
                     let twin = trainings.iter().position(|training| training.config == *config);
                     let index = twin.unwrap_or(trainings.len());
@@ -252,8 +255,8 @@ impl<'a> Grid<'a> {
             trained_numbers: chosen.trained,
             validation: chosen.validation.clone(),
             test: evaluations.iter().map(|tasks| mean_metric(tasks)).collect(),
-            metrics: metrics(&evaluations),
-            attention: attention(&evaluations),
+            metrics: metrics_of_runs(&evaluations),
+            attention: mean_attention(&evaluations),
             runs,
             chosen: chosen.folders.clone(),
             published: None,
@@ -266,30 +269,4 @@ impl<'a> Grid<'a> {
         let found = self.entries.iter().find(|entry| entry.name == name);
         found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
-}
-
-/// Each test metric, an entry a place.
-fn metrics(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<(String, Vec<Option<f64>>)> {
-    let of_place = |tasks: &Vec<(String, Evaluation)>| -> Vec<(String, Option<f64>)> {
-        tasks.iter().flat_map(|(task, evaluation)| named_metrics(task, tasks.len() > 1, evaluation)).collect()
-    };
-    let places: Vec<_> = evaluations.iter().map(of_place).collect();
-    let at = |index: usize| places.iter().filter_map(move |place| place.get(index)).map(|(_, value)| *value);
-    let names = places.first().into_iter().flatten().enumerate();
-    names.map(|(index, (name, _))| (name.clone(), at(index).collect())).collect()
-}
-
-/// The mean mixture over places and tasks.
-fn attention(evaluations: &[Vec<(String, Evaluation)>]) -> Vec<f64> {
-    let means: Vec<&Vec<f64>> =
-        evaluations.iter().flatten().map(|(_, evaluation)| &evaluation.spread.mean).collect();
-    let prompts = means.iter().map(|mean| mean.len()).min().unwrap_or(0);
-    (0..prompts).map(|prompt| mean(&means.iter().map(|mean| mean[prompt]).collect::<Vec<_>>())).collect()
-}
-
-/// `name` as a part of a folder's.
-pub(crate) fn slug(name: &str) -> String {
-    let letters = name.to_lowercase();
-    let words = letters.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join("-")
 }

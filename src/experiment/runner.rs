@@ -10,8 +10,8 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::train::{
-    Evaluated, Member, Monitor, Outcome, StepRecord, SweepMonitor, Trainer, ValidationRecord,
-    begin_or_resume, evaluate_tasks, named_metrics, run_together,
+    Evaluated, Member, Monitor, Outcome, StepRecord, Trainer, ValidationRecord, begin_or_resume,
+    evaluate_tasks, named_metrics, run_together,
 };
 
 /// Runs that are open at a time: each holds its rows.
@@ -93,8 +93,8 @@ pub(super) fn open<'a, B: Backend>(
     progress: &mut dyn Progress,
 ) -> Result<Member<'a, B>> {
     let Training { name, config, folder, is_compared } = training;
-    let mut trainer =
-        Trainer::new(frozen, config, &mut Listener { names: Vec::new(), progress: &mut *progress })?;
+    // What is said of the rows holds for other runs on them too, and is without a name.
+    let mut trainer = Trainer::new(frozen, config, &mut Listener::of(None, &mut *progress))?;
     let folder = begin_or_resume(&mut trainer, folder, *is_compared)?;
     if config.steps.is_none() {
         progress.more(trainer.step_count() + trainer.steps_left());
@@ -153,7 +153,7 @@ impl<B: Backend> Runner for Together<'_, B> {
             }
             let mut members = members?;
             let names = chunk.iter().map(|training| &training.name[..]).collect();
-            let mut listener = Listener { names, progress: &mut *progress };
+            let mut listener = Listener { names, run: None, progress: &mut *progress };
             outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut listener)?);
         }
         Ok(outcomes)
@@ -172,34 +172,36 @@ impl<B: Backend> Runner for Together<'_, B> {
     }
 }
 
-/// Passes on what runs say.
+/// Passes on what runs say, with their names.
 pub(super) struct Listener<'p> {
-    /// Names of the runs that share a batch.
-    pub(super) names: Vec<&'p str>,
-    pub(super) progress: &'p mut dyn Progress,
+    names: Vec<&'p str>,
+    /// Of which of them it hears.
+    run: Option<usize>,
+    progress: &'p mut dyn Progress,
+}
+
+impl<'p> Listener<'p> {
+    /// Of one run, or of none yet by name.
+    pub(super) fn of(name: Option<&'p str>, progress: &'p mut dyn Progress) -> Self {
+        Self { names: name.into_iter().collect(), run: name.map(|_| 0), progress }
+    }
 }
 
 impl Monitor for Listener<'_> {
+    fn of_run(&mut self, run: Option<usize>) {
+        self.run = run;
+    }
     fn step(&mut self, _: &StepRecord) {
         self.progress.step();
     }
-    fn note(&mut self, text: &str) {
-        self.progress.note(text);
-    }
-    fn ends(&mut self) -> bool {
-        self.progress.ends()
-    }
-}
-
-impl SweepMonitor for Listener<'_> {
-    fn step(&mut self, _: usize, _: &StepRecord) {
-        self.progress.step();
-    }
-    fn validated(&mut self, run: usize, record: &ValidationRecord) {
-        self.progress.note(&format!("{}: {record}", self.names[run]));
+    fn validated(&mut self, record: &ValidationRecord) {
+        self.note(&record.to_string());
     }
     fn note(&mut self, text: &str) {
-        self.progress.note(text);
+        match self.run.and_then(|run| self.names.get(run)) {
+            Some(name) => self.progress.note(&format!("{name}: {text}")),
+            None => self.progress.note(text),
+        }
     }
     fn ends(&mut self) -> bool {
         self.progress.ends()

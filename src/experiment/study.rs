@@ -10,18 +10,20 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::comparison::{Comparison, RESULTS, TargetResults};
-use super::grid::{Candidate, Entry, Grid, Place, slug};
+use super::grid::{Candidate, Entry, Grid, Place};
 use super::progress::Progress;
 use super::runner::{Runner, Training, train_all};
 use crate::config::{Method, RunConfig};
 use crate::error::{Error, Result};
 use crate::evaluate::{first_best, mean};
-use crate::files;
+use crate::files::{self, folder_name};
 use crate::prompts::Prompt;
 use crate::train::write_random_like;
 
 /// In the folder of a study: which prompts it began with.
 const SOURCES: &str = "sources.json";
+/// In the folder of a study: the run that trained the scorer alone.
+const SCORER: &str = "scorer";
 
 /// A study. Settings leave out what the study sets itself: the learning rate, the sources, and the seeds of its places.
 #[derive(Clone, Debug)]
@@ -128,21 +130,17 @@ impl Study {
     /// Those of training and evaluation; [`Error::Setting`] if `out` holds runs of other settings.
     pub fn run(&self, runner: &dyn Runner, out: &Path, progress: &mut dyn Progress) -> Result<Comparison> {
         std::fs::create_dir_all(out).map_err(|source| Error::file("create", out, source))?;
-        let (mut sources, mut trainings): (Vec<PathBuf>, Vec<Training>) = Default::default();
-        for Source { name, prompt, config } in &self.sources {
-            let folder = out.join("sources").join(slug(name));
-            sources.push(prompt.clone().unwrap_or_else(|| folder.join("prompt.safetensors")));
-            trainings.extend(prompt.is_none().then(|| Training::new(name, config.clone(), folder)));
-        }
+        let training =
+            |source: &Source| Training::new(&source.name, source.config.clone(), folder_of(source, out));
+        let trainings: Vec<Training> = self.learnt_sources().map(training).collect();
         if !trainings.is_empty() {
             train_all("source prompts", &trainings, 0, runner, progress)?;
         }
-        self.check_prompts(&sources, out)?;
-        let scorer = self.scorer.as_ref().map(|_| out.join("scorer"));
-        if let (Some(scorer), Some(config)) = (&scorer, &self.scorer) {
-            let config = self.scorer_config(config, &sources);
+        self.check_prompts(out)?;
+        if let Some(config) = &self.scorer {
+            let config = self.scorer_config(config, out);
             config.check()?;
-            train_all("scorer", &[Training::new("scorer", config, scorer)], 0, runner, progress)?;
+            train_all("scorer", &[Training::new("scorer", config, out.join(SCORER))], 0, runner, progress)?;
         }
         let mut comparison = Comparison {
             against: self.against.clone(),
@@ -155,7 +153,7 @@ impl Study {
         for target in &self.targets {
             comparison.targets.push(match self.finished(target, out) {
                 Some(results) => results,
-                None => self.compare_on(target, &sources, scorer.as_deref(), runner, out, progress)?,
+                None => self.compare_on(target, runner, out, progress)?,
             });
             // After each target, so that a long study can be looked at.
             if comparison.targets.len() >= known {
@@ -165,15 +163,21 @@ impl Study {
         Ok(comparison)
     }
 
-    /// Refuses prompts, a source each, that are others than those that the study in `out` began with: its numbers would come of both.
-    fn check_prompts(&self, prompts: &[PathBuf], out: &Path) -> Result<()> {
+    /// The prompt of each source, for the study in `out`.
+    fn prompts(&self, out: &Path) -> Vec<PathBuf> {
+        let learnt = |source| folder_of(source, out).join("prompt.safetensors");
+        self.sources.iter().map(|source| source.prompt.clone().unwrap_or_else(|| learnt(source))).collect()
+    }
+
+    /// Refuses prompts that are others than those that the study in `out` began with: its numbers would come of both.
+    fn check_prompts(&self, out: &Path) -> Result<()> {
         let file = out.join(SOURCES);
         let advice = "remove the file if no source prompt has changed since the study began";
         let known: Option<BTreeMap<String, String>> =
             files::read_json(&file, "the SHA-256 of each source prompt by its name", advice)?;
         let mut all = known.clone().unwrap_or_default();
-        for (source, path) in self.sources.iter().zip(prompts) {
-            let found = Prompt::load(path)?.sha256();
+        for (source, path) in self.sources.iter().zip(self.prompts(out)) {
+            let found = Prompt::load(&path)?.sha256();
             let begun_with = all.entry(source.name.clone()).or_insert_with(|| found.clone());
             if *begun_with != found {
                 let expected = format!("the source {} as the study began with it, {begun_with}", source.name);
@@ -185,14 +189,14 @@ impl Study {
         if known.as_ref() == Some(&all) { Ok(()) } else { files::write_json(&file, &all) }
     }
 
-    /// The settings of the scorer's pre-training on the tasks of the sources, whose prompts are `prompts`.
-    fn scorer_config(&self, config: &RunConfig, prompts: &[PathBuf]) -> RunConfig {
+    /// The settings of the scorer's pre-training on the tasks of the sources, for the study in `out`.
+    fn scorer_config(&self, config: &RunConfig, out: &Path) -> RunConfig {
         let of_sources = |text: &dyn Fn(&RunConfig) -> String| {
             self.sources.iter().map(|source| text(&source.config)).collect::<Vec<_>>().join(",")
         };
         RunConfig {
             method: Method::Attempt,
-            sources: prompts.to_vec(),
+            sources: self.prompts(out),
             pretrain_scorer: true,
             task: of_sources(&|config| config.task.clone()),
             data: of_sources(&|config| config.data.display().to_string()).into(),
@@ -200,27 +204,27 @@ impl Study {
         }
     }
 
-    /// Compares the methods on `target`, with `sources` as the prompts of the study's; runs that are there go on.
+    /// Compares the methods on `target`, with the sources' prompts that are there; runs that are there go on.
     pub(crate) fn compare_on(
         &self,
         target: &Target,
-        sources: &[PathBuf],
-        scorer: Option<&Path>,
         runner: &dyn Runner,
         out: &Path,
         progress: &mut dyn Progress,
     ) -> Result<TargetResults> {
-        let runs = out.join("runs").join(slug(&target.name));
-        let names = || self.sources.iter().map(|source| slug(&source.name));
-        let entry = |name: &str, rates: &[f64], config: &RunConfig, taken: &Sources| {
+        let runs = out.join("runs").join(folder_name(&target.name));
+        let sources = self.prompts(out);
+        let names = || self.sources.iter().map(|source| folder_name(&source.name));
+        let entry = |name: &str, rates: &[f64], config: &RunConfig, taken: &Sources, best: usize| {
             let at_places = |taken: &Sources| {
                 let at = |place: &Place| {
                     let random = out.join("random").join(place.seed.to_string());
                     let sources = match taken {
                         Sources::None => config.sources.clone(),
                         Sources::Of(chosen) => chosen.iter().map(|&source| sources[source].clone()).collect(),
-                        Sources::Random => write_random_like(names().zip(sources), &random, place.seed)?,
-                        Sources::All | Sources::Best | Sources::Each => sources.to_vec(),
+                        Sources::Random => write_random_like(names().zip(&sources), &random, place.seed)?,
+                        Sources::Best => vec![sources[best].clone()],
+                        Sources::All | Sources::Each => sources.clone(),
                     };
                     Ok(RunConfig { sources, ..place.apply(config) })
                 };
@@ -240,23 +244,19 @@ impl Study {
             let config = RunConfig { method: Method::Spot, ..target.config.clone() };
             let what = format!("{}: sources as they are", target.name);
             let mut grid = Grid::new(runner, &self.places);
-            grid.train(&what, &runs, vec![entry(&what, &[], &config, &Sources::Each)?], progress)?;
+            grid.train(&what, &runs, vec![entry(&what, &[], &config, &Sources::Each, 0)?], progress)?;
             let as_is = |of: &Candidate| (of.source.clone().unwrap_or_default(), mean(&of.validation));
             of_sources = grid.entry(&what).candidates.iter().map(as_is).collect();
         }
         let best = first_best(&of_sources.iter().map(|(_, validation)| *validation).collect::<Vec<_>>());
-        let mut entries = Vec::new();
-        for method in &target.methods {
+        let of_method = |method: &StudyMethod| {
             let mut config = method.config.clone();
-            if let (Some(scorer), true) = (scorer, method.has_pretrained_scorer) {
-                config.initial_scorer = Some(scorer.to_owned());
+            if method.has_pretrained_scorer {
+                config.initial_scorer = Some(out.join(SCORER));
             }
-            let taken = match &method.sources {
-                Sources::Best => &Sources::Of(vec![best]),
-                taken => taken,
-            };
-            entries.push(entry(&method.name, &method.learning_rates, &config, taken)?);
-        }
+            entry(&method.name, &method.learning_rates, &config, &method.sources, best)
+        };
+        let entries = target.methods.iter().map(of_method).collect::<Result<_>>()?;
         let mut grid = Grid::new(runner, &self.places);
         grid.train(&target.name, &runs, entries, progress)?;
         let names: Vec<String> = target.methods.iter().map(|method| method.name.clone()).collect();
@@ -290,7 +290,12 @@ impl Study {
     }
 }
 
+/// The run folder of `source` in the folder `out` of a study.
+fn folder_of(source: &Source, out: &Path) -> PathBuf {
+    out.join("sources").join(folder_name(&source.name))
+}
+
 /// The file of the results of `target` in the folder `out` of a study.
 fn results_of(target: &Target, out: &Path) -> PathBuf {
-    out.join("results").join(format!("{}.json", slug(&target.name)))
+    out.join("results").join(format!("{}.json", folder_name(&target.name)))
 }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::grid::{Place, slug};
+use super::grid::Place;
 use super::study::{Source, Sources, Study, StudyMethod, Target};
 use crate::config::file::{parse, read, with_key, with_keys_of_now};
 use crate::config::{Method, RunConfig};
 use crate::data::moved_places;
 use crate::error::{Error, Result};
+use crate::files::folder_name;
 
 /// The table `study` of a file.
 #[derive(Deserialize)]
@@ -79,16 +80,19 @@ impl File<'_> {
         Error::format(self.path, None, expected, found, advice)
     }
 
-    /// Refuses `names` of the list `of` whose runs would lie in one folder, or in none.
-    fn check_names<'n>(&self, of: &str, names: impl Iterator<Item = &'n String>) -> Result<()> {
-        let mut slugs = BTreeSet::from([String::new()]);
-        for name in names {
-            if !slugs.insert(slug(name)) {
-                let expected = format!("names of study.{of} that name different folders");
-                return Err(self.refuse(expected, format!("`{name}`")));
+    /// Refuses a list, study.`key`, of nothing, or of entries whose runs would lie in one folder, or in none.
+    fn check_list(&self, key: &str, entries: impl IntoIterator<Item = impl ToString>) -> Result<()> {
+        let mut folders = BTreeSet::from([String::new()]);
+        for entry in entries {
+            let entry = entry.to_string();
+            if !folders.insert(folder_name(&entry)) {
+                // The same run twice would look like two that agree.
+                let expected = format!("entries of study.{key} that name different folders");
+                return Err(self.refuse(expected, format!("`{entry}`")));
             }
         }
-        Ok(())
+        let is_empty = folders.len() == 1;
+        if is_empty { Err(self.refuse(format!("at least one entry of study.{key}"), "none")) } else { Ok(()) }
     }
 
     /// Refuses settings of `of` that the study has keys of its own for.
@@ -139,34 +143,20 @@ impl Study {
         let declared = Declared::deserialize(declared)
             .map_err(|error| file.refuse("a table `study` of the keys there are", with_key(&error)))?;
         let draws = declared.draws.as_deref();
-        for (key, length) in [
-            ("seeds", declared.seeds.len()),
-            ("learning-rates", declared.learning_rates.len()),
-            ("draws", draws.map_or(1, <[_]>::len)),
-            ("target", declared.target.len()),
-            ("method", declared.method.len()),
-        ] {
-            if length == 0 {
-                return Err(file.refuse(format!("at least one entry of study.{key}"), "none"));
-            }
+        file.check_list("seeds", &declared.seeds)?;
+        draws.map_or(Ok(()), |draws| file.check_list("draws", draws))?;
+        file.check_list("learning-rates", &declared.learning_rates)?;
+        if !declared.source.is_empty() {
+            file.check_list("source", declared.source.iter().map(|source| &source.name))?;
         }
-        for (key, seeds) in [("seeds", &declared.seeds[..]), ("draws", draws.unwrap_or_default())] {
-            if let Some(index) = (1..seeds.len()).find(|&index| seeds[..index].contains(&seeds[index])) {
-                // The same run twice would look like two that agree.
-                let found = format!("{} twice", seeds[index]);
-                return Err(file.refuse(format!("each of study.{key} once"), found));
-            }
-        }
-        file.check_names("source", declared.source.iter().map(|source| &source.name))?;
-        file.check_names("target", declared.target.iter().map(|target| &target.name))?;
-        file.check_names("method", declared.method.iter().map(|method| &method.name))?;
+        file.check_list("target", declared.target.iter().map(|target| &target.name))?;
+        file.check_list("method", declared.method.iter().map(|method| &method.name))?;
         file.check_settings("every run", &file.shared)?;
         let mut places = Vec::new();
         for &seed in &declared.seeds {
-            let drawn = |&draw: &u64| Place::new(format!("seed-{seed}-draw-{draw}"), draw as usize, seed);
-            match draws {
-                None => places.push(Place::new(format!("seed-{seed}"), seed as usize, seed)),
-                Some(draws) => places.extend(draws.iter().map(drawn)),
+            for &draw in draws.unwrap_or(&[seed]) {
+                let of_draw = draws.map_or(String::new(), |_| format!("-draw-{draw}"));
+                places.push(Place::new(format!("seed-{seed}{of_draw}"), draw as usize, seed));
             }
         }
 
@@ -186,11 +176,10 @@ impl Study {
             let expected = "task and data of each source, its own task as a TOML file, for study.scorer";
             return Err(file.refuse(expected, format!("source {} without both", source.name)));
         }
-        let spot = Table::from_iter([("method".to_owned(), Method::Spot.name().into())]);
         let mut targets: Vec<(Target, Table)> = Vec::new();
         for DeclaredTarget { name, published, settings } in declared.target {
             file.check_settings(&name, &settings)?;
-            let config = file.config(&[&settings, &spot])?;
+            let config = RunConfig { method: Method::Spot, ..file.config(&[&settings])? };
             let draws = draws.map_or(0, <[_]>::len);
             if draws > 1 && (config.few_shot.is_none() || config.data_seed.is_some()) {
                 // Its rows are the same for every draw, and so are its runs, which would be counted once a draw.

@@ -75,8 +75,7 @@ impl Sweep {
     /// The validation, and each test metric that a run has.
     pub(super) fn measures(&self) -> Vec<String> {
         let mut measures = vec![VALIDATION.to_owned()];
-        for (metric, _) in self.runs.iter().flat_map(|run| &run.test) {
-            let measure = format!("test {metric}");
+        for (measure, _) in self.runs.iter().flat_map(SweptRun::measured) {
             if !measures.contains(&measure) {
                 measures.push(measure);
             }
@@ -147,14 +146,16 @@ pub(super) fn spread(runs: &[&SweptRun], measure: &str) -> Option<Spread> {
 }
 
 impl SweptRun {
+    /// The best validation and each test metric, if it was trained.
+    fn measured(&self) -> Vec<(String, Option<f64>)> {
+        let Ok(outcome) = &self.outcome else { return Vec::new() };
+        let test = self.test.iter().map(|(metric, value)| (format!("test {metric}"), *value));
+        [(VALIDATION.to_owned(), Some(outcome.best))].into_iter().chain(test).collect()
+    }
+
     /// One of [`Sweep::measures`].
     pub(super) fn measure(&self, measure: &str) -> Option<f64> {
-        let outcome = self.outcome.as_ref().ok()?;
-        if measure == VALIDATION {
-            return Some(outcome.best);
-        }
-        let metric = measure.strip_prefix("test ")?;
-        self.test.iter().find(|(name, _)| name == metric)?.1
+        self.measured().into_iter().find(|(name, _)| name == measure)?.1
     }
 }
 

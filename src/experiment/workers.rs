@@ -58,7 +58,7 @@ impl<'a> Workers<'a> {
             let backend = Cpu::with_caller(Some(1))?;
             let frozen = Frozen::load(&backend, self.model)?;
             let (mut progress, mut results) = (shared, Vec::new());
-            while !progress.ends() {
+            while !shared.is_over() {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(job) = jobs.get(index) else { break };
                 results.push((index, work(&frozen, job, &mut progress)));
@@ -67,20 +67,20 @@ impl<'a> Workers<'a> {
         };
         let results = thread::scope(|scope| {
             let worker = || work_on_jobs().inspect_err(|_| fail());
-            let start = |_| thread::Builder::new().spawn_scoped(scope, worker).inspect_err(|_| fail());
-            let started: Vec<_> = (0..self.count.min(jobs.len())).map(start).collect();
-            let join = |started: std::io::Result<thread::ScopedJoinHandle<'_, _>>| match started {
-                Ok(worker) => worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                Err(error) => {
-                    let found = format!("{}: {error}", self.count);
-                    let advice = "ask for fewer by --threads, or raise the limit";
-                    Err(Error::setting("workers", "as many threads as the system can start", found, advice))
-                }
+            let start = |_| thread::Builder::new().spawn_scoped(scope, worker);
+            let started = (0..self.count.min(jobs.len())).map(start).collect::<std::io::Result<Vec<_>>>();
+            let started = started.inspect_err(|_| fail()).map_err(|error| {
+                let found = format!("{}: {error}", self.count);
+                let advice = "ask for fewer by --threads, or raise the limit";
+                Error::setting("workers", "as many threads as the system can start", found, advice)
+            })?;
+            let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             started.into_iter().map(join).collect::<Result<Vec<_>>>()
         })?;
         let results: BTreeMap<usize, R> = results.into_iter().flatten().collect();
-        if { shared }.ends() {
+        if shared.is_over() {
             return Err(interrupted(results.len(), jobs.len()));
         }
         Ok(results.into_values().collect())
@@ -91,7 +91,8 @@ impl Runner for Workers<'_> {
     fn train(&self, trainings: &[Training], progress: &mut dyn Progress) -> Results<Outcome> {
         self.run(trainings, progress, |frozen, training, progress| {
             let mut member = open(frozen, training, progress)?;
-            member.trainer.run(member.folder.as_mut(), &mut Listener { names: Vec::new(), progress })
+            let mut listener = Listener::of(Some(&training.name), progress);
+            member.trainer.run(member.folder.as_mut(), &mut listener)
         })
     }
 
@@ -116,6 +117,11 @@ impl<'p> Shared<'_, 'p> {
         // A worker that panicked while it spoke takes the program with it; the others may end before that.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether a worker has failed, or the end was asked for.
+    fn is_over(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed) || self.lock().ends()
+    }
 }
 
 impl Progress for Shared<'_, '_> {
@@ -132,6 +138,6 @@ impl Progress for Shared<'_, '_> {
         self.lock().note(text);
     }
     fn ends(&mut self) -> bool {
-        self.has_failed.load(Ordering::Relaxed) || self.lock().ends()
+        self.is_over()
     }
 }

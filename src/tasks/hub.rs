@@ -40,6 +40,11 @@ impl HubData {
         format!("{SCHEME}{self}")
     }
 
+    /// The data set of the hub that `data` names as `--data` takes it; `None` if it is a folder, or names none.
+    pub(super) fn at(data: &str) -> Option<Self> {
+        data.strip_prefix(SCHEME)?.parse().ok()
+    }
+
     /// Whether `data` stands for a task's own data on the hub: `hub:` with nothing behind it.
     pub fn is_own(data: &str) -> bool {
         data == SCHEME

@@ -317,6 +317,14 @@ impl Task {
         })
     }
 
+    /// Whether the data at `place`, a folder or a data set of the hub as `--data` takes it, is the task's own data set on the hub, of
+    /// whichever revision.
+    pub fn owns(&self, place: &Path) -> bool {
+        let (Some(own), Some(written)) = (&self.hub, place.to_str()) else { return false };
+        let is_own = |at: HubData| (&at.id, &at.configuration) == (&own.id, &own.configuration);
+        HubData::is_own(written) || HubData::at(written).is_some_and(is_own)
+    }
+
     /// How many classes it has, if it has classes.
     pub fn class_count(&self) -> Option<u32> {
         match &self.target {

@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::data::{Split, data_of_tasks};
 use crate::error::Result;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, mean};
 use crate::model::Frozen;
 
 /// The tasks of a run, and what it answered to the rows of each.
@@ -71,4 +71,23 @@ pub(crate) fn named_metrics(
 pub(crate) fn mean_metric(evaluations: &[(String, Evaluation)]) -> f64 {
     let means = evaluations.iter().map(|(_, evaluation)| evaluation.scores.mean().unwrap_or(f64::NAN));
     means.sum::<f64>() / evaluations.len() as f64
+}
+
+/// Each metric of runs that answered the rows of the same tasks, an entry a run.
+pub(crate) fn metrics_of_runs(runs: &[Vec<(String, Evaluation)>]) -> Vec<(String, Vec<Option<f64>>)> {
+    let of_run = |tasks: &Vec<(String, Evaluation)>| -> Vec<(String, Option<f64>)> {
+        tasks.iter().flat_map(|(task, evaluation)| named_metrics(task, tasks.len() > 1, evaluation)).collect()
+    };
+    let runs: Vec<_> = runs.iter().map(of_run).collect();
+    let at = |index: usize| runs.iter().filter_map(move |run| run.get(index)).map(|(_, value)| *value);
+    let names = runs.first().into_iter().flatten().enumerate();
+    names.map(|(index, (name, _))| (name.clone(), at(index).collect())).collect()
+}
+
+/// The mean mixture over runs and tasks.
+pub(crate) fn mean_attention(runs: &[Vec<(String, Evaluation)>]) -> Vec<f64> {
+    let means: Vec<&Vec<f64>> =
+        runs.iter().flatten().map(|(_, evaluation)| &evaluation.spread.mean).collect();
+    let prompts = means.iter().map(|mean| mean.len()).min().unwrap_or(0);
+    (0..prompts).map(|prompt| mean(&means.iter().map(|mean| mean[prompt]).collect::<Vec<_>>())).collect()
 }

@@ -228,6 +228,8 @@ fn write_attention(
 
 /// Who listens to a run.
 pub trait Monitor {
+    /// What follows is of this run, by its place among those that share a batch; of all of them for `None`.
+    fn of_run(&mut self, _: Option<usize>) {}
     /// A step was taken.
     fn step(&mut self, _: &StepRecord) {}
     /// So many of so many validation examples are answered.

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::trained_on::TrainedOn;
 use crate::backend::Scorer;
 use crate::config::{Method, RunConfig};
+use crate::data::{SplitSource, data_of_tasks};
 use crate::error::{Error, Result};
 use crate::prompts::Prompt;
 use crate::tasks::{Target, Task};
@@ -79,6 +80,19 @@ impl RunManifest {
             sources_sha256: Vec::new(),
             tasks_sha256: Vec::new(),
         }
+    }
+
+    /// With the splits that the run has been trained on: before a task's own data set on the hub had the task's rule without being asked,
+    /// its files went by their names.
+    pub(super) fn with_splits_of_then(mut self) -> Self {
+        let by_names = |effective: &RunConfig| effective.splits == Some(SplitSource::Hub);
+        if self.config.split_source().is_none()
+            && self.effective.as_ref().is_none_or(by_names)
+            && owns_data(&self.config).unwrap_or(false)
+        {
+            self.config.splits = Some(SplitSource::Hub);
+        }
+        self
     }
 
     /// Takes in what is known when training begins.
@@ -165,6 +179,14 @@ impl RunManifest {
         let mut all = sources.iter().zip(paths).enumerate();
         all.try_for_each(|(index, (source, path))| self.check_source(index, source, path, flag))
     }
+}
+
+/// Whether a task of `config` reads its own data set on the hub.
+fn owns_data(config: &RunConfig) -> Result<bool> {
+    let tasks = super::tasks(config)?;
+    let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+    let places = data_of_tasks(&config.data.to_string_lossy(), &names)?;
+    Ok(tasks.iter().zip(places).any(|(task, place)| task.owns(&place)))
 }
 
 /// SHA-256 of all that says which texts `task` makes of a row: its template and its answers, not its metrics and splits.

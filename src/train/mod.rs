@@ -25,7 +25,9 @@ mod trainer;
 
 pub use change_sources::change_sources;
 pub use evaluate_tasks::Evaluated;
-pub(crate) use evaluate_tasks::{complete, evaluate_tasks, mean_metric, named_metrics};
+pub(crate) use evaluate_tasks::{
+    complete, evaluate_tasks, mean_attention, mean_metric, metrics_of_runs, named_metrics,
+};
 pub use evaluation_file::{EvaluationRecord, Evaluations};
 pub(crate) use initial::write_random_like;
 pub use initial::{Start, state as initial_state, temperature};
@@ -45,7 +47,7 @@ pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
-pub use sweep::{Member, SweepMonitor, run_together};
+pub use sweep::{Member, run_together};
 pub use task_data::check_data;
 #[cfg(feature = "cli")]
 pub(crate) use task_data::count_training_rows;

@@ -285,7 +285,10 @@ impl RunFolder {
                  --initial-prompt here",
             ));
         }
-        serde_json::from_value(version).map_err(malformed)
+        let saved: RunManifest = serde_json::from_value(version).map_err(malformed)?;
+        // Before its first step a run of now has no effective settings either.
+        let is_known = saved.effective.is_some() || Self::has_begun(path)?;
+        Ok(if is_known { saved.with_splits_of_then() } else { saved })
     }
 
     /// Drops log lines of steps after `step`, which a resumed run takes again.

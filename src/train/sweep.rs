@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::log::{Monitor, StepRecord, ValidationRecord};
+use super::log::Monitor;
 use super::run_folder::RunFolder;
 use super::step::{self, RunPart};
 use super::trainer::{Outcome, Pace, Trainer};
@@ -20,40 +20,9 @@ pub struct Member<'a, B: Backend> {
     pub folder: Option<RunFolder>,
 }
 
-/// Who listens to several runs, by their places.
-pub trait SweepMonitor {
-    /// A run took a step.
-    fn step(&mut self, run: usize, record: &StepRecord);
-    /// A run was validated.
-    fn validated(&mut self, run: usize, record: &ValidationRecord);
-    /// Something worth knowing.
-    fn note(&mut self, text: &str);
-    /// Whether the runs are to end early, each with a checkpoint. Asked after each step.
-    fn ends(&mut self) -> bool {
-        false
-    }
-}
-
-struct Of<'m> {
-    run: usize,
-    monitor: &'m mut dyn SweepMonitor,
-}
-
-impl Monitor for Of<'_> {
-    fn step(&mut self, record: &StepRecord) {
-        self.monitor.step(self.run, record);
-    }
-    fn validated(&mut self, record: &ValidationRecord) {
-        self.monitor.validated(self.run, record);
-    }
-    fn note(&mut self, text: &str) {
-        self.monitor.note(text);
-    }
-}
-
 /// Takes all steps that the runs have left, as many runs at a time in one batch as can share one, at most `together` and no
 /// more than the device's memory holds. Each run gets the numbers that it would get alone; a run that fails does not hold up the others. The outcomes are in the
-/// members' order.
+/// members' order. `monitor` hears of each run by its place ([`Monitor::of_run`]).
 ///
 /// # Errors
 /// Those of the device; a run's own are in its outcome.
@@ -61,7 +30,7 @@ pub fn run_together<B: Backend>(
     frozen: &Frozen<'_, B>,
     members: &mut [Member<'_, B>],
     together: usize,
-    monitor: &mut dyn SweepMonitor,
+    monitor: &mut dyn Monitor,
 ) -> Result<Vec<Result<Outcome>>> {
     let mut failures: Vec<Option<Error>> = members.iter().map(|_| None).collect();
     let mut left: Vec<usize> = (0..members.len()).collect();
@@ -110,7 +79,7 @@ fn run_stack<B: Backend>(
     members: &mut [Member<'_, B>],
     group: &[usize],
     failures: &mut [Option<Error>],
-    monitor: &mut dyn SweepMonitor,
+    monitor: &mut dyn Monitor,
 ) -> Result<()> {
     let backend = frozen.backend;
     let mut stacked: [Vec<f64>; 3] = Default::default();
@@ -171,9 +140,10 @@ fn run_stack<B: Backend>(
                     let own = place * length..(place + 1) * length;
                     member.trainer.set_state([0, 1, 2].map(|part| &whole[part][own.clone()]))?;
                 }
-                let mut of = Of { run, monitor: &mut *monitor };
-                failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), &mut of).err();
+                monitor.of_run(Some(run));
+                failures[run] = member.trainer.finish_step(&record, member.folder.as_mut(), monitor).err();
             }
+            monitor.of_run(None);
         }
         for (place, &run) in group.iter().enumerate() {
             active[place] &= failures[run].is_none() && !members[run].trainer.is_done();

@@ -7,13 +7,15 @@ use sha2::{Digest, Sha256};
 use super::Monitor;
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
-use crate::data::{ExampleSettings, Examples, FewShot, Part, Split, Splits, data_of_tasks, is_split_file};
+use crate::data::{
+    ExampleSettings, Examples, FewShot, Part, Split, SplitSource, Splits, data_of_tasks, is_split_file,
+};
 use crate::error::{Error, Result};
 use crate::evaluate::Spellings;
 use crate::model::Frozen;
 use crate::pretrained::{FoundData, find_data};
 use crate::prompts::Prompt;
-use crate::tasks::{Purpose, Task};
+use crate::tasks::{Purpose, SplitRule, Task};
 
 /// A task and its tokenised rows.
 pub(super) struct TaskData {
@@ -69,7 +71,13 @@ impl TaskData {
         if let Some(origin) = &found.origin {
             monitor.note(origin);
         }
-        let splits = Splits::of_task(&found.folder, &task, config.split_source())?;
+        let splits = of_task(config, &task, &place, &found.folder)?;
+        if config.split_source().is_none() && task.split != SplitRule::Files && task.owns(&place) {
+            monitor.note(&format!(
+                "{} has the paper's splits (docs/tasks.md); --splits hub takes its files by their names",
+                task.name
+            ));
+        }
         let all = splits.get(Split::Train)?;
         let draw = |shots, class_balanced| {
             FewShot { shots, class_balanced, seed: config.data_seed() }.draw(all, &task)
@@ -141,7 +149,7 @@ pub fn check_data(config: &RunConfig, splits: &[Split]) -> Result<()> {
         if folder.to_string_lossy().starts_with("hub:") {
             continue;
         }
-        let found = Splits::of_task(&folder, task, config.split_source())?;
+        let found = of_task(config, task, &place, &folder)?;
         for &split in splits {
             let purpose = if split == Split::Train { Purpose::Training } else { Purpose::Evaluation };
             if let Some(row) = found.get(split)?.rows_for(task)?.next() {
@@ -181,7 +189,12 @@ pub(crate) fn count_training_rows(config: &RunConfig) -> Result<Option<usize>> {
 
 /// The splits of a task's data in `folder`, which may be one of the hub's.
 pub(super) fn open_splits(config: &RunConfig, task: &Task, folder: &Path) -> Result<Splits> {
-    Splits::of_task(&find(task, folder)?.folder, task, config.split_source())
+    of_task(config, task, folder, &find(task, folder)?.folder)
+}
+
+/// The splits of the files in `folder`, which are the data of `task` at `place`.
+fn of_task(config: &RunConfig, task: &Task, place: &Path, folder: &Path) -> Result<Splits> {
+    Splits::of_task(folder, task, SplitSource::of(config.split_source(), task, place))
 }
 
 /// The folder of a task's data, which is fetched if it is one of the hub's.

@@ -20,7 +20,7 @@ use super::task_data::{TaskData, sha256};
 use super::tasks;
 use crate::backend::{Backend, Objective};
 use crate::config::{Method, RunConfig};
-use crate::data::{Batches, data_of_tasks, refuse_without};
+use crate::data::{Batches, SplitSource, data_of_tasks, refuse_without};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::Prompt;
@@ -296,10 +296,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
             dropout: Some(self.dropout()),
             prompt_init: Some(config.prompt_init()),
             data_seed: Some(config.data_seed()),
-            splits: Some(config.split_source()),
+            splits: self.split_source(),
             max_target_length: self.tasks.iter().map(|task| task.longest_target).max(),
             ..config.clone()
         }
+    }
+
+    /// Who says which rows validate and test; `None` where it is another for one task than for another.
+    fn split_source(&self) -> Option<SplitSource> {
+        let of = |task: &TaskData| SplitSource::of(self.config.split_source(), &task.task, &task.place);
+        let first = self.tasks.first().map(of);
+        first.filter(|first| self.tasks.iter().all(|task| of(task) == *first))
     }
 
     fn validation_interval(&self) -> u64 {

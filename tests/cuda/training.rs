@@ -11,7 +11,7 @@ use promptmix::data::epoch_order;
 use promptmix::model::{Frozen, T5, Tensors};
 use promptmix::pretrained::{Checkpoint, T5Config};
 use promptmix::train::{
-    Member, Monitor, RunFolder, Silent, StepRecord, SweepMonitor, Trainer, ValidationRecord, run_together,
+    Member, Monitor, RunFolder, Silent, StepRecord, Trainer, ValidationRecord, run_together,
 };
 
 use crate::device::{device, project};
@@ -312,14 +312,16 @@ fn a_loss_that_is_not_finite_within_a_stretch_leaves_the_state_as_it_was_before(
 
 /// The runs whose steps were heard of, in order.
 #[derive(Default)]
-struct HeardTogether(Vec<usize>, Vec<String>);
+struct HeardTogether(Vec<usize>, Vec<String>, Option<usize>);
 
-impl SweepMonitor for HeardTogether {
-    fn step(&mut self, run: usize, record: &StepRecord) {
-        assert!(record.loss.is_finite());
-        self.0.push(run);
+impl Monitor for HeardTogether {
+    fn of_run(&mut self, run: Option<usize>) {
+        self.2 = run;
     }
-    fn validated(&mut self, _: usize, _: &ValidationRecord) {}
+    fn step(&mut self, record: &StepRecord) {
+        assert!(record.loss.is_finite());
+        self.0.push(self.2.expect("of one run"));
+    }
     fn note(&mut self, text: &str) {
         self.1.push(text.into());
     }
