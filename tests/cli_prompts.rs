@@ -237,7 +237,8 @@ fn few_shot_runs_print_mean_and_deviation() {
     error(&["train", "--resume", "--out", &work.path("few")]);
     assert_eq!(summary(), before, "what was found stays");
     fs::rename(work.path("away"), &data).expect("moved back");
-    let longer = |steps| ["train", "--resume", "--out", &work.path("few"), "--steps", steps].map(str::to_owned);
+    let longer =
+        |steps| ["train", "--resume", "--out", &work.path("few"), "--steps", steps].map(str::to_owned);
     let shorter = longer("2");
     let message = error(&shorter.each_ref().map(String::as_str));
     assert!(message.contains("--steps: expected more than 2, found 2"), "{message}");

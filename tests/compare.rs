@@ -147,7 +147,10 @@ fn numbers(value: &Value) -> Vec<f64> {
 #[test]
 fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
     let work = Work::new();
-    let said = work.success("out", &[]);
+    let output = work.compare("out", &[]);
+    let heard = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{heard}");
+    let said = String::from_utf8(output.stdout).expect("text");
     let results = work.results("out");
     assert_eq!(results["against"], "ATTEMPT");
     let targets = results["targets"].as_array().expect("targets");
@@ -187,6 +190,12 @@ fn a_study_chooses_on_validation_rows_and_tests_the_chosen_runs() {
             if runs.is_empty() {
                 assert_eq!(method["name"], "source as it is");
                 continue;
+            }
+            for run in runs {
+                let name = Path::new(run[0].as_str().expect("a folder")).file_name().expect("a name");
+                let of = target["name"].as_str().expect("a name");
+                let validated = format!("\n{of}: {}: validation at step 8:", name.display());
+                assert!(heard.contains(&validated), "no {validated:?} in {heard}");
             }
             let chosen = if mean_at(3.0) > mean_at(0.3) { 3.0 } else { 0.3 };
             assert_eq!(method["learning-rate"], chosen, "{method}");

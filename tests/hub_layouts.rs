@@ -447,6 +447,7 @@ fn the_papers_studies_go_from_the_hub_to_their_tables() {
         ("paper-multi-task", 4, &["(published 0.852)", "(published 0.741)"]),
         ("paper-few-shot", 9, &[]),
         ("paper-ablations", 3, &[]),
+        ("paper-sizes", 3, &[]),
     ] {
         let text = std::fs::read_to_string(studies.join(format!("{study}.toml"))).expect("a study");
         let epochs = ["epochs = 1\n", "epochs = 10\n", "epochs = 20\n", "steps = 300\n"];

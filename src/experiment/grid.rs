@@ -178,7 +178,8 @@ impl<'a> Grid<'a> {
                     let index = twin.unwrap_or(trainings.len());
                     if index == trainings.len() {
                         let run = format!("{stem}-rate-{rate}-{}", place.name);
-                        trainings.push(Training::new(&run, config.clone(), folder.join(&run)));
+                        let name = format!("{what}: {run}");
+                        trainings.push(Training::new(name, config.clone(), folder.join(run)));
                     }
                     candidate.folders.push(trainings[index].folder.clone());
                 }
