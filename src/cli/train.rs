@@ -91,6 +91,16 @@ fn refuse_shorter_draws(config: &RunConfig, saved: &RunConfig) -> Result<()> {
     Err(Error::setting(flag, format!("more than {before}"), now.to_string(), advice))
 }
 
+/// Why a run that patience ended takes no step, and what would.
+fn out_of_patience<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig) -> (String, &'static str) {
+    let patience = config.patience.unwrap_or_default();
+    let why = format!(
+        "one that --patience {patience} ended after step {}: so many validations in a row were no better",
+        trainer.step_count()
+    );
+    (why, "train a new run with another --patience, from this one's prompt by --initial-prompt")
+}
+
 impl Arguments {
     pub(super) fn run(self) -> Result<ExitCode> {
         let ranks = ranks::join()?;
@@ -176,9 +186,14 @@ impl Arguments {
             }
         };
         let length = |config: &RunConfig| (config.steps, config.epochs);
-        if let Some(begun) = begun.filter(|begun| length(&begun.config) != length(config))
-            && trainer.steps_left() == 0
-        {
+        let longer = begun.filter(|begun| length(&begun.config) != length(config));
+        if trainer.is_out_of_patience() {
+            let (why, advice) = out_of_patience(&trainer, config);
+            if longer.is_some() {
+                return Err(Error::setting("--resume", "a run that goes on", why, advice));
+            }
+            monitor.note(&format!("no step was taken: the run is {why}; to learn more, {advice}"));
+        } else if let Some(begun) = longer.filter(|_| trainer.steps_left() == 0) {
             return Err(too_short(&trainer, config, begun));
         }
         monitor.note(&format!("{} numbers train; the model and its sources never change", trainer.trained()));

@@ -704,6 +704,20 @@ fn a_run_that_patience_ended_stays_ended() {
     let folder = PathBuf::from(setting.path("run"));
     let ended = result(&folder);
     assert_eq!(ended.1.len(), 2 * 3, "three steps, each with its validation");
-    success(&words(&setting.resume("run")));
+    let why = "--patience 2 ended after step 3: so many validations in a row were no better";
+    let output = promptmix(&words(&setting.resume("run")));
+    let message = said(&output);
+    assert!(
+        output.status.success() && message.contains("no step was taken") && message.contains(why),
+        "{message}"
+    );
+    assert!(message.contains("another --patience"), "{message}");
     assert!(result(&folder) == ended, "no step was taken");
+    // Of another length it ended all the same, longer or shorter.
+    for steps in ["2", "50"] {
+        let message = error(&words(&[setting.resume("run"), vec!["--steps".into(), steps.into()]].concat()));
+        assert!(message.contains(why) && message.contains("another --patience"), "{message}");
+        assert!(result(&folder) == ended, "no step was taken");
+        assert_eq!(setting.config("run").steps, Some(9), "its length stays");
+    }
 }

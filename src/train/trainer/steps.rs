@@ -68,7 +68,9 @@ impl<B: Backend> Trainer<'_, B> {
         self.checkpoint.step >= self.steps || self.is_out_of_patience()
     }
 
-    fn is_out_of_patience(&self) -> bool {
+    /// Whether so many validations brought no better one that `patience` ends the run. Such a run takes no further step, however
+    /// long it is made.
+    pub fn is_out_of_patience(&self) -> bool {
         self.config.patience.is_some_and(|patience| self.checkpoint.without_improvement >= patience)
     }
 
