@@ -350,6 +350,7 @@ fn a_study_ends_on_a_signal_and_goes_on() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.contains("the same command goes on"), "{said}");
+    assert_eq!(said.matches("ending after the step or validation at hand").count(), 1, "{said}");
     assert!(!work.path("out/results.json").exists());
     work.success("out", &[]);
     work.success("whole", &[]);

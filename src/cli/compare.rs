@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use super::device::{Chosen, Device, on_device};
-use super::progress::Bars;
+use super::progress::{Bars, bar};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::config::{Method, RunConfig};
 use crate::error::Result;
-use crate::experiment::{Progress, Runner, Sources, Study, StudyMethod, Together, Workers};
+use crate::experiment::{Runner, Sources, Study, StudyMethod, Together, Workers};
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained::{self, Checkpoint};
@@ -224,20 +224,21 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
         seed: study.places[0].seed,
         ..study.targets[0].methods[0].config.clone()
     };
-    let mut bars = Bars::quiet()?;
-    let mut measure = || {
+    // No `Bars`, which listen for signals: nothing is saved here, and a signal ends it at once, as ever.
+    let shown = bar(PROBE, "estimate");
+    let measure = || {
         let mut trainer = Trainer::new(frozen, &like_theirs, &mut Silent)?;
         let probed = PROBE.min(trainer.steps_left());
-        bars.begin("estimate", probed);
+        shown.set_length(probed);
         let started = Instant::now();
         for _ in 0..probed {
             trainer.step()?;
-            bars.step();
+            shown.inc(1);
         }
         Ok::<_, crate::Error>((started.elapsed().as_secs_f64() / probed as f64, trainer.training_rows()))
     };
     let measured = measure();
-    bars.finish();
+    shown.finish_and_clear();
     match measured {
         Ok((seconds, rows)) => {
             let of_target = format!(

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -31,18 +31,41 @@ pub(super) struct Shown {
 /// Exit status of a run that a signal ended: 128 and SIGINT's number.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// What SIGINT and SIGTERM set from now on, for the work to end after the step at hand; the second one ends it at once.
+/// Whether a signal has asked for an end, once anybody listens for signals.
+static SIGNALLED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// What SIGINT and SIGTERM set from now on, for the work to end after the step at hand; the second one ends it at once. A thread of
+/// its own says so before it sets it: the step at hand may take long.
 fn signals() -> Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     use signal_hook::flag::{register, register_conditional_shutdown};
-    let signalled = Arc::new(AtomicBool::new(false));
+    if let Some(signalled) = SIGNALLED.get() {
+        return Ok(signalled.clone());
+    }
+    let fail = |source| Error::file("listen for", "signals", source);
+    let came = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // In this order: the second signal finds what the first has set.
-        register_conditional_shutdown(signal, INTERRUPTED.into(), signalled.clone())
-            .and_then(|_| register(signal, signalled.clone()))
-            .map_err(|source| Error::file("listen for", "signals", source))?;
+        register_conditional_shutdown(signal, INTERRUPTED.into(), came.clone())
+            .and_then(|_| register(signal, came.clone()))
+            .map_err(fail)?;
     }
-    Ok(signalled)
+    let signalled = Arc::new(AtomicBool::new(false));
+    let mut first = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(fail)?;
+    let seen = signalled.clone();
+    let saying = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if first.forever().next().is_some() {
+            // A bar's line has no end.
+            let before = if std::io::stderr().is_terminal() { "\n" } else { "" };
+            eprintln!(
+                "{before}ending after the step or validation at hand, with a checkpoint of what is trained; a second Ctrl-C or SIGTERM ends \
+                 at once"
+            );
+            seen.store(true, Ordering::Relaxed);
+        }
+    });
+    saying.map_err(fail)?;
+    Ok(SIGNALLED.get_or_init(|| signalled).clone())
 }
 
 /// Has SIGINT and SIGTERM end the process as ever, but without the temporary file of what it was writing.

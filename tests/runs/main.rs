@@ -223,6 +223,14 @@ fn a_run_folder_of_format_2_goes_on() {
     }
 }
 
+/// Asserts that what a signal does was said once, and before it was done.
+fn assert_is_told_first(said: &str) {
+    let told =
+        "ending after the step or validation at hand, with a checkpoint of what is trained; a second Ctrl-C";
+    assert_eq!(said.matches(told).count(), 1, "{said}");
+    assert!(said.find(told) < said.find("ended on request"), "{said}");
+}
+
 /// The first SIGINT or SIGTERM ends a run after the step at hand, with a checkpoint that no save-every asked for.
 #[test]
 #[cfg(unix)]
@@ -251,6 +259,7 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
         assert_eq!(ended.status.code(), Some(130), "{signal}: {said}");
         let step = taken();
         assert!(said.contains(&format!("ended on request after step {step} of 200")), "{signal}: {said}");
+        assert_is_told_first(&said);
         assert!(said.contains("--resume"), "{said}");
         assert!(step < 200);
         success(&words(&setting.resume(signal)));
@@ -683,6 +692,7 @@ fn a_signal_ends_a_sweep_with_checkpoints() {
     let said = String::from_utf8(ended.stderr).expect("text");
     assert_eq!(ended.status.code(), Some(130), "{said}");
     assert!(said.contains("the same command goes on"), "{said}");
+    assert_is_told_first(&said);
     let step = taken();
     assert!(step < 200);
     success(&words(&sweep("ended")));
