@@ -113,6 +113,26 @@ fn every_command_has_help_with_an_example() {
     assert!(success(&["--version"]).starts_with("promptmix "));
 }
 
+/// The parser knows older names of flags, too, and would offer them.
+#[test]
+fn the_tip_for_a_flag_that_there_is_not_names_a_flag_of_today() {
+    let older: Vec<(&str, &str)> = promptmix::config::SETTINGS
+        .iter()
+        .flat_map(|setting| setting.aliases.iter().map(|alias| (*alias, setting.key)))
+        .collect();
+    assert!(older.contains(&("clip", "max-grad-norm")), "{older:?}");
+    let mut were_offered = 0;
+    for (alias, key) in &older {
+        let message = error(&["train", &format!("--{alias}{}", &alias[alias.len() - 1..])]);
+        let Some((_, tip)) = message.split_once("a similar argument exists: '--") else { continue };
+        let tip = tip.split('\'').next().expect("a name");
+        assert!(older.iter().all(|(alias, _)| *alias != tip), "{alias}: {message}");
+        were_offered += usize::from(tip == *key);
+    }
+    assert!(were_offered * 2 > older.len(), "{were_offered} of {}", older.len());
+    assert!(error(&["train", "--clipp", "3"]).contains("exists: '--max-grad-norm'"));
+}
+
 #[test]
 fn train_evaluate_and_predict_go_from_data_to_answers() {
     let data = Data::new();

@@ -31,6 +31,7 @@ mod tiles;
 mod train;
 mod verify;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -90,7 +91,10 @@ pub fn run() -> ExitCode {
     // A file that grows beyond `ulimit -f` is an error of its write, which says so and leaves no part of it, and no sudden end.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
-    let arguments = Arguments::parse_from(settings::with_hyphens(std::env::args_os()));
+    let arguments = match parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     let ended = arguments.command.run();
     match ended.and_then(|code| output::finish().map(|()| code)) {
         Ok(code) => code,
@@ -111,7 +115,11 @@ pub fn run() -> ExitCode {
 /// What the parser says of them.
 pub fn check<'a>(arguments: impl IntoIterator<Item = &'a str>) -> std::result::Result<(), String> {
     let named = std::iter::once("promptmix").chain(arguments).map(Into::into);
-    Arguments::try_parse_from(settings::with_hyphens(named)).map(drop).map_err(|error| error.to_string())
+    parse(named).map(drop).map_err(|error| error.to_string())
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> std::result::Result<Arguments, clap::Error> {
+    Arguments::try_parse_from(settings::with_hyphens(arguments)).map_err(settings::with_names_of_today)
 }
 
 /// Prints what a model's files leave open.

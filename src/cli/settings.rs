@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use toml::{Table, Value};
 
@@ -81,6 +82,17 @@ pub(super) fn with_hyphens(arguments: impl IntoIterator<Item = OsString>) -> Vec
         }
     }
     tied
+}
+
+/// The parser's error, with the flag of today where its tip names an older name of one.
+pub(super) fn with_names_of_today(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(tip)) = error.get(ContextKind::SuggestedArg) {
+        let means = |setting: &&Setting| setting.aliases.iter().any(|alias| *tip == format!("--{alias}"));
+        if let Some(setting) = as_flags().find(means) {
+            error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{}", setting.key)));
+        }
+    }
+    error
 }
 
 /// Whether an argument is written as flags are: `--few-shot`, `--few-shot=16`, `-h`.
