@@ -188,15 +188,38 @@ fn rows_of_a_test_file_with_hidden_labels_are_refused_with_what_makes_others() {
     }
 }
 
+/// What docs/tasks.md and the list call the split rule of a task.
+fn rule(task: &Task) -> &'static str {
+    match task.split {
+        SplitRule::HalveValidation => "halve",
+        SplitRule::HoldOutTraining { .. } => "hold out",
+        SplitRule::MatchedAndMismatched => "matched and mismatched",
+        _ => "files",
+    }
+}
+
 #[test]
 fn the_list_of_tasks_and_each_task_name_their_data_set_and_what_labels_mean() {
     let setting = Setting::of([]);
     let list = setting.success(&["tasks"]);
+    let widest = list.lines().max_by_key(|line| line.len()).expect("lines");
+    assert!(widest.len() <= 120, "{} columns: {widest}", widest.len());
     for name in names() {
         let task = Task::named(name).expect("a task");
-        let own = task.hub.as_ref().expect("a data set").to_string();
-        let line = list.lines().find(|line| line.starts_with(&format!("{name} "))).expect(name);
-        assert!(line.contains(&own), "{line}");
+        let hub = task.hub.as_ref().expect("a data set");
+        let mut lines = list.lines().skip_while(|line| !line.starts_with(&format!("{name} ")));
+        let [line, labels] = [lines.next().expect(name), lines.next().expect(name)];
+        let columns: Vec<&str> =
+            line.split("  ").map(str::trim).filter(|column| !column.is_empty()).collect();
+        let of = hub.configuration.as_deref().unwrap_or("the only one");
+        // Where a name is as wide as its column, one space parts it from the next.
+        assert_eq!(columns.join(" "), format!("{name} {} {of} {}", hub.id, rule(&task)));
+        if let Target::Classes { classes, .. } = &task.target {
+            for class in classes {
+                let said = format!("{} {}", class.label, class.meaning.as_deref().expect("a meaning"));
+                assert!(labels.contains(&said), "{said} in {labels}");
+            }
+        }
         let shown = setting.success(&["tasks", "--show", name]);
         assert!(shown.contains(&task.hub.as_ref().expect("a data set").id), "{shown}");
         // Labels are digits: each says what it stands for.
@@ -241,13 +264,7 @@ fn the_page_on_tasks_has_a_row_for_each_with_its_data_set_and_columns() {
             let is_there = |column: &String| row[5].split([',', ' ', '.']).any(|other| other == column);
             assert!(column.iter().any(is_there), "{name}: {column:?} in {}", row[5]);
         }
-        let rule = match task.split {
-            SplitRule::HalveValidation => "halve",
-            SplitRule::HoldOutTraining { .. } => "hold out",
-            SplitRule::MatchedAndMismatched => "matched and mismatched",
-            _ => "files",
-        };
-        assert_eq!(row[7], rule, "{name}");
+        assert_eq!(row[7], rule(&task), "{name}");
         if let Target::Classes { classes, .. } = &task.target {
             // Digits in their order; words as they are written.
             for class in classes.iter().filter(|class| class.values.contains(&class.label)) {

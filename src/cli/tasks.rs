@@ -7,7 +7,7 @@ use crate::config::RunConfig;
 use crate::data::{ExampleSettings, Examples, Part, Split, SplitSource, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::pretrained::{self, T5Config, Tokenizer};
-use crate::tasks::{Purpose, SplitRule, Target, Task, names};
+use crate::tasks::{Class, HubData, Purpose, SplitRule, Target, Task, names};
 
 /// Rows that are shown.
 const ROWS: usize = 3;
@@ -85,16 +85,14 @@ impl Arguments {
                 );
             }
         }
-        let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
-        println!("metrics  {}", metrics.join(" "));
+        println!("metrics  {}", metrics(&task));
         if let Some(condition) = &task.condition {
             println!("rows     {condition}");
         }
         println!("splits   {}", splits(task.split));
         match &task.hub {
             Some(hub) => {
-                let configuration = hub.configuration.as_deref().unwrap_or("the only one");
-                println!("hub      {}, configuration {configuration}: --data hub:", hub.id);
+                println!("hub      {}, configuration {}: --data hub:", hub.id, configuration(hub));
             }
             None => println!("hub      none of its own: --data hub:owner/name"),
         }
@@ -151,19 +149,59 @@ impl Arguments {
     }
 }
 
+/// Two lines a task, of at most 120 columns.
 fn list() -> Result<()> {
-    println!("{:<20} {:<34} {:<22} {:<44} source", "task", "labels", "metrics", "hub");
+    let line = |name: &str, id: &str, configuration: &str, rule: &str| {
+        println!("{name:<20} {id:<30} {configuration:<16} {rule}");
+    };
+    line("task", "hub id", "configuration", "split rule of --splits paper");
+    println!("    labels and what they mean; metrics");
     for name in names() {
         let task = Task::named(name)?;
-        let labels = labels(&task);
-        let labels: String =
-            if labels.len() > 32 { labels.chars().take(29).chain("...".chars()).collect() } else { labels };
-        let metrics: Vec<String> = task.metrics.iter().map(ToString::to_string).collect();
-        let hub = task.hub.as_ref().map(ToString::to_string).unwrap_or_default();
-        let (metrics, source) = (metrics.join(" "), task.source.as_str());
-        println!("{name:<20} {labels:<34} {metrics:<22} {hub:<44} {source}");
+        let (id, configuration) = match &task.hub {
+            Some(hub) => (&hub.id[..], configuration(hub)),
+            None => ("none of its own", ""),
+        };
+        line(name, id, configuration, rule(task.split));
+        println!("    {}; {}", meanings(&task), metrics(&task));
     }
+    println!("\npromptmix tasks --show NAME shows one, with its source text and what its split rule does");
     Ok(())
+}
+
+fn configuration(hub: &HubData) -> &str {
+    hub.configuration.as_deref().unwrap_or("the only one")
+}
+
+fn metrics(task: &Task) -> String {
+    task.metrics.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// A rule in few words, those of docs/tasks.md.
+fn rule(rule: SplitRule) -> &'static str {
+    match rule {
+        SplitRule::HalveValidation => "halve",
+        SplitRule::HoldOutTraining { .. } => "hold out",
+        SplitRule::MatchedAndMismatched => "matched and mismatched",
+        _ => "files",
+    }
+}
+
+/// A task's labels, each with what it means, or what its answers are.
+fn meanings(task: &Task) -> String {
+    match &task.target {
+        Target::Classes { classes, .. } => {
+            let label = |class: &Class| match &class.meaning {
+                Some(meaning) => format!("{} {meaning}", class.label),
+                None => class.label.clone(),
+            };
+            classes.iter().map(label).collect::<Vec<_>>().join(", ")
+        }
+        Target::Number { minimum, maximum, step, .. } => {
+            format!("a number from {minimum} to {maximum}, in steps of {step}")
+        }
+        _ => labels(task),
+    }
 }
 
 /// What `--split-validation-test` does with the task's files.
