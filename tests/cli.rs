@@ -328,6 +328,46 @@ fn training_says_which_settings_have_no_effect() {
     assert_eq!(said.matches("has no effect").count(), 2, "{said}");
 }
 
+/// Rows of several data sets are told apart by a column that a user's own file need not have.
+#[test]
+fn rows_without_the_column_that_a_task_chooses_by_are_told_of_once_a_file() {
+    let data = Data::new();
+    let row = |i: usize, more: &str| {
+        format!("{{\"question\": \"which {i}\", \"context\": \"it is {i}\", \"answers\": [\"{i}\"]{more}}}\n")
+    };
+    let rows = |count: usize, more: &str| (0..count).map(|i| row(i, more)).collect::<String>();
+    let (model, folder) = (model().display().to_string(), data.0.path().display().to_string());
+    let train = |out: &str, more: &[&str]| {
+        let out = data.path(out);
+        let base = ["train", "--model", &model, "--task", "newsqa", "--data", &folder, "--out", &out];
+        let short =
+            ["--method", "prompt-tuning", "--prompt-length", "2", "--steps", "1", "--batch-size", "2"];
+        let output = promptmix(&[&base[..], &short, &["--validation-rows", "2"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let told = |file: &str| {
+        format!(
+            "{}: its first row has no `subset`; every row without it counts as the task's",
+            data.path(file)
+        )
+    };
+    data.write("train.jsonl", &rows(1004, ""));
+    data.write("validation.jsonl", &rows(3, ", \"subset\": \"NewsQA\""));
+    let said = train("files", &[]);
+    assert_eq!(said.matches("has no `subset`").count(), 1, "{said}");
+    assert!(said.contains(&told("train.jsonl")) && said.contains("training: 1004 examples"), "{said}");
+    // Both splits come from the one file.
+    let said = train("paper", &["--splits", "paper"]);
+    assert_eq!(said.matches(&told("train.jsonl")).count(), 1, "{said}");
+    assert!(said.contains("training: 4 examples"), "{said}");
+    let shown = success(&["tasks", "--show", "newsqa", "--data", &folder]);
+    assert!(shown.contains(&told("train.jsonl")) && shown.contains("line 1\n"), "{shown}");
+    data.write("train.jsonl", &(rows(3, ", \"subset\": \"NewsQA\"") + &row(3, ", \"subset\": \"SQuAD\"")));
+    let said = train("named", &[]);
+    assert!(!said.contains("has no `subset`") && said.contains("training: 3 examples"), "{said}");
+}
+
 #[test]
 fn labels_and_templates_may_begin_with_a_hyphen_and_no_flag_is_taken_for_one() {
     let data = Data::new();

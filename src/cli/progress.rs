@@ -21,10 +21,11 @@ pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
     bar
 }
 
-/// Shows a training run.
+/// Shows a training run, with notes, each of the same words once.
 pub(super) struct Shown {
     training: ProgressBar,
     validation: ProgressBar,
+    said: BTreeSet<String>,
     signalled: Arc<AtomicBool>,
 }
 
@@ -140,7 +141,8 @@ fn say(bar: &ProgressBar, text: &str) {
 
 impl Shown {
     pub(super) fn new() -> Self {
-        Self { training: bar(0, "training"), validation: ProgressBar::hidden(), signalled: Arc::default() }
+        let (training, validation) = (bar(0, "training"), ProgressBar::hidden());
+        Self { training, validation, said: BTreeSet::new(), signalled: Arc::default() }
     }
 
     /// Has the run end after the step at hand when the user interrupts it, and at once the second time.
@@ -175,7 +177,9 @@ impl Monitor for Shown {
     }
 
     fn note(&mut self, text: &str) {
-        say(&self.training, text);
+        if self.said.insert(text.to_owned()) {
+            say(&self.training, text);
+        }
     }
 
     fn ends(&mut self) -> bool {

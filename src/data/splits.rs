@@ -167,9 +167,18 @@ impl Part {
     }
 
     fn rows_with(&self, columns: Vec<Vec<String>>) -> Result<Rows<'_>> {
-        let (reader, rest) = (open_columns(self.path(), &columns)?, &self.paths[1..]);
+        let (mut reader, rest) = (open_columns(self.path(), &columns)?, &self.paths[1..]);
         let (condition, left_out) = (self.condition.as_ref(), BTreeSet::new());
-        Ok(Rows { reader, rest, columns, condition, left_out, chosen: self.rows.as_deref(), position: 0 })
+        let first = condition.and_then(|_| reader.next());
+        let of_condition = match (condition, &first) {
+            (Some(condition), Some(Ok(row))) => condition.remark(row),
+            _ => None,
+        };
+        let remarks: Vec<String> =
+            reader.remark().map(str::to_owned).into_iter().chain(of_condition).collect();
+        let remark = (!remarks.is_empty()).then(|| remarks.join("\n"));
+        let chosen = self.rows.as_deref();
+        Ok(Rows { reader, first, remark, rest, columns, condition, left_out, chosen, position: 0 })
     }
 }
 
@@ -177,6 +186,9 @@ impl Part {
 #[derive(Debug)]
 pub struct Rows<'a> {
     reader: Reader,
+    /// The first row, where it was read before it was asked for.
+    first: Option<Result<Row>>,
+    remark: Option<String>,
     /// Shards that are still to be opened.
     rest: &'a [PathBuf],
     columns: Vec<Vec<String>>,
@@ -191,9 +203,9 @@ pub struct Rows<'a> {
 const NAMED_VALUES: usize = 8;
 
 impl Rows<'_> {
-    /// What the user should know about how the first file is read.
+    /// What the user should know about how the first file is read, and of which of its rows are a task's.
     pub fn remark(&self) -> Option<&str> {
-        self.reader.remark()
+        self.remark.as_deref()
     }
 
     /// No row comes after this.
@@ -234,7 +246,7 @@ impl Iterator for Rows<'_> {
             if self.chosen.is_some_and(<[u32]>::is_empty) {
                 return None;
             }
-            let row = match (self.reader.next(), self.chosen) {
+            let row = match (self.first.take().or_else(|| self.reader.next()), self.chosen) {
                 (Some(row), _) => row,
                 (None, _) if !self.rest.is_empty() => match open_columns(&self.rest[0], &self.columns) {
                     Ok(reader) => {

@@ -41,6 +41,17 @@ impl Condition {
         })
     }
 
+    /// What the user should know of rows that are the task's because they, like `row`, lack the field; `None` if it has it.
+    pub(crate) fn remark(&self, row: &Row) -> Option<String> {
+        (self.optional && row.find(&self.field).is_none()).then(|| {
+            format!(
+                "{}: its first row has no {}; every row without it counts as the task's",
+                row.path().display(),
+                self.field
+            )
+        })
+    }
+
     /// Whether the row is the task's.
     ///
     /// # Errors
