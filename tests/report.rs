@@ -1,6 +1,7 @@
 //! The report: one page that needs nothing else, figures beside it, and numbers that are the runs'.
 #![cfg(feature = "report")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -331,6 +332,66 @@ fn learning_rates_are_those_of_what_trains() {
     assert!(svg.contains(">prompt</text>") && svg.contains(">scorer</text>"), "{svg}");
     let (html, _) = drawn("equal", &["one"], &|config| config.scorer_learning_rate = Some(0.3));
     assert!(html.contains("The learning rate of prompt and scorer."));
+}
+
+/// What an SVG says, text by text.
+fn texts(svg: &str) -> Vec<&str> {
+    let ends = svg.match_indices("</text>").map(|(end, _)| &svg[..end]);
+    ends.map(|before| before.rsplit('>').next().expect("a text")).collect()
+}
+
+/// The two rates of a run, of runs whose names differ in their middle alone, and of runs that have a name together and several rates.
+#[test]
+fn every_learning_rate_has_a_name_of_its_own() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run(folder.path(), "one", 8, &[]);
+    let out = folder.path().join("report");
+    let long =
+        |of: &str| format!("a-name-that-begins-as-others-do-{of}-and-ends-as-others-do-too-and-is-long");
+    for names in [[long("first"), long("second")], ["seed-1".into(), "seed-2".into()]] {
+        let rates = [0.1, 0.2, 0.1, 0.2];
+        let more = ["seed-3".to_owned(), "seed-4".to_owned()];
+        let names = names.iter().chain(more.iter().filter(|_| names[0].starts_with("seed")));
+        let runs: Vec<PathBuf> = names
+            .zip(rates)
+            .map(|(name, rate)| {
+                run_with(folder.path(), name, 8, &["one"], 0.8125, |config| {
+                    config.learning_rate = rate;
+                    config.scorer_learning_rate = Some(rate / 4.0);
+                })
+            })
+            .collect();
+        page(&runs, &out);
+        let svg = fs::read_to_string(out.join("learning-rate.svg")).expect("a figure");
+        let names: Vec<&str> = texts(&svg)
+            .into_iter()
+            .filter(|text| text.contains("prompt") || text.contains("scorer"))
+            .collect();
+        let apart: BTreeSet<&&str> = names.iter().collect();
+        assert_eq!((names.len(), apart.len()), (4, 4), "{names:?}");
+    }
+}
+
+#[test]
+fn forty_two_lines_look_unlike_one_another_and_more_are_told_of() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let runs: Vec<PathBuf> = (1..=44).map(|i| run(folder.path(), &format!("run-{i}"), 4, &[])).collect();
+    let out = folder.path().join("report");
+    page(&runs, &out);
+    let svg = fs::read_to_string(out.join("metrics.svg")).expect("a figure");
+    let attribute = |path: &str, name: &str| -> String {
+        let value = path.split(&format!("{name}=\"")).nth(1).expect("an attribute");
+        value.split('"').next().expect("a value").to_owned()
+    };
+    let looks: Vec<(String, String)> = svg
+        .split("<path ")
+        .skip(1)
+        .map(|path| (attribute(path, "stroke"), attribute(path, "stroke-dasharray")))
+        .collect();
+    assert_eq!(looks.len(), 44);
+    assert_eq!(looks[..42].iter().collect::<BTreeSet<_>>().len(), 42, "{looks:?}");
+    assert_eq!(looks[42..], looks[..2]);
+    assert!(texts(&svg).contains(&"and 2 more, which look like the first 2"), "{:?}", texts(&svg));
 }
 
 #[test]

@@ -26,7 +26,9 @@ const SMOOTHED_PART: usize = 20;
 /// Colours that the colour-blind can tell apart (Okabe and Ito, 2008), dark enough for lines on white.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#444444"];
 /// The same colours come again with another dash.
-const DASHES: [&str; 3] = ["none", "6 3", "2 3"];
+const DASHES: [&str; 6] = ["none", "7 3", "2 3", "14 4", "8 3 2 3", "8 3 2 3 2 3"];
+/// The length of a line in the legend, which shows a whole period of each dash.
+const SAMPLE: f64 = 28.0;
 
 /// Lines over steps, with axes and a legend.
 pub(super) struct Chart {
@@ -119,13 +121,13 @@ impl Chart {
                 @for (name, at, line, index) in &legend {
                     @let (at, line) = (*at, 34.0 + line * LEGEND_LINE);
                     @if *index < self.lines.len() {
-                        line x1=(number(at)) x2=(number(at + 16.0)) y1=(number(line - 4.0)) y2=(number(line - 4.0))
+                        line x1=(number(at)) x2=(number(at + SAMPLE)) y1=(number(line - 4.0)) y2=(number(line - 4.0))
                             stroke=(colour(*index)) stroke-dasharray=(dash(*index)) stroke-width="2.5" {}
                     }
                     // Letters that are wider than they were thought to be would run off the picture.
-                    @let room = WIDTH - at - 26.0;
+                    @let room = WIDTH - at - SAMPLE - 10.0;
                     @let squeezed = (width(name, FONT) > room).then(|| number(room));
-                    text x=(number(at + 20.0)) y=(number(line)) textLength=[squeezed.as_ref()]
+                    text x=(number(at + SAMPLE + 4.0)) y=(number(line)) textLength=[squeezed.as_ref()]
                         lengthAdjust=[squeezed.as_ref().map(|_| "spacingAndGlyphs")] { (name) }
                 }
                 @for (tick, mark) in y_axis.ticks.iter().zip(&marks) {
@@ -183,12 +185,13 @@ impl Chart {
         let shown: Vec<String> = self.lines.iter().take(MAX_NAMES).map(|line| line.name.clone()).collect();
         let mut names: Vec<(String, usize)> = shortened(&shown, MAX_LETTERS).into_iter().zip(0..).collect();
         if self.lines.len() > MAX_NAMES {
-            names.push((format!("and {} more", self.lines.len() - MAX_NAMES), self.lines.len()));
+            let more = self.lines.len() - MAX_NAMES;
+            names.push((format!("and {more} more, which look like the first {more}"), self.lines.len()));
         }
         let (mut at, mut line) = (6.0, 0.0);
         let mut placed = Vec::with_capacity(names.len());
         for (name, index) in names {
-            let width = 34.0 + width(&name, FONT);
+            let width = SAMPLE + 18.0 + width(&name, FONT);
             if at > 6.0 && at + width > WIDTH {
                 (at, line) = (6.0, line + 1.0);
             }

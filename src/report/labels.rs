@@ -36,6 +36,8 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     text.chars().take(head).chain(['…']).chain(text.chars().skip(count - tail)).collect()
 }
 
+/// Parts of a name at most, where several are needed to tell it from others.
+const MAX_PARTS: usize = 3;
 /// Where a path may be parted.
 const PATH_BREAKS: &str = "/";
 
@@ -61,19 +63,48 @@ pub(super) fn shortened(names: &[String], most: usize) -> Vec<String> {
     (0..names.len()).map(|place| apart(names, &inside, &short, place, most)).collect()
 }
 
-/// The name at `place` as it was cut, or where another was cut to the same, the part in which the two differ.
+/// The name at `place` as it was cut, or where another was cut to the same, the parts in which the two differ.
 fn apart(names: &[String], inside: &[String], short: &[String], place: usize, most: usize) -> String {
-    let others = (0..names.len()).filter(|&i| names[i] != names[place] && short[i] == short[place]);
     let agree = |other: usize| {
         inside[place].chars().zip(inside[other].chars()).take_while(|(one, other)| one == other).count()
     };
-    let Some(differing) = others.map(agree).min() else { return short[place].clone() };
-    // Both marks, and a third of the letters for what comes before.
-    let kept = most.saturating_sub(2);
-    let from = differing.saturating_sub(kept / 3);
-    let letters: String = inside[place].chars().skip(from).take(kept).collect();
-    let (before, behind) = (from > 0, from + kept < inside[place].chars().count());
-    format!("{}{letters}{}", if before { "…" } else { "" }, if behind { "…" } else { "" })
+    let mut shown = short[place].clone();
+    let mut places = Vec::new();
+    // Each further part is of letters that the parts before do not show; more parts would show too little each.
+    while places.len() < MAX_PARTS {
+        let reads_the_same = |other: &usize| match places.is_empty() {
+            true => short[*other] == shown,
+            false => parts(&inside[*other], &places, most) == shown,
+        };
+        let others = (0..names.len()).filter(|&other| names[other] != names[place]).filter(reads_the_same);
+        let Some(differing) = others.map(agree).min() else { break };
+        places.push(differing);
+        shown = parts(&inside[place], &places, most);
+    }
+    shown
+}
+
+/// The letters of `text` around each of `places`, of at most `most` letters with the marks of what is left out.
+fn parts(text: &str, places: &[usize], most: usize) -> String {
+    // A third of a part's letters is for what comes before.
+    let kept = most.saturating_sub(places.len() + 1) / places.len().max(1);
+    let is_kept = |letter: usize| {
+        places.iter().any(|place| {
+            let from = place.saturating_sub(kept / 3);
+            (from..from + kept).contains(&letter)
+        })
+    };
+    let mut shown = String::new();
+    let mut was_kept = true;
+    for (letter, written) in text.chars().enumerate() {
+        match is_kept(letter) {
+            true => shown.push(written),
+            false if was_kept => shown.push('…'),
+            false => {}
+        }
+        was_kept = is_kept(letter);
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -105,6 +136,12 @@ mod tests {
     fn names_that_a_cut_would_make_equal_show_where_they_differ() {
         let same = names(["begin-one-the-very-same-end", "begin-two-the-very-same-end", "beg"]);
         assert_eq!(shortened(&same, 12), ["…in-one-the…", "…in-two-the…", "beg"]);
+        // Two places differ: that of the run, and what of the run it is.
+        let runs = ["beginning-one-the-very-same-end", "beginning-two-the-very-same-end", "beg"];
+        let both = |run: &str| ["prompt", "scorer"].map(|of| format!("{run}: {of}"));
+        let short = shortened(&runs.into_iter().flat_map(both).collect::<Vec<_>>(), 20);
+        let expected = ["…g-one-th…", "…g-two-th…"].map(both);
+        assert_eq!(short[..4], expected.concat());
         // Equal names cannot be told apart, and need not be.
         assert_eq!(shortened(&names(["twice the same", "twice the same"]), 5), ["tw…me", "tw…me"]);
     }

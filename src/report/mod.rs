@@ -169,12 +169,8 @@ fn learning_rate_figure(runs: &[History]) -> Figure {
     if is_logarithmic {
         chart = chart.logarithmic();
     }
-    for Rate { of, points, runs: whose } in rates {
-        let name = match whose.len() {
-            all if all == runs.len() => of.to_owned(),
-            _ => format!("{}: {of}", groups::name(&whose)),
-        };
-        chart.add(name, points, None);
+    for (name, rate) in rate_names(&rates, runs.len()).into_iter().zip(rates) {
+        chart.add(name, rate.points, None);
     }
     let of_what = match &parts[..] {
         ["scorer"] => "The scorer's learning rate; no prompt trains.".to_owned(),
@@ -186,6 +182,25 @@ fn learning_rate_figure(runs: &[History]) -> Figure {
     let scale = if is_logarithmic { " The scale is logarithmic and leaves out 0." } else { "" };
     let caption = format!("{of_what} Warm-up, then the schedule.{scale}");
     Figure { name: "learning-rate", caption, svg: chart.svg() }
+}
+
+/// The names of the lines of `rates`, of so many runs in all.
+fn rate_names(rates: &[Rate<'_>], runs: usize) -> Vec<String> {
+    let name = |rate: &Rate<'_>| match rate.runs.len() {
+        all if all == runs => rate.of.to_owned(),
+        _ => format!("{}: {}", groups::name(&rate.runs), rate.of),
+    };
+    let names: Vec<String> = rates.iter().map(name).collect();
+    let is_twice = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    // Runs that are called alike together may have several rates.
+    let told_apart = |(name, rate): (&String, &Rate<'_>)| match is_twice(name) {
+        true => {
+            let steps = rate.points.last().map_or(0, |point| point.0);
+            format!("{name}, at most {:.1e}, {steps} steps", rate.peak())
+        }
+        false => name.clone(),
+    };
+    names.iter().zip(rates).map(told_apart).collect()
 }
 
 /// The names of all metrics, for a caption.
