@@ -12,6 +12,15 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
+/// Names of files that are still being written, and of what a kill left of them.
+const TEMPORARY: &str = ".promptmix-";
+
+/// Whether a file of this name is one that is still being written, or what a kill left of one.
+#[cfg(feature = "training")]
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with(TEMPORARY)
+}
+
 /// Writes `path` through `write`, atomically: readers see the old content or the new, never a part. A link stays one, and what it
 /// points to is replaced; a file keeps who may read it. A device or a pipe is written to as it is.
 ///
@@ -33,7 +42,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".promptmix-");
+    builder.prefix(TEMPORARY);
     // Temporary files are private by default; what comes of this one is to be as readable as any other file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -241,7 +250,7 @@ pub fn check_folder(path: &Path) -> Result<()> {
 
 /// Makes a file in `folder` that is gone again.
 fn try_in(folder: &Path) -> std::io::Result<()> {
-    tempfile::Builder::new().prefix(".promptmix-").tempfile_in(folder).map(drop)
+    tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map(drop)
 }
 
 /// `name` as the name of a folder: its letters and digits in lower case, with dashes between words.

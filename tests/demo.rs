@@ -10,8 +10,8 @@ use promptmix::demo::words::{
 };
 use promptmix::demo::{
     AttentionByKind, Generated, GeneratedTask, Progress, QuestionsTask, Report, Rows, SOURCES, Settings,
-    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, compare_with, study,
-    write_model,
+    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, compare_with,
+    is_bundled_model, study, write_model,
 };
 use promptmix::experiment::Together;
 use promptmix::model::Frozen;
@@ -342,7 +342,22 @@ fn the_command_leaves_a_folder_that_holds_files_alone() {
     let mut command = program::promptmix();
     let output = command.arg("demo").arg("--out").arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(std::fs::read_to_string(config).unwrap(), "mine");
+    assert_eq!(std::fs::read_to_string(&config).unwrap(), "mine");
+
+    // An empty folder called model makes no demonstration's folder of a user's own.
+    std::fs::remove_file(config).unwrap();
+    let is_bundled = || is_bundled_model(&folder.path().join("model"));
+    assert!(is_bundled(), "a demonstration that ended before its first file goes on");
+    for name in ["thesis.txt", "model/weights.bin"] {
+        let mine = folder.path().join(name);
+        std::fs::write(&mine, "mine").unwrap();
+        assert!(!is_bundled(), "{name}");
+        let mut command = program::promptmix();
+        let output = command.arg("demo").arg("--out").arg(folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        std::fs::remove_file(mine).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]

@@ -26,11 +26,22 @@ pub fn write_model(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the model in `folder` is this one, as far as it was written.
+/// Whether the model in `folder` is this one, as far as it was written: an end came before its first file where `folder` is empty and
+/// nothing lies beside it.
 pub fn is_bundled_model(folder: &Path) -> bool {
-    let is_other = |(name, bytes): &(&str, &[u8])| {
-        let found = std::fs::read(folder.join(name));
-        found.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |found| found != *bytes)
+    let mut is_begun = false;
+    for (name, bytes) in FILES {
+        match std::fs::read(folder.join(name)) {
+            Ok(found) if found == bytes => is_begun = true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            _ => return false,
+        }
+    }
+    // What was half-written has a name of its own.
+    let entries = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter(|entry| !files::is_temporary(&entry.file_name())).count()
     };
-    folder.is_dir() && !FILES.iter().any(is_other)
+    let is_alone = || entries(folder) == 0 && folder.parent().is_some_and(|parent| entries(parent) == 1);
+    folder.is_dir() && (is_begun || is_alone())
 }

@@ -29,8 +29,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::TensorFile;
 
-/// Names of files that are still being written, and of what a kill left of them.
-const TEMPORARY: &str = ".promptmix-";
 /// The file without which a folder is no run's.
 const RUN: &str = "run.json";
 /// The text log, which is never replaced: whoever has it locked may write to the folder.
@@ -237,7 +235,7 @@ impl RunFolder {
     /// The folder in `path`, whose text log is `text`, without what a kill left half-written.
     fn of(path: &Path, text: File) -> Result<Self> {
         for entry in std::fs::read_dir(path).map_err(|source| Error::file("read", path, source))?.flatten() {
-            if is_temporary(&entry.file_name()) {
+            if files::is_temporary(&entry.file_name()) {
                 std::fs::remove_file(entry.path())
                     .map_err(|source| Error::file("remove", entry.path(), source))?;
             }
@@ -536,7 +534,7 @@ fn occupied(path: &Path) -> Result<bool> {
         false => is_empty(LOG) && (name == "config.toml" || name == LOG),
     };
     let mut names = entries.flatten().map(|entry| entry.file_name());
-    Ok(has_steps(path) || names.any(|name| !is_temporary(&name) && !is_own(&name)))
+    Ok(has_steps(path) || names.any(|name| !files::is_temporary(&name) && !is_own(&name)))
 }
 
 /// Whether `path` has what a run learns and no checkpoint, which comes before: it was trained in another folder.
@@ -572,10 +570,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path, error)),
         _ => Ok(()),
     }
-}
-
-fn is_temporary(name: &OsStr) -> bool {
-    name.to_string_lossy().starts_with(TEMPORARY)
 }
 
 /// Writes tensors as f32, under a seal.
