@@ -60,27 +60,31 @@ impl StepRecord {
     }
 }
 
+impl StepRecord {
+    /// A line of text, with the learning rates of what trains alone.
+    pub(super) fn line(&self, trains_prompt: bool, trains_scorer: bool) -> String {
+        let (prompt, scorer) = (self.learning_rate, self.scorer_learning_rate);
+        let rates = match (trains_prompt, trains_scorer) {
+            (true, true) => format!(" rate {prompt:.3e}/{scorer:.3e}"),
+            (true, false) => format!(" rate {prompt:.3e}"),
+            (false, true) => format!(" scorer rate {scorer:.3e}"),
+            (false, false) => String::new(),
+        };
+        let sharing =
+            if self.sharing_runs > 1 { format!(" for {} runs", self.sharing_runs) } else { String::new() };
+        let entropy =
+            self.attention_entropy.map_or_else(String::new, |entropy| format!(" entropy {entropy:.4}"));
+        format!(
+            "step {}/{} loss {:.4} gradient {:.3e}{rates} {:.1} ms{sharing} {:.0} tokens/s{entropy}",
+            self.step, self.steps, self.loss, self.gradient_norm, self.milliseconds, self.tokens_per_second
+        )
+    }
+}
+
+/// With both learning rates; the record does not know what trains.
 impl std::fmt::Display for StepRecord {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "step {}/{} loss {:.4} gradient {:.3e} rate {:.3e}/{:.3e} {:.1} ms",
-            self.step,
-            self.steps,
-            self.loss,
-            self.gradient_norm,
-            self.learning_rate,
-            self.scorer_learning_rate,
-            self.milliseconds
-        )?;
-        if self.sharing_runs > 1 {
-            write!(formatter, " for {} runs", self.sharing_runs)?;
-        }
-        write!(formatter, " {:.0} tokens/s", self.tokens_per_second)?;
-        match self.attention_entropy {
-            Some(entropy) => write!(formatter, " entropy {entropy:.4}"),
-            None => Ok(()),
-        }
+        formatter.write_str(&self.line(true, true))
     }
 }
 

@@ -122,6 +122,8 @@ pub struct RunFolder {
     /// [`LOG`], locked.
     text: File,
     events: Option<Events>,
+    /// Whether a prompt trains, and whether a scorer does.
+    trains: [bool; 2],
 }
 
 impl RunFolder {
@@ -217,7 +219,7 @@ impl RunFolder {
     /// Opens an existing folder to go on with; half-written temporary files that a kill left are removed.
     ///
     /// # Errors
-    /// If something else has it open, in this process or another, or the logs cannot be written.
+    /// If something else has it open, in this process or another, or the logs cannot be written; as [`RunFolder::saved`].
     pub fn open(path: &Path) -> Result<Self> {
         let run = path.join(RUN);
         run.metadata().map_err(|source| Error::file("open", &run, source))?;
@@ -240,7 +242,9 @@ impl RunFolder {
                     .map_err(|source| Error::file("remove", entry.path(), source))?;
             }
         }
-        Ok(Self { path: path.to_owned(), lines: append(path, "log.jsonl")?, text, events: None })
+        let saved = Self::saved(path)?;
+        let trains = [saved.trains_prompt(), saved.trains_scorer()];
+        Ok(Self { path: path.to_owned(), lines: append(path, "log.jsonl")?, text, events: None, trains })
     }
 
     /// The folder's path.
@@ -317,7 +321,8 @@ impl RunFolder {
     pub fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.line(record)?;
         self.scalars(record.step, record.scalars())?;
-        self.note(&record.to_string())
+        let [prompt, scorer] = self.trains;
+        self.note(&record.line(prompt, scorer))
     }
 
     /// Appends a validation to both logs.

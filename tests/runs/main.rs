@@ -622,6 +622,34 @@ fn a_run_remembers_the_settings_that_it_was_not_given() {
     assert!(mixed["last.safetensors"] == again["last.safetensors"]);
 }
 
+/// The file for programs has the same keys whatever trains.
+#[test]
+fn the_text_log_has_the_rates_of_what_trains() {
+    let setting = Setting::new();
+    let step = |name: &str, more: &[&str]| {
+        success(&words(&setting.train(name, &[&["--steps", "1"], more].concat())));
+        let log = fs::read_to_string(setting.path(&format!("{name}/log.txt"))).expect("a log");
+        let line = log.lines().find(|line| line.starts_with("step 1/1")).expect("a step").to_owned();
+        let json = fs::read_to_string(setting.path(&format!("{name}/log.jsonl"))).expect("a log");
+        let json: serde_json::Value =
+            serde_json::from_str(json.lines().next().expect("a step")).expect("JSON");
+        assert!(json["learning_rate"].is_number() && json["scorer_learning_rate"].is_number(), "{json}");
+        line.split_once("gradient ").expect("a norm").1.split(' ').skip(1).collect::<Vec<_>>().join(" ")
+    };
+    let rates = ["--learning-rate", "0.25", "--lr-scheduler", "constant", "--warmup-steps", "0"];
+    let said = step("plain", &rates);
+    assert!(said.starts_with("rate 2.500e-1 ") && !said.contains("scorer"), "{said}");
+    let source = setting.path("plain/prompt.safetensors");
+    let mixing = ["--method", "attempt", "--sources", &source, "--scorer-learning-rate", "0.125"];
+    let mixing = [&rates[..], &mixing].concat();
+    let said = step("both", &mixing);
+    assert!(said.starts_with("rate 2.500e-1/1.250e-1 "), "{said}");
+    let said = step("frozen", &[&mixing[..], &["--freeze-scorer"]].concat());
+    assert!(said.starts_with("rate 2.500e-1 ") && !said.contains("scorer"), "{said}");
+    let said = step("scorer", &[&mixing[..], &["--pretrain-scorer"]].concat());
+    assert!(said.starts_with("scorer rate 1.250e-1 "), "{said}");
+}
+
 /// `results.tsv` of the unbroken sweep against the runs' own folders: what differs, and what repeats.
 fn check_results(setting: &Setting) {
     let table = fs::read_to_string(setting.path("unbroken/results.tsv")).expect("a table");
