@@ -330,6 +330,47 @@ fn a_study_of_24_runs_that_is_killed_at_five_random_moments_ends_with_the_same_t
     is_whole();
 }
 
+/// A figure on test rows of a run that was not chosen invites a choice on test rows.
+#[test]
+fn evaluating_a_study_on_test_rows_tells_which_runs_were_chosen() {
+    let work = Work::new();
+    work.success("out", &[]);
+    let evaluate = |run: &str, split: &str| {
+        let arguments = ["evaluate", "--run", run, "--split", split];
+        let output = work.command(&arguments).output().expect("an end");
+        let [out, said] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
+        assert!(output.status.success(), "{said}");
+        (out, said)
+    };
+    let results = work.results("out");
+    let methods = || {
+        let targets = results["targets"].as_array().expect("targets");
+        targets.iter().flat_map(|target| target["methods"].as_array().expect("methods"))
+    };
+    let chosen: BTreeSet<&str> = methods()
+        .flat_map(|method| method["chosen"].as_array().expect("runs"))
+        .map(|run| run.as_str().expect("a folder"))
+        .collect();
+    assert_eq!(chosen.len(), 12, "two targets, three methods, two seeds");
+    let (out, said) = evaluate("out", "test");
+    assert!(
+        said.contains("validation rows chose 12 of the study's 24 runs that are here, and not the other 12"),
+        "{said}"
+    );
+    let marked: BTreeSet<&str> = out
+        .lines()
+        .filter(|line| line.ends_with("  chosen on validation rows"))
+        .map(|line| line.split(' ').next().expect("a name"))
+        .collect();
+    assert_eq!(marked, chosen, "{out}");
+    // A target's folder is of the study, too.
+    let (out, said) = evaluate("out/runs/room", "test");
+    assert!(said.contains("chose 6 of the study's 12 runs that are here"), "{said}");
+    assert_eq!(out.matches("  chosen on validation rows").count(), 6, "{out}");
+    let (out, said) = evaluate("out/runs/room", "validation");
+    assert!(!out.contains("chosen") && !said.contains("chosen"), "{said}{out}");
+}
+
 #[test]
 fn a_study_ends_on_a_signal_and_goes_on() {
     let work = Work::new();

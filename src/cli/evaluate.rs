@@ -1,5 +1,6 @@
 //! `promptmix evaluate`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,10 +11,15 @@ use crate::config::Decoding;
 use crate::data::{Split, data_of_task, refuse_without};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Spread};
+use crate::experiment::Comparison;
+use crate::files;
 use crate::model::Frozen;
 use crate::train::{
     self, EvaluationRecord, Evaluations, FoundRun, RunFolder, RunManifest, TrainedRun, differing_settings,
 };
+
+/// Folders upwards in which a study's results may lie: beside its runs, whose folders lie in one for each target.
+const LEVELS: usize = 3;
 
 /// Flags of `promptmix evaluate`.
 #[derive(Debug, clap::Args)]
@@ -114,6 +120,10 @@ impl Arguments {
         saved: &[RunManifest],
     ) -> Result<ExitCode> {
         let width = found.iter().map(|run| run.name.chars().count()).max().unwrap_or(0);
+        let choice = (self.split == Split::Test).then(|| Choice::of(&self.run)).flatten();
+        if let Some(choice) = &choice {
+            choice.remark(found).iter().for_each(|remark| eprintln!("{remark}"));
+        }
         let (mut results, mut failed) = (Vec::new(), false);
         for first in 0..found.len() {
             let hash = &saved[first].model_hash;
@@ -143,7 +153,11 @@ impl Arguments {
                 match evaluated {
                     Err(error) if self.json => eprintln!("error: {name}: {error}"),
                     Err(error) => println!("{name:<width$}  not evaluated: {error}"),
-                    Ok(()) if !self.json => println!("{name:<width$}  {}", line(&tasks)),
+                    Ok(()) if !self.json => {
+                        let is_chosen = choice.as_ref().is_some_and(|choice| choice.took(&found[place]));
+                        let mark = if is_chosen { "  chosen on validation rows" } else { "" };
+                        println!("{name:<width$}  {}{mark}", line(&tasks));
+                    }
                     Ok(()) => {}
                 }
                 let warnings = tasks.iter().filter_map(|evaluated| evaluated.constant_warning.as_ref());
@@ -300,6 +314,49 @@ impl Arguments {
         if let Some(warning) = &evaluated.constant_warning {
             eprintln!("warning: {warning}");
         }
+    }
+}
+
+/// What a study chose on validation rows.
+struct Choice {
+    /// The folders of its runs on targets.
+    runs: BTreeSet<PathBuf>,
+    /// Those of them that were chosen.
+    chosen: BTreeSet<PathBuf>,
+}
+
+impl Choice {
+    /// That of the study that `folder` is of, or a folder in one.
+    fn of(folder: &Path) -> Option<Self> {
+        let whole = folder.canonicalize().ok()?;
+        whole.ancestors().take(LEVELS).find_map(|study| {
+            // Another program's file of that name is no study's.
+            let comparison: Comparison = files::read_json(&study.join("results.json"), "", "").ok()??;
+            let methods = || comparison.targets.iter().flat_map(|target| &target.methods);
+            let place = |run: &PathBuf| study.join(run);
+            Some(Self {
+                runs: methods().flat_map(|method| &method.runs).map(|(run, ..)| place(run)).collect(),
+                chosen: methods().flat_map(|method| &method.chosen).map(place).collect(),
+            })
+        })
+    }
+
+    fn took(&self, run: &FoundRun) -> bool {
+        run.path.canonicalize().is_ok_and(|path| self.chosen.contains(&path))
+    }
+
+    /// What test figures of `found` must not be used for, if runs are among them that were not chosen.
+    fn remark(&self, found: &[FoundRun]) -> Option<String> {
+        let paths: Vec<PathBuf> = found.iter().filter_map(|run| run.path.canonicalize().ok()).collect();
+        let all = paths.iter().filter(|path| self.runs.contains(*path)).count();
+        let others = all - paths.iter().filter(|path| self.chosen.contains(*path)).count();
+        (others > 0).then(|| {
+            format!(
+                "validation rows chose {} of the study's {all} runs that are here, and not the other {others}: to choose by test \
+                 figures among these is to choose on test rows",
+                all - others
+            )
+        })
     }
 }
 
