@@ -26,6 +26,8 @@ pub mod cli;
 #[cfg(feature = "training")]
 pub mod config;
 #[cfg(feature = "data")]
+mod count;
+#[cfg(feature = "data")]
 pub mod data;
 #[cfg(feature = "training")]
 pub mod demo;

@@ -174,6 +174,27 @@ fn train_evaluate_and_predict_go_from_data_to_answers() {
 }
 
 #[test]
+fn one_of_a_thing_is_said_in_the_singular() {
+    let data = Data::new();
+    let one = "{\"sentence\": \"a bad film\", \"label\": 0}\n";
+    data.write("train.jsonl", one);
+    data.write("validation.jsonl", one);
+    let train = data.train("one", &[]);
+    let output = promptmix(
+        &words(&train).into_iter().map(|word| if word == "2" { "1" } else { word }).collect::<Vec<_>>(),
+    );
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for expected in ["training: 1 example from 1 row\n", "1 step; best validation"] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let said = success(&["evaluate", "--run", &data.path("one")]);
+    assert!(said.contains("validation: 1 example\n"), "{said}");
+    let said = success(&["tasks", "--show", "sst2", "--data", &data.path("")]);
+    assert!(said.contains("train      1 row of"), "{said}");
+}
+
+#[test]
 fn a_broken_model_is_named_with_what_is_wrong_with_it() {
     let data = Data::new();
     let with_model = |folder: &str| {

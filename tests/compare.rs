@@ -412,7 +412,10 @@ fn a_dry_run_counts_and_does_nothing() {
         words.join(" ")
     };
     assert_eq!([line("source prompts"), line("room, few"), line("all")], ["2 80 12", "12 8 96", "26 204"]);
-    assert!(said.contains("16 runs answer test rows") && said.contains("seconds of training"), "{said}");
+    assert!(
+        said.contains("test rows are answered by 16 runs") && said.contains("seconds of training"),
+        "{said}"
+    );
     // The same in epochs: 40 rows in batches of 7 are 6 steps, 8 few-shot rows are two.
     let text = fs::read_to_string(work.path("study.toml")).expect("a study");
     let epochs = text.replace("\nsteps = 8\n", "\nepochs = 3\n").replace("\nsteps = 6\n", "\nepochs = 2\n");
@@ -527,7 +530,7 @@ fn seeds_draws_data_and_model_are_what_the_study_and_its_flags_say() {
     assert_eq!(places, [(1, 7), (1, 8), (1, 9), (2, 7), (2, 8), (2, 9)]);
     let said = work.command(&["compare", "study.toml", "--dry-run"]).output().expect("an end").stdout;
     let said = String::from_utf8_lossy(&said);
-    assert!(said.contains(&format!("{} runs answer test rows", 2 * 4 * 6)), "{said}");
+    assert!(said.contains(&format!("test rows are answered by {} runs", 2 * 4 * 6)), "{said}");
 
     // The data elsewhere, and a model of another name.
     fs::create_dir(work.path("rows")).expect("a folder");

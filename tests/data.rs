@@ -553,7 +553,7 @@ fn a_source_beyond_the_limit_keeps_its_end_mark_and_is_counted() {
     assert_eq!(examples.source(100), by_byte("sst2 sentence: row 10").unwrap());
     let counts = examples.counts();
     assert_eq!((counts.truncated_sources, counts.longest_source), (1, 23));
-    assert!(counts.to_string().contains("1 sources truncated (the longest had 23 tokens)"), "{counts}");
+    assert!(counts.to_string().contains("1 source truncated (the longest had 23 tokens)"), "{counts}");
 }
 
 #[test]

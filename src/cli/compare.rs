@@ -9,6 +9,7 @@ use super::progress::{Bars, bar};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::config::{Method, RunConfig};
+use crate::count::counted;
 use crate::error::Result;
 use crate::experiment::{Runner, Sources, Study, StudyMethod, Together, Workers};
 use crate::files;
@@ -211,7 +212,7 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
         );
     }
     let methods: usize = study.targets.iter().map(|target| target.methods.len()).sum();
-    println!("{} runs answer test rows, once each", methods * study.places.len());
+    println!("test rows are answered by {}, once each", counted(methods * study.places.len(), "run"));
     // Needs nothing that the study makes.
     let like_theirs = RunConfig {
         method: Method::PromptTuning,
@@ -242,9 +243,9 @@ fn estimate<B: Backend>(study: &Study, frozen: &Frozen<'_, B>, at_a_time: usize)
     match measured {
         Ok((seconds, rows)) => {
             let of_target = format!(
-                "a step like those of {} ({} training rows; prompt tuning, a run alone) took {:.0} ms",
+                "a step like those of {} ({}; prompt tuning, a run alone) took {:.0} ms",
                 study.targets[0].name,
-                rows.iter().sum::<usize>(),
+                counted(rows.iter().sum::<usize>(), "training row"),
                 1000.0 * seconds
             );
             let known = if is_known { "" } else { " for the steps that are known" };

@@ -7,6 +7,7 @@ use super::ranks;
 use crate::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{Cuda, Precision};
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::train::{self, TrainedOn};
 
@@ -86,7 +87,7 @@ impl Opened {
     /// What computes, for people.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Cpu(cpu) => format!("{} threads", cpu.threads()),
+            Self::Cpu(cpu) => counted(cpu.threads(), "thread"),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => format!("{} in {}", cuda.info().name, cuda.precision()),
         }

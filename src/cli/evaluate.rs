@@ -8,6 +8,7 @@ use super::device::{Device, on_device};
 use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
+use crate::count::counted;
 use crate::data::{Split, data_of_task, refuse_without};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Spread};
@@ -295,7 +296,7 @@ impl Arguments {
             println!("{json}");
             return;
         }
-        println!("{task} {}: {} examples", self.split, scores.examples);
+        println!("{task} {}: {}", self.split, counted(scores.examples, "example"));
         for (metric, value) in &scores.values {
             match value {
                 Some(value) => println!("  {metric:<16} {value:.4}"),
@@ -303,7 +304,8 @@ impl Arguments {
             }
         }
         if scores.invalid > 0 {
-            println!("  {} answers are no label of the task", scores.invalid);
+            let are = if scores.invalid == 1 { "is" } else { "are" };
+            println!("  {} {are} no label of the task", counted(scores.invalid, "answer"));
         }
         for ((name, weight), deviation) in prompts.iter().zip(&spread.mean).zip(&spread.standard_deviation) {
             println!("  attention {weight:.4} ± {deviation:.4}  {name}");
@@ -410,11 +412,11 @@ fn summarise(results: &[(usize, Vec<Evaluated>)], saved: &[RunManifest]) {
         };
         let values: Vec<f64> = having.iter().filter_map(|(_, evaluated)| value(evaluated)).collect();
         let of = match having.len() {
-            all if all == values.len() => format!("{all} runs"),
+            all if all == values.len() => counted(all, "run"),
             all => format!("the {} of {all} runs where it is defined", values.len()),
         };
         if values.is_empty() {
-            println!("{task} {metric}: undefined in all of {} runs", having.len());
+            println!("{task} {metric}: undefined in {}", counted(having.len(), "run"));
         } else {
             let Spread { mean, deviation, .. } = Spread::new(*task, &values);
             println!("{task} {metric}: mean {mean:.4}, standard deviation {deviation:.4} over {of}");

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::gpu::{self, Gpu};
 use crate::backend::cpu::Cpu;
+use crate::count::counted;
 use crate::error::Result;
 
 /// Flags of `promptmix info`.
@@ -21,7 +22,7 @@ impl Arguments {
         println!("promptmix {}", env!("CARGO_PKG_VERSION"));
         println!("system    {} {}", std::env::consts::OS, std::env::consts::ARCH);
         let cpu = Cpu::<f32>::new(None)?;
-        println!("cpu       {} threads, {} instructions", cpu.threads(), cpu.instruction_set());
+        println!("cpu       {}, {} instructions", counted(cpu.threads(), "thread"), cpu.instruction_set());
         if self.product_size > 0 {
             let rate = cpu.product_rate(self.product_size.min(16_384), 5) / 1e9;
             println!("          {rate:.1} GFLOP/s in f32, a product of {0}×{0}", self.product_size);

@@ -6,6 +6,7 @@ mod similar;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{self, Checkpoint};
@@ -274,7 +275,7 @@ impl Show {
     fn run(&self) -> Result<()> {
         let prompts::Imported { prompt, model, note, .. } = prompts::import(&self.prompt)?;
         let about = prompt.metadata();
-        println!("{}: {} rows x {}", prompt.name(), prompt.length(), prompt.width());
+        println!("{}: {} x {}", prompt.name(), counted(prompt.length(), "row"), prompt.width());
         let metric = about.metric.as_ref().map(|(name, value)| format!("{name} {value}"));
         for (name, value) in [
             ("task", about.task.clone()),
@@ -415,7 +416,12 @@ impl Import {
                 "its model is not known, so a run on another one is not refused; say which by --model{named}"
             );
         }
-        println!("{} rows x {} written to {}", prompt.length(), prompt.width(), self.out.display());
+        println!(
+            "{} x {} written to {}",
+            counted(prompt.length(), "row"),
+            prompt.width(),
+            self.out.display()
+        );
         Ok(())
     }
 }
@@ -432,7 +438,7 @@ impl Export {
             );
         }
         prompts::export(&prompt, checkpoint.config(), &self.model, &self.out)?;
-        println!("PEFT adapter of {} rows written to {}", prompt.length(), self.out.display());
+        println!("PEFT adapter of {} written to {}", counted(prompt.length(), "row"), self.out.display());
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::config::RunConfig;
+use crate::count::counted;
 use crate::data::{ExampleSettings, Examples, Part, Split, SplitSource, Splits, is_split_file};
 use crate::error::{Error, Result};
 use crate::pretrained::{self, T5Config, Tokenizer};
@@ -110,7 +111,7 @@ impl Arguments {
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {
                 match part.row_count() {
-                    Ok(rows) => println!("{split:<10} {rows} rows of {}", part.path().display()),
+                    Ok(rows) => println!("{split:<10} {} of {}", counted(rows, "row"), part.path().display()),
                     // The test file of a data set that holds several tasks may have other tasks alone.
                     Err(error) if split != self.split => println!("{split:<10} {error}"),
                     Err(error) => return Err(error),
@@ -238,8 +239,8 @@ fn histogram(task: &Task, part: &Part, model: &str) -> Result<()> {
     lengths.sort_unstable();
     let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share) as usize];
     println!(
-        "\nsource tokens of {} examples: {} to {}, half up to {}, 95 % up to {}",
-        lengths.len(),
+        "\nsource tokens of {}: {} to {}, half up to {}, 95 % up to {}",
+        counted(lengths.len(), "example"),
         at(0.0),
         at(1.0),
         at(0.5),
@@ -257,7 +258,7 @@ fn histogram(task: &Task, part: &Part, model: &str) -> Result<()> {
     }
     let limit = RunConfig::default().max_source_length;
     let cut = lengths.len() - lengths.partition_point(|&length| length <= limit);
-    println!("{cut} are longer than the default --max-source-length {limit} and would lose their end");
+    println!("longer than the default --max-source-length {limit}, which would lose their end: {cut}");
     println!("target tokens: up to {}", examples.counts().longest_target);
     Ok(())
 }

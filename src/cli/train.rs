@@ -12,6 +12,7 @@ use super::ranks;
 use super::settings::SettingFlags;
 use crate::backend::Backend;
 use crate::config::RunConfig;
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::experiment::{FewShotRuns, Together};
 use crate::model::Frozen;
@@ -64,7 +65,7 @@ fn too_short<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig, begun: &R
     let asked = trainer.effective().steps.unwrap_or_default();
     let (flag, found) = match config.epochs {
         Some(epochs) if begun.config.epochs != config.epochs => {
-            ("--epochs", format!("{epochs}, which are {asked} steps"))
+            ("--epochs", format!("{epochs}, which make {}", counted(asked, "step")))
         }
         _ => ("--steps", asked.to_string()),
     };
@@ -73,8 +74,11 @@ fn too_short<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig, begun: &R
         Some(whole) => format!("it has taken {taken} of {whole}: leave the flag out to go on to its end"),
         None => "a run that has taken its steps goes on with more of them".to_owned(),
     };
-    let more =
-        if flag == "--epochs" { format!("more than {taken} steps") } else { format!("more than {taken}") };
+    let more = if flag == "--epochs" {
+        format!("more than {}", counted(taken, "step"))
+    } else {
+        format!("more than {taken}")
+    };
     Error::setting(flag, more, found, advice)
 }
 
@@ -216,8 +220,8 @@ impl Arguments {
         };
         if ranks.rank() == 0 {
             println!(
-                "{} steps{why}; best validation {best} after step {}; written to {}",
-                outcome.steps,
+                "{}{why}; best validation {best} after step {}; written to {}",
+                counted(outcome.steps, "step"),
                 outcome.best_step,
                 self.out.display()
             );
@@ -244,10 +248,10 @@ impl Arguments {
         }
         for spread in &runs.summary {
             println!(
-                "{}: {:.4} on average over {} draws, deviation {:.4}",
+                "{}: {:.4} on average over {}, deviation {:.4}",
                 spread.name,
                 spread.mean,
-                runs.draws.len(),
+                counted(runs.draws.len(), "draw"),
                 spread.deviation
             );
         }

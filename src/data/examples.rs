@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::splits::Part;
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::tasks::{Example, Purpose, Reference, References, Row, Target, Task, quote};
 
@@ -61,17 +62,17 @@ pub struct Counts {
 
 impl std::fmt::Display for Counts {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} examples from {} rows", self.examples, self.rows)?;
+        write!(formatter, "{} from {}", counted(self.examples, "example"), counted(self.rows, "row"))?;
         if self.unlabelled > 0 {
-            write!(formatter, ", {} rows without a label left out", self.unlabelled)?;
+            write!(formatter, ", {} without a label left out", counted(self.unlabelled, "row"))?;
         }
         if self.truncated_sources > 0 {
             let (count, longest) = (self.truncated_sources, self.longest_source);
-            write!(formatter, ", {count} sources truncated (the longest had {longest} tokens)")?;
+            write!(formatter, ", {} truncated (the longest had {longest} tokens)", counted(count, "source"))?;
         }
         if self.truncated_targets > 0 {
             let (count, longest) = (self.truncated_targets, self.longest_target);
-            write!(formatter, ", {count} targets truncated (the longest had {longest} tokens)")?;
+            write!(formatter, ", {} truncated (the longest had {longest} tokens)", counted(count, "target"))?;
         }
         Ok(())
     }
@@ -154,7 +155,7 @@ impl Examples {
                 origin,
                 None,
                 "at least one row with a label",
-                format!("{} rows, {} of them without a label", counts.rows, counts.unlabelled),
+                format!("{}, {} of them without a label", counted(counts.rows, "row"), counts.unlabelled),
                 "give a file with labelled rows",
             ));
         }
@@ -167,7 +168,7 @@ impl Examples {
                 origin,
                 None,
                 "at least one row with an answer",
-                format!("{} rows, none of them with one", examples.counts.rows),
+                format!("{}, none of them with one", counted(examples.counts.rows, "row")),
                 format!("the answers of a test file may be hidden: {}", task.split.advice_on_hidden_labels()),
             ));
         }

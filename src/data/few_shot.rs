@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batches::{generator, permutation};
 use super::splits::Part;
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::tasks::Task;
 
@@ -70,7 +71,7 @@ impl FewShot {
                 };
                 return Err(Error::setting(
                     "few-shot",
-                    format!("at most {} rows{of} in {}", rows.len(), part.path().display()),
+                    format!("at most {}{of} in {}", counted(rows.len(), "row"), part.path().display()),
                     self.shots.to_string(),
                     "ask for fewer",
                 ));

@@ -1,6 +1,7 @@
 //! One prompt of several: a weighted mean, by given weights or by likeness to another prompt (Vu et al., 2022).
 
 use super::{MergedPart, Prompt, PromptMetadata};
+use crate::count::counted;
 use crate::error::{Error, Result};
 
 /// The mean of `prompts`, each counted by its weight over the sum of all; row m of it is the mean of the rows m. Its metadata
@@ -20,7 +21,7 @@ pub fn merge(name: &str, prompts: &[Prompt], weights: &[f64]) -> Result<Prompt> 
         if prompt.length() != first.length() {
             return Err(Error::setting(
                 format!("prompt {}", prompt.name()),
-                format!("{} rows, as {} has", first.length(), first.name()),
+                format!("{}, as {} has", counted(first.length(), "row"), first.name()),
                 prompt.length().to_string(),
                 "prompts are merged row by row and must be of one length",
             ));

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::pretrained::{ElementType, TensorFile};
@@ -304,8 +305,8 @@ pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
         {
             return Err(Error::setting(
                 "sources",
-                format!("prompts of one length; {} has {} rows", first.name, first.length),
-                format!("{} rows in {}", prompt.length, path.display()),
+                format!("prompts of one length; {} has {}", first.name, counted(first.length, "row")),
+                format!("{} in {}", counted(prompt.length, "row"), path.display()),
                 "train all source prompts with the same --prompt-length",
             ));
         }

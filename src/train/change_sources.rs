@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::RunFolder;
 use crate::backend::Scorer;
 use crate::config::Method;
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::prompts::{Prompt, load_sources};
 
@@ -51,7 +52,7 @@ pub fn change_sources(folder: &Path, out: &Path, sources: &[PathBuf]) -> Result<
         if prompt.length() != saved.config.prompt_length {
             return Err(Error::setting(
                 format!("prompt {}", prompt.name()),
-                format!("{} rows, as the run's prompts have", saved.config.prompt_length),
+                format!("{}, as the run's prompts have", counted(saved.config.prompt_length, "row")),
                 prompt.length().to_string(),
                 "sources and target prompt are mixed row by row and must be of one length",
             ));

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::count::counted;
 use crate::evaluate::{AttentionSpread, Evaluation};
 use crate::tasks::Task;
 
@@ -201,7 +202,8 @@ impl std::fmt::Display for ValidationRecord {
             }
         }
         if self.invalid > 0 {
-            write!(formatter, " ({} answers are no label)", self.invalid)?;
+            let are = if self.invalid == 1 { "is" } else { "are" };
+            write!(formatter, " ({} {are} no label)", counted(self.invalid, "answer"))?;
         }
         if self.tasks.len() > 1 {
             write!(formatter, ", mean {:.4}", self.mean)?;

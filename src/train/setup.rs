@@ -9,6 +9,7 @@ use super::log::Monitor;
 use super::task_data::TaskData;
 use crate::backend::{Backend, Group, Mixing, Scorer, StateLayout};
 use crate::config::{Method, RunConfig};
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
 use crate::prompts::{Prompt, SavedScorer};
@@ -135,8 +136,8 @@ pub(super) fn initial_values<B: Backend>(
             if prompt.length() != config.prompt_length {
                 return Err(Error::setting(
                     "--initial-prompt",
-                    format!("a prompt of {} rows", config.prompt_length),
-                    format!("{} rows in {}", prompt.length(), path.display()),
+                    format!("a prompt of {}", counted(config.prompt_length, "row")),
+                    format!("{} in {}", counted(prompt.length(), "row"), path.display()),
                     "set --prompt-length to match",
                 ));
             }

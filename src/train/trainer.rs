@@ -20,6 +20,7 @@ use super::task_data::{TaskData, sha256};
 use super::tasks;
 use crate::backend::{Backend, Objective};
 use crate::config::{Method, RunConfig};
+use crate::count::counted;
 use crate::data::{Batches, SplitSource, data_of_tasks, refuse_without};
 use crate::error::{Error, Result};
 use crate::model::{Frozen, Mixture};
@@ -116,8 +117,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let warmup = config.warmup_steps(steps);
         if steps <= warmup {
             monitor.note(&format!(
-                "the run's {steps} steps all lie within its warm-up of {warmup}: the learning rate never reaches its \
-                 peak; give --warmup-steps or more steps"
+                "the run of {} lies within its warm-up of {warmup}: the learning rate never reaches its peak; give \
+                 --warmup-steps or more steps",
+                counted(steps, "step")
             ));
         }
         Ok(Self {
