@@ -42,6 +42,7 @@ impl Condition {
     }
 
     /// What the user should know of rows that are the task's because they, like `row`, lack the field; `None` if it has it.
+    #[cfg(feature = "data")]
     pub(crate) fn remark(&self, row: &Row) -> Option<String> {
         (self.optional && row.find(&self.field).is_none()).then(|| {
             format!(
