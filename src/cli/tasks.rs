@@ -205,9 +205,9 @@ fn meanings(task: &Task) -> String {
     }
 }
 
-/// What `--split-validation-test` does with the task's files.
+/// What the task's files are, and what its rule makes of them.
 fn splits(rule: SplitRule) -> String {
-    let with = |what: &str| format!("a file each; with --split-validation-test {what}");
+    let with = |what: &str| format!("a file each; with --data hub: or --splits paper {what}");
     match rule {
         SplitRule::HalveValidation => with("one half of the validation file validates and the other tests"),
         SplitRule::HoldOutTraining { rows } => with(&format!(
@@ -216,7 +216,7 @@ fn splits(rule: SplitRule) -> String {
         )),
         SplitRule::MatchedAndMismatched => {
             "validation_mismatched validates and test, test_matched or validation_matched tests, the first there is; with \
-             --split-validation-test validation_matched tests"
+             --data hub: or --splits paper validation_matched tests"
                 .to_owned()
         }
         _ => "a file each".to_owned(),
