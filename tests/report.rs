@@ -391,7 +391,7 @@ fn forty_two_lines_look_unlike_one_another_and_more_are_told_of() {
     assert_eq!(looks.len(), 44);
     assert_eq!(looks[..42].iter().collect::<BTreeSet<_>>().len(), 42, "{looks:?}");
     assert_eq!(looks[42..], looks[..2]);
-    assert!(texts(&svg).contains(&"and 2 more, which look like the first 2"), "{:?}", texts(&svg));
+    assert!(texts(&svg).contains(&"and 2 more, in colours and dashes of the first"), "{:?}", texts(&svg));
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Chart {
         let mut names: Vec<(String, usize)> = shortened(&shown, MAX_LETTERS).into_iter().zip(0..).collect();
         if self.lines.len() > MAX_NAMES {
             let more = self.lines.len() - MAX_NAMES;
-            names.push((format!("and {more} more, which look like the first {more}"), self.lines.len()));
+            names.push((format!("and {more} more, in colours and dashes of the first"), self.lines.len()));
         }
         let (mut at, mut line) = (6.0, 0.0);
         let mut placed = Vec::with_capacity(names.len());
