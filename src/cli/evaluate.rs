@@ -12,7 +12,7 @@ use crate::count::counted;
 use crate::data::{Split, data_of_task, refuse_without};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Spread};
-use crate::experiment::Comparison;
+use crate::experiment::{Comparison, RESULTS};
 use crate::files;
 use crate::model::Frozen;
 use crate::train::{
@@ -333,7 +333,7 @@ impl Choice {
         let whole = folder.canonicalize().ok()?;
         whole.ancestors().take(LEVELS).find_map(|study| {
             // Another program's file of that name is no study's.
-            let comparison: Comparison = files::read_json(&study.join("results.json"), "", "").ok()??;
+            let comparison: Comparison = files::read_json(&study.join(RESULTS), "", "").ok()??;
             let methods = || comparison.targets.iter().flat_map(|target| &target.methods);
             let place = |run: &PathBuf| study.join(run);
             Some(Self {

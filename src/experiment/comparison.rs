@@ -12,7 +12,7 @@ use crate::evaluate::{Paired, first_best, mean, standard_deviation};
 use crate::files;
 
 /// In the folder of a study: its [`Comparison`].
-pub(super) const RESULTS: &str = "results.json";
+pub(crate) const RESULTS: &str = "results.json";
 
 /// What a study found on one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

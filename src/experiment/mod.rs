@@ -17,6 +17,8 @@ mod study_file;
 mod sweep;
 mod workers;
 
+#[cfg(feature = "cli")]
+pub(crate) use comparison::RESULTS;
 pub use comparison::{Comparison, TargetResults};
 pub use few_shot::{Draw, FewShotRuns};
 pub use grid::{Candidate, Entry, Grid, MethodResults, Place};
