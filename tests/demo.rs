@@ -1,7 +1,7 @@
 //! The demonstration: its generated rows, and a comparison of a few steps.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use promptmix::backend::cpu::Cpu;
 use promptmix::demo::words::{
@@ -10,10 +10,10 @@ use promptmix::demo::words::{
 };
 use promptmix::demo::{
     AttentionByKind, Generated, GeneratedTask, Progress, QuestionsTask, Report, Rows, SOURCES, Settings,
-    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, compare_with,
-    is_bundled_model, study, write_model,
+    StudySettings, Subject, TARGET, THREE_QUESTIONS, TWO_QUESTIONS, Table, compare, is_bundled_model, study,
+    write_model,
 };
-use promptmix::experiment::Together;
+use promptmix::experiment::{Together, Workers};
 use promptmix::model::Frozen;
 
 #[cfg(feature = "cuda")]
@@ -144,7 +144,7 @@ fn more_rows_than_the_words_can_make_are_refused() {
 fn a_short_comparison_prints_every_part_and_a_complete_table() {
     let folder = tempfile::tempdir().unwrap();
     let mut progress = Counted::default();
-    let report = compare(&tiny(), &model(), folder.path(), &mut progress).unwrap();
+    let report = compare(&tiny(), &workers(), model(), folder.path(), &mut progress).unwrap();
 
     let few_shot = [
         "prompt tuning",
@@ -190,7 +190,8 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
     // Another comparison does not mix its files with these.
     let mut other = tiny();
     other.sources.steps = 3;
-    let error = compare(&other, &model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
+    let error =
+        compare(&other, &workers(), model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
     assert!(error.contains("other settings") && error.contains("name another folder"), "{error}");
 }
 
@@ -199,12 +200,12 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
 fn trainings_that_share_batches_find_what_trainings_side_by_side_find() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let settings = tinier();
-    let apart = compare(&settings, &model(), one.path(), &mut Counted::default()).unwrap();
+    let apart = compare(&settings, &workers(), model(), one.path(), &mut Counted::default()).unwrap();
     let cpu = Cpu::<f32>::new(Some(2)).unwrap();
-    let frozen = Frozen::load(&cpu, &model()).unwrap();
-    let together = Together::new(&frozen, 8).unwrap();
+    let frozen = Frozen::load(&cpu, model()).unwrap();
+    let together = Together::new(&frozen, 8);
     let mut progress = Counted::default();
-    let together = compare_with(&settings, &together, &model(), other.path(), &mut progress).unwrap();
+    let together = compare(&settings, &together, model(), other.path(), &mut progress).unwrap();
     assert_eq!(progress.done, progress.promised);
     assert_eq!((&apart.few_shot, &apart.questions), (&together.few_shot, &together.questions));
     assert_eq!((apart.transfer, apart.attention), (together.transfer, together.attention));
@@ -223,9 +224,9 @@ fn a_comparison_on_a_gpu_is_complete_and_its_runs_say_where_they_were_trained() 
     let settings = tinier();
     let cuda = promptmix::cuda::Cuda::new(0, promptmix::cuda::Precision::Bf16).unwrap();
     let frozen = Frozen::load(&cuda, &model).unwrap();
-    let together = Together::new(&frozen, 8).unwrap();
+    let together = Together::new(&frozen, 8);
     let out = folder.path().join("out");
-    let report = compare_with(&settings, &together, &model, &out, &mut Counted::default()).unwrap();
+    let report = compare(&settings, &together, &model, &out, &mut Counted::default()).unwrap();
     for (table, rates) in [(&report.few_shot, [0.3]), (&report.questions, [0.3])] {
         assert!(table.rows.len() >= 5, "{table:?}");
         for row in &table.rows {
@@ -247,10 +248,10 @@ fn neither_the_workers_nor_the_test_rows_change_what_is_chosen() {
     let run = |workers, test| {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = tiny();
-        settings.workers = Some(workers);
         settings.target.rows.test = test;
         settings.questions.rows.test = test;
-        compare(&settings, &model(), folder.path(), &mut Counted::default()).unwrap()
+        let workers = Workers::new(model(), Some(workers)).unwrap();
+        compare(&settings, &workers, model(), folder.path(), &mut Counted::default()).unwrap()
     };
     let (one, two, other_test) = (run(1, 12), run(2, 12), run(2, 40));
     let found = |report: &Report| {
@@ -269,7 +270,7 @@ fn neither_the_workers_nor_the_test_rows_change_what_is_chosen() {
 #[test]
 fn test_rows_are_never_among_those_that_are_learnt_from_or_chosen_by() {
     let folder = tempfile::tempdir().unwrap();
-    compare(&tiny(), &model(), folder.path(), &mut Counted::default()).unwrap();
+    compare(&tiny(), &workers(), model(), folder.path(), &mut Counted::default()).unwrap();
     let texts = |task: &str, split: &str| -> Vec<String> {
         let path = folder.path().join("data").join(task).join(split);
         let rows = std::fs::read_to_string(path).unwrap();
@@ -302,13 +303,15 @@ fn a_comparison_goes_on_where_it_was_and_finds_the_same() {
         }
     }
     let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let expected = compare(&tinier(), &model(), whole.path(), &mut Counted::default()).unwrap().to_string();
+    let expected =
+        compare(&tinier(), &workers(), model(), whole.path(), &mut Counted::default()).unwrap().to_string();
     for steps in [5, 40] {
-        let error = compare(&tinier(), &model(), cut.path(), &mut Ending(steps)).unwrap_err().to_string();
+        let error =
+            compare(&tinier(), &workers(), model(), cut.path(), &mut Ending(steps)).unwrap_err().to_string();
         assert!(error.contains("the same command goes on from there"), "{error}");
     }
     for _ in 0..2 {
-        let report = compare(&tinier(), &model(), cut.path(), &mut Counted::default()).unwrap();
+        let report = compare(&tinier(), &workers(), model(), cut.path(), &mut Counted::default()).unwrap();
         assert_eq!(report.to_string(), expected);
     }
 }
@@ -437,7 +440,7 @@ fn check_kinds(by_kind: &AttentionByKind, task: &QuestionsTask) {
 fn a_study_goes_on_where_it_was_and_finds_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let mut progress = Counted::default();
-    let report = study(&tiny_study(), &model(), folder.path(), &mut progress).unwrap();
+    let report = study(&tiny_study(), &workers(), model(), folder.path(), &mut progress).unwrap();
     assert_eq!(progress.done, progress.promised);
     assert_eq!(report.table.rows.len(), 8);
     assert!(report.table.rows.iter().all(|row| row.test.len() == 4));
@@ -459,17 +462,23 @@ fn a_study_goes_on_where_it_was_and_finds_the_same() {
     std::fs::remove_dir_all(runs.join("attempt-rate-0.3-data-1-seed-1")).unwrap();
     std::fs::remove_file(runs.join("attempt-rate-1-data-1-seed-2/best.safetensors")).unwrap();
     std::fs::remove_dir_all(folder.path().join("data")).unwrap();
-    let again = study(&tiny_study(), &model(), folder.path(), &mut Counted::default()).unwrap();
+    let again = study(&tiny_study(), &workers(), model(), folder.path(), &mut Counted::default()).unwrap();
     assert_eq!(again, report);
 
     let mut other = tiny_study();
     other.steps = 3;
-    let error = study(&other, &model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
+    let error =
+        study(&other, &workers(), model(), folder.path(), &mut Counted::default()).unwrap_err().to_string();
     assert!(error.contains("other settings") && error.contains("name another folder"), "{error}");
 }
 
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+fn model() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo"))
+}
+
+/// A worker a core.
+fn workers() -> Workers<'static> {
+    Workers::new(model(), None).unwrap()
 }
 
 /// Checks that a comparison does the steps that it promises.

@@ -178,8 +178,7 @@ fn a_folder_of_few_shot_runs_is_evaluated_as_one() {
     (config.few_shot, config.draws, config.seed) = (Some(8), 3, 9);
     let path = folder.path().join("runs");
     let runs =
-        FewShotRuns::run(&Together::new(&frozen, 3).expect("three"), &config, &path, false, &mut Silent)
-            .expect("three runs");
+        FewShotRuns::run(&Together::new(&frozen, 3), &config, &path, false, &mut Silent).expect("three runs");
     let run = path.display().to_string();
     let said = success(&["--run", &run, "--split", "test"]);
     let lines: Vec<&str> = said.lines().collect();

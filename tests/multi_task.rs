@@ -376,8 +376,8 @@ fn few_shot_runs_differ_in_their_rows_alone_and_are_summed_up() {
     assert_eq!(config.draw_seeds(), [42, 43, 44, 45, 46], "five draws unless a data seed is given");
     config.draws = 3;
     let out = runs.path().join("few");
-    let done = FewShotRuns::run(&Together::new(&frozen, 2).expect("two"), &config, &out, false, &mut Silent)
-        .expect("three runs");
+    let done =
+        FewShotRuns::run(&Together::new(&frozen, 2), &config, &out, false, &mut Silent).expect("three runs");
     let seeds: Vec<u64> = done.draws.iter().map(|draw| draw.data_seed).collect();
     assert_eq!(seeds, [42, 43, 44]);
     for draw in &done.draws {
@@ -404,12 +404,11 @@ fn few_shot_runs_differ_in_their_rows_alone_and_are_summed_up() {
         .collect();
     assert!(prompts[0] != prompts[1] && prompts[1] != prompts[2], "other rows, another prompt");
 
-    FewShotRuns::run(&Together::new(&frozen, 2).expect("two"), &config, &out, false, &mut Silent)
+    FewShotRuns::run(&Together::new(&frozen, 2), &config, &out, false, &mut Silent)
         .expect_err("the folder is taken");
     fs::remove_dir_all(out.join("draw-44")).expect("as if it had been broken off");
     let resumed =
-        FewShotRuns::run(&Together::new(&frozen, 3).expect("three"), &config, &out, true, &mut Silent)
-            .expect("resumed");
+        FewShotRuns::run(&Together::new(&frozen, 3), &config, &out, true, &mut Silent).expect("resumed");
     assert_eq!(resumed, done, "and the same");
     config.data_seed = Some(7);
     assert!(config.draw_seeds().is_empty(), "one draw is one run");

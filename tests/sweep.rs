@@ -244,7 +244,7 @@ fn an_end_that_is_asked_for_comes_before_runs_begin() {
     let config = config(&data(folder.path())[0]);
     let out = folder.path().join("out");
     let training = |name: &str| Training::new(name, config.clone(), out.join(name));
-    let together = Together::new(&frozen, 2).expect("two");
+    let together = Together::new(&frozen, 2);
     let ended =
         Sweep::run(&together, "sweep", &["one", "other"].map(training), &mut Ends).expect_err("an end");
     assert!(ended.to_string().contains("0 of 2 runs of this stage"), "{ended}");
@@ -366,20 +366,29 @@ fn the_table_has_mean_and_deviation_over_seeds() {
         said.contains("0.5000 after step 3 of 9 (pearson and spearman undefined, which counts as 0); test"),
         "{said}"
     );
-    let lines: Vec<String> = sweep.table().lines().map(|line| line.replace('\t', " ")).collect();
+    let lines = |sweep: &Sweep| {
+        let mut table = Vec::new();
+        sweep.write_table(&mut table).expect("written");
+        let table = String::from_utf8(table).expect("text");
+        table.lines().map(|line| line.replace('\t', " ")).collect::<Vec<_>>()
+    };
+    let of_all = lines(&sweep);
     assert_eq!(
-        lines[0],
+        of_all[0],
         "run task method learning-rate seed steps at step validation test accuracy validation: mean validation: standard \
          deviation test accuracy: mean test accuracy: standard deviation runs"
     );
-    assert_eq!(lines[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
-    assert_eq!(lines[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
-    assert_eq!(lines[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1", "no test rows, no numbers");
+    assert_eq!(of_all[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
+    assert_eq!(of_all[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
+    assert_eq!(of_all[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1", "no test rows, no numbers");
     let said = sweep.to_string();
     assert!(
         said.contains("d  failed: ") && said.contains("(2 runs)"),
         "a run that failed is none of them: {said}"
     );
+    sweep.runs[0].config.labels = Some("a \"quoted\"\tlabel".into());
+    let line = &lines(&sweep)[1];
+    assert!(line.contains(r#" "a ""quoted"" label" "#), "a cell with tab and quotes is one cell: {line}");
 }
 
 /// A small GPU takes fewer runs at a time than it was asked to, says so, and takes all of them to their end.

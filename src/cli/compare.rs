@@ -1,5 +1,6 @@
 //! `promptmix compare`.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -70,7 +71,7 @@ pub(super) struct Arguments {
     data_root: Option<PathBuf>,
     /// Share batches among so many runs at most. On the CPU, if not given, whole runs go side by side, one a thread
     #[arg(long)]
-    together: Option<usize>,
+    together: Option<NonZeroUsize>,
     #[command(flatten)]
     device: Device,
 }
@@ -111,7 +112,7 @@ impl Arguments {
 
     fn run_together<B: Backend>(&self, study: &Study, frozen: &Frozen<'_, B>) -> Result<ExitCode> {
         super::warn(&frozen.warnings);
-        let together = Together::new(frozen, self.together.unwrap_or(TOGETHER))?;
+        let together = Together::new(frozen, self.together.map_or(TOGETHER, NonZeroUsize::get));
         let width = frozen.model.config().d_model;
         study.check_inputs(width, Some(&frozen.model_hash), self.out.as_deref())?;
         if self.dry_run { estimate(study, frozen, 1) } else { self.compare(study, &together) }

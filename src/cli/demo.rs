@@ -11,7 +11,7 @@ use super::progress::Bars;
 use crate::backend::cpu::Cpu;
 use crate::demo::{self, Settings, StudySettings};
 use crate::error::{Error, Result};
-use crate::experiment::Together;
+use crate::experiment::{Together, Workers};
 use crate::files;
 use crate::model::Frozen;
 
@@ -55,8 +55,7 @@ impl Arguments {
         }
         let started = Instant::now();
         let chosen = self.device.choose(Some(&self.out))?;
-        let mut settings = if self.long { Settings::long() } else { Settings::short() };
-        settings.workers = self.device.threads;
+        let settings = if self.long { Settings::long() } else { Settings::short() };
         let model = self.out.join("model");
         let mut bars = Bars::quiet()?;
         // The model is written once the device is known to work: what is refused before leaves the folder free.
@@ -65,15 +64,16 @@ impl Arguments {
                 // Says what is wrong with --threads; each worker starts a thread of its own.
                 Cpu::<f32>::with_caller(self.device.threads)?;
                 demo::write_model(&model)?;
-                demo::compare(&settings, &model, &self.out, &mut bars)?
+                let workers = Workers::new(&model, self.device.threads)?;
+                demo::compare(&settings, &workers, &model, &self.out, &mut bars)?
             }
             Chosen::Cuda { .. } => {
                 let device = self.device.start(chosen, None)?;
                 demo::write_model(&model)?;
                 on_device!(device, backend => {
                     let frozen = Frozen::load(backend, &model)?;
-                    let runner = Together::new(&frozen, TOGETHER)?;
-                    demo::compare_with(&settings, &runner, &model, &self.out, &mut bars)?
+                    let runner = Together::new(&frozen, TOGETHER);
+                    demo::compare(&settings, &runner, &model, &self.out, &mut bars)?
                 })
             }
         };
@@ -101,18 +101,21 @@ impl Arguments {
     fn run_study(self) -> Result<ExitCode> {
         let started = Instant::now();
         let chosen = self.device.choose(Some(&self.out))?;
-        let settings = StudySettings { workers: self.device.threads, ..StudySettings::default() };
+        let settings = StudySettings::default();
         let model = self.out.join("model");
         demo::write_model(&model)?;
         let mut bars = Bars::quiet()?;
         let report = match chosen {
-            Chosen::Cpu => demo::study(&settings, &model, &self.out, &mut bars)?,
+            Chosen::Cpu => {
+                let workers = Workers::new(&model, self.device.threads)?;
+                demo::study(&settings, &workers, &model, &self.out, &mut bars)?
+            }
             Chosen::Cuda { .. } => {
                 let device = self.device.start(chosen, None)?;
                 on_device!(device, backend => {
                     let frozen = Frozen::load(backend, &model)?;
-                    let runner = Together::new(&frozen, TOGETHER)?;
-                    demo::study_with(&settings, &runner, &model, &self.out, &mut bars)?
+                    let runner = Together::new(&frozen, TOGETHER);
+                    demo::study(&settings, &runner, &model, &self.out, &mut bars)?
                 })
             }
         };

@@ -1,6 +1,6 @@
 //! `promptmix sweep`.
 
-use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use crate::experiment::{Sweep, Together, Training};
 use crate::files;
 use crate::model::Frozen;
 use crate::pretrained;
+
 /// Flags of `promptmix sweep`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -37,8 +38,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     out: PathBuf,
     /// Runs in one batch at most
-    #[arg(long, default_value_t = 8)]
-    together: usize,
+    #[arg(long, default_value = "8")]
+    together: NonZeroUsize,
     #[command(flatten)]
     device: Device,
 }
@@ -67,11 +68,11 @@ impl Arguments {
             .map(|(name, config)| Training::new(name, config.clone(), self.out.join(name)))
             .collect();
         let mut bars = Bars::new()?;
-        let sweep = Sweep::run(&Together::new(&frozen, self.together)?, "sweep", &trainings, &mut bars)?;
+        let sweep = Sweep::run(&Together::new(&frozen, self.together.get()), "sweep", &trainings, &mut bars)?;
         bars.finish();
         print!("{sweep}");
         let path = self.out.join("results.tsv");
-        files::replace(&path, |file| file.write_all(sweep.table().as_bytes()))?;
+        files::replace(&path, |file| sweep.write_table(file))?;
         println!("written to {}", path.display());
         Ok(if sweep.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }

@@ -232,7 +232,7 @@ impl Arguments {
     fn run_draws<B: Backend>(&self, frozen: &Frozen<'_, B>, config: &RunConfig) -> Result<ExitCode> {
         let mut bars = Bars::new()?;
         let runs =
-            FewShotRuns::run(&Together::new(frozen, DRAWS)?, config, &self.out, self.resume, &mut bars)?;
+            FewShotRuns::run(&Together::new(frozen, DRAWS), config, &self.out, self.resume, &mut bars)?;
         bars.finish();
         for draw in &runs.draws {
             let folder = self.out.join(&draw.folder);

@@ -11,22 +11,15 @@ use super::sources::data_folder;
 use super::table::ATTEMPT;
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::experiment::{Progress, Runner, Study, Workers};
+use crate::experiment::{Progress, Runner, Study};
 
-/// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with the T5 in
-/// `model`. The test rows of a target are read only once every choice on it is made. What was interrupted goes on.
+/// Generates the tasks, learns the source prompts and compares the methods, all in the folder `out`, with trainings that
+/// `runner` takes on the T5 in `model`. The test rows of a target are read only once every choice on it is made. What was
+/// interrupted goes on.
 ///
 /// # Errors
 /// If `out` holds runs of other settings or cannot be written, and those of training.
-pub fn compare(settings: &Settings, model: &Path, out: &Path, progress: &mut dyn Progress) -> Result<Report> {
-    compare_with(settings, &Workers::new(model, settings.workers)?, model, out, progress)
-}
-
-/// As [`compare`], with trainings that `runner` takes on the T5 in `model`; `settings.workers` has no effect.
-///
-/// # Errors
-/// As [`compare`].
-pub fn compare_with(
+pub fn compare(
     settings: &Settings,
     runner: &dyn Runner,
     model: &Path,

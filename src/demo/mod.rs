@@ -33,7 +33,7 @@ pub mod words;
 
 #[cfg(feature = "cli")]
 pub use bundled::{is_bundled_model, write_model};
-pub use compare::{compare, compare_with};
+pub use compare::compare;
 pub use generate::{Generated, GeneratedTask, Rows, SOURCES, TARGET};
 pub use questions::{Kind, QuestionsRow, QuestionsTask, Subject, THREE_QUESTIONS, TWO_QUESTIONS};
 pub use report::Report;
@@ -41,5 +41,5 @@ pub use settings::{Settings, TargetSettings};
 
 pub use crate::experiment::Progress;
 pub use sources::SourceSettings;
-pub use study::{Routing, StudyReport, StudySettings, study, study_with};
+pub use study::{Routing, StudyReport, StudySettings, study};
 pub use table::{AttentionByKind, Row, Table};

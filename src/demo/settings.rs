@@ -19,8 +19,6 @@ pub struct Settings {
     /// Two controls more: the sum of the prompts with equal weights, which nothing scores, and with learnt weights that are
     /// the same for every input.
     pub fixed_mixtures: bool,
-    /// Trainings at a time; one a core for `None`.
-    pub workers: Option<usize>,
 }
 
 /// How methods are compared on one target.
@@ -60,7 +58,6 @@ impl Settings {
                 learning_rates: vec![0.3],
             },
             fixed_mixtures: false,
-            workers: None,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::config::{Method, RunConfig};
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::{Paired, first_best, mean};
-use crate::experiment::{Entry, EvaluationJob, Grid, MethodResults, Place, Progress, Runner, Workers};
+use crate::experiment::{Entry, EvaluationJob, Grid, MethodResults, Place, Progress, Runner};
 use crate::train::complete;
 
 const MANY_NUMBERS: &str = "prompt tuning, as many numbers";
@@ -45,8 +45,6 @@ pub struct StudySettings {
     pub validate_every: u64,
     /// Learning rates of the prompt that every method tries.
     pub learning_rates: Vec<f64>,
-    /// Trainings at a time; one a core for `None`.
-    pub workers: Option<usize>,
 }
 
 impl Default for StudySettings {
@@ -60,7 +58,6 @@ impl Default for StudySettings {
             steps: 300,
             validate_every: 50,
             learning_rates: vec![0.3, 1.0],
-            workers: None,
         }
     }
 }
@@ -108,24 +105,12 @@ impl Routing {
     }
 }
 
-/// Runs the study in the folder `out` with the T5 in `model`, or goes on with one that was interrupted there.
+/// Runs the study in the folder `out`, with trainings that `runner` takes on the T5 in `model`, or goes on with one that was
+/// interrupted there.
 ///
 /// # Errors
 /// If `out` holds a study of other settings or cannot be written, and those of training.
 pub fn study(
-    settings: &StudySettings,
-    model: &Path,
-    out: &Path,
-    progress: &mut dyn Progress,
-) -> Result<StudyReport> {
-    study_with(settings, &Workers::new(model, settings.workers)?, model, out, progress)
-}
-
-/// As [`study`], with trainings that `runner` takes on the T5 in `model`; `settings.workers` has no effect.
-///
-/// # Errors
-/// As [`study`].
-pub fn study_with(
     settings: &StudySettings,
     runner: &dyn Runner,
     model: &Path,

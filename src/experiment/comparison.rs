@@ -1,18 +1,23 @@
 //! What a study found, as files and as tables.
 
 use std::fmt;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::grid::MethodResults;
+use super::tab_separated;
 use crate::error::Result;
 use crate::evaluate::{Paired, first_best, mean, standard_deviation};
 use crate::files;
 
 /// In the folder of a study: its [`Comparison`].
 pub(crate) const RESULTS: &str = "results.json";
+
+/// The columns of `results.tsv`.
+const COLUMNS: &str =
+    "target,method,learning rate,place,validation,test,test: mean,test: standard deviation,folder";
 
 /// What a study found on one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,7 +58,7 @@ pub struct Comparison {
 impl Comparison {
     pub(super) fn write(&self, out: &Path) -> Result<()> {
         files::write_json(&out.join(RESULTS), self)?;
-        files::replace(&out.join("results.tsv"), |file| file.write_all(self.runs().as_bytes()))?;
+        files::replace(&out.join("results.tsv"), |file| self.write_runs(file))?;
         files::replace(&out.join("table.md"), |file| file.write_all(self.to_string().as_bytes()))
     }
 
@@ -63,32 +68,31 @@ impl Comparison {
         (ours.name != other.name).then(|| Paired::new(&ours.test, &other.test))
     }
 
-    /// Every run as tab-separated values.
-    fn runs(&self) -> String {
-        let head = "target\tmethod\tlearning rate\tplace\tvalidation\ttest\ttest: mean\ttest: standard deviation\tfolder\n";
-        let mut table = head.to_owned();
-        for (target, method) in
-            self.targets.iter().flat_map(|of| of.methods.iter().map(move |method| (of, method)))
-        {
-            let (of, name, mean, deviation) =
-                (&target.name, &method.name, mean(&method.test), standard_deviation(&method.test));
-            let line = |rate: &str, place: &str, validation: f64, test: Option<&f64>, folder: &Path| {
-                let test = test
-                    .map_or_else(|| "\t\t".into(), |test| format!("{test:.6}\t{mean:.6}\t{deviation:.6}"));
-                let folder = folder.display();
-                format!("{of}\t{name}\t{rate}\t{place}\t{validation:.6}\t{test}\t{folder}\n")
+    /// Writes every run as tab-separated values.
+    fn write_runs<'a>(&'a self, to: impl io::Write) -> io::Result<()> {
+        let mut table = tab_separated(to);
+        table.write_record(COLUMNS.split(','))?;
+        let of_target = |of: &'a TargetResults| of.methods.iter().map(move |method| (&of.name[..], method));
+        for (target, method) in self.targets.iter().flat_map(of_target) {
+            let measures = |test| [test, mean(&method.test), standard_deviation(&method.test)];
+            let mut write = |rate: &str, place: &str, validation: f64, test: Option<&f64>, folder: &Path| {
+                let number = |value| format!("{value:.6}");
+                let tested = test.map_or_else(Default::default, |&test| measures(test).map(number));
+                let [test, mean, deviation] = &tested;
+                let (validation, folder) = (&number(validation), &*folder.to_string_lossy());
+                let of_run = [rate, place, validation, test, mean, deviation, folder];
+                table.write_record([target, &method.name].iter().chain(&of_run))
             };
             let untrained = self.places.iter().zip(&method.validation).zip(&method.test);
             for ((place, validation), test) in untrained.filter(|_| method.runs.is_empty()) {
-                table += &line("", place, *validation, Some(test), Path::new(""));
+                write("", place, *validation, Some(test), Path::new(""))?;
             }
             for (folder, rate, place, validation) in &method.runs {
                 let chosen = method.chosen.iter().zip(&method.test).find(|(chosen, _)| *chosen == folder);
-                let test = chosen.map(|(_, test)| test);
-                table += &line(&rate.to_string(), place, *validation, test, folder);
+                write(&rate.to_string(), place, *validation, chosen.map(|(_, test)| test), folder)?;
             }
         }
-        table
+        table.flush()
     }
 
     /// A table with a line a target.

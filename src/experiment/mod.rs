@@ -28,3 +28,8 @@ pub use runner::{EvaluationJob, Results, Runner, Together, Training};
 pub use study::{Source, Sources, Study, StudyMethod, Target};
 pub use sweep::{Sweep, SweptRun};
 pub use workers::Workers;
+
+/// A writer of tab-separated values; cells that hold tabs, quotes or ends of lines are quoted.
+fn tab_separated<W: std::io::Write>(to: W) -> csv::Writer<W> {
+    csv::WriterBuilder::new().delimiter(b'\t').from_writer(to)
+}

@@ -130,15 +130,9 @@ pub struct Together<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Together<'a, B> {
-    /// At most `most` runs in a batch, and no more than the device's memory holds.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for none.
-    pub fn new(frozen: &'a Frozen<'a, B>, most: usize) -> Result<Self> {
-        if most == 0 {
-            return Err(Error::setting("--together", "at least 1", "0", ""));
-        }
-        Ok(Self { frozen, most })
+    /// At most `most` runs in a batch, at least one, and no more than the device's memory holds.
+    pub fn new(frozen: &'a Frozen<'a, B>, most: usize) -> Self {
+        Self { frozen, most }
     }
 }
 

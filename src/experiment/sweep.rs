@@ -1,11 +1,12 @@
 //! A sweep: every run of a list, what it came to, and the mean over runs that differ in their seeds alone.
 
-use std::fmt;
+use std::{fmt, io};
 
 use toml::{Table, Value};
 
 use super::progress::Progress;
 use super::runner::{EvaluationJob, Runner, Training, begin_trainings, metrics};
+use super::tab_separated;
 use crate::config::{RunConfig, SETTINGS};
 use crate::data::Split;
 use crate::error::Result;
@@ -90,10 +91,13 @@ impl Sweep {
         groups.into_iter().map(|group| group.into_iter().map(|place| trained[place]).collect()).collect()
     }
 
-    /// The runs as tab-separated values: the name, every setting in which they differ and the method, in the order of the
+    /// Writes the runs as tab-separated values: the name, every setting in which they differ and the method, in the order of the
     /// declaration, steps, validation, each test metric, and mean and standard deviation of them over the runs that differ from this
     /// one in their seeds alone.
-    pub fn table(&self) -> String {
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub fn write_table(&self, to: impl io::Write) -> io::Result<()> {
         let settings = |run: &SweptRun| Table::try_from(&run.config).unwrap_or_default();
         let tables: Vec<Table> = self.runs.iter().map(settings).collect();
         let differs = |key: &str| tables.iter().any(|table| table.get(key) != tables[0].get(key));
@@ -101,16 +105,20 @@ impl Sweep {
         let keys: Vec<&str> = keys.filter(|&key| ["method", "task"].contains(&key) || differs(key)).collect();
         let measures = self.measures();
 
-        let mut head: Vec<String> = vec!["run".into()];
-        head.extend(keys.iter().map(|&key| key.to_owned()));
-        head.extend(["steps".into(), "at step".into()]);
-        head.extend(measures.iter().cloned());
+        let mut table = tab_separated(to);
+        let mut head = vec!["run"];
+        head.extend(&keys);
+        head.extend(["steps", "at step"]);
+        head.extend(measures.iter().map(String::as_str));
         let over_seeds = |of: &String| [format!("{of}: mean"), format!("{of}: standard deviation")];
-        head.extend(measures.iter().flat_map(over_seeds));
-        head.push("runs".into());
+        let over_seeds: Vec<String> = measures.iter().flat_map(over_seeds).collect();
+        head.extend(over_seeds.iter().map(String::as_str));
+        head.push("runs");
+        table.write_record(head)?;
         // Blank where there is no number.
         let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
-        let mut lines = vec![head];
+        // Text without the quotes that TOML has around it.
+        let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         for group in self.repetitions() {
             let mut of_group: Vec<String> = Vec::new();
             for measure in &measures {
@@ -127,16 +135,11 @@ impl Sweep {
                 line.extend([outcome.steps.to_string(), outcome.best_step.to_string()]);
                 line.extend(measures.iter().map(|measure| number(run.measure(measure))));
                 line.extend(of_group.iter().cloned());
-                lines.push(line);
+                table.write_record(line)?;
             }
         }
-        lines.into_iter().map(|line| line.join("\t") + "\n").collect()
+        table.flush()
     }
-}
-
-/// A setting's value as a cell of a table.
-fn shown(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned).replace(['\t', '\n'], " ")
 }
 
 /// Mean and deviation of a measure over the runs that have it; `None` where none has.

@@ -141,7 +141,7 @@ fn evaluate<B: Backend>(backend: &B, checkpoint: &Checkpoint, runs: &[Evaluation
     crate::cli::warn(&frozen.warnings);
     let mut bars = Bars::new()?;
     bars.begin("sources", runs.len() as u64);
-    let evaluated = Together::new(&frozen, 1)?.evaluate(runs, &mut bars);
+    let evaluated = Together::new(&frozen, 1).evaluate(runs, &mut bars);
     bars.finish();
     let mut scores = Vec::with_capacity(runs.len());
     for evaluated in evaluated? {
