@@ -16,8 +16,8 @@ mod run_folder;
 mod runs_beneath;
 mod schedule;
 mod setup;
+mod shared_batch;
 mod step;
-mod sweep;
 mod task_data;
 mod trained_on;
 mod trained_run;
@@ -47,7 +47,7 @@ pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
-pub use sweep::{Member, run_together};
+pub use shared_batch::{Member, run_together};
 pub use task_data::check_data;
 #[cfg(feature = "cli")]
 pub(crate) use task_data::count_training_rows;

@@ -1,4 +1,4 @@
-//! Trained runs, opened to answer with: several of them behind one frozen model, their rows in one batch.
+//! Trained runs, opened to answer with: several of them on one frozen model, their rows in one batch.
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -1,6 +1,6 @@
 //! Processes that train one run together, each on a part of every step's rows.
 //!
-//! Only sums pass between them: label tokens before the backward pass, gradient and losses behind it. A sum is taken in
+//! Only sums pass between them: label tokens before the backward pass, gradient and losses after it. A sum is taken in
 //! the order of ranks on every rank, so all of them hold the same bytes, and the same from run to run.
 
 use crate::error::Result;

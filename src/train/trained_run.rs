@@ -16,7 +16,7 @@ use crate::tasks::Task;
 /// Examples of a batch: forward alone keeps little.
 const BATCH: usize = 64;
 
-/// A trained run's best state, behind its frozen model.
+/// A trained run's best state, with its frozen model.
 pub struct TrainedRun<'a, B: Backend> {
     frozen: &'a Frozen<'a, B>,
     config: RunConfig,
@@ -82,7 +82,7 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         Ok(())
     }
 
-    /// The steps behind which its best state came.
+    /// The steps after which its best state came.
     pub fn best_step(&self) -> u64 {
         self.best_step
     }

@@ -59,7 +59,7 @@ pub struct Outcome {
     /// Metrics that were not defined at the best validation, as [`ValidationRecord::metrics`](crate::train::ValidationRecord::metrics)
     /// names them.
     pub undefined: Vec<String>,
-    /// The step it came behind.
+    /// The step it came after.
     pub best_step: u64,
     /// Numbers that trained.
     pub trained: usize,
@@ -69,7 +69,7 @@ pub struct Outcome {
     pub stopped_early: bool,
 }
 
-/// What is said behind the value of a best validation: of how many `metrics` it is the mean, where it is of several, and which of them
+/// What is said after the value of a best validation: of how many `metrics` it is the mean, where it is of several, and which of them
 /// are `undefined` there.
 pub(crate) fn remark_on_best<'a>(metrics: impl Iterator<Item = &'a String>, undefined: &[String]) -> String {
     let metrics: Vec<&str> = metrics.map(String::as_str).collect();
@@ -77,7 +77,7 @@ pub(crate) fn remark_on_best<'a>(metrics: impl Iterator<Item = &'a String>, unde
     of + &remark_on_undefined(undefined)
 }
 
-/// What is said behind a best validation of the metrics that are `undefined` there; empty for none.
+/// What is said after a best validation of the metrics that are `undefined` there; empty for none.
 fn remark_on_undefined(undefined: &[String]) -> String {
     match undefined {
         [] => String::new(),
@@ -265,7 +265,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.frozen.backend.write_state(&mut self.state, [values, first, second], &updates)
     }
 
-    /// What all runs of the step behind `step` others have in common.
+    /// What all runs of the step after `step` others have in common.
     pub(super) fn shared(&self, step: u64) -> Shared {
         Shared {
             step,

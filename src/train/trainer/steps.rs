@@ -18,7 +18,7 @@ impl<B: Backend> Trainer<'_, B> {
     ///
     /// # Errors
     /// [`Error::NonFinite`] with step and tensor if a loss or gradient is not finite; [`Error::Interrupted`] after a step
-    /// behind which `monitor` says that the run ends; those of the device and of writing the folder.
+    /// after which `monitor` says that the run ends; those of the device and of writing the folder.
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
         self.begin(folder.as_deref_mut())?;
         while !self.is_done() {
@@ -85,7 +85,7 @@ impl<B: Backend> Trainer<'_, B> {
         if let Some(folder) = folder.as_deref_mut() {
             folder.step(record)?;
         }
-        let validates = self.validates_behind(record.step);
+        let validates = self.validates_after(record.step);
         if validates {
             let record = self.validate(monitor)?;
             monitor.validated(&record);
@@ -102,22 +102,22 @@ impl<B: Backend> Trainer<'_, B> {
             }
         }
         match folder {
-            Some(folder) if validates || self.saves_behind(record.step) => self.save_last(folder),
+            Some(folder) if validates || self.saves_after(record.step) => self.save_last(folder),
             _ => Ok(()),
         }
     }
 
-    fn validates_behind(&self, step: u64) -> bool {
+    fn validates_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.validation_interval()) || step == self.steps
     }
 
-    fn saves_behind(&self, step: u64) -> bool {
+    fn saves_after(&self, step: u64) -> bool {
         self.config.save_every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// Whether the state is looked at behind `step`.
-    pub(in crate::train) fn looks_behind(&self, step: u64) -> bool {
-        self.validates_behind(step) || self.saves_behind(step)
+    /// Whether the state is looked at after `step`.
+    pub(in crate::train) fn reads_state_after(&self, step: u64) -> bool {
+        self.validates_after(step) || self.saves_after(step)
     }
 
     pub(in crate::train) fn outcome(&self) -> Outcome {
@@ -153,7 +153,7 @@ impl<B: Backend> Trainer<'_, B> {
         records.pop().ok_or_else(|| failure.unwrap_or_else(nothing))
     }
 
-    /// Issues at most `most` steps, up to the next behind which the state is looked at, and then waits for what they came
+    /// Issues at most `most` steps, up to the next after which the state is looked at, and then waits for what they came
     /// to. If one was not finite, the state is as before it, and the error comes with the records of those before.
     fn stretch(&mut self, most: usize) -> Result<(Vec<StepRecord>, Option<Error>)> {
         let started = Instant::now();
@@ -166,9 +166,9 @@ impl<B: Backend> Trainer<'_, B> {
             let (state, graph_cache) = (&mut self.state, &mut self.graph_cache);
             let own = std::slice::from_ref(&part);
             issued.push(step::issue(self.frozen, &self.mixture, state, graph_cache, &shared, own)?);
-            let behind = part.step + 1;
+            let step = part.step + 1;
             parts.push(part);
-            if self.looks_behind(behind) {
+            if self.reads_state_after(step) {
                 break;
             }
         }
