@@ -64,7 +64,7 @@ fn c_type(layout: &Layout, field: &Field) -> (String, usize, String) {
 }
 
 impl Layout {
-    /// The header with `rules` behind what is generated, and the same as JSON.
+    /// The header with `rules` after what is generated, and the same as JSON.
     ///
     /// # Errors
     /// Two things of one name in C, or a kernel without launch bounds: the file, the line and what was expected there.
@@ -204,7 +204,7 @@ impl Layout {
         }
     }
 
-    /// Adds a struct behind those that it holds.
+    /// Adds a struct after those that it holds.
     fn structure_before(&self, key: (usize, usize), done: &mut Vec<(usize, usize)>) {
         if done.contains(&key) {
             return;

@@ -142,7 +142,7 @@ impl Layout {
         self.files[file].refuse(token.line, "an integer, or the name of one that is known here", name)
     }
 
-    /// Reads a struct, and those in it and behind its pointers.
+    /// Reads a struct, and those in it and after its pointers.
     fn lay_out(&mut self, key: (usize, usize), depth: usize) -> Result<(usize, usize), String> {
         if let Some(known) = self.structs.get(&key) {
             return Ok((known.size, known.alignment));
@@ -154,7 +154,7 @@ impl Layout {
         }
         let mut at = Cursor { file: &file.name, tokens: &body.tokens, at: 0 };
         at.expect("{")?;
-        let (mut fields, mut size, mut behind) = (Vec::new(), 0, Vec::new());
+        let (mut fields, mut size, mut after) = (Vec::new(), 0, Vec::new());
         let stated = match &body.alignment {
             Some(value) => self.value(key.0, value, 0)?,
             None => 1,
@@ -173,7 +173,7 @@ impl Layout {
             let (one, aligned) = match field.kind {
                 Kind::Number(_, bytes) => (bytes, bytes),
                 Kind::Address(of) => {
-                    behind.extend(of);
+                    after.extend(of);
                     (8, 8)
                 }
                 Kind::Struct(file, place) => self.lay_out((file, place), depth + 1)?,
@@ -196,7 +196,7 @@ impl Layout {
             return file.refuse(body.line, &expected, &found);
         }
         self.structs.insert(key, Struct { name: body.name, fields, size, alignment, asked });
-        for key in behind {
+        for key in after {
             self.lay_out(key, 0)?;
         }
         Ok((size, alignment))

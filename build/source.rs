@@ -58,7 +58,7 @@ pub(super) struct Enum {
     pub(super) values: Vec<(String, Value)>,
 }
 
-/// A struct's name, and the tokens behind it up to its closing brace.
+/// A struct's name, and the tokens after it up to its closing brace.
 #[derive(Clone, Debug)]
 pub(super) struct Body {
     pub(super) name: String,
@@ -85,7 +85,7 @@ pub(super) struct File {
     pub(super) enums: Vec<Enum>,
     pub(super) structs: Vec<Body>,
     pub(super) kernels: Vec<Entry>,
-    /// What stands behind the code of a line.
+    /// What stands after the code of a line.
     pub(super) comments: BTreeMap<usize, String>,
 }
 

@@ -158,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32(AttentionArgumen
         const float* const q = static_cast<const float*>(arguments.q) + (tile.query_row + query) * arguments.q_stride + head * width;
         float most = -INFINITY, sum = 0.0f, out[LANE_PARTS] = {};
         for (int first = 0; first < tile.keys; first += 32) {
-            // Every lane works, one behind the last key on that: a warp that shuffles must not part.
+            // Every lane works, one past the last key on the last: a warp that shuffles must not part.
             const int key = first + lane, safe = min(key, tile.keys - 1);
             const float product = dot_f32(q, k + static_cast<int64_t>(safe) * arguments.kv_stride, width);
             const float added = bias_f32(arguments, head, query, key);

@@ -31,7 +31,7 @@ struct AttentionArguments {
     int causal;
     int inner_parts;         // 2 where queries and keys are the same rows, 1 where only the queries' part is wanted
     float softmax_scale;     // of q · k: 1, or 1 / sqrt(K)
-    int key_tiles;           // of backward: so many blocks in x are of tiles of keys, those behind them of tiles of queries
+    int key_tiles;           // of backward: so many blocks in x are of tiles of keys, those after them of tiles of queries
 };
 
 // The example and first row of a tile, and where its rows lie.
@@ -121,8 +121,8 @@ __device__ __forceinline__ void weighted_rows(float (&to)[Width / 8][4], const f
     }
 }
 
-// Starts copying 64 rows of a head's `width` columns, from `column` on, to a tile: `rows` rows from packed row `row` on, zeros behind them
-// and behind the width.
+// Starts copying 64 rows of a head's `width` columns, from `column` on, to a tile: `rows` rows from packed row `row` on, zeros after them
+// and after the width.
 template <int Width>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const void* matrix, int64_t row, int rows, int stride, int column, int width) {
     constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks;

@@ -45,7 +45,7 @@ template <int Width> struct FewColumns {
     }
 };
 
-// A head's rows of a matrix, where the lane's columns begin. A lane whose columns lie behind the width has the last ones once more.
+// A head's rows of a matrix, where the lane's columns begin. A lane whose columns lie after the width has the last ones once more.
 template <int Width> struct FewRows {
     const bf16* first[Width / 64];
     int stride;
@@ -65,7 +65,7 @@ template <int Width> struct FewRows {
         for (int i = 0; i < Width / 64; ++i) columns.part[i] = load_columns<8>(first[i] + static_cast<int64_t>(row) * stride);
         return columns;
     }
-    // Zeros behind the width: a product of rows then counts each column once.
+    // Zeros after the width: a product of rows then counts each column once.
     __device__ __forceinline__ FewColumns<Width> load_within(int row, int width) const {
         FewColumns<Width> columns = load(row);
 #pragma unroll

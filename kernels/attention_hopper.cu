@@ -31,13 +31,13 @@ struct WarpgroupProducts {
         const uint64_t b = describe_operand(right + from * 128, 16, 1024);
         multiply_own<false>(to, left.step[0], b);
 #pragma unroll
-        for (int step = 1; step < STEPS; ++step) multiply_own<true>(to, left.step[step], operand_behind(b, step * 32));
+        for (int step = 1; step < STEPS; ++step) multiply_own<true>(to, left.step[step], operand_after(b, step * 32));
     }
     template <int Blocks> static __device__ __forceinline__ void issue(float (&to)[Blocks * 4], uint32_t left, uint32_t right, int from) {
         const uint64_t a = describe_operand(left, 16, 1024), b = describe_operand(right + from * 128, 16, 1024);
         multiply_32<false>(to, a, b);
 #pragma unroll
-        for (int step = 1; step < STEPS; ++step) multiply_32<true>(to, operand_behind(a, step * 32), operand_behind(b, step * 32));
+        for (int step = 1; step < STEPS; ++step) multiply_32<true>(to, operand_after(a, step * 32), operand_after(b, step * 32));
     }
     // The warp's weights as left operands, a stretch of 16 rows each.
     template <int Blocks> static __device__ __forceinline__ void pack(uint32_t (&to)[Blocks / 2][4], const float (&weights)[Blocks][4]) {
@@ -56,7 +56,7 @@ struct WarpgroupProducts {
     static __device__ __forceinline__ void issue_weighted(float (&to)[32], const uint32_t (&weights)[Steps][4], uint32_t tile, int from) {
         const uint64_t rows = describe_operand(tile + from * 128, TILE_BYTES, 1024);
 #pragma unroll
-        for (int step = 0; step < Steps; ++step) multiply_own_across(to, weights[step], operand_behind(rows, step * 2048));
+        for (int step = 0; step < Steps; ++step) multiply_own_across(to, weights[step], operand_after(rows, step * 2048));
     }
     static __device__ __forceinline__ void end() {
         commit_products();

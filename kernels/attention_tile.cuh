@@ -1,6 +1,6 @@
 // The blocks of attention in bf16, a tile of 64 rows and a head each: forward, d_q, and d_k with d_v. Products are those of the device:
 //
-//   show_copies        has products see what this thread's copies wrote, before the barrier behind which they are made
+//   show_copies        has products see what this thread's copies wrote, before the barrier after which they are made
 //   Rows, hold         the warps' own rows of a tile as left operands of many products, which no other warp reads
 //   by_rows            a warp's 16 rows of a tile, or held, by rows of another, from a row on: sums over the width
 //   two_by_rows        two such products
@@ -11,7 +11,7 @@
 
 namespace promptmix {
 
-// Bytes of shared memory behind the tiles: with dropout two masks of 64x64 bits; of d_k and d_v log_sum_exp and delta of two
+// Bytes of shared memory after the tiles: with dropout two masks of 64x64 bits; of d_k and d_v log_sum_exp and delta of two
 // stages of queries; then the bias.
 constexpr int MASK_BYTES = 64 * 8;
 constexpr int SIDE_BYTES = 4 * 64 * 4;
@@ -122,7 +122,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
     typename Products::Rows own_rows;
     const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
-    // Only the last stage has keys that do not exist, or that lie behind a query.
+    // Only the last stage has keys that do not exist, or that lie after a query.
     int left[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -240,7 +240,7 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
     float d_q[Width / 8][4] = {};
     typename Products::Rows own_rows, own_d_o;
     const float* const own = bias_of_zero(table, arguments.max_distance) - (warp_row + lane / 4) + lane % 4 * 2;
-    // Only the last stage has keys that do not exist, or that lie behind a query.
+    // Only the last stage has keys that do not exist, or that lie after a query.
     int left[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -366,8 +366,8 @@ template <typename Products, int Width, bool Dropped> __device__ __forceinline__
         const int query = stage * 64 + threadIdx.x / 2, lane_of_pair = threadIdx.x % 2;
         const float* const of_query = lane_of_pair == 0 ? arguments.log_sum_exp : arguments.delta;
         const float value = of_query[(tile.query_row + min(query, tile.queries - 1)) * arguments.heads + head];
-        const float behind = lane_of_pair == 0 ? INFINITY : 0.0f;
-        of_queries[threadIdx.x] = query < tile.queries ? value * (lane_of_pair == 0 ? LOG2_E : 1.0f) : behind;
+        const float after = lane_of_pair == 0 ? INFINITY : 0.0f;
+        of_queries[threadIdx.x] = query < tile.queries ? value * (lane_of_pair == 0 ? LOG2_E : 1.0f) : after;
         wait_for_copies<0>();
         Products::show_copies();
         __syncthreads();

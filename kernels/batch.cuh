@@ -46,7 +46,7 @@ struct Descriptor {
 };
 
 // A tile of rows of one example, with all that a block asks of the descriptor: its loads do not wait for each other. Entries
-// behind the last have no example.
+// after the last have no example.
 struct TileEntry {
     int example;             // or -1
     int first;               // its first row within the example

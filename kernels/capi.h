@@ -86,7 +86,7 @@ promptmix_result promptmix_linear_forward(promptmix_kernels *kernels, promptmix_
 promptmix_result promptmix_linear_backward(promptmix_kernels *kernels, promptmix_linear *linear, promptmix_device_pointer d_z,
                                            promptmix_device_pointer weight, promptmix_device_pointer d_a);
 
-// Cross entropy of labelled rows behind a frozen lm_head [vocabulary, width] of bf16, without stored logits. `labels` and `weights`
+// Cross entropy of labelled rows through a frozen lm_head [vocabulary, width] of bf16, without stored logits. `labels` and `weights`
 // are [rows] in host memory; weights are what a row's loss counts in the gradient, NULL for 1.
 typedef struct promptmix_cross_entropy promptmix_cross_entropy;
 promptmix_result promptmix_cross_entropy_create(promptmix_kernels *kernels, const uint32_t *labels, const float *weights, int32_t rows,

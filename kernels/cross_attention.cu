@@ -116,7 +116,7 @@ __device__ __forceinline__ void store_gradients(const CrossArguments& arguments,
     }
 }
 
-// Starts copying `rows` of at most 16·fragments rows and 64 columns, zeros behind what exists.
+// Starts copying `rows` of at most 16·fragments rows and 64 columns, zeros after what exists.
 template <int Width>
 __device__ __forceinline__ void copy_rows(uint32_t to, const bf16* from, int rows, int64_t stride, int width, int fragments) {
     constexpr int Chunks = Width / 8, AtOnce = 128 / Chunks;

@@ -99,7 +99,7 @@ __device__ __forceinline__ float row_sum(float value) {
 }
 
 // The maximum of a row's scores of a tile, and their sum of exponentials above it, by the eight lanes that have eight of them each, from
-// `key` on; those behind the last key become -inf.
+// `key` on; those after the last key become -inf.
 __device__ __forceinline__ float2 sum_of_scores(Columns<8>& scores, int key, int keys) {
     float most = -INFINITY, sum = 0.0f;
 #pragma unroll
@@ -135,7 +135,7 @@ __device__ __forceinline__ void find_gradients(Columns<8>& ds, Columns<8>& p, co
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const float share = __expf(p.value[i] - log_sum_exp);
-        // What the product has behind the last key may be anything.
+        // What the product has after the last key may be anything.
         ds.value[i] = key + i < keys ? share * (ds.value[i] * factor.value[i] - delta) : 0.0f;
         p.value[i] = share * factor.value[i];
     }

@@ -97,7 +97,7 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
         }
     }
     const int rows = batch.rows(DECODER);
-    // The row that this thread finishes eight columns of. Nobody wrote partial sums of rows behind the batch's.
+    // The row that this thread finishes eight columns of. Nobody wrote partial sums of rows after the batch's.
     const int row = part * (ROWS / CLUSTER) + thread / LANES, chunk = thread % LANES;
     float r = 1.0f;
     if (!Across) {
@@ -252,7 +252,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
         delta = delta_of(of, pairs.row + first_row + row, there);
     }
     __syncthreads();
-    // Waits for a copy of a tile's stretches, and says where it lies. Behind an example's last row lie the next one's, or what nobody
+    // Waits for a copy of a tile's stretches, and says where it lies. After an example's last row lie the next one's, or what nobody
     // wrote, of which even no part is too much.
     const auto land = [&](int copy, int tile, int first, int end) {
         const int turn = again ? copy / stages : 0, place = copy - turn * stages;

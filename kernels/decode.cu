@@ -42,7 +42,7 @@ template <typename T> __device__ __forceinline__ void decode(const DecodeArgumen
     const float* const bias = arguments.bias + static_cast<int64_t>(head) * (2 * arguments.max_distance + 1);
     float most = -INFINITY, sum = 0.0f, out[LANE_PARTS] = {};
     for (int first = 0; first <= arguments.position; first += 32) {
-        // Every lane works, one behind the position on that: a warp that shuffles must not part.
+        // Every lane works, one past the position on the position itself: a warp that shuffles must not part.
         const int key = first + lane, safe = min(key, arguments.position);
         const T* const k = cache + safe * 2 * total;
         float product = 0.0f;

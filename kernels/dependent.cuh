@@ -4,8 +4,8 @@
 
 namespace promptmix {
 
-// Waits until the launches before are done and all that they wrote is there, and lets the launch behind this one begin: its blocks start
-// where these leave room, and wait here in turn. Every kernel calls it, as what is behind waits for this launch alone. Before the
+// Waits until the launches before are done and all that they wrote is there, and lets the launch after this one begin: its blocks start
+// where these leave room, and wait here in turn. Every kernel calls it, as what is after waits for this launch alone. Before the
 // call a kernel may fill its shared memory, and neither read nor write what others do.
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -4,7 +4,7 @@
 //   backward   C = A W      A [m, k], W [k, n]: the same stored weight, read the other way
 //
 // Epilogues, with r = 1 / rms of the row from its partial sums of squares:
-//   project        z = r·C                                        a projection behind a folded norm
+//   project        z = r·C                                        a projection after a folded norm
 //   relu           a = max(r·C, 0)·mask; one bit an element: positive and kept
 //   add            x' = x + mask(C); its bf16 copy and its partial sums of squares: the end of a sublayer
 //   plain          C in the operand format

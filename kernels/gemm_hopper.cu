@@ -15,7 +15,7 @@
 //
 // Grid: at most a block a multiprocessor. Each cluster takes the pairs of tiles of 128x192 or 128x128 that are the clusters' number apart;
 // all columns of a pair of rows of tiles follow one another, so that A comes from memory once and W stays in the cache. The true
-// number of rows is the batch's. Where rows of tiles are odd, the last has an empty one below it. Rows behind it and columns behind n are multiplied by whatever is there and not stored: a row of A meets its own row
+// number of rows is the batch's. Where rows of tiles are odd, the last has an empty one below it. Rows after it and columns after n are multiplied by whatever is there and not stored: a row of A meets its own row
 // of C alone. Beyond the matrices copies bring zeros.
 // Bytes: A once for every 192 or 128 columns, W once for every 256 rows, C once, and what the epilogue reads and writes.
 // Backward keeps nothing but what the epilogues leave.
@@ -39,7 +39,7 @@ constexpr int CLUSTER = 2;  // blocks
 constexpr int BOTH = (1 << CLUSTER) - 1;
 constexpr int BYTES_A = ROWS * DEPTH * 2;
 constexpr int BYTES_ROW_INFO = 20;
-constexpr int PADDING = 8;  // columns behind each row of the tile that the epilogue reads
+constexpr int PADDING = 8;  // columns after each row of the tile that the epilogue reads
 // Of dynamic shared memory: the stages, the tile, what is known of its rows, and a full and an empty barrier a stage.
 constexpr int SHARED = STAGES * (BYTES_A + COLUMNS * DEPTH * 2 + 16) + ROWS * ((COLUMNS + PADDING) * 4 + BYTES_ROW_INFO);
 constexpr int NARROW_SHARED =
@@ -101,7 +101,7 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
                     expect_bytes(barrier, BytesStage);
                     copy_box(to, arguments.a, barrier, depth, row);
                     if (Backward) {
-                        // Half of k. Boxes behind n bring zeros.
+                        // Half of k. Boxes after n bring zeros.
                         const int half = block * (DEPTH / CLUSTER);
 #pragma unroll 1
                         for (int i = 0; i < Columns / 64; ++i) {
@@ -136,8 +136,8 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
 #pragma unroll
                 for (int step = 0; step < DEPTH / 16; ++step) {
                     // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-                    const uint64_t b_of_step = operand_behind(b, step * (Backward ? 2048 : 32));
-                    multiply<Columns, Backward>(sums, operand_behind(a, step * 32), b_of_step, stretch + step);
+                    const uint64_t b_of_step = operand_after(b, step * (Backward ? 2048 : 32));
+                    multiply<Columns, Backward>(sums, operand_after(a, step * 32), b_of_step, stretch + step);
                 }
                 commit_products();
                 wait_for_products<1>();
@@ -151,7 +151,7 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
             float* const to = sums_of_tile + own_row * Stride + thread % 4 * 2;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                // What lies in A behind the batch's rows nobody wrote.
+                // What lies in A after the batch's rows nobody wrote.
                 if (first_row + own_row + half * 8 < rows) {
 #pragma unroll
                     for (int i = 0; i < Columns / 8; ++i) {

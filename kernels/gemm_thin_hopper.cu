@@ -13,7 +13,7 @@
 // order, which is the same whatever came first, and runs the epilogue on them.
 //
 // Grid: x over columns, y over rows, z over parts of k, 4 or 8, which are a cluster. The true number of rows is the batch's; surplus
-// blocks exit. Rows behind it are multiplied by whatever is there and not stored: a row of A meets its own row of C alone.
+// blocks exit. Rows after it are multiplied by whatever is there and not stored: a row of A meets its own row of C alone.
 // Bytes: A once for every 64 columns, W once for every 64 rows, C once, and what the epilogue reads and writes; parts of C between
 // the multiprocessors alone.
 // Backward keeps nothing but what the epilogues leave.
@@ -83,7 +83,7 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
 #pragma unroll 1
         for (int stage = 0; stage < min(count, STAGES); ++stage) bring(stage, stage);
     }
-    // The rows that this block finishes, eight lanes each. Nobody wrote those behind the batch's number of rows.
+    // The rows that this block finishes, eight lanes each. Nobody wrote those after the batch's number of rows.
     const int rows = batch.rows(of.side, of.scope);
     const int own_rows = ROWS / parts, own_row = thread / LANES, tile_row = part * own_rows + own_row;
     const int a_row = first_row + tile_row, column = first_column + thread % LANES * PACKED_COLUMNS;

@@ -102,7 +102,7 @@ __device__ __forceinline__ uint64_t describe_operand(uint32_t start, uint32_t le
            static_cast<uint64_t>(stride >> 4) << 32 | 1ull << 62;
 }
 // The same operand so many bytes, a multiple of 16, further on.
-__device__ __forceinline__ uint64_t operand_behind(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
+__device__ __forceinline__ uint64_t operand_after(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
 // Orders what this warp did with the registers of sums before the products that follow.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

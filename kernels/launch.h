@@ -1,6 +1,6 @@
 // How the kernels are launched: blocks, threads and shared memory of each, and the batch descriptor that they read.
 //
-// The build puts this behind the generated structs of promptmix.h; it is C11 and C++17. The launchers in src/backend/cuda/ops
+// The build puts this after the generated structs of promptmix.h; it is C11 and C++17. The launchers in src/backend/cuda/ops
 // follow the same rules, and tests/export.rs compares them launch by launch.
 
 // A launch: cuLaunchKernel(function, grid[0], grid[1], grid[2], block, 1, 1, shared, stream, arguments, NULL), where `arguments`
@@ -77,7 +77,7 @@ static inline int32_t promptmix_batch_longest(const promptmix_batch *batch) {
     return longest;
 }
 
-// The place of an array of the descriptor behind those before, from 16 bytes on.
+// The place of an array of the descriptor after those before, from 16 bytes on.
 static inline int32_t promptmix_batch_place(int64_t *end, int64_t length) {
     const int64_t start = (*end + 3) / 4 * 4;
     *end = start + length;
@@ -344,7 +344,7 @@ static inline void promptmix_gemm_tile_size(promptmix_gemm_tile tile, int64_t *r
     *columns = tile == PROMPTMIX_GEMM_LARGE || tile == PROMPTMIX_GEMM_MEDIUM ? 128 : 64;
 }
 
-// Numbers of the field `counters`, zeros before a launch and behind it, for a product of so many rows whose depth is cut into `parts`.
+// Numbers of the field `counters`, zeros before a launch and after it, for a product of so many rows whose depth is cut into `parts`.
 static inline int64_t promptmix_gemm_counters(promptmix_gemm_tile tile, int32_t parts, int64_t rows, int64_t columns) {
     int64_t tile_rows, tile_columns;
     promptmix_gemm_tile_size(tile, &tile_rows, &tile_columns);

@@ -55,7 +55,7 @@ constexpr int TILE_BYTES = WORDS * WARP_COLUMNS * 2;
 constexpr int MAX_WARPS = 8;       // of a block, and so columns of which it holds the weighted sum
 constexpr int MAX_RANGES = 256;    // that a row's parts are joined of
 
-// A warp's columns of 32 rows, as left operands; zeros behind what exists.
+// A warp's columns of 32 rows, as left operands; zeros after what exists.
 __device__ __forceinline__ void load_hidden(uint32_t (&to)[2][8][4], const bf16* hidden, int rows, int column, int width) {
     const int lane = threadIdx.x % 32;
 #pragma unroll

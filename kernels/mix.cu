@@ -177,7 +177,7 @@ __device__ __forceinline__ void products(const float* matrix, int rows, const fl
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int first = warp; first < rows; first += SCORE_WARPS * DOTS) {
         float sums[DOTS] = {};
-        // All loads come before the first sum. Columns behind the last are the last once more and count nothing: a loop that ends early
+        // All loads come before the first sum. Columns after the last are the last once more and count nothing: a loop that ends early
         // would wait for its last columns one by one.
         for (int start = lane; start < width; start += 32 * AT_ONCE) {
             float of_x[AT_ONCE], of_row[AT_ONCE][DOTS];
@@ -364,7 +364,7 @@ extern "C" __global__ void __launch_bounds__(MIXED_THREADS) mix_rows(MixArgument
                 if (starts[b] != held) {
                     held = starts[b];
                     const float* const from = m.values + held + static_cast<int64_t>(row) * m.width + column;
-                    // States are stacked without gaps: behind one of an odd length the next begins anywhere.
+                    // States are stacked without gaps: after one of an odd length the next begins anywhere.
                     p = m.state_length % 4 == 0 ? load4(from) : make_float4(from[0], from[1], from[2], from[3]);
                 }
                 z[b].x = fmaf(own, p.x, z[b].x);

@@ -53,7 +53,7 @@ struct OptimizerArguments {
     const float* gradient;
     float* first_moment;
     float* second_moment;
-    double* partials;          // [runs, blocks], and behind them [runs]: the norms
+    double* partials;          // [runs, blocks], and after them [runs]: the norms
     int* counters;             // [runs, COUNTERS], zero before and after: blocks of either kernel that are done
     const Segment* segments;
     const Settings* settings;  // [runs]

@@ -43,7 +43,7 @@ static_assert(ROWS == WARPS * MAX_ROWS && COLUMNS == 64, "a warp's rows of a til
 // Of x and the three parts' weights.
 constexpr int BYTES_WIDE_STAGE = (1 + PARTS) * BYTES_OPERAND;
 constexpr int MAX_WIDE_STAGES = 4;
-// Of dynamic shared memory the stages come first, where the sums are after that. Behind them, forward: tiles of q, k and v of the
+// Of dynamic shared memory the stages come first, where the sums are after that. After them, forward: tiles of q, k and v of the
 // block's examples, masks, r of each row, and a barrier.
 constexpr int FORWARD_MASKS_FROM = PARTS * BYTES_OPERAND;
 constexpr int RECIPROCALS_FROM = FORWARD_MASKS_FROM + WARPS * MASK_BYTES;
@@ -65,11 +65,11 @@ struct Stretches {
     }
 };
 
-// Where a warp's row lies in a tile: few rows one behind the other, others as the tensor cores' operands do.
+// Where a warp's row lies in a tile: few rows one after the other, others as the tensor cores' operands do.
 __device__ __forceinline__ uint32_t place_of_row(const Short& of, int row, int chunk) {
     return of.rows > FEW_ROWS ? swizzled<COLUMNS>(of.warp_row + row, chunk) : (of.warp_row + row) * COLUMNS * 2 + chunk * 16;
 }
-// Rows of a tile that are looked at, four at once: those behind an example's last are zeros.
+// Rows of a tile that are looked at, four at once: those after an example's last are zeros.
 __device__ __forceinline__ int rows_to_fill(const Short& of) { return of.rows > FEW_ROWS ? MAX_ROWS : FEW_ROWS; }
 __device__ __forceinline__ FewRows<COLUMNS> few_rows(const unsigned char* tile, const Short& of) {
     return FewRows<COLUMNS>(reinterpret_cast<const bf16*>(tile) + of.warp_row * COLUMNS, COLUMNS, COLUMNS);
@@ -120,11 +120,11 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
     const uint32_t thread = threadIdx.x, warp = thread / 32, chunk = thread % LANES;
     const int parts = gridDim.x, head = blockIdx.y, heads = attention.heads, depth = arguments.depth;
     const Stretches stretches(depth);
-    const int behind = max(arguments.stages * BYTES_WIDE_STAGE, PARTS * BYTES_SUMS);
-    unsigned char* const tiles = shared + behind;
+    const int after = max(arguments.stages * BYTES_WIDE_STAGE, PARTS * BYTES_SUMS);
+    unsigned char* const tiles = shared + after;
     uint8_t* const bits = tiles + FORWARD_MASKS_FROM + warp * MASK_BYTES;
     float* const reciprocals = reinterpret_cast<float*>(tiles + RECIPROCALS_FROM) + warp * MAX_ROWS;
-    const uint32_t base = shared_address(shared), barrier = base + behind + FORWARD_BARRIER_FROM;
+    const uint32_t base = shared_address(shared), barrier = base + after + FORWARD_BARRIER_FROM;
     if (thread == 0) {
         start_barrier(barrier, 1);
         fence_barriers();
@@ -174,7 +174,7 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
             const uint64_t a = describe_operand(left, 16, 1024), b = describe_operand(left + BYTES_OPERAND, 16, 1024);
 #pragma unroll
             for (int step = 0; step < DEPTH / 16; ++step) {
-                multiply_192<false>(sums, operand_behind(a, step * 32), operand_behind(b, step * 32), i + step > 0);
+                multiply_192<false>(sums, operand_after(a, step * 32), operand_after(b, step * 32), i + step > 0);
             }
         }
         commit_products();
@@ -252,11 +252,11 @@ template <bool Dropped> __device__ __forceinline__ void backward(const SelfAtten
     const uint32_t thread = threadIdx.x, warp = thread / 32, chunk = thread % LANES;
     const int parts = gridDim.x, head = blockIdx.y, stages = arguments.stages;
     const Stretches stretches(arguments.depth);
-    const int behind = max(stages * BYTES_STAGE, (BYTES_SUMS + 1023) / 1024 * 1024);
-    unsigned char* const tiles = shared + behind;
+    const int after = max(stages * BYTES_STAGE, (BYTES_SUMS + 1023) / 1024 * 1024);
+    unsigned char* const tiles = shared + after;
     unsigned char* const d_o = tiles + PARTS * BYTES_OPERAND;
     uint8_t* const bits = tiles + MASKS_FROM + warp * MASK_BYTES;
-    const uint32_t base = shared_address(shared), full = base + behind + STAGE_BARRIERS_FROM;
+    const uint32_t base = shared_address(shared), full = base + after + STAGE_BARRIERS_FROM;
     const auto bring = [&](int stage, int stretch) {
         const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
         const int row = (stretches.first + stretch) * DEPTH;

@@ -9,7 +9,7 @@ constexpr int MASK_BYTES = MAX_ROWS * 2;  // of a warp: a bit a query and key
 constexpr int TURNED_STRIDE = 48;  // bytes from row to row of probabilities: eight rows fall on all banks
 constexpr int TURNED_BYTES = MAX_ROWS * TURNED_STRIDE;
 
-// Starts copying a warp's rows, zeros behind the last and behind `width`.
+// Starts copying a warp's rows, zeros after the last and after `width`.
 template <int Width> __device__ __forceinline__ void copy_short(uint32_t tile, const void* from, int stride, const Short& of, int width) {
     constexpr int Chunks = Width / 8, AtOnce = 32 / Chunks;
     const int lane = threadIdx.x % 32, chunk = lane % Chunks;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void short_biases(float (&to)[2][4], const AttentionA
     }
 }
 
-// Which keys each query keeps: a lane draws for eight keys of a query. Read behind a warp's barrier.
+// Which keys each query keeps: a lane draws for eight keys of a query. Read after a warp's barrier.
 __device__ __forceinline__ void draw_short(uint8_t* bits, const AttentionArguments& arguments, const Batch& batch, const Short& of) {
     const int lane = threadIdx.x % 32;
     const MaskRow row(arguments.mask, batch, of.example, lane / 2, of.head);

@@ -37,7 +37,7 @@ template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&
 #pragma unroll
     for (int step = 1; step < DEPTH / 16; ++step) {
         // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
-        multiply_64<Across>(sums, operand_behind(a, step * 32), operand_behind(b, step * (Across ? 2048 : 32)));
+        multiply_64<Across>(sums, operand_after(a, step * 32), operand_after(b, step * (Across ? 2048 : 32)));
     }
 }
 
@@ -77,7 +77,7 @@ __device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], u
 // Where chunk `chunk` of row `row` lies as a tensor copy with 128-byte swizzle would have it.
 __device__ __forceinline__ uint32_t operand_place(int row, int chunk) { return row * (DEPTH * 2) + ((chunk ^ (row & 7)) << 4); }
 
-// Writes a part's sums to the tile of f32 at the start of `tile`, and, if all of its rows will be read, zeros behind its `rows` rows: what
+// Writes a part's sums to the tile of f32 at the start of `tile`, and, if all of its rows will be read, zeros after its `rows` rows: what
 // lies in A there nobody wrote.
 template <bool All = true> __device__ __forceinline__ void store_sums(float* tile, const float (&sums)[COLUMNS / 2], int rows) {
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;

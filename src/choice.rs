@@ -7,7 +7,7 @@ pub trait Choice: Sized {
 }
 
 /// Declares an enum whose variants have names, with `name()`, [`Choice`], `FromStr` and serde by those names. What stands
-/// behind `=` after the enum's name is its default.
+/// after `=` after the enum's name is its default.
 macro_rules! choices {
     (
         $(#[doc = $about:literal])+

@@ -92,7 +92,7 @@ fn paths(text: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// Adds the paths that `text` begins with, behind `before`, and gives back what follows them.
+/// Adds the paths that `text` begins with, after `before`, and gives back what follows them.
 fn branches<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
     let text = text.trim_start();
     if let Some(mut rest) = text.strip_prefix('{') {
@@ -101,11 +101,11 @@ fn branches<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) 
             if let Some(rest) = rest.strip_prefix('}') {
                 return rest;
             }
-            let behind = branches(rest, before, paths);
+            let after = branches(rest, before, paths);
             // Past a comma, and past `as name`.
-            match behind.find([',', '}', ';']) {
-                Some(at) if !behind[at..].starts_with(';') => rest = behind[at..].trim_start_matches(','),
-                _ => return behind,
+            match after.find([',', '}', ';']) {
+                Some(at) if !after[at..].starts_with(';') => rest = after[at..].trim_start_matches(','),
+                _ => return after,
             }
         }
     }
@@ -122,7 +122,7 @@ fn branches<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) 
     }
 }
 
-/// The modules that a file names behind `crate::`.
+/// The modules that a file names after `crate::`.
 fn used(text: &str) -> BTreeSet<String> {
     let of_crate = paths(text).into_iter().filter(|path| path[0] == "crate");
     let modules = of_crate.filter_map(|path| path.into_iter().nth(1));

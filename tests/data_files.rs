@@ -280,7 +280,7 @@ fn a_broken_array_says_where() {
         ("[{\"a\": 1},]", "expected an entry"),
         ("[,{\"a\": 1}]", "expected an entry"),
         ("[\n{\"a\": 1\n\n", "line 2: expected the end of the entry"),
-        ("[{\"a\": 1}]\n[{\"a\": 1}]", "line 2: expected nothing behind the array"),
+        ("[{\"a\": 1}]\n[{\"a\": 1}]", "line 2: expected nothing after the array"),
         ("[{\"a\": 1} {\"a\": 2}]", "trailing characters"),
         ("[1, 2]", "found \"1\""),
         ("[{\"a\": }]", "expected value"),
@@ -366,7 +366,7 @@ fn a_header_without_rows_and_a_file_by_another_format_s_name_are_said_to_be_that
         [("f.csv", "text,label\n"), ("f.tsv", "text\tlabel\n\n"), ("f.csv", "sep=;\na;b\n")]
     {
         let message = read(name, content).unwrap_err();
-        assert!(message.contains("a header and nothing behind it"), "{message}");
+        assert!(message.contains("a header and nothing after it"), "{message}");
         assert!(!message.contains("empty"), "{message}");
     }
     assert!(read("f.csv", "\n").unwrap_err().contains("the file is empty"));
@@ -413,7 +413,7 @@ fn what_gzip_compressed_is_read_by_any_name() {
     ] {
         assert_eq!(texts(name, gzip(content.as_bytes())), ["a", "b"], "{name}");
     }
-    // Members behind one another are one file, and a name alone compresses nothing.
+    // Members after one another are one file, and a name alone compresses nothing.
     let two = [gzip(b"{\"text\": \"a\"}\n"), gzip(b"{\"text\": \"b\"}\n")].concat();
     assert_eq!(texts("f.jsonl.gz", two), ["a", "b"]);
     assert_eq!(texts("f.jsonl.gz", rows), ["a", "b"]);

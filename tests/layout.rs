@@ -91,7 +91,7 @@ fn constants_and_enums_are_computed() {
                 constexpr int BELOW = -1, MASK = 0x10u << 2, THOUSAND = 1'000, HALF = THOUSAND >> 1;\n\
                 void f() { constexpr int WITHIN = 7; }\n\
                 template <int N> struct Many { int of[N]; };\n\
-                enum Kind : int { NO_ROW = BELOW, ROW, LAST_ROW = B, BEHIND };\n\
+                enum Kind : int { NO_ROW = BELOW, ROW, LAST_ROW = B, AFTER };\n\
                 constexpr int FIRST = LAST_ROW + 1;";
     let rust = of(&[("one.cu", text)]).expect("a layout");
     for line in [
@@ -103,8 +103,8 @@ fn constants_and_enums_are_computed() {
         "NoRow = -1,",
         "Row = 0,",
         "LastRow = 7,",
-        "Behind = 8,",
-        "pub const ALL: [Self; 4] = [Self::NoRow, Self::Row, Self::LastRow, Self::Behind, ];",
+        "After = 8,",
+        "pub const ALL: [Self; 4] = [Self::NoRow, Self::Row, Self::LastRow, Self::After, ];",
         "pub const FIRST: usize = 8;",
     ] {
         assert!(rust.lines().any(|found| found == line), "{line} in:\n{rust}");

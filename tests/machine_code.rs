@@ -101,8 +101,8 @@ fn outer_loops<'a>(kernel: &'a [Instruction], name: &str) -> Vec<&'a [Instructio
     with.sort_by_key(|body| (body[0].place, std::cmp::Reverse(body.len())));
     let mut outer: Vec<&[Instruction]> = Vec::new();
     for body in with {
-        let behind = outer.last().is_none_or(|last| last.last().is_some_and(|end| end.place < body[0].place));
-        if behind {
+        let after = outer.last().is_none_or(|last| last.last().is_some_and(|end| end.place < body[0].place));
+        if after {
             outer.push(body);
         }
     }
@@ -283,7 +283,7 @@ fn the_main_loops_of_attention() {
                 for divergent in ["BSSY", "BSYNC", "WARPSYNC"] {
                     assert_eq!(count(body, divergent), 0, "{name} on {architecture}: {divergent}");
                 }
-                // The only calls that may be are how ptxas leaves a loop: over the branch back, to what stands behind it.
+                // The only calls that may be are how ptxas leaves a loop: over the branch back, to what stands after it.
                 let calls = body.iter().filter(|one| one.name.starts_with("CALL"));
                 for call in calls {
                     assert_eq!(

@@ -231,7 +231,7 @@ fn a_footer_that_miscounts_is_refused_by_whoever_reads_it() {
     write(&path, 0, 3, Compression::SNAPPY);
     let good = std::fs::read(&path).expect("read");
     assert_eq!(open(&path).expect("opened").count(), 3);
-    // Three rows in Thrift's compact form: a field of 64 bits behind the one before, and 3 as zigzag. Then -33, 2, 4 and 2^20.
+    // Three rows in Thrift's compact form: a field of 64 bits after the one before, and 3 as zigzag. Then -33, 2, 4 and 2^20.
     let places: Vec<usize> =
         (good.len() / 2..good.len() - 8).filter(|&at| good[at..at + 2] == [0x16, 6]).collect();
     assert!(places.len() >= 2, "the file's count and the group's: {places:?}");
@@ -292,7 +292,7 @@ fn decimals_dates_and_times_are_written_as_python_writes_them() {
     let file = File::create(&path).expect("created");
     let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).expect("a writer");
     let mut group = writer.next_row_group().expect("a group");
-    // 2020-01-31 is the 18,292nd day; the times are a quarter past one, and parts of a second before or behind it.
+    // 2020-01-31 is the 18,292nd day; the times are a quarter past one, and parts of a second before or after it.
     let (day, quarter) = (18_292_i64, 4_500_i64);
     let second = day * 86_400 + quarter;
     for values in [

@@ -53,7 +53,7 @@ fn prompt(name: &str, values: &[f32], length: usize) -> Prompt {
     Prompt::new(name, values.to_vec(), length, width, PromptMetadata::default()).expect("a prompt")
 }
 
-/// Logits of the tiny T5 behind `prompt`, \[B, t, V\].
+/// Logits of the tiny T5 with `prompt` before its input, \[B, t, V\].
 fn logits(prompt: &Prompt, ids: &[Vec<u32>], labels: &[Vec<u32>]) -> Vec<f64> {
     let cpu = Cpu::<f32>::new(Some(2)).expect("threads");
     let model = T5::load(&cpu, &Checkpoint::open(&fixture("tiny")).expect("a model")).expect("loaded");
@@ -119,7 +119,7 @@ fn choosing(adapter_task: Option<usize>, length: Option<usize>) -> ImportSetting
     settings
 }
 
-/// `scripts/peers/peft_adapters.py kinds` left what PEFT itself computes behind each.
+/// `scripts/peers/peft_adapters.py kinds` left what PEFT itself computes with each.
 #[test]
 fn pefts_other_kinds_of_prompt_give_pefts_logits() {
     let golden =

@@ -135,7 +135,7 @@ fn a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint() {
         .filter(|line| line.get("loss").is_some())
         .filter_map(|line| line["step"].as_u64())
         .collect();
-    assert!(steps.len() > before, "{} steps behind {before}", steps.len());
+    assert!(steps.len() > before, "{} steps after {before}", steps.len());
     assert!(
         steps.iter().enumerate().all(|(index, &step)| step == index as u64 + 1),
         "no step twice, none left out"

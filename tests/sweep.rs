@@ -201,7 +201,7 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
     let mut stack = members(&frozen, &configs);
     let mut heard = Heard::default();
     let outcomes = run_together(&frozen, &mut stack, 8, &mut heard).expect("a device");
-    // The patient one ends behind its third step, the exploding one at its second or so.
+    // The patient one ends after its third step, the exploding one at its second or so.
     let last = |run: usize| heard.steps.iter().rfind(|(of, _)| *of == run).expect("a step").1.sharing_runs;
     assert_eq!((heard.steps[0].1.sharing_runs, last(3)), (4, 1));
     let ended = outcomes[0].as_ref().expect("patience is no failure");

@@ -1,4 +1,4 @@
-//! The CPU backend's ops and its whole step, at the shapes of a step of t5-small: 8 examples of 128 source tokens behind a
+//! The CPU backend's ops and its whole step, at the shapes of a step of t5-small: 8 examples of 128 source tokens after a
 //! prompt of 100, 8 target tokens.
 //!
 //!     cargo bench --bench cpu                      every op

@@ -1,4 +1,4 @@
-//! A decoding step behind some tokens.
+//! A decoding step after some tokens.
 
 use criterion::Criterion;
 use promptmix::backend::Heads;

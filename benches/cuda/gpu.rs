@@ -151,7 +151,7 @@ impl Gpu {
         }
     }
 
-    /// Milliseconds of one launch behind a flush, by the device's events.
+    /// Milliseconds of one launch after a flush, by the device's events.
     fn once(&self, launch: &mut impl FnMut()) -> f64 {
         let stream = self.kernels.stream();
         stream.memset_zeros(&mut *self.flush.borrow_mut()).expect("a flush");
@@ -186,7 +186,7 @@ pub fn numbers(seed: u64, count: usize, scale: f64) -> Vec<f64> {
     (0..count).map(|_| bf16::from_f64(number() * scale).to_f64()).collect()
 }
 
-/// Rows of the step that is timed: 32 examples behind prompts of 100 with sentences of SST-2's usual length, or few.
+/// Rows of the step that is timed: 32 examples after prompts of 100 with sentences of SST-2's usual length, or few.
 pub fn lengths(gpu: &Gpu) -> Vec<usize> {
     if gpu.is_virtual() { vec![70, 1, 30] } else { (0..32).map(|i| 112 + i % 27).collect() }
 }

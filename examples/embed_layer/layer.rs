@@ -25,7 +25,7 @@ pub const EPSILON: f32 = 1e-6;
 
 type Error = Box<dyn std::error::Error>;
 
-/// Frozen weights. Those of the norms are folded into the products behind them: column c of `qkv` and of `w_in` times weight c.
+/// Frozen weights. Those of the norms are folded into the products after them: column c of `qkv` and of `w_in` times weight c.
 pub struct Weights {
     /// \[3·H·K, D\].
     pub qkv: CudaSlice<bf16>,

@@ -3,7 +3,7 @@
 Usage: python scripts/peers/checkpoints.py FOLDER, first where transformers 4 is installed, then where 5 is (PyTorch and
 safetensors needed). 4 makes each model and saves it below FOLDER; 5 opens what 4 saved and saves it again, as users do.
 Weights follow a formula on names and indices, so that the file holds configurations, which of the doubtful tensors are
-stored, and one loss each: the mean cross entropy behind a fixed soft prompt.
+stored, and one loss each: the mean cross entropy after a fixed soft prompt.
 """
 
 import json
@@ -29,7 +29,7 @@ KINDS = {
     "mt5": ("mt5", GATED),
     "byt5": ("t5", BYTES),
 }
-# The output matrix is the embedding, or another one, or a second copy of the embedding behind an untied configuration.
+# The output matrix is the embedding, or another one, or a second copy of the embedding under an untied configuration.
 HEADS = ("tied", "own", "copy")
 PROMPT_ROWS = 3
 # Source and target ids of each example.

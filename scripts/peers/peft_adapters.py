@@ -3,9 +3,9 @@
 Usage: peft_adapters.py write | kinds | check [--promptmix target/debug/promptmix]   (needs torch, transformers, peft, safetensors)
 
 write: makes tests/fixtures/peft with PEFT itself: the adapter of a prompt as PEFT saves it by default (two submodules, as
-safetensors and as .bin) and the logits of the tiny T5 behind it, which the tests compare with ours.
+safetensors and as .bin) and the logits of the tiny T5 with it, which the tests compare with ours.
 kinds: makes tests/fixtures/peft/kinds: adapters of PEFT's other kinds of soft prompt and one of another name than `default`, as
-save_pretrained lays them out, and PEFT's logits behind each after loading it again.
+save_pretrained lays them out, and PEFT's logits with each after loading it again.
 check: lets promptmix import that adapter and export it again, loads what it wrote with PEFT, and compares the logits with
 those of the golden file.
 """

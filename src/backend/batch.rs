@@ -66,7 +66,7 @@ pub struct Batch {
     pooled_padding: Option<(usize, u32)>,
     row_weights: Arc<[f64]>,
     objective: Objective,
-    /// Tokens that are decoded at most, where they are decoded one behind the other.
+    /// Tokens that are decoded at most, where they are decoded one after the other.
     decoding: Option<usize>,
     /// Rows of the encoder and the decoder, and target rows of an example, that buffers and grids are made for, where those
     /// are more than there are.

@@ -17,7 +17,7 @@ pub(crate) struct Spread {
     pub(crate) p80: f64,
 }
 
-/// Passes of the same work: with nothing of its operands in the cache, and right behind the same.
+/// Passes of the same work: with nothing of its operands in the cache, and right after the same.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Passes {

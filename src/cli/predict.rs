@@ -34,7 +34,7 @@ const ATTENTION: &str = "attention";
 With several runs, the field `run` of a row names the one that answers it: the last part of its folder's path, or NAME of
 --run NAME=FOLDER. Rows of runs that were trained alike are answered in one batch.
 
-A bad row of a file ends everything. A bad row of standard input is answered by {\"error\": ...}, and the rows behind it are answered
+A bad row of a file ends everything. A bad row of standard input is answered by {\"error\": ...}, and the rows after it are answered
 too; the exit status is then 1.")]
 pub(super) struct Arguments {
     /// A folder that `promptmix train` wrote, or NAME=FOLDER; give it again for more runs on the same model

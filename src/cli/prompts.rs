@@ -82,7 +82,7 @@ struct Add {
     /// A folder that `promptmix train` wrote
     #[arg(long)]
     run: PathBuf,
-    /// The prompt to mix in, behind the others
+    /// The prompt to mix in, after the others
     #[arg(long, required = true, value_delimiter = ',')]
     source: Vec<PathBuf>,
     /// The new run's folder; the old one stays as it is

@@ -41,7 +41,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     show: Option<String>,
     /// Folder with the task's train, validation and maybe test; hub: for the task's own data set on the hub, hub:owner/name/folder
-    /// for another, either of a revision with @revision behind it
+    /// for another, either of a revision with @revision after it
     #[arg(long, requires = "show")]
     data: Option<PathBuf>,
     /// Count tokens as the tokenizer of this model does: a folder or hub id

@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     device: Device,
 }
 
-/// The error of a length by `config` that the run, which was `begun`, has behind it.
+/// The error of a length by `config` that the run, which was `begun`, has taken already.
 fn too_short<B: Backend>(trainer: &Trainer<'_, B>, config: &RunConfig, begun: &RunManifest) -> Error {
     let taken = trainer.step_count();
     let asked = trainer.effective().steps.unwrap_or_default();

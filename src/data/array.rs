@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 /// Where in the array the reader is.
 #[derive(Debug, Default)]
 pub(super) struct Elements {
-    /// Behind the first entry.
+    /// After the first entry.
     begun: bool,
     ended: bool,
 }
 
 impl Elements {
-    /// Reads the next entry into `buffer`, as it is written; gives back the line that it starts at, or `None` behind the last.
-    /// The entry's own JSON is not checked. `lines` stand behind the opening bracket or behind an entry.
+    /// Reads the next entry into `buffer`, as it is written; gives back the line that it starts at, or `None` after the last.
+    /// The entry's own JSON is not checked. `lines` stand after the opening bracket or after an entry.
     pub(super) fn next<R: BufRead>(
         &mut self,
         lines: &mut Lines<R>,
@@ -31,7 +31,7 @@ impl Elements {
             (Some(b','), true) => lines.input.consume(1),
             (_, false) => {}
             (found, true) => {
-                return Err(unfit(lines, "a comma or the closing bracket behind an entry", found));
+                return Err(unfit(lines, "a comma or the closing bracket after an entry", found));
             }
         }
         self.begun = true;
@@ -84,13 +84,13 @@ impl Elements {
         }
     }
 
-    /// Behind the closing bracket nothing may follow.
+    /// After the closing bracket nothing may follow.
     fn end<R: BufRead>(&mut self, lines: &mut Lines<R>) -> Result<Option<u64>> {
         lines.input.consume(1);
         self.ended = true;
         match peek(lines)? {
             None => Ok(None),
-            found => Err(unfit(lines, "nothing behind the array", found)),
+            found => Err(unfit(lines, "nothing after the array", found)),
         }
     }
 }

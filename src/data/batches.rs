@@ -55,7 +55,7 @@ pub struct Batch {
 }
 
 /// An endless iterator over batches; epochs follow each other, the last batch of each may be smaller. The examples of
-/// several tasks are numbered one task behind the other and stand mixed in the batches.
+/// several tasks are numbered one task after the other and stand mixed in the batches.
 #[derive(Debug, Clone)]
 pub struct Batches {
     /// Where each task's examples begin, and where the last's end.

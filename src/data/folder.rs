@@ -1,7 +1,7 @@
 //! Which files of a folder are which split.
 //!
 //! First come the names of the hub: `train.jsonl`, and shards `train-00000-of-00002.parquet`, maybe in a folder `data`. Where a
-//! split has none of them, the other names in use count: `dev`, `valid`, `val`, `eval`, capitals, `.gz`, shards with a hash behind
+//! split has none of them, the other names in use count: `dev`, `valid`, `val`, `eval`, capitals, `.gz`, shards with a hash after
 //! their number, and a folder of the split's name whose files are its rows.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// The names that a split goes by, its own first.
 const NAMES: [&[&str]; 3] =
     [&["train", "training"], &["validation", "valid", "val", "dev", "eval"], &["test", "testing"]];
-/// What may stand behind the name of a split that comes in two parts.
+/// What may stand after the name of a split that comes in two parts.
 const PARTS: [&str; 3] = ["", "_matched", "_mismatched"];
 /// File names that a message lists.
 const LISTED: usize = 8;
@@ -120,12 +120,12 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// One of several files of a split: `train-00000-of-00002`, maybe with a hash behind.
+/// One of several files of a split: `train-00000-of-00002`, maybe with a hash after.
 struct Shard {
     stem: String,
     number: usize,
     count: usize,
-    /// Whether nothing stands behind the count.
+    /// Whether nothing stands after the count.
     plain: bool,
 }
 

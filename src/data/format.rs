@@ -49,7 +49,7 @@ impl Format {
         }
     }
 
-    /// The format of a file by its extension, in any case; a `.gz` behind it does not count.
+    /// The format of a file by its extension, in any case; a `.gz` after it does not count.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for any other extension, and for a compressed Parquet file, which has to be read from its end.

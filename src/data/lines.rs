@@ -1,6 +1,6 @@
 //! Lines of a file of text.
 //!
-//! A line ends with a line feed, maybe behind a carriage return. A file whose first line ends with a carriage return alone, as
+//! A line ends with a line feed, maybe after a carriage return. A file whose first line ends with a carriage return alone, as
 //! some spreadsheets write it, has lines that all do.
 
 use std::io::{BufRead, Read as _};
@@ -152,5 +152,5 @@ pub(super) fn no_rows(path: &Path) -> Error {
 /// As [`no_rows`], of a file that says what its columns are.
 pub(super) fn columns_alone(path: &Path, columns: &str) -> Error {
     let advice = "is the rest of it missing?";
-    Error::format(path, None, "at least one row", format!("none: {columns} and nothing behind it"), advice)
+    Error::format(path, None, "at least one row", format!("none: {columns} and nothing after it"), advice)
 }

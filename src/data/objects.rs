@@ -19,7 +19,7 @@ pub(super) struct Objects<R> {
     /// Set where the file is an array.
     elements: Option<Elements>,
     keeps_text: bool,
-    /// Set where the next object could not be found: there is none behind it.
+    /// Set where the next object could not be found: there is none after it.
     broken: bool,
 }
 

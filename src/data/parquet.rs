@@ -231,7 +231,7 @@ fn value(field: &Field) -> Option<Value> {
         // Through its shortest text, so that 0.1 stays 0.1.
         Field::Float(number) => number.to_string().parse::<f64>().map_or(Value::Null, Value::from),
         Field::Double(number) => Value::from(*number),
-        // A whole number is written with a point behind it.
+        // A whole number is written with a point after it.
         Field::Decimal(_) => Value::String(field.to_string().trim_end_matches('.').to_owned()),
         Field::Str(text) => Value::String(text.clone()),
         Field::Bytes(bytes) => Value::String(std::str::from_utf8(bytes.data()).ok()?.to_owned()),

@@ -147,7 +147,7 @@ impl Reader {
         ))
     }
 
-    /// The reader going on behind a row of JSON that is bad in itself, whose error stands in its place.
+    /// The reader going on after a row of JSON that is bad in itself, whose error stands in its place.
     #[must_use]
     pub fn past_bad_rows(mut self) -> Self {
         self.passes = true;

@@ -1,6 +1,6 @@
 //! Rows of CSV: RFC 4180 quotes, a header line, separated by whatever separates the header.
 //!
-//! The separator is a comma unless the header and the rows behind it come out even with a semicolon, a tab or a bar and not with a
+//! The separator is a comma unless the header and the rows after it come out even with a semicolon, a tab or a bar and not with a
 //! comma, or a first line `sep=;` names it, as spreadsheets write them.
 
 use std::io::{BufRead, Read};
@@ -133,7 +133,7 @@ fn ends_with_returns(sample: &[u8]) -> bool {
     false
 }
 
-/// How many columns the header and the rows behind it have.
+/// How many columns the header and the rows after it have.
 fn widths(sample: &[u8], delimiter: u8) -> Vec<usize> {
     let reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
@@ -318,7 +318,7 @@ pub(super) fn check_names(
     Ok(names)
 }
 
-/// Leaves out empty fields behind the last column; whether there are as many fields as columns then.
+/// Leaves out empty fields after the last column; whether there are as many fields as columns then.
 pub(super) fn trim_empty<T: AsRef<str>>(fields: &mut Vec<T>, columns: usize) -> bool {
     while fields.len() > columns && fields.last().is_some_and(|field| field.as_ref().is_empty()) {
         fields.pop();

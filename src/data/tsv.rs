@@ -4,7 +4,7 @@
 //! like any other. Programs that take the format for CSV with another separator (pandas, datasets) put a field in quotes where it
 //! holds a quote, a tab or a line break, and double the quotes in it. So a field counts as quoted only if it could not be
 //! plain text by accident: it begins and ends with a quote, and every quote between is doubled, of which there is one at
-//! least. A line with too few fields is joined with those behind it if a quote is open in it and the fields then come out right.
+//! least. A line with too few fields is joined with those after it if a quote is open in it and the fields then come out right.
 
 use std::collections::VecDeque;
 use std::io::BufRead;
@@ -126,7 +126,7 @@ impl<R: BufRead> Tsv<R> {
         if begins { self.join(line)?.ok_or(unfit).map(Some) } else { Err(unfit) }
     }
 
-    /// The row that begins on `line` and whose quoted fields may go on behind it; `None` if there is no such row.
+    /// The row that begins on `line` and whose quoted fields may go on after it; `None` if there is no such row.
     fn join(&mut self, line: Line) -> Result<Option<(Vec<String>, u64)>> {
         let number = line.number;
         let mut row = line;

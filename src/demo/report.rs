@@ -25,7 +25,7 @@ pub struct Report {
     pub transfer: Vec<f64>,
     /// The methods on the few-shot target.
     pub few_shot: Table,
-    /// ATTEMPT's mean weight of each source, and of the target prompt behind them, on the few-shot target's test rows.
+    /// ATTEMPT's mean weight of each source, and of the target prompt after them, on the few-shot target's test rows.
     pub attention: Vec<f64>,
     /// The methods on the target whose rows ask different questions.
     pub questions: Table,

@@ -51,7 +51,7 @@ pub struct Draw {
     pub scorer_learning_rate: f64,
     /// Steps taken.
     pub steps: u64,
-    /// Steps behind which the best validation came.
+    /// Steps after which the best validation came.
     pub best_step: u64,
     /// The mean metric of the best validation.
     pub validation: f64,

@@ -86,7 +86,7 @@ pub(crate) fn train_all(
     runner.train(trainings, progress)?.into_iter().collect()
 }
 
-/// The run of a training, from its last checkpoint if it has begun before; `progress` hears of the steps that it has behind it.
+/// The run of a training, from its last checkpoint if it has begun before; `progress` hears of the steps that it has taken.
 pub(super) fn open<'a, B: Backend>(
     frozen: &'a Frozen<'a, B>,
     training: &Training,

@@ -54,7 +54,7 @@ struct Cross<'a, B: Backend> {
 enum Past<'a, B: Backend> {
     /// All of an example's tokens are in the batch.
     InBatch,
-    /// One token an example is; the rest lie in the cache. Behind the first it is what the step before chose.
+    /// One token an example is; the rest lie in the cache. After the first it is what the step before chose.
     Cached { steps: &'a mut Steps<B>, position: usize },
 }
 
@@ -83,7 +83,7 @@ impl<B: Backend> Steps<B> {
 /// What examples said, as far as the host has heard.
 struct Said {
     tokens: Vec<Vec<u32>>,
-    /// The end-of-sequence token, behind which nothing counts.
+    /// The end-of-sequence token, after which nothing counts.
     end: u32,
     /// Steps.
     heard: usize,

@@ -300,7 +300,7 @@ fn class_of(folder: &Path, named: Option<String>) -> Option<String> {
     })
 }
 
-/// The id behind the largest.
+/// The id after the largest.
 fn next_id(tokenizer: &Tokenizer) -> usize {
     let added = tokenizer.get_added_tokens_decoder().into_keys().max().map_or(0, |id| id as usize + 1);
     tokenizer.get_vocab_size(false).max(added)

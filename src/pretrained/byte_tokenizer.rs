@@ -1,6 +1,6 @@
 //! ByT5's tokens: the bytes of the text, and the few tokens beside them.
 //!
-//! Not for pieces of text. Ids: pad 0, end 1, unknown 2, byte b is b + 3, sentinels and added tokens behind the last byte.
+//! Not for pieces of text. Ids: pad 0, end 1, unknown 2, byte b is b + 3, sentinels and added tokens after the last byte.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

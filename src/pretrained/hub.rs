@@ -66,7 +66,7 @@ pub fn locate_data(data: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf
 }
 
 /// The folder of `data`: itself, or of `hub:owner/name` and `hub:owner/name/folder` that folder of the hub's data set, of which
-/// the files whose path `wanted` accepts are fetched. `@revision` behind either names a branch, a tag or a commit, as in
+/// the files whose path `wanted` accepts are fetched. `@revision` after either names a branch, a tag or a commit, as in
 /// `hub:owner/name/folder@refs/convert/parquet`. Without it the default branch counts, and where that has no such files the hub's
 /// own Parquet conversion of the data set, in which the folders are the configurations; where that has one alone, it needs no
 /// name. The version that was fetched first stays.

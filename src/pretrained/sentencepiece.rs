@@ -166,7 +166,7 @@ pub(super) fn build(
     }
     match (prefixed, collapsed) {
         (true, true) => {
-            // Spaces stand for the ends of words alone: what precedes an added token has none behind it, and each word begins
+            // Spaces stand for the ends of words alone: what precedes an added token has none after it, and each word begins
             // with exactly one mark.
             normalizers.push(Strip::new(false, true).into());
             steps.insert(0, CharDelimiterSplit::new(' ').into());

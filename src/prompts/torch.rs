@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path) -> Result<Matrix> {
     Ok(matrix(&TensorFile::open_torch(path)?)?.0)
 }
 
-/// Whether a tensor of this name is PEFT's, which may keep a second prompt behind the first.
+/// Whether a tensor of this name is PEFT's, which may keep a second prompt after the first.
 pub(super) fn is_peft(name: &str) -> bool {
     name == NAMES[1] || is_encoder(name)
 }

@@ -55,13 +55,13 @@ impl HeatMap {
         let slant = std::f64::consts::FRAC_1_SQRT_2;
         let above = 20.0 + slant * columns.iter().map(wide).fold(0.0, f64::max);
         let end = |(index, name): (usize, &String)| CELL * (index as f64 + 0.5) + slant * wide(name);
-        let behind = columns.iter().enumerate().map(end).fold(0.0, f64::max);
+        let after = columns.iter().enumerate().map(end).fold(0.0, f64::max);
         let top = 26.0 + above;
         let has_spread =
             self.rows.iter().flat_map(|(_, cells)| cells).flatten().any(|cell| cell.deviation.is_some());
         let tall = if has_spread { SPREAD_HEIGHT } else { CELL_HEIGHT };
         let cells = CELL * self.columns.len() as f64;
-        let wide = (left + behind.max(cells) + 10.0).max(12.0 + width(self.title, TITLE_FONT) * 1.1);
+        let wide = (left + after.max(cells) + 10.0).max(12.0 + width(self.title, TITLE_FONT) * 1.1);
         let height = top + tall * self.rows.len() as f64 + 10.0;
         html! {
             svg viewBox=(format!("0 0 {} {}", number(wide), number(height))) width=(number(wide))

@@ -277,7 +277,7 @@ fn results(runs: &[History]) -> Markup {
     }
 }
 
-/// A name that may go on in the next line behind a part of it.
+/// A name that may go on in the next line after a part of it.
 fn breakable(name: &str) -> Markup {
     html! {
         @for part in name.split_inclusive(['/', ',', '_']) { (part) wbr; }

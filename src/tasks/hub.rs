@@ -45,7 +45,7 @@ impl HubData {
         data.strip_prefix(SCHEME)?.parse().ok()
     }
 
-    /// Whether `data` stands for a task's own data on the hub: `hub:` with nothing behind it.
+    /// Whether `data` stands for a task's own data on the hub: `hub:` with nothing after it.
     pub fn is_own(data: &str) -> bool {
         data == SCHEME
     }

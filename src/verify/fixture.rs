@@ -149,7 +149,7 @@ impl Fixture {
         Ok(self.integers("in.ids")?.first().map_or(0, Vec::len))
     }
 
-    /// What greedy decoding said after the start token, per example, cut behind `end_of_sequence`.
+    /// What greedy decoding said after the start token, per example, cut after `end_of_sequence`.
     ///
     /// # Errors
     /// If it is missing or no matrix.

@@ -194,7 +194,7 @@ pub fn every_op_names_the_operand_that_does_not_fit<B: Backend>(device: &B) -> V
                 }
             }
         }
-        device.synchronize().unwrap_or_else(|error| panic!("behind {}: {error}", op.name));
+        device.synchronize().unwrap_or_else(|error| panic!("after {}: {error}", op.name));
     }
     assert!(said.len() > 150, "{} cases", said.len());
     said

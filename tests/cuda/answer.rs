@@ -148,7 +148,7 @@ fn graphs_say_what_launches_say() {
                 assert!(behind < 0.15, "{what}: {behind} below the highest logit");
             }
         }
-        // Some ended, some did not, and none says anything behind its end.
+        // Some ended, some did not, and none says anything after its end.
         let Some((case, _gpu)) = built(&ended, Precision::Bf16, true) else { return };
         let end = ended.config().eos_token_id;
         let short = answer(&case, &mut GraphCache::default(), &state(&case), &batches(&ended)[0], 19).said;
@@ -172,7 +172,7 @@ fn slow_answers_are_those_of_the_cpu() {
     let found = answer(&case, &mut graph_cache, &state(&case), &batch, 11);
     assert_eq!(graph_cache.captures(), 0);
     assert_eq!(found.said, expected.said);
-    // The same decoding behind an encoding that is there already.
+    // The same decoding after an encoding that is there already.
     for (case_said, expected) in [(eager(&case, &batch, 11), &expected), (eager(&cpu, &batch, 11), &expected)]
     {
         assert_eq!(case_said, expected.said);
@@ -215,7 +215,7 @@ fn shapes_that_grow_and_shrink_say_the_same() {
     assert_eq!(captures, 2 + 2 + 2 + 2 + 1 + 2);
 }
 
-/// The driver counts: behind the first batch of its shape, eight tokens for 64 rows are one copy in, one launch and one read.
+/// The driver counts: after the first batch of its shape, eight tokens for 64 rows are one copy in, one launch and one read.
 #[test]
 fn eight_tokens_for_64_rows_are_one_launch() {
     let setting = setting(Activation::Relu, None);

@@ -1,4 +1,4 @@
-//! Self attention behind its projection, and back through both: `kernels/attention.cu`.
+//! Self attention after its projection, and back through both: `kernels/attention.cu`.
 
 use promptmix::Result;
 use promptmix::backend::{
@@ -20,7 +20,7 @@ struct Layer {
     heads: Heads,
     width: usize,
     dropped: f64,
-    /// Whether what is looked at is d_x behind the backward pass of the feed-forward below, whose inner products the one before
+    /// Whether what is looked at is d_x after the backward pass of the feed-forward below, whose inner products the one before
     /// found on its way.
     below: bool,
 }
@@ -100,7 +100,7 @@ impl Case for Layer {
             below: known,
         };
         backend.project_backward(projected, &mut d_x)?;
-        let d_x_behind = backend.read(&d_x)?;
+        let d_x_after = backend.read(&d_x)?;
         if self.below {
             let from = FeedForwardBackward { saved: &saved, input: &below, x_next: &input.x };
             backend.feed_forward_backward(&feed_forward, from, &mut d_x)?;
@@ -110,7 +110,7 @@ impl Case for Layer {
             ("o", backend.read(&o)?),
             ("log_sum_exp", backend.read(&log_sum_exp)?),
             ("d_qkv", backend.read(&d_qkv)?),
-            ("d_x", d_x_behind),
+            ("d_x", d_x_after),
         ])
     }
 }

@@ -17,9 +17,9 @@ use crate::device::{Place as _, batch, device, dropout, mask_of, matrix, narrowe
 
 #[derive(Clone, Copy, Debug)]
 struct Shape<'a> {
-    /// Targets of each example, and rows behind them that nobody writes.
+    /// Targets of each example, and rows after them that nobody writes.
     lengths: &'a [usize],
-    behind: usize,
+    after: usize,
     heads: usize,
     width: usize,
     dropped: f64,
@@ -39,7 +39,7 @@ impl Shape<'_> {
         let lengths: Vec<(usize, usize)> = self.lengths.iter().map(|&target| (1, target)).collect();
         let batch = batch(&lengths, 0, 50);
         let (rows, longest) = (batch.rows(Side::Decoder), batch.longest_target());
-        batch.with_capacity(0, rows + self.behind, longest)
+        batch.with_capacity(0, rows + self.after, longest)
     }
 
     /// Has both products cut so, however many blocks that makes.
@@ -103,7 +103,7 @@ impl Shape<'_> {
         }
 
         let scope = Scope::All;
-        // What lies behind the batch's rows is not to be multiplied with anything.
+        // What lies after the batch's rows is not to be multiplied with anything.
         let mut d_out = numbers(6, rows * width, 1.0);
         d_out[batch.real_rows(side) * width..].fill(f64::NAN);
         let d_out = cuda.place(&d_out, width, Format::Residual)?;
@@ -166,7 +166,7 @@ fn follow(shape: Shape<'_>) {
     };
     let (expected, apart, alone) = run(false, 1);
     let real: usize = shape.lengths.iter().sum();
-    let of_rows = |values: &[f64]| values[..values.len() / (real + shape.behind) * real].to_vec();
+    let of_rows = |values: &[f64]| values[..values.len() / (real + shape.after) * real].to_vec();
     for seed in [1, 1234] {
         let (found, launches, qkv) = run(true, seed);
         // Each is a bf16 number on either side of its sum.
@@ -179,10 +179,10 @@ fn follow(shape: Shape<'_>) {
             if *name == "d_x" {
                 continue;
             }
-            let width = found.len() / (real + shape.behind);
-            let (there, behind) = found.split_at(real * width);
+            let width = found.len() / (real + shape.after);
+            let (there, after) = found.split_at(real * width);
             assert!(there.iter().all(|value| value.is_finite()), "{name} of {shape:?}");
-            assert!(behind.iter().all(|value| value.is_nan()), "{name} behind the rows of {shape:?}");
+            assert!(after.iter().all(|value| value.is_nan()), "{name} after the rows of {shape:?}");
         }
     }
 }
@@ -193,7 +193,7 @@ fn follow(shape: Shape<'_>) {
 fn ragged_examples() {
     let of = Shape {
         lengths: &[],
-        behind: 0,
+        after: 0,
         heads: 3,
         width: 520,
         dropped: 0.0,
@@ -202,8 +202,8 @@ fn ragged_examples() {
         joined: true,
     };
     follow(Shape { lengths: &[1], ..of });
-    follow(Shape { lengths: &[16, 1, 5, 4, 2, 3, 15, 6], behind: 12, ..of });
-    follow(Shape { lengths: &[4, 16, 1, 12], heads: 1, behind: 3, width: 264, parts: 4, ..of });
+    follow(Shape { lengths: &[16, 1, 5, 4, 2, 3, 15, 6], after: 12, ..of });
+    follow(Shape { lengths: &[4, 16, 1, 12], heads: 1, after: 3, width: 264, parts: 4, ..of });
     follow(Shape { lengths: &[1; 64], heads: 1, width: 776, parts: 8, ..of });
     // More than a warp of four blocks: the second has other rows than the first.
     let many: Vec<usize> = (0..27).map(|i| [1, 2, 5, 3, 1][i % 5]).collect();
@@ -214,7 +214,7 @@ fn ragged_examples() {
 fn dropped_probabilities() {
     let of = Shape {
         lengths: &[],
-        behind: 5,
+        after: 5,
         heads: 2,
         width: 512,
         dropped: 0.2,
@@ -231,7 +231,7 @@ fn dropped_probabilities() {
 fn heads_of_released_models() {
     let of = Shape {
         lengths: &[2; 32],
-        behind: 0,
+        after: 0,
         heads: 12,
         width: 768,
         dropped: 0.0,
@@ -240,7 +240,7 @@ fn heads_of_released_models() {
         joined: true,
     };
     follow(Shape { alike: false, ..of });
-    follow(Shape { lengths: &[2, 1, 3], behind: 10, heads: 8, width: 512, ..of });
+    follow(Shape { lengths: &[2, 1, 3], after: 10, heads: 8, width: 512, ..of });
     follow(Shape { lengths: &[7, 2], heads: 16, width: 1_024, alike: false, ..of });
 }
 
@@ -249,7 +249,7 @@ fn heads_of_released_models() {
 fn what_one_cluster_cannot_have_are_two_launches() {
     let of = Shape {
         lengths: &[2],
-        behind: 63,
+        after: 63,
         heads: 2,
         width: 512,
         dropped: 0.0,
@@ -258,5 +258,5 @@ fn what_one_cluster_cannot_have_are_two_launches() {
         joined: false,
     };
     follow(of);
-    follow(Shape { lengths: &[17, 1], behind: 0, ..of });
+    follow(Shape { lengths: &[17, 1], after: 0, ..of });
 }

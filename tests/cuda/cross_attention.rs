@@ -87,7 +87,7 @@ fn short_targets_beside_a_tile() {
     cross(&[(126, 2), (63, 1)], Heads { count: 65, width: 8 }, 128, 0.0);
 }
 
-/// Cross attention behind the product that makes q, and backward from the gradient behind its output product.
+/// Cross attention after the product that makes q, and backward from the gradient after its output product.
 #[derive(Debug)]
 struct Projected {
     lengths: Vec<(usize, usize)>,
@@ -144,7 +144,7 @@ impl Case for Projected {
 
 /// Rows beside a tile of 64, heads up to those that are made together and wider, and a target too long to be absorbed.
 #[test]
-fn behind_the_product_that_makes_its_queries() {
+fn after_the_product_that_makes_its_queries() {
     let rows_of_two = |count: usize| vec![(5, 2); count];
     for (lengths, heads, width, dropped) in [
         (vec![(1, 1)], Heads { count: 1, width: 8 }, 8, 0.0),
@@ -159,7 +159,7 @@ fn behind_the_product_that_makes_its_queries() {
         (vec![(29, 9), (62, 1)], Heads { count: 2, width: 64 }, 40, 0.1),
     ] {
         let case = Projected { lengths, heads, width, dropped };
-        // As cross attention alone, behind x's copy, q and d_o.
+        // As cross attention alone, after x's copy, q and d_o.
         follow(&case, Bounds { terms: 4 * (70 + width + heads.total()), bf16: roundings(16.0) });
     }
 }
@@ -204,9 +204,9 @@ fn long_targets() {
     }
 }
 
-/// What lies behind a batch's rows, where activations have room for more, changes nothing: here it is no number.
+/// What lies after a batch's rows, where activations have room for more, changes nothing: here it is no number.
 #[test]
-fn rows_behind_the_batch_change_nothing() -> Result<()> {
+fn rows_after_the_batch_change_nothing() -> Result<()> {
     for (lengths, heads, width) in [
         (vec![(70, 2), (29, 3)], Heads { count: 3, width: 24 }, 264),
         (vec![(5, 1), (318, 2)], Heads { count: 12, width: 8 }, 768),
@@ -253,7 +253,7 @@ fn rows_behind_the_batch_change_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Nobody wrote the norms of rows behind a batch's, and no projection reads them.
+/// Nobody wrote the norms of rows after a batch's, and no projection reads them.
 #[test]
 fn a_projection_of_fewer_rows_than_there_is_room_for() -> Result<()> {
     let Some(device) = device(Precision::Bf16) else { return Ok(()) };

@@ -109,7 +109,7 @@ fn a_decoding_step_on_buffers_of_ones_own() {
             let (qkv, cache) =
                 (numbers(1, examples * 3 * total, spread), numbers(2, examples * length * 2 * total, spread));
             let biases = numbers(3, heads.count * (2 * max_distance + 1), 0.7);
-            // What lies behind the position must not be read.
+            // What lies after the position must not be read.
             let mut known = cache.clone();
             for (i, value) in known.iter_mut().enumerate() {
                 if i / (2 * total) % length >= position {

@@ -15,7 +15,7 @@ use crate::random::Random;
 /// A GPU whose checks fail the test that it is dropped in.
 pub struct Device {
     pub cuda: Cuda,
-    // Dropped behind the backend, which still launches nothing then.
+    // Dropped after the backend, which still launches nothing then.
     pub gpu: vgpu::Gpu,
 }
 
@@ -78,7 +78,7 @@ pub struct Bounds {
     pub bf16: Tolerance,
 }
 
-/// A bound for bf16: so many roundings (2^-9 each) that the result is behind, with the growth that sums between them give
+/// A bound for bf16: of a result of so many roundings (2^-9 each), with the growth that sums between them give
 /// it, as a part of the largest entry.
 pub fn roundings(count: f64) -> Tolerance {
     Tolerance::OfLargest(count * 2.0_f64.powi(-9))
@@ -190,7 +190,7 @@ impl Raw {
         self.kernels().stream().clone_htod(&narrowed(values)).expect("an upload")
     }
 
-    /// The first `count` of some numbers; nobody has written what is behind them.
+    /// The first `count` of some numbers; nobody has written what is after them.
     pub fn partly_written(&self, values: &[f64], count: usize) -> CudaSlice<f32> {
         // SAFETY: numbers in f32 of any bits are numbers.
         let mut buffer = unsafe { self.kernels().stream().alloc(values.len()) }.expect("memory");

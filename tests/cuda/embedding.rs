@@ -13,7 +13,7 @@ use crate::device::{
     roundings, sums,
 };
 
-/// Rows of a table behind rows of a plain prompt, dropped; then a final norm over them, and back through both.
+/// Rows of a table after rows of a plain prompt, dropped; then a final norm over them, and back through both.
 #[derive(Debug)]
 struct Stack {
     lengths: Vec<(usize, usize)>,

@@ -47,7 +47,7 @@ fn micro_batches(random: &mut Random, setting: &Setting, count: usize, lengths: 
 #[derive(Debug, PartialEq)]
 struct Steps {
     reports: Vec<Vec<StepReport>>,
-    /// Parameters and moments behind the last.
+    /// Parameters and moments after the last.
     state: [Vec<f64>; 3],
     operations: u64,
 }
@@ -129,11 +129,11 @@ fn shapes_that_grow_and_shrink_give_the_same_bits() {
     let (found, graph_cache) = steps(&captured, &setting, 1, &lengths);
     assert_eq!(found, expected);
     assert_eq!((graph_cache.buckets(), graph_cache.replays()), (3, 8));
-    // Three shapes, the first again behind the second, and both of them again behind the third.
+    // Three shapes, the first again after the second, and both of them again after the third.
     assert_eq!(graph_cache.captures(), 6);
 }
 
-/// The driver counts: behind the first step of a shape, a step is one copy and one launch, and nothing is waited for.
+/// The driver counts: after the first step of a shape, a step is one copy and one launch, and nothing is waited for.
 #[test]
 fn a_step_is_one_copy_and_one_launch() {
     let setting = setting(Activation::GatedGelu, 0.1, 2);

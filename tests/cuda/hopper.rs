@@ -75,15 +75,15 @@ struct Operands<'r> {
 }
 
 impl<'r> Operands<'r> {
-    /// Room for `behind` rows more than there are: those to be multiplied hold NaN, and nobody has written the others.
-    fn new(raw: &'r Raw, lengths: &[usize], behind: usize, out: usize, input: usize) -> Self {
+    /// Room for `after` rows more than there are: those to be multiplied hold NaN, and nobody has written the others.
+    fn new(raw: &'r Raw, lengths: &[usize], after: usize, out: usize, input: usize) -> Self {
         let stream = raw.kernels().stream();
         let real: usize = lengths.iter().sum();
         let sequences =
-            Sequences::with_capacity(stream, lengths.len(), real + behind).expect("room for sequences");
+            Sequences::with_capacity(stream, lengths.len(), real + after).expect("room for sequences");
         sequences.update(lengths).expect("sequences that fit");
         let rows = sequences.count();
-        assert_eq!(rows, real + behind);
+        assert_eq!(rows, real + after);
         let multiplied = |mut values: Vec<f64>, width: usize| {
             values[real * width..].fill(f64::NAN);
             raw.halves(&values)
@@ -217,8 +217,8 @@ impl<'r> Operands<'r> {
     }
 }
 
-fn follow(raw: &Raw, tile: TileConfig, lengths: &[usize], behind: usize, [out, input]: [usize; 2]) {
-    let operands = Operands::new(raw, lengths, behind, out, input);
+fn follow(raw: &Raw, tile: TileConfig, lengths: &[usize], after: usize, [out, input]: [usize; 2]) {
+    let operands = Operands::new(raw, lengths, after, out, input);
     raw.order(1);
     let (expected, found) = (operands.run(EVERY_DEVICE), operands.run(tile));
     raw.order(1234);
@@ -241,7 +241,7 @@ fn ragged_products_of_warpgroups_follow_those_of_every_device() {
         follow(&raw, tile, &[1], 0, [8, 8]);
         follow(&raw, tile, &[31, 2], 0, [200, 72]);
         follow(&raw, tile, &[64, 65], 0, [136, 264]);
-        // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
+        // A captured graph is for the largest batch of its bucket: rows after the others' hold anything.
         follow(&raw, tile, &[64, 6], 90, [200, 72]);
     }
 }
@@ -275,7 +275,7 @@ fn products_of_clusters_follow_those_of_every_device() {
     for tile in THIN {
         follow(&raw, tile, &[1], 0, [512, 456]);
         follow(&raw, tile, &[31, 2], 0, [456, 584]);
-        // A captured graph is for the largest batch of its bucket: rows behind the others' hold anything.
+        // A captured graph is for the largest batch of its bucket: rows after the others' hold anything.
         follow(&raw, tile, &[60, 6], 90, [520, 1_032]);
     }
     follow(&raw, THIN[0], &[17], 0, [264, 2_056]);

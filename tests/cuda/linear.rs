@@ -15,7 +15,7 @@ use crate::device::{
     reciprocals, roundings, sums,
 };
 
-/// x_next = x + mask(y W^T) behind y = inner rows, then z = r·x_next W^T, and d_y of the first.
+/// x_next = x + mask(y W^T) after y = inner rows, then z = r·x_next W^T, and d_y of the first.
 #[derive(Debug)]
 struct Sublayer {
     lengths: Vec<(usize, usize)>,
@@ -109,7 +109,7 @@ struct Inner {
     inner: usize,
     dropped: f64,
     /// Whether d_x comes from a final norm above.
-    behind_norm: bool,
+    after_norm: bool,
 }
 
 impl Case for Inner {
@@ -143,7 +143,7 @@ impl Case for Inner {
         let mut next = Residual::new(backend, rows, width)?;
         let saved = backend.feed_forward(&feed_forward, &input, &mut next, true)?.expect("kept");
         let mut d_x = backend.place(&numbers(6, rows * width, 1.0), width, Format::Residual)?;
-        if self.behind_norm {
+        if self.after_norm {
             // Whoever writes d_x finds its inner product with what the feed-forward added.
             let d_h = backend.place(&numbers(7, rows * width, 1.0), width, Format::Float)?;
             let norm = FinalNorm { batch, side, input: &next, norm_weight: None, scale: 1.0, mask: None };
@@ -162,8 +162,8 @@ impl Case for Inner {
 
 fn feed_forward(lengths: &[(usize, usize)], side: Side, [width, inner]: [usize; 2], dropped: f64) {
     for activation in [Activation::Relu, Activation::GatedGelu, Activation::GatedSilu] {
-        let behind_norm = dropped > 0.0;
-        let case = Inner { lengths: lengths.to_vec(), side, activation, width, inner, dropped, behind_norm };
+        let after_norm = dropped > 0.0;
+        let case = Inner { lengths: lengths.to_vec(), side, activation, width, inner, dropped, after_norm };
         // bf16: x's copy, the activation, its gradient and dz, each rounded once. A ReLU within a rounding of zero (about one
         // in 300) may fall on the other side, which moves an entry by a whole term: then the direction is what counts.
         let bf16 = if activation == Activation::Relu { Tolerance::Cosine(1e-3) } else { roundings(6.0) };

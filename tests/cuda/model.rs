@@ -29,7 +29,7 @@ fn check(what: &str, setting: &Setting) {
         );
         case.backend.synchronize().unwrap_or_else(|error| panic!("{what} {precision:?}: {error}"));
         assert!(again == (found_loss.clone(), found.clone()), "{what} {precision:?}: the same step twice");
-        // f32: about 2,000 terms behind one another, each off by half a place. bf16: a small model of two layers is not
+        // f32: about 2,000 terms after one another, each off by half a place. bf16: a small model of two layers is not
         // PyTorch's fixture, so the bounds are wide here; the fixtures hold the narrow ones.
         let (of_loss, of_gradient) = match precision {
             Precision::F32 => (1e-5, Tolerance::OfLargest(2e-5)),

@@ -15,7 +15,7 @@ use crate::device::{
     partial_squares, reciprocals, roundings, sums,
 };
 
-/// A final norm behind a ReLU feed-forward, and back through both: the norm's backward finds the inner products that the
+/// A final norm after a ReLU feed-forward, and back through both: the norm's backward finds the inner products that the
 /// feed-forward's needs.
 #[derive(Debug)]
 struct Last {
@@ -24,7 +24,7 @@ struct Last {
     width: usize,
     norm_weight: bool,
     dropped: f64,
-    /// Whether what is looked at is d_x behind the feed-forward's backward, with the norm's finding the products or not.
+    /// Whether what is looked at is d_x after the feed-forward's backward, with the norm's finding the products or not.
     below: Option<bool>,
 }
 

@@ -139,15 +139,15 @@ fn a_launch_is_ordered_with_the_work_of_another_stream_on_its_operands() {
     for _ in 0..3 {
         let mut own = Own::new(&a);
         // Reads and writes on B what copies and fills on A wrote.
-        own.launch(&kernels).expect("a launch behind the fills");
+        own.launch(&kernels).expect("a launch after the fills");
         // Read back and written over on A, while B may not have begun yet.
-        let o = a.clone_dtoh(&own.o).expect("a copy behind the launch");
+        let o = a.clone_dtoh(&own.o).expect("a copy after the launch");
         let qkv = vec![bf16::ZERO; 3 * NUMBERS];
-        a.memcpy_htod(&qkv, &mut own.qkv).expect("a copy behind the launch");
-        a.memset_zeros(&mut own.log_sum_exp).expect("a fill behind the launch");
+        a.memcpy_htod(&qkv, &mut own.qkv).expect("a copy after the launch");
+        a.memset_zeros(&mut own.log_sum_exp).expect("a fill after the launch");
         // And on B again what A wrote meanwhile.
-        own.launch(&kernels).expect("a launch behind the copies");
-        let again = a.clone_dtoh(&own.o).expect("a copy behind the launch");
+        own.launch(&kernels).expect("a launch after the copies");
+        let again = a.clone_dtoh(&own.o).expect("a copy after the launch");
         a.synchronize().expect("a healthy device");
         assert!(gpu.take_reports().is_empty(), "no two streams met");
         let v = &numbers(1, 3 * NUMBERS, 0.5)[2 * HEADS.total()..3 * HEADS.total()];

@@ -1,4 +1,4 @@
-//! What a pass adds up of each run: `kernels/tally.cu`; and the optimizer's ring of reports behind it.
+//! What a pass adds up of each run: `kernels/tally.cu`; and the optimizer's ring of reports after it.
 
 use promptmix::Result;
 use promptmix::backend::cpu::Cpu;
@@ -64,7 +64,7 @@ fn losses_and_entropies_of_every_run_follow_the_cpu() -> Result<()> {
         let (told, found) = reports(&setting.build_on(device.cuda), 2, 2)?;
         assert!(told.iter().flatten().all(|report| report.applied));
         let comparison = compare(&found, &expected);
-        // f32 passes of a small model: about 2,000 terms behind one another, each off by half a place.
+        // f32 passes of a small model: about 2,000 terms after one another, each off by half a place.
         assert!(comparison.passes(Tolerance::OfLargest(2e-5)), "{scorer:?} {runs}: {comparison:?}");
         let entropies: Vec<f64> = told.iter().flatten().map(|report| report.statistics.entropy).collect();
         assert_eq!(entropies.iter().all(|&entropy| entropy > 0.0), scorer.is_some(), "{entropies:?}");

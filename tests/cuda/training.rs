@@ -208,7 +208,7 @@ fn how_far_the_host_is_ahead_changes_no_bit_and_a_broken_run_goes_on_bit_for_bit
     assert_eq!(steps, (1..=8).collect::<Vec<_>>(), "a line a step");
 }
 
-/// The bundled model, with a NaN where only long inputs read: the encoder's bias for keys far behind a query.
+/// The bundled model, with a NaN where only long inputs read: the encoder's bias for keys far after a query.
 struct Damaged(Checkpoint);
 
 impl Tensors for Damaged {

@@ -193,12 +193,12 @@ impl CommandLine {
     /// The arguments of promptmix; none where it is another program, whose named targets exist.
     pub fn arguments(&self) -> Result<Option<Vec<String>>, String> {
         let words = words(&self.text)?;
-        let behind = |word: &str| {
+        let after = |word: &str| {
             let at = words.iter().position(|other| other == word || other.ends_with(&format!("/{word}")))?;
             Some(words[at + 1..].to_vec())
         };
         if words[0] != "cargo" {
-            return Ok(behind("promptmix"));
+            return Ok(after("promptmix"));
         }
         for pair in words.windows(2).take_while(|pair| pair[0] != "--") {
             let [flag, name] = pair else { continue };
@@ -216,8 +216,8 @@ impl CommandLine {
         }
         let own = !words.iter().any(|word| word == "-p" || word == "--example");
         Ok(match &words[1][..] {
-            "run" if own => behind("--"),
-            "run" => behind("promptmix"),
+            "run" if own => after("--"),
+            "run" => after("promptmix"),
             _ => None,
         })
     }

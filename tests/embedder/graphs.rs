@@ -198,7 +198,7 @@ fn a_callers_capture_serves_any_lengths() {
         assert_eq!(h[..total * WIDTH], bits(&program, &plain.h, total * WIDTH), "h of {lengths:?}");
         let finite = |bits: &[u16]| bits.iter().all(|&bits| bf16::from_bits(bits).is_finite());
         assert!(finite(&o[..total * WIDTH]) && finite(&h[..total * WIDTH]), "{lengths:?}");
-        // What lies behind the last sequence was left alone.
+        // What lies after the last sequence was left alone.
         assert!(o[total * WIDTH..].iter().all(|&bits| bits == bf16::NAN.to_bits()), "{lengths:?}");
         let read = |slice: &CudaSlice<f32>| program.stream.clone_dtoh(slice).expect("a download");
         assert_eq!(read(&step.values), read(&plain.values), "values after {lengths:?}");

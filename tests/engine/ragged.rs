@@ -259,7 +259,7 @@ fn greedy_decoding_stops_after_the_end_of_sequence_and_at_the_longest() -> Resul
     Ok(())
 }
 
-/// A batch is encoded and answered at once as it is in two calls, and on the CPU no token is decoded behind the last end mark.
+/// A batch is encoded and answered at once as it is in two calls, and on the CPU no token is decoded after the last end mark.
 #[test]
 fn an_answer_is_what_greedy_decoding_says_of_the_encoding() -> Result<()> {
     let mut config = small_config(Activation::Relu, true, 1, 1);
@@ -388,5 +388,5 @@ fn packed_rows_lie_end_to_end() {
     assert_eq!([batch.rows(Side::Encoder), batch.rows(Side::Decoder)], [17, 3]);
     let targets = [&setting.examples[0].target, &setting.examples[1].target];
     assert_eq!(batch.labels(), [targets[0][0], targets[1][0], targets[1][1]]);
-    assert_eq!(batch.decoder_ids(), [0, 0, targets[1][0]], "shifted right behind the start token");
+    assert_eq!(batch.decoder_ids(), [0, 0, targets[1][0]], "shifted right after the start token");
 }

@@ -158,7 +158,7 @@ fn one_row_alone_attends_to_itself() -> Result<()> {
     Ok(())
 }
 
-/// More prompt rows than a tile of queries holds, and a single token behind them.
+/// More prompt rows than a tile of queries holds, and a single token after them.
 #[test]
 fn a_prompt_longer_than_a_tile() -> Result<()> {
     check(&[(1, 1), (5, 1)], 130, Side::Encoder, Heads { count: 2, width: 8 }, 0.1)?;

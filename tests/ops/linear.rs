@@ -1,4 +1,4 @@
-//! Projections behind a norm, sublayers' ends and the feed-forward: z = r·x W^T, x + mask(y W^T),
+//! Projections after a norm, sublayers' ends and the feed-forward: z = r·x W^T, x + mask(y W^T),
 //! x + mask(mask(act(r·x W_in^T)) W_out^T), and their gradients.
 
 use promptmix::Result;

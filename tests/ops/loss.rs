@@ -15,7 +15,7 @@ fn mean_row(rows: &[f32], width: usize) -> Vec<f32> {
     (0..width).map(|column| (sum(column) * width as f64 / rows.len() as f64) as f32).collect()
 }
 
-/// The loss behind the head \[V, D\] of these rows.
+/// The loss after the head \[V, D\] of these rows.
 fn loss_of(
     cpu: &Cpu<f32>,
     batch: &Batch,

@@ -230,7 +230,7 @@ mod served {
     }
 
     #[test]
-    fn a_revision_behind_the_folder_names_a_branch_or_a_commit() {
+    fn a_revision_after_the_folder_names_a_branch_or_a_commit() {
         let hub = with_data(named(&[("a/train.jsonl", rows(1))]));
         hub.data_set(
             "owner/tiny",

@@ -98,7 +98,7 @@ impl RunManifest {
     }
 }
 
-/// The mean cross entropy behind the fixed soft prompt.
+/// The mean cross entropy after the fixed soft prompt.
 fn loss(checkpoint: &Checkpoint) -> f64 {
     let backend = Cpu::<f64>::poisoning(Some(1)).expect("a thread");
     let model = T5::load(&backend, checkpoint).expect("a model");

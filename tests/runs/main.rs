@@ -77,7 +77,7 @@ impl Setting {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Settings, with `more` lines behind them.
+    /// Settings, with `more` lines after them.
     fn write(&self, name: &str, more: &str) {
         let text = format!(
             "model = {:?}\ntask = \"sst2\"\nlabels = \"negative,positive\"\ndata = {:?}\nmethod = \"prompt-tuning\"\n\
@@ -322,11 +322,11 @@ fn twenty_kills_are_twenty_bit_equal_resumes() {
         let again =
             if folder.join("run.json").exists() { setting.resume(&out) } else { setting.train(&out, &[]) };
         success(&words(&again));
-        assert!(result(&folder) == expected, "kill {kill} behind log line {} (seed {seed})", killed_at[kill]);
+        assert!(result(&folder) == expected, "kill {kill} after log line {} (seed {seed})", killed_at[kill]);
         let left = files(&folder).into_keys().find(|name| name.starts_with(".promptmix"));
         assert_eq!(left, None, "temporary files are removed");
     }
-    println!("{kills} kills behind log lines {killed_at:?}: {kills} equal results");
+    println!("{kills} kills after log lines {killed_at:?}: {kills} equal results");
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn a_run_whose_disk_fills_up_goes_on_when_there_is_room_again() {
     assert!(!message.contains("panicked"), "{message}");
     let folder = PathBuf::from(setting.path("run"));
     let steps = fs::read_to_string(folder.join("log.jsonl")).expect("a log").lines().count();
-    assert!((3..24).contains(&steps), "the disk filled up in the middle of the run, behind {steps} lines");
+    assert!((3..24).contains(&steps), "the disk filled up in the middle of the run, after {steps} lines");
     success(&words(&setting.resume("run")));
     assert!(result(&folder) == result(Path::new(&setting.path("unbroken"))));
 }
@@ -444,14 +444,14 @@ fn tensorboard_event_files_hold_the_log() {
     let mut events: Vec<Event> = Vec::new();
     let mut rest = &bytes[..];
     while !rest.is_empty() {
-        let (length, behind) = rest.split_at(8);
-        let (sum, behind) = behind.split_at(4);
+        let (length, after) = rest.split_at(8);
+        let (sum, after) = after.split_at(4);
         assert_eq!(sum, masked(length).to_le_bytes());
-        let (message, behind) = behind.split_at(u64::from_le_bytes(length.try_into().expect("8")) as usize);
-        let (sum, behind) = behind.split_at(4);
+        let (message, after) = after.split_at(u64::from_le_bytes(length.try_into().expect("8")) as usize);
+        let (sum, after) = after.split_at(4);
         assert_eq!(sum, masked(message).to_le_bytes());
         events.push(prost::Message::decode(message).expect("an event"));
-        rest = behind;
+        rest = after;
     }
     assert_eq!(events[0].file_version, "brain.Event:2");
     let losses: Vec<(i64, f32)> = events

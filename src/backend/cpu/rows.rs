@@ -94,13 +94,13 @@ pub(super) fn parts(batch: &Batch, threads: usize) -> Vec<Range<usize>> {
 
 /// Fails unless `parts` are consecutive stretches of all of the batch's examples, none of them empty.
 pub(super) fn check_parts(batch: &Batch, parts: &[Range<usize>]) -> Result<()> {
-    let behind = |end: Option<usize>, part: &Range<usize>| {
+    let after = |end: Option<usize>, part: &Range<usize>| {
         end.filter(|&end| part.start == end && part.start < part.end).map(|_| part.end)
     };
-    if parts.iter().fold(Some(0), behind) == Some(batch.examples()) {
+    if parts.iter().fold(Some(0), after) == Some(batch.examples()) {
         return Ok(());
     }
-    let expected = format!("stretches of {} examples, one behind the other", batch.examples());
+    let expected = format!("stretches of {} examples, one after the other", batch.examples());
     Err(Error::tensor("the parts of a batch", expected, format!("{parts:?}"), ""))
 }
 

@@ -44,7 +44,7 @@ pub struct Image {
     pub stem: &'static str,
     /// `fatbin`, `cubin` or `ptx`.
     pub extension: &'static str,
-    /// Its content. PTX is text, and a loader wants a 0 behind it.
+    /// Its content. PTX is text, and a loader wants a 0 after it.
     pub bytes: &'static [u8],
 }
 
@@ -102,7 +102,7 @@ const PTX: u16 = 1;
 const MACHINE: u16 = 2;
 const MAGIC: u32 = 0xBA55_ED50;
 
-/// An image of a fatbin that is not compressed, as [`FATBINS`] are not: a header of 16 bytes, and images behind headers of their own.
+/// An image of a fatbin that is not compressed, as [`FATBINS`] are not: a header of 16 bytes, and images after headers of their own.
 /// `None` where there is none of that architecture.
 pub fn image(fatbin: &[u8], of: Architecture) -> Option<&[u8]> {
     let half = |from: &[u8], at: usize| Some(u16::from_le_bytes(from.get(at..at + 2)?.try_into().ok()?));

@@ -168,7 +168,7 @@ pub trait SelfAttentionOps: LinearOps {
         self.project(Projection { batch: of.batch, side: of.side, input, weight }, qkv)?;
         self.self_attention(of, qkv, o, log_sum_exp)
     }
-    /// Writes d_qkv from the gradient behind the output projection: [`LinearOps::add_project_backward`], which gives d_o, and
+    /// Writes d_qkv from the gradient after the output projection: [`LinearOps::add_project_backward`], which gives d_o, and
     /// [`SelfAttentionOps::self_attention_backward`]. A device may do both at once.
     ///
     /// # Errors

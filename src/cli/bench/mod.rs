@@ -433,7 +433,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         })
     }
 
-    /// Training steps as training takes them: issued one behind the other, then read back together.
+    /// Training steps as training takes them: issued one after the other, then read back together.
     fn steps(&mut self, count: usize) -> Result<Passed> {
         let mut batches = (0..count).map(|_| self.batch()).collect::<Result<Vec<_>>>()?;
         let tokens = batches.iter().map(|batch| self.tokens(batch)).sum();

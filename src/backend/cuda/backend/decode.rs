@@ -42,7 +42,7 @@ impl Tokens {
     }
 }
 
-/// Steps that are issued at a time: class labels are shorter, and of longer answers what is decoded behind the last end mark
+/// Steps that are issued at a time: class labels are shorter, and of longer answers what is decoded after the last end mark
 /// is little.
 const TOKENS_AHEAD: usize = 8;
 

@@ -1,7 +1,7 @@
 //! A piece of work is captured as a CUDA graph, one a shape bucket, and the graph is launched for other batches.
 //!
 //! A dry run with the first micro-batch of a bucket says what memory it needs; then it is captured. It and every later one are
-//! one copy and one launch. Work whose length the host decides meanwhile, as decoding is, is several graphs, launched one behind the
+//! one copy and one launch. Work whose length the host decides meanwhile, as decoding is, is several graphs, launched one after the
 //! other with a look at what the last one left. All buckets of a graph cache share one arena. When a larger bucket comes the arena is
 //! replaced, and graphs that were captured in the old one are captured again when they are next needed. What differs between
 //! batches lies in device memory: the descriptor, the step's dropout, the optimizer's rates.

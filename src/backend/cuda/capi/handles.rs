@@ -149,7 +149,7 @@ impl<T> Foreign<T> {
             return Err(Error::setting(what, "numbers that memory has room for", numbers.to_string(), ""));
         }
         // SAFETY: by contract it is memory of the handle's context, with what the function says of it, until the stream is past the
-        // launch. It is never freed here. A length that covers the gap behind the last row of a strided matrix is a bound alone: no
+        // launch. It is never freed here. A length that covers the gap after the last row of a strided matrix is a bound alone: no
         // kernel goes there.
         Ok(Self(ManuallyDrop::new(unsafe { kernels.stream().upgrade_device_ptr(at, numbers) })))
     }
@@ -286,7 +286,7 @@ pub(super) struct LinearHandle {
 impl LinearHandle {
     pub(super) fn new(kernels: &Kernels, rows: usize, out: usize, input: usize) -> Result<Self> {
         let sequences = Box::new(Sequences::new(kernels.stream(), &[rows])?);
-        // SAFETY: what the product borrows lies in a box of its own, which does not move, is not changed, and is dropped behind the
+        // SAFETY: what the product borrows lies in a box of its own, which does not move, is not changed, and is dropped after the
         // product, as fields are in order.
         let lasting: &'static Sequences = unsafe { &*std::ptr::from_ref(&*sequences) };
         let linear = Linear::new(kernels, lasting.rows(), out, input)?;

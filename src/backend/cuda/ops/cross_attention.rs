@@ -488,11 +488,11 @@ impl<'s> AbsorbedCrossAttention<'s> {
         let targets = shape.targets();
         let mut steps = Steps::new(kernels, *shape, precision)?;
         let operands = &mut steps.operands;
-        let [first, weight, behind, what, what_wide] = match of.norm {
+        let [first, weight, after, what, what_wide] = match of.norm {
             Some(_) => ["x", "w_q", "w_k", "q", "q'"],
             None => ["d_x", "w_o", "w_v", "d_o", "d_mixed"],
         };
-        let (name, weight_behind) = match of.norm {
+        let (name, weight_after) = match of.norm {
             Some(_) => ("cross_project_bf16", self.w_k),
             None => ("cross_project_backward_bf16", self.w_v),
         };
@@ -505,7 +505,7 @@ impl<'s> AbsorbedCrossAttention<'s> {
             }
             None => (0, 0.0),
         };
-        steps.of.weight = self.weight(operands, behind, weight_behind)?;
+        steps.of.weight = self.weight(operands, after, weight_after)?;
         let middle = operands.matrix_mut(what, of.to, precision, self.narrow())?;
         steps.of.to = operands.matrix_mut(what_wide, of.wide, precision, lengths.wide)?;
         let arguments = ProjectedArguments {

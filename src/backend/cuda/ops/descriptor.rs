@@ -20,12 +20,12 @@ fn most_tiles(rows: usize, examples: usize) -> usize {
     rows / ATTENTION_TILE + examples
 }
 
-/// Arrays, one behind the other, each with the room that the batch's capacity gives it, so that its place does not depend on
+/// Arrays, one after the other, each with the room that the batch's capacity gives it, so that its place does not depend on
 /// the content.
 struct Arrays(Vec<i32>);
 
 impl Arrays {
-    /// Adds an array from 16 bytes on, and says where it lies. Room behind its content is filled with `rest`.
+    /// Adds an array from 16 bytes on, and says where it lies. Room after its content is filled with `rest`.
     fn add(&mut self, content: impl IntoIterator<Item = i32>, room: usize, rest: i32) -> i32 {
         let start = self.0.len().next_multiple_of(4);
         self.0.resize(start, 0);
@@ -61,7 +61,7 @@ pub(crate) fn describe(batch: &Batch) -> Description {
     let weights = batch.row_weights().iter().map(|&weight| bytemuck::cast::<f32, i32>(weight as f32));
     let padding = |b| batch.pooled_padding(b).map_or(-1, |id| id as i32);
     let mut arrays = Arrays(vec![0; Header::HeaderLength as usize]);
-    // What lengths decide is written behind.
+    // What lengths decide is written after.
     let common = Descriptor {
         examples: examples as i32,
         prompt_length: prompt_length as i32,

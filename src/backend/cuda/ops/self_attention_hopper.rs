@@ -116,7 +116,7 @@ impl<'s> Attention<'s> {
             _ => "self_attention_forward_dropped_hopper",
         };
         // As the kernel lays it out: the sums lie where the stages were.
-        let behind = (stages * hopper::BYTES_WIDE_STAGE).max(hopper::PARTS * thin::BYTES_SUMS);
+        let after = (stages * hopper::BYTES_WIDE_STAGE).max(hopper::PARTS * thin::BYTES_SUMS);
         // SAFETY: every operand was checked against the rows, heads and depth, which the maps and the grid follow; counts come from the
         // descriptor.
         unsafe {
@@ -124,7 +124,7 @@ impl<'s> Attention<'s> {
                 kernels,
                 name,
                 parts,
-                behind + hopper::FORWARD_BARRIER_FROM + 8,
+                after + hopper::FORWARD_BARRIER_FROM + 8,
                 &arguments,
                 &operands,
             )
@@ -193,8 +193,8 @@ impl<'s> Attention<'s> {
             ..SelfAttentionHopperArguments::default()
         };
         // As the kernel lays it out: the sums lie where the stages were.
-        let behind = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
-        let shared = behind + hopper::STAGE_BARRIERS_FROM + stages * 8;
+        let after = (stages * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
+        let shared = after + hopper::STAGE_BARRIERS_FROM + stages * 8;
         // SAFETY: as of the projection.
         unsafe { self.launch_clusters(kernels, name, config.split_k, shared, &arguments, &operands) }
     }

@@ -244,7 +244,7 @@ impl Sequences {
     }
 
     /// Room for `examples` sequences of `rows` rows in all, which are filled on `stream`, again and again; empty until then. So one
-    /// captured graph serves batches of any lengths: matrices have `rows` rows, and what lies behind the last sequence is left alone.
+    /// captured graph serves batches of any lengths: matrices have `rows` rows, and what lies after the last sequence is left alone.
     ///
     /// Launches over these rows belong on `stream`; others are refused.
     ///

@@ -87,7 +87,7 @@ pub struct Candidate {
     pub expected_cycles: usize,
     /// Microseconds of each launch with nothing of its operands in the level-2 cache, in ascending order.
     pub cold_us: Vec<f64>,
-    /// Microseconds of each launch right behind one of the same, in ascending order.
+    /// Microseconds of each launch right after one of the same, in ascending order.
     pub warm_us: Vec<f64>,
     /// How far the result is from the first candidate's, as a part of that one's largest entry: NaN where one is not finite or
     /// all are zero.
@@ -275,7 +275,7 @@ impl<'k> Numbers<'k> {
         self.kernels.stream().clone_htod(&values).map_err(fail)
     }
 
-    /// Those behind the first `skip`.
+    /// Those after the first `skip`.
     pub(super) fn halves(&self, count: usize, skip: usize) -> Result<CudaSlice<bf16>> {
         let of = |word| bf16::from_f32(Self::number(word));
         let values: Vec<bf16> = self.words.iter().map(of).cycle().skip(skip).take(count.max(1)).collect();

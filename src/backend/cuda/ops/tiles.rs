@@ -90,7 +90,7 @@ pub struct TileTable {
 }
 
 impl TileTable {
-    /// The first line of a table behind its comments.
+    /// The first line of a table after its comments.
     pub const HEADER: &'static str = "device,measured,direction,rows,n,k,tile,split_k,us";
 
     /// The table of this build, which every product looks into.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct Times {
     /// With nothing of the operands in the level-2 cache, in ascending order.
     pub cold_us: Vec<f64>,
-    /// Right behind a pass of the same, in ascending order.
+    /// Right after a pass of the same, in ascending order.
     pub warm_us: Vec<f64>,
 }
 

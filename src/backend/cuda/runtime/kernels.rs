@@ -28,7 +28,7 @@ const HOPPER_BINARY: i32 = 90;
 const FIRST_DEPENDENT: i32 = 90;
 /// The first driver, by CUDA version, whose graphs keep what a captured launch says of that.
 const FIRST_DRIVER_OF_DEPENDENTS: i32 = 12_030;
-/// Set to 0 to have each launch begin behind the end of the one before it.
+/// Set to 0 to have each launch begin after the end of the one before it.
 const DEPENDENT_LAUNCHES: &str = "PROMPTMIX_DEPENDENT_LAUNCHES";
 
 /// Shared memory that a block may have without asking, in bytes.
