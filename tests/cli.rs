@@ -387,6 +387,15 @@ fn rows_without_the_column_that_a_task_chooses_by_are_told_of_once_a_file() {
     data.write("train.jsonl", &(rows(3, ", \"subset\": \"NewsQA\"") + &row(3, ", \"subset\": \"SQuAD\"")));
     let said = train("named", &[]);
     assert!(!said.contains("has no `subset`") && said.contains("training: 3 examples"), "{said}");
+    // So is whoever asks for test rows, once for all runs on them. The paper's rule has too few rows now.
+    fs::remove_dir_all(data.path("paper")).expect("removed");
+    data.write("test.jsonl", &rows(2, ""));
+    for runs in ["named", ""] {
+        let output = promptmix(&["evaluate", "--run", &data.path(runs), "--split", "test"]);
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.matches(&told("test.jsonl")).count(), 1, "{said}");
+    }
 }
 
 #[test]

@@ -68,6 +68,8 @@ struct Evaluated {
     task: String,
     prompts: Vec<String>,
     evaluation: Evaluation,
+    /// What is worth knowing of how the rows were read.
+    remark: Option<String>,
     /// What to say of a mixture that is the same for every example, though its scorer reads the input.
     constant_warning: Option<String>,
 }
@@ -103,6 +105,7 @@ impl Arguments {
             let scores = &evaluated.evaluation.scores;
             means.extend(scores.mean());
             undefined |= scores.values.iter().any(|(_, value)| value.is_none());
+            evaluated.remark.iter().for_each(|remark| eprintln!("{remark}"));
             self.print(None, &evaluated);
         })?;
         if self.task.is_none() && saved.config.is_multi_task() && !self.json {
@@ -125,7 +128,7 @@ impl Arguments {
         if let Some(choice) = &choice {
             choice.remark(found).iter().for_each(|remark| eprintln!("{remark}"));
         }
-        let (mut results, mut failed) = (Vec::new(), false);
+        let (mut results, mut failed, mut remarks) = (Vec::new(), false, BTreeSet::new());
         for first in 0..found.len() {
             let hash = &saved[first].model_hash;
             if saved[..first].iter().any(|other| other.model_hash == *hash) {
@@ -161,6 +164,9 @@ impl Arguments {
                     }
                     Ok(()) => {}
                 }
+                // Runs on the same rows have the same to say of them.
+                let said = tasks.iter().filter_map(|evaluated| evaluated.remark.as_ref());
+                said.filter(|said| remarks.insert((*said).clone())).for_each(|said| eprintln!("{said}"));
                 let warnings = tasks.iter().filter_map(|evaluated| evaluated.constant_warning.as_ref());
                 for warning in warnings.filter(|_| !self.json) {
                     eprintln!("warning: {name}: {warning}");
@@ -273,6 +279,7 @@ impl Arguments {
         Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
+            remark: run.remark(&data, self.split)?,
             constant_warning: run.constant_warning(&evaluation),
             evaluation,
         })

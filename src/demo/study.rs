@@ -293,7 +293,7 @@ impl Study<'_> {
         let jobs: Vec<(usize, usize)> = (0..self.settings.data_seeds.len())
             .flat_map(|data| (0..self.sources.len()).map(move |source| (data, source)))
             .collect();
-        let accuracies = self.judge_sources("sources as they are", &jobs, Split::Validation, progress)?;
+        let accuracies = self.evaluate_sources("sources as they are", &jobs, Split::Validation, progress)?;
         Ok(accuracies.chunks(self.sources.len()).map(<[_]>::to_vec).collect())
     }
 
@@ -307,7 +307,7 @@ impl Study<'_> {
         let (kinds, sets) = (self.settings.target.kinds.len(), self.settings.data_seeds.len());
         let jobs: Vec<(usize, usize)> =
             (0..sets).flat_map(|data| (0..kinds).map(move |kind| (data, of_kind(data, kind)))).collect();
-        let accuracies = self.judge_sources("test rows of the oracle", &jobs, Split::Test, progress)?;
+        let accuracies = self.evaluate_sources("test rows of the oracle", &jobs, Split::Test, progress)?;
         let of_set = |data: usize| {
             mean(&(0..kinds).map(|kind| accuracies[data * kinds + kind][kind]).collect::<Vec<_>>())
         };
@@ -315,7 +315,7 @@ impl Study<'_> {
     }
 
     /// The accuracy on each kind of rows of sources as they are.
-    fn judge_sources(
+    fn evaluate_sources(
         &self,
         what: &'static str,
         jobs: &[(usize, usize)],

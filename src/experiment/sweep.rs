@@ -8,6 +8,7 @@ use super::progress::Progress;
 use super::runner::{EvaluationJob, Runner, Training, begin_trainings, metrics};
 use super::tab_separated;
 use crate::config::{RunConfig, SETTINGS};
+use crate::count::counted;
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::Spread;
@@ -190,7 +191,7 @@ impl fmt::Display for Sweep {
             for Spread { name, mean, deviation } in measures.iter().filter_map(|of| spread(&group, of)) {
                 write!(formatter, "  {name} {mean:.4} ± {deviation:.4}")?;
             }
-            writeln!(formatter, "  ({} runs)", group.len())?;
+            writeln!(formatter, "  ({})", counted(group.len(), "run"))?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::setup::{mixture, prompt_names, sources_of};
+#[cfg(feature = "cli")]
+use super::task_data::open_splits;
 use super::task_data::{longest_target, split_examples};
 use super::{RunFolder, RunManifest};
 use crate::backend::{Backend, Scorer};
@@ -123,6 +125,13 @@ impl<'a, B: Backend> TrainedRun<'a, B> {
         let examples = split_examples(self.frozen, config, &self.task, folder, split, longest)?;
         let count = examples.len();
         self.evaluator(decoding).evaluate(&self.state, &examples, &mut |done| progress(done, count))
+    }
+
+    /// What is worth knowing of how rows of a split of the data in `folder` are read, such as that none of them can be left out.
+    #[cfg(feature = "cli")]
+    pub(crate) fn remark(&self, folder: &Path, split: Split) -> Result<Option<String>> {
+        let splits = open_splits(&self.config, &self.task, folder)?;
+        Ok(splits.get(split)?.rows_for(&self.task)?.remark().map(str::to_owned))
     }
 
     fn evaluator(&self, decoding: Decoding) -> Evaluator<'_, B> {

@@ -337,7 +337,7 @@ impl Run<'_> {
             &output,
             &expected,
             self.bounds.activation,
-            "real rows, the folded gain put back",
+            "real rows, times the weight of the final norm",
         );
         let logits = backend.read(&model.logits(backend, &batch, &decoding)?)?;
         let expected = &fixture.tensor("out.logits")?.values;

@@ -10,6 +10,7 @@ use crate::bench::{self, Environment, HostClock, Measured, Only, Peers, Report, 
 use crate::cli::device::{Device, Opened};
 #[cfg(feature = "cuda")]
 use crate::cli::device::{TIMING, tells_model_time};
+use crate::count::counted;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -114,7 +115,7 @@ impl Kernels {
 
     fn on_cpu(&self, cpu: &Cpu<f32>, shapes: &[Shape], only: &Only) -> Result<Report> {
         let repeats = self.repeats.unwrap_or(20);
-        let environment = Environment::new(format!("CPU, {} threads", cpu.threads()), "f32");
+        let environment = Environment::new(format!("CPU, {}", counted(cpu.threads(), "thread")), "f32");
         let mut report = Report::new(false, repeats, environment);
         report.ceilings.product = "not measured: the device is no GPU".into();
         report.ceilings.copy = report.ceilings.product.clone();

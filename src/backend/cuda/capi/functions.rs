@@ -205,8 +205,8 @@ fn attend(
     let places = held("attention", attention)?;
     held("kernels", kernels)?.with(|kernels| {
         let biases = || {
-            let reach = length("max_distance", places.max_distance)?;
-            Ok::<_, Error>(length("heads", places.heads)?.saturating_mul(2 * reach + 1))
+            let distance = length("max_distance", places.max_distance)?;
+            Ok::<_, Error>(length("heads", places.heads)?.saturating_mul(2 * distance + 1))
         };
         let bias = match places.bias {
             0 => None,
