@@ -691,12 +691,16 @@ fn one_pair_says_nothing_of_its_spread() {
 #[test]
 fn a_method_that_takes_each_source_alone_chooses_one_on_validation_rows() {
     let work = Work::new();
-    work.write(&METHODS.replace(
+    let each = METHODS.replace(
         "name = \"SPoT\"\nmethod = \"spot\"\nsources = \"best\"",
         "name = \"SPoT\"\nmethod = \"spot\"\nsources = \"each\"",
-    ));
+    );
+    work.write(&each);
+    let text = fs::read_to_string(work.path("study.toml")).expect("the study");
+    fs::write(work.path("study.toml"), text.replace("name = \"film\"", "name = \"film|1\""))
+        .expect("written");
     work.success("out", &[]);
-    let tsv = work.file("out", "results.tsv");
+    let (tsv, table) = (work.file("out", "results.tsv"), work.file("out", "table.md"));
     for target in work.results("out")["targets"].as_array().expect("targets") {
         let method = &target["methods"][2];
         let runs = method["runs"].as_array().expect("runs");
@@ -705,11 +709,16 @@ fn a_method_that_takes_each_source_alone_chooses_one_on_validation_rows() {
         let validation: Vec<f64> = runs.iter().map(|run| run[3].as_f64().expect("a number")).collect();
         let means: Vec<f64> = validation.chunks(2).map(mean).collect();
         let best = (1..4).fold(0, |best, other| if means[other] > means[best] { other } else { best });
-        assert_eq!(method["source"], ["day", "film"][best / 2], "{means:?}");
-        assert_eq!(method["learning-rate"], [0.3, 3.0][best % 2], "{means:?}");
+        let (source, rate) = (["day", "film|1"][best / 2], [0.3, 3.0][best % 2]);
+        assert_eq!(method["source"], source, "{means:?}");
+        assert_eq!(method["learning-rate"], rate, "{means:?}");
+        let name = target["name"].as_str().expect("a name");
+        let chosen = table.lines().rfind(|line| line.starts_with(&format!("| {name} |"))).expect("a line");
+        let cell = format!(" | {}; {rate}; ", source.replace('|', "\\|"));
+        assert!(chosen.contains(&cell), "{cell} is not in {chosen}");
         for (index, run) in runs.iter().enumerate() {
             let folder = run[0].as_str().expect("a folder");
-            assert!(folder.contains(["spot-day-", "spot-film-"][index / 4]), "{folder}");
+            assert!(folder.contains(["spot-day-", "spot-film-1-"][index / 4]), "{folder}");
             let line = tsv.lines().find(|line| line.ends_with(folder)).expect("a line");
             let cells: Vec<&str> = line.split('\t').collect();
             assert_eq!(cells[5].is_empty(), index / 2 != best, "{line}");

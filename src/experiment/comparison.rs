@@ -102,14 +102,14 @@ impl Comparison {
         heads: &[&str],
         cells: impl Fn(&TargetResults) -> Vec<String>,
     ) -> fmt::Result {
-        let cell = |text: &str| text.replace('|', "\\|");
-        let heads: Vec<String> = heads.iter().map(|head| cell(head)).collect();
-        writeln!(formatter, "| target | {} |", heads.join(" | "))?;
-        writeln!(formatter, "|---|{}", "---|".repeat(heads.len()))?;
-        for target in &self.targets {
-            writeln!(formatter, "| {} | {} |", cell(&target.name), cells(target).join(" | "))?;
-        }
-        Ok(())
+        let mut line = |first: &str, cells: &[String]| {
+            let cells = [first].into_iter().chain(cells.iter().map(String::as_str));
+            let cells = cells.map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>();
+            writeln!(formatter, "| {} |", cells.join(" | "))
+        };
+        line("target", &heads.iter().map(|&head| head.to_owned()).collect::<Vec<_>>())?;
+        line("---", &vec!["---".to_owned(); heads.len()])?;
+        self.targets.iter().try_for_each(|target| line(&target.name, &cells(target)))
     }
 }
 
@@ -159,11 +159,15 @@ impl fmt::Display for Comparison {
             };
             ahead.map(cell).collect()
         })?;
-        writeln!(formatter, "\nChosen learning rate, and numbers that trained.\n")?;
+        writeln!(
+            formatter,
+            "\nChosen source where each is tried, chosen learning rate, and numbers that trained.\n"
+        )?;
         self.table(formatter, &names, |target| {
-            let cell = |method: &MethodResults| match method.learning_rate {
-                Some(rate) => format!("{rate}; {}", method.trained_numbers),
-                None => "untrained".to_owned(),
+            let cell = |method: &MethodResults| {
+                let rate = method.learning_rate.map(|rate| format!("{rate}; {}", method.trained_numbers));
+                let rate = rate.unwrap_or_else(|| "untrained".to_owned());
+                method.source.iter().cloned().chain([rate]).collect::<Vec<_>>().join("; ")
             };
             target.methods.iter().map(cell).collect()
         })
