@@ -9,6 +9,7 @@ use promptmix::backend::cpu::Cpu;
 use promptmix::config::{Decoding, Method, RunConfig, read_sweep};
 use promptmix::experiment::{FewShotRuns, Progress, Sweep, SweptRun, Together, Training};
 use promptmix::model::Frozen;
+use promptmix::prompts::Prompt;
 use promptmix::train::{
     Member, Monitor, Outcome, Silent, StepRecord, Trainer, ValidationRecord, run_together,
 };
@@ -206,11 +207,18 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
     assert_eq!((heard.steps[0].1.sharing_runs, last(3)), (4, 1));
     let ended = outcomes[0].as_ref().expect("patience is no failure");
     assert_eq!((ended.steps, ended.stopped_early), (3, true));
-    assert!(
-        matches!(&outcomes[2], Err(Error::NonFinite { tensor, .. }) if tensor.contains("run2")),
-        "{:?}",
-        outcomes[2]
-    );
+    // It says as much of what was not finite as alone.
+    let mut alone = Trainer::new(&frozen, &configs[2], &mut Silent).expect("a run");
+    match (&outcomes[2], alone.run(None, &mut Silent)) {
+        (
+            Err(Error::NonFinite { step, tensor, advice }),
+            Err(Error::NonFinite { step: step_alone, tensor: tensor_alone, advice: advice_alone }),
+        ) => assert_eq!(
+            (step, tensor, advice),
+            (&step_alone, &format!("{tensor_alone} of run run2"), &advice_alone)
+        ),
+        other => panic!("expected two stops on numbers that are not finite, found {other:?}"),
+    }
     for index in [1, 3] {
         let mut alone = Trainer::new(&frozen, &configs[index], &mut Silent).expect("a run");
         let outcome = alone.run(None, &mut Silent).expect("a run alone");
@@ -223,6 +231,49 @@ fn a_run_that_ends_early_or_fails_does_not_touch_the_others() {
         let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst <= 1e-4, "run {index} differs by {worst:.1e}");
     }
+}
+
+/// An end that comes between two checkpoints loses no step: the runs then come to what they come to without it.
+#[test]
+fn runs_that_share_a_batch_go_on_from_the_step_that_they_ended_after() {
+    /// Asks for an end after so many steps of all runs.
+    struct EndsAfter(usize);
+    impl Progress for EndsAfter {
+        fn step(&mut self) {
+            self.0 = self.0.saturating_sub(1);
+        }
+        fn ends(&mut self) -> bool {
+            self.0 == 0
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let data = data(folder.path());
+    let together = Together::new(&frozen, 2);
+    let run = |out: &str, progress: &mut dyn Progress| {
+        let training = |(index, data): (usize, &PathBuf)| {
+            let mut config = config(data);
+            (config.seed, config.steps, config.validate_every) = (index as u64, Some(6), Some(6));
+            Training::new(format!("run{index}"), config, folder.path().join(out).join(index.to_string()))
+        };
+        let trainings: Vec<Training> = data.iter().enumerate().map(training).collect();
+        Sweep::run(&together, "sweep", &trainings, progress)
+    };
+    let prompts = |out: &str| {
+        ["0", "1"].map(|run| {
+            let path = folder.path().join(out).join(run).join("prompt.safetensors");
+            Prompt::load(&path).expect("a prompt").sha256()
+        })
+    };
+    run("whole", &mut Silent).expect("six steps");
+    let ended = run("ended", &mut EndsAfter(6)).expect_err("an end").to_string();
+    assert!(ended.contains("step 3 of 6"), "{ended}");
+    let sweep = run("ended", &mut Silent).expect("three steps more");
+    assert!(sweep.runs.iter().all(|run| run.outcome.as_ref().is_ok_and(|outcome| outcome.steps == 6)));
+    let [one, other] = prompts("whole");
+    assert_ne!(one, other);
+    assert_eq!(prompts("ended"), [one, other]);
 }
 
 /// Who asks for an end while the rows of a run are read need not wait for its steps, nor for the other runs' rows.

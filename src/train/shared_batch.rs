@@ -169,7 +169,9 @@ impl<'s, 'a, B: Backend> Stack<'s, 'a, B> {
             for (place, run) in self.runs.iter_mut().enumerate().filter(|(_, run)| run.is_active()) {
                 let (part, own) = (&parts[place], &taken[place]);
                 if !own.applied {
-                    run.failure = Some(not_finite(run.member, part.step + 1, own.loss));
+                    // Its part of the state is as it was before this step.
+                    run.take_over(place, &backend.read_state(&self.state)?)?;
+                    run.failure = Some(not_finite(run.member, part));
                     continue;
                 }
                 let record = run.member.trainer.record(part, own, paces[place]);
@@ -219,8 +221,12 @@ fn ended() -> RunPart {
     }
 }
 
-fn not_finite<B: Backend>(member: &Member<'_, B>, step: u64, loss: f64) -> Error {
-    let tensor = if loss.is_finite() { "the gradient" } else { "the loss" };
-    let advice = format!("{}; alone the run says more", member.trainer.advice_on_not_finite());
-    Error::NonFinite { step, tensor: format!("{tensor} of run {}", member.name), advice }
+/// What was not finite of the `part` that a run gave to a step, with the run's name.
+fn not_finite<B: Backend>(member: &mut Member<'_, B>, part: &RunPart) -> Error {
+    match member.trainer.not_finite_alone(part) {
+        Ok(Error::NonFinite { step, tensor, advice }) => {
+            Error::NonFinite { step, tensor: format!("{tensor} of run {}", member.name), advice }
+        }
+        Ok(error) | Err(error) => error,
+    }
 }

@@ -35,11 +35,16 @@ pub(super) struct Shared {
     pub(super) ranks: Rc<dyn Ranks>,
 }
 
-/// A step that was issued to the device and not heard of yet.
-pub(super) struct Issued {
+/// What the device is given for a step.
+pub(super) struct Prepared {
     /// Its micro-batches, their rows weighted.
     pub(super) batches: Vec<Batch>,
     pub(super) dropout: Option<DropoutStep>,
+}
+
+/// A step that was issued to the device and not heard of yet.
+pub(super) struct Issued {
+    pub(super) of: Prepared,
     /// What each run gave.
     runs: Vec<Given>,
     /// Runs that gave examples.
@@ -68,20 +73,17 @@ pub(super) struct Taken {
     pub(super) applied: bool,
 }
 
-/// Issues a step: all micro-batches, in each the next examples of every run, then every run's update. With one rank nothing
-/// is waited for.
+/// Packs a step: all micro-batches, in each the next examples of every run.
 ///
 /// # Errors
-/// Those of packing a batch, of the device and of the ranks.
-pub(super) fn issue<B: Backend>(
+/// Those of packing a batch and of the ranks.
+pub(super) fn prepare<B: Backend>(
     frozen: &Frozen<'_, B>,
     mixture: &Mixture<B>,
-    state: &mut B::State,
-    graph_cache: &mut B::GraphCache,
     shared: &Shared,
     parts: &[RunPart],
-) -> Result<Issued> {
-    let (backend, ranks) = (frozen.backend, shared.ranks.as_ref());
+) -> Result<Prepared> {
+    let ranks = shared.ranks.as_ref();
     let batches = pack(frozen, mixture, shared, parts)?;
     let own_tokens = |run| batches.iter().map(|batch| batch.label_tokens(run)).sum::<usize>();
     // Whole numbers below 2^53, which f64 adds up exactly.
@@ -93,7 +95,24 @@ pub(super) fn issue<B: Backend>(
         batch.weighted(weights).map(|batch| batch.with_objective(shared.objective))
     };
     let batches = batches.into_iter().map(weighted).collect::<Result<Vec<Batch>>>()?;
-    let dropout = DropoutStep::new(shared.dropout, shared.step, &shared.seeds);
+    Ok(Prepared { batches, dropout: DropoutStep::new(shared.dropout, shared.step, &shared.seeds) })
+}
+
+/// Issues a step: its micro-batches, then every run's update. With one rank nothing is waited for.
+///
+/// # Errors
+/// Those of [`prepare`] and of the device.
+pub(super) fn issue<B: Backend>(
+    frozen: &Frozen<'_, B>,
+    mixture: &Mixture<B>,
+    state: &mut B::State,
+    graph_cache: &mut B::GraphCache,
+    shared: &Shared,
+    parts: &[RunPart],
+) -> Result<Issued> {
+    let (backend, ranks) = (frozen.backend, shared.ranks.as_ref());
+    let of = prepare(frozen, mixture, shared, parts)?;
+    let Prepared { batches, dropout } = &of;
     let schedule: Vec<OptimizerStep> = parts.iter().map(|part| part.optimizer).collect();
     let is_alone = ranks.count() == 1;
     let mut runs = vec![Given::default(); parts.len()];
@@ -118,7 +137,7 @@ pub(super) fn issue<B: Backend>(
         backend.optimizer_step(state, &schedule)?;
     }
     let sharing_runs = parts.iter().filter(|part| !part.examples.is_empty()).count();
-    Ok(Issued { batches, dropout, runs, sharing_runs })
+    Ok(Issued { of, runs, sharing_runs })
 }
 
 /// Waits for the steps that were issued since the last call: what each of them came to, a run a place.

@@ -300,7 +300,7 @@ fn a_loss_that_is_not_finite_within_a_stretch_leaves_the_state_as_it_was_before(
     let outcomes = run_together(&frozen, &mut members, 2, &mut heard).expect("a device");
     match &outcomes[0] {
         Err(Error::NonFinite { step, tensor, .. }) => {
-            assert_eq!((*step, tensor.as_str()), (bad, "the loss of run long"))
+            assert_eq!((*step, tensor.as_str()), (bad, "the encoder layer 0 self attention of run long"));
         }
         other => panic!("expected a stop on a number that is not finite, found {other:?}"),
     }

@@ -1,16 +1,16 @@
 //! Which tensor of a step was the first that is not finite.
 
 use super::Trainer;
-use crate::backend::{Backend, Batch, DropoutStep};
+use crate::backend::{Backend, Batch, DropoutStep, Example};
 use crate::error::{Error, Result};
 use crate::model::Pass;
-use crate::train::step::Issued;
+use crate::train::step::{self, Prepared, RunPart};
 
 impl<B: Backend> Trainer<'_, B> {
     /// Runs the step again, looking at every tensor, to name the first that is not finite. The state is as before it.
-    pub(super) fn not_finite(&mut self, step: u64, issued: &Issued) -> Result<Error> {
+    pub(in crate::train) fn not_finite(&mut self, step: u64, prepared: &Prepared) -> Result<Error> {
         let (backend, model) = (self.frozen.backend, &self.frozen.model);
-        let Issued { batches, dropout, .. } = issued;
+        let Prepared { batches, dropout } = prepared;
         let dropout: Option<&DropoutStep> = dropout.as_ref();
         let values = self.parameters()?;
         let parameter = self
@@ -41,8 +41,17 @@ impl<B: Backend> Trainer<'_, B> {
         Ok(Error::NonFinite { step, tensor, advice: self.advice_on_not_finite() })
     }
 
+    /// As [`not_finite`](Self::not_finite), of what this run gave to a step that it shared with others.
+    pub(in crate::train) fn not_finite_alone(&mut self, part: &RunPart) -> Result<Error> {
+        let examples = part.examples.iter().map(|example| Example { run: 0, ..example.clone() }).collect();
+        let alone = RunPart { examples, ..*part };
+        let shared = self.shared(part.step);
+        let prepared = step::prepare(self.frozen, &self.mixture, &shared, &[alone])?;
+        self.not_finite(part.step + 1, &prepared)
+    }
+
     /// What to do about a step that is not finite, which is the next.
-    pub(in crate::train) fn advice_on_not_finite(&self) -> String {
+    fn advice_on_not_finite(&self) -> String {
         if self.checkpoint.updates > 0 {
             return "lower --learning-rate, or set --max-grad-norm; the last checkpoint is as it was"
                 .to_owned();

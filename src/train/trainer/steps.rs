@@ -178,7 +178,7 @@ impl<B: Backend> Trainer<'_, B> {
         for ((part, taken), issued) in parts.iter().zip(&taken).zip(&issued) {
             if !taken[0].applied {
                 self.batches.seek(part.step);
-                let failure = self.not_finite(part.step + 1, issued).unwrap_or_else(|failed| failed);
+                let failure = self.not_finite(part.step + 1, &issued.of).unwrap_or_else(|failed| failed);
                 return Ok((records, Some(failure)));
             }
             records.push(self.record(part, &taken[0], pace));
