@@ -132,8 +132,10 @@ fn sources_are_merged_added_and_removed() {
     let said = success(&["prompts", "merge", &one, &two, "--weights", "3,1", "--out", &both]);
     assert!(said.contains("0.7500") && said.contains("0.2500"), "{said}");
     success(&["prompts", "merge", &one, &two, "--towards", &one, "--out", &both]);
-    let message = error(&["prompts", "merge", &one, &two, "--weights", "1", "--out", &both]);
-    assert!(message.contains("--weights"), "{message}");
+    for weights in ["1", "1,-1", "nan,1", "inf,1", "1e308,1e308"] {
+        let message = error(&["prompts", "merge", &one, &two, "--weights", weights, "--out", &both]);
+        assert!(message.contains("--weights: expected 2 numbers with a finite sum"), "{message}");
+    }
     // Nothing that is read is written over, nor what belongs to a run.
     let before = [&one, &two, &both].map(|path| fs::read(path).expect("a prompt"));
     for (prompts, out, part) in [

@@ -454,6 +454,9 @@ fn files_of_another_kind_are_named() {
         let message = read(name, "x").unwrap_err();
         assert!(message.contains(said) && message.contains("f"), "{name}: {message}");
     }
+    let folder = tempfile::tempdir().unwrap();
+    let message = RowIndex::build(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("expected a file, found the folder"), "{message}");
 }
 
 // The files of a folder

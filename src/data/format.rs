@@ -52,7 +52,8 @@ impl Format {
     /// The format of a file by its extension, in any case; a `.gz` after it does not count.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for any other extension, and for a compressed Parquet file, which has to be read from its end.
+    /// [`Error::Unsupported`] for any other extension, and for a compressed Parquet file, which has to be read from its end;
+    /// [`Error::Setting`] for a folder.
     pub fn of(path: &Path) -> Result<Self> {
         let (_, extension, compressed) = parts(path);
         let format = Self::ALL.into_iter().find(|format| format.extensions().contains(&extension.as_str()));
@@ -71,6 +72,7 @@ impl Format {
                     format!("decompress it first: expected {EXTENSIONS}"),
                 )
             }
+            None if path.is_dir() => Err(folder(path)),
             None if extension.is_empty() => {
                 unfit("it has no extension".to_owned(), format!("expected {EXTENSIONS}"))
             }
@@ -95,6 +97,11 @@ pub(super) fn parts(path: &Path) -> (String, String, bool) {
         }
         _ => (name.to_owned(), String::new(), compressed),
     }
+}
+
+/// What is said where the data file is a folder.
+fn folder(path: &Path) -> Error {
+    Error::setting("data file", "a file", format!("the folder {}", path.display()), "")
 }
 
 /// The bytes of a file of text: as they stand, or decompressed.
@@ -161,7 +168,7 @@ pub(super) fn open_file(path: &Path) -> Result<File> {
     refuse_stream(path)?;
     let mut file = File::open(path).map_err(|source| Error::file("open", path, source))?;
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        return Err(Error::setting("data file", "a file", format!("the folder {}", path.display()), ""));
+        return Err(folder(path));
     }
     let mut start = Vec::with_capacity(POINTER_BYTES);
     file.by_ref().take(POINTER_BYTES as u64).read_to_end(&mut start).map_err(fail)?;

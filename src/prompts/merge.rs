@@ -28,10 +28,9 @@ pub fn merge(name: &str, prompts: &[Prompt], weights: &[f64]) -> Result<Prompt> 
         }
     }
     let sum: f64 = weights.iter().sum();
-    if weights.len() != prompts.len() || !weights.iter().all(|weight| weight.is_finite()) || sum.abs() < 1e-12
-    {
+    if weights.len() != prompts.len() || !sum.is_finite() || sum.abs() < 1e-12 {
         let found = weights.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let expected = format!("{} numbers that do not sum to 0", prompts.len());
+        let expected = format!("{} numbers with a finite sum that is not 0", prompts.len());
         return Err(Error::setting("--weights", expected, found, "give one a prompt"));
     }
     let mut mean = vec![0.0_f64; first.values().len()];
