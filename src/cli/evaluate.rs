@@ -260,6 +260,7 @@ impl Arguments {
         if decoding == Decoding::Labels && run.task().labels().is_none() {
             eprintln!("warning: --decoding labels has no effect on {name}: it has no labels to choose from");
         }
+        let remark = run.remark(&data, self.split)?;
         let bar = progress::bar(0, "evaluation");
         let evaluation = run.evaluate(&data, self.split, decoding, &mut |done, examples| {
             bar.set_length(examples as u64);
@@ -279,7 +280,7 @@ impl Arguments {
         Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
-            remark: run.remark(&data, self.split)?,
+            remark,
             constant_warning: run.constant_warning(&evaluation),
             evaluation,
         })
