@@ -39,7 +39,7 @@ struct WarpgroupProducts {
 #pragma unroll
         for (int step = 1; step < STEPS; ++step) multiply_32<true>(to, operand_after(a, step * 32), operand_after(b, step * 32));
     }
-    // The warp's weights as left operands, a stretch of 16 rows each.
+    // The warp's weights as left operands, 16 rows each.
     template <int Blocks> static __device__ __forceinline__ void pack(uint32_t (&to)[Blocks / 2][4], const float (&weights)[Blocks][4]) {
 #pragma unroll
         for (int step = 0; step < Blocks / 2; ++step) {

@@ -11,11 +11,11 @@
 // Project: a cluster of four blocks has a head and 64 rows. Each brings its quarter of D of both operands of the first product, and of
 // the second weight, by tensor copies at once, and computes that part of the head's 64 columns; each then adds up the parts of 16 rows
 // in order, rounds them, stores them, and gives them to all four, who multiply them with their quarters of the second weight.
-// Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has up to four stretches of 64 of D.
+// Attention: a cluster of four or eight blocks has an example and 64 of its rows, t·H, and a block has up to four slices of 64 of D.
 // It brings those columns of the rows and of tiles of 64 keys, as many as there is room for, and multiplies them to its parts of the
 // scores. Of one or two tiles at once each block adds up the parts of 16 or 8 rows in order, and stores the scores. When it knows its
 // rows' sums of exponentials it gives their weights to all, who multiply them with the tiles of h that they still have; where an example
-// has more tiles than there is room for, they come again, and weights are made again, for each stretch. Backward does the same with
+// has more tiles than there is room for, they come again, and weights are made again, for each slice. Backward does the same with
 // d_mixed for q' and ds for the weights.
 //
 // Grids: project x the blocks of a cluster, y over rows, z heads · attention x the blocks of a cluster, y rows / 64, z examples. Counts
@@ -50,7 +50,7 @@ struct CrossProjectHopperArguments {
 
 constexpr int CLUSTER = 4;
 static_assert(CLUSTER == MIN_CLUSTER, "as many rows a block as at once");
-constexpr int MAX_STRETCHES = 8;   // of D, of a block
+constexpr int MAX_SLICES = 8;      // of D, of a block
 // Of dynamic shared memory: the first product's operands, where its sums are after that; the second's weight; its rows; barriers.
 constexpr int BYTES_BARRIERS = 16;
 
@@ -73,9 +73,9 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     extern __shared__ __align__(1024) unsigned char shared[];
     const Batch batch{arguments.batch};
     const int thread = threadIdx.x, part = blockIdx.x, first_row = blockIdx.y * ROWS, head = blockIdx.z;
-    const int depth = arguments.depth, width = arguments.width, stretches = (depth + DEPTH - 1) / DEPTH;
-    const int first = stretches * part / CLUSTER, count = stretches * (part + 1) / CLUSTER - first;
-    const int most = (stretches + CLUSTER - 1) / CLUSTER;  // of any block, so that the same lies at the same place in all
+    const int depth = arguments.depth, width = arguments.width, slices = (depth + DEPTH - 1) / DEPTH;
+    const int first = slices * part / CLUSTER, count = slices * (part + 1) / CLUSTER - first;
+    const int most = (slices + CLUSTER - 1) / CLUSTER;  // of any block, so that the same lies at the same place in all
     const uint32_t stages = shared_address(shared), next = stages + max(most * BYTES_STAGE, (BYTES_SUMS + 1023) / 1024 * 1024);
     const uint32_t middle = next + most * BYTES_OPERAND, barrier = middle + BYTES_OPERAND;
     if (thread == 0) {
@@ -115,11 +115,11 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
     fence_products();
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-        multiply_stretch<Across>(sums, stages + i * BYTES_STAGE, stages + i * BYTES_STAGE + BYTES_OPERAND, i > 0);
+        multiply_k_block<Across>(sums, stages + i * BYTES_STAGE, stages + i * BYTES_STAGE + BYTES_OPERAND, i > 0);
     }
     commit_products();
     wait_for_products<0>();
-    // As in `multiply_stretches`.
+    // As in `multiply_k_blocks`.
     __syncthreads();
     store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
@@ -146,7 +146,7 @@ template <bool Across> __device__ __forceinline__ void project(const CrossProjec
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
         fence_products();
-        multiply_stretch<true>(sums, middle, next + i * BYTES_OPERAND, false);
+        multiply_k_block<true>(sums, middle, next + i * BYTES_OPERAND, false);
         commit_products();
         wait_for_products<0>();
         store_rounded(to, stride, rows - first_row, (first + i) * DEPTH, depth, sums);
@@ -167,16 +167,16 @@ struct CrossAttentionHopperArguments {
     TensorMap h;             // [R, D]
     CrossArguments of;
     int stages;              // tiles of h, and of weights, that there is room for, up to MAX_TILES
-    int count;               // stretches of D of a block
+    int count;               // slices of D of a block
     int room;                // rows of a tile of sums
     int at_once;             // tiles whose scores a cluster adds up between two of its barriers
     int padding[14];
 };
 
-constexpr int MAX_ATTENDED = 4;  // stretches of D of a block
+constexpr int MAX_ATTENDED = 4;  // slices of D of a block
 constexpr int MAX_TILES = 8;
 static_assert(STRIDE == PAIR_STRIDE && ROWS == PAIR_TILE && LANES == 8, "tiles of pairs are those of the descriptor's map");
-// Of dynamic shared memory: `stages` tiles of h, each of `count` stretches of D; the left operand, and where that was then as many tiles
+// Of dynamic shared memory: `stages` tiles of h, each of `count` slices of D; the left operand, and where that was then as many tiles
 // of weights; a barrier for each tile of h and for the left operand; `at_once` tiles of sums.
 constexpr int BYTES_ATTENTION_BARRIERS = (MAX_TILES + 2) / 2 * 16;
 constexpr int BYTES_ROW_OF_SUMS = STRIDE * 4;
@@ -201,8 +201,8 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
     extern __shared__ __align__(1024) unsigned char shared[];
     const CrossArguments& of = arguments.of;
     const int thread = threadIdx.x, chunk = thread % LANES, part = blockIdx.x, parts = gridDim.x;
-    const int stages = arguments.stages, stretches = arguments.count, bytes_tile = stretches * BYTES_OPERAND;
-    const uint32_t base = shared_address(shared), left = base + stages * bytes_tile, full = left + max(stretches, stages) * BYTES_OPERAND;
+    const int stages = arguments.stages, slices = arguments.count, bytes_tile = slices * BYTES_OPERAND;
+    const uint32_t base = shared_address(shared), left = base + stages * bytes_tile, full = left + max(slices, stages) * BYTES_OPERAND;
     const uint32_t tiles_of_sums = full + BYTES_ATTENTION_BARRIERS, bytes_sums = arguments.room * BYTES_ROW_OF_SUMS;
     if (thread == 0) {
 #pragma unroll 1
@@ -212,14 +212,14 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
     wait_for_earlier_launches();
     const Batch batch{of.batch};
     const Pairs pairs(of, batch, blockIdx.z);
-    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, first_column = part * stretches * DEPTH;
+    const int first_row = blockIdx.y * ROWS, rows = pairs.rows - first_row, first_column = part * slices * DEPTH;
     if (rows <= 0) return;
     const int tiles = (pairs.keys + PAIR_TILE - 1) / PAIR_TILE;
-    // Where not all tiles of h have room at once, each stretch of D comes a second time for the mixture.
+    // Where not all tiles of h have room at once, each slice of D comes a second time for the mixture.
     const bool again = tiles > stages;
-    const int copies = again ? tiles * (1 + stretches) : tiles;
+    const int copies = again ? tiles * (1 + slices) : tiles;
     const auto bring = [&](int copy, int place) {
-        int tile = copy, first = 0, end = stretches;
+        int tile = copy, first = 0, end = slices;
         if (copy >= tiles) {
             first = copy / tiles - 1;
             end = first + 1;
@@ -235,7 +235,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
         const uint32_t barrier = full + stages * 8;
         expect_bytes(barrier, bytes_tile);
 #pragma unroll 1
-        for (int i = 0; i < stretches; ++i) {
+        for (int i = 0; i < slices; ++i) {
             copy_box(left + i * BYTES_OPERAND, arguments.left, barrier, first_column + i * DEPTH, static_cast<int>(pairs.row) + first_row);
         }
 #pragma unroll 1
@@ -252,7 +252,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
         delta = delta_of(of, pairs.row + first_row + row, there);
     }
     __syncthreads();
-    // Waits for a copy of a tile's stretches, and says where it lies. After an example's last row lie the next one's, or what nobody
+    // Waits for a copy of a tile's slices, and says where it lies. After an example's last row lie the next one's, or what nobody
     // wrote, of which even no part is too much.
     const auto land = [&](int copy, int tile, int first, int end) {
         const int turn = again ? copy / stages : 0, place = copy - turn * stages;
@@ -281,12 +281,12 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
         if (first > 0) wait_for_arrivals();
 #pragma unroll 1
         for (int tile = first; tile < end; ++tile) {
-            const int place = land(tile, tile, 0, stretches);
+            const int place = land(tile, tile, 0, slices);
             const uint32_t h = base + place * bytes_tile;
             fence_products();
 #pragma unroll 1
-            for (int i = 0; i < stretches; ++i) {
-                multiply_stretch<false>(sums, left + i * BYTES_OPERAND, h + i * BYTES_OPERAND, i > 0);
+            for (int i = 0; i < slices; ++i) {
+                multiply_k_block<false>(sums, left + i * BYTES_OPERAND, h + i * BYTES_OPERAND, i > 0);
             }
             commit_products();
             wait_for_products<0>();
@@ -331,13 +331,13 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
     const uint32_t weights = left;
     bf16* const to = static_cast<bf16*>(Backward ? of.d_absorbed_q : of.to) + (pairs.row + first_row) * of.depth;
 #pragma unroll 1
-    for (int stretch = 0; stretch < stretches; ++stretch) {
+    for (int slice = 0; slice < slices; ++slice) {
 #pragma unroll 1
         for (int first = 0; first < tiles; first += stages) {
             const int end = min(first + stages, tiles);
-            if (stretch == 0 || again) {
+            if (slice == 0 || again) {
                 // The products of the weights before are done.
-                if (stretch + first > 0) wait_for_cluster();
+                if (slice + first > 0) wait_for_cluster();
 #pragma unroll 1
                 for (int tile = first; tile < end; ++tile) {
                     const int key = tile * PAIR_TILE + chunk * 8;
@@ -369,10 +369,10 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
             }
 #pragma unroll 1
             for (int tile = first; tile < end; ++tile) {
-                const int copy = tiles * (1 + stretch) + tile;
-                const int place = again ? land(copy, tile, stretch, stretch + 1) : tile;
+                const int copy = tiles * (1 + slice) + tile;
+                const int place = again ? land(copy, tile, slice, slice + 1) : tile;
                 fence_products();
-                multiply_stretch<true>(sums, weights + (tile - first) * BYTES_OPERAND, base + place * bytes_tile + stretch * BYTES_OPERAND,
+                multiply_k_block<true>(sums, weights + (tile - first) * BYTES_OPERAND, base + place * bytes_tile + slice * BYTES_OPERAND,
                                        tile > 0);
                 commit_products();
                 wait_for_products<0>();
@@ -380,7 +380,7 @@ template <bool Backward> __device__ __forceinline__ void attend(const CrossAtten
             }
         }
         __syncwarp();
-        store_rounded(to, of.depth, rows, first_column + stretch * COLUMNS, of.depth, sums);
+        store_rounded(to, of.depth, rows, first_column + slice * COLUMNS, of.depth, sums);
     }
 }
 

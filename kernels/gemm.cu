@@ -20,7 +20,7 @@
 // all in order and runs the epilogue. The true number of rows is the batch's; surplus blocks exit.
 // bf16: blocks of 128x128 (4 warps of 64x64, one ldmatrix.x4 of either operand feeds eight mma), 80x128 (4 warps of 80x32, for
 // results whose last wave of large tiles would be half empty) or 64x64 (twice 4 warps of 32x32, which take turns in k), k in
-// stretches of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
+// k-blocks of 32 over four stages of cp.async; tiles are swizzled so that ldmatrix meets no bank conflict.
 // f32: blocks of 64x64, fused multiply-adds in order of k, never TF32.
 // Bytes: A once for every column of blocks, W once for every row of blocks, C once.
 // HMMA is 51 % (forward) and 45 % (backward) of the large tile's main loop on sm_80.
@@ -48,7 +48,7 @@ template <int Width> __device__ __forceinline__ uint32_t wide_offset(int row, in
     return row * (Width * 2) + ((chunk ^ (row & 7)) << 4);
 }
 
-// Groups of warps take turns at the stretches of k, each through stages of its own, and add up in order.
+// Groups of warps take turns at the k-blocks, each through stages of its own, and add up in order.
 template <int Rows, int Width, int WarpRows, int WarpWidth, bool Backward, int Groups = 1, int Only = ANY>
 __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     constexpr int Threads = Rows / WarpRows * (Width / WarpWidth) * 32;  // of a group
@@ -62,9 +62,9 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     const int first_row = blockIdx.y * Rows, first_column = blockIdx.x * Width;
     if (first_row >= rows) return;
     const int n = arguments.n, k = arguments.k;
-    const int stretches = (k + DEPTH - 1) / DEPTH;
-    const int share = (stretches + gridDim.z - 1) / gridDim.z;
-    const int first = min(static_cast<int>(blockIdx.z) * share, stretches), last = min(first + share, stretches);
+    const int k_blocks = (k + DEPTH - 1) / DEPTH;
+    const int share = (k_blocks + gridDim.z - 1) / gridDim.z;
+    const int first = min(static_cast<int>(blockIdx.z) * share, k_blocks), last = min(first + share, k_blocks);
     const int group = Groups > 1 ? threadIdx.x / Threads : 0, thread = Groups > 1 ? threadIdx.x % Threads : threadIdx.x;
     const int lane = thread % 32, warp = thread / 32;
     const int warp_row = warp / (Width / WarpWidth) * WarpRows, warp_column = warp % (Width / WarpWidth) * WarpWidth;
@@ -97,8 +97,8 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
 #pragma unroll
         for (int i = 0; i < CopiesB; ++i) b_row[i] = min(thread / 4 + i * WeightRowsAtOnce, n - 1 - first_column) * k;
     }
-    int depth = (first + group) * DEPTH;  // of the next stretch to load
-    // Where a group has no stretch left, it has zeros.
+    int depth = (first + group) * DEPTH;  // of the next k-block to load
+    // Where a group has no k-block left, it has zeros.
     const int most = Groups > 1 ? min(k, last * DEPTH) : k;
     const auto load = [&](uint32_t to) {
         const bool any = depth + chunk * 8 < most;
@@ -124,7 +124,7 @@ __device__ __forceinline__ void gemm(const GemmArguments& arguments) {
     };
 
     // Both swizzles are exclusive ors of bits that a fragment's place does not touch, so that further fragments lie at
-    // immediates; the second half of a stretch lies 32 bytes across (`deep`), a further column at its own bits (`wide`).
+    // immediates; the second half of a k-block lies 32 bytes across (`deep`), a further column at its own bits (`wide`).
     const uint32_t left_from = deep_offset(warp_row + lane % 16, lane / 16);
     const uint32_t right_from = BytesA + (Backward ? wide_offset<Width>(lane % 16, warp_column / 8 + lane / 16)
                                                    : deep_offset(warp_column + lane / 16 * 8 + lane % 8, lane / 8 % 2));
@@ -257,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemm_backward_small_accumul
     gemm<64, 64, 32, 32, true, 2, ACCUMULATE>(arguments);
 }
 
-// f32: 256 threads, each 4x4 numbers of a 64x64 block, k in stretches of 16.
+// f32: 256 threads, each 4x4 numbers of a 64x64 block, k-blocks of 16.
 template <bool Backward> __device__ __forceinline__ void gemm_f32(const GemmArguments& arguments) {
     constexpr int Side64 = 64, Depth = 16, Stride = Side64 + 8;
     __shared__ __align__(16) float tile[Side64 * Stride];

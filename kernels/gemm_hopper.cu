@@ -5,9 +5,9 @@
 //
 // with gemm.cu's epilogues, dropout included. Sums in f32 are in another order than there, within the tensor core.
 //
-// A block has three warpgroups. The last brings stretches of 64 in k, 128 rows of A and 192 or 128 columns of W, by tensor copies with
-// 128-byte swizzle through a ring of stages; the others multiply 64 rows each, one stretch behind the one that they issue, and
-// say when a stage is free. Where W [k, n] is read as it lies, a stretch of it is three boxes of 64 columns, whose columns are
+// A block has three warpgroups. The last brings k-blocks of 64, 128 rows of A and 192 or 128 columns of W, by tensor copies with
+// 128-byte swizzle through a ring of stages; the others multiply 64 rows each, those of one k-block while the next is issued, and
+// say when a stage is free. Where W [k, n] is read as it lies, a k-block of it is three boxes of 64 columns, whose columns are
 // neighbours: the products take it across k, and no transposed copy is made.
 // A cluster is two blocks, with two tiles of the same columns below each other. Each brings half of W to both, so that less has
 // to come from the cache than the products eat; a stage is free when the products of both blocks are done with it.
@@ -76,7 +76,7 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
     const GemmArguments& of = arguments.of;
     const Batch batch{of.batch};
     const int block = blockIdx.x % CLUSTER;  // of the cluster
-    const int stretches = (of.k + DEPTH - 1) / DEPTH;
+    const int k_blocks = (of.k + DEPTH - 1) / DEPTH;
     const int group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), thread = threadIdx.x % GROUP;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Stages; ++stage) {
@@ -126,7 +126,7 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
             const int first_column = pair % across * Columns;
             describe_rows<ANY, GROUP_ROWS, GROUP>(of, batch, info, first_row, rows, thread);
             uint32_t before = empty;  // of the stage whose products were issued before
-            for (int stretch = 0; stretch < stretches; ++stretch) {
+            for (int k_block = 0; k_block < k_blocks; ++k_block) {
                 const uint32_t left = base + turn.stage * BytesStage + group * GROUP_ROWS * DEPTH * 2;
                 const uint32_t right = base + turn.stage * BytesStage + BYTES_A;
                 wait_for_phase(full + turn.stage * 8, turn.parity);
@@ -137,11 +137,11 @@ template <int Columns, int Stages, bool Backward> __device__ __forceinline__ voi
                 for (int step = 0; step < DEPTH / 16; ++step) {
                     // 16 of k are 32 bytes within a row's 128, or 16 rows of 128.
                     const uint64_t b_of_step = operand_after(b, step * (Backward ? 2048 : 32));
-                    multiply<Columns, Backward>(sums, operand_after(a, step * 32), b_of_step, stretch + step);
+                    multiply<Columns, Backward>(sums, operand_after(a, step * 32), b_of_step, k_block + step);
                 }
                 commit_products();
                 wait_for_products<1>();
-                if (stretch > 0 && thread < CLUSTER) arrive_at(before, thread);
+                if (k_block > 0 && thread < CLUSTER) arrive_at(before, thread);
                 before = empty + turn.stage * 8;
                 turn.next();
             }

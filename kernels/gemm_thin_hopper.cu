@@ -7,7 +7,7 @@
 // with gemm.cu's epilogues, dropout included, a kernel each: such products run each piece of their code once, straight from memory.
 // Of absorbed cross attention, A may have k columns a head, each for that head's columns of C.
 //
-// A block is one warpgroup. Its first thread asks for all stretches of 64 in k that there is room for, 64 rows of A and 64 columns
+// A block is one warpgroup. Its first thread asks for all k-blocks of 64 that there is room for, 64 rows of A and 64 columns
 // of W each, by tensor copies with 128-byte swizzle; while they come, threads read what the epilogue asks for. The sums of a part
 // lie in its block's shared memory. When all have come, each block takes its share of the tile's rows, adds the parts up in
 // order, which is the same whatever came first, and runs the epilogue on them.
@@ -62,13 +62,13 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
     const Batch batch{of.batch};
     const int thread = threadIdx.x, parts = gridDim.z, part = blockIdx.z;
     const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
-    const int stretches = (of.k + DEPTH - 1) / DEPTH;
-    const int first = stretches * part / parts, count = stretches * (part + 1) / parts - first;
+    const int k_blocks = (of.k + DEPTH - 1) / DEPTH;
+    const int first = k_blocks * part / parts, count = k_blocks * (part + 1) / parts - first;
     // Where rows of A are of several heads, each with columns of its own of the result.
     const int of_head = arguments.head_columns > 0 ? first_column / arguments.head_columns * of.k : 0;
-    const auto bring = [&](int stage, int stretch) {
+    const auto bring = [&](int stage, int k_block) {
         const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
-        const int depth = (first + stretch) * DEPTH;
+        const int depth = (first + k_block) * DEPTH;
         expect_bytes(barrier, BYTES_STAGE);
         copy_box(to, arguments.a, barrier, depth + of_head, first_row);
         copy_box(to + BYTES_OPERAND, arguments.weight, barrier, Backward ? first_column : depth, Backward ? depth : first_column);
@@ -97,7 +97,7 @@ template <bool Backward, int Only> __device__ __forceinline__ void thin(const Ge
         return;
     }
     float sums[COLUMNS / 2];
-    multiply_stretches<Backward>(sums, base, full, STAGES, count, bring, [](int) {});
+    multiply_k_blocks<Backward>(sums, base, full, STAGES, count, bring, [](int) {});
     store_sums(reinterpret_cast<float*>(shared), sums, rows - first_row);
     wait_for_cluster();
     const bool inside = there && column < of.n;

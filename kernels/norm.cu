@@ -80,7 +80,7 @@ struct FinalNormBackwardArguments {
     float scale;
 };
 
-constexpr int STRETCHES = 8;  // of 512 columns each, one for every thread's four
+constexpr int CHUNKS = 8;  // of 512 columns each, one for every thread's four
 
 extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormBackwardArguments arguments) {
     wait_for_earlier_launches();
@@ -93,24 +93,24 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     const Norm norm{arguments.partials, width, arguments.epsilon};
     const float r = norm.reciprocal_rms(row);
     const int64_t start = static_cast<int64_t>(row) * width;
-    Columns<FLOAT_COLUMNS> g[STRETCHES], x[STRETCHES];
+    Columns<FLOAT_COLUMNS> g[CHUNKS], x[CHUNKS];
     float sum = 0.0f;
 #pragma unroll
-    for (int stretch = 0; stretch < STRETCHES; ++stretch) {
-        const int column = (stretch * 128 + threadIdx.x) * FLOAT_COLUMNS;
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        const int column = (chunk * 128 + threadIdx.x) * FLOAT_COLUMNS;
         if (column >= width) break;
-        g[stretch] = load_columns<FLOAT_COLUMNS>(arguments.d_h + start + column);
-        x[stretch] = load_columns<FLOAT_COLUMNS>(arguments.x + start + column);
-        drop(g[stretch], mask, column);
+        g[chunk] = load_columns<FLOAT_COLUMNS>(arguments.d_h + start + column);
+        x[chunk] = load_columns<FLOAT_COLUMNS>(arguments.x + start + column);
+        drop(g[chunk], mask, column);
 #pragma unroll
-        for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= arguments.scale;
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) g[chunk].value[i] *= arguments.scale;
         if (arguments.norm_weight != nullptr) {
             const Columns<FLOAT_COLUMNS> norm_weight = load_columns<FLOAT_COLUMNS>(arguments.norm_weight + column);
 #pragma unroll
-            for (int i = 0; i < FLOAT_COLUMNS; ++i) g[stretch].value[i] *= norm_weight.value[i];
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) g[chunk].value[i] *= norm_weight.value[i];
         }
 #pragma unroll
-        for (int i = 0; i < FLOAT_COLUMNS; ++i) sum = fmaf(g[stretch].value[i], x[stretch].value[i], sum);
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) sum = fmaf(g[chunk].value[i], x[chunk].value[i], sum);
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -118,12 +118,12 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
     const float along = r * r * r * (sums[0] + sums[1] + sums[2] + sums[3]) / static_cast<float>(width);
     float inner = 0.0f;
 #pragma unroll
-    for (int stretch = 0; stretch < STRETCHES; ++stretch) {
-        const int column = (stretch * 128 + threadIdx.x) * FLOAT_COLUMNS;
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        const int column = (chunk * 128 + threadIdx.x) * FLOAT_COLUMNS;
         if (column >= width) break;
         Columns<FLOAT_COLUMNS> d;
 #pragma unroll
-        for (int i = 0; i < FLOAT_COLUMNS; ++i) d.value[i] = r * g[stretch].value[i] - along * x[stretch].value[i];
+        for (int i = 0; i < FLOAT_COLUMNS; ++i) d.value[i] = r * g[chunk].value[i] - along * x[chunk].value[i];
         store_columns(arguments.d_x + start + column, d);
         if (arguments.copy != nullptr) store_columns(arguments.copy + start + column, d);
         if (arguments.inner != nullptr) {
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(128) final_norm_backward(FinalNormB
                                                      ? load_columns<FLOAT_COLUMNS>(arguments.below_copy + start + column)
                                                      : load_columns<FLOAT_COLUMNS>(arguments.below + start + column);
 #pragma unroll
-            for (int i = 0; i < FLOAT_COLUMNS; ++i) inner = fmaf(d.value[i], x[stretch].value[i] - below.value[i], inner);
+            for (int i = 0; i < FLOAT_COLUMNS; ++i) inner = fmaf(d.value[i], x[chunk].value[i] - below.value[i], inner);
         }
     }
     if (arguments.inner == nullptr) return;

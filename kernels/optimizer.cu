@@ -4,7 +4,7 @@
 //   p  = p·(1 - lr·decay) - lr / (1 - b1^t) · m / (sqrt(v) / sqrt(1 - b2^t) + epsilon)
 //
 // Shapes: values, gradient, first and second moment [runs, length] f32; settings, tallies and statuses one a run; segments
-// say which stretch follows which rate. A run whose tallied loss or whose gradient is not finite is left as it is and halts:
+// say which range follows which rate. A run whose tallied loss or whose gradient is not finite is left as it is and halts:
 // later steps leave it alone too until the host, which reads the ring of reports every few steps, has set it going again.
 // Grid: 2,048 numbers a block, a row of blocks a run. `gradient_norm` sums their squares, in f64 and a fixed order; the last
 // block of a run to come sums the blocks' in order, so that `adamw` reads one norm. The last block of `adamw` to come counts

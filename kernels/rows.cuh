@@ -116,7 +116,7 @@ template <int Count> __device__ __forceinline__ float squares(const Columns<Coun
     return sum;
 }
 
-// Writes the partial sums of squares that this stretch of a row completes; called as `squares` is.
+// Writes the partial sums of squares that this part of a row completes; called as `squares` is.
 template <int Count>
 __device__ __forceinline__ void write_partials(float* partials, int64_t row, int width, int column, const Columns<Count>& c) {
     const float sum = squares(c);

@@ -54,11 +54,11 @@ constexpr int TURNED_FROM = (PARTS + 1) * BYTES_OPERAND;
 constexpr int MASKS_FROM = TURNED_FROM + WARPS * 2 * TURNED_BYTES;
 constexpr int STAGE_BARRIERS_FROM = MASKS_FROM + WARPS * MASK_BYTES;
 
-// Stretches of D that a block of the cluster multiplies.
-struct Stretches {
+// The k-blocks, of D, that a block of the cluster multiplies.
+struct KBlocks {
     int first, count;
 
-    __device__ __forceinline__ explicit Stretches(int depth) {
+    __device__ __forceinline__ explicit KBlocks(int depth) {
         const int all = (depth + DEPTH - 1) / DEPTH, parts = gridDim.x, part = blockIdx.x;
         first = all * part / parts;
         count = all * (part + 1) / parts - first;
@@ -119,7 +119,7 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
     const Batch batch{attention.batch};
     const uint32_t thread = threadIdx.x, warp = thread / 32, chunk = thread % LANES;
     const int parts = gridDim.x, head = blockIdx.y, heads = attention.heads, depth = arguments.depth;
-    const Stretches stretches(depth);
+    const KBlocks k_blocks(depth);
     const int after = max(arguments.stages * BYTES_WIDE_STAGE, PARTS * BYTES_SUMS);
     unsigned char* const tiles = shared + after;
     uint8_t* const bits = tiles + FORWARD_MASKS_FROM + warp * MASK_BYTES;
@@ -131,10 +131,10 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
     }
     wait_for_earlier_launches();
     if (thread == 0) {
-        expect_bytes(barrier, stretches.count * BYTES_WIDE_STAGE);
+        expect_bytes(barrier, k_blocks.count * BYTES_WIDE_STAGE);
 #pragma unroll 1
-        for (int i = 0; i < stretches.count; ++i) {
-            const int column = (stretches.first + i) * DEPTH;
+        for (int i = 0; i < k_blocks.count; ++i) {
+            const int column = (k_blocks.first + i) * DEPTH;
             uint32_t to = base + i * BYTES_WIDE_STAGE;
             copy_box(to, arguments.a, barrier, column, 0);
 #pragma unroll 1
@@ -169,7 +169,7 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
         float sums[PARTS * COLUMNS / 2];
         fence_products();
 #pragma unroll 1
-        for (int i = 0; i < stretches.count; ++i) {
+        for (int i = 0; i < k_blocks.count; ++i) {
             const uint32_t left = base + i * BYTES_WIDE_STAGE;
             const uint64_t a = describe_operand(left, 16, 1024), b = describe_operand(left + BYTES_OPERAND, 16, 1024);
 #pragma unroll
@@ -179,7 +179,7 @@ template <bool Dropped> __device__ __forceinline__ void forward(const SelfAttent
         }
         commit_products();
         wait_for_products<0>();
-        // As in `multiply_stretches`.
+        // As in `multiply_k_blocks`.
         __syncthreads();
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
@@ -251,15 +251,15 @@ template <bool Dropped> __device__ __forceinline__ void backward(const SelfAtten
     const Batch batch{attention.batch};
     const uint32_t thread = threadIdx.x, warp = thread / 32, chunk = thread % LANES;
     const int parts = gridDim.x, head = blockIdx.y, stages = arguments.stages;
-    const Stretches stretches(arguments.depth);
+    const KBlocks k_blocks(arguments.depth);
     const int after = max(stages * BYTES_STAGE, (BYTES_SUMS + 1023) / 1024 * 1024);
     unsigned char* const tiles = shared + after;
     unsigned char* const d_o = tiles + PARTS * BYTES_OPERAND;
     uint8_t* const bits = tiles + MASKS_FROM + warp * MASK_BYTES;
     const uint32_t base = shared_address(shared), full = base + after + STAGE_BARRIERS_FROM;
-    const auto bring = [&](int stage, int stretch) {
+    const auto bring = [&](int stage, int k_block) {
         const uint32_t to = base + stage * BYTES_STAGE, barrier = full + stage * 8;
-        const int row = (stretches.first + stretch) * DEPTH;
+        const int row = (k_blocks.first + k_block) * DEPTH;
         expect_bytes(barrier, BYTES_STAGE);
         copy_box(to, arguments.a, barrier, row, 0);
         copy_box(to + BYTES_OPERAND, arguments.weight, barrier, head * COLUMNS, row);
@@ -272,7 +272,7 @@ template <bool Dropped> __device__ __forceinline__ void backward(const SelfAtten
     wait_for_earlier_launches();
     if (thread == 0) {
 #pragma unroll 1
-        for (int stage = 0; stage < min(stretches.count, stages); ++stage) bring(stage, stage);
+        for (int stage = 0; stage < min(k_blocks.count, stages); ++stage) bring(stage, stage);
     }
     __syncwarp();
     FewBefore few = {};
@@ -288,7 +288,7 @@ template <bool Dropped> __device__ __forceinline__ void backward(const SelfAtten
     const auto product = [&] {
         __syncthreads();
         float sums[COLUMNS / 2];
-        multiply_stretches<true>(sums, base, full, stages, stretches.count, bring, [](int) {});
+        multiply_k_blocks<true>(sums, base, full, stages, k_blocks.count, bring, [](int) {});
         store_sums<false>(reinterpret_cast<float*>(shared), sums, ROWS);
         wait_for_cluster();
     };

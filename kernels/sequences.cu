@@ -55,7 +55,7 @@ struct Place {
     }
 };
 
-// The example whose stretch `at` lies in: the last that begins at or before it. Empty ones before it begin there too.
+// The example whose range `at` lies in: the last that begins at or before it. Empty ones before it begin there too.
 __device__ __forceinline__ int example_of(const int* first, int examples, int at) {
     int low = 0, high = examples;
     while (high - low > 1) {

@@ -7,7 +7,7 @@ namespace promptmix {
 
 constexpr int ROWS = 64;    // of a tile
 constexpr int COLUMNS = 64;
-constexpr int DEPTH = 64;   // of a stretch of k, which comes in one box of either operand
+constexpr int DEPTH = 64;   // of a k-block, which comes in one box of either operand
 constexpr int THREADS = 128;
 constexpr int BYTES_OPERAND = ROWS * DEPTH * 2;
 constexpr int STRIDE = COLUMNS + 8;                   // of a tile of f32
@@ -28,9 +28,9 @@ __device__ __forceinline__ float sum_of_row(const float* from, int count) {
     return sum;
 }
 
-// Issues the products of a stretch: 64 rows of A, K-major, and 64 columns of B at `right`, whose rows along k are neighbours, or Across
+// Issues the products of a k-block: 64 rows of A, K-major, and 64 columns of B at `right`, whose rows along k are neighbours, or Across
 // its columns.
-template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&sums)[COLUMNS / 2], uint32_t left, uint32_t right, bool adds) {
+template <bool Across> __device__ __forceinline__ void multiply_k_block(float (&sums)[COLUMNS / 2], uint32_t left, uint32_t right, bool adds) {
     const uint64_t a = describe_operand(left, 16, 1024);
     const uint64_t b = Across ? describe_operand(right, BYTES_OPERAND, 1024) : describe_operand(right, 16, 1024);
     multiply_64<Across>(sums, a, b, adds);
@@ -43,25 +43,25 @@ template <bool Across> __device__ __forceinline__ void multiply_stretch(float (&
 
 constexpr int BYTES_STAGE = 2 * BYTES_OPERAND;
 
-// Adds up `count` stretches, of which as many were asked for as there are stages, in order; `bring` asks for another, by one thread:
+// Adds up `count` k-blocks, of which as many were asked for as there are stages, in order; `bring` asks for another, by one thread:
 // the stage and which. All threads call `landed` of a stage before its products. Ends when the products of all warps are done.
 template <bool Across, typename Bring, typename Landed>
-__device__ __forceinline__ void multiply_stretches(float (&sums)[COLUMNS / 2], uint32_t base, uint32_t full, int stages, int count,
+__device__ __forceinline__ void multiply_k_blocks(float (&sums)[COLUMNS / 2], uint32_t base, uint32_t full, int stages, int count,
                                                    const Bring& bring, const Landed& landed) {
     int stage = 0;
     uint32_t parity = 0;
 #pragma unroll 1
-    for (int stretch = 0; stretch < count; ++stretch) {
+    for (int k_block = 0; k_block < count; ++k_block) {
         const uint32_t left = base + stage * BYTES_STAGE;
         wait_for_phase(full + stage * 8, parity);
         landed(stage);
         fence_products();
-        multiply_stretch<Across>(sums, left, left + BYTES_OPERAND, stretch > 0);
+        multiply_k_block<Across>(sums, left, left + BYTES_OPERAND, k_block > 0);
         commit_products();
-        if (stretch + stages < count) {
+        if (k_block + stages < count) {
             wait_for_products<0>();
             __syncthreads();
-            if (threadIdx.x == 0) bring(stage, stretch + stages);
+            if (threadIdx.x == 0) bring(stage, k_block + stages);
             __syncwarp();
         }
         if (++stage == stages) {

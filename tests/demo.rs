@@ -152,8 +152,8 @@ fn a_short_comparison_prints_every_part_and_a_complete_table() {
         "SPoT from ",
         "ATTEMPT",
         "control: ATTEMPT, random",
-        "control: equal weights",
         "control: constant weights",
+        "control: equal weights",
     ];
     let questions = [
         "prompt tuning",

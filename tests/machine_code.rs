@@ -325,13 +325,13 @@ fn the_main_loop_of_large_products() {
             body.len()
         );
         assert!(share >= 0.45, "{name}: HMMA is {share:.3} of the main loop");
-        // A warp's tile of 64x64 in stretches of 32: 4 x 8 products of 16x8, twice for 16 in depth.
+        // A warp's tile of 64x64 in k-blocks of 32: 4 x 8 products of 16x8, twice for 16 in depth.
         assert!(products > 0 && products % 64 == 0, "{name}: {products} HMMA are no warp tile of 64x64");
         assert!(products >= 4 * loads, "{name}: a load feeds {products} / {loads} products");
         let fours =
             body.iter().filter(|one| one.name.starts_with("LDSM") && one.name.ends_with(".4")).count();
         assert_eq!(fours, loads, "{name}: every load is of four matrices");
-        // Copies of so many later stretches may be under way when one is waited for: with it and the one that is worked
+        // Copies of so many later k-blocks may be under way when one is waited for: with it and the one that is worked
         // on, the stages.
         let waits = body.iter().filter(|one| one.name.starts_with("DEPBAR"));
         let under_way = waits.filter_map(|one| {
@@ -353,7 +353,7 @@ fn the_main_loop_of_large_products() {
     }
 }
 
-/// A stretch of 64 in k is four products of 64x192 or 64x128 by 16, with next to nothing between them; registers go from the warps that copy
+/// A k-block of 64 is four products of 64x192 or 64x128 by 16, with next to nothing between them; registers go from the warps that copy
 /// to those that multiply, and none spill.
 #[test]
 fn the_main_loop_of_products_by_warpgroups() {
@@ -372,10 +372,10 @@ fn the_main_loop_of_products_by_warpgroups() {
         let least =
             loops(all).into_iter().filter(|body| count(body, "HGMMA") > 0).min_by_key(|body| body.len());
         let least = least.unwrap_or(body);
-        eprintln!("{name}: {} instructions a stretch, {} HGMMA", least.len(), count(least, "HGMMA"));
-        assert_eq!(count(least, "HGMMA"), 4, "{name}: products a stretch");
+        eprintln!("{name}: {} instructions a k-block, {} HGMMA", least.len(), count(least, "HGMMA"));
+        assert_eq!(count(least, "HGMMA"), 4, "{name}: products a k-block");
         assert_eq!(count(all, "HGMMA"), 4, "{name}: products of the whole kernel");
-        assert!(least.len() <= 120, "{name}: {} instructions a stretch", least.len());
+        assert!(least.len() <= 120, "{name}: {} instructions a k-block", least.len());
         assert_eq!(count(all, "USETMAXREG"), 2, "{name}: registers are passed on");
         assert!(count(all, "UTMALDG") >= 2, "{name}: tensor copies of both operands");
         for one in all {

@@ -382,7 +382,7 @@ fn few_shot_runs_differ_in_their_rows_alone_and_are_summed_up() {
     assert_eq!(seeds, [42, 43, 44]);
     for draw in &done.draws {
         assert_eq!(
-            (&draw.rows[..], draw.steps, draw.learning_rate),
+            (&draw.outcome.rows[..], draw.outcome.steps, draw.learning_rate),
             (&[8][..], 2, 0.3),
             "4 rows of 2 classes"
         );
@@ -392,7 +392,7 @@ fn few_shot_runs_differ_in_their_rows_alone_and_are_summed_up() {
     }
     let names: Vec<&str> = done.summary.iter().map(|spread| spread.name.as_str()).collect();
     assert_eq!(names, ["validation", "test accuracy"]);
-    let validations: Vec<f64> = done.draws.iter().map(|draw| draw.validation).collect();
+    let validations: Vec<f64> = done.draws.iter().map(|draw| draw.outcome.best).collect();
     assert_eq!(done.summary[0], Spread::new("validation", &validations));
     assert_eq!(FewShotRuns::saved(&out).expect("read").expect("there"), done);
     let prompts: Vec<Vec<f32>> = done

@@ -82,8 +82,8 @@ struct Heard {
 }
 
 impl Monitor for Heard {
-    fn of_run(&mut self, run: Option<usize>) {
-        self.run = run;
+    fn of_run(&mut self, name: Option<&str>) {
+        self.run = name.map(|name| name.trim_start_matches("run").parse().expect("the name of a member"));
     }
     fn step(&mut self, record: &StepRecord) {
         self.steps.push((self.run.expect("of one run"), record.clone()));

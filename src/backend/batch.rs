@@ -249,7 +249,7 @@ impl Batch {
         self.decoding
     }
 
-    /// The stretch `examples` as a batch of its own, without room for more rows; all examples are the batch as it is.
+    /// The range `examples` as a batch of its own, without room for more rows; all examples are the batch as it is.
     ///
     /// # Panics
     /// If there are not so many examples.
@@ -396,16 +396,16 @@ impl Batch {
         self.pooled_padding.filter(|(width, _)| self.source(b).len() < *width).map(|(_, padding)| padding)
     }
 
-    /// Stretches of examples of one run, in order.
+    /// Ranges of examples of one run, in order.
     pub fn runs(&self) -> Vec<(usize, Range<usize>)> {
-        let mut stretches: Vec<(usize, Range<usize>)> = Vec::new();
+        let mut ranges: Vec<(usize, Range<usize>)> = Vec::new();
         for b in 0..self.examples() {
-            match stretches.last_mut() {
+            match ranges.last_mut() {
                 Some((run, range)) if *run == self.run(b) => range.end = b + 1,
-                _ => stretches.push((self.run(b), b..b + 1)),
+                _ => ranges.push((self.run(b), b..b + 1)),
             }
         }
-        stretches
+        ranges
     }
 
     /// Label tokens of `run` in this batch.

@@ -130,8 +130,8 @@ pub trait Backend:
     ) -> Result<Option<u64>> {
         Ok(None)
     }
-    /// Consecutive stretches of the batch's examples that [`Backend::side_by_side`] can work on at the same time: no op makes
-    /// one example's encoder rows depend on another's. One stretch, of all, on a device whose ops fill it by themselves.
+    /// Consecutive ranges of the batch's examples that [`Backend::side_by_side`] can work on at the same time: no op makes
+    /// one example's encoder rows depend on another's. One range, of all, on a device whose ops fill it by themselves.
     fn parts(&self, batch: &Batch) -> Vec<Range<usize>> {
         std::iter::once(0..batch.examples()).collect()
     }

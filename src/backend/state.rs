@@ -79,7 +79,7 @@ pub enum Group {
     Temperature,
 }
 
-/// A named stretch of the state.
+/// A named range of the state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     /// Field-standard name: `target_prompts`, `w_down`, `w_up`, `weight`, `norm_weight`, `norm_bias`,

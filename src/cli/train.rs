@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::count::counted;
 use crate::error::{Error, Result};
-use crate::experiment::{FewShotRuns, Together};
+use crate::experiment::{Draw, FewShotRuns, Together};
 use crate::model::Frozen;
 use crate::pretrained;
 use crate::train::{self, Monitor, Ranks, RunFolder, RunManifest, Silent, Trainer};
@@ -234,16 +234,14 @@ impl Arguments {
         let runs =
             FewShotRuns::run(&Together::new(frozen, DRAWS), config, &self.out, self.resume, &mut bars)?;
         bars.finish();
-        for draw in &runs.draws {
-            let folder = self.out.join(&draw.folder);
+        for Draw { data_seed, folder, outcome, test, .. } in &runs.draws {
             println!(
-                "data seed {}: best validation {:.4} after step {} of {}{}; {}",
-                draw.data_seed,
-                draw.validation,
-                draw.best_step,
-                draw.steps,
-                train::remark_on_best(draw.test.iter().map(|(metric, _)| metric), &draw.undefined),
-                folder.display()
+                "data seed {data_seed}: best validation {:.4} after step {} of {}{}; {}",
+                outcome.best,
+                outcome.best_step,
+                outcome.steps,
+                train::remark_on_best(test.iter().map(|(metric, _)| metric), &outcome.undefined),
+                self.out.join(folder).display()
             );
         }
         for spread in &runs.summary {

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use super::generate::{SOURCES, TARGET};
-use super::methods::{AS_IS, CONSTANT, NOISE, PROMPT_TUNING, SPOT, SPOT_EACH, UNIFORM, sources, study_on};
+use super::methods::{CONSTANT, NOISE, SPOT_EACH, UNIFORM, study_on};
 use super::questions::{Subject, THREE_QUESTIONS};
 use super::report::Report;
 use super::settings::Settings;
-use super::sources::data_folder;
-use super::table::ATTEMPT;
+use super::sources::{data_folder, sources};
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::experiment::{Progress, Runner, Study};
@@ -37,15 +36,14 @@ pub fn compare(
         class_balanced: true,
         ..shared(TARGET.name, TARGET.labels)
     };
-    let fixed = if settings.fixed_mixtures { &[UNIFORM, CONSTANT][..] } else { &[] };
-    let methods = [&[PROMPT_TUNING, AS_IS, SPOT, ATTEMPT, NOISE, SPOT_EACH], fixed].concat();
-    let few_shot = study_on(TARGET.name, &settings.target, config, sources(out, &names), &methods);
+    let fixed = if settings.fixed_mixtures { &[][..] } else { &[UNIFORM, CONSTANT] };
+    let few_shot = study_on(TARGET.name, &settings.target, config, sources(out, &names), fixed);
     let task = THREE_QUESTIONS;
     task.write(&data_folder(out, task.name), settings.questions.rows, seed, Subject::OfKind)?;
-    let fixed = if settings.fixed_mixtures { &[CONSTANT, UNIFORM][..] } else { &[CONSTANT] };
-    let methods = [&[PROMPT_TUNING, AS_IS, SPOT, ATTEMPT], fixed].concat();
-    let config = shared(task.name, task.labels);
-    let questions = study_on(task.name, &settings.questions, config, sources(out, task.sources), &methods);
+    let left_out =
+        if settings.fixed_mixtures { &[NOISE, SPOT_EACH][..] } else { &[NOISE, SPOT_EACH, UNIFORM] };
+    let (config, of_task) = (shared(task.name, task.labels), sources(out, task.sources));
+    let questions = study_on(task.name, &settings.questions, config, of_task, left_out);
     let mut on = |study: &Study| study.compare_on(&study.targets[0], runner, out, progress);
     let (few_shot, questions) = (on(&few_shot)?, on(&questions)?);
     Report::of(settings, source_validation, &few_shot, &questions, model, out)

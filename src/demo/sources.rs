@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::generate::{GeneratedTask, Rows, SOURCES};
 use crate::config::{Decoding, Method, RunConfig};
 use crate::error::Result;
-use crate::experiment::{Progress, Runner, Training, train_all};
+use crate::experiment::{Progress, Runner, Source, Training, train_all};
 
 /// How source prompts are learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,4 +97,14 @@ pub(super) fn data_folder(out: &Path, name: &str) -> PathBuf {
 /// The prompts that were learnt on the source tasks called `names`.
 pub(super) fn source_paths(out: &Path, names: &[&str]) -> Vec<PathBuf> {
     names.iter().map(|name| out.join("sources").join(name).join("prompt.safetensors")).collect()
+}
+
+/// The same as sources of a study.
+pub(super) fn sources(out: &Path, names: &[&str]) -> Vec<Source> {
+    let source = |(name, prompt): (&&str, PathBuf)| Source {
+        name: (*name).to_owned(),
+        prompt: Some(prompt),
+        config: RunConfig::default(),
+    };
+    names.iter().zip(source_paths(out, names)).map(source).collect()
 }

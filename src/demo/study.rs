@@ -172,30 +172,31 @@ impl Study<'_> {
             ..base(place)
         };
         let (length, many) = (settings.sources.prompt_length, self.as_many_rows());
-        let mut grid = Grid::new(self.runner, &self.places);
+        let grid = Grid { runner: self.runner, places: &self.places };
         let entries = vec![
             with(ATTEMPT, &|place| mixed(Scorer::Bottleneck, place)),
-            with(PROMPT_TUNING, &|place| untuned(length, place)),
-            with(SPOT_BEST, &start),
-            self.entry(AS_IS, &[], &start),
-            with(MANY_NUMBERS, &|place| untuned(many, place)),
-            with(UNIFORM, &|place| mixed(Scorer::Uniform, place)),
             with(CONSTANT, &|place| mixed(Scorer::Constant, place)),
+            with(UNIFORM, &|place| mixed(Scorer::Uniform, place)),
+            with(PROMPT_TUNING, &|place| untuned(length, place)),
+            with(MANY_NUMBERS, &|place| untuned(many, place)),
+            with(SPOT_BEST, &start),
         ];
-        grid.train("methods", &runs, entries, progress)?;
+        let methods = grid.train("methods", &runs, entries, progress)?;
+        let chosen = |name: &str| methods.iter().find(|entry| entry.name == name).map(Entry::choose);
 
         // The weights of the sum are the sources' similarity to the prompt that prompt tuning learnt in the same place.
-        let mut embeddings =
-            grid.choose(PROMPT_TUNING).folders.iter().map(|run| run.join("prompt.safetensors"));
+        let learnt = chosen(PROMPT_TUNING).into_iter().flat_map(|chosen| &chosen.folders);
+        let mut embeddings = learnt.map(|run| run.join("prompt.safetensors"));
         let sum = self.places.iter().map(|place| RunConfig {
             method: Method::Spot,
             sources: self.sources.clone(),
             initial_prompt: embeddings.next(),
             ..base(place)
         });
-        let mut entries = vec![Entry::new(SPOT_SUM, rates, sum.collect())];
+        let mut entries =
+            vec![Entry::new(SPOT_SUM, rates, [(None, sum.collect())]), self.entry(AS_IS, &[], &start)];
         for kind in 0..task.kinds.len() {
-            entries.push(with(&prompt_of_kind(kind), &|place| {
+            entries.push(with(&format!("a prompt for kind {kind}"), &|place| {
                 let config = self.config(place, &format!("-kind-{kind}"));
                 from_source(config, &self.sources[of_kind(place.data, kind)])
             }));
@@ -207,7 +208,7 @@ impl Study<'_> {
             let sources = without.map(|(_, path)| path.clone()).collect();
             controls.push((format!("without {}", kind.related_among(task.sources).join(" and ")), sources));
         }
-        let rate = [grid.choose(ATTEMPT).rate.unwrap_or(rates[0])];
+        let rate = [chosen(ATTEMPT).and_then(|chosen| chosen.rate).unwrap_or(rates[0])];
         for (name, sources) in &controls {
             let variant = if name == SHUFFLED { "-shuffled" } else { "" };
             for (method, scorer) in [(ATTEMPT, Scorer::Bottleneck), (CONSTANT, Scorer::Constant)] {
@@ -218,19 +219,14 @@ impl Study<'_> {
                 }));
             }
         }
-        grid.train("the weighted sum, bounds and controls", &runs, entries, progress)?;
+        let others = grid.train("the weighted sum, bounds and controls", &runs, entries, progress)?;
 
         // Every choice is made: now the test rows.
-        let methods = [ATTEMPT, CONSTANT, UNIFORM, PROMPT_TUNING, MANY_NUMBERS, SPOT_BEST, SPOT_SUM, AS_IS]
-            .map(str::to_owned);
-        let tested = grid.test("test rows of methods", &methods, progress)?;
-        let kinds: Vec<String> = (0..task.kinds.len()).map(prompt_of_kind).collect();
-        let of_kinds = grid.test("test rows of a prompt a kind", &kinds, progress)?;
-        let names: Vec<String> = controls
-            .iter()
-            .flat_map(|(name, _)| [ATTEMPT, CONSTANT].map(|method| format!("{name}: {method}")))
-            .collect();
-        let controlled = grid.test("test rows of controls", &names, progress)?;
+        let (simple, others) = others.split_at(2);
+        let (of_kinds, of_controls) = others.split_at(task.kinds.len());
+        let tested = grid.test("test rows of methods", &[&methods, simple].concat(), progress)?;
+        let of_kinds = grid.test("test rows of a prompt a kind", of_kinds, progress)?;
+        let controlled = grid.test("test rows of controls", of_controls, progress)?;
         let oracle = self.test_oracle(&of_kind, progress)?;
 
         let attempt = &tested[0];
@@ -266,7 +262,7 @@ impl Study<'_> {
 
     /// An entry whose settings are `config`'s.
     fn entry(&self, name: &str, rates: &[f64], config: &dyn Fn(&Place) -> RunConfig) -> Entry {
-        Entry::new(name, rates, self.places.iter().map(config).collect())
+        Entry::new(name, rates, [(None, self.places.iter().map(config).collect())])
     }
 
     fn config(&self, place: &Place, variant: &str) -> RunConfig {
@@ -345,10 +341,6 @@ impl Study<'_> {
         });
         accuracies.collect()
     }
-}
-
-fn prompt_of_kind(kind: usize) -> String {
-    format!("a prompt for kind {kind}")
 }
 
 /// The mean over entries, place by place.

@@ -41,23 +41,15 @@ pub struct Draw {
     pub data_seed: u64,
     /// Its folder, beside the summary.
     pub folder: PathBuf,
-    /// Rows it learnt from, of each task.
-    pub rows: Vec<usize>,
     /// Its sources.
     pub sources: Vec<PathBuf>,
     /// The prompt's peak learning rate.
     pub learning_rate: f64,
     /// The scorer's.
     pub scorer_learning_rate: f64,
-    /// Steps taken.
-    pub steps: u64,
-    /// Steps after which the best validation came.
-    pub best_step: u64,
-    /// The mean metric of the best validation.
-    pub validation: f64,
-    /// Metrics that are not defined there, and count as 0.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub undefined: Vec<String>,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
     /// Each test metric of the best state; with several tasks their names stand before.
     pub test: Vec<(String, Option<f64>)>,
 }
@@ -149,18 +141,13 @@ impl FewShotRuns {
         let measures = sweep.measures();
         let summary = measures.iter().filter(has_every).filter_map(|of| spread(&all, of)).collect();
         let draw = |SweptRun { config, outcome, test, .. }| {
-            let outcome: Outcome = outcome?;
             Ok(Draw {
                 data_seed: config.data_seed(),
                 folder: folder_of(config.data_seed()),
-                rows: outcome.rows,
                 learning_rate: config.learning_rate,
                 scorer_learning_rate: config.scorer_learning_rate(),
                 sources: config.sources,
-                steps: outcome.steps,
-                best_step: outcome.best_step,
-                validation: outcome.best,
-                undefined: outcome.undefined,
+                outcome: outcome?,
                 test,
             })
         };

@@ -67,13 +67,9 @@ pub struct Candidate {
 }
 
 impl Entry {
-    /// An entry that tries each of `rates` on `configs`, a place each; without rates it is evaluated as it starts.
-    pub fn new(name: impl Into<String>, rates: &[f64], configs: Vec<RunConfig>) -> Self {
-        Self::of_sources(name, rates, [(None, configs)])
-    }
-
-    /// An entry that tries each of `rates` from each source, which are given by their names, each with its settings a place.
-    pub(super) fn of_sources(
+    /// An entry that tries each of `rates` from each source; without rates it is evaluated as it starts. Sources are given by their
+    /// names, each with the settings of its runs, a place each: one without a name where the runs do not try several.
+    pub fn new(
         name: impl Into<String>,
         rates: &[f64],
         sources: impl IntoIterator<Item = (Option<String>, Vec<RunConfig>)>,
@@ -92,6 +88,15 @@ impl Entry {
             }
         }
         Self { name: name.into(), candidates }
+    }
+
+    /// What it chose, once it is trained: the best mean validation over the places, the first of equals.
+    ///
+    /// # Panics
+    /// Without candidates.
+    pub fn choose(&self) -> &Candidate {
+        let means: Vec<f64> = self.candidates.iter().map(|candidate| mean(&candidate.validation)).collect();
+        &self.candidates[first_best(&means)]
     }
 }
 
@@ -139,31 +144,27 @@ pub struct MethodResults {
     pub mixtures: Vec<Vec<Vec<f64>>>,
 }
 
-/// Trained entries.
+/// Where entries are trained, and by whom.
 pub struct Grid<'a> {
-    runner: &'a dyn Runner,
-    places: &'a [Place],
-    entries: Vec<Entry>,
+    /// Who takes the trainings.
+    pub runner: &'a dyn Runner,
+    /// The places of each entry.
+    pub places: &'a [Place],
 }
 
-impl<'a> Grid<'a> {
-    /// An empty grid over `places`.
-    pub fn new(runner: &'a dyn Runner, places: &'a [Place]) -> Self {
-        Self { runner, places, entries: Vec::new() }
-    }
-
+impl Grid<'_> {
     /// Trains `entries` in all places, in run folders below `folder`, and goes on with those that are there. Candidates of equal
     /// settings share a run.
     ///
     /// # Errors
     /// Those of training; [`Error::Setting`](crate::Error::Setting) if a run folder is there that has other settings.
     pub fn train(
-        &mut self,
+        &self,
         what: &str,
         folder: &Path,
         mut entries: Vec<Entry>,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Vec<Entry>> {
         let (mut trainings, mut untrained): (Vec<Training>, Vec<EvaluationJob>) = Default::default();
         for Entry { name, candidates } in &mut entries {
             for candidate in candidates {
@@ -200,49 +201,35 @@ impl<'a> Grid<'a> {
                 candidate.validation = own.collect::<Result<_>>()?;
             }
         }
-        self.entries.extend(entries);
-        Ok(())
+        Ok(entries)
     }
 
-    /// What the entry called `name` chose: the best mean validation over the places, the first of equals.
-    ///
-    /// # Panics
-    /// If no entry of that name was trained.
-    pub fn choose(&self, name: &str) -> &Candidate {
-        let candidates = &self.entry(name).candidates;
-        let means: Vec<f64> = candidates.iter().map(|candidate| mean(&candidate.validation)).collect();
-        &candidates[first_best(&means)]
-    }
-
-    /// Evaluates the chosen runs of the entries called `names` on the test rows.
+    /// Evaluates what trained `entries` chose on the test rows.
     ///
     /// # Errors
     /// Those of the data and of evaluation.
-    ///
-    /// # Panics
-    /// As [`choose`](Self::choose).
     pub fn test(
         &self,
         what: &str,
-        names: &[String],
+        entries: &[Entry],
         progress: &mut dyn Progress,
     ) -> Result<Vec<MethodResults>> {
         let jobs: Vec<EvaluationJob> =
-            names.iter().flat_map(|name| self.choose(name).jobs(Split::Test)).collect();
+            entries.iter().flat_map(|entry| entry.choose().jobs(Split::Test)).collect();
         progress.begin(what, jobs.len() as u64);
         let mut evaluated = self.runner.evaluate(&jobs, progress)?.into_iter();
-        let results = |name: &String| {
+        let results = |entry: &Entry| {
             let own = evaluated.by_ref().take(self.places.len());
-            Ok(self.results(name, own.map(complete).collect::<Result<Vec<_>>>()?))
+            Ok(self.results(entry, own.map(complete).collect::<Result<Vec<_>>>()?))
         };
-        names.iter().map(results).collect()
+        entries.iter().map(results).collect()
     }
 
     /// What came of an entry whose chosen runs answered the test rows so: a place each, a task each.
-    fn results(&self, name: &str, evaluations: Vec<Vec<(String, Evaluation)>>) -> MethodResults {
-        let chosen = self.choose(name);
+    fn results(&self, entry: &Entry, evaluations: Vec<Vec<(String, Evaluation)>>) -> MethodResults {
+        let chosen = entry.choose();
         let mut runs = Vec::new();
-        for candidate in &self.entry(name).candidates {
+        for candidate in &entry.candidates {
             let found = candidate.folders.iter().zip(self.places).zip(&candidate.validation);
             let rates = candidate.rate.into_iter().cycle();
             runs.extend(found.zip(rates).map(|(((folder, place), &validation), rate)| {
@@ -250,7 +237,7 @@ impl<'a> Grid<'a> {
             }));
         }
         MethodResults {
-            name: name.to_owned(),
+            name: entry.name.clone(),
             learning_rate: chosen.rate,
             source: chosen.source.clone(),
             trained_numbers: chosen.trained,
@@ -263,11 +250,5 @@ impl<'a> Grid<'a> {
             published: None,
             mixtures: evaluations.into_iter().map(|mut tasks| tasks.swap_remove(0).1.attention).collect(),
         }
-    }
-
-    #[expect(clippy::panic, reason = "its callers say that they panic, and no user names an entry")]
-    pub(super) fn entry(&self, name: &str) -> &Entry {
-        let found = self.entries.iter().find(|entry| entry.name == name);
-        found.unwrap_or_else(|| panic!("no entry is called {name}"))
     }
 }

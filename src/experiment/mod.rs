@@ -1,8 +1,8 @@
 //! Comparisons of ways to learn: many small trainings, rates chosen by validation rows alone, test rows read once.
 //!
 //! A [`Grid`] trains every [`Entry`] at all that it may choose from in every [`Place`], each in a run folder of its own, so that a
-//! comparison that was interrupted goes on where it was. [`Grid::choose`] takes an entry's [`Candidate`] by the mean validation
-//! over the places, and [`Grid::test`] reads the test rows of the entries that are to be reported. A [`Study`] declares such grids
+//! comparison that was interrupted goes on where it was. [`Entry::choose`] takes a [`Candidate`] by the mean validation over the
+//! places, and [`Grid::test`] reads the test rows of the entries that are to be reported. A [`Study`] declares such grids
 //! on targets, as a file or as the program does; a [`Sweep`] is a list of trainings, and [`FewShotRuns`] is one over draws. A
 //! [`Runner`] takes the trainings.
 

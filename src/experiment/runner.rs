@@ -146,8 +146,7 @@ impl<B: Backend> Runner for Together<'_, B> {
                 return Err(interrupted(outcomes.len(), trainings.len()));
             }
             let mut members = members?;
-            let names = chunk.iter().map(|training| &training.name[..]).collect();
-            let mut listener = Listener { names, run: None, progress: &mut *progress };
+            let mut listener = Listener::of(None, &mut *progress);
             outcomes.extend(run_together(self.frozen, &mut members, self.most, &mut listener)?);
         }
         Ok(outcomes)
@@ -168,22 +167,21 @@ impl<B: Backend> Runner for Together<'_, B> {
 
 /// Passes on what runs say, with their names.
 pub(super) struct Listener<'p> {
-    names: Vec<&'p str>,
-    /// Of which of them it hears.
-    run: Option<usize>,
+    /// Of which run it hears.
+    run: Option<String>,
     progress: &'p mut dyn Progress,
 }
 
 impl<'p> Listener<'p> {
     /// Of one run, or of none yet by name.
-    pub(super) fn of(name: Option<&'p str>, progress: &'p mut dyn Progress) -> Self {
-        Self { names: name.into_iter().collect(), run: name.map(|_| 0), progress }
+    pub(super) fn of(name: Option<&str>, progress: &'p mut dyn Progress) -> Self {
+        Self { run: name.map(str::to_owned), progress }
     }
 }
 
 impl Monitor for Listener<'_> {
-    fn of_run(&mut self, run: Option<usize>) {
-        self.run = run;
+    fn of_run(&mut self, name: Option<&str>) {
+        self.run = name.map(str::to_owned);
     }
     fn step(&mut self, _: &StepRecord) {
         self.progress.step();
@@ -192,7 +190,7 @@ impl Monitor for Listener<'_> {
         self.note(&record.to_string());
     }
     fn note(&mut self, text: &str) {
-        match self.run.and_then(|run| self.names.get(run)) {
+        match &self.run {
             Some(name) => self.progress.note(&format!("{name}: {text}")),
             None => self.progress.note(text),
         }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::comparison::{Comparison, RESULTS, TargetResults};
@@ -84,10 +85,12 @@ pub struct StudyMethod {
 }
 
 /// Which sources a method takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Sources {
     /// None of the study's: those that its settings have, if any.
+    #[serde(skip)]
     None,
     /// All of the study's.
     All,
@@ -98,6 +101,7 @@ pub enum Sources {
     /// Random prompts in place of all of them, each row of the norm of the source's row; others for each seed.
     Random,
     /// These, by their places in the study.
+    #[serde(skip)]
     Of(Vec<usize>),
 }
 
@@ -237,16 +241,17 @@ impl Study {
                 Sources::Each => self.sources.iter().enumerate().map(alone).collect::<Result<_>>()?,
                 _ => vec![(None, at_places(taken)?)],
             };
-            Ok::<_, Error>(Entry::of_sources(name, rates, tried))
+            Ok::<_, Error>(Entry::new(name, rates, tried))
         };
+        let grid = Grid { runner, places: &self.places };
         let mut of_sources: Vec<(String, f64)> = Vec::new();
         if target.needs_best_source() {
             let config = RunConfig { method: Method::Spot, ..target.config.clone() };
             let what = format!("{}: sources as they are", target.name);
-            let mut grid = Grid::new(runner, &self.places);
-            grid.train(&what, &runs, vec![entry(&what, &[], &config, &Sources::Each, 0)?], progress)?;
+            let entries = vec![entry(&what, &[], &config, &Sources::Each, 0)?];
+            let entries = grid.train(&what, &runs, entries, progress)?;
             let as_is = |of: &Candidate| (of.source.clone().unwrap_or_default(), mean(&of.validation));
-            of_sources = grid.entry(&what).candidates.iter().map(as_is).collect();
+            of_sources = entries.iter().flat_map(|entry| &entry.candidates).map(as_is).collect();
         }
         let best = first_best(&of_sources.iter().map(|(_, validation)| *validation).collect::<Vec<_>>());
         let of_method = |method: &StudyMethod| {
@@ -257,10 +262,8 @@ impl Study {
             entry(&method.name, &method.learning_rates, &config, &method.sources, best)
         };
         let entries = target.methods.iter().map(of_method).collect::<Result<_>>()?;
-        let mut grid = Grid::new(runner, &self.places);
-        grid.train(&target.name, &runs, entries, progress)?;
-        let names: Vec<String> = target.methods.iter().map(|method| method.name.clone()).collect();
-        let mut methods = grid.test(&format!("{}: test rows", target.name), &names, progress)?;
+        let entries = grid.train(&target.name, &runs, entries, progress)?;
+        let mut methods = grid.test(&format!("{}: test rows", target.name), &entries, progress)?;
         for method in &mut methods {
             method.published = target.published.get(&method.name).copied();
             for folder in method.runs.iter_mut().map(|(folder, ..)| folder).chain(&mut method.chosen) {

@@ -97,19 +97,16 @@ impl File<'_> {
 
     /// Refuses settings of `of` that the study has keys of its own for.
     fn check_settings(&self, of: &str, settings: &Table) -> Result<()> {
-        for (key, instead) in [
+        let instead = [
             ("learning-rate", "study.learning-rates"),
             ("seed", "study.seeds"),
             ("draws", "study.draws"),
             ("sources", "study.source"),
-        ] {
-            if settings.contains_key(key) {
-                return Err(
-                    self.refuse(format!("`{instead}` in place of `{key}`"), format!("`{key}` of {of}"))
-                );
-            }
-        }
-        Ok(())
+        ];
+        let found = instead.iter().find(|(key, _)| settings.contains_key(*key));
+        found.map_or(Ok(()), |(key, instead)| {
+            Err(self.refuse(format!("`{instead}` in place of `{key}`"), format!("`{key}` of {of}")))
+        })
     }
 
     /// The settings of every run with those of `layers`, each over the one before.
@@ -241,8 +238,7 @@ impl Study {
             if *sources != Sources::None {
                 config.sources = vec!["prompt.safetensors".into()];
             }
-            let own = [config.learning_rate];
-            for &learning_rate in if rates.is_empty() { &own } else { rates } {
+            for learning_rate in [&[config.learning_rate], rates].concat() {
                 RunConfig { learning_rate, ..config.clone() }.check()?;
             }
             let model = self.model();
@@ -266,11 +262,5 @@ fn sources_of(taken: &Value, sources: &[Source]) -> Option<Sources> {
         let place = |name: &Value| sources.iter().position(|source| Some(&source.name[..]) == name.as_str());
         return names.iter().map(place).collect::<Option<_>>().map(Sources::Of);
     }
-    match taken.as_str()? {
-        "all" => Some(Sources::All),
-        "best" => Some(Sources::Best),
-        "each" => Some(Sources::Each),
-        "random" => Some(Sources::Random),
-        _ => None,
-    }
+    Sources::deserialize(taken.clone()).ok()
 }

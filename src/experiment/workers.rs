@@ -11,7 +11,7 @@ use std::thread;
 
 use super::progress::Progress;
 use super::runner::{EvaluationJob, Listener, Results, Runner, Training, interrupted, open};
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, thread_count};
 use crate::error::{Error, Result};
 use crate::model::Frozen;
 use crate::train::{Evaluated, Outcome, evaluate_tasks};
@@ -27,13 +27,9 @@ impl<'a> Workers<'a> {
     /// So many workers, one a core for `None`, on the T5 in the folder `model`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for none.
+    /// [`Error::Setting`] for none, and for more than the CPU's backend takes.
     pub fn new(model: &'a Path, count: Option<usize>) -> Result<Self> {
-        if count == Some(0) {
-            return Err(Error::setting("workers", "at least one", "none", ""));
-        }
-        let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Ok(Self { model, count: count.unwrap_or_else(cores) })
+        Ok(Self { model, count: thread_count(count)? })
     }
 
     /// Workers.
@@ -49,15 +45,14 @@ impl<'a> Workers<'a> {
         progress: &mut dyn Progress,
         work: impl Fn(&Frozen<'_, Cpu>, &J, &mut dyn Progress) -> R + Sync,
     ) -> Result<Vec<R>> {
-        let (next, has_failed, progress) =
-            (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(progress));
-        let shared = Shared { progress: &progress, has_failed: &has_failed };
-        let fail = || has_failed.store(true, Ordering::Relaxed);
+        let shared = Shared { progress: Mutex::new(progress), has_failed: AtomicBool::new(false) };
+        let next = AtomicUsize::new(0);
+        let fail = || shared.has_failed.store(true, Ordering::Relaxed);
         let work_on_jobs = || -> Result<Vec<(usize, R)>> {
             // On the worker's own thread: to hand each op to another costs a seventh of the time.
             let backend = Cpu::with_caller(Some(1))?;
             let frozen = Frozen::load(&backend, self.model)?;
-            let (mut progress, mut results) = (shared, Vec::new());
+            let (mut progress, mut results) = (&shared, Vec::new());
             while !shared.is_over() {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(job) = jobs.get(index) else { break };
@@ -106,13 +101,12 @@ impl Runner for Workers<'_> {
 }
 
 /// The progress of all workers, who end where one has failed.
-#[derive(Clone, Copy)]
-struct Shared<'a, 'p> {
-    progress: &'a Mutex<&'p mut dyn Progress>,
-    has_failed: &'a AtomicBool,
+struct Shared<'p> {
+    progress: Mutex<&'p mut dyn Progress>,
+    has_failed: AtomicBool,
 }
 
-impl<'p> Shared<'_, 'p> {
+impl<'p> Shared<'p> {
     fn lock(&self) -> MutexGuard<'_, &'p mut dyn Progress> {
         // A worker that panicked while it spoke takes the program with it; the others may end before that.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,7 +118,7 @@ impl<'p> Shared<'_, 'p> {
     }
 }
 
-impl Progress for Shared<'_, '_> {
+impl Progress for &Shared<'_> {
     fn begin(&mut self, what: &str, steps: u64) {
         self.lock().begin(what, steps);
     }

@@ -153,7 +153,7 @@ impl ByteTokenizer {
     }
 }
 
-/// A stretch of the text: a token, or what stands between two.
+/// A piece of the text: a token, or what stands between two.
 struct Part {
     text: String,
     token: Option<u32>,

@@ -303,8 +303,8 @@ fn dash(index: usize) -> &'static str {
 
 /// Means of neighbours, so that at most `most` points are left.
 fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
-    let stretch = points.len().div_ceil(most).max(1);
-    points.chunks(stretch).map(mean).collect()
+    let each = points.len().div_ceil(most).max(1);
+    points.chunks(each).map(mean).collect()
 }
 
 /// The mean of each point and those around it.

@@ -234,8 +234,8 @@ fn write_attention(
 
 /// Who listens to a run.
 pub trait Monitor {
-    /// What follows is of this run, by its place among those that share a batch; of all of them for `None`.
-    fn of_run(&mut self, _: Option<usize>) {}
+    /// What follows is of the run of this name, of those that share a batch; of all of them for `None`.
+    fn of_run(&mut self, _: Option<&str>) {}
     /// A step was taken.
     fn step(&mut self, _: &StepRecord) {}
     /// So many of so many validation examples are answered.

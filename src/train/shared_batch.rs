@@ -22,7 +22,7 @@ pub struct Member<'a, B: Backend> {
 
 /// Takes all steps that the runs have left, as many runs at a time in one batch as can share one, at most `together` and no
 /// more than the device's memory holds. Each run gets the numbers that it would get alone; a run that fails does not hold up the others. The outcomes are in the
-/// members' order. `monitor` hears of each run by its place ([`Monitor::of_run`]).
+/// members' order. `monitor` hears of each run by its name ([`Monitor::of_run`]).
 ///
 /// # Errors
 /// Those of the device; a run's own are in its outcome.
@@ -130,7 +130,7 @@ impl<'s, 'a, B: Backend> Stack<'s, 'a, B> {
     fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         let active = |stack: &Self| stack.runs.iter().position(Sharing::is_active);
         while active(self).is_some() {
-            self.stretch(monitor)?;
+            self.run_ahead(monitor)?;
             if let Some(active) = active(self).filter(|_| monitor.ends()) {
                 self.save()?;
                 let trainer = &self.runs[active].member.trainer;
@@ -142,7 +142,7 @@ impl<'s, 'a, B: Backend> Stack<'s, 'a, B> {
 
     /// Issues steps up to the next after which the state of a run is looked at, waits for what they came to, and hands it to
     /// the runs.
-    fn stretch(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+    fn run_ahead(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         let backend = self.frozen.backend;
         let started = Instant::now();
         let (mut parts, mut issued, mut looked_at) = (Vec::new(), Vec::new(), false);
@@ -178,8 +178,8 @@ impl<'s, 'a, B: Backend> Stack<'s, 'a, B> {
                 if let Some(stacked) = stacked {
                     run.take_over(place, stacked)?;
                 }
-                monitor.of_run(Some(run.number));
-                let Member { trainer, folder, .. } = &mut *run.member;
+                let Member { name, trainer, folder } = &mut *run.member;
+                monitor.of_run(Some(name));
                 run.failure = trainer.finish_step(&record, folder.as_mut(), monitor).err();
             }
             monitor.of_run(None);

@@ -9,6 +9,8 @@ mod validation;
 use std::path::Path;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
+
 use self::memory::foresee;
 pub(super) use self::steps::Pace;
 use super::log::Monitor;
@@ -50,22 +52,27 @@ pub struct Trainer<'a, B: Backend> {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Outcome {
     /// Steps taken.
     pub steps: u64,
     /// The best validation's mean metric; one that is not defined counts as 0.
+    #[serde(rename = "validation")]
     pub best: f64,
     /// Metrics that were not defined at the best validation, as [`ValidationRecord::metrics`](crate::train::ValidationRecord::metrics)
     /// names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undefined: Vec<String>,
     /// The step it came after.
     pub best_step: u64,
     /// Numbers that trained.
+    #[serde(rename = "trained-numbers", default)]
     pub trained: usize,
     /// Rows it learnt from, of each task.
     pub rows: Vec<usize>,
     /// Whether patience ended the run.
+    #[serde(default)]
     pub stopped_early: bool,
 }
 

@@ -188,7 +188,7 @@ fn follow(shape: Shape<'_>) {
 }
 
 /// Ragged examples, rows beside those that lanes by eights take and those of a tile of the tensor cores, fewer and more examples than
-/// warps, depths that are no whole stretches.
+/// warps, depths that are no whole k-blocks.
 #[test]
 fn ragged_examples() {
     let of = Shape {

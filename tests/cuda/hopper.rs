@@ -268,7 +268,7 @@ fn a_block_of_several_tiles_follows_one_tile_a_block() {
     }
 }
 
-/// Beside each edge of a tile; a depth of as many stretches as parts, of several each, and of more than there are stages.
+/// Beside each edge of a tile; a depth of as many k-blocks as parts, of several each, and of more than there are stages.
 #[test]
 fn products_of_clusters_follow_those_of_every_device() {
     let Some(raw) = hopper("products_of_clusters_follow_those_of_every_device") else { return };

@@ -79,6 +79,17 @@ impl<E: Element> Matrix for Weight<E> {
     }
 }
 
+/// The threads that `asked` comes to: one a core for `None`.
+pub(crate) fn thread_count(asked: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = asked.unwrap_or(cores);
+    if count == 0 || count > MAX_THREADS {
+        let expected = format!("1 to {MAX_THREADS}");
+        return Err(Error::setting("--threads", expected, count.to_string(), ""));
+    }
+    Ok(count)
+}
+
 /// The CPU as a device, computing in `E`: f32, or f64 to check gradients.
 #[derive(Debug)]
 pub struct Cpu<E: Element = f32> {
@@ -120,12 +131,7 @@ impl<E: Element> Cpu<E> {
     }
 
     fn build(threads: Option<usize>, poison: bool, with_caller: bool) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let count = threads.unwrap_or(cores);
-        if count == 0 || count > MAX_THREADS {
-            let expected = format!("1 to {MAX_THREADS}");
-            return Err(Error::setting("--threads", expected, count.to_string(), ""));
-        }
+        let count = thread_count(threads)?;
         let builder = rayon::ThreadPoolBuilder::new().num_threads(count);
         let builder = if with_caller { builder.use_current_thread() } else { builder };
         let threads = builder.build().map_err(|error| {

@@ -73,7 +73,7 @@ const SMALL: usize = 192;
 /// few more, packing would cost as much as the product.
 const SMALLEST_BLOCK: usize = 65;
 
-/// Consecutive stretches of examples, about equal in rows: one a thread, unless they would be too small.
+/// Consecutive ranges of examples, about equal in rows: one a thread, unless they would be too small.
 pub(super) fn parts(batch: &Batch, threads: usize) -> Vec<Range<usize>> {
     let rows = batch.real_rows(Side::Encoder);
     let most = threads.min(rows / SMALL).max(1);
@@ -92,7 +92,7 @@ pub(super) fn parts(batch: &Batch, threads: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Fails unless `parts` are consecutive stretches of all of the batch's examples, none of them empty.
+/// Fails unless `parts` are consecutive ranges of all of the batch's examples, none of them empty.
 pub(super) fn check_parts(batch: &Batch, parts: &[Range<usize>]) -> Result<()> {
     let after = |end: Option<usize>, part: &Range<usize>| {
         end.filter(|&end| part.start == end && part.start < part.end).map(|_| part.end)
@@ -100,7 +100,7 @@ pub(super) fn check_parts(batch: &Batch, parts: &[Range<usize>]) -> Result<()> {
     if parts.iter().fold(Some(0), after) == Some(batch.examples()) {
         return Ok(());
     }
-    let expected = format!("stretches of {} examples, one after the other", batch.examples());
+    let expected = format!("consecutive ranges of {} examples", batch.examples());
     Err(Error::tensor("the parts of a batch", expected, format!("{parts:?}"), ""))
 }
 

@@ -22,7 +22,7 @@ impl<B: Backend> Trainer<'_, B> {
     pub fn run(&mut self, mut folder: Option<&mut RunFolder>, monitor: &mut dyn Monitor) -> Result<Outcome> {
         self.begin(folder.as_deref_mut())?;
         while !self.is_done() {
-            let (records, failure) = self.stretch(self.frozen.backend.steps_ahead())?;
+            let (records, failure) = self.run_ahead(self.frozen.backend.steps_ahead())?;
             for record in &records {
                 self.finish_step(record, folder.as_deref_mut(), monitor)?;
             }
@@ -148,14 +148,14 @@ impl<B: Backend> Trainer<'_, B> {
     /// [`Error::NonFinite`] if the loss or the gradient is not finite; the state is then as before the step. Those of the
     /// device.
     pub fn step(&mut self) -> Result<StepRecord> {
-        let (mut records, failure) = self.stretch(1)?;
+        let (mut records, failure) = self.run_ahead(1)?;
         let nothing = || Error::setting("steps", "a run that goes on", "its end", "");
         records.pop().ok_or_else(|| failure.unwrap_or_else(nothing))
     }
 
     /// Issues at most `most` steps, up to the next after which the state is looked at, and then waits for what they came
     /// to. If one was not finite, the state is as before it, and the error comes with the records of those before.
-    fn stretch(&mut self, most: usize) -> Result<(Vec<StepRecord>, Option<Error>)> {
+    fn run_ahead(&mut self, most: usize) -> Result<(Vec<StepRecord>, Option<Error>)> {
         let started = Instant::now();
         // Ranks meet in every step.
         let most = if self.ranks.count() > 1 { 1 } else { most };
@@ -235,7 +235,7 @@ impl<B: Backend> Trainer<'_, B> {
     }
 }
 
-/// How fast a stretch of steps was, which are timed as one: the device works on while the host is ahead of it.
+/// How fast steps were that are timed as one: the device works on while the host is ahead of it.
 #[derive(Clone, Copy)]
 pub(in crate::train) struct Pace {
     milliseconds: f64,

@@ -24,19 +24,19 @@ const FILE: &str = "cross_attention_hopper";
 const HALF_SHARED: usize = (MAX_SHARED + 1024) / 2 - 1024;
 
 impl AbsorbedShape<'_> {
-    /// Stretches of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
-    fn stretches(&self) -> Option<usize> {
-        let stretches = self.depth.div_ceil(thin::DEPTH);
-        (hopper::CLUSTER..=hopper::CLUSTER * hopper::MAX_STRETCHES).contains(&stretches).then_some(stretches)
+    /// Slices of D, of which clusters have work for each of their blocks and shared memory for all; none of other depths.
+    fn slices(&self) -> Option<usize> {
+        let slices = self.depth.div_ceil(thin::DEPTH);
+        (hopper::CLUSTER..=hopper::CLUSTER * hopper::MAX_SLICES).contains(&slices).then_some(slices)
     }
 }
 
 impl Steps<'_> {
-    /// Stretches of D where the device, the format and the shape have kernels for compute capability 9.0.
+    /// Slices of D where the device, the format and the shape have kernels for compute capability 9.0.
     fn hopper(&self) -> Result<Option<usize>> {
         let fits = self.precision == Precision::Bf16 && self.shape.targets() > 0 && self.shape.sources() > 0;
-        let stretches = self.shape.stretches().filter(|_| fits);
-        Ok(if stretches.is_some() && self.kernels.is_hopper()? { stretches } else { None })
+        let slices = self.shape.slices().filter(|_| fits);
+        Ok(if slices.is_some() && self.kernels.is_hopper()? { slices } else { None })
     }
 
     /// The map of a matrix of D columns, or of the weights' H·K, that comes in boxes of 64 by 64.
@@ -47,12 +47,12 @@ impl Steps<'_> {
     /// Launches the attention of q' over h, or what is backward of it, of d_mixed, as clusters, where the device and the shape have
     /// that; whether it did.
     pub(super) fn attend(&self, shared: &CrossArguments, backward: bool) -> Result<bool> {
-        let Some(stretches) = self.hopper()? else { return Ok(false) };
+        let Some(slices) = self.hopper()? else { return Ok(false) };
         let (depth, heads) = (self.shape.depth, self.shape.heads.count);
-        // Blocks of a cluster, and stretches of D of each.
+        // Blocks of a cluster, and slices of D of each.
         let parts = [thin::MIN_CLUSTER, gemm_thin_hopper::MAX_CLUSTER];
-        let parts = if stretches <= parts[0] * hopper::MAX_ATTENDED { parts[0] } else { parts[1] };
-        let count = stretches.div_ceil(parts);
+        let parts = if slices <= parts[0] * hopper::MAX_ATTENDED { parts[0] } else { parts[1] };
+        let count = slices.div_ceil(parts);
         let room = self.shape.longest_rows().min(thin::ROWS);
         // As the kernel lays it out.
         let bytes = |stages: usize, at_once: usize| {
@@ -136,7 +136,7 @@ impl Steps<'_> {
 
     /// Launches the two products of a projection as clusters, where the device and the shape have that; whether it did.
     pub(super) fn project(&self, projection: &ProjectedArguments, backward: bool) -> Result<bool> {
-        let Some(stretches) = self.hopper()? else { return Ok(false) };
+        let Some(slices) = self.hopper()? else { return Ok(false) };
         let (heads, depth, rows) = (self.shape.heads, self.shape.depth, self.shape.targets());
         let total = heads.total();
         let arguments = CrossProjectHopperArguments {
@@ -154,7 +154,7 @@ impl Steps<'_> {
             ..CrossProjectHopperArguments::default()
         };
         // As the kernel lays it out.
-        let most = stretches.div_ceil(hopper::CLUSTER);
+        let most = slices.div_ceil(hopper::CLUSTER);
         let operands = (most * thin::BYTES_STAGE).max(thin::BYTES_SUMS.next_multiple_of(1024));
         let shared = operands + (most + 1) * thin::BYTES_OPERAND + hopper::BYTES_BARRIERS;
         let grid = [hopper::CLUSTER as u32, rows.div_ceil(thin::ROWS) as u32, heads.count as u32];

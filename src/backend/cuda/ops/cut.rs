@@ -208,7 +208,7 @@ const MAX_PARTS: usize = 8;
 const JOIN: usize = 2_000;
 /// The same where they are a cluster: a barrier, and the parts read from the other multiprocessors.
 const CLUSTER_JOIN: usize = 500;
-/// Cycles until the first stretch of k has come from memory.
+/// Cycles until the first k-block has come from memory.
 const FIRST_LOAD: usize = 800;
 /// Numbers of f32 of a tile that a multiprocessor moves in a cycle, in shared memory and to and from the cache alike.
 const EPILOGUE_RATE: usize = 16;
@@ -357,7 +357,7 @@ impl Cut {
     /// About how many cycles it takes: whole waves of a block on each multiprocessor.
     pub(super) fn cycles(&self, device: &DeviceInfo, k: usize) -> usize {
         let parts = self.grid[2] as usize;
-        let stretches = k.div_ceil(DEPTH).div_ceil(parts);
+        let k_blocks = k.div_ceil(DEPTH).div_ceil(parts);
         // A part is written, and the last block of a tile reads them all.
         let whole = self.tile.numbers() / EPILOGUE_RATE;
         let (moved, join) = match self.tile.kind {
@@ -365,7 +365,7 @@ impl Cut {
             _ if parts > 1 => ((2 + parts) * whole, JOIN),
             _ => (whole, 0),
         };
-        let block = stretches * self.tile.cycles(device.compute_capability) + moved;
+        let block = k_blocks * self.tile.cycles(device.compute_capability) + moved;
         (self.tiles * parts).div_ceil(device.multiprocessors) * block + join + FIRST_LOAD
     }
 

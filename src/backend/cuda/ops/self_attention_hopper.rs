@@ -62,9 +62,9 @@ impl<'s> Attention<'s> {
     /// Parts of `depth`, which are a cluster, of a launch with the projection; none where a block would have no part, or had not room
     /// for all of it.
     pub(crate) fn parts_of_projection(&self, multiprocessors: usize, depth: usize) -> Option<usize> {
-        let stretches = depth.div_ceil(thin::DEPTH);
+        let k_blocks = depth.div_ceil(thin::DEPTH);
         let fits = |parts: &usize| {
-            (*parts..=parts * hopper::MAX_WIDE_STAGES).contains(&stretches)
+            (*parts..=parts * hopper::MAX_WIDE_STAGES).contains(&k_blocks)
                 && (*parts == thin::MIN_CLUSTER || self.heads.count * parts <= multiprocessors)
         };
         [gemm_thin_hopper::MAX_CLUSTER, thin::MIN_CLUSTER].into_iter().find(fits)

@@ -83,7 +83,7 @@ impl Totals {
     }
 }
 
-/// Which parts of a stretch of bytes are free, from where to where; no two touch.
+/// Which parts of a range of bytes are free, from where to where; no two touch.
 #[derive(Debug)]
 struct Places {
     free: BTreeMap<usize, usize>,
