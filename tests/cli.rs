@@ -273,6 +273,8 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
         (&["--learning-rate", "nan"], "--learning-rate"),
         (&["--epochs", "2"], "--epochs or --steps"),
         (&["--sources", "a.safetensors"], "--sources"),
+        (&["--sources", "a.safetensors,,b.safetensors"], "--sources"),
+        (&["--labels", "0=negative,0=positive"], "labels: expected one word for each class"),
         (&["--few-shot", "1000"], "1000"),
         (&["--threads", "0"], "--threads"),
         (&["--device", "tpu"], "--device"),

@@ -146,6 +146,12 @@ fn sources_are_merged_added_and_removed() {
         let message = error(&["prompts", "merge", prompts[0], prompts[1], "--out", out]);
         assert!(message.contains("--out") && message.contains(part), "{message}");
     }
+    let (folder, part) = (work.path("one"), work.path("part.safetensors"));
+    assert!(success(&["prompts", "import", &folder, "--length", "1", "--out", &part]).contains("1 row"));
+    let of = |path: &str| Prompt::load(Path::new(path)).expect("a prompt").metadata().clone();
+    assert_eq!(of(&part), of(&one), "its first rows are of the same model and task");
+    let message = error(&["prompts", "import", &folder, "--adapter-task", "1", "--out", &part]);
+    assert!(message.contains("--adapter-task"), "{message}");
     let message = error(&["prompts", "import", &both, "--out", &work.path("one/../both.safetensors")]);
     assert!(message.contains("which is read"), "{message}");
     assert!(before == [&one, &two, &both].map(|path| fs::read(path).expect("a prompt")));
@@ -161,6 +167,26 @@ fn sources_are_merged_added_and_removed() {
     assert!(best() == before, "what was trained stays");
     let report = success(&["evaluate", "--run", &more]);
     assert!(report.matches("attention").count() == 3, "{report}");
+    work.train("alone", &[&flags[..], &["--without-target"]].concat());
+    let message = error(&["prompts", "show", &work.path("alone")]);
+    assert!(message.contains("as --without-target says"), "{message}");
+    // Finite numbers whose scores are not: nothing is written that could not be read.
+    let (huge, beyond) = (work.path("huge.safetensors"), work.path("beyond"));
+    let prompt = Prompt::load(Path::new(&two)).expect("a prompt");
+    let (rows, width, about) = (prompt.length(), prompt.width(), prompt.metadata().clone());
+    let values = vec![3e38; rows * width];
+    Prompt::new("huge", values, rows, width, about).expect("a prompt").save(Path::new(&huge)).expect("saved");
+    success(&["prompts", "add", "--run", &run, "--source", &huge, "--out", &beyond]);
+    let message = error(&["evaluate", "--run", &beyond]);
+    assert!(message.contains("the mixture's weights: expected finite numbers"), "{message}");
+    assert!(!Path::new(&beyond).join("evaluation.json").exists());
+    // Where a source is called as the target prompt is, evaluate says which is which.
+    let (namesake, mixed) = (work.path("target.safetensors"), work.path("mixed"));
+    fs::copy(&two, &namesake).expect("copied");
+    success(&["prompts", "add", "--run", &run, "--source", &namesake, "--out", &mixed]);
+    assert!(success(&["evaluate", "--run", &mixed]).contains("target (source)"));
+    let without = work.path("without");
+    success(&["prompts", "remove", "--run", &mixed, "--source", "target (source)", "--out", &without]);
     let message = error(&["prompts", "remove", "--run", &more, "--source", "three", "--out", &less]);
     assert!(message.contains("one, two"), "{message}");
     success(&["prompts", "remove", "--run", &more, "--source", "two", "--out", &less]);
@@ -232,6 +258,11 @@ fn few_shot_runs_print_mean_and_deviation() {
     let said = work.train("few", &[&flags[..], &["--draws", "2"]].concat());
     assert!(said.contains("data seed 42") && said.contains("data seed 43"), "{said}");
     assert!(said.contains("over 2 draws, deviation"), "{said}");
+    let said = work.train("single", &[&flags[..], &["--draws", "1"]].concat());
+    assert!(
+        said.contains(" of one draw") && !said.contains("deviation"),
+        "one run deviates from nothing: {said}"
+    );
     let summary = || fs::read_to_string(work.path("few/few_shot.json")).expect("a summary");
     let before = summary();
     assert!(success(&["train", "--resume", "--out", &work.path("few")]).contains("over 2 draws"));
@@ -487,7 +518,7 @@ fn sources_are_sorted_by_what_compare_finds_for_each_as_it_is() {
     let line = found.iter().find(|line| line["source"] == "middle").expect("a line");
     assert_eq!(line["similarity"].as_f64(), Some(expected));
     let message = error(&["prompts", "similar", &short, "--model", &demo]);
-    assert!(message.contains("--to"), "{message}");
+    assert!(message.contains("--to") && message.contains("--prompt"), "{message}");
     let message =
         error(&["prompts", "similar", &short, "--model", &demo, "--prompt", &long, "--task", "sst2"]);
     assert!(message.contains("--to"), "{message}");
@@ -654,4 +685,48 @@ fn a_scorer_is_pretrained_on_other_tasks_than_the_sources_with_a_note_that_names
 fn info_gives_no_advice_about_a_flag_that_it_was_not_given() {
     let said = success(&["info", "--product-size", "0"]);
     assert!(said.contains("cuda ") && !said.contains("leave"), "{said}");
+}
+
+/// What others wrote into a file must not steer the terminal.
+#[test]
+fn texts_of_a_prompts_file_are_printed_without_control_characters() {
+    let work = Work::new();
+    let path = work.path("strange.safetensors");
+    let mut about = PromptMetadata::default();
+    (about.task, about.origin) = (Some("\u{1b}[31mred\nnew".into()), Some("a\tb".into()));
+    Prompt::new("strange", vec![1.0; 4], 2, 2, about)
+        .expect("a prompt")
+        .save(Path::new(&path))
+        .expect("saved");
+    for command in ["list", "show"] {
+        let said = success(&["prompts", command, &path]);
+        assert!(said.contains("\\u{1b}[31mred\\nnew") && said.contains("a\\tb"), "{said}");
+        assert!(!said.contains(['\u{1b}', '\t']), "{said}");
+    }
+}
+
+/// Training says how many sources it truncates; whoever is answered is to know it too.
+#[test]
+fn rows_that_are_truncated_are_told_of_where_they_are_answered() {
+    let work = Work::new();
+    let data = work.path("data/sst2");
+    let flags = ["--task", "sst2", "--data", &data, "--method", "prompt-tuning", "--max-source-length"];
+    work.train("long", &[&flags[..], &["64"]].concat());
+    work.train("short", &[&flags[..], &["4"]].concat());
+    work.write(
+        "rows.jsonl",
+        "{\"sentence\": \"a film\"}\n{\"sentence\": \"a film that is long and slow and sad\"}\n",
+    );
+    let said = |command: &[&str]| {
+        let (success, _, said) = run(command);
+        assert!(success, "{said}");
+        said
+    };
+    for name in ["long", "short"] {
+        let folder = work.path(name);
+        let evaluated = said(&["evaluate", "--run", &folder]);
+        let predicted = said(&["predict", "--run", &folder, "--input", &work.path("rows.jsonl")]);
+        assert_eq!(evaluated.contains("of sst2 were truncated to 4 tokens"), name == "short", "{evaluated}");
+        assert_eq!(predicted.contains("truncated"), name == "short", "{predicted}");
+    }
 }

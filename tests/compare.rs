@@ -464,6 +464,16 @@ fn a_study_that_cannot_be_is_refused_before_anything_is_trained() {
         ("name = \"ATTEMPT\"\n", "name = \"ATTEMPT\"\nmodel = \"other\"\n", "one model"),
         ("learning-rates = [0.3, 3.0]", "learning-rates = [0.3, -3.0]", "--learning-rate"),
         ("sources = \"best\"", "sources = \"worst\"", "\"random\" or names of sources"),
+        (
+            "name = \"ATTEMPT\"\n",
+            "name = \"ATTEMPT\"\nlearning-rates = [0.3, 0.30]\n",
+            "study.method.learning-rates that name different folders",
+        ),
+        (
+            "untrained = true",
+            "untrained = true\nlearning-rates = [0.3]",
+            "no `learning-rates` beside `untrained`",
+        ),
     ] {
         assert!(text.contains(from), "{from}");
         fs::write(work.path("study.toml"), text.replacen(from, to, 1)).expect("written");
@@ -599,8 +609,13 @@ fn random_sources_have_the_norms_of_the_sources() {
         "two sources and the target"
     );
     let prompt = fs::read(random("1", "day")).expect("a file");
+    // Its folder may be written in another way, and may move.
     fs::remove_dir_all(work.path("out").join("results")).expect("removed");
-    assert_eq!(table(&work.success("out", &[])), first, "goes on with the same prompts");
+    assert_eq!(table(&work.success("./out", &[])), first, "goes on with the same prompts");
+    fs::rename(work.path("out"), work.path("moved")).expect("moved");
+    fs::remove_dir_all(work.path("moved").join("results")).expect("removed");
+    assert_eq!(table(&work.success("moved", &[])), first, "goes on where it is now");
+    fs::rename(work.path("moved"), work.path("out")).expect("moved back");
     assert_eq!(fs::read(random("1", "day")).expect("a file"), prompt);
 }
 

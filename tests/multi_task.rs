@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use promptmix::backend::cpu::Cpu;
-use promptmix::config::{Decoding, Method, RunConfig, Sampling};
+use promptmix::config::{Decoding, Method, PromptInit, RunConfig, Sampling};
 use promptmix::data::{Batches, Split};
 use promptmix::evaluate::Spread;
 use promptmix::experiment::{FewShotRuns, Together};
@@ -432,4 +432,29 @@ fn at_most_so_many_training_rows_of_each_task_are_read() {
     config.training_rows = Some(15);
     let trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
     assert_eq!(trainer.training_rows(), [15, 12]);
+}
+
+/// Labels that two tasks have in common are one start row each, as for one task.
+#[test]
+fn labels_that_tasks_share_stand_once_in_the_first_prompt() {
+    let root = data(8, 8);
+    let folder = root.path().join("yelp_polarity");
+    fs::create_dir(&folder).expect("made");
+    let row = |i: usize| format!("{{\"text\": \"a day {i}\", \"label\": {}}}\n", i % 2);
+    for file in ["train", "validation", "test"] {
+        fs::write(folder.join(format!("{file}.jsonl")), (0..8).map(row).collect::<String>())
+            .expect("written");
+    }
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    let start = |task: &str, data: PathBuf| {
+        let mut config = config(root.path());
+        (config.task, config.data) = (task.into(), data);
+        config.prompt_init = Some(PromptInit::Labels);
+        let trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+        trainer.parameters().expect("parameters")
+    };
+    let alone = start("sst2", root.path().join("sst2"));
+    let both = start("sst2,yelp_polarity", root.path().to_owned());
+    assert_eq!(both, [alone.clone(), alone].concat());
 }

@@ -215,6 +215,12 @@ fn answers_are_not_written_over_the_rows_that_are_read() {
     assert!(!refused.status.success() && fs::read_to_string(&input).expect("the rows") == rows);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(message.contains("--out") && message.contains("which is read"), "{message}");
+    let state = Path::new(&run).join("best.safetensors");
+    let before = fs::read(&state).expect("the run's state");
+    let refused = predict(&state);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("a file of a run"), "{message}");
+    assert!(fs::read(&state).expect("the run's state") == before);
     let answers = folder.path().join("answers.jsonl");
     assert!(predict(&answers).status.success());
     let answered = fs::read(&answers).expect("answers");

@@ -381,6 +381,34 @@ fn the_authors_scorer_is_read_from_its_files() {
     assert!(error.contains("scorer"), "{error}");
 }
 
+/// `prompt` is what our own files call their tensor, and a name that others think of too.
+#[test]
+fn a_matrix_that_others_call_a_prompt_is_imported_whatever_its_element_and_shape() {
+    let folder = tempdir().expect("a temporary folder");
+    for name in ["prompt", "weights"] {
+        for (dtype, shape, bytes) in [
+            (
+                "F64",
+                "[2,2]",
+                [1.0_f64, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(),
+            ),
+            ("F32", "[1,2,2]", floats(&[1.0, 2.0, 3.0, 4.0])),
+            ("F32", "[2,2]", floats(&[1.0, 2.0, 3.0, 4.0])),
+        ] {
+            let end = bytes.len();
+            let header =
+                format!(r#"{{"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{end}]}}}}"#);
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.bytes().chain(bytes));
+            let path = folder.path().join("p.safetensors");
+            std::fs::write(&path, file).expect("written");
+            let prompt = import(&path).expect("a prompt").prompt;
+            assert_eq!((prompt.length(), prompt.width()), (2, 2), "{name} {dtype} {shape}");
+            assert_eq!(prompt.values(), [1.0, 2.0, 3.0, 4.0], "{name} {dtype} {shape}");
+        }
+    }
+}
+
 #[test]
 fn a_merged_prompt_is_the_weighted_mean_of_its_parts() {
     let (a, b) = (prompt("a", &[1.0, 2.0, 3.0, 4.0], 2), prompt("b", &[5.0, 6.0, 7.0, 8.0], 2));

@@ -365,6 +365,18 @@ fn a_file_of_runs_gives_every_combination_and_names_what_is_wrong() {
             "line 1: expected a setting, found `stesp` (did you mean `steps`?)",
         ),
         ("[sweep]\nseed = [1, 1]\n", "`seed-1` twice"),
+        (
+            "[sweep]\nlearning-rate = [1, 1.0]\n",
+            "`learning-rate-1` and `learning-rate-1.0`, which are the same run",
+        ),
+        (
+            "[sweep]\nseed = [3, 4]\ntask = [{ task = \"rte\", seed = 1 }, { task = \"cb\" }]\n",
+            "`seed` in sweep.seed and in sweep.task",
+        ),
+        (
+            "[sweep]\nsteps = [3]\ntask = [{ task = \"rte\", steps = 1 }]\n",
+            "`steps` in sweep.steps and in sweep.task",
+        ),
         ("[sweep]\nseed = [\"one\"]\n", "in `seed`"),
         ("steps = \"5\"\n[sweep]\nseed = [1]\n", "in `steps`"),
         ("[sweep\n", "line 1"),
@@ -426,12 +438,12 @@ fn the_table_has_mean_and_deviation_over_seeds() {
     let of_all = lines(&sweep);
     assert_eq!(
         of_all[0],
-        "run task method learning-rate seed steps at step validation test accuracy validation: mean validation: standard \
+        "run task method learning-rate seed steps taken best step validation test accuracy validation: mean validation: standard \
          deviation test accuracy: mean test accuracy: standard deviation runs"
     );
     assert_eq!(of_all[1], "a  attempt 0.1 1 9 3 0.500000 0.250000 0.600000 0.141421 0.500000 0.353553 2");
     assert_eq!(of_all[2], "c  attempt 0.1 2 9 3 0.700000 0.750000 0.600000 0.141421 0.500000 0.353553 2");
-    assert_eq!(of_all[3], "b  attempt 0.3 1 9 3 0.900000  0.900000 0.000000   1", "no test rows, no numbers");
+    assert_eq!(of_all[3], "b  attempt 0.3 1 9 3 0.900000  0.900000    1", "no test rows, no numbers");
     let said = sweep.to_string();
     assert!(
         said.contains("d  failed: ") && said.contains("(2 runs)"),

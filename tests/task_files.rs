@@ -116,6 +116,8 @@ fn what_cannot_be_meant_is_named_with_file_and_line() {
         ("source = \"{text}\"\nlabels = \"a,b\"\n[target]\nkind = \"text\"\nfield = \"x\"", "both"),
         ("source = \"{text}\"\n[target]\nkind = \"texts\"\nfield = \"x\"", "texts"),
         ("source = ", "line 1"),
+        ("source = \"{text}\"\nlabels = \"a,b\"\nmetrics = [\"f1\", \"f1\"]", "f1 twice"),
+        ("source = \"{text}\"\nsplit = { hold-out-training = { rows = 0 } }", "at least 1 row"),
     ] {
         let error = parse(text).expect_err(text).to_string();
         assert!(error.contains(said), "{text}: {error}");

@@ -183,6 +183,7 @@ fn label_settings_that_cannot_be_meant_are_refused() {
         ("a,", "every label needs a word"),
         ("0=a,b", "for every label or for none"),
         ("7=a,1=b", "values among 0, 1"),
+        ("0=a,0=b", "\"0\" for a class that has one"),
         ("=a,1=b", "every label needs a word"),
     ] {
         let message = sst2().with_labels(labels).unwrap_err().to_string();
@@ -394,6 +395,8 @@ fn metrics_that_do_not_fit_the_answers_are_refused() {
     let sst2 = || Task::named("sst2").unwrap();
     assert!(sst2().with_metrics(vec![Metric::Pearson]).is_err());
     assert!(sst2().with_metrics(vec![Metric::QuestionExactMatch]).is_err());
+    let twice = sst2().with_metrics(vec![Metric::F1, Metric::Accuracy, Metric::F1]).unwrap_err().to_string();
+    assert!(twice.contains("each metric once"), "{twice}");
     assert!(Task::named("mnli").unwrap().with_metrics(vec![Metric::F1]).is_err());
     sst2().with_metrics(vec![Metric::F1, Metric::Matthews, Metric::MacroF1]).unwrap();
 }

@@ -9,7 +9,7 @@ use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::count::counted;
-use crate::data::{Split, data_of_task, refuse_without};
+use crate::data::{Counts, Split, data_of_task, refuse_without};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Spread};
 use crate::experiment::{Comparison, RESULTS};
@@ -260,13 +260,21 @@ impl Arguments {
         if decoding == Decoding::Labels && run.task().labels().is_none() {
             eprintln!("warning: --decoding labels has no effect on {name}: it has no labels to choose from");
         }
-        let remark = run.remark(&data, self.split)?;
+        let mut remarks: Vec<String> = run.remark(&data, self.split)?.into_iter().collect();
         let bar = progress::bar(0, "evaluation");
         let evaluation = run.evaluate(&data, self.split, decoding, &mut |done, examples| {
             bar.set_length(examples as u64);
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        let Counts { truncated_sources, longest_source, .. } = evaluation.counts;
+        if truncated_sources > 0 {
+            let (sources, most) = (counted(truncated_sources, "source"), run.config().max_source_length);
+            remarks.push(format!(
+                "warning: {sources} of {name} {} truncated to {most} tokens, as in training (the longest had {longest_source})",
+                if truncated_sources == 1 { "was" } else { "were" }
+            ));
+        }
         if is_own_task && is_same_place(&data, &own) {
             let record = EvaluationRecord::new(run, &data, self.split, decoding, &evaluation);
             // A folder of others may be there to be read alone; what was found is printed all the same.
@@ -280,7 +288,7 @@ impl Arguments {
         Ok(Evaluated {
             task: run.task().name.clone(),
             prompts: run.prompts(),
-            remark,
+            remark: (!remarks.is_empty()).then(|| remarks.join("\n")),
             constant_warning: run.constant_warning(&evaluation),
             evaluation,
         })
@@ -427,7 +435,10 @@ fn summarise(results: &[(usize, Vec<Evaluated>)], saved: &[RunManifest]) {
             println!("{task} {metric}: undefined in {}", counted(having.len(), "run"));
         } else {
             let Spread { mean, deviation, .. } = Spread::new(*task, &values);
-            println!("{task} {metric}: mean {mean:.4}, standard deviation {deviation:.4} over {of}");
+            match values.len() {
+                1 => println!("{task} {metric}: {mean:.4} in {of}"),
+                _ => println!("{task} {metric}: mean {mean:.4}, standard deviation {deviation:.4} over {of}"),
+            }
         }
         let runs: Vec<&RunManifest> = having.iter().map(|(saved, _)| *saved).collect();
         for setting in differing_settings(&runs) {

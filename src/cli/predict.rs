@@ -12,6 +12,7 @@ use super::device::{Device, on_device};
 use super::progress;
 use crate::backend::Backend;
 use crate::config::Decoding;
+use crate::count::counted;
 use crate::data::{self, LINE_LIMIT, Reader};
 use crate::error::{Error, Result};
 use crate::files;
@@ -82,7 +83,18 @@ impl Arguments {
             let advice = "tell them apart: --run NAME=FOLDER";
             return Err(Error::setting("--run", "runs of different names", &runs[index].name, advice));
         }
-        self.out.as_deref().map_or(Ok(()), |out| files::check_output(out, [&*self.input]))?;
+        if let Some(out) = &self.out {
+            files::check_output(out, [&*self.input])?;
+            if RunFolder::writes(out) {
+                let found = format!("{}, a file of a run", out.display());
+                return Err(Error::setting(
+                    "--out",
+                    "a file of its own for the answers",
+                    found,
+                    "name another",
+                ));
+            }
+        }
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &runs))
     }
@@ -145,9 +157,16 @@ impl Arguments {
         let destination = self.out.clone().unwrap_or_else(|| PathBuf::from("standard output"));
         let failed = |source| Error::file("write", &destination, source);
         let (mut left_out, mut bad_rows) = (BTreeSet::new(), 0_u64);
+        let (mut truncated, mut longest) = (0_usize, 0);
         loop {
             let chunk = rows.chunk();
             if chunk.is_empty() {
+                if truncated > 0 {
+                    let rows = counted(truncated, "row");
+                    eprintln!(
+                        "warning: {rows} truncated to --max-source-length of training (the longest had {longest} tokens)"
+                    );
+                }
                 return Ok(bad_rows);
             }
             let mut requests = Vec::with_capacity(chunk.len());
@@ -170,6 +189,9 @@ impl Arguments {
                 Rows::Stream(_) => prepared,
             };
             let predictions = predictor.predict(&requests)?;
+            for tokens in predictions.iter().filter_map(|prediction| prediction.truncated_from) {
+                (truncated, longest) = (truncated + 1, longest.max(tokens));
+            }
             let mut answers = requests.iter().zip(predictions);
             for row in &prepared {
                 let line = match row {

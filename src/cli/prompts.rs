@@ -211,20 +211,20 @@ impl List {
             let about = prompt.metadata();
             let hash = about.model_sha256.as_deref().map(|hash| hash.chars().take(12).collect::<String>());
             let metric = about.metric.as_ref().map(|(name, value)| format!("{name} {value:.4}"));
-            let shown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+            let shown = |value: Option<String>| value.map_or_else(|| "-".to_owned(), |text| printable(&text));
             println!(
                 "{:<20} {:<13} {:<13} {:<14} {:>7} {:>8} {:>6} {:<24} {}{}",
-                about.task.as_deref().unwrap_or("-"),
+                shown(about.task.clone()),
                 format!("{} x {}", prompt.length(), prompt.width()),
-                hash.as_deref().unwrap_or("-"),
-                about.method.as_deref().unwrap_or("-"),
+                shown(hash),
+                shown(about.method.clone()),
                 shown(about.steps.map(|steps| steps.to_string())),
                 shown(about.learning_rate.map(|rate| rate.to_string())),
                 shown(about.seed.map(|seed| seed.to_string())),
                 shown(metric),
                 path.display(),
                 match about.origin.as_deref() {
-                    Some(origin) => format!(" ({origin})"),
+                    Some(origin) => format!(" ({})", printable(origin)),
                     None => String::new(),
                 },
             );
@@ -236,6 +236,15 @@ impl List {
         }
         Ok(())
     }
+}
+
+/// `text` with its control characters escaped: a file of someone else's may hold what would move the cursor.
+fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for c in text.chars() {
+        if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }
+    }
+    printable
 }
 
 /// How deep folders are searched.
@@ -294,13 +303,14 @@ impl Show {
             ),
             ("written by", about.promptmix_version.as_ref().map(|version| format!("promptmix {version}"))),
         ] {
-            println!("  {name:<14} {}", value.as_deref().unwrap_or("not known"));
+            println!("  {name:<14} {}", printable(value.as_deref().unwrap_or("not known")));
         }
         for part in &about.merged_from {
             let of = [part.task.as_deref(), part.origin.as_deref()];
             let of: Vec<&str> = of.into_iter().flatten().collect();
             let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join("; ")) };
-            println!("  {:<14} {:.4} {}{of}", "merged from", part.weight, part.name);
+            let of = printable(&format!("{}{of}", part.name));
+            println!("  {:<14} {:.4} {of}", "merged from", part.weight);
         }
         if let Some(note) = note {
             println!("  {:<14} {note}", "note");
@@ -334,7 +344,12 @@ impl Remove {
         let mut gone = Vec::new();
         for wanted in &self.source {
             let found: Vec<usize> = (0..sources.len())
-                .filter(|&index| names[index] == *wanted || sources[index] == Path::new(wanted))
+                .filter(|&index| {
+                    // As `evaluate` tells a source of that name from the target prompt.
+                    let beside_target =
+                        names[index] == train::TARGET && *wanted == format!("{} (source)", train::TARGET);
+                    names[index] == *wanted || beside_target || sources[index] == Path::new(wanted)
+                })
                 .collect();
             let [index] = found[..] else {
                 return Err(Error::setting(
@@ -378,8 +393,8 @@ impl Import {
             None => None,
         };
         if self.scorer {
-            if self.length.is_some() || self.adapter_task.is_some() {
-                let found = "--length or --adapter-task";
+            if self.length.is_some() || self.adapter_task.is_some() || self.task.is_some() {
+                let found = "--length, --adapter-task or --task";
                 return Err(Error::setting("--scorer", "no flag of a prompt", found, "leave it out"));
             }
             let mut scorer = prompts::SavedScorer::load(&self.path)?;
@@ -443,17 +458,16 @@ impl Export {
     }
 }
 
-/// Files of a run's folder that go together: another prompt in the place of one would not be the run's.
-const OF_RUN: [&str; 3] = ["prompt.safetensors", "best.safetensors", "last.safetensors"];
-
 /// Whether a prompt could be written as `out` by a command that reads `inputs`: over none of them, nor over a file of a run or an
 /// adapter.
 fn check_prompt_file<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     files::check_output(out, inputs)?;
-    let is_beside = |name: &str| out.with_file_name(name).is_file();
-    let of = if OF_RUN.iter().any(|name| out.ends_with(name)) && is_beside("run.json") {
+    // Those go together: another prompt in the place of one would not be the run's.
+    let of = if RunFolder::writes(out) {
         "a run"
-    } else if out.ends_with("adapter_model.safetensors") && is_beside("adapter_config.json") {
+    } else if out.ends_with("adapter_model.safetensors")
+        && out.with_file_name("adapter_config.json").is_file()
+    {
         "a PEFT adapter"
     } else {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use toml::{Table, Value};
@@ -61,7 +61,9 @@ fn flag(setting: &'static Setting) -> Arg {
             let values = choices.iter().map(|(name, about)| PossibleValue::new(name).help(about.trim()));
             arg.value_parser(PossibleValuesParser::new(values))
         }
-        Values::Paths => arg.value_delimiter(',').action(ArgAction::Append),
+        Values::Paths => {
+            arg.value_delimiter(',').value_parser(NonEmptyStringValueParser::new()).action(ArgAction::Append)
+        }
         _ => arg,
     }
 }

@@ -111,7 +111,7 @@ impl Arguments {
         for split in [Split::Train, Split::Validation, Split::Test] {
             if let Ok(part) = splits.get(split) {
                 match part.row_count() {
-                    Ok(rows) => println!("{split:<10} {} of {}", counted(rows, "row"), part.path().display()),
+                    Ok(rows) => println!("{split:<10} {} of {}", counted(rows, "row"), part.origin()),
                     // The test file of a data set that holds several tasks may have other tasks alone.
                     Err(error) if split != self.split => println!("{split:<10} {error}"),
                     Err(error) => return Err(error),

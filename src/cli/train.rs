@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::config::RunConfig;
 use crate::count::counted;
 use crate::error::{Error, Result};
+use crate::evaluate::Spread;
 use crate::experiment::{Draw, FewShotRuns, Together};
 use crate::model::Frozen;
 use crate::pretrained;
@@ -244,14 +245,12 @@ impl Arguments {
                 self.out.join(folder).display()
             );
         }
-        for spread in &runs.summary {
-            println!(
-                "{}: {:.4} on average over {}, deviation {:.4}",
-                spread.name,
-                spread.mean,
-                counted(runs.draws.len(), "draw"),
-                spread.deviation
-            );
+        let draws = runs.draws.len();
+        for Spread { name, mean, deviation, .. } in &runs.summary {
+            match draws {
+                1 => println!("{name}: {mean:.4} of one draw"),
+                _ => println!("{name}: {mean:.4} on average over {draws} draws, deviation {deviation:.4}"),
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -299,7 +298,9 @@ impl Arguments {
         for key in ["model", "data"].iter().chain(length) {
             settings.remove(*key);
         }
-        let differences = saved.differences(&saved.with(&settings)?);
+        let mut differences = saved.differences(&saved.with(&settings)?);
+        // Whether steps were given or not, epochs take their place; it is those that are refused.
+        differences.retain(|difference| difference.key != "steps");
         if differences.is_empty() {
             return Ok(());
         }

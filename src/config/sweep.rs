@@ -35,10 +35,30 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
     };
     let settings = with_keys_of_now(path, shared)?;
     let mut runs = vec![Run { name: String::new(), by_keys: String::new(), settings }];
-    for (axis, entries) in &with_keys_of_now(path, axes)? {
+    // Which list sets a setting: of two the later would win, in runs named after both.
+    let mut set_by: HashMap<String, &str> = HashMap::new();
+    let axes = with_keys_of_now(path, axes)?;
+    for (axis, entries) in &axes {
         let Value::Array(entries) = entries else {
             return refuse(&format!("a list as sweep.{axis}"), entries.type_str().into());
         };
+        for entry in entries {
+            let keys = match entry {
+                Value::Table(together) => {
+                    with_keys_of_now(path, together.clone())?.into_iter().map(|(key, _)| key).collect()
+                }
+                _ => vec![axis.clone()],
+            };
+            for key in keys {
+                let other = *set_by.entry(key.clone()).or_insert(axis);
+                if other != axis {
+                    return refuse(
+                        "each setting in one list",
+                        format!("`{key}` in sweep.{other} and in sweep.{axis}"),
+                    );
+                }
+            }
+        }
         if entries.is_empty() || runs.len() * entries.len() > MAX_RUNS {
             let expected = format!("1 to {MAX_RUNS} runs");
             return refuse(&expected, format!("{} with sweep.{axis}", runs.len() * entries.len()));
@@ -58,6 +78,7 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
         *times.entry(&run.name).or_default() += 1;
         *times_by_keys.entry(&run.by_keys).or_default() += 1;
     }
+    let mut by_settings: HashMap<String, String> = HashMap::new();
     let mut named: Vec<(String, RunConfig)> = Vec::with_capacity(runs.len());
     for run in &runs {
         let name = if times[&run.name[..]] == 1 { run.name.clone() } else { run.by_keys.clone() };
@@ -65,7 +86,12 @@ pub fn read_sweep(path: &Path) -> Result<Vec<(String, RunConfig)>> {
             return refuse("entries that differ", format!("`{name}` twice"));
         }
         let name = if name.is_empty() { "run".to_owned() } else { name };
-        named.push((name, RunConfig::from_table(path, &text, run.settings.clone())?));
+        let config = RunConfig::from_table(path, &text, run.settings.clone())?;
+        // As 1 and 1.0 are: the same run twice would look like two that agree.
+        if let Some(other) = by_settings.insert(format!("{config:?}"), name.clone()) {
+            return refuse("entries that differ", format!("`{other}` and `{name}`, which are the same run"));
+        }
+        named.push((name, config));
     }
     Ok(named)
 }

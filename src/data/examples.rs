@@ -94,7 +94,7 @@ impl Examples {
     /// Those of reading, of the task ([`Error::Format`] with file, line and field) and of `encode`; [`Error::Setting`] if
     /// a limit is 0, [`Error::Format`] if no example is left.
     pub fn load(part: &Part, task: &Task, encode: &Encode<'_>, settings: &ExampleSettings) -> Result<Self> {
-        Self::of_rows(part.rows_for(task)?, &part.path().display().to_string(), task, encode, settings)
+        Self::of_rows(part.rows_for(task)?, &part.origin(), task, encode, settings)
     }
 
     /// As [`load`](Self::load), of any rows; `origin` names them in errors.
@@ -302,7 +302,7 @@ fn tokenise_row(
 }
 
 /// The ids of `text`, at most `limit` of them with the end mark kept, and how many there were before.
-fn tokenise(text: &str, encode: &Encode<'_>, limit: usize) -> Result<(Vec<u32>, usize)> {
+pub(crate) fn tokenise(text: &str, encode: &Encode<'_>, limit: usize) -> Result<(Vec<u32>, usize)> {
     let mut ids = encode(text)?;
     let full = ids.len();
     let Some(end) = ids.last().copied() else {

@@ -71,7 +71,7 @@ impl FewShot {
                 };
                 return Err(Error::setting(
                     "few-shot",
-                    format!("at most {}{of} in {}", counted(rows.len(), "row"), part.path().display()),
+                    format!("at most {}{of} in {}", counted(rows.len(), "row"), part.origin()),
                     self.shots.to_string(),
                     "ask for fewer",
                 ));

@@ -22,6 +22,8 @@ mod splits;
 mod tsv;
 
 pub use batches::{Batch, Batches, epoch_order};
+#[cfg(feature = "training")]
+pub(crate) use examples::tokenise;
 pub use examples::{Counts, Encode, ExampleSettings, Examples};
 pub use few_shot::FewShot;
 pub use folder::is_split_file;

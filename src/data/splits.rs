@@ -126,6 +126,14 @@ impl Part {
         &self.paths[0]
     }
 
+    /// The file's path, or the first shard's and how many more there are.
+    pub fn origin(&self) -> String {
+        match self.paths.len() - 1 {
+            0 => self.path().display().to_string(),
+            more => format!("{} and {more} more", self.path().display()),
+        }
+    }
+
     /// The chosen rows in ascending order; `None`: all.
     pub fn chosen(&self) -> Option<&[u32]> {
         self.rows.as_deref()

@@ -2,7 +2,7 @@
 
 use super::Spellings;
 use crate::backend::{Backend, Batch, Example};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Encoding, Frozen, Mixture, Pass};
 
 /// How one question is answered.
@@ -111,6 +111,10 @@ pub fn answer<B: Backend>(
             Vec::new()
         }
     };
+    if !weights.iter().all(|weight| weight.is_finite()) {
+        let advice = "the numbers of its scorer or of one of its prompts are likely too large";
+        return Err(Error::tensor("the mixture's weights", "finite numbers", "one that is not", advice));
+    }
     let per_example = weights.len() / questions.len().max(1);
     questions
         .iter()

@@ -14,7 +14,7 @@ pub use statistics::{Paired, Spread, mean, standard_deviation};
 
 use crate::backend::Backend;
 use crate::config::Decoding;
-use crate::data::Examples;
+use crate::data::{Counts, Examples};
 use crate::error::Result;
 use crate::metrics::Scores;
 use crate::model::{Frozen, Mixture};
@@ -52,6 +52,8 @@ pub struct Evaluation {
     pub attention: Vec<Vec<f64>>,
     /// Mean and spread of the mixtures.
     pub spread: AttentionSpread,
+    /// Of the rows: how many there were, and how many were truncated.
+    pub counts: Counts,
 }
 
 impl<B: Backend> Evaluator<'_, B> {
@@ -72,7 +74,7 @@ impl<B: Backend> Evaluator<'_, B> {
         let predictions = self.task.predictions(&answers);
         let scores = Scores::new(&self.task.metrics, &predictions, examples.references())?;
         let spread = AttentionSpread::new(&attention, self.mixture.source_count);
-        Ok(Evaluation { scores, answers, attention, spread })
+        Ok(Evaluation { scores, answers, attention, spread, counts: examples.counts() })
     }
 
     /// The answer to each tokenised source, and its mixture.

@@ -190,10 +190,8 @@ impl Monitor for Listener<'_> {
         self.note(&record.to_string());
     }
     fn note(&mut self, text: &str) {
-        match &self.run {
-            Some(name) => self.progress.note(&format!("{name}: {text}")),
-            None => self.progress.note(text),
-        }
+        let of_run = self.run.as_ref().map_or_else(String::new, |name| format!("{name}: "));
+        self.progress.note(&format!("{of_run}{text}"));
     }
     fn ends(&mut self) -> bool {
         self.progress.ends()

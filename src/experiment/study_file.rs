@@ -205,7 +205,12 @@ impl Study {
             if taken != Sources::None && sources.is_empty() {
                 return Err(file.refuse(format!("sources for {name}, as [[study.source]]"), "none"));
             }
-            let rates = method.learning_rates.as_ref().unwrap_or(&declared.learning_rates);
+            let own = method.learning_rates.as_ref();
+            own.map_or(Ok(()), |own| file.check_list("method.learning-rates", own))?;
+            if method.untrained && own.is_some() {
+                return Err(file.refuse("no `learning-rates` beside `untrained`", format!("them for {name}")));
+            }
+            let rates = own.unwrap_or(&declared.learning_rates);
             for (target, of_target) in &mut targets {
                 target.methods.push(StudyMethod {
                     name: name.clone(),

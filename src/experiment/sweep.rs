@@ -93,7 +93,7 @@ impl Sweep {
     }
 
     /// Writes the runs as tab-separated values: the name, every setting in which they differ and the method, in the order of the
-    /// declaration, steps, validation, each test metric, and mean and standard deviation of them over the runs that differ from this
+    /// declaration, steps taken and the best among them, validation, each test metric, and mean and standard deviation of them over the runs that differ from this
     /// one in their seeds alone.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl Sweep {
         let mut table = tab_separated(to);
         let mut head = vec!["run"];
         head.extend(&keys);
-        head.extend(["steps", "at step"]);
+        head.extend(["steps taken", "best step"]);
         head.extend(measures.iter().map(String::as_str));
         let over_seeds = |of: &String| [format!("{of}: mean"), format!("{of}: standard deviation")];
         let over_seeds: Vec<String> = measures.iter().flat_map(over_seeds).collect();
@@ -125,7 +125,8 @@ impl Sweep {
             for measure in &measures {
                 let spread = spread(&group, measure).filter(|spread| !spread.mean.is_nan());
                 of_group.push(number(spread.as_ref().map(|spread| spread.mean)));
-                of_group.push(number(spread.map(|spread| spread.deviation)));
+                // One run deviates from nothing.
+                of_group.push(number(spread.filter(|_| group.len() > 1).map(|spread| spread.deviation)));
             }
             of_group.push(group.len().to_string());
             for run in &group {

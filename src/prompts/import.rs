@@ -5,7 +5,7 @@ use std::path::Path;
 use super::matrix::Matrix;
 use super::{Prompt, PromptMetadata, numpy, peft, run, stem, torch};
 use crate::error::{Error, Result};
-use crate::pretrained::TensorFile;
+use crate::pretrained::{ElementType, TensorFile};
 
 /// The authors' file of a prompt, in the folder of a run of theirs.
 const RELEASED: &str = "prefix_embeddings.pt";
@@ -57,7 +57,7 @@ pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
         } else if folder.join(RELEASED).is_file() {
             (torch::read(&folder.join(RELEASED))?, "a file of PyTorch", None, None)
         } else if run::is_run(folder) {
-            return Ok(Imported { prompt: Prompt::load(folder)?, model: None, note: None });
+            return own(folder, settings);
         } else {
             return Err(Error::unsupported(
                 format!("the folder {}", path.display()),
@@ -76,8 +76,12 @@ pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
             }
             Some("safetensors") => {
                 let file = TensorFile::open_safetensors(path)?;
-                if file.contains(super::TENSOR) && *settings == ImportSettings::default() {
-                    return Ok(Imported { prompt: Prompt::load(path)?, model: None, note: None });
+                // A file of someone else's may call its matrix so too.
+                let is_ours = file.contains(super::TENSOR)
+                    && file.element_type(super::TENSOR)? == ElementType::F32
+                    && file.shape(super::TENSOR)?.len() == 2;
+                if is_ours {
+                    return own(path, settings);
                 }
                 let (matrix, note) = of_tensors(&file, settings)?;
                 (matrix, "a file of safetensors", None, note)
@@ -101,14 +105,34 @@ pub fn import_with(path: &Path, settings: &ImportSettings) -> Result<Imported> {
     Ok(Imported { prompt, model, note })
 }
 
+/// A prompt of this program's, in a file or a run's folder, or its first rows, with all that is recorded of it.
+fn own(path: &Path, settings: &ImportSettings) -> Result<Imported> {
+    let prompt = Prompt::load(path)?;
+    refuse_task(path, settings)?;
+    let (name, metadata) = (prompt.name().to_owned(), prompt.metadata().clone());
+    let (rows, columns) = (prompt.length(), prompt.width());
+    let whole = Matrix { values: prompt.into_values(), rows, columns };
+    let (matrix, note) = shortened(whole, None, settings.length)?;
+    let prompt = Prompt::new(name, matrix.values, matrix.rows, matrix.columns, metadata)?;
+    Ok(Imported { prompt, model: None, note })
+}
+
+/// Refuses the task of an adapter for what is none.
+fn refuse_task(path: &Path, settings: &ImportSettings) -> Result<()> {
+    if settings.adapter_task.is_none() {
+        return Ok(());
+    }
+    let found = path.display().to_string();
+    Err(Error::setting("--adapter-task", "an adapter of several tasks", found, "leave it out"))
+}
+
 /// The prompt among the tensors of a file, and what the user should know about it.
 fn of_tensors(file: &TensorFile, settings: &ImportSettings) -> Result<(Matrix, Option<String>)> {
     let (mut matrix, name) = torch::matrix(file)?;
     if peft::is_multitask(file) {
         peft::of_task(&mut matrix, file, settings.adapter_task)?;
-    } else if settings.adapter_task.is_some() {
-        let found = file.path().display().to_string();
-        return Err(Error::setting("--adapter-task", "an adapter of several tasks", found, "leave it out"));
+    } else {
+        refuse_task(file.path(), settings)?;
     }
     // Without its configuration nothing tells where an adapter's prompt ends.
     let doubtful = torch::is_peft(name) && matrix.rows.is_multiple_of(2) && settings.length.is_none();

@@ -157,7 +157,7 @@ impl Prompt {
                 TENSOR,
                 "elements of type f32",
                 format!("{} in {}", element.name(), path.display()),
-                "prompts are trained and kept in f32; convert it",
+                "promptmix prompts import makes an f32 prompt of it",
             ));
         }
         if length.is_some_and(|length| length != rows) || width.is_some_and(|width| width != columns) {
@@ -244,7 +244,7 @@ impl Prompt {
                 format!("prompt {}", self.name),
                 format!("one trained with this model (sha256 {})", short(model)),
                 format!("one trained with another of the same width (sha256 {})", short(trained)),
-                "a soft prompt has no meaning to other weights: train it again with this model, or override this check",
+                "a soft prompt has no meaning to other weights: train it again with this model",
             )),
             _ => Ok(()),
         }
@@ -314,9 +314,9 @@ pub fn load_sources(paths: &[PathBuf], d_model: usize) -> Result<Vec<Prompt>> {
         if let Some(same) = prompts.iter().find(|other| other.name == prompt.name) {
             return Err(Error::setting(
                 "sources",
-                "prompts of different names",
+                "each source once, under a name of its own",
                 format!("{} twice", same.name),
-                "give each source once; rename a file where two different ones share their name",
+                "give each once; rename a file where two different ones share their name and their folder's",
             ));
         }
         prompts.push(prompt);

@@ -33,6 +33,8 @@ pub fn file_of(path: &Path) -> Result<PathBuf> {
     }
     let (found, advice) = if pretrains_scorer(path) {
         ("a run that learnt a scorer alone", "give it as --initial-scorer; sources are prompts")
+    } else if declared(path, "without-target") == Some(true) {
+        ("a run without a target prompt, as --without-target says", "give its sources themselves")
     } else if path.join("best.safetensors").is_file() && is_run(path) {
         ("a run without its prompt.safetensors", "promptmix train --resume writes it again")
     } else if is_run(path) {
@@ -49,9 +51,13 @@ pub fn file_of(path: &Path) -> Result<PathBuf> {
 
 /// Whether the run in `folder` trained the scorer alone, by its settings or, where they are gone, by the scorer that is there.
 fn pretrains_scorer(folder: &Path) -> bool {
+    declared(folder, "pretrain-scorer").unwrap_or_else(|| folder.join("scorer.safetensors").is_file())
+}
+
+/// A switch in the settings of the run in `folder`.
+fn declared(folder: &Path, key: &str) -> Option<bool> {
     let settings: Option<Value> = files::read_json(&folder.join("run.json"), "", "").unwrap_or_default();
-    let declared = settings.and_then(|settings| settings["config"]["pretrain-scorer"].as_bool());
-    declared.unwrap_or_else(|| folder.join("scorer.safetensors").is_file())
+    settings?["config"][key].as_bool()
 }
 
 /// Whether `folder` is one that training wrote.

@@ -198,22 +198,23 @@ impl Task {
             ));
         }
         let known = classes.clone();
+        let mut named = vec![false; known.len()];
         for (position, (value, word)) in words.into_iter().enumerate() {
-            let index = match value {
+            let index = match &value {
                 None => position,
                 Some(value) => known
                     .iter()
-                    .position(|class| class.values.contains(&value) || class.label == value)
+                    .position(|class| class.values.contains(value) || class.label == *value)
                     .ok_or_else(|| {
                         let values: Vec<_> = known.iter().flat_map(|class| class.values.clone()).collect();
-                        Error::setting(
-                            "labels",
-                            format!("values among {}", values.join(", ")),
-                            quote(&value),
-                            "",
-                        )
+                        let expected = format!("values among {}", values.join(", "));
+                        Error::setting("labels", expected, quote(value), "")
                     })?,
             };
+            if std::mem::replace(&mut named[index], true) {
+                let found = format!("{} for a class that has one", quote(&value.unwrap_or_default()));
+                return Err(Error::setting("labels", "one word for each class", found, ""));
+            }
             classes[index].label = word;
         }
         self.check()?;
@@ -263,6 +264,9 @@ impl Task {
                 }
             }
         }
+        if self.split == (SplitRule::HoldOutTraining { rows: 0 }) {
+            return Err(Error::setting("hold-out-training", "at least 1 row", "0", ""));
+        }
         if let Target::Number { minimum, maximum, step, .. } = &self.target {
             let steps = (maximum - minimum) / step;
             // Numbers are generated with one decimal.
@@ -276,7 +280,16 @@ impl Task {
                 ));
             }
         }
-        for metric in &self.metrics {
+        for (index, metric) in self.metrics.iter().enumerate() {
+            if self.metrics[..index].contains(metric) {
+                let (of, found) = (format!("metrics of {}", self.name), format!("{metric} twice"));
+                return Err(Error::setting(
+                    of,
+                    "each metric once",
+                    found,
+                    "the best step is chosen by their mean",
+                ));
+            }
             let two_classes =
                 !matches!(metric, Metric::F1 | Metric::AllAnswersF1) || self.class_count() == Some(2);
             let grouped = *metric != Metric::QuestionExactMatch || self.group.is_some();

@@ -10,15 +10,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::TrainedRun;
+use super::run_folder::EVALUATIONS;
 use crate::backend::Backend;
 use crate::config::Decoding;
 use crate::data::Split;
 use crate::error::Result;
 use crate::evaluate::Evaluation;
 use crate::files;
-
-/// The file in a run's folder.
-const FILE: &str = "evaluation.json";
 
 /// `evaluation.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -98,7 +96,7 @@ impl Evaluations {
     /// If `evaluation.json` cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
         let advice = "the file was damaged or edited: remove it and evaluate the run again";
-        let stored = files::read_json(&folder.join(FILE), "what promptmix evaluate found", advice)?;
+        let stored = files::read_json(&folder.join(EVALUATIONS), "what promptmix evaluate found", advice)?;
         Ok(stored.unwrap_or_default())
     }
 
@@ -120,7 +118,7 @@ impl Evaluations {
             Some(other) => *other = record,
             None => stored.evaluations.push(record),
         }
-        let written = files::write_json(&folder.join(FILE), &stored);
+        let written = files::write_json(&folder.join(EVALUATIONS), &stored);
         drop(lock);
         written
     }

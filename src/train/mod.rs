@@ -47,6 +47,8 @@ pub(crate) use run_folder::{DRAW, FEW_SHOT_SETTINGS};
 pub(crate) use runs_beneath::sort_key;
 pub use runs_beneath::{FoundRun, runs_beneath, trained_on};
 pub use schedule::factor;
+#[cfg(feature = "cli")]
+pub(crate) use setup::TARGET;
 pub use shared_batch::{Member, run_together};
 pub use task_data::check_data;
 #[cfg(feature = "cli")]
@@ -61,7 +63,7 @@ pub use crate::prompts::similarity;
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
-use crate::config::RunConfig;
+use crate::config::{Difference, RunConfig};
 use crate::error::{Error, Result};
 use crate::prompts;
 use crate::tasks::Task;
@@ -79,8 +81,8 @@ pub fn resume<B: Backend>(trainer: &mut Trainer<'_, B>, path: &Path) -> Result<R
 }
 
 /// The folder of a run by `trainer`'s settings in `path`: made anew, or opened after the last checkpoint of a run that is there.
-/// What such a run was trained with has to be the settings of now, down to the last path, if `is_compared`; not where the settings
-/// are the run's own and only its files may have moved.
+/// What such a run was trained with has to be the settings of now, if `is_compared`, but for the places of what is the same; not where
+/// the settings are the run's own and only its files may have moved.
 ///
 /// # Errors
 /// As [`resume`] and [`RunFolder::create`]; [`Error::Setting`] if a run of other settings is there.
@@ -91,7 +93,7 @@ pub(crate) fn begin_or_resume<B: Backend>(
 ) -> Result<RunFolder> {
     let is_there = path.join("run.json").is_file();
     let differences = match is_there && is_compared {
-        true => RunFolder::saved(path)?.config.differences(&trainer.config),
+        true => differences(&RunFolder::saved(path)?, path, trainer),
         false => Vec::new(),
     };
     // A run that failed before its first step, as by a setting that is now another, is no obstacle.
@@ -108,6 +110,19 @@ pub(crate) fn begin_or_resume<B: Backend>(
         format!("a run of other settings: {}", listed.join(", ")),
         "name another folder, or undo the change",
     ))
+}
+
+/// In which settings the run in `path` differs from the one by `trainer`. A model and sources of the same numbers, and files in the same
+/// place, are the same whatever they are called.
+fn differences<B: Backend>(saved: &RunManifest, path: &Path, trainer: &Trainer<'_, B>) -> Vec<Difference> {
+    let mut before = saved.located(path);
+    if saved.model_hash == trainer.model_hash() {
+        before.model.clone_from(&trainer.config.model);
+    }
+    if saved.sources_sha256 == trainer.sources_sha256() {
+        before.sources.clone_from(&trainer.config.sources);
+    }
+    places::with_whole_paths(&before).differences(&places::with_whole_paths(&trainer.config))
 }
 
 /// The tasks that a run's settings describe, in the order of their target prompts.

@@ -97,8 +97,8 @@ impl RunManifest {
         ))
     }
 
-    /// Where `path` may lie, the likeliest first, each place once. Of an absolute path the last parts are looked for beside
-    /// the run, at least so many as `parts`.
+    /// Where `path` may lie, the likeliest first, each place once. Its last parts are looked for beside the run, at least so many as
+    /// `parts`.
     fn candidates(&self, path: &Path, run: &Path, parts: usize) -> Vec<PathBuf> {
         let mut places = Vec::new();
         let mut add = |place: PathBuf| {
@@ -120,17 +120,24 @@ impl RunManifest {
             (None, _) => add(path.to_owned()),
         }
         let named: Vec<Component<'_>> = path.components().collect();
-        let tails: Vec<PathBuf> = if path.is_absolute() {
-            let names =
-                &named[named.iter().take_while(|part| !matches!(part, Component::Normal(_))).count()..];
-            (0..(names.len() + 1).saturating_sub(parts)).map(|from| names[from..].iter().collect()).collect()
-        } else {
-            vec![path.to_owned()]
-        };
+        let names = &named[named.iter().take_while(|part| !matches!(part, Component::Normal(_))).count()..];
+        let tails = (0..(names.len() + 1).saturating_sub(parts)).map(|from| names[from..].iter().collect());
+        let whole = (!path.is_absolute()).then(|| path.to_owned());
+        let tails: Vec<PathBuf> = whole.into_iter().chain(tails).collect();
         let run = run.canonicalize().unwrap_or_else(|_| run.to_owned());
         for tail in &tails {
             run.ancestors().for_each(|folder| add(folder.join(tail)));
         }
         places
     }
+}
+
+/// The settings with each path to data, prompts and a scorer that is there in full: two ways to write one place are one.
+pub(super) fn with_whole_paths(config: &RunConfig) -> RunConfig {
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut config = config.clone();
+    config.data = moved_places(&config.data, config.task_names().count(), whole);
+    let prompts = config.sources.iter_mut().chain(&mut config.initial_prompt);
+    prompts.chain(&mut config.initial_scorer).for_each(|path| *path = whole(path));
+    config
 }

@@ -8,6 +8,7 @@ use super::task_data::longest_target;
 use super::{RunFolder, tasks};
 use crate::backend::Backend;
 use crate::config::{Decoding, RunConfig};
+use crate::data::tokenise;
 use crate::error::{Error, Result};
 use crate::evaluate::{Answer, Answering, Question, Spellings, answer};
 use crate::model::{Frozen, Mixture};
@@ -43,6 +44,8 @@ pub struct Prediction {
     pub answer: String,
     /// The mixture's weights, in the order of [`Predictor::prompts`]; empty without a scorer.
     pub attention: Vec<f64>,
+    /// The tokens that the source had, where it was truncated.
+    pub truncated_from: Option<usize>,
 }
 
 /// Runs on one frozen model. Those of one layout, mixture and sources share a batch.
@@ -226,31 +229,35 @@ impl<'a, B: Backend> Predictor<'a, B> {
             // A batch is grouped by run; the answers go back to where their requests were.
             own.sort_by_key(|&place| self.runs[requests[place].run].place);
             for own in own.chunks(BATCH) {
-                let questions =
+                let asked =
                     own.iter().map(|&place| self.question(&requests[place])).collect::<Result<Vec<_>>>()?;
+                let (questions, full): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
                 let answers = stack.answer(self.frozen, &questions)?;
-                for (&place, answer) in own.iter().zip(answers) {
-                    predictions[place] =
-                        Some(Prediction { answer: answer.text, attention: answer.attention });
+                for ((&place, answer), (question, full)) in
+                    own.iter().zip(answers).zip(questions.iter().zip(full))
+                {
+                    let truncated_from = (full > question.source.len()).then_some(full);
+                    let (answer, attention) = (answer.text, answer.attention);
+                    predictions[place] = Some(Prediction { answer, attention, truncated_from });
                 }
             }
         }
         Ok(predictions.into_iter().flatten().collect())
     }
 
-    fn question(&self, request: &Request) -> Result<Question<'_>> {
+    /// What is asked of a run, and the tokens that the source had before it was truncated.
+    fn question(&self, request: &Request) -> Result<(Question<'_>, usize)> {
         let run = self.run(request.run)?;
-        let mut source = self.frozen.tokenizer.encode(&request.text)?;
-        let limit = run.config.max_source_length;
-        if source.len() > limit {
-            source.truncate(limit);
-            source[limit - 1] = self.frozen.model.config().eos_token_id;
-        }
+        let tokenizer = &self.frozen.tokenizer;
+        let encode = |text: &str| tokenizer.encode(text);
+        let (source, full) = tokenise(&request.text, &encode, run.config.max_source_length)?;
         let task = &run.tasks[request.task];
         let answering = match &task.labels {
             Some((texts, tokens)) => Answering::Labels { texts, tokens },
             None => Answering::Greedy { longest: task.longest_target, spellings: &task.spellings },
         };
-        Ok(Question { source, run: run.place as u32, target_prompt: request.task as u32, answering })
+        let question =
+            Question { source, run: run.place as u32, target_prompt: request.task as u32, answering };
+        Ok((question, full))
     }
 }

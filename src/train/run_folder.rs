@@ -33,8 +33,9 @@ use crate::pretrained::TensorFile;
 const RUN: &str = "run.json";
 /// The text log, which is never replaced: whoever has it locked may write to the folder.
 const LOG: &str = "log.txt";
-/// What a run writes besides events, which are new files each time: files, and the folder of several tasks' prompts.
-const WRITTEN: [&str; 10] = [
+/// What a run and its evaluation write besides events, which are new files each time: files, and the folder of several tasks'
+/// prompts.
+const WRITTEN: [&str; 11] = [
     RUN,
     LOG,
     "config.toml",
@@ -45,7 +46,10 @@ const WRITTEN: [&str; 10] = [
     "prompt.safetensors",
     "scorer.safetensors",
     "prompts",
+    EVALUATIONS,
 ];
+/// What the run's best state came to on splits of its own data.
+pub(super) const EVALUATIONS: &str = "evaluation.json";
 /// In the folder of few-shot runs: their settings, but for the data seed.
 pub(crate) const FEW_SHOT_SETTINGS: &str = "few_shot_settings.toml";
 /// How the folders of few-shot runs begin, before the data seed.
@@ -232,6 +236,13 @@ impl RunFolder {
             }
         }
         Self::of(path, lock(path)?)
+    }
+
+    /// Whether `file` is one that a run beside it writes.
+    #[cfg(feature = "cli")]
+    pub(crate) fn writes(file: &Path) -> bool {
+        let is_named = WRITTEN.iter().any(|name| file.ends_with(name));
+        is_named && file.with_file_name(RUN).is_file()
     }
 
     /// The folder in `path`, whose text log is `text`, without what a kill left half-written.

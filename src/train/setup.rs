@@ -20,7 +20,7 @@ const STATISTICS_ROWS: usize = 1_000;
 /// column of few rows happens to do is not made as large as the others.
 const LEAST_DEVIATION: f64 = 0.1;
 /// What the target prompt is called among those that are mixed.
-const TARGET: &str = "target";
+pub(crate) const TARGET: &str = "target";
 /// Epsilon of the scorer's LayerNorm.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 

@@ -90,7 +90,7 @@ impl TaskData {
         let load = |part: &Part, purpose, most: Option<usize>, monitor: &mut dyn Monitor| {
             let mut settings = ExampleSettings::new(config.max_source_length, longest_target, purpose);
             settings.max_rows = most;
-            let origin = part.path().display().to_string();
+            let origin = part.origin();
             // Millions of rows take minutes, in which a user may think better of it.
             let rows = part.rows_for(&task)?.map(|row| {
                 if monitor.ends_before_first_step() {
@@ -105,7 +105,7 @@ impl TaskData {
             let stem = part.path().file_stem().unwrap_or_default();
             let named = stem.to_string_lossy().starts_with(split.name());
             if !named {
-                monitor.note(&format!("{split} rows come from {}", part.path().display()));
+                monitor.note(&format!("{split} rows come from {}", part.origin()));
             }
             if let Some(remark) = part.rows_for(&task)?.remark() {
                 monitor.note(remark);

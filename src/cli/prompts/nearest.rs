@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::printable;
 use crate::backend::cpu::Cpu;
 use crate::error::Result;
 use crate::pretrained::{self, Checkpoint, Token, TokenKind, Tokenizer};
@@ -71,10 +72,7 @@ fn json(neighbor: &Neighbor, token: &Token) -> serde_json::Value {
 
 fn said(neighbor: &Neighbor, token: &Token) -> String {
     // A piece may be a line break.
-    let mut text = String::new();
-    for c in token.text.chars() {
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
-    }
+    let text = printable(&token.text);
     let mark = match token.kind {
         TokenKind::Text => String::new(),
         TokenKind::Unused => format!("{} (unused)", neighbor.id),

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ArgGroup;
+
 use crate::backend::Backend;
 use crate::cli::device::{Device, on_device};
 use crate::cli::progress::Bars;
@@ -25,12 +27,13 @@ use crate::train;
 With --to every source stands before the validation rows as it is, and the best comes first. With --prompt the similarity of a
 source to a prompt that was learnt on the task is shown: the cosine of the angle between their mean rows. Without --to it alone
 sorts them, and no row is answered.")]
+#[command(group = ArgGroup::new("suits").args(["to", "prompt"]).required(true).multiple(true))]
 pub(super) struct Arguments {
     /// Source prompts: files or folders of runs
     #[arg(required = true)]
     sources: Vec<PathBuf>,
     /// The data of the task, as --data of train: its validation rows are answered
-    #[arg(long, value_name = "DATA", required_unless_present = "prompt")]
+    #[arg(long, value_name = "DATA")]
     to: Option<PathBuf>,
     /// A prompt that was learnt on the task
     #[arg(long)]

@@ -52,7 +52,7 @@ impl<B: Backend> Trainer<'_, B> {
             trained_numbers: self.trained(),
             effective: self.effective(),
             trained_on: (!self.is_done()).then(|| TrainedOn::of(self.frozen.backend)),
-            sources_sha256: self.sources.iter().map(Prompt::sha256).collect(),
+            sources_sha256: self.sources_sha256(),
             tasks_sha256: self.tasks().map(texts_sha256).collect(),
         };
         folder.record(beginning, &self.config)?;
@@ -61,6 +61,11 @@ impl<B: Backend> Trainer<'_, B> {
             self.save_best(folder)?;
         }
         self.save_last(folder)
+    }
+
+    /// SHA-256 of each source prompt's numbers.
+    pub(in crate::train) fn sources_sha256(&self) -> Vec<String> {
+        self.sources.iter().map(Prompt::sha256).collect()
     }
 
     /// Whether all steps are taken, or patience is at its end.
