@@ -323,6 +323,12 @@ fn a_task_is_shown_with_three_rows_and_how_long_they_are() {
     assert!(shown.contains("stars text: a film number 2\n  -> bad"), "{shown}");
     assert!(!shown.contains("a film number 3"), "three rows alone: {shown}");
     assert!(shown.contains("source tokens of 12 examples") && shown.contains('#'), "{shown}");
+    for part in ["one", "other"] {
+        let row = "{\"sentence\": \"a film\", \"label\": 1}\n";
+        work.write(&format!("data/parts/train/{part}.jsonl"), row);
+    }
+    let shown = success(&["tasks", "--show", "sst2", "--data", &work.path("data/parts"), "--split", "train"]);
+    assert!(shown.contains("2 rows of") && shown.contains("train/one.jsonl and 1 more"), "{shown}");
     assert!(success(&["tasks", "--show", "superglue-cb"]).contains("macro-f1"));
     assert!(error(&["tasks", "--show", "sst3"]).contains("sst2"));
 }

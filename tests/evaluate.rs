@@ -330,3 +330,38 @@ fn a_run_records_how_many_numbers_train_and_the_label_of_each_example() {
         .collect();
     assert_eq!(labels, ["negative", "positive"].repeat(4));
 }
+
+/// Counts the validations that are better than all before.
+struct Best(usize);
+
+impl Monitor for Best {
+    fn validated(&mut self, record: &ValidationRecord) {
+        self.0 += usize::from(record.best);
+    }
+    fn note(&mut self, _: &str) {}
+}
+
+/// Those of earlier best states are not left among them.
+#[test]
+fn the_examples_of_a_run_are_those_of_its_best_state_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cpu = Cpu::<f32>::new(Some(1)).expect("threads");
+    let frozen = Frozen::load(&cpu, &model()).expect("the bundled model");
+    // What the model would say of these words is the other label, so that validations start low and grow.
+    let mut config = config(&data(folder.path(), "data"));
+    config.labels = Some("positive,negative".into());
+    (config.learning_rate, config.warmup_steps) = (1.0, Some(0));
+    (config.steps, config.validate_every) = (Some(40), Some(1));
+    let path = folder.path().join("run");
+    let mut trainer = Trainer::new(&frozen, &config, &mut Silent).expect("a run");
+    let mut run = RunFolder::create(&path, &config, &frozen.model_hash).expect("a folder");
+    let mut best = Best(0);
+    trainer.run(Some(&mut run), &mut best).expect("steps");
+    assert!(best.0 >= 2, "or nothing would have been replaced");
+    let examples = fs::read_to_string(path.join("examples.jsonl")).expect("examples");
+    let numbers: Vec<Value> = examples
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["example"].clone())
+        .collect();
+    assert_eq!(numbers, (0..8).map(Value::from).collect::<Vec<_>>());
+}

@@ -85,15 +85,7 @@ impl Arguments {
         }
         if let Some(out) = &self.out {
             files::check_output(out, [&*self.input])?;
-            if RunFolder::writes(out) {
-                let found = format!("{}, a file of a run", out.display());
-                return Err(Error::setting(
-                    "--out",
-                    "a file of its own for the answers",
-                    found,
-                    "name another",
-                ));
-            }
+            RunFolder::refuse_own(out)?;
         }
         let device = self.device.open()?;
         on_device!(device, backend => self.run_on(backend, &runs))

@@ -462,18 +462,12 @@ impl Export {
 /// adapter.
 fn check_prompt_file<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     files::check_output(out, inputs)?;
-    // Those go together: another prompt in the place of one would not be the run's.
-    let of = if RunFolder::writes(out) {
-        "a run"
-    } else if out.ends_with("adapter_model.safetensors")
-        && out.with_file_name("adapter_config.json").is_file()
-    {
-        "a PEFT adapter"
-    } else {
-        return Ok(());
-    };
-    let found = format!("{}, a file of {of}", out.display());
-    Err(Error::setting("--out", "a file of its own for the prompt", found, "name another file"))
+    RunFolder::refuse_own(out)?;
+    if out.ends_with("adapter_model.safetensors") && out.with_file_name("adapter_config.json").is_file() {
+        let found = format!("{}, a file of a PEFT adapter", out.display());
+        return Err(Error::setting("--out", "a file of its own", found, "name another file"));
+    }
+    Ok(())
 }
 
 impl Merge {

@@ -238,11 +238,18 @@ impl RunFolder {
         Self::of(path, lock(path)?)
     }
 
-    /// Whether `file` is one that a run beside it writes.
+    /// Refuses a file to write that the run beside it writes: they go together, and another's in the place of one would not be the
+    /// run's.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if `file` is one.
     #[cfg(feature = "cli")]
-    pub(crate) fn writes(file: &Path) -> bool {
-        let is_named = WRITTEN.iter().any(|name| file.ends_with(name));
-        is_named && file.with_file_name(RUN).is_file()
+    pub(crate) fn refuse_own(file: &Path) -> Result<()> {
+        if !WRITTEN.iter().any(|name| file.ends_with(name)) || !file.with_file_name(RUN).is_file() {
+            return Ok(());
+        }
+        let found = format!("{}, a file of a run", file.display());
+        Err(Error::setting("--out", "a file of its own", found, "name another file"))
     }
 
     /// The folder in `path`, whose text log is `text`, without what a kill left half-written.

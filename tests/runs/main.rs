@@ -532,6 +532,13 @@ fn a_run_is_not_made_shorter_than_what_it_has_taken() {
     let message = shorter("--steps", "4");
     assert!(message.contains("--steps: expected more than 6, found 4"), "{message}");
     assert!(message.contains("has taken its steps"), "{message}");
+    // Epochs of a run that counts in steps; the steps beside them are not what is refused.
+    let both = ["--epochs", "2", "--steps", "9"].map(str::to_owned);
+    let message = error(&words(&[&setting.resume("run")[..], &both].concat()));
+    assert!(
+        message.contains("epochs 2 where the run has none") && !message.contains("steps none"),
+        "{message}"
+    );
     // As if it had been ended on request two steps before.
     let mut json = serde_json::to_value(setting.saved("run")).expect("JSON");
     (json["config"]["steps"], json["effective"]["steps"]) = (8.into(), 8.into());
